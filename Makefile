@@ -54,6 +54,7 @@ lint: install ## Check style, types and the direction of imports
 	@.venv/bin/ruff format --check $(SOURCES)
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
+	@scripts/import-cycles
 	@! find tests -name 'test_*.py' -printf '%f\n' | sort | uniq -d | sed 's/$$/: two test files have this name/' | grep .
 
 bench: install ## Measure, beside Docker where it is installed (root)

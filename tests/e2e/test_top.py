@@ -8,7 +8,7 @@ import pytest
 from devcluster import Cluster
 from ptydriver import at_terminal
 
-from orchestrator.cli.app.command_groups import INTERRUPTED
+from orchestrator.cli.app.errors import INTERRUPTED
 
 pytestmark = pytest.mark.root
 

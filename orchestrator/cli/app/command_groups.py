@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from orchestrator.cli.app.errors import INTERRUPTED
 from orchestrator.model.names import near_miss
 
 if TYPE_CHECKING:
@@ -19,39 +20,19 @@ if TYPE_CHECKING:
 
 _USUAL = (700, 10, 10)
 """How often Python looks for garbage unless told otherwise."""
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
 _ALIASES = {"list": "ls", "remove": "rm", "container ps": "ls"}
 """Docker's other names of commands, of all groups or of one: what they stand for where a group has
 it. They are not listed."""
 _OURS = "orchestrator"
+_PACKAGE = "orchestrator.cli"
 _TYPED = "orc.typed"
 """In a context's `meta`: the words of the command line."""
 
 
-class CliError(click.ClickException):
-    """Refused or failed: its text is one line for the user. Exit status 1."""
-
-
-class NotConverged(CliError):
-    """The service did not converge: it failed, or not in time. Exit status 3."""
-
-    exit_code = 3
-
-
-class StillRunning(NotConverged):
-    """The job has not ended in time; it goes on. Exit status 3."""
-
-
-class RolledBack(CliError):
-    """The update failed, and the service is what it was before. Exit status 4."""
-
-    exit_code = 4
-
-
 @dataclass(frozen=True, slots=True)
 class Lazy:
-    """A command that is imported when it is called: `target` is `module:attribute`."""
+    """A command that is imported when it is called: `target` is `module:attribute`, where a module
+    of the command line is written from its package on: `.service.job_commands:job`."""
 
     name: str
     target: str
@@ -59,10 +40,10 @@ class Lazy:
 
     def load(self) -> click.Command:
         module, _, attribute = self.target.partition(":")
-        if not module.startswith("orchestrator.cli."):
+        if not module.startswith("."):
             # A daemon, which lives long: what `main` has set for short commands is not for it.
             gc.set_threshold(*_USUAL)
-        command: click.Command = getattr(import_module(module), attribute)
+        command: click.Command = getattr(import_module(module, _PACKAGE), attribute)
         return command
 
 
@@ -162,6 +143,13 @@ class OrcGroup(click.Group):
 class RootGroup(OrcGroup):
     """The `orc` command itself: turns what is raised below it into one line and a status."""
 
+    def __init__(
+        self, *args: Any, prepare_completion: Callable[[], None] = lambda: None, **kwargs: Any
+    ) -> None:
+        """`prepare_completion` is called before a shell's request for completion is answered."""
+        super().__init__(*args, **kwargs)
+        self._prepare_completion = prepare_completion
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[_TYPED] = tuple(args)
         if args[:1] == ["help"]:
@@ -180,7 +168,7 @@ class RootGroup(OrcGroup):
         """Run, and exit with a status of the page above; never a traceback, unless the
         environment has ORC_DEBUG."""
         if "_ORC_COMPLETE" in os.environ:
-            import orchestrator.cli.completion.shells  # noqa: F401  so that click knows our protocol
+            self._prepare_completion()
         words = list(sys.argv[1:] if args is None else args)
         try:
             result = self._run(words, **extra)

@@ -16,121 +16,51 @@ from orchestrator.cli.app.command_groups import Lazy, OrcGroup, example
         (
             "Commands",
             (
-                Lazy(
-                    "ls",
-                    "orchestrator.cli.container.ps_commands:ps",
-                    "List the containers of all nodes",
-                ),
-                Lazy(
-                    "run",
-                    "orchestrator.cli.container.run_commands:run",
-                    "Run a program in a new container",
-                ),
+                Lazy("ls", ".container.ps_commands:ps", "List the containers of all nodes"),
+                Lazy("run", ".container.run_commands:run", "Run a program in a new container"),
                 Lazy(
                     "create",
-                    "orchestrator.cli.container.run_commands:create",
+                    ".container.run_commands:create",
                     "Make a container without starting it",
                 ),
+                Lazy("start", ".container.lifecycle_commands:start", "Start containers"),
+                Lazy("stop", ".container.lifecycle_commands:stop", "Stop containers"),
                 Lazy(
-                    "start",
-                    "orchestrator.cli.container.lifecycle_commands:start",
-                    "Start containers",
+                    "restart", ".container.lifecycle_commands:restart", "Stop and start containers"
                 ),
-                Lazy(
-                    "stop", "orchestrator.cli.container.lifecycle_commands:stop", "Stop containers"
-                ),
-                Lazy(
-                    "restart",
-                    "orchestrator.cli.container.lifecycle_commands:restart",
-                    "Stop and start containers",
-                ),
-                Lazy(
-                    "kill",
-                    "orchestrator.cli.container.lifecycle_commands:kill",
-                    "Send containers a signal",
-                ),
-                Lazy(
-                    "pause",
-                    "orchestrator.cli.container.lifecycle_commands:pause",
-                    "Freeze containers",
-                ),
+                Lazy("kill", ".container.lifecycle_commands:kill", "Send containers a signal"),
+                Lazy("pause", ".container.lifecycle_commands:pause", "Freeze containers"),
                 Lazy(
                     "unpause",
-                    "orchestrator.cli.container.lifecycle_commands:unpause",
+                    ".container.lifecycle_commands:unpause",
                     "Let paused containers go on",
                 ),
-                Lazy("rm", "orchestrator.cli.container.lifecycle_commands:rm", "Remove containers"),
+                Lazy("rm", ".container.lifecycle_commands:rm", "Remove containers"),
                 Lazy(
-                    "prune",
-                    "orchestrator.cli.system.disk_commands:containers",
-                    "Remove containers that do not run",
+                    "prune", ".system.disk_commands:containers", "Remove containers that do not run"
                 ),
-                Lazy(
-                    "wait",
-                    "orchestrator.cli.container.lifecycle_commands:wait",
-                    "Wait for containers to end",
-                ),
-                Lazy(
-                    "update",
-                    "orchestrator.cli.container.run_commands:update",
-                    "Change limits in place",
-                ),
+                Lazy("wait", ".container.lifecycle_commands:wait", "Wait for containers to end"),
+                Lazy("update", ".container.run_commands:update", "Change limits in place"),
                 Lazy(
                     "rename",
-                    "orchestrator.cli.container.lifecycle_commands:rename",
+                    ".container.lifecycle_commands:rename",
                     "Give a container another name",
                 ),
+                Lazy("logs", ".service.log_commands:container_logs", "What a container wrote"),
+                Lazy("exec", ".container.exec_commands:exec_", "Run a program in a container"),
                 Lazy(
-                    "logs",
-                    "orchestrator.cli.service.log_commands:container_logs",
-                    "What a container wrote",
+                    "attach", ".container.exec_commands:attach", "Connect to a container's program"
                 ),
+                Lazy("cp", ".container.copy_command:cp", "Copy files into and out of a container"),
+                Lazy("top", ".top.top_commands:top", "The processes of a container"),
+                Lazy("stats", ".top.stats_command:stats", "What containers use, live"),
                 Lazy(
-                    "exec",
-                    "orchestrator.cli.container.exec_commands:exec_",
-                    "Run a program in a container",
+                    "inspect", ".container.ps_commands:inspect", "All that is known of containers"
                 ),
-                Lazy(
-                    "attach",
-                    "orchestrator.cli.container.exec_commands:attach",
-                    "Connect to a container's program",
-                ),
-                Lazy(
-                    "cp",
-                    "orchestrator.cli.container.copy_command:cp",
-                    "Copy files into and out of a container",
-                ),
-                Lazy(
-                    "top", "orchestrator.cli.top.top_commands:top", "The processes of a container"
-                ),
-                Lazy(
-                    "stats", "orchestrator.cli.top.stats_command:stats", "What containers use, live"
-                ),
-                Lazy(
-                    "inspect",
-                    "orchestrator.cli.container.ps_commands:inspect",
-                    "All that is known of containers",
-                ),
-                Lazy(
-                    "port",
-                    "orchestrator.cli.container.ps_commands:port",
-                    "Published ports of a container",
-                ),
-                Lazy(
-                    "diff",
-                    "orchestrator.cli.image.archive_commands:diff",
-                    "What a container has changed",
-                ),
-                Lazy(
-                    "commit",
-                    "orchestrator.cli.image.archive_commands:commit",
-                    "An image of a container",
-                ),
-                Lazy(
-                    "export",
-                    "orchestrator.cli.image.archive_commands:export",
-                    "A container's files as a tar",
-                ),
+                Lazy("port", ".container.ps_commands:port", "Published ports of a container"),
+                Lazy("diff", ".image.archive_commands:diff", "What a container has changed"),
+                Lazy("commit", ".image.archive_commands:commit", "An image of a container"),
+                Lazy("export", ".image.archive_commands:export", "A container's files as a tar"),
             ),
         ),
     ),
@@ -146,60 +76,18 @@ def container() -> None:
         (
             "Commands",
             (
-                Lazy(
-                    "ls",
-                    "orchestrator.cli.image.image_commands:images",
-                    "List the images of all nodes",
-                ),
-                Lazy(
-                    "inspect",
-                    "orchestrator.cli.image.image_commands:inspect",
-                    "All that is known of an image",
-                ),
-                Lazy(
-                    "history",
-                    "orchestrator.cli.image.image_commands:history",
-                    "How an image was made",
-                ),
-                Lazy(
-                    "tag", "orchestrator.cli.image.image_commands:tag", "Give an image another name"
-                ),
-                Lazy("rm", "orchestrator.cli.image.image_commands:rmi", "Remove images"),
-                Lazy(
-                    "prune",
-                    "orchestrator.cli.image.image_commands:prune",
-                    "Remove images that nothing needs",
-                ),
-                Lazy(
-                    "build",
-                    "orchestrator.cli.image.build_commands:build",
-                    "Build an image from a Dockerfile",
-                ),
-                Lazy(
-                    "load",
-                    "orchestrator.cli.image.image_commands:load",
-                    "Load an image from an archive",
-                ),
-                Lazy(
-                    "save",
-                    "orchestrator.cli.image.archive_commands:save",
-                    "Save images as an archive",
-                ),
-                Lazy(
-                    "import",
-                    "orchestrator.cli.image.archive_commands:import_",
-                    "Make an image from a tar",
-                ),
-                Lazy(
-                    "pull",
-                    "orchestrator.cli.image.registry_commands:pull",
-                    "Get an image from a registry",
-                ),
-                Lazy(
-                    "push",
-                    "orchestrator.cli.image.registry_commands:push",
-                    "Put an image into a registry",
-                ),
+                Lazy("ls", ".image.image_commands:images", "List the images of all nodes"),
+                Lazy("inspect", ".image.image_commands:inspect", "All that is known of an image"),
+                Lazy("history", ".image.image_commands:history", "How an image was made"),
+                Lazy("tag", ".image.image_commands:tag", "Give an image another name"),
+                Lazy("rm", ".image.image_commands:rmi", "Remove images"),
+                Lazy("prune", ".image.image_commands:prune", "Remove images that nothing needs"),
+                Lazy("build", ".image.build_commands:build", "Build an image from a Dockerfile"),
+                Lazy("load", ".image.image_commands:load", "Load an image from an archive"),
+                Lazy("save", ".image.archive_commands:save", "Save images as an archive"),
+                Lazy("import", ".image.archive_commands:import_", "Make an image from a tar"),
+                Lazy("pull", ".image.registry_commands:pull", "Get an image from a registry"),
+                Lazy("push", ".image.registry_commands:push", "Put an image into a registry"),
             ),
         ),
     ),
@@ -214,25 +102,11 @@ def image() -> None:
         (
             "Commands",
             (
-                Lazy(
-                    "df", "orchestrator.cli.system.disk_commands:df", "What is on the nodes' disks"
-                ),
-                Lazy(
-                    "prune",
-                    "orchestrator.cli.system.disk_commands:system",
-                    "Remove what nobody needs",
-                ),
-                Lazy("info", "orchestrator.cli.system.info_command:info", "The cluster in figures"),
-                Lazy(
-                    "top",
-                    "orchestrator.cli.top.top_commands:system_top",
-                    "What the nodes' containers use, live",
-                ),
-                Lazy(
-                    "events",
-                    "orchestrator.cli.system.event_commands:events",
-                    "What happens in the cluster",
-                ),
+                Lazy("df", ".system.disk_commands:df", "What is on the nodes' disks"),
+                Lazy("prune", ".system.disk_commands:system", "Remove what nobody needs"),
+                Lazy("info", ".system.info_command:info", "The cluster in figures"),
+                Lazy("top", ".top.top_commands:system_top", "What the nodes' containers use, live"),
+                Lazy("events", ".system.event_commands:events", "What happens in the cluster"),
             ),
         ),
         (

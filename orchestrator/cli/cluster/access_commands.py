@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from orchestrator.cli.app.command_groups import example
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.completion_names import completes
 from orchestrator.cli.output.listings import (
     Column,
     Row,
@@ -130,7 +130,7 @@ def sessions(client: Client, form: str, quiet: bool, filters: Mapping[str, Seque
     )
 )
 @click.argument("kind", metavar=f"{{{'|'.join(_KINDS)}}}", type=click.Choice(_KINDS))
-@click.argument("name", shell_complete=completers.revocable)
+@click.argument("name", shell_complete=completes("revocable_identities"))
 @click.option("--reason", default="", metavar="TEXT", help="Why, for the listing and the holder.")
 @click.option("--force", is_flag=True, help="Also the certificate of your own context.")
 @format_option()

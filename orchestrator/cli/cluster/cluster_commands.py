@@ -6,7 +6,8 @@ from typing import Any, cast
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, Lazy, OrcGroup, example
+from orchestrator.cli.app.command_groups import Lazy, OrcGroup, example
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.flags.flag_types import CERTIFICATE_LIFETIME, Parsed
 from orchestrator.cli.flags.update_settings import one_of
 from orchestrator.cli.output.listings import (
@@ -24,40 +25,16 @@ from orchestrator.model.validation.host_access import read_access
 from orchestrator.pb import control_pb2
 
 _HOSTS = (
-    Lazy(
-        "init",
-        "orchestrator.cli.cluster.membership_commands:init",
-        "Make this host a cluster's first manager",
-    ),
-    Lazy(
-        "join",
-        "orchestrator.cli.cluster.membership_commands:join",
-        "Make this host a node of a cluster",
-    ),
-    Lazy(
-        "admin",
-        "orchestrator.cli.cluster.membership_commands:admin",
-        "Make an admin's context, on a manager",
-    ),
+    Lazy("init", ".cluster.membership_commands:init", "Make this host a cluster's first manager"),
+    Lazy("join", ".cluster.membership_commands:join", "Make this host a node of a cluster"),
+    Lazy("admin", ".cluster.membership_commands:admin", "Make an admin's context, on a manager"),
 )
 
 
 _ACCESS = (
-    Lazy(
-        "certificates",
-        "orchestrator.cli.cluster.access_commands:certificates",
-        "List issued certificates",
-    ),
-    Lazy(
-        "sessions",
-        "orchestrator.cli.cluster.access_commands:sessions",
-        "List sessions of the web page",
-    ),
-    Lazy(
-        "revoke",
-        "orchestrator.cli.cluster.access_commands:revoke",
-        "Revoke certificates, end sessions",
-    ),
+    Lazy("certificates", ".cluster.access_commands:certificates", "List issued certificates"),
+    Lazy("sessions", ".cluster.access_commands:sessions", "List sessions of the web page"),
+    Lazy("revoke", ".cluster.access_commands:revoke", "Revoke certificates, end sessions"),
 )
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, OrcGroup, example
+from orchestrator.cli.app.command_groups import OrcGroup, example
+from orchestrator.cli.app.completion_names import completes, file_option
 from orchestrator.cli.app.contexts import (
     DEFAULT_PORT,
     Context,
@@ -24,7 +25,7 @@ from orchestrator.cli.app.contexts import (
     save_context,
     use_context,
 )
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.output.batch import one_by_one
 from orchestrator.cli.output.listings import (
     Column,
@@ -70,7 +71,7 @@ def show() -> None:
 
 
 @context.command(epilog=example("orc context inspect", "orc context inspect prod"))
-@click.argument("names", nargs=-1, shell_complete=completers.contexts)
+@click.argument("names", nargs=-1, shell_complete=completes("contexts"))
 @format_option("json", templates=True, short=True)
 def inspect(names: tuple[str, ...], form: str) -> None:
     """Show contexts, the one in use unless some are named: all but their keys."""
@@ -92,8 +93,8 @@ def inspect(names: tuple[str, ...], form: str) -> None:
 
 
 @context.command(epilog=example("orc context export prod prod.json", "orc context export prod -"))
-@click.argument("name", shell_complete=completers.contexts)
-@click.argument("file", metavar="[FILE|-]", required=False, shell_complete=completers.files)
+@click.argument("name", shell_complete=completes("contexts"))
+@click.argument("file", metavar="[FILE|-]", required=False, shell_complete=completes("files"))
 def export(name: str, file: str | None) -> None:
     """Write a context to a file (NAME.json), for 'orc context import' on another host. Its key is
     in it: who has the file is this cluster's admin."""
@@ -112,7 +113,7 @@ def export(name: str, file: str | None) -> None:
 
 @context.command("import", epilog=example("orc context import prod prod.json"))
 @click.argument("name")
-@click.argument("file", metavar="FILE|-", shell_complete=completers.files)
+@click.argument("file", metavar="FILE|-", shell_complete=completes("files"))
 @click.option("--use/--no-use", default=True, help="Make it the one in use.")
 def import_(name: str, file: str, use: bool) -> None:
     """Add a context that 'orc context export' wrote."""
@@ -134,7 +135,7 @@ def _new(name: str) -> None:
 
 
 @context.command(epilog=example("orc context use dev", "orc context use -"))
-@click.argument("name", shell_complete=completers.contexts)
+@click.argument("name", shell_complete=completes("contexts"))
 def use(name: str) -> None:
     """Make a context the current one; - is the one that was current before."""
     if name == "-":
@@ -150,7 +151,7 @@ def use(name: str) -> None:
 @click.option(
     "--back", is_flag=True, help="Make the context before it current, if it is the current one."
 )
-@click.argument("names", nargs=-1, required=True, shell_complete=completers.contexts)
+@click.argument("names", nargs=-1, required=True, shell_complete=completes("contexts"))
 def rm(names: tuple[str, ...], back: bool) -> None:
     """Forget contexts, with their keys."""
     one_by_one(names, lambda name: remove_context(name, back=back))
@@ -171,9 +172,9 @@ def rm(names: tuple[str, ...], back: bool) -> None:
     metavar="HOST[:PORT]",
     help=f"A manager's address; repeatable. The port is {DEFAULT_PORT} unless given.",
 )
-@completers.file_option("--ca", required=True, help="The cluster's CA certificate (PEM).")
-@completers.file_option("--cert", required=True, help="An admin's certificate (PEM).")
-@completers.file_option("--key", required=True, help="The certificate's key (PEM).")
+@file_option("--ca", required=True, help="The cluster's CA certificate (PEM).")
+@file_option("--cert", required=True, help="An admin's certificate (PEM).")
+@file_option("--key", required=True, help="The certificate's key (PEM).")
 @click.option("--use/--no-use", default=True, help="Make it the one in use.")
 def create(name: str, endpoints: tuple[str, ...], ca: str, cert: str, key: str, use: bool) -> None:
     """Add a context from an admin's certificate."""

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, example
+from orchestrator.cli.app.command_groups import example
 from orchestrator.cli.app.contexts import Context, save_context
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.flags.flag_types import CERTIFICATE_LIFETIME
 
 _RUNS = Path("/run/systemd/system")

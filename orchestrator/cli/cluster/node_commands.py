@@ -10,15 +10,10 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.app.command_groups import (
-    INTERRUPTED,
-    CliError,
-    NotConverged,
-    OrcGroup,
-    example,
-)
+from orchestrator.cli.app.command_groups import OrcGroup, example
+from orchestrator.cli.app.completion_names import completes
+from orchestrator.cli.app.errors import INTERRUPTED, CliError, ManagerLost, NotConverged
 from orchestrator.cli.cluster.node_rows import node_columns, node_row
-from orchestrator.cli.completion import completers
 from orchestrator.cli.flags.flag_types import DURATION, pairs
 from orchestrator.cli.output.batch import inspect_options, one_by_one, print_inspected
 from orchestrator.cli.output.listings import (
@@ -28,7 +23,7 @@ from orchestrator.cli.output.listings import (
     print_fields,
     print_list,
 )
-from orchestrator.cli.rpc.client import RECONNECT_PAUSE, Client, ManagerLost, pass_client
+from orchestrator.cli.rpc.client import RECONNECT_PAUSE, Client, pass_client
 from orchestrator.model.names import near_miss
 from orchestrator.model.nodes import Availability
 from orchestrator.model.placement import MAX_REPLICAS
@@ -56,7 +51,7 @@ def list_nodes(
 
 
 @node.command(epilog=example("orc node inspect node1"))
-@click.argument("nodes", nargs=-1, required=True, shell_complete=completers.nodes)
+@click.argument("nodes", nargs=-1, required=True, shell_complete=completes("nodes"))
 @inspect_options
 @pass_client
 def inspect(client: Client, nodes: tuple[str, ...], form: str) -> None:
@@ -101,7 +96,7 @@ def _show(row: Row) -> None:
 
 
 @node.command(epilog=example("orc node ps node1"))
-@click.argument("nodes", nargs=-1, required=True, shell_complete=completers.nodes)
+@click.argument("nodes", nargs=-1, required=True, shell_complete=completes("nodes"))
 @listing_options("id", "name", "desired-state", "state")
 @click.option("--no-trunc", is_flag=True, help="Show whole ids.")
 @pass_client
@@ -131,7 +126,7 @@ def ps(
         "orc node update --rotate-key node1",
     )
 )
-@click.argument("name", metavar="NODE", shell_complete=completers.nodes)
+@click.argument("name", metavar="NODE", shell_complete=completes("nodes"))
 @click.option(
     "--availability",
     type=click.Choice([each.name.lower() for each in Availability]),
@@ -239,7 +234,7 @@ def _allowances(flag: str, texts: Sequence[str]) -> list[str]:
 
 
 @node.command(epilog=example("orc node rm node3"))
-@click.argument("nodes", nargs=-1, required=True, shell_complete=completers.nodes)
+@click.argument("nodes", nargs=-1, required=True, shell_complete=completes("nodes"))
 @click.option(
     "--force",
     "-f",

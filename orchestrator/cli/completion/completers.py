@@ -1,24 +1,21 @@
-"""Names that live in the cluster, for the shell's completion, with a word about each.
+"""Completers: names of objects in the cluster for a shell, with a description of each.
 
-Whatever goes wrong, a shell that completes must not hang or print: then there are no names. How
-they get to the shell is in `shells`.
+On any error there are no names: a shell that completes must neither hang nor print. `shells` has
+the protocol between `orc` and the shells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.cli.app.completion_names import Items, register
 from orchestrator.cli.app.contexts import list_contexts, load_context
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
-
-Items: TypeAlias = "list[CompletionItem[str]]"
-Completion = Callable[[click.Context, click.Parameter, str], "Items"]
-F = TypeVar("F", bound=Callable[..., Any])
 
 TIMEOUT = 1.0
 """Seconds that a user who pressed Tab will wait."""
@@ -66,13 +63,13 @@ def stacks(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items
     )
 
 
-def scales(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+def service_scales(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
     """Names of services with the `=` of `orc service scale`."""
     found = [(f"{spec.name}=", f"{spec.replicas} now") for spec in _specs(ctx)]
     return _starting(found, incomplete)
 
 
-def service_tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+def services_and_tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
     """Names of services, and of tasks once there is a dot."""
     if "." in incomplete:
         return containers(ctx, param, incomplete)
@@ -84,23 +81,23 @@ def containers(ctx: click.Context, param: click.Parameter, incomplete: str) -> I
     return _containers(ctx, incomplete, lambda state: True)
 
 
-def running(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-    """Names of containers that run, paused ones among them."""
+def running_containers(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of running containers, including paused ones."""
     return _containers(ctx, incomplete, lambda state: state in ("running", "paused", "restarting"))
 
 
-def stopped(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-    """Names of containers that do not run."""
+def stopped_containers(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of stopped containers."""
     return _containers(ctx, incomplete, lambda state: state in ("created", "exited", "failed"))
 
 
-def paused(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-    """Names of containers that are paused."""
+def paused_containers(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of paused containers."""
     return _containers(ctx, incomplete, lambda state: state == "paused")
 
 
-def copied(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-    """What `orc cp` copies: `CONTAINER:` or a file."""
+def copy_paths(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Source or destination of `orc cp`: `CONTAINER:` or a file."""
     if ":" in incomplete or incomplete.startswith((".", "/", "~")):
         return files(ctx, param, incomplete)
     names = _containers(ctx, incomplete, lambda state: True)
@@ -136,13 +133,13 @@ def volumes(ctx: click.Context, param: click.Parameter, incomplete: str) -> Item
     return _starting(found, incomplete)
 
 
-def deployed(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-    """What `orc stack deploy` deploys: a folder, and the name of a stack."""
+def stacks_and_folders(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of stacks, and folders, for `orc stack deploy`."""
     return stacks(ctx, param, incomplete) + folders(ctx, param, incomplete)
 
 
-def mounted(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-    """What `-v` mounts: `VOLUME:` or a folder."""
+def volumes_and_folders(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Sources of `-v`: `VOLUME:` or a folder."""
     if ":" in incomplete or incomplete.startswith(("/", ".", "~")):
         return folders(ctx, param, incomplete)
     found = volumes(ctx, param, incomplete)
@@ -176,43 +173,13 @@ def contexts(ctx: click.Context, param: click.Parameter, incomplete: str) -> Ite
 
 
 def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-    """Files of this host, which the shell knows."""
+    """Files of this host, completed by the shell."""
     return [_item(incomplete, type="file")]
-
-
-def file_option(*flags: str, **settings: Any) -> Callable[[F], F]:
-    """An option that takes the name of a file of this host."""
-    return click.option(*flags, metavar="FILE", shell_complete=files, **settings)
 
 
 def folders(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
     """Folders of this host."""
     return [_item(incomplete, type="dir")]
-
-
-_BY_FILTER: dict[str, Completion] = {
-    "node": nodes,
-    "on": nodes,
-    "service": services,
-    "network": networks,
-    "volume": volumes,
-    "stack": stacks,
-}
-
-
-def filters(keys: Sequence[str]) -> Completion:
-    """`KEY=`, and the values that live in the cluster."""
-
-    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-        key, equals, value = incomplete.partition("=")
-        if not equals:
-            return _starting([(f"{each}=", "") for each in keys], incomplete)
-        found = _BY_FILTER[key](ctx, param, value) if key in keys and key in _BY_FILTER else []
-        for item in found:
-            item.value = f"{key}={item.value}"
-        return found
-
-    return complete
 
 
 def _specs(ctx: click.Context) -> list[Any]:
@@ -237,8 +204,8 @@ def _containers(ctx: click.Context, incomplete: str, wanted: Callable[[str], boo
     return _starting(found, incomplete)
 
 
-def revocable(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-    """What `orc cluster revoke KIND` can name."""
+def revocable_identities(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Nodes, certificates, sessions or users that `orc cluster revoke KIND` accepts."""
     from orchestrator.pb import access_pb2, dashboard_pb2
 
     kind = ctx.params.get("kind")
@@ -278,3 +245,31 @@ def _item(value: str, **about: Any) -> CompletionItem[str]:
     from click.shell_completion import CompletionItem
 
     return CompletionItem(value, **about)
+
+
+register(
+    {
+        "configs": configs,
+        "containers": containers,
+        "contexts": contexts,
+        "copy_paths": copy_paths,
+        "files": files,
+        "folders": folders,
+        "images": images,
+        "jobs": jobs,
+        "networks": networks,
+        "nodes": nodes,
+        "paused_containers": paused_containers,
+        "revocable_identities": revocable_identities,
+        "running_containers": running_containers,
+        "secrets": secrets,
+        "service_scales": service_scales,
+        "services": services,
+        "services_and_tasks": services_and_tasks,
+        "stacks": stacks,
+        "stacks_and_folders": stacks_and_folders,
+        "stopped_containers": stopped_containers,
+        "volumes": volumes,
+        "volumes_and_folders": volumes_and_folders,
+    }
+)

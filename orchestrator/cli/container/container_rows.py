@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.cli.app.command_groups import CliError
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.output.listings import Column, Row, column, jsonable, moment, short
 from orchestrator.cli.service.service_rows import (
     has_exit_code,

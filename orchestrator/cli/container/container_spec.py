@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, error_line
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.command_groups import error_line
+from orchestrator.cli.app.completion_names import completes, file_option
+from orchestrator.cli.app.errors import CliError, Refused
 from orchestrator.cli.flags.container_flags import logging_options, many_options
 from orchestrator.cli.flags.flag_types import Parsed
 from orchestrator.cli.flags.mount_flags import mount_options
@@ -22,7 +23,7 @@ from orchestrator.cli.flags.secret_config_flags import document_options
 from orchestrator.cli.flags.spec_builder import new_spec
 from orchestrator.cli.flags.spec_flags import label_lines, split_publish, unnumbered
 from orchestrator.cli.flags.spec_settings import SETTINGS
-from orchestrator.cli.rpc.client import Client, Refused
+from orchestrator.cli.rpc.client import Client
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.specs import RestartCondition, RestartPolicy
 from orchestrator.pb import containers_pb2
@@ -141,7 +142,7 @@ def container_options(function: F) -> F:
                 "--node",
                 metavar="NODE",
                 help="The node that it runs on.",
-                shell_complete=completers.nodes,
+                shell_complete=completes("nodes"),
             ),
             click.option(
                 "--constraint",
@@ -181,21 +182,21 @@ def container_options(function: F) -> F:
                 help="When to ask the registry for the image.",
             ),
             click.option("--quiet", "-q", is_flag=True, help="No word of pulls and waits."),
-            completers.file_option("--cidfile", help="Write the container's id there."),
+            file_option("--cidfile", help="Write the container's id there."),
             network_options,
             click.option(
                 "--env", "-e", multiple=True, metavar="KEY[=VALUE]", help="Set a variable."
             ),
-            completers.file_option("--env-file", multiple=True, help="Variables, one a line."),
+            file_option("--env-file", multiple=True, help="Variables, one a line."),
             click.option(
                 "--label", "-l", multiple=True, metavar="KEY=VALUE", help="Label of the container."
             ),
-            completers.file_option("--label-file", multiple=True, help="Labels, one a line."),
+            file_option("--label-file", multiple=True, help="Labels, one a line."),
         )
     ):
         function = option(function)
     function = click.argument("command", nargs=-1)(function)
-    return click.argument("image", shell_complete=completers.images)(function)
+    return click.argument("image", shell_complete=completes("images"))(function)
 
 
 def create_container(client: Client, values: Mapping[str, Any], start: bool) -> Any:

@@ -13,8 +13,9 @@ from typing import Any
 import click
 
 from orchestrator import copying
-from orchestrator.cli.app.command_groups import CliError, example
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.command_groups import example
+from orchestrator.cli.app.completion_names import completes
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.container.terminal import write_all
 from orchestrator.cli.output.screen import Meter
 from orchestrator.cli.rpc.client import Client, pass_client
@@ -30,8 +31,8 @@ _WAITING = 8
 @click.option("--archive", "-a", is_flag=True, help="Keep the owners.")
 @click.option("--follow-link", "-L", is_flag=True, help="Copy what a link in SOURCE leads to.")
 @click.option("--quiet", "-q", is_flag=True, help="Do not say what was copied.")
-@click.argument("source", shell_complete=completers.copied)
-@click.argument("target", shell_complete=completers.copied)
+@click.argument("source", shell_complete=completes("copy_paths"))
+@click.argument("target", shell_complete=completes("copy_paths"))
 @pass_client
 def cp(
     client: Client, archive: bool, follow_link: bool, quiet: bool, source: str, target: str

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, example
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.command_groups import example
+from orchestrator.cli.app.completion_names import completes, file_option
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.container.terminal import DETACH_KEYS, parse_keys
 from orchestrator.cli.rpc.client import Client, pass_client
 
@@ -59,12 +60,12 @@ sig_proxy_option = click.option(
     metavar="KEY[=VALUE]",
     help="An environment variable; repeatable.",
 )
-@completers.file_option("--env-file", multiple=True, help="Variables, one a line.")
+@file_option("--env-file", multiple=True, help="Variables, one a line.")
 @click.option("--user", "-u", default="", metavar="USER[:GROUP]", help="Who runs the program.")
 @click.option("--workdir", "-w", default="", metavar="DIR", help="Where the program begins.")
 @click.option("--privileged", is_flag=True, help="Give the program all capabilities.")
 @detach_keys
-@click.argument("container", shell_complete=completers.running)
+@click.argument("container", shell_complete=completes("running_containers"))
 @click.argument("command", nargs=-1, required=True)
 @pass_client
 def exec_(
@@ -115,7 +116,7 @@ def _environment(words: tuple[str, ...], files: tuple[str, ...]) -> tuple[str, .
 @click.option("--no-stdin", is_flag=True, help="Do not send this command's input.")
 @sig_proxy_option
 @detach_keys
-@click.argument("container", shell_complete=completers.running)
+@click.argument("container", shell_complete=completes("running_containers"))
 @pass_client
 def attach(client: Client, no_stdin: bool, sig_proxy: bool, keys: bytes, container: str) -> None:
     """Connect to a container's own program: its input, output and signals. Exits as it does;

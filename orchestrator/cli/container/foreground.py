@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError
-from orchestrator.cli.rpc.client import Client, ManagerLost
+from orchestrator.cli.app.errors import CliError, ManagerLost
+from orchestrator.cli.rpc.client import Client
 from orchestrator.model.states import CANNOT_INVOKE, NOT_FOUND, TaskState, is_terminal
 from orchestrator.pb import containers_pb2, types_pb2
 

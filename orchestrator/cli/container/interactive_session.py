@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.container import terminal
 from orchestrator.cli.rpc.client import Client
 from orchestrator.model.signals import signal_number

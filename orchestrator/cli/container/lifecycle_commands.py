@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, example
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.command_groups import example
+from orchestrator.cli.app.completion_names import Completer, completes
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.container.exec_commands import detach_keys, sig_proxy_option
 from orchestrator.cli.container.foreground import Seen, Watch, await_removal, failure, foreground
 from orchestrator.cli.output.batch import attempts
@@ -21,7 +22,7 @@ from orchestrator.pb import containers_pb2
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _containers(names: completers.Completion) -> Callable[[F], F]:
+def _containers(names: Completer) -> Callable[[F], F]:
     return click.argument("containers", nargs=-1, required=True, shell_complete=names)
 
 
@@ -49,7 +50,7 @@ def _each(names: Sequence[str], act: Callable[[str], Any], wait: Callable[[Any],
 @click.option("--interactive", "-i", is_flag=True, help="Send this command's input to it.")
 @sig_proxy_option
 @detach_keys
-@_containers(completers.stopped)
+@_containers(completes("stopped_containers"))
 @pass_client
 def start(
     client: Client,
@@ -78,7 +79,7 @@ def start(
 @click.command(epilog=example("orc stop web", "orc stop -t 30 db"))
 @_time
 @_signal
-@_containers(completers.running)
+@_containers(completes("running_containers"))
 @pass_client
 def stop(
     client: Client, containers: tuple[str, ...], grace: float | None, signal: str | None
@@ -94,7 +95,7 @@ def stop(
 @click.command(epilog=example("orc restart web"))
 @_time
 @_signal
-@_containers(completers.containers)
+@_containers(completes("containers"))
 @pass_client
 def restart(
     client: Client, containers: tuple[str, ...], grace: float | None, signal: str | None
@@ -118,7 +119,7 @@ def _stopping(name: str, grace: float | None, signal: str | None) -> Any:
 @click.option(
     "--signal", "-s", default="KILL", show_default=True, metavar="SIGNAL", help="Such as SIGHUP."
 )
-@_containers(completers.running)
+@_containers(completes("running_containers"))
 @pass_client
 def kill(client: Client, containers: tuple[str, ...], signal: str) -> None:
     """Send a signal to containers."""
@@ -132,7 +133,7 @@ def kill(client: Client, containers: tuple[str, ...], signal: str) -> None:
 
 
 @click.command(epilog=example("orc pause web"))
-@_containers(completers.running)
+@_containers(completes("running_containers"))
 @pass_client
 def pause(client: Client, containers: tuple[str, ...]) -> None:
     """Freeze all processes of containers."""
@@ -140,7 +141,7 @@ def pause(client: Client, containers: tuple[str, ...]) -> None:
 
 
 @click.command(epilog=example("orc unpause web"))
-@_containers(completers.paused)
+@_containers(completes("paused_containers"))
 @pass_client
 def unpause(client: Client, containers: tuple[str, ...]) -> None:
     """Let paused containers go on."""
@@ -150,7 +151,7 @@ def unpause(client: Client, containers: tuple[str, ...]) -> None:
 @click.command(epilog=example("orc rm web", "orc rm -f web db"))
 @click.option("--force", "-f", is_flag=True, help="Kill what runs; forget what is out of reach.")
 @click.option("--volumes", "-v", is_flag=True, help="Their volumes without a name, too.")
-@_containers(completers.containers)
+@_containers(completes("containers"))
 @pass_client
 def rm(client: Client, containers: tuple[str, ...], force: bool, volumes: bool) -> None:
     """Remove containers with their files."""
@@ -165,7 +166,7 @@ def rm(client: Client, containers: tuple[str, ...], force: bool, volumes: bool) 
 
 
 @click.command(epilog=example("orc wait job"))
-@_containers(completers.running)
+@_containers(completes("running_containers"))
 @pass_client
 def wait(client: Client, containers: tuple[str, ...]) -> None:
     """Wait until containers have ended, and print their exit statuses."""
@@ -184,7 +185,7 @@ def _run_is_over(seen: Seen, run: int) -> bool:
 
 
 @click.command(epilog=example("orc rename web old-web"))
-@click.argument("container", shell_complete=completers.containers)
+@click.argument("container", shell_complete=completes("containers"))
 @click.argument("name")
 @pass_client
 def rename(client: Client, container: str, name: str) -> None:

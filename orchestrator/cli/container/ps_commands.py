@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, example
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.command_groups import example
+from orchestrator.cli.app.completion_names import completes
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.container.container_rows import (
     FILTERS,
     LIVE,
@@ -101,7 +102,7 @@ def _listed(client: Client, containers: Sequence[str]) -> Sequence[Any]:
 )
 @click.option("--size", "-s", is_flag=True, help="What its files take, and its image's.")
 @format_option("json", templates=True, short=True)
-@click.argument("containers", nargs=-1, required=True, shell_complete=completers.containers)
+@click.argument("containers", nargs=-1, required=True, shell_complete=completes("containers"))
 @pass_client
 def inspect(client: Client, containers: tuple[str, ...], form: str, size: bool) -> None:
     """Show all that is known of containers, as JSON."""
@@ -123,7 +124,7 @@ def container_documents(client: Client, name: str) -> list[Row]:
 
 
 @click.command(epilog=example("orc port web", "orc port web 80/tcp"))
-@click.argument("container", shell_complete=completers.containers)
+@click.argument("container", shell_complete=completes("containers"))
 @click.argument("port", metavar="[PORT[/PROTOCOL]]", required=False)
 @pass_client
 def port(client: Client, container: str, port: str | None) -> None:

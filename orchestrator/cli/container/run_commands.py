@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, example
+from orchestrator.cli.app.command_groups import example
+from orchestrator.cli.app.completion_names import completes
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.app.option_groups import GroupedCommand
-from orchestrator.cli.completion import completers
 from orchestrator.cli.container.container_spec import (
     SHORT,
     container_options,
@@ -125,7 +126,7 @@ def _resource_options(function: Any) -> Any:
     type=Parsed("no|on-failure[:NUMBER]|always|unless-stopped", parse_restart),
     help="When to restart it after its program has ended.",
 )
-@click.argument("containers", nargs=-1, required=True, shell_complete=completers.containers)
+@click.argument("containers", nargs=-1, required=True, shell_complete=completes("containers"))
 @pass_client
 def update(client: Client, containers: tuple[str, ...], **values: Any) -> None:
     """Change resource limits and restart policies of containers without restarting them.

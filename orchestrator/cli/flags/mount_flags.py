@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.completion_names import completes
 from orchestrator.model.mounts import PROPAGATIONS, MountSpec, MountType
 from orchestrator.model.specs import ContainerSpec
 from orchestrator.model.units import parse_memory
@@ -30,7 +30,7 @@ def mount_options(function: F) -> F:
             "-v",
             multiple=True,
             metavar="VOLUME",
-            shell_complete=completers.mounted,
+            shell_complete=completes("volumes_and_folders"),
             help=_VOLUME_HELP,
         ),
         click.option("--mount", multiple=True, metavar="MOUNT", help=_MOUNT_HELP),
@@ -39,7 +39,7 @@ def mount_options(function: F) -> F:
             "--volumes-from",
             multiple=True,
             metavar="CONTAINER[:ro]",
-            shell_complete=completers.containers,
+            shell_complete=completes("containers"),
             help="Mount what that container does, on its node; repeatable.",
         ),
         click.option(

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.completion_names import completes
 from orchestrator.cli.flags.flag_types import pairs
 from orchestrator.model.names import near_miss
 from orchestrator.model.networks import stands_alone
@@ -29,7 +29,7 @@ def network_options(function: F) -> F:
                 multiple=True,
                 metavar="NAME|name=NAME[,alias=NAME][,ip=IP][,driver-opt=KEY=VALUE]",
                 help="A network to be on; repeatable. none, host and container:NAME stand alone.",
-                shell_complete=completers.networks,
+                shell_complete=completes("networks"),
             ),
             click.option(
                 "--network-alias",

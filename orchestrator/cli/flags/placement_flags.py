@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.completion_names import completes
 from orchestrator.cli.flags.flag_types import Parsed
 from orchestrator.model.affinities import Affinity, parse_affinity
 from orchestrator.model.dependencies import Dependency, parse_dependency
@@ -95,7 +95,7 @@ def placement_options(function: F) -> F:
         "--depends-on",
         multiple=True,
         metavar=_DEPENDENCY,
-        shell_complete=completers.services,
+        shell_complete=completes("services"),
         help="Start only once a task of that service runs, is healthy, or all have completed.",
     )(function)
 
@@ -125,14 +125,14 @@ def placement_edit_options(function: F) -> F:
         "--depends-on-rm",
         multiple=True,
         metavar="SERVICE",
-        shell_complete=completers.services,
+        shell_complete=completes("services"),
         help="Remove a dependency on a service; repeatable.",
     )(function)
     return click.option(
         "--depends-on-add",
         multiple=True,
         metavar=_DEPENDENCY,
-        shell_complete=completers.services,
+        shell_complete=completes("services"),
         help="Wait for a service; repeatable.",
     )(function)
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.completion_names import completes
 from orchestrator.model.documents import DocumentKind, FileReference, OnUpdate
 from orchestrator.model.specs import ContainerSpec
 
@@ -18,7 +18,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 _HELP = (
     "NAME, or source=…,target=…,uid=…,gid=…,mode=0444,on-update=roll|signal[:HUP]|none; repeatable."
 )
-_COMPLETIONS = {DocumentKind.SECRET: completers.secrets, DocumentKind.CONFIG: completers.configs}
+_COMPLETIONS = {
+    DocumentKind.SECRET: completes("secrets"),
+    DocumentKind.CONFIG: completes("configs"),
+}
 
 
 def document_options(function: F) -> F:

@@ -11,8 +11,9 @@ from typing import Any, BinaryIO
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, example
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.command_groups import example
+from orchestrator.cli.app.completion_names import completes, file_option
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.flags.spec_flags import checked_image
 from orchestrator.cli.image.build_context import CHUNK
 from orchestrator.cli.output.listings import format_option, print_json
@@ -22,8 +23,8 @@ from orchestrator.pb import images_pb2
 
 
 @click.command(epilog=example("orc save -o hello.tar hello:1", "orc save hello:1 | ssh host …"))
-@completers.file_option("--output", "-o", help="Write there; else to stdout.")
-@click.argument("images", nargs=-1, required=True, shell_complete=completers.images)
+@file_option("--output", "-o", help="Write there; else to stdout.")
+@click.argument("images", nargs=-1, required=True, shell_complete=completes("images"))
 @pass_client
 def save(client: Client, output: str | None, images: tuple[str, ...]) -> None:
     """Save images as an archive that orc, docker, podman and skopeo load."""
@@ -32,8 +33,8 @@ def save(client: Client, output: str | None, images: tuple[str, ...]) -> None:
 
 
 @click.command(epilog=example("orc export -o files.tar web.1"))
-@completers.file_option("--output", "-o", help="Write there; else to stdout.")
-@click.argument("container", shell_complete=completers.containers)
+@file_option("--output", "-o", help="Write there; else to stdout.")
+@click.argument("container", shell_complete=completes("containers"))
 @pass_client
 def export(client: Client, output: str | None, container: str) -> None:
     """Write a container's files, all of them, as a tar."""
@@ -69,9 +70,9 @@ def _write(pieces: Iterator[Any], output: str | None, what: str) -> None:
     "--change", "-c", multiple=True, metavar="INSTRUCTION", help="Such as 'CMD [\"/sh\"]'."
 )
 @click.option("--message", "-m", default="", help="A comment for the image's history.")
-@click.option("--node", metavar="NODE", shell_complete=completers.nodes, help="Do it there.")
-@click.argument("file", metavar="FILE|-", shell_complete=completers.files)
-@click.argument("name", metavar="[NAME]", required=False, shell_complete=completers.images)
+@click.option("--node", metavar="NODE", shell_complete=completes("nodes"), help="Do it there.")
+@click.argument("file", metavar="FILE|-", shell_complete=completes("files"))
+@click.argument("name", metavar="[NAME]", required=False, shell_complete=completes("images"))
 @pass_client
 def import_(
     client: Client,
@@ -116,8 +117,8 @@ def _upload(header: Any, source: BinaryIO) -> Iterator[Any]:
 @click.option(
     "--pause/--no-pause", "-p", default=True, help="Whether it stands still for that time."
 )
-@click.argument("container", shell_complete=completers.containers)
-@click.argument("name", metavar="[NAME]", required=False, shell_complete=completers.images)
+@click.argument("container", shell_complete=completes("containers"))
+@click.argument("name", metavar="[NAME]", required=False, shell_complete=completes("images"))
 @pass_client
 def commit(
     client: Client,
@@ -142,7 +143,7 @@ def commit(
 
 @click.command(epilog=example("orc diff web.1"))
 @format_option()
-@click.argument("container", shell_complete=completers.containers)
+@click.argument("container", shell_complete=completes("containers"))
 @pass_client
 def diff(client: Client, form: str, container: str) -> None:
     """Show which files a container has added (A), changed (C) and deleted (D)."""

@@ -15,9 +15,10 @@ from typing import Any, BinaryIO, Protocol
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, OrcGroup, example
+from orchestrator.cli.app.command_groups import OrcGroup, example
+from orchestrator.cli.app.completion_names import completes, file_option
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.app.option_groups import GroupedCommand
-from orchestrator.cli.completion import completers
 from orchestrator.cli.flags.flag_types import CPUS, MEMORY, pairs
 from orchestrator.cli.flags.spec_flags import checked_image
 from orchestrator.cli.flags.spec_settings import MEMORY_SWAP
@@ -170,12 +171,12 @@ class View(Protocol):
     "-f",
     "dockerfile",
     metavar="FILE|-",
-    shell_complete=completers.files,
+    shell_complete=completes("files"),
     help="The Dockerfile; DIR/Dockerfile unless given.",
 )
 @click.option("--build-arg", multiple=True, metavar="KEY[=VALUE]", help="Set an ARG; repeatable.")
 @click.option(
-    "--node", metavar="NODE", shell_complete=completers.nodes, help="Build there; else anywhere."
+    "--node", metavar="NODE", shell_complete=completes("nodes"), help="Build there; else anywhere."
 )
 @click.option("--no-cache", is_flag=True, help="Run every step anew.")
 @click.option("--target", default="", metavar="STAGE", help="Stop at this stage.")
@@ -217,7 +218,7 @@ class View(Protocol):
     help="Write the image here: local, tar, docker or oci, or push it: registry; repeatable.",
 )
 @click.option("--push", is_flag=True, help="Push the image to the registry of each name.")
-@completers.file_option("--iidfile", help="Write the image's id there.")
+@file_option("--iidfile", help="Write the image's id there.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the image's id only.")
 @click.option(
     "--progress",
@@ -225,7 +226,9 @@ class View(Protocol):
     default="auto",
     help="How it is shown; auto: by steps on a terminal, else all lines.",
 )
-@click.argument("folder", metavar="DIR|URL|-", type=click.Path(), shell_complete=completers.folders)
+@click.argument(
+    "folder", metavar="DIR|URL|-", type=click.Path(), shell_complete=completes("folders")
+)
 @pass_client
 def build(
     client: Client,
@@ -562,7 +565,7 @@ def builder() -> None:
 
 
 @builder.command("du", epilog=example("orc builder du", "orc builder du --node node1"))
-@click.option("--node", metavar="NODE", shell_complete=completers.nodes, help="Only that node.")
+@click.option("--node", metavar="NODE", shell_complete=completes("nodes"), help="Only that node.")
 @format_option()
 @pass_client
 def du(client: Client, form: str, node: str | None) -> None:
@@ -589,7 +592,7 @@ def du(client: Client, form: str, node: str | None) -> None:
 @builder.command("prune", epilog=example("orc builder prune -f", "orc builder prune -a -f"))
 @click.option("--all", "-a", "all_", is_flag=True, help="Also the images that builds start from.")
 @click.option("--force", "-f", is_flag=True, help="Do not ask.")
-@click.option("--node", metavar="NODE", shell_complete=completers.nodes, help="Only that node.")
+@click.option("--node", metavar="NODE", shell_complete=completes("nodes"), help="Only that node.")
 @pass_client
 def prune(client: Client, all_: bool, force: bool, node: str | None) -> None:
     """Empty the build cache of all nodes. Images that were built stay."""

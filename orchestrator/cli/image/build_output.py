@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.output.screen import metered
 from orchestrator.cli.rpc.client import Client
 from orchestrator.pb import images_pb2

@@ -15,8 +15,9 @@ from typing import Any, BinaryIO
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, example
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.command_groups import example
+from orchestrator.cli.app.completion_names import completes, file_option
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.flags.prune_flags import PruneFilters, confirm, prune_options
 from orchestrator.cli.flags.spec_flags import checked_image
 from orchestrator.cli.image import build_context
@@ -43,8 +44,8 @@ from orchestrator.pb import control_pb2, images_pb2
 
 
 @click.command(epilog=example("orc tag hello:1 reg.example:5000/hello:1"))
-@click.argument("image", metavar="IMAGE", shell_complete=completers.images)
-@click.argument("name", metavar="NAME", shell_complete=completers.images)
+@click.argument("image", metavar="IMAGE", shell_complete=completes("images"))
+@click.argument("name", metavar="NAME", shell_complete=completes("images"))
 @pass_client
 def tag(client: Client, image: str, name: str) -> None:
     """Give an image another name. A name that another image had is taken from it."""
@@ -54,7 +55,7 @@ def tag(client: Client, image: str, name: str) -> None:
 
 @click.command(epilog=example("orc rmi hello:1", "orc rmi -f hello:1"))
 @click.option("--force", "-f", is_flag=True, help="Take the names also of one that is in use.")
-@click.argument("images", nargs=-1, required=True, shell_complete=completers.images)
+@click.argument("images", nargs=-1, required=True, shell_complete=completes("images"))
 @pass_client
 def rmi(client: Client, force: bool, images: tuple[str, ...]) -> None:
     """Remove names of images, and images with their last name, from all nodes."""
@@ -92,7 +93,7 @@ def _show(reply: Any) -> None:
 @format_option(templates=True)
 @click.option("--no-trunc", is_flag=True, help="Show whole commands.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the ids of layers only.")
-@click.argument("image", shell_complete=completers.images)
+@click.argument("image", shell_complete=completes("images"))
 @pass_client
 def history(client: Client, form: str, no_trunc: bool, quiet: bool, image: str) -> None:
     """Show how an image was made, the newest step first."""
@@ -152,7 +153,7 @@ def _history_columns(whole: bool, now: float) -> list[Column]:
     epilog=example("orc image inspect hello:1", "orc image inspect -f '{{.config.Cmd}}' hello:1")
 )
 @format_option("json", templates=True, short=True)
-@click.argument("images", nargs=-1, required=True, shell_complete=completers.images)
+@click.argument("images", nargs=-1, required=True, shell_complete=completes("images"))
 @pass_client
 def inspect(client: Client, form: str, images: tuple[str, ...]) -> None:
     """Show all that is known of images, as one JSON array."""
@@ -274,7 +275,7 @@ def image_columns(whole: bool, digests: bool, now: float) -> list[Column]:
     "reference",
     required=False,
     metavar="[NAME[:TAG]]",
-    shell_complete=completers.images,
+    shell_complete=completes("images"),
 )
 @pass_client
 def images(
@@ -297,13 +298,13 @@ def images(
 
 
 @click.command(epilog=example("orc load -i hello.tar", "skopeo copy … | orc load"))
-@completers.file_option("--input", "-i", "option", help="The archive; stdin unless given.")
+@file_option("--input", "-i", "option", help="The archive; stdin unless given.")
 @click.option("--tag", "-t", metavar="NAME", help="The name to give it; else the archive's own.")
 @click.option(
-    "--node", metavar="NODE", shell_complete=completers.nodes, help="Load there; else anywhere."
+    "--node", metavar="NODE", shell_complete=completes("nodes"), help="Load there; else anywhere."
 )
 @click.option("--quiet", "-q", is_flag=True, help="Print the image's id only.")
-@click.argument("argument", metavar="[FILE]", required=False, shell_complete=completers.files)
+@click.argument("argument", metavar="[FILE]", required=False, shell_complete=completes("files"))
 @pass_client
 def load(
     client: Client,

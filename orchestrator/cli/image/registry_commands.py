@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, error_line, example
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.command_groups import error_line, example
+from orchestrator.cli.app.completion_names import completes
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.flags.spec_flags import checked_image
 from orchestrator.cli.image.docker_credentials import StoredLogin, stored_login
 from orchestrator.cli.output.screen import is_live
@@ -20,10 +21,10 @@ from orchestrator.pb import images_pb2
 
 
 @click.command(epilog=example("orc pull alpine:3", "orc pull --all-nodes reg.example:5000/web:2"))
-@click.option("--node", metavar="NODE", shell_complete=completers.nodes, help="Pull there.")
+@click.option("--node", metavar="NODE", shell_complete=completes("nodes"), help="Pull there.")
 @click.option("--all-nodes", is_flag=True, help="Pull once, and give it to all nodes.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the image's name only.")
-@click.argument("name", metavar="NAME", shell_complete=completers.images)
+@click.argument("name", metavar="NAME", shell_complete=completes("images"))
 @pass_client
 def pull(client: Client, node: str | None, all_nodes: bool, quiet: bool, name: str) -> None:
     """Get an image from its registry onto a node, from where all others can get it."""
@@ -38,7 +39,7 @@ def pull(client: Client, node: str | None, all_nodes: bool, quiet: bool, name: s
 
 @click.command(epilog=example("orc push reg.example:5000/web:2"))
 @click.option("--quiet", "-q", is_flag=True, help="Print the image's name only.")
-@click.argument("name", metavar="NAME", shell_complete=completers.images)
+@click.argument("name", metavar="NAME", shell_complete=completes("images"))
 @pass_client
 def push(client: Client, quiet: bool, name: str) -> None:
     """Put an image into the registry that its name says."""

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, example
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.command_groups import example
+from orchestrator.cli.app.completion_names import completes
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.output.listings import (
     Column,
     Row,
@@ -26,7 +27,7 @@ PATIENCE = 120.0
 
 
 @click.command(epilog=example("orc network doctor", "orc network doctor back --format json"))
-@click.argument("network", default="", shell_complete=completers.networks)
+@click.argument("network", default="", shell_complete=completes("networks"))
 @format_option()
 @pass_client
 def doctor(client: Client, network: str, form: str) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, Lazy, OrcGroup, example
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.command_groups import Lazy, OrcGroup, example
+from orchestrator.cli.app.completion_names import completes
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.flags.flag_types import pairs
 from orchestrator.cli.flags.prune_flags import PruneFilters, confirm, prune_options
 from orchestrator.cli.output.batch import inspect_options, one_by_one, print_inspected
@@ -212,14 +213,14 @@ def _addresses(container: Row) -> str:
     sections=(
         (
             "Groups",
-            (Lazy("policy", "orchestrator.cli.network.policy_commands:policy", "Who may connect"),),
+            (Lazy("policy", ".network.policy_commands:policy", "Who may connect"),),
         ),
         (
             "Tests",
             (
                 Lazy(
                     "doctor",
-                    "orchestrator.cli.network.doctor_command:doctor",
+                    ".network.doctor_command:doctor",
                     "What is wrong between the nodes, and what mends it",
                 ),
             ),
@@ -352,7 +353,7 @@ def list_networks(
 
 
 @network.command(epilog=example("orc network inspect NAME"))
-@click.argument("networks", nargs=-1, required=True, shell_complete=completers.networks)
+@click.argument("networks", nargs=-1, required=True, shell_complete=completes("networks"))
 @inspect_options
 @pass_client
 def inspect(client: Client, networks: tuple[str, ...], form: str) -> None:
@@ -372,7 +373,7 @@ def network_documents(client: Client, found: Sequence[types_pb2.Network]) -> lis
 
 
 @network.command(epilog=example("orc network rm back front"))
-@click.argument("networks", nargs=-1, required=True, shell_complete=completers.networks)
+@click.argument("networks", nargs=-1, required=True, shell_complete=completes("networks"))
 @click.option("--force", "-f", is_flag=True, help="One that is not there is no error.")
 @pass_client
 def rm(client: Client, networks: tuple[str, ...], force: bool) -> None:
@@ -397,8 +398,8 @@ def rm(client: Client, networks: tuple[str, ...], force: bool) -> None:
 @click.option(
     "--driver-opt", multiple=True, metavar="KEY=VALUE", help="For its driver; repeatable."
 )
-@click.argument("network", shell_complete=completers.networks)
-@click.argument("container", shell_complete=completers.containers)
+@click.argument("network", shell_complete=completes("networks"))
+@click.argument("container", shell_complete=completes("containers"))
 @pass_client
 def connect(
     client: Client,
@@ -425,8 +426,8 @@ def connect(
 
 @network.command(epilog=example("orc network disconnect back db"))
 @click.option("--force", "-f", is_flag=True, help="Do not wait for its node.")
-@click.argument("network", shell_complete=completers.networks)
-@click.argument("container", shell_complete=completers.containers)
+@click.argument("network", shell_complete=completes("networks"))
+@click.argument("container", shell_complete=completes("containers"))
 @pass_client
 def disconnect(client: Client, force: bool, network: str, container: str) -> None:
     """Take a container off a network, also while it runs."""

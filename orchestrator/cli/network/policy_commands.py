@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import click
 
 from orchestrator.cli.app.command_groups import OrcGroup, example
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.completion_names import completes
 from orchestrator.cli.flags.spec_flags import ports
 from orchestrator.cli.network.network_commands import find_network
 from orchestrator.cli.output.listings import (
@@ -47,7 +47,7 @@ _from = click.option(
     "sources",
     multiple=True,
     metavar="NAME",
-    shell_complete=completers.services,
+    shell_complete=completes("services"),
     help="A service or container that connects; repeatable. None: any.",
 )
 _to = click.option(
@@ -55,7 +55,7 @@ _to = click.option(
     "destination",
     required=True,
     metavar="NAME",
-    shell_complete=completers.services,
+    shell_complete=completes("services"),
     help="The service or container that is connected to.",
 )
 _port = click.option(
@@ -65,7 +65,7 @@ _port = click.option(
     metavar="PORT[/udp]",
     help="A port of its containers, or a range; repeatable. None: all.",
 )
-_network = click.argument("name", metavar="NETWORK", shell_complete=completers.networks)
+_network = click.argument("name", metavar="NETWORK", shell_complete=completes("networks"))
 
 
 @policy.command(epilog=example("orc network policy deny back --to db"))

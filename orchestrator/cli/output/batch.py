@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, error_line
+from orchestrator.cli.app.command_groups import error_line
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.output.listings import Row, format_option, print_rows
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.completion_names import completes_filter
 from orchestrator.cli.output.screen import aligned, width
 from orchestrator.model.extensible import known_fields
 from orchestrator.model.names import near_miss, short_id
@@ -90,7 +90,7 @@ def listing_options(*keys: str) -> Callable[[F], F]:
             "filters",
             multiple=True,
             metavar="KEY=VALUE",
-            shell_complete=completers.filters(keys),
+            shell_complete=completes_filter(keys),
             callback=lambda ctx, param, values: _parse_filters(values, keys),
             help=f"Only what matches; repeatable. Keys: {shown}.",
         )(function)

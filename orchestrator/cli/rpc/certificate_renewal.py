@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.cli.app.command_groups import CliError
 from orchestrator.cli.app.contexts import Context, save_context
+from orchestrator.cli.app.errors import CliError, Refused
 
 _TIMEOUT = 5.0
 """Seconds that a manager may take to sign."""
@@ -34,8 +34,6 @@ def renew_if_due(context: Context, call: Callable[..., Any]) -> None:
         reply = call("Certificates.Renew", certificates_pb2.RenewRequest(csr=request), _TIMEOUT)
         save_context(replace(context, certificate=reply.certificate, key=key), use=False)
     except CliError as error:
-        from orchestrator.cli.rpc.client import Refused
-
         if isinstance(error, Refused):
             # Making a key costs each command its time, and the answer will be the same.
             save_context(context, use=False, renew_at=time.time() + _AGAIN)

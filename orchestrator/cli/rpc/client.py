@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError
+from orchestrator.cli.app.completion_names import completes
 from orchestrator.cli.app.contexts import Context, load_context
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.errors import CliError, ManagerLost, Refused
 from orchestrator.cli.rpc.certificate_renewal import renew_if_due
 
 if TYPE_CHECKING:
@@ -36,10 +36,6 @@ CALL_TIMEOUT = 30.0
 
 RECONNECT_PAUSE = 0.5
 """Seconds before a lost manager is called again, by who waits for it."""
-
-
-class ManagerLost(CliError):
-    """No manager can be reached or can serve; trying again may help."""
 
 
 class Client:
@@ -287,15 +283,6 @@ class Client:
         raise refused
 
 
-class Refused(CliError):
-    """What a manager answered, in its own words."""
-
-    conflict = False
-    """What the request was made from has changed meanwhile: read again, and try again."""
-    missing = False
-    """There is nothing of that name."""
-
-
 _TRACING = (
     "TRACEPARENT",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
@@ -314,7 +301,7 @@ def pass_client(function: F) -> F:
         "--context",
         "context_name",
         metavar="NAME",
-        shell_complete=completers.contexts,
+        shell_complete=completes("contexts"),
         help="The cluster to speak to.",
     )
     @click.pass_context

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, example
+from orchestrator.cli.app.command_groups import example
+from orchestrator.cli.app.completion_names import completes, file_option
+from orchestrator.cli.app.errors import CliError, Refused
 from orchestrator.cli.app.option_groups import GroupedCommand
-from orchestrator.cli.completion import completers
 from orchestrator.cli.flags.container_flags import logging_options, many_options
 from orchestrator.cli.flags.flag_types import DURATION
 from orchestrator.cli.flags.mount_flags import mount_options
@@ -20,7 +21,7 @@ from orchestrator.cli.flags.secret_config_flags import document_options
 from orchestrator.cli.flags.spec_builder import edit_options, edited, new_spec, scaled
 from orchestrator.cli.flags.spec_flags import checked
 from orchestrator.cli.flags.spec_settings import setting_options
-from orchestrator.cli.rpc.client import Client, Refused, pass_client
+from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.services import Service
 from orchestrator.model.spec_diff import differences, told
@@ -107,7 +108,7 @@ def share_credentials(client: Client, values: Mapping[str, Any]) -> None:
 @click.option(
     "--env", "-e", multiple=True, metavar="KEY[=VALUE]", help="Set a variable; repeatable."
 )
-@completers.file_option("--env-file", multiple=True, help="Variables, one a line.")
+@file_option("--env-file", multiple=True, help="Variables, one a line.")
 @click.option(
     "--label", "-l", multiple=True, metavar="KEY=VALUE", help="Label of the service; repeatable."
 )
@@ -135,7 +136,7 @@ def share_credentials(client: Client, values: Mapping[str, Any]) -> None:
 @setting_options
 @wait_options
 @monitor_option
-@click.argument("image", shell_complete=completers.images)
+@click.argument("image", shell_complete=completes("images"))
 @click.argument("command", nargs=-1)
 @pass_client
 def create(client: Client, **values: Any) -> None:
@@ -163,7 +164,7 @@ def create(client: Client, **values: Any) -> None:
 @setting_options
 @wait_options
 @monitor_option
-@click.argument("service", shell_complete=completers.services)
+@click.argument("service", shell_complete=completes("services"))
 @pass_client
 def update(client: Client, **values: Any) -> None:
     """Change a service, and wait until it runs as changed.
@@ -193,7 +194,7 @@ def update(client: Client, **values: Any) -> None:
 )
 @wait_options
 @monitor_option
-@click.argument("service", shell_complete=completers.services)
+@click.argument("service", shell_complete=completes("services"))
 @pass_client
 def rollback(client: Client, service: str, version: int, **values: Any) -> None:
     """Bring an earlier spec of a service back, and wait until it runs. Its number of replicas
@@ -205,7 +206,7 @@ def rollback(client: Client, service: str, version: int, **values: Any) -> None:
 @click.command(epilog=example("orc service promote web"))
 @wait_options
 @monitor_option
-@click.argument("service", shell_complete=completers.services)
+@click.argument("service", shell_complete=completes("services"))
 @pass_client
 def promote(client: Client, service: str, **values: Any) -> None:
     """Let an update that stands at its canaries go on, and wait until all tasks run."""
@@ -228,7 +229,7 @@ def _scales(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) 
     callback=_scales,
     nargs=-1,
     required=True,
-    shell_complete=completers.scales,
+    shell_complete=completes("service_scales"),
 )
 @pass_client
 def scale(client: Client, scales: tuple[str, ...], **values: Any) -> None:

@@ -15,20 +15,32 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from math import ceil, isfinite
+from math import isfinite
 from typing import Any, Protocol
 
 import click
 
-from orchestrator.cli.app.command_groups import INTERRUPTED, CliError, NotConverged, RolledBack
-from orchestrator.cli.output.listings import word
+from orchestrator.cli.app.errors import INTERRUPTED, CliError, ManagerLost, NotConverged, RolledBack
 from orchestrator.cli.output.screen import is_live
-from orchestrator.cli.rpc.client import RECONNECT_PAUSE, Client, ManagerLost
-from orchestrator.cli.service.service_rows import has_exit_code, health_text, task_error
+from orchestrator.cli.rpc.client import RECONNECT_PAUSE, Client
+from orchestrator.cli.service.progress_text import (
+    _goes_back,
+    _on_its_way,
+    back_text,
+    crash_text,
+    is_waiting,
+    overall,
+    reasons,
+    stable_text,
+    task_text,
+    waiting_reasons,
+    waiting_text,
+)
+from orchestrator.cli.service.service_rows import has_exit_code
 from orchestrator.model.convert import from_proto
 from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.states import TaskState, is_terminal
-from orchestrator.model.tasks import Health, Task, TaskStatus
+from orchestrator.model.tasks import Task
 from orchestrator.model.units import format_duration
 from orchestrator.pb import control_pb2
 
@@ -264,72 +276,6 @@ class PlainView:
             click.echo(f"{name}: {overall(progress)}, {left}", err=True)
 
 
-def _on_its_way(status: TaskStatus) -> bool:
-    return status.state <= TaskState.RUNNING and not status.works
-
-
-def task_text(task: Task, hostnames: Mapping[str, str]) -> str:
-    """Such as `running on node2` or `failed on node1: exit status 3`."""
-    where = hostnames.get(task.node_id, task.node_id)
-    error = task_error(task)
-    return (
-        word(task.status.state)
-        + health_text(task)
-        + (f" on {where}" if where else "")
-        + (f": {error}" if error else "")
-    )
-
-
-def is_waiting(task: Task) -> bool:
-    """Whether a task is wanted, and waits for a node with a reason."""
-    return (
-        task.status.state is TaskState.PENDING
-        and bool(task.status.message)
-        and task.desired_state <= TaskState.RUNNING
-    )
-
-
-def waiting_reasons(tasks: list[Task]) -> Counter[str]:
-    """Why tasks wait for a node → how many of them."""
-    return Counter(task.status.message for task in tasks if is_waiting(task))
-
-
-def waiting_text(name: str, reason: str, count: int) -> str:
-    what = "1 task waits" if count == 1 else f"{count} tasks wait"
-    return f"{name}: {what}: {reason}"
-
-
-def stable_text(seconds: float) -> str:
-    """How long tasks have yet to stay up."""
-    return f"verifying for {ceil(seconds)}s that tasks stay up"
-
-
-def _running(progress: Any) -> int:
-    return sum(
-        task.status.works and task.desired_state <= TaskState.RUNNING
-        for task in map(from_proto, progress.tasks)
-    )
-
-
-def overall(progress: Any) -> str:
-    """A service in one line; of a job what is done."""
-    running = _running(progress)
-    if progress.service.job.runs:
-        return f"{progress.completed} of {progress.completions} completed, {running} running"
-    text = f"{running} of {progress.desired} running"
-    update = progress.service.update
-    return f"{text}, {back_text(update)}" if _goes_back(update) else text
-
-
-def _goes_back(update: Any) -> bool:
-    return bool(update.state == UpdateState.ROLLING_BACK)
-
-
-def back_text(update: Any) -> str:
-    """Why a service is on its way back."""
-    return f"rolling back: {update.message}"
-
-
 def _reasons(name: str, progress: Any, timeout: float) -> str:
     """Why a service has not converged, as one line."""
     time_text, hint = format_duration(timeout), f"see 'orc service ps {name}'"
@@ -342,39 +288,10 @@ def _reasons(name: str, progress: Any, timeout: float) -> str:
     )
 
 
-def reasons(progress: Any) -> str:
-    """Why tasks wait or fail, the most frequent reasons first."""
-    tasks = [from_proto(task) for task in progress.tasks]
-    wanted = [task for task in tasks if task.desired_state <= TaskState.RUNNING]
-    found = Counter(
-        f"{word(task.status.state)}: {task_error(task)}" for task in wanted if task_error(task)
-    )
-    # What failed before the tasks that are being tried now tells why those may not run either.
-    if not found:
-        found = Counter(
-            f"failed: {task_error(task)}" for task in tasks if task.status.state is TaskState.FAILED
-        )
-    return "; ".join(f"{count} {reason}" for reason, count in found.most_common(3))
-
-
 LINES = 10
 """Log lines that are shown."""
 _TIMEOUT = 10.0
 """Seconds that a node has to send them."""
-
-
-def crash_text(task: Task, monitor: float) -> str:
-    """How a task crashed, such as `web.1 failed within 5s of its start: exit status 1`."""
-    status = task.status
-    exit_text = f"exit status {status.exit_code}"
-    why = task_error(task) or exit_text
-    if has_exit_code(task) and exit_text not in why:
-        why = f"{why} ({exit_text})"
-    if status.state is TaskState.REJECTED:
-        return f"{task.name} was rejected: {why}"
-    verb = "exited" if status.state is TaskState.COMPLETE else "failed"
-    within = f" within {format_duration(monitor)} of its start"
-    return f"{task.name} {verb}{'' if status.health is Health.UNHEALTHY else within}: {why}"
 
 
 def show_last_lines(client: Client, task: Task, hostnames: Mapping[str, str]) -> None:

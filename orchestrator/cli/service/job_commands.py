@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, OrcGroup, StillRunning, example
+from orchestrator.cli.app.command_groups import OrcGroup, example
+from orchestrator.cli.app.completion_names import completes
+from orchestrator.cli.app.errors import CliError, StillRunning
 from orchestrator.cli.app.option_groups import GroupedCommand
-from orchestrator.cli.completion import completers
 from orchestrator.cli.flags.spec_builder import new_spec
 from orchestrator.cli.output.batch import attempts, inspect_options, one_by_one, print_inspected
 from orchestrator.cli.output.listings import Row, listing_options, print_fields, print_list
@@ -135,7 +136,7 @@ def _with_retries(spec: ServiceSpec, retries: int) -> ServiceSpec:
 
 @job.command(epilog=example("orc job start backup"))
 @wait_options
-@click.argument("name", metavar="JOB", shell_complete=completers.jobs)
+@click.argument("name", metavar="JOB", shell_complete=completes("jobs"))
 @pass_client
 def start(client: Client, name: str, **values: Any) -> None:
     """Run a job once more, now, and wait until it is done. Its schedule goes on."""
@@ -144,7 +145,9 @@ def start(client: Client, name: str, **values: Any) -> None:
 
 
 @job.command(epilog=example("orc job stop sums"))
-@click.argument("names", metavar="JOB...", nargs=-1, required=True, shell_complete=completers.jobs)
+@click.argument(
+    "names", metavar="JOB...", nargs=-1, required=True, shell_complete=completes("jobs")
+)
 @pass_client
 def stop(client: Client, names: tuple[str, ...]) -> None:
     """Stop what runs of jobs. Their schedules go on."""
@@ -152,7 +155,9 @@ def stop(client: Client, names: tuple[str, ...]) -> None:
 
 
 @job.command(epilog=example("orc job suspend backup"))
-@click.argument("names", metavar="JOB...", nargs=-1, required=True, shell_complete=completers.jobs)
+@click.argument(
+    "names", metavar="JOB...", nargs=-1, required=True, shell_complete=completes("jobs")
+)
 @pass_client
 def suspend(client: Client, names: tuple[str, ...]) -> None:
     """Let the schedules of jobs begin nothing until they are resumed."""
@@ -160,7 +165,9 @@ def suspend(client: Client, names: tuple[str, ...]) -> None:
 
 
 @job.command(epilog=example("orc job resume backup"))
-@click.argument("names", metavar="JOB...", nargs=-1, required=True, shell_complete=completers.jobs)
+@click.argument(
+    "names", metavar="JOB...", nargs=-1, required=True, shell_complete=completes("jobs")
+)
 @pass_client
 def resume(client: Client, names: tuple[str, ...]) -> None:
     """Let the schedules of jobs go on. What was due meanwhile is not made up for."""
@@ -202,7 +209,7 @@ def list_jobs(
 
 
 @job.command(epilog=example("orc job ps sums", "orc job ps --filter state=failed sums"))
-@click.argument("jobs", nargs=-1, required=True, shell_complete=completers.jobs)
+@click.argument("jobs", nargs=-1, required=True, shell_complete=completes("jobs"))
 @listing_options("id", "name", "node", "desired-state", "state", "run")
 @click.option("--no-trunc", is_flag=True, help="Show whole ids.")
 @pass_client
@@ -226,7 +233,7 @@ def ps(
 @job.command(epilog=example("orc job logs -f sums", "orc job logs --tail 10 sums.3"))
 @log_options
 @click.option("--raw", is_flag=True, help="Lines as they are, without the task's name.")
-@click.argument("name", metavar="JOB|TASK", shell_complete=completers.jobs)
+@click.argument("name", metavar="JOB|TASK", shell_complete=completes("jobs"))
 @pass_client
 def logs(client: Client, name: str, raw: bool, timestamps: bool, **values: Any) -> None:
     """Show what the tasks of a job wrote, also those that have ended."""
@@ -234,7 +241,7 @@ def logs(client: Client, name: str, raw: bool, timestamps: bool, **values: Any) 
 
 
 @job.command(epilog=example("orc job inspect backup", "orc job inspect --pretty backup"))
-@click.argument("jobs", nargs=-1, required=True, shell_complete=completers.jobs)
+@click.argument("jobs", nargs=-1, required=True, shell_complete=completes("jobs"))
 @inspect_options
 @pass_client
 def inspect(client: Client, jobs: tuple[str, ...], form: str) -> None:
@@ -246,7 +253,7 @@ def inspect(client: Client, jobs: tuple[str, ...], form: str) -> None:
 
 @job.command(epilog=example("orc job rm sums"))
 @click.option("--detach", "-d", is_flag=True, help="Do not wait until the tasks have stopped.")
-@click.argument("jobs", nargs=-1, required=True, shell_complete=completers.jobs)
+@click.argument("jobs", nargs=-1, required=True, shell_complete=completes("jobs"))
 @pass_client
 def rm(client: Client, detach: bool, jobs: tuple[str, ...]) -> None:
     """Remove jobs and their history, and wait until their tasks have stopped."""

@@ -11,11 +11,12 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.app.command_groups import INTERRUPTED, CliError, NotConverged, StillRunning
+from orchestrator.cli.app.errors import INTERRUPTED, CliError, NotConverged, StillRunning
 from orchestrator.cli.output.listings import Column, Row, column, jsonable, moment, short, word
 from orchestrator.cli.output.screen import is_live
 from orchestrator.cli.rpc.client import Client
-from orchestrator.cli.service.convergence import pictures, progress_view, reasons
+from orchestrator.cli.service.convergence import pictures, progress_view
+from orchestrator.cli.service.progress_text import reasons
 from orchestrator.cli.service.service_rows import task_columns, task_row
 from orchestrator.model.convert import from_proto
 from orchestrator.model.services import JobRun, JobState, Service

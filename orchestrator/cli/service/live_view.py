@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from orchestrator.cli.service.convergence import (
+from orchestrator.cli.service.progress_text import (
     overall,
     stable_text,
     task_text,

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 import click
 
-from orchestrator.cli.app.command_groups import INTERRUPTED, example
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.command_groups import example
+from orchestrator.cli.app.completion_names import completes
+from orchestrator.cli.app.errors import INTERRUPTED, ManagerLost
 from orchestrator.cli.flags.flag_types import Parsed
-from orchestrator.cli.rpc.client import RECONNECT_PAUSE, Client, ManagerLost, pass_client
+from orchestrator.cli.rpc.client import RECONNECT_PAUSE, Client, pass_client
 from orchestrator.model.log_position import LogPosition
 from orchestrator.model.units import format_time, parse_moment
 from orchestrator.pb import containers_pb2, control_pb2
@@ -64,7 +65,7 @@ def log_options(function: F) -> F:
 @click.command(epilog=example("orc service logs -f --tail 10 web", "orc service logs web.3"))
 @log_options
 @click.option("--raw", is_flag=True, help="Lines as they are, without the task's name.")
-@click.argument("service", metavar="SERVICE|TASK", shell_complete=completers.service_tasks)
+@click.argument("service", metavar="SERVICE|TASK", shell_complete=completes("services_and_tasks"))
 @pass_client
 def logs(client: Client, service: str, raw: bool, timestamps: bool, **values: Any) -> None:
     """Show the logs of a service or of one task: its stdout on stdout, its stderr on stderr."""
@@ -73,7 +74,7 @@ def logs(client: Client, service: str, raw: bool, timestamps: bool, **values: An
 
 @click.command("logs", epilog=example("orc logs -f web", "orc logs --since 10m -t web.3"))
 @log_options
-@click.argument("container", shell_complete=completers.containers)
+@click.argument("container", shell_complete=completes("containers"))
 @pass_client
 def container_logs(client: Client, container: str, timestamps: bool, **values: Any) -> None:
     """Show what a container wrote: its stdout on stdout, its stderr on stderr."""

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, OrcGroup, example
+from orchestrator.cli.app.command_groups import OrcGroup, example
+from orchestrator.cli.app.command_table import SECTIONS
 from orchestrator.cli.app.contexts import Context
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.output.listings import (
     Column,
     Row,
@@ -193,9 +195,7 @@ class PlanGroup(OrcGroup):
 
 def _command(words: Sequence[str]) -> click.Command:
     """A command of `orc` by its words."""
-    from orchestrator.cli.main import orc
-
-    command: click.Command = orc
+    command: click.Command = OrcGroup("orc", sections=SECTIONS)
     for word in words:
         assert isinstance(command, click.Group)
         found = command.get_command(click.Context(command), word)

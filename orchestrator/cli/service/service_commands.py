@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from orchestrator.cli.app.command_groups import OrcGroup, example
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.completion_names import completes
 from orchestrator.cli.flags.network_flags import attachment_text
 from orchestrator.cli.output.batch import inspect_options, one_by_one, print_inspected
 from orchestrator.cli.output.listings import (
@@ -66,7 +66,7 @@ def list_services(
 
 
 @service.command(epilog=example("orc service ps web", "orc service ps web --format json"))
-@click.argument("services", nargs=-1, required=True, shell_complete=completers.services)
+@click.argument("services", nargs=-1, required=True, shell_complete=completes("services"))
 @listing_options("id", "name", "node", "desired-state", "state")
 @click.option("--no-trunc", is_flag=True, help="Show whole ids.")
 @pass_client
@@ -87,7 +87,7 @@ def ps(
 
 
 @service.command(epilog=example("orc service inspect web", "orc service inspect --pretty web"))
-@click.argument("services", nargs=-1, required=True, shell_complete=completers.services)
+@click.argument("services", nargs=-1, required=True, shell_complete=completes("services"))
 @inspect_options
 @pass_client
 def inspect(client: Client, services: tuple[str, ...], form: str) -> None:
@@ -194,7 +194,7 @@ def _resources(resources: Mapping[str, Any]) -> str:
 
 @service.command(epilog=example("orc service rm web"))
 @click.option("--detach", "-d", is_flag=True, help="Do not wait until the tasks have stopped.")
-@click.argument("services", nargs=-1, required=True, shell_complete=completers.services)
+@click.argument("services", nargs=-1, required=True, shell_complete=completes("services"))
 @pass_client
 def rm(client: Client, detach: bool, services: tuple[str, ...]) -> None:
     """Remove services, and wait until their tasks have stopped: what they used, such as networks,

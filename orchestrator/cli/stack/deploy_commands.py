@@ -10,11 +10,12 @@ from typing import Any, cast
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, NotConverged, example
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.command_groups import example
+from orchestrator.cli.app.completion_names import completes
+from orchestrator.cli.app.errors import CliError, NotConverged, Refused
 from orchestrator.cli.flags.flag_types import DURATION
 from orchestrator.cli.output.listings import print_json
-from orchestrator.cli.rpc.client import Client, Refused, pass_client
+from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.cli.service.change_commands import CONFLICTS, monitor_option
 from orchestrator.cli.service.convergence import until_stopped
 from orchestrator.cli.stack.stack_changes import (
@@ -250,7 +251,7 @@ CHECK_TIMEOUT = 120.0
     "names",
     metavar="[DIR] [NAME]",
     nargs=-1,
-    shell_complete=completers.deployed,
+    shell_complete=completes("stacks_and_folders"),
 )
 @pass_client
 def deploy(client: Client, names: tuple[str, ...], dry_run: bool, **values: Any) -> None:
@@ -353,7 +354,7 @@ def _of_cluster(client: Client) -> dict[str, str]:
     help="Do not wait: networks, secrets and configs go when the last task has stopped.",
 )
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
-@click.argument("names", nargs=-1, required=True, shell_complete=completers.stacks)
+@click.argument("names", nargs=-1, required=True, shell_complete=completes("stacks"))
 @pass_client
 def rm(client: Client, names: tuple[str, ...], detach: bool, quiet: bool) -> None:
     """Remove stacks, and wait until their containers and networks are gone. Services stop before
@@ -567,7 +568,7 @@ _PLANNED = {
     help="How to print it.",
 )
 @click.option("--quiet", "-q", is_flag=True, help="Only say what is wrong.")
-@click.argument("folder", required=False, shell_complete=completers.folders)
+@click.argument("folder", required=False, shell_complete=completes("folders"))
 def config(
     folder: str | None, skip_interpolation: bool, form: str, quiet: bool, **values: Any
 ) -> None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, Lazy, OrcGroup, example
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.command_groups import Lazy, OrcGroup, example
+from orchestrator.cli.app.completion_names import completes
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.output.listings import Column, Row, column, listing_options, print_list
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.cli.service.service_rows import (
@@ -84,17 +85,9 @@ def no_stack(name: str, known: Sequence[str]) -> CliError:
         (
             "Compose files",
             (
-                Lazy(
-                    "deploy",
-                    "orchestrator.cli.stack.deploy_commands:deploy",
-                    "Make what the files say",
-                ),
-                Lazy(
-                    "config",
-                    "orchestrator.cli.stack.deploy_commands:config",
-                    "Print the files as one",
-                ),
-                Lazy("rm", "orchestrator.cli.stack.deploy_commands:rm", "Remove stacks"),
+                Lazy("deploy", ".stack.deploy_commands:deploy", "Make what the files say"),
+                Lazy("config", ".stack.deploy_commands:config", "Print the files as one"),
+                Lazy("rm", ".stack.deploy_commands:rm", "Remove stacks"),
             ),
         ),
     ),
@@ -118,7 +111,7 @@ def list_stacks(
 
 
 @stack.command(epilog=example("orc stack services shop"))
-@click.argument("name", shell_complete=completers.stacks)
+@click.argument("name", shell_complete=completes("stacks"))
 @listing_options("id", "name", "mode", "label")
 @click.option("--no-trunc", is_flag=True, help="Show whole ids.")
 @pass_client
@@ -136,7 +129,7 @@ def services(
 
 
 @stack.command(epilog=example("orc stack ps shop", "orc stack ps --filter state=running shop"))
-@click.argument("name", shell_complete=completers.stacks)
+@click.argument("name", shell_complete=completes("stacks"))
 @listing_options("id", "name", "node", "desired-state", "state")
 @click.option("--no-trunc", is_flag=True, help="Show whole ids.")
 @pass_client

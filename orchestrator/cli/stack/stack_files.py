@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.flags.flag_types import pairs
 from orchestrator.cli.stack.stack_template import TEMPLATES, rendered, template_of, values_of
 from orchestrator.cli.stack.stack_variables import Values, unasked

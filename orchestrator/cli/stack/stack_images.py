@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.flags.spec_flags import checked_image
 from orchestrator.cli.image.build_commands import build_digest, build_folder, build_host
 from orchestrator.cli.image.remote_build_context import context_folder

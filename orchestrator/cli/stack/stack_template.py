@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from orchestrator.cli.app.command_groups import CliError
+from orchestrator.cli.app.errors import CliError
 from orchestrator.compose.project.yaml_tree import values_in
 from orchestrator.compose.tree import ComposeError
 from orchestrator.model.names import near_miss

@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.app.command_groups import NotConverged, OrcGroup, RolledBack, example
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.command_groups import OrcGroup, example
+from orchestrator.cli.app.completion_names import completes
+from orchestrator.cli.app.errors import NotConverged, RolledBack
 from orchestrator.cli.flags.flag_types import pairs
 from orchestrator.cli.output.batch import inspect_options, one_by_one, print_inspected
 from orchestrator.cli.output.listings import (
@@ -48,7 +49,7 @@ _STANDING = (UpdateState.CANARY, UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED
 
 def _group(kind: DocumentKind) -> click.Group:
     word = kind.word
-    names = completers.secrets if kind is DocumentKind.SECRET else completers.configs
+    names = completes("secrets") if kind is DocumentKind.SECRET else completes("configs")
 
     @click.group(
         word,

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from orchestrator.cli.app.command_groups import OrcGroup, example
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.completion_names import completes
 from orchestrator.cli.flags.flag_types import pairs
 from orchestrator.cli.flags.prune_flags import PruneFilters, confirm, prune_options
 from orchestrator.cli.output.batch import inspect_options, one_by_one, print_inspected
@@ -55,7 +55,7 @@ def volume() -> None:
     "--node",
     default="",
     metavar="NODE",
-    shell_complete=completers.nodes,
+    shell_complete=completes("nodes"),
     help="Make it there; else where its first user is placed.",
 )
 @click.option("--name", "option_name", default="", metavar="NAME", help="The same as NAME.")
@@ -113,7 +113,7 @@ def list_volumes(
 
 
 @volume.command(epilog=example("orc volume inspect data"))
-@click.argument("names", nargs=-1, required=True, shell_complete=completers.volumes)
+@click.argument("names", nargs=-1, required=True, shell_complete=completes("volumes"))
 @inspect_options
 @pass_client
 def inspect(client: Client, names: tuple[str, ...], form: str) -> None:
@@ -149,7 +149,7 @@ def _show(row: Row) -> None:
 
 
 @volume.command(epilog=example("orc volume rm data"))
-@click.argument("names", nargs=-1, required=True, shell_complete=completers.volumes)
+@click.argument("names", nargs=-1, required=True, shell_complete=completes("volumes"))
 @click.option(
     "--force", "-f", is_flag=True, help="Forget one whose node is away; none is no error."
 )
@@ -157,7 +157,7 @@ def _show(row: Row) -> None:
     "--node",
     default="",
     metavar="NODE",
-    shell_complete=completers.nodes,
+    shell_complete=completes("nodes"),
     help="Where, if several nodes have one.",
 )
 @pass_client

@@ -9,9 +9,10 @@ from urllib.parse import quote
 import click
 
 from orchestrator import __version__
-from orchestrator.cli.app.command_groups import CliError, example
+from orchestrator.cli.app.command_groups import example
+from orchestrator.cli.app.completion_names import completes
 from orchestrator.cli.app.contexts import current_context, load_context
-from orchestrator.cli.completion.completers import contexts
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.output.listings import (
     Row,
     format_option,
@@ -35,7 +36,7 @@ _RC_LINES = {
     "--context",
     "context_name",
     metavar="NAME",
-    shell_complete=contexts,
+    shell_complete=completes("contexts"),
     help="The cluster to speak to.",
 )
 @click.pass_context

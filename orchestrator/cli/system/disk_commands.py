@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, error_line, example
+from orchestrator.cli.app.command_groups import error_line, example
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.container.container_rows import LIVE, container_state
 from orchestrator.cli.container.foreground import await_removal
 from orchestrator.cli.flags.prune_flags import PruneFilters, confirm, prune_options

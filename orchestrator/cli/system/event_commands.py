@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.app.command_groups import INTERRUPTED, example
+from orchestrator.cli.app.command_groups import example
+from orchestrator.cli.app.errors import INTERRUPTED
 from orchestrator.cli.flags.flag_types import filter_of, moment
 from orchestrator.cli.output.listings import (
     Column,

@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 import click
 
-from orchestrator.cli.app.command_groups import CliError, example
+from orchestrator.cli.app.command_groups import example
+from orchestrator.cli.app.completion_names import completes
+from orchestrator.cli.app.errors import CliError, Refused
 from orchestrator.cli.cluster.node_commands import all_nodes
 from orchestrator.cli.cluster.node_rows import node_row
-from orchestrator.cli.completion import completers
 from orchestrator.cli.container.ps_commands import add_sizes, container_documents
 from orchestrator.cli.image.image_commands import image_document
 from orchestrator.cli.network.network_commands import all_networks, network_documents
 from orchestrator.cli.output.batch import attempts
 from orchestrator.cli.output.listings import Row, format_option, print_rows
-from orchestrator.cli.rpc.client import Client, Refused, pass_client
+from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.cli.service.service_commands import services_named
 from orchestrator.cli.service.service_rows import service_document
 from orchestrator.cli.storage.volume_commands import volumes_named
@@ -56,7 +57,7 @@ KINDS: Mapping[str, Callable[[Client, str], list[Row]]] = {
 @click.option("--size", "-s", is_flag=True, help="What a container's files take, and its image's.")
 @click.option("--type", "kind", type=click.Choice(list(KINDS)), help="Of this kind only.")
 @format_option("json", templates=True, short=True)
-@click.argument("names", nargs=-1, required=True, shell_complete=completers.containers)
+@click.argument("names", nargs=-1, required=True, shell_complete=completes("containers"))
 @pass_client
 def inspect(
     client: Client, names: tuple[str, ...], form: str, size: bool, kind: str | None

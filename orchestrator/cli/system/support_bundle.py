@@ -15,11 +15,12 @@ from typing import Any
 import click
 
 from orchestrator import __version__
-from orchestrator.cli.app.command_groups import INTERRUPTED, CliError, error_line, example
+from orchestrator.cli.app.command_groups import error_line, example
+from orchestrator.cli.app.completion_names import completes, file_option
 from orchestrator.cli.app.contexts import Context, load_context
+from orchestrator.cli.app.errors import INTERRUPTED, CliError
 from orchestrator.cli.cluster.cluster_commands import cluster_document
 from orchestrator.cli.cluster.node_rows import node_row
-from orchestrator.cli.completion import completers
 from orchestrator.cli.container.container_rows import container_document
 from orchestrator.cli.flags.flag_types import MEMORY
 from orchestrator.cli.image.image_commands import image_rows
@@ -174,7 +175,7 @@ not in it. Names, addresses and labels are. Look through it before you hand it o
     "support-bundle",
     epilog=example("orc support-bundle", "orc support-bundle --log-size 10m -o bundle.tar.gz"),
 )
-@completers.file_option(
+@file_option(
     "--output", "-o", help="Write there; else orc-support-NAME-TIME.tar.gz in this folder."
 )
 @click.option(
@@ -188,7 +189,7 @@ not in it. Names, addresses and labels are. Look through it before you hand it o
     "--context",
     "context_name",
     metavar="NAME",
-    shell_complete=completers.contexts,
+    shell_complete=completes("contexts"),
     help="The cluster to speak to.",
 )
 @click.pass_context

@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.app.command_groups import INTERRUPTED, example
-from orchestrator.cli.completion import completers
+from orchestrator.cli.app.command_groups import example
+from orchestrator.cli.app.completion_names import completes
+from orchestrator.cli.app.errors import INTERRUPTED
 from orchestrator.cli.output.listings import (
     Column,
     Row,
@@ -64,7 +65,7 @@ _NOTHING: Row = {"cpu_percent": 0.0, "memory_percent": 0.0, **dict.fromkeys(_COU
 @click.option("--no-stream", is_flag=True, help="Show one picture and end.")
 @click.option("--no-trunc", is_flag=True, help="Show whole ids.")
 @format_option(templates=True)
-@click.argument("containers", nargs=-1, shell_complete=completers.running)
+@click.argument("containers", nargs=-1, shell_complete=completes("running_containers"))
 @pass_client
 def stats(
     client: Client,

@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.app.command_groups import INTERRUPTED, example
+from orchestrator.cli.app.command_groups import example
+from orchestrator.cli.app.completion_names import completes
+from orchestrator.cli.app.errors import INTERRUPTED
 from orchestrator.cli.cluster.node_rows import node_row
-from orchestrator.cli.completion import completers
 from orchestrator.cli.output.listings import (
     Column,
     Row,
@@ -25,6 +26,7 @@ from orchestrator.cli.output.listings import (
 )
 from orchestrator.cli.output.screen import is_live
 from orchestrator.cli.rpc.client import Client, pass_client
+from orchestrator.cli.top.process_list import processes
 from orchestrator.cli.top.stats_command import pictures, show
 from orchestrator.model.units import format_cores, format_memory, format_size
 from orchestrator.pb import control_pb2
@@ -36,7 +38,7 @@ from orchestrator.pb import control_pb2
 )
 @click.option("--no-stream", is_flag=True, help="Of the cluster: show one picture and end.")
 @format_option(templates=True)
-@click.argument("container", required=False, shell_complete=completers.running)
+@click.argument("container", required=False, shell_complete=completes("running_containers"))
 @click.argument("ps_options", nargs=-1, type=click.UNPROCESSED)
 @pass_client
 def top(
@@ -55,19 +57,6 @@ def top(
         print_table(rows, [Column(title, partial(_field, title)) for title in titles])
     else:
         raise click.UsageError("processes are shown as a table or as json")
-
-
-def processes(
-    client: Client, container: str, ps_options: tuple[str, ...] = ()
-) -> tuple[list[str], list[Row]]:
-    """The titles of what a container's node tells of its processes, and a row for each."""
-    from orchestrator.pb import interact_pb2
-
-    reply = client.call(
-        "Interact.Top", interact_pb2.TopRequest(container=container, ps_options=ps_options)
-    )
-    titles = list(reply.titles)
-    return titles, [dict(zip(titles, each.fields, strict=False)) for each in reply.processes]
 
 
 def _field(title: str, row: Row) -> str:

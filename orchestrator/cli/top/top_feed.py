@@ -6,15 +6,16 @@ import threading
 import time
 from typing import Any
 
-from orchestrator.cli.app.command_groups import CliError, error_line
+from orchestrator.cli.app.command_groups import error_line
 from orchestrator.cli.app.contexts import Context
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.cluster.node_rows import node_row
 from orchestrator.cli.container.container_rows import container_row
 from orchestrator.cli.output.listings import Row
 from orchestrator.cli.rpc.client import Client
 from orchestrator.cli.service.service_rows import service_row
+from orchestrator.cli.top.process_list import processes
 from orchestrator.cli.top.stats_command import pictures
-from orchestrator.cli.top.top_commands import processes
 from orchestrator.cli.top.top_views import Figures, node_rows, service_rows, task_rows
 from orchestrator.pb import containers_pb2, control_pb2
 

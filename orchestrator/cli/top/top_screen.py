@@ -14,8 +14,9 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Static
 
-from orchestrator.cli.app.command_groups import INTERRUPTED, CliError, error_line
+from orchestrator.cli.app.command_groups import error_line
 from orchestrator.cli.app.contexts import Context
+from orchestrator.cli.app.errors import INTERRUPTED, CliError
 from orchestrator.cli.output.listings import Row
 from orchestrator.cli.output.screen import aligned
 from orchestrator.cli.top.top_feed import Feed

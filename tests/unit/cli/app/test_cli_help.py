@@ -3,30 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import click
 import pytest
+from commandkit import ALL
 
 from orchestrator.cli.app.option_groups import GROUPS, OTHER, GroupedCommand, group_of, is_long
-from orchestrator.cli.main import orc
-
-
-def commands(
-    command: click.Command, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Every command that is no group, with its words."""
-    if not isinstance(command, click.Group):
-        yield path, command
-        return
-    context = click.Context(command)
-    for name in command.list_commands(context):
-        found = command.get_command(context, name)
-        assert found is not None
-        yield from commands(found, (*path, name))
-
-
-ALL = dict(commands(orc))
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)

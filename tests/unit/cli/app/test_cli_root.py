@@ -17,10 +17,10 @@ import click
 import grpc
 import pytest
 from click.testing import Result
+from commandkit import a_context
 from scripted_manager import Authority, Refusal
 
 from orchestrator import __version__
-from orchestrator.cli.app.command_groups import CliError
 from orchestrator.cli.app.contexts import (
     Context,
     current_context,
@@ -28,6 +28,7 @@ from orchestrator.cli.app.contexts import (
     load_context,
     save_context,
 )
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.main import orc
 from orchestrator.cli.rpc import client as client_module
 from orchestrator.pb import control_pb2 as pb
@@ -289,10 +290,6 @@ def test_completion_is_silent_when_nothing_can_be_reached(run: Run) -> None:
 
 
 # --- contexts
-
-
-def a_context(name: str = "one", endpoint: str = "10.0.0.1:7420") -> Context:
-    return Context(name, (endpoint,), "CA", "CERT", "KEY")
 
 
 def test_context_is_kept_private(config: Path) -> None:

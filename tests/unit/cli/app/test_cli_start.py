@@ -54,7 +54,8 @@ def test_a_listing_of_nodes_imports_little_of_the_model(manager: Manager) -> Non
     assert "orchestrator.cli.rpc.calls" in modules
     model = {name for name in modules if name.startswith("orchestrator.model.")}
     assert {name.removeprefix("orchestrator.model.") for name in model} <= {
-        *("allowances", "convert", "extensible", "names", "nodes", "resources", "units"),
+        *("convert", "extensible", "names", "nodes", "placement", "units"),
+        *("validation", "validation.host_access"),
     }
     assert not {
         name for name in modules if name in (*_HEAVY, "orchestrator.cli.service.service_rows")

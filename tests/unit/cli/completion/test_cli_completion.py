@@ -13,11 +13,12 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
 
+from orchestrator.cli.app import completion_names
 from orchestrator.cli.app.contexts import Context, save_context
 from orchestrator.cli.completion import completers
 from orchestrator.cli.main import orc
@@ -167,3 +168,8 @@ def test_managers_that_say_nothing_are_not_waited_for(config: Path, authority: A
     assert found == []
     assert len(waited) == 3
     assert sum(waited) <= 2 * completers.TIMEOUT
+
+
+def test_every_name_has_a_completer() -> None:
+    registered = completion_names._completers
+    assert sorted(registered) == sorted(get_args(completion_names.Name))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import Result
-from test_cli_root import a_context
+from commandkit import a_context
 
 from orchestrator.cli.app.contexts import save_context
 from orchestrator.dev import devcommands

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import copying
+from orchestrator.cli.app.errors import ManagerLost
 from orchestrator.cli.container.foreground import foreground
 from orchestrator.cli.container.terminal import DETACH_KEYS, DetachKeys, parse_keys
-from orchestrator.cli.rpc.client import Client, ManagerLost
+from orchestrator.cli.rpc.client import Client
 from orchestrator.cli.top.stats_command import Picture, pictures
 from orchestrator.model.states import TaskState
 from orchestrator.pb import containers_pb2, interact_pb2

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 import pytest
-from test_cli_help import ALL
+from commandkit import ALL
 
 from orchestrator.cli.container.container_spec import container_request
 from orchestrator.cli.flags.spec_builder import edited, new_spec

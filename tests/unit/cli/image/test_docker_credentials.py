@@ -13,7 +13,7 @@ import pytest
 from click.testing import Result
 from scripted_manager import Refusal
 
-from orchestrator.cli.app.command_groups import CliError
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.image.docker_credentials import stored_login
 from orchestrator.pb import control_pb2, images_pb2, types_pb2
 

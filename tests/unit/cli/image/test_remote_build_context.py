@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.app.command_groups import CliError
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.image.build_commands import _from_folder
 from orchestrator.cli.image.remote_build_context import context_folder
 from orchestrator.pb import control_pb2

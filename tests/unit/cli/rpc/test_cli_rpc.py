@@ -21,8 +21,9 @@ import pytest
 from scripted_manager import Refusal, Relay
 
 from orchestrator.cli.app.contexts import save_context
+from orchestrator.cli.app.errors import ManagerLost, Refused
 from orchestrator.cli.rpc import header_blocks, http2_connection
-from orchestrator.cli.rpc.client import Client, ManagerLost, Refused
+from orchestrator.cli.rpc.client import Client
 from orchestrator.pb import control_pb2 as pb
 
 MIB = 1 << 20

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cli.app.command_groups import CliError
 from orchestrator.cli.app.contexts import Context, load_context, save_context
+from orchestrator.cli.app.errors import CliError, ManagerLost, Refused
 from orchestrator.cli.rpc.certificate_renewal import renew_if_due
-from orchestrator.cli.rpc.client import ManagerLost, Refused
 from orchestrator.identity import ca
 
 

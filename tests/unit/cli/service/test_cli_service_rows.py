@@ -267,7 +267,7 @@ def test_who_follows_logs_goes_on_with_the_next_manager(
             super().advance(records)
             heard.release()
 
-    monkeypatch.setattr(log_commands, "LogPlace", Heard)
+    monkeypatch.setattr(log_commands, "LogPosition", Heard)
 
     def lines(task: str, *said: tuple[bytes, float]) -> Any:
         records = [pb.LogRecord(line=line, at=at) for line, at in said]

@@ -1,0 +1,111 @@
+"""A service's progress and a task's crash, in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from math import ceil
+from typing import Any
+
+from orchestrator.cli.output.listings import word
+from orchestrator.cli.service.service_rows import has_exit_code, health_text, task_error
+from orchestrator.model.convert import from_proto
+from orchestrator.model.services import UpdateState
+from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Health, Task, TaskStatus
+from orchestrator.model.units import format_duration
+
+
+def _on_its_way(status: TaskStatus) -> bool:
+    return status.state <= TaskState.RUNNING and not status.works
+
+
+def task_text(task: Task, hostnames: Mapping[str, str]) -> str:
+    """Such as `running on node2` or `failed on node1: exit status 3`."""
+    where = hostnames.get(task.node_id, task.node_id)
+    error = task_error(task)
+    return (
+        word(task.status.state)
+        + health_text(task)
+        + (f" on {where}" if where else "")
+        + (f": {error}" if error else "")
+    )
+
+
+def is_waiting(task: Task) -> bool:
+    """Whether a task is wanted, and waits for a node with a reason."""
+    return (
+        task.status.state is TaskState.PENDING
+        and bool(task.status.message)
+        and task.desired_state <= TaskState.RUNNING
+    )
+
+
+def waiting_reasons(tasks: list[Task]) -> Counter[str]:
+    """Why tasks wait for a node → how many of them."""
+    return Counter(task.status.message for task in tasks if is_waiting(task))
+
+
+def waiting_text(name: str, reason: str, count: int) -> str:
+    what = "1 task waits" if count == 1 else f"{count} tasks wait"
+    return f"{name}: {what}: {reason}"
+
+
+def stable_text(seconds: float) -> str:
+    """How long tasks have yet to stay up."""
+    return f"verifying for {ceil(seconds)}s that tasks stay up"
+
+
+def _running(progress: Any) -> int:
+    return sum(
+        task.status.works and task.desired_state <= TaskState.RUNNING
+        for task in map(from_proto, progress.tasks)
+    )
+
+
+def overall(progress: Any) -> str:
+    """A service in one line; of a job what is done."""
+    running = _running(progress)
+    if progress.service.job.runs:
+        return f"{progress.completed} of {progress.completions} completed, {running} running"
+    text = f"{running} of {progress.desired} running"
+    update = progress.service.update
+    return f"{text}, {back_text(update)}" if _goes_back(update) else text
+
+
+def _goes_back(update: Any) -> bool:
+    return bool(update.state == UpdateState.ROLLING_BACK)
+
+
+def back_text(update: Any) -> str:
+    """Why a service is on its way back."""
+    return f"rolling back: {update.message}"
+
+
+def reasons(progress: Any) -> str:
+    """Why tasks wait or fail, the most frequent reasons first."""
+    tasks = [from_proto(task) for task in progress.tasks]
+    wanted = [task for task in tasks if task.desired_state <= TaskState.RUNNING]
+    found = Counter(
+        f"{word(task.status.state)}: {task_error(task)}" for task in wanted if task_error(task)
+    )
+    # What failed before the tasks that are being tried now tells why those may not run either.
+    if not found:
+        found = Counter(
+            f"failed: {task_error(task)}" for task in tasks if task.status.state is TaskState.FAILED
+        )
+    return "; ".join(f"{count} {reason}" for reason, count in found.most_common(3))
+
+
+def crash_text(task: Task, monitor: float) -> str:
+    """How a task crashed, such as `web.1 failed within 5s of its start: exit status 1`."""
+    status = task.status
+    exit_text = f"exit status {status.exit_code}"
+    why = task_error(task) or exit_text
+    if has_exit_code(task) and exit_text not in why:
+        why = f"{why} ({exit_text})"
+    if status.state is TaskState.REJECTED:
+        return f"{task.name} was rejected: {why}"
+    verb = "exited" if status.state is TaskState.COMPLETE else "failed"
+    within = f" within {format_duration(monitor)} of its start"
+    return f"{task.name} {verb}{'' if status.health is Health.UNHEALTHY else within}: {why}"

@@ -5,13 +5,14 @@ PYTHON := .venv/bin/python
 SOURCES := orchestrator tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sim vm-test lint lock bench scale deb wheel reference install format clean
+.PHONY: help demo test quick sim vm-test lint lock bench scale deb wheel reference docs pictures install \
+    format clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # These install packages or make namespaces: for another user than root, `sudo` runs them.
-AS_ROOT := demo test vm-test bench scale install
+AS_ROOT := demo test vm-test bench scale pictures install
 ifneq ($(shell id -u),0)
 ifneq ($(filter $(AS_ROOT),$(MAKECMDGOALS)),)
 BECOME_ROOT := yes
@@ -43,6 +44,9 @@ else
 	@$(PYTEST) tests/e2e --numprocesses 2 --dist loadfile
 endif
 
+quick: install ## Run the unit tests of the packages that changed (BASE=main)
+	@$(PYTHON) scripts/quick $(ARGS)
+
 sim: install ## Simulate 10,000 clusters with faults, each from a seed (ARGS="2000": so many)
 	@$(PYTHON) tests/sim/manyseeds.py $(ARGS)
 
@@ -68,6 +72,13 @@ reference: install ## Write docs/reference from the commands' own help
 
 lock: ## Pin the Python packages that pyproject.toml asks for (ARGS=--upgrade: the newest)
 	@scripts/lock $(ARGS)
+
+docs: install ## Build the documentation as a site with search, into build/site
+	@$(PYTHON) scripts/docs
+
+pictures: install ## Make the README's pictures anew, from a real run (root)
+	@$(PYTHON) scripts/docs --install
+	@$(PYTHON) scripts/pictures
 
 install: ## Install what is missing: Debian packages, .venv, generated code, /usr/local/bin/orc
 	@scripts/setup

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from orchestrator.model.constraints import Rule, RuleError, check_attribute, parse_rule
+from orchestrator.model.constraints import Rule, RuleError, check_node_attribute, parse_rule
 from orchestrator.model.extensible import Extensible
 
 MOST_WEIGHT = 100
@@ -89,7 +89,7 @@ def check_affinities(affinities: Iterable[Affinity]) -> None:
         if each.within and not rule.of_services:
             raise RuleError(f"{what}: within= says how near a service is; leave it out for nodes")
         if each.within:
-            check_attribute(each.within, what)
+            check_node_attribute(each.within, what)
 
 
 _OTHER = {False: "anti-affinity", True: "affinity"}

@@ -1,9 +1,10 @@
 """Dataclasses to protobuf messages and back: the only place where the two meet.
 
 Each dataclass of `specs` and `objects` has a message of the same name with the same fields in
-`orchestrator.pb.types_pb2`. A converter a class is derived once, on first use, from the type
-hints, so that a new field is one line in the dataclass and one in the proto (a test compares
-them).
+`orchestrator.pb.types_pb2`. A converter for a class is derived once, on first use, from the type
+hints, so that a new field is one line in the dataclass and one in the proto. **Both must have their
+fields in the same order** (whatever the fields' numbers): values are read and passed by position.
+`tests/unit/model/test_convert.py` compares them.
 
 Three rules keep a round trip exact. A nested message is always sent, also when empty, and one that
 is absent reads as the dataclass' own default: a client that says nothing of `restart` gets the

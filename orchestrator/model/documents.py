@@ -27,9 +27,6 @@ DEFAULT_MODE = 0o444
 KEPT_VERSIONS = 10
 """The newest versions of a document that are kept for a rollback, as a service keeps specs."""
 
-FEATURE = "files"
-"""What an agent says that it can do that gives containers secrets and configs."""
-
 TEMPLATE_DRIVERS = ("golang",)
 """How a document's data may be a template; empty: it is not one."""
 

@@ -11,9 +11,6 @@ from orchestrator.model.extensible import Extensible
 
 POST_START, PRE_STOP = "post_start", "pre_stop"
 
-HOOKS = "lifecycle-hooks"
-"""A feature of agents that run them."""
-
 
 @dataclass(frozen=True, slots=True)
 class Hook(Extensible):

@@ -46,9 +46,6 @@ OPTIONS = (MTU, NODE_PREFIX, SOURCE_CHECK, ALLOWED_SOURCES)
 """What `--opt` may say: bytes of a packet, the prefix length of a node's slice, whether the source
 addresses of what containers send are checked, and which they may have besides their own."""
 
-NETWORK_CHANGES = "network-changes"
-"""Feature of agents that take what has changed of their networks, not only complete lists."""
-
 ENCRYPTED = "encrypted"
 """What a node says of itself whose networks can be encrypted."""
 

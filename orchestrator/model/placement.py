@@ -70,11 +70,5 @@ class Disconnect(Extensible):
     """Seconds that the node has been down, or has had no manager."""
 
 
-ANNOTATIONS = "annotations"
-"""A feature of agents that give a container's annotations to the OCI runtime."""
-
-STOP_AFTER = "stop-after"
-"""The feature of an agent that knows of it."""
-
 KEPT = "kept on "
 """Begins the message of a task that waits for its node, which is down."""

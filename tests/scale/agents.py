@@ -34,11 +34,9 @@ from orchestrator.agent.tasks.status_reporter import StatusReporter
 from orchestrator.daemon.process import take_precedence
 from orchestrator.identity.join import Joined, join
 from orchestrator.identity.tls import MANAGER_NAME, channel_options
-from orchestrator.model.documents import FEATURE
-from orchestrator.model.networks import NETWORK_CHANGES
+from orchestrator.model.agent_features import DOCUMENTS, NETWORK_CHANGES, STOP_AFTER
 from orchestrator.model.nodes import NodeDescription
 from orchestrator.model.objects import Image
-from orchestrator.model.placement import STOP_AFTER
 from orchestrator.model.specs import Resources
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.tasks import TaskStatus
@@ -304,7 +302,7 @@ class SimulatedAgent:
             runtime="crun 1.21",
             version=__version__,
             blob_port=7430,
-            features=(FEATURE, STOP_AFTER, NETWORK_CHANGES),
+            features=(DOCUMENTS, STOP_AFTER, NETWORK_CHANGES),
         )
         reporter = StatusReporter(self._wake.set)
         self.worker = SimulatedWorker(reporter, seconds, self._started)

@@ -12,14 +12,9 @@ from ipaddress import IPv4Address, IPv6Network
 from pathlib import Path
 
 from orchestrator import __version__
-from orchestrator.model.documents import FEATURE
-from orchestrator.model.formats.cdi_names import CDI
-from orchestrator.model.hooks import HOOKS
-from orchestrator.model.networks import NETWORK_CHANGES
+from orchestrator.model.agent_features import AGENT_FEATURES
 from orchestrator.model.nodes import REGISTRY_CREDENTIALS, NodeDescription
-from orchestrator.model.placement import ANNOTATIONS, STOP_AFTER
 from orchestrator.model.specs import SHARES_PER_CORE, Resources
-from orchestrator.model.validation.shared_namespaces import SHARING
 from orchestrator.registries.credsstore import has_credentials
 
 _MEMINFO = Path("/proc/meminfo")
@@ -57,7 +52,7 @@ def describe(
         version=__version__,
         labels=dict(labels),
         blob_port=blob_port,
-        features=(FEATURE, STOP_AFTER, NETWORK_CHANGES, HOOKS, SHARING, ANNOTATIONS, CDI),
+        features=AGENT_FEATURES,
         metrics_port=metrics_port,
     )
 

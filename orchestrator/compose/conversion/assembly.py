@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import cast
 
 from orchestrator.compose.conversion.deploy_section import (
-    placed,
+    located,
     platform_rules,
     policy_of,
     replicas_of,
@@ -164,7 +164,7 @@ class _Assembly:
         try:
             validate_service(spec)
         except InvalidSpec as error:
-            raise placed(error, section, at) from None
+            raise located(error, section, at) from None
         return StackService(key, spec, section.place, build)
 
     def _mounts(self, section: Map, at: str) -> tuple[MountSpec, ...]:

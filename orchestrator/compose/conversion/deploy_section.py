@@ -51,7 +51,7 @@ def platform_rules(section: Map, at: str) -> tuple[str, ...]:
         ) from None
 
 
-_KEYS = {
+KEY_OF_FIELD = {
     "task.container.workdir": "working_dir",
     "task.container.mounts": "volumes",
     "task.container.env": "environment",
@@ -61,6 +61,8 @@ _KEYS = {
     "task.container.userns": "userns_mode",
     "task.container.seccomp": "security_opt",
     "task.container.apparmor": "security_opt",
+    "task.container.new_privileges": "security_opt",
+    "task.container.open_stdin": "stdin_open",
     "task.container.health": "healthcheck",
     "task.container.memory_swap": "memswap_limit",
     "task.container.cpuset_cpus": "cpuset",
@@ -82,17 +84,28 @@ _KEYS = {
     "update": "deploy",
     "rollback": "deploy",
     "constraints": "deploy",
+    "mode": "deploy",
     "replicas": "deploy",
     "spread": "deploy",
     "labels": "deploy",
 }
-"""A spec's fields → the keys that they come from, where those are not the last word."""
+"""Field of a spec → the key of a service that it comes from, where the field's own name is not that
+key. An error in the field is reported at the key's place in the file."""
 
 
-def placed(error: InvalidSpec, section: Map, at: str) -> ComposeError:
-    """The validator's words at the key that they are about."""
-    key = next((key for field, key in _KEYS.items() if error.field.startswith(field)), None)
-    key = key or error.field.rpartition(".")[2]
+def key_of_field(field: str) -> str:
+    """The key of a service that a field of its spec, such as `task.container.env`, comes from."""
+    prefix = field
+    while prefix:
+        if prefix in KEY_OF_FIELD:
+            return KEY_OF_FIELD[prefix]
+        prefix = prefix.rpartition(".")[0]
+    return field.rpartition(".")[2]
+
+
+def located(error: InvalidSpec, section: Map, at: str) -> ComposeError:
+    """The validator's error, at the key that it is about."""
+    key = key_of_field(error.field)
     if section.get(key) is None:
         return ComposeError(section.place, at, str(error))
     return ComposeError(section.place_of(key), within(at, key), str(error))

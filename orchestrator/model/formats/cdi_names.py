@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import re
 
-CDI = "CDI devices"
-"""A feature of agents that give such devices to containers."""
-
 _WORD = r"[A-Za-z](?:[A-Za-z0-9{}]*[A-Za-z0-9])?"
 _NAME = re.compile(
     f"(?P<kind>{_WORD.format('_.-')}/{_WORD.format('_-')})"

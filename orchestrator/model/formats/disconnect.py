@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.model.placement import STOP_AFTER, Disconnect, DisconnectAction
+from orchestrator.model.placement import Disconnect, DisconnectAction
 from orchestrator.model.units import format_duration, parse_duration
 
 MOST_AFTER = 30 * 86400.0
@@ -12,7 +12,7 @@ MOST_AFTER = 30 * 86400.0
 def parse_disconnect(text: str) -> Disconnect:
     """From `replace`, `replace-after=30s`, `keep` or `stop-after=30s`. Raises ValueError."""
     word, equals, value = text.partition("=")
-    actions = {"replace-after": DisconnectAction.REPLACE, STOP_AFTER: DisconnectAction.STOP}
+    actions = {"replace-after": DisconnectAction.REPLACE, "stop-after": DisconnectAction.STOP}
     if not equals and word in ("replace", "keep"):
         return Disconnect(DisconnectAction[word.upper()])
     if not equals or word not in actions:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from math import isfinite
 
 from orchestrator.model.affinities import Affinity, check_affinities
-from orchestrator.model.constraints import check_agreement, check_attribute
+from orchestrator.model.constraints import check_agreement, check_node_attribute
 from orchestrator.model.dependencies import check_dependencies
 from orchestrator.model.documents import check_references
 from orchestrator.model.formats import log_options
@@ -95,7 +95,7 @@ def validate_service(spec: ServiceSpec) -> None:
     validate_constraints(spec.constraints, spec.affinities)
     _not_negative("max_per_node", spec.max_per_node, "replicas max per node")
     for key in spec.spread:
-        _guard("spread", check_attribute, key, f"placement preference spread={key}")
+        _guard("spread", check_node_attribute, key, f"placement preference spread={key}")
     _guard("on_disconnect", check_disconnect, spec.on_disconnect)
     if spec.mode.is_job and spec.on_disconnect != Disconnect():
         raise InvalidSpec(

@@ -8,9 +8,6 @@ from orchestrator.model.validation import confinement
 OF_CONTAINER, OF_SERVICE = "container:", "service:"
 """Begin a namespace that is another container's, or that of another service's tasks."""
 
-SHARING = "shared-namespaces"
-"""A feature of agents that run containers which share another one's namespaces."""
-
 SHAREABLE = "shareable"
 """An IPC namespace that other containers may join."""
 

@@ -108,7 +108,10 @@ def _value(name: str, hint: Any) -> st.SearchStrategy[Any]:
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_fields_are_those_of_the_message(cls: Any) -> None:
     message = getattr(types_pb2, cls.__name__).DESCRIPTOR
-    assert [f.name for f in known_fields(cls)] == [f.name for f in message.fields]
+    assert [f.name for f in known_fields(cls)] == [f.name for f in message.fields], (
+        f"{cls.__module__}.{cls.__name__} and proto/orchestrator/v1/types.proto must have the same "
+        "fields in the same order"
+    )
 
 
 def test_every_message_has_a_class() -> None:

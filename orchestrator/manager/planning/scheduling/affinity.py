@@ -12,12 +12,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from orchestrator.manager.planning.eligibility import read, satisfies_rule
+from orchestrator.manager.planning.eligibility import satisfies_rule
 from orchestrator.manager.planning.scheduling.capacity import BoolArray, IntArray
 from orchestrator.manager.planning.scheduling.node_table import Demand, Filter, NodeTable
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.affinities import Affinity
-from orchestrator.model.constraints import SERVICE, SERVICE_LABELS, Rule
+from orchestrator.model.constraints import SERVICE, SERVICE_LABELS, Rule, read_attribute
 from orchestrator.model.services import Service
 
 
@@ -100,7 +100,7 @@ def _zoned(table: NodeTable, marked: BoolArray, within: str) -> BoolArray:
     """The marked nodes, and with an attribute all that have the same value of it."""
     if not within:
         return marked
-    values = [read(node, within) for node in table.nodes]
+    values = [read_attribute(node, within) for node in table.nodes]
     zones = {value for value, mark in zip(values, marked, strict=True) if mark and value}
     return np.array([value in zones for value in values], dtype=np.bool_)
 

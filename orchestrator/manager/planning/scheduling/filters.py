@@ -29,8 +29,8 @@ from orchestrator.manager.planning.scheduling.volume_placement import (
     unusable_volume,
 )
 from orchestrator.manager.planning.view import ClusterView
+from orchestrator.model.agent_features import describe_feature
 from orchestrator.model.constraints import NODE_LABELS, Rule, parse_rule
-from orchestrator.model.documents import FEATURE
 from orchestrator.model.names import parse_image
 from orchestrator.model.networks import takes_foreign_sources
 from orchestrator.model.nodes import Availability, NodeState
@@ -64,8 +64,6 @@ def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator
         yield _node_rule(only_on(view, holder.node_id, f"container {holder.name} is on"))
     for name in demand.allowances:
         yield _allowance(table, demand, name)
-    if demand.files:
-        yield _FILES
     for feature in demand.features:
         yield _feature(feature)
     for port in demand.ports:
@@ -141,14 +139,6 @@ _WELCOME = (
 )
 
 
-_FILES = Filter(
-    lambda table: np.array(
-        [FEATURE in node.description.features for node in table.nodes], dtype=np.bool_
-    ),
-    "its agent is too old for secrets and configs",
-)
-
-
 def _constraint(view: ClusterView, text: str) -> Filter:
     rule = parse_rule(text)
     words = f"constraint {text} not met"
@@ -188,7 +178,7 @@ def _feature(name: str) -> Filter:
         lambda table: np.array(
             [name in node.description.features for node in table.nodes], dtype=np.bool_
         ),
-        f"its agent is too old for {name}",
+        f"its agent is too old for {describe_feature(name)}",
     )
 
 

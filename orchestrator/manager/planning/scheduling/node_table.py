@@ -14,13 +14,9 @@ from orchestrator.manager.planning.scheduling.volume_placement import PinnedVolu
 from orchestrator.manager.planning.slots import is_current
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.affinities import Affinity
-from orchestrator.model.documents import references
-from orchestrator.model.formats.cdi_names import CDI, is_cdi
-from orchestrator.model.hooks import HOOKS
+from orchestrator.model.agent_features import STOP_AFTER, required_features
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.placement import (
-    ANNOTATIONS,
-    STOP_AFTER,
     DisconnectAction,
     GenericResource,
     Strategy,
@@ -30,7 +26,7 @@ from orchestrator.model.specs import Protocol, PublishMode, Resources
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
 from orchestrator.model.validation.host_access import wanted
-from orchestrator.model.validation.shared_namespaces import SHARING, namespace_container
+from orchestrator.model.validation.shared_namespaces import namespace_container
 
 Port = tuple[int, Protocol]
 
@@ -53,8 +49,6 @@ class Demand:
     volumes: tuple[MountSpec, ...] = ()
     """The named volumes, their names expanded as far as they are known before it has a node."""
     volumes_from: tuple[str, ...] = ()
-    files: bool = False
-    """It has secrets or configs."""
     max_per_node: int = 0
     spread: tuple[str, ...] = ()
     affinities: tuple[Affinity, ...] = ()
@@ -85,7 +79,6 @@ class Demand:
             at_home=task.standalone and bool(task.node_id),
             volumes=named_volumes(task),
             volumes_from=task.spec.container.volumes_from,
-            files=any(references(task.spec.container)),
             max_per_node=service.spec.max_per_node if service else 0,
             spread=service.spec.spread if service else (),
             affinities=service.spec.affinities if service else task.affinities,
@@ -103,26 +96,18 @@ def _strategy(view: ClusterView, service: Service | None) -> Strategy:
 
 
 def _features(service: Service | None, task: Task) -> tuple[str, ...]:
-    """What its node's agent must be able to do."""
-    container = task.spec.container
+    """The features that its node's agent must have."""
     stops = service is not None and service.spec.on_disconnect.action is DisconnectAction.STOP
-    wanted = (
-        (STOP_AFTER, stops),
-        (HOOKS, bool(container.post_start or container.pre_stop)),
-        (SHARING, bool(namespace_container(container))),
-        (ANNOTATIONS, bool(container.annotations)),
-        (CDI, any(map(is_cdi, container.devices))),
-    )
-    return tuple(name for name, is_wanted in wanted if is_wanted)
+    return (*required_features(task.spec), *((STOP_AFTER,) if stops else ()))
 
 
-_STANDING = (UpdateState.CANARY, UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED)
+_HALTED = (UpdateState.CANARY, UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED)
 """States of an update in which outdated tasks stay."""
 
 
 def _is_leaving(service: Service | None, task: Task) -> bool:
     """Whether an update in progress has yet to replace the task."""
-    if service is None or service.update.state in _STANDING:
+    if service is None or service.update.state in _HALTED:
         return False
     return task.spec_version != service.spec_version and not is_current(service, task)
 

@@ -17,7 +17,6 @@ from operator import itemgetter
 
 import numpy as np
 
-from orchestrator.manager.planning.eligibility import read
 from orchestrator.manager.planning.scheduling.affinity import affinity_scores, refers_to_itself
 from orchestrator.manager.planning.scheduling.capacity import BoolArray, IntArray, fits
 from orchestrator.manager.planning.scheduling.filters import (
@@ -35,7 +34,7 @@ from orchestrator.manager.planning.scheduling.scoring import (
 )
 from orchestrator.manager.planning.unplannable import PlanningErrors
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.constraints import RuleError
+from orchestrator.model.constraints import RuleError, read_attribute
 from orchestrator.model.nodes import Node
 from orchestrator.model.tasks import Task
 
@@ -164,7 +163,9 @@ class _Zones:
 
     def __init__(self, table: NodeTable, demand: Demand, level: int) -> None:
         attributes = demand.spread[:level]
-        values = [tuple(read(node, each) or "" for each in attributes) for node in table.nodes]
+        values = [
+            tuple(read_attribute(node, each) or "" for each in attributes) for node in table.nodes
+        ]
         numbers = {value: number for number, value in enumerate(sorted(set(values)))}
         self._zone = np.array([numbers[value] for value in values], dtype=np.int64)
         self._tasks = np.bincount(self._zone, weights=table.staying_of_service(demand.service_id))

@@ -17,7 +17,8 @@ from orchestrator.manager.planning.reconcile.document_versions import (
 )
 from orchestrator.manager.planning.reconcile.spec_history import rolled_back, with_spec
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.documents import FEATURE, Document, DocumentKind, FileReference, OnUpdate
+from orchestrator.model.agent_features import DOCUMENTS
+from orchestrator.model.documents import Document, DocumentKind, FileReference, OnUpdate
 from orchestrator.model.nodes import Node
 from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import (
@@ -40,7 +41,7 @@ LEFT = replace(REFERENCE, on_update=OnUpdate.NONE)
 
 def able(id: str) -> Node:
     plain = node(id)
-    return replace(plain, description=replace(plain.description, features=(FEATURE,)))
+    return replace(plain, description=replace(plain.description, features=(DOCUMENTS,)))
 
 
 def spec_with(*references: FileReference) -> TaskSpec:

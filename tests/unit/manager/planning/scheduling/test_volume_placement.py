@@ -15,17 +15,14 @@ from orchestrator.manager.planning.scheduling.volume_placement import (
     volume_consumers,
 )
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.formats.cdi_names import CDI
-from orchestrator.model.hooks import HOOKS
+from orchestrator.model.agent_features import ANNOTATIONS, CDI_DEVICES, HOOKS, SHARED_NAMESPACES
 from orchestrator.model.mounts import MountSpec, MountType
 from orchestrator.model.nodes import Availability, Node, NodeState
 from orchestrator.model.objects import Object, Volume
 from orchestrator.model.objects import VolumeScope as Scope
-from orchestrator.model.placement import ANNOTATIONS
 from orchestrator.model.specs import Hook, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
-from orchestrator.model.validation.shared_namespaces import SHARING
 
 NODES = (node("n1"), node("n2"), node("n3"))
 
@@ -196,19 +193,19 @@ def test_who_shares_namespaces_is_on_their_node(
     spec = task_spec()
     spec = replace(spec, container=replace(spec.container, **{kind: "container:web"}))
     item = waiting("t", spec)
-    nodes = [with_features(each, SHARING) for each in NODES]
+    nodes = [with_features(each, SHARED_NAMESPACES) for each in NODES]
     assert decide(*nodes, *([holder] if holder else []), item)["t"] == expected
 
 
 @pytest.mark.parametrize(
     ("container", "feature"),
     [
-        ({"pid": "container:web"}, SHARING),
-        ({"ipc": "container:web"}, SHARING),
+        ({"pid": "container:web"}, SHARED_NAMESPACES),
+        ({"ipc": "container:web"}, SHARED_NAMESPACES),
         ({"post_start": (Hook(("a",)),)}, HOOKS),
         ({"pre_stop": (Hook(("a",)),)}, HOOKS),
         ({"annotations": {"a": "b"}}, ANNOTATIONS),
-        ({"devices": ("vendor.com/gpu=0",)}, CDI),
+        ({"devices": ("vendor.com/gpu=0",)}, CDI_DEVICES),
     ],
 )
 def test_an_agent_that_is_too_old_gets_none(container: dict[str, Any], feature: str) -> None:

@@ -46,3 +46,14 @@ def test_the_index_leads_to_each_page() -> None:
     index = {target for target, _ in links(DOCS / "README.md")}
     pages = {page for page in DOCS.rglob("*.md") if page.parent.name != "reference"}
     assert pages - index <= {DOCS / "README.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_names_that_link_to_code_are_defined_there(page: Path) -> None:
+    """[`name`](file.py) is a function or class of that file, or the module itself."""
+    text = _FENCE.sub("", page.read_text())
+    for name, path in re.findall(r"\[`(\w+)`\]\(([^)\s]+\.py)\)", text):
+        file = (page.parent / path).resolve()
+        is_module = name in (file.stem, file.parent.name)
+        defined = rf"^\s*(async )?(def|class) {name}\b"
+        assert is_module or re.search(defined, file.read_text(), re.MULTILINE), f"{path}: {name}"

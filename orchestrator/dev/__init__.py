@@ -4,7 +4,7 @@
 tests run. It must therefore behave as real hosts do, and no code in `manager`, `agent` or `cni`
 knows that it runs there: this package only calls the `orc` command, as an administrator would.
 
-A *host* is a PID, mount, network, UTS and IPC namespace around an init (`init.py`), with its own
+A *host* is a PID, mount, network, UTS and IPC namespace around an init (`hostinit`), with its own
 hostname, boot id, `/proc` and `/run`, and a folder on the disk that survives its reboots. The init
 is PID 1, so that killing it is what a power loss is: every process of the host ends at once, and
 its mounts and its network go with it. It plays systemd, too: it starts a daemon again that died.

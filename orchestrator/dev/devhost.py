@@ -19,8 +19,11 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from orchestrator.daemon import bareprogram
 from orchestrator.dev import hostcgroups, hostinit, underlay
 from orchestrator.dev.devplan import ClusterPlan, DevError, HostPlan
+
+_INIT = bareprogram.command("orchestrator.dev.hostinit")
 
 # struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid (fcntl(2)).
 _FLOCK = "@hhqqi0q"
@@ -112,7 +115,7 @@ class Host:
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.directory / hostinit.LOCK).touch(mode=0o600)
         done = subprocess.run(
-            [sys.executable, "-I", "-S", hostinit.__file__, str(self.directory), self.plan.name],
+            [*_INIT, str(self.directory), self.plan.name],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

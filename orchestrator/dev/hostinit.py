@@ -1,9 +1,10 @@
 """PID 1 of a dev host: makes the host's namespaces, reaps, and keeps its daemons running.
 
-Run as a file (`python -I -S init.py DIRECTORY HOSTNAME`), with the standard library alone, so that
-a host boots in tens of milliseconds and costs a few megabytes. The process that is started
-leaves the machine's namespaces, forks PID 1 of the new PID namespace, and exits as soon as that
-one listens. Killing PID 1 from outside kills everything in the host at once: a power loss.
+Run in a bare interpreter (`daemon.bareprogram`, arguments DIRECTORY HOSTNAME), with the standard
+library and `orchestrator.linux` alone, so that a host boots in tens of milliseconds and costs a
+few megabytes. The process that is started leaves the machine's namespaces, forks PID 1 of the new
+PID namespace, and exits as soon as that one listens. Killing PID 1 from outside kills everything
+in the host at once: a power loss.
 
 PID 1 holds a POSIX lock on `DIRECTORY/lock` for as long as it lives. Whoever wants its pid asks
 the kernel who holds the lock (`F_GETLK` answers in the asker's PID namespace), so there is no pid
@@ -17,7 +18,6 @@ with the status of all daemons, or with `{"error": TEXT}`.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import os
@@ -32,24 +32,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.linux import libc
+from orchestrator.linux.mounts import unmount
+
 LOCK = "lock"
 SOCKET = "init.sock"
 LOGS = "log"
-
-CLONE_NEWNS = 0x00020000
-CLONE_NEWUTS = 0x04000000
-CLONE_NEWIPC = 0x08000000
-CLONE_NEWPID = 0x20000000
-CLONE_NEWNET = 0x40000000
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_MOVE = 2, 4, 8, 4096, 8192
-MS_REC, MS_PRIVATE, MS_SHARED = 16384, 1 << 18, 1 << 20
-MNT_DETACH = 2
 
 # A daemon that died comes back after the first pause; each quick death doubles it up to the
 # last, and one that lived for a while starts anew (systemd: RestartSec, RestartMaxDelaySec).
 FIRST_PAUSE, LAST_PAUSE, LONG_LIFE = 0.1, 2.0, 5.0
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_NAMESPACES = (
+    libc.CLONE_NEWNS | libc.CLONE_NEWUTS | libc.CLONE_NEWIPC | libc.CLONE_NEWPID | libc.CLONE_NEWNET
+)
+_NO_PROGRAMS = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
 
 
 @dataclass(slots=True)
@@ -191,18 +188,6 @@ def _answer(connection: socket.socket, supervisor: Supervisor) -> None:
         print(f"order lost: {error}", file=sys.stderr, flush=True)
 
 
-def _check(result: int, what: str) -> None:
-    if result != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{what}: {os.strerror(code)}")
-
-
-def _mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
-    arguments = [text.encode() if text else None for text in (source, target, kind)]
-    result = _libc.mount(*arguments, ctypes.c_ulong(flags), data.encode() if data else None)
-    _check(result, f"mount {target}")
-
-
 def take_lock(path: Path) -> int:
     """Hold the host's lock; return its file descriptor, which must stay open.
 
@@ -221,22 +206,22 @@ def _furnish(directory: Path, hostname: str) -> None:
     # A daemon holds a few files per container: as many as its unit allows on a real host.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    _mount("none", "/", None, MS_REC | MS_PRIVATE)
-    _mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    _mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+    libc.mount("none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
+    libc.mount("proc", "/proc", "proc", _NO_PROGRAMS)
+    libc.mount("tmpfs", "/run", "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, "mode=755")
     os.mkdir("/run/lock", 0o1777)
     _own_cgroup_folder()
     _plain_bridges()
     # A container's user namespace may mount its own /proc only where one is to be seen of which
     # nothing is covered, and the next lines cover a file of the host's.
     os.mkdir("/run/proc", 0o700)
-    _mount("proc", "/run/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    libc.mount("proc", "/run/proc", "proc", _NO_PROGRAMS)
     boot_id = directory / "boot_id"
     boot_id.write_text(Path("/proc/sys/kernel/random/uuid").read_text())
-    _mount(str(boot_id), "/proc/sys/kernel/random/boot_id", None, MS_BIND)
+    libc.mount(boot_id, "/proc/sys/kernel/random/boot_id", flags=libc.MS_BIND)
     # As systemd has it: what a program of the host mounts arrives at its agent, too. The peers are
     # this host's namespaces alone.
-    _mount("none", "/", None, MS_REC | MS_SHARED)
+    libc.mount("none", "/", flags=libc.MS_REC | libc.MS_SHARED)
 
 
 def _plain_bridges() -> None:
@@ -260,17 +245,17 @@ def _own_cgroup_folder() -> None:
     if places.get(folder) != "tmpfs":
         return
     os.mkdir(staged)
-    _mount("tmpfs", staged, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=755")
+    libc.mount("tmpfs", staged, "tmpfs", _NO_PROGRAMS, "mode=755")
     for entry in os.scandir(folder):
         target = f"{staged}/{entry.name}"
         if entry.is_symlink():
             os.symlink(os.readlink(entry.path), target)
         elif entry.path in places:
             os.mkdir(target)
-            _mount(entry.path, target, None, MS_BIND)
+            libc.mount(entry.path, target, flags=libc.MS_BIND)
     # The machine's is taken away, not covered: whoever reads the list of mounts sees one of each.
-    _check(_libc.umount2(folder.encode(), MNT_DETACH), f"unmount {folder}")
-    _mount(staged, folder, None, MS_MOVE)
+    unmount(folder)
+    libc.mount(staged, folder, flags=libc.MS_MOVE)
     os.rmdir(staged)
 
 
@@ -300,9 +285,8 @@ def _run_as_pid_1(directory: Path, hostname: str, ready: int) -> None:
 
 def main(argv: list[str]) -> int:
     """Boot a host: 0 once its PID 1 listens, 1 with the reason on stderr if it could not."""
-    directory, hostname = Path(argv[1]).resolve(), argv[2]
-    flags = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
-    _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
+    directory, hostname = Path(argv[0]).resolve(), argv[1]
+    libc.unshare(_NAMESPACES)
     reader, ready = os.pipe()
     if os.fork():
         os.close(ready)
@@ -313,7 +297,3 @@ def main(argv: list[str]) -> int:
     except Exception:
         traceback.print_exc()
     os._exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

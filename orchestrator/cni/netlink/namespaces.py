@@ -6,7 +6,6 @@ mount on an ordinary file, as `ip netns` does it, so they outlive whoever made t
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,31 +15,10 @@ from pathlib import Path
 from orchestrator.cni.errors import CniError, Code
 from orchestrator.cni.netlink.links import set_loopback_up
 from orchestrator.cni.netlink.netlinksocket import RouteSocket
+from orchestrator.linux import libc
 
-CLONE_NEWNET = 0x40000000
-MS_BIND = 0x1000
-MNT_DETACH = 2
 OWN_NAMESPACE = "/proc/thread-self/ns/net"
 ORPHAN_RETRIES = Path("/proc/sys/net/ipv4/tcp_orphan_retries")
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount.argtypes = [
-    ctypes.c_char_p,
-    ctypes.c_char_p,
-    ctypes.c_char_p,
-    ctypes.c_ulong,
-    ctypes.c_char_p,
-]
-
-
-def _checked(result: int, what: str) -> None:
-    if result != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{what}: {os.strerror(code)}")
-
-
-def _enter(descriptor: int) -> None:
-    _checked(_libc.setns(descriptor, CLONE_NEWNET), "setns")
 
 
 @contextmanager
@@ -51,7 +29,7 @@ def _returning() -> Iterator[None]:
         yield
     finally:
         try:
-            _enter(home)
+            libc.setns(home, libc.CLONE_NEWNET)
         finally:
             os.close(home)
 
@@ -86,7 +64,7 @@ def inside(namespace: int) -> Iterator[None]:
     """Be in another namespace (a descriptor); what is opened meanwhile stays there."""
     with _returning():
         try:
-            _enter(namespace)
+            libc.setns(namespace, libc.CLONE_NEWNET)
         except OSError as error:
             raise CniError(
                 Code.INVALID_NETNS, f"not a network namespace: {error.strerror}"
@@ -128,23 +106,21 @@ def ensure(path: Path) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o444)
     with _returning():
-        _checked(_libc.unshare(CLONE_NEWNET), "unshare")
+        libc.unshare(libc.CLONE_NEWNET)
         with RouteSocket() as sock:
             set_loopback_up(sock)
-        _checked(
-            _libc.mount(OWN_NAMESPACE.encode(), str(path).encode(), b"", MS_BIND, None),
-            f"mount of a network namespace on {path}",
-        )
+        libc.mount(OWN_NAMESPACE, path, flags=libc.MS_BIND)
     return True
 
 
 def remove(path: Path) -> None:
     """Unmount and unlink the namespace at `path`; what is gone already is fine."""
     while True:
-        if _libc.umount2(str(path).encode(), MNT_DETACH) != 0:
-            code = ctypes.get_errno()
-            if code in (EINVAL, ENOENT):
+        try:
+            libc.umount(path, libc.MNT_DETACH)
+        except OSError as error:
+            if error.errno in (EINVAL, ENOENT):
                 break
-            raise OSError(code, f"unmount of {path}: {os.strerror(code)}")
+            raise
     with suppress(FileNotFoundError):
         path.unlink()

@@ -19,6 +19,7 @@ from orchestrator.manager.store.keys import object_key
 from orchestrator.manager.store.kv import Delete, Op, Put
 from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.manager.telemetry.event_log import EventLog
+from orchestrator.manager.web.application import web_application
 from orchestrator.manager.web.dashboard import Dashboard
 from orchestrator.model.convert import encode
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
@@ -96,12 +97,13 @@ async def crowd(folder: Path) -> AsyncIterator[Crowd]:
     for first in range(0, len(everything), MOST_OPS):
         await kv.txn([], [_put(each) for each in everything[first : first + MOST_OPS]])
     sessions = WebSessions(api)
-    app = Dashboard(api, sessions)
+    dashboard = Dashboard(api, sessions)
+    app = web_application(dashboard.routes)
     files = TlsFiles.of(folder, "manager")
     async with (
         background(cache.follow()),
         api.events.following(),
-        app.broadcast.following(),
+        dashboard.updates.following(),
         listening(app, "127.0.0.1", 0, files) as port,
     ):
         await cache.wait_for(await kv.txn([], [_put(everything[0])]))

@@ -16,7 +16,7 @@ from orchestrator.daemon.background import background
 from orchestrator.identity.tls import Identity
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.web import cluster_snapshot
-from orchestrator.manager.web.live_updates import message
+from orchestrator.manager.web.server_sent_events import event
 from orchestrator.model.tasks import Health
 from tests.bench.cluster import BenchError
 from tests.bench.crowd import NODES, TASKS, Crowd, crowd
@@ -127,9 +127,9 @@ def _send(cluster: Crowd) -> Sent:
         Change(task, replace(task, status=replace(task.status, health=Health.UNHEALTHY, at=1.0)))
         for task in cluster.tasks[:100]
     ]
-    whole, whole_bytes = _timed(lambda: message("picture", cluster_snapshot.full_snapshot(view)))
+    whole, whole_bytes = _timed(lambda: event("picture", cluster_snapshot.full_snapshot(view)))
     change, change_bytes = _timed(
-        lambda: message("changed", cluster_snapshot.snapshot_changes(view, changes))
+        lambda: event("changed", cluster_snapshot.snapshot_changes(view, changes))
     )
     return Sent(whole, whole_bytes, change, change_bytes)
 

@@ -1,15 +1,22 @@
-"""What a manager serves over HTTPS: `/metrics`, `/sd`, and the web page."""
+"""The manager's HTTPS server: `/metrics`, `/sd` (service discovery), and the web page."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from urllib.parse import parse_qs
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.identity.certificates import TlsFiles
 from orchestrator.manager.event_loop import offload
@@ -24,28 +31,75 @@ from orchestrator.manager.telemetry.service_discovery import (
     web_address,
 )
 from orchestrator.manager.web.dashboard import Dashboard
-from orchestrator.web.asgi import Receive, Scope, Send
 from orchestrator.web.https import listening
-from orchestrator.web.scrape import MetricsApp, digest, may_read, refuse, respond
+from orchestrator.web.scrape import MetricsApp, digest, may_read, refuse
+
+_SECURITY_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
 
 
 @asynccontextmanager
 async def serve_web(
     ctx: ManagerContext,
-    folder: Path,
+    data_dir: Path,
     registry: CollectorRegistry,
     state: Callable[[], ManagerState],
 ) -> AsyncIterator[None]:
-    """Serve while the body runs. `folder` has the manager's certificate; the cluster's metrics are
-    added to `registry`. Raises CannotListen."""
-    app = ManagerWebApp(ctx, registry, state)
-    files, port = TlsFiles.of(folder, "manager"), ctx.identity.port + WEB_PORT
-    async with app.following(), listening(app, ctx.identity.address, port, files):
+    """Serve while the body runs. `data_dir` has the manager's certificate; the cluster's metrics
+    are added to `registry`. Raises CannotListen."""
+    dashboard = Dashboard(ctx, WebSessions(ctx))
+    scraping = _Scraping(ctx, registry, state)
+    app = web_application([*scraping.routes, *dashboard.routes])
+    files, port = TlsFiles.of(data_dir, "manager"), ctx.identity.port + WEB_PORT
+    async with (
+        dashboard.updates.following(),
+        listening(app, ctx.identity.address, port, files),
+    ):
         yield
 
 
-class ManagerWebApp:
-    """An ASGI application."""
+def web_application(routes: Sequence[BaseRoute]) -> Starlette:
+    """An application with security headers on all responses, and errors as JSON."""
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(_SecurityHeaders)],
+        exception_handlers={HTTPException: _json_error},
+    )
+
+
+async def _json_error(request: Request, error: Exception) -> Response:
+    """`{"error": …}`, one line that the page shows."""
+    assert isinstance(error, HTTPException)
+    text = "there is no such page" if error.detail == "Not Found" else error.detail
+    # A request's JSON can hold lone surrogates, which only escapes can repeat.
+    body = json.dumps({"error": text})
+    return Response(body, error.status_code, error.headers, "application/json")
+
+
+class _SecurityHeaders:
+    """Middleware that adds the headers which confine the page."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_SECURITY_HEADERS)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+class _Scraping:
+    """What Prometheus reads: metrics, and where to find more of them."""
 
     def __init__(
         self, ctx: ManagerContext, registry: CollectorRegistry, state: Callable[[], ManagerState]
@@ -55,15 +109,17 @@ class ManagerWebApp:
         self._scraped = state()
         """The manager's own state as of the newest scrape: collectors run in a thread."""
         registry.register(ClusterCollector(lambda: ctx.view, lambda: self._scraped, ctx.now))
-        self._metrics = MetricsApp(
+        metrics = MetricsApp(
             registry,
             ctx.identity.cluster_id,
             self._digest,
             revocations=ctx.revocations,
             render=self._render,
         )
-        self._dashboard = Dashboard(ctx, WebSessions(ctx))
-        self.following = self._dashboard.broadcast.following
+        self.routes: list[BaseRoute] = [
+            Route("/metrics", metrics),
+            Route("/sd", self._discovery),
+        ]
 
     async def _render(self, registry: CollectorRegistry) -> bytes:
         self._scraped = self._state()
@@ -73,29 +129,26 @@ class ManagerWebApp:
         cluster = self._ctx.view.cluster
         return digest(cluster.scrape_token) if cluster and cluster.scrape_token else ""
 
+    async def _discovery(self, request: Request) -> Response:
+        ctx, job = self._ctx, request.query_params.get("job", "")
+        if not may_read(request.scope, ctx.identity.cluster_id, self._digest(), ctx.revocations):
+            return _Unauthorized()
+        if job and job not in JOBS:
+            return PlainTextResponse(
+                f"there is no job '{job}'; say {', '.join(JOBS[:-1])} or {JOBS[-1]}\n", 400
+            )
+        body = await offload(_targets_json, ctx.view, web_address(ctx.identity), job)
+        return Response(body, media_type="application/json")
+
+
+class _Unauthorized(Response):
+    """The answer to a scraper without the token or a certificate."""
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        match scope["path"]:
-            case "/metrics":
-                await self._metrics(scope, receive, send)
-            case "/sd":
-                await self._discovery(scope, send)
-            case _:
-                await self._dashboard(scope, receive, send)
-
-    async def _discovery(self, scope: Scope, send: Send) -> None:
-        ctx = self._ctx
-        job = parse_qs(scope["query_string"].decode("latin-1")).get("job", [""])[0]
-        if not may_read(scope, ctx.identity.cluster_id, self._digest(), ctx.revocations):
-            await refuse(send)
-        elif job and job not in JOBS:
-            said = f"there is no job '{job}'; say {', '.join(JOBS[:-1])} or {JOBS[-1]}\n"
-            await respond(send, 400, said.encode())
-        else:
-            body = await offload(_targets, ctx.view, web_address(ctx.identity), job)
-            await respond(send, 200, body, "application/json")
+        await refuse(send)
 
 
-def _targets(view: ClusterView, manager: str, job: str) -> bytes:
-    # Group by group: the interpreter stays with one call of the encoder until it is done.
+def _targets_json(view: ClusterView, manager: str, job: str) -> bytes:
+    # Group by group: one call of the encoder holds the interpreter until it is done.
     groups = (json.dumps(group) for group in scrape_targets(view, [manager], job))
     return f"[{', '.join(groups)}]".encode()

@@ -7,18 +7,19 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.requests import Request
+
 from orchestrator.manager.audit.audit_interceptor import subject_of
 from orchestrator.manager.audit.audited_methods import MOST_CHARACTERS
 from orchestrator.manager.audit.trail import AuditEntry
 from orchestrator.manager.operations.administration.web_sessions import Session
 from orchestrator.manager.operations.context import ManagerContext
 from orchestrator.manager.web.dashboard_actions import KINDS
-from orchestrator.web.asgi import Scope
 
 
-def client_address(scope: Scope) -> str:
+def client_address(request: Request) -> str:
     """IP address and port of the caller."""
-    host, port = (scope.get("client") or ("", 0))[:2]
+    host, port = request.client or ("", 0)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -26,22 +27,22 @@ class AuditedRequest:
     """One request of the page that changes something."""
 
     def __init__(
-        self, ctx: ManagerContext, session: Session, scope: Scope, method: str = "Page.act"
+        self, ctx: ManagerContext, session: Session, request: Request, method: str = "Page.act"
     ) -> None:
         self._ctx = ctx
         self._session = session
-        self._address = client_address(scope)
+        self._address = client_address(request)
         self._began, self._clock = time.time(), time.monotonic()
         self._method, self._kind, self._name, self._id = method, "session", "", session.id
 
-    def order(self, order: Mapping[str, Any]) -> None:
-        """What is ordered, see `actions.act`."""
-        action = str(order.get("do"))
+    def set_action(self, fields: Mapping[str, Any]) -> None:
+        """The action that is requested, see `dashboard_actions.act`."""
+        action = str(fields.get("do"))
         if action not in KINDS:
             return
         self._method, self._kind = f"Page.{action}", KINDS[action]
         # JSON can hold halves of characters, which no other text can.
-        word = str(order.get("to", ""))[:MOST_CHARACTERS].encode(errors="replace").decode()
+        word = str(fields.get("to", ""))[:MOST_CHARACTERS].encode(errors="replace").decode()
         if word:
             self._name, self._id = subject_of(self._ctx.view, self._kind, word)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -15,6 +14,7 @@ from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Feed
 from orchestrator.manager.telemetry.event_log import Event
 from orchestrator.manager.web import cluster_snapshot
+from orchestrator.manager.web.server_sent_events import compact_json, event, raw_event
 
 SHORTEST_INTERVAL = 0.1
 """Seconds between two pictures of changes at the least: no eye sees more, and a hundred tasks that
@@ -23,19 +23,6 @@ PAST_EVENTS = 200
 """Events of before that one who opens the page is shown."""
 LONGEST_QUEUE = 50
 """Messages that wait for a slow browser, before it is given the whole anew instead."""
-
-
-def message(kind: str, data: Any) -> bytes:
-    """A server-sent event (WHATWG HTML, 9.2)."""
-    return _message(kind, _json(data))
-
-
-def _message(kind: str, text: str) -> bytes:
-    return f"event: {kind}\ndata: {text}\n\n".encode()
-
-
-def _json(data: Any) -> str:
-    return json.dumps(data, separators=(",", ":"), ensure_ascii=False)
 
 
 class Viewer:
@@ -129,9 +116,9 @@ class LiveUpdates:
             return
         text = b""
         if news := cluster_snapshot.snapshot_changes(self._ctx.view, changes):
-            text += message("changed", news)
+            text += event("changed", news)
         if events:
-            text += message("happened", [_event(each) for each in events])
+            text += event("happened", [_event_data(each) for each in events])
         if text:
             for viewer in self._viewers:
                 viewer.tell(text)
@@ -141,16 +128,16 @@ def _whole(view: ClusterView, leader: str, past: list[Event]) -> bytes:
     """All that there is, and what happened last."""
     about = {"id": view.cluster.id if view.cluster else "", "leader": leader}
     # Object by object: the interpreter stays with one call of the encoder until it is done.
-    kinds = [f'"cluster":{_json(about)}']
+    kinds = [f'"cluster":{compact_json(about)}']
     for kind, items in cluster_snapshot.full_snapshot(view).items():
-        found = ",".join(f"{_json(id)}:{_json(drawn)}" for id, drawn in items.items())
+        found = ",".join(f"{compact_json(id)}:{compact_json(drawn)}" for id, drawn in items.items())
         kinds.append(f'"{kind}":{{{found}}}')
-    return _message("picture", f"{{{','.join(kinds)}}}") + message(
-        "happened", [_event(each) for each in past]
+    return raw_event("picture", f"{{{','.join(kinds)}}}") + event(
+        "happened", [_event_data(each) for each in past]
     )
 
 
-def _event(event: Event) -> dict[str, Any]:
+def _event_data(event: Event) -> dict[str, Any]:
     return {
         "at": event.at,
         "type": event.type,

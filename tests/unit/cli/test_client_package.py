@@ -18,7 +18,8 @@ from scripted_manager import Manager
 from orchestrator.pb import control_pb2, types_pb2
 
 ROOT = Path(__file__).parents[3]
-SERVERS = {"grpcio", "aetcd", "numpy", "uvicorn", "prometheus-client", "isal", "textual"}
+SERVERS = {"grpcio", "aetcd", "numpy", "prometheus-client", "isal", "textual"}
+SERVERS |= {"starlette", "uvicorn"}
 
 
 def required(requirements: list[str]) -> dict[str, Distribution]:

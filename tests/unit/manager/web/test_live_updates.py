@@ -16,7 +16,8 @@ from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.manager.telemetry.event_log import EventLog
-from orchestrator.manager.web.live_updates import LONGEST_QUEUE, LiveUpdates, Viewer, message
+from orchestrator.manager.web.live_updates import LONGEST_QUEUE, LiveUpdates, Viewer
+from orchestrator.manager.web.server_sent_events import event
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
 
 NODE = Node(id="n1", state=NodeState.READY, description=NodeDescription(hostname="host1"))
@@ -96,4 +97,4 @@ async def test_one_who_does_not_keep_up_gets_the_whole_instead() -> None:
 
 
 def test_what_is_told_is_one_line() -> None:
-    assert message("lines", ["a\nb", "ü"]) == 'event: lines\ndata: ["a\\nb","ü"]\n\n'.encode()
+    assert event("lines", ["a\nb", "ü"]) == 'event: lines\ndata: ["a\\nb","ü"]\n\n'.encode()

@@ -197,7 +197,7 @@ async def false_claims(running: Running) -> dict[str, float]:
     found = {}
     for family in running.manager._registry.collect():
         for sample in family.samples:
-            if sample.name == "orc_manager_false_claims_total" and sample.value:
+            if sample.name == "orc_node_reports_rejected_total" and sample.value:
                 found[sample.labels["kind"]] = sample.value
     return found
 

@@ -158,7 +158,7 @@ def test_prometheus_finds_all_and_reads_it(
     assert server.value(f"min(container_processes{{service='{name}'}})") >= 1  # type: ignore[operator]
     eventually(lambda: server.value(f"orc_service_tasks_running{{service='{name}'}}") == 3)
     assert server.value("sum(orc_nodes{state='ready'})") == 3
-    assert server.value("orc_convergence_seconds_count") >= 3  # type: ignore[operator]
+    assert server.value("orc_task_startup_duration_seconds_count") >= 3  # type: ignore[operator]
     cluster.orc("service", "rm", "-d", name)
     eventually(lambda: not server.targets("orc-services"))
     cluster.power_off("node3")

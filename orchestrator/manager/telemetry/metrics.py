@@ -1,8 +1,8 @@
-"""What a manager tells Prometheus of the cluster and of itself.
+"""The manager's metrics, as Prometheus reads them.
 
-Levels are counted from the cache when they are asked for. Every manager has the same ones, for all
-follow one store; a dashboard takes the leader's (`orc_manager_leader == 1`). Latencies are taken
-from the changes as they happen (`Latencies`).
+Gauges of the cluster are counted from the cache at each scrape. Every manager reports the same
+ones, since all follow one store; a dashboard takes the leader's (`orc_manager_leader == 1`).
+Durations are observed from changes as they happen (`TaskMetrics`).
 """
 
 from __future__ import annotations
@@ -42,76 +42,76 @@ _STORE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 
 @dataclass(frozen=True, slots=True)
 class ManagerState:
-    """What a manager is at the moment."""
+    """The manager's own state at a scrape."""
 
     leader: bool
     term: int
     """Revision of the store at which its term began; 0 while it does not lead."""
     sessions: int
-    """Agents that are in session with it."""
+    """Agents in session with it."""
     reports: int
-    """Words of agents that are yet to be written down."""
+    """Reports of agents that are not committed yet."""
     orders: int
-    """Words to agents that are yet to be sent."""
+    """Messages to agents that are not sent yet."""
     streams: int
-    """Streams to nodes that are open: logs, terminals, copies."""
+    """Open streams to nodes: logs, terminals, copies."""
 
 
 class StoreMetrics:
-    """How long the store takes."""
+    """Durations and failures of requests to the store."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._seconds = Histogram(
-            "orc_store_request_seconds",
+            "orc_store_request_duration_seconds",
             "Time from a request to the store to its answer",
             labelnames=("operation",),
             buckets=_STORE_BUCKETS,
             registry=registry,
         )
         self._failures = CounterMetric(
-            "orc_store_failures",
-            "Requests to the store that it did not answer in time",
+            "orc_store_request_errors",
+            "Requests to the store that were not answered in time",
             labelnames=("operation",),
             registry=registry,
         )
 
     def took(self, operation: str, seconds: float) -> None:
-        """A request was answered."""
+        """Observe a request that was answered."""
         self._seconds.labels(operation).observe(seconds)
 
     def failed(self, operation: str) -> None:
-        """A request was not."""
+        """Count a request that was not answered."""
         self._failures.labels(operation).inc()
 
 
 class RevocationMetrics:
-    """Calls with certificates that were revoked."""
+    """Calls with revoked certificates."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._calls = CounterMetric(
             "orc_manager_revoked_calls",
-            "Calls that were refused or ended because the caller's certificate was revoked",
+            "Calls refused or ended because the caller's certificate is revoked",
             labelnames=("role",),
             registry=registry,
         )
 
     def refused(self, identity: Identity) -> None:
-        """A call was refused or ended."""
+        """Count a call that was refused or ended."""
         self._calls.labels(identity.role).inc()
 
 
 class AuditMetrics:
-    """The audit trail."""
+    """Entries of the audit trail."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._entries = CounterMetric(
             "orc_audit_entries",
-            "Calls that were recorded in the audit trail",
+            "Calls recorded in the audit trail",
             registry=registry,
         )
         self._lost = CounterMetric(
-            "orc_audit_lost_entries",
-            "Calls that could not be written to the audit trail, such as on a full disk",
+            "orc_audit_entries_dropped",
+            "Calls that could not be written to the audit trail, for example on a full disk",
             registry=registry,
         )
 
@@ -122,18 +122,18 @@ class AuditMetrics:
 
 
 class EventLoopLag:
-    """How late the event loop is, because something computes on it."""
+    """Lag of the event loop: how late it runs what is due."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._seconds = Histogram(
             "orc_manager_event_loop_lag_seconds",
-            "Time by which the event loop is late with what is due, sampled",
+            "Lag of the event loop, sampled",
             buckets=_LAG_BUCKETS,
             registry=registry,
         )
 
     async def measure(self) -> None:
-        """Take a sample every `LAG_PERIOD` seconds, until cancelled."""
+        """Sample every `LAG_PERIOD` seconds, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + LAG_PERIOD
@@ -142,40 +142,40 @@ class EventLoopLag:
 
 
 class PlanningMetrics:
-    """How long a leader takes to decide."""
+    """The leader's planning rounds (a `planning_loop.Observer`)."""
 
     def __init__(self, registry: CollectorRegistry, events: EventLog) -> None:
         self._events = events
         self._reasons: Mapping[str, str] = {}
         self._seconds = Histogram(
-            "orc_planning_seconds",
-            "Time of one decision on all that has happened",
+            "orc_planning_duration_seconds",
+            "Duration of one planning round, without the commit",
             buckets=_STORE_BUCKETS,
             registry=registry,
         )
         self._conflicts = CounterMetric(
             "orc_planning_conflicts",
-            "Decisions that were made anew, for what they were made from had changed",
+            "Plans that were recomputed because of concurrent changes",
             registry=registry,
         )
         self._read_only = Gauge(
             "orc_store_read_only",
-            "Whether the store takes no writes, so that nothing can be changed (1) or not (0)",
+            "1 while the store rejects writes, for example because it is full",
             registry=registry,
         )
         self._aside = Gauge(
             "orc_planning_failed_services",
-            "Services that cannot be planned or written; they are retried with backoff",
+            "Services that cannot be planned or committed; they are retried with backoff",
             registry=registry,
         )
         self._doubted = Gauge(
-            "orc_nodes_doubted",
-            "Nodes that are silent, but too many at once to count as down yet",
+            "orc_nodes_suspected",
+            "Silent nodes that do not count as down yet, because too many are silent at once",
             registry=registry,
         )
         self._false_claims = CounterMetric(
-            "orc_manager_false_claims",
-            "Claims in nodes' reports that were refused, by what they were about",
+            "orc_node_reports_rejected",
+            "Claims in reports of nodes that were rejected, by kind",
             labelnames=("kind",),
             registry=registry,
         )
@@ -184,15 +184,15 @@ class PlanningMetrics:
         self._store_error = ""
 
     def took(self, seconds: float) -> None:
-        """Something was decided."""
+        """Observe a round."""
         self._seconds.observe(seconds)
 
     def conflicted(self) -> None:
-        """Something of it was not written."""
+        """Count a conflict."""
         self._conflicts.inc()
 
     def store_failed(self, error: str) -> None:
-        """Why the store takes no writes; empty when it does."""
+        """Set why the store rejects writes; empty when it accepts them."""
         if error and error != self._store_error:
             self._events.read_only(error)
         elif self._store_error and not error:
@@ -201,7 +201,7 @@ class PlanningMetrics:
         self._read_only.set(bool(error))
 
     def put_aside(self, services: Mapping[str, str]) -> None:
-        """Id → why of the services that cannot be planned or written."""
+        """Set the services that cannot be planned or committed: id → reason."""
         for id, why in services.items():
             if self._reasons.get(id) != why:
                 self._events.set_aside(id, why)
@@ -209,58 +209,58 @@ class PlanningMetrics:
         self._aside.set(len(services))
 
     def doubts(self, silent: int) -> None:
-        """So many nodes are silent at once that the leader doubts itself; 0 when it does not."""
+        """Set the number of suspected nodes."""
         self._doubted.set(silent)
 
     def refused(self, kind: str) -> None:
-        """A node claimed what it cannot."""
+        """Count a rejected claim."""
         self._false_claims.labels(kind).inc()
 
     def ended(self) -> None:
-        """This manager leads no longer, so none of it is its to say."""
+        """Reset the gauges: this manager no longer leads."""
         self._store_error, self._reasons = "", {}
         for gauge in (self._read_only, self._aside, self._doubted):
             gauge.set(0)
 
 
 class TaskMetrics:
-    """How long tasks take to find a node and to run, and how many end in which way."""
+    """Durations of scheduling and start-up, and how tasks end."""
 
     def __init__(self, cache: Cache, registry: CollectorRegistry) -> None:
         self._cache = cache
         self._scheduling = Histogram(
-            "orc_scheduling_seconds",
+            "orc_task_scheduling_duration_seconds",
             "Time from a task's creation (or the end of its restart delay) to its node",
             buckets=_BUCKETS,
             registry=registry,
         )
         self._convergence = Histogram(
-            "orc_convergence_seconds",
+            "orc_task_startup_duration_seconds",
             "Time from a task's creation (or the end of its restart delay) until it runs",
             buckets=_BUCKETS,
             registry=registry,
         )
         self._ends = CounterMetric(
-            "orc_task_ends",
-            "Tasks that have ended, by how",
+            "orc_task_terminations",
+            "Terminated tasks, by final state",
             labelnames=("state",),
             registry=registry,
         )
         self._ooms = CounterMetric(
-            "orc_task_ooms", "Tasks that the kernel ended for want of memory", registry=registry
+            "orc_task_oom_kills", "Tasks killed by the kernel's OOM killer", registry=registry
         )
         for state in (state for state in TaskState if is_terminal(state)):
             self._ends.labels(state.name.lower())
 
     @asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
-        """Take times for as long as this lasts."""
+        """Observe changes while the body runs."""
         async with self._cache.subscribe() as feed:
             feed.on_change = lambda: self.take(feed.take())
             yield
 
     def take(self, changes: Iterable[Change]) -> None:
-        """Look at changes as they happen."""
+        """Observe changes."""
         for change in changes:
             if isinstance(change.after, Task):
                 before = change.before if isinstance(change.before, Task) else None
@@ -271,13 +271,13 @@ class TaskMetrics:
         now = after.status.state
         if now <= was:
             return
-        wished = max(after.created_at, after.not_before)
-        # When a container was to run again is written nowhere.
+        requested = max(after.created_at, after.not_before)
+        # The time at which a container was asked to run again is not stored.
         first = after.run <= 1
         if first and was < TaskState.ASSIGNED <= now and after.node_id:
-            self._scheduling.observe(max(after.status.at - wished, 0.0))
+            self._scheduling.observe(max(after.status.at - requested, 0.0))
         if first and was < TaskState.RUNNING <= now and after.status.started_at:
-            self._convergence.observe(max(after.status.started_at - wished, 0.0))
+            self._convergence.observe(max(after.status.started_at - requested, 0.0))
         if is_terminal(now):
             self._ends.labels(now.name.lower()).inc()
             if after.status.oom_killed:
@@ -285,7 +285,7 @@ class TaskMetrics:
 
 
 class ClusterCollector(Collector):
-    """The cluster as it is."""
+    """Gauges of the cluster's current state."""
 
     def __init__(
         self,
@@ -299,18 +299,30 @@ class ClusterCollector(Collector):
         self._now = now
 
     def collect(self) -> Iterable[Metric]:
-        """Every family."""
+        """All families."""
         view, state = self._view(), self._state()
         version = GaugeMetricFamily("orc_manager_info", "This manager", labels=("version",))
         version.add_metric([__version__], 1)
         yield version
         for name, help, value in (
-            ("orc_manager_leader", "Whether it leads", state.leader),
-            ("orc_manager_term", "The revision at which its term began, 0 for none", state.term),
-            ("orc_manager_sessions", "Agents in session with it", state.sessions),
-            ("orc_manager_reports_waiting", "Agents' words yet to be stored", state.reports),
-            ("orc_manager_orders_waiting", "Words to agents yet to be sent", state.orders),
-            ("orc_manager_streams", "Streams to nodes that are open", state.streams),
+            ("orc_manager_leader", "1 if this manager leads", state.leader),
+            (
+                "orc_manager_term",
+                "Store revision at which its term began, 0 without a term",
+                state.term,
+            ),
+            ("orc_manager_agent_sessions", "Agents in session with this manager", state.sessions),
+            (
+                "orc_manager_pending_reports",
+                "Reports of agents that are not committed yet",
+                state.reports,
+            ),
+            (
+                "orc_manager_pending_assignments",
+                "Messages to agents that are not sent yet",
+                state.orders,
+            ),
+            ("orc_manager_node_streams", "Open streams to nodes", state.streams),
             ("orc_networks", "Networks", len(view.networks)),
             ("orc_volumes", "Volumes", len(view.volumes)),
             ("orc_images", "Images", len(view.images)),
@@ -326,7 +338,7 @@ class ClusterCollector(Collector):
 def _undecodable(view: ClusterView) -> Metric:
     counts = GaugeMetricFamily(
         "orc_store_undecodable_objects",
-        "Stored objects that this manager cannot decode, and leaves alone",
+        "Stored objects that this manager cannot decode and does not modify",
         labels=("kind",),
     )
     number = Counter(each.kind or "unknown" for each in view.quarantined.values())
@@ -347,20 +359,20 @@ def _nodes(view: ClusterView) -> Iterable[Metric]:
     families = {
         name: GaugeMetricFamily(f"orc_node_{name}", help, labels=labels)
         for name, help in (
-            ("up", "Whether the node is heard of"),
-            ("shares", "CPU shares that the node offers, 1024 a core"),
-            ("shares_reserved", "CPU shares that its tasks reserve"),
-            ("memory_bytes", "Memory that the node offers"),
-            ("memory_reserved_bytes", "Memory that its tasks reserve"),
-            ("tasks", "Tasks that take room on the node"),
+            ("up", "1 if the node is up"),
+            ("cpu_shares", "CPU shares of the node, 1024 per core"),
+            ("cpu_shares_reserved", "CPU shares reserved by its tasks"),
+            ("memory_bytes", "Memory of the node"),
+            ("memory_reserved_bytes", "Memory reserved by its tasks"),
+            ("tasks", "Tasks that occupy resources of the node"),
         )
     }
     for node in view.nodes.values():
         usage, offered = node_usage(view, node.id), node.description.resources
         for name, value in (
             ("up", node.state is NodeState.READY),
-            ("shares", offered.shares),
-            ("shares_reserved", usage.reserved.shares),
+            ("cpu_shares", offered.shares),
+            ("cpu_shares_reserved", usage.reserved.shares),
             ("memory_bytes", offered.memory),
             ("memory_reserved_bytes", usage.reserved.memory),
             ("tasks", usage.tasks),
@@ -372,8 +384,8 @@ def _nodes(view: ClusterView) -> Iterable[Metric]:
 
 def _services(view: ClusterView) -> Iterable[Metric]:
     labels = ("service", "stack")
-    desired = GaugeMetricFamily("orc_service_tasks_wanted", "Tasks wanted", labels=labels)
-    running = GaugeMetricFamily("orc_service_tasks_running", "Tasks that work", labels=labels)
+    desired = GaugeMetricFamily("orc_service_tasks_desired", "Desired tasks", labels=labels)
+    running = GaugeMetricFamily("orc_service_tasks_running", "Running tasks", labels=labels)
     updates = GaugeMetricFamily(
         "orc_service_update",
         "1 for the state of the newest update",
@@ -398,7 +410,9 @@ def _tasks(view: ClusterView, now: float) -> Iterable[Metric]:
             states.add_metric([state.name.lower()], number[state])
     yield states
     waiting = GaugeMetricFamily(
-        "orc_tasks_waiting", "Tasks that are to run and do not yet, by why", labels=("reason",)
+        "orc_tasks_not_ready",
+        "Tasks that should run and are not ready, by reason",
+        labels=("reason",),
     )
     reasons = Counter(_reason(task, now) for task in view.tasks.values())
     for reason in ("placement", "restart_delay", "node", "preparation", "health"):
@@ -407,7 +421,7 @@ def _tasks(view: ClusterView, now: float) -> Iterable[Metric]:
 
 
 def _reason(task: Task, now: float) -> str:
-    """Why a task that is to run does not work yet, in one of a few words; empty when it does."""
+    """Why a task that should run is not ready, as a label value; empty when it is ready."""
     state = task.status.state
     if task.desired_state > TaskState.RUNNING or is_terminal(state) or task.status.works:
         return ""
@@ -416,3 +430,46 @@ def _reason(task: Task, now: float) -> str:
     if state < TaskState.ACCEPTED:
         return "node"
     return "health" if state is TaskState.RUNNING else "preparation"
+
+
+DEPRECATED_NAMES = {
+    "orc_service_tasks_desired": "orc_service_tasks_wanted",
+    "orc_tasks_not_ready": "orc_tasks_waiting",
+    "orc_task_terminations": "orc_task_ends",
+    "orc_task_oom_kills": "orc_task_ooms",
+    "orc_task_scheduling_duration_seconds": "orc_scheduling_seconds",
+    "orc_task_startup_duration_seconds": "orc_convergence_seconds",
+    "orc_manager_agent_sessions": "orc_manager_sessions",
+    "orc_manager_pending_reports": "orc_manager_reports_waiting",
+    "orc_manager_pending_assignments": "orc_manager_orders_waiting",
+    "orc_manager_node_streams": "orc_manager_streams",
+    "orc_planning_duration_seconds": "orc_planning_seconds",
+    "orc_nodes_suspected": "orc_nodes_doubted",
+    "orc_node_reports_rejected": "orc_manager_false_claims",
+    "orc_node_cpu_shares": "orc_node_shares",
+    "orc_node_cpu_shares_reserved": "orc_node_shares_reserved",
+    "orc_audit_entries_dropped": "orc_audit_lost_entries",
+    "orc_store_request_duration_seconds": "orc_store_request_seconds",
+    "orc_store_request_errors": "orc_store_failures",
+}
+"""Family → the name that it had in earlier versions, and still has for existing dashboards."""
+
+
+class WithDeprecatedNames(Collector):
+    """The families of another collector, renamed ones under both names."""
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+
+    def collect(self) -> Iterable[Metric]:
+        """All families."""
+        for family in self._collector.collect():
+            yield family
+            if (old := DEPRECATED_NAMES.get(family.name)) is not None:
+                name = f"{family.name}_total" if family.type == "counter" else family.name
+                copy = Metric(old, f"Deprecated: use {name}", family.type)
+                copy.samples = [
+                    sample._replace(name=sample.name.replace(family.name, old, 1))
+                    for sample in family.samples
+                ]
+                yield copy

@@ -23,7 +23,11 @@ from orchestrator.manager.event_loop import offload
 from orchestrator.manager.operations.administration.web_sessions import WebSessions
 from orchestrator.manager.operations.context import ManagerContext
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.manager.telemetry.metrics import ClusterCollector, ManagerState
+from orchestrator.manager.telemetry.metrics import (
+    ClusterCollector,
+    ManagerState,
+    WithDeprecatedNames,
+)
 from orchestrator.manager.telemetry.service_discovery import (
     JOBS,
     WEB_PORT,
@@ -123,7 +127,7 @@ class _Scraping:
 
     async def _render(self, registry: CollectorRegistry) -> bytes:
         self._scraped = self._state()
-        return await offload(generate_latest, registry)
+        return await offload(generate_latest, WithDeprecatedNames(registry))
 
     def _digest(self) -> str:
         cluster = self._ctx.view.cluster

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
 
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
@@ -25,6 +26,7 @@ from orchestrator.manager.telemetry.metrics import (
     PlanningMetrics,
     StoreMetrics,
     TaskMetrics,
+    WithDeprecatedNames,
 )
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
 from orchestrator.model.objects import Object
@@ -77,20 +79,20 @@ def test_the_cluster_is_counted() -> None:
     assert found("orc_nodes", {"state": "unknown", "availability": "active"}) == 0
     node = {"node": "host1", "node_id": "n1"}
     assert found("orc_node_up", node) == 1
-    assert found("orc_node_shares", node) == 2048
-    assert found("orc_node_shares_reserved", node) == 512
+    assert found("orc_node_cpu_shares", node) == 2048
+    assert found("orc_node_cpu_shares_reserved", node) == 512
     assert found("orc_node_memory_reserved_bytes", node) == 1 << 20
     assert found("orc_node_tasks", node) == 1
     web = {"service": "web", "stack": "shop"}
-    assert found("orc_service_tasks_wanted", web) == 3
+    assert found("orc_service_tasks_desired", web) == 3
     assert found("orc_service_tasks_running", web) == 1
     assert found("orc_tasks", {"state": "failed"}) == 1
     assert found("orc_manager_leader") == 1
     assert found("orc_manager_term") == 12
-    assert found("orc_manager_sessions") == 3
-    assert found("orc_manager_reports_waiting") == 1
-    assert found("orc_manager_orders_waiting") == 4
-    assert found("orc_manager_streams") == 2
+    assert found("orc_manager_agent_sessions") == 3
+    assert found("orc_manager_pending_reports") == 1
+    assert found("orc_manager_pending_assignments") == 4
+    assert found("orc_manager_node_streams") == 2
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_the_cluster_is_counted() -> None:
 def test_a_task_that_waits_is_counted_by_why(waits: Task, reason: str) -> None:
     found = registry(NODE, WEB, waits).get_sample_value
     reasons = ("placement", "restart_delay", "node", "preparation", "health")
-    counts = {each: found("orc_tasks_waiting", {"reason": each}) for each in reasons}
+    counts = {each: found("orc_tasks_not_ready", {"reason": each}) for each in reasons}
     assert counts == {each: float(each == reason) for each in reasons}
 
 
@@ -121,7 +123,7 @@ def test_a_task_that_waits_is_counted_by_why(waits: Task, reason: str) -> None:
 )
 def test_a_task_that_waits_for_nothing_is_not(busy: Task) -> None:
     found = registry(NODE, WEB, busy).get_sample_value
-    assert found("orc_tasks_waiting", {"reason": "placement"}) == 0
+    assert found("orc_tasks_not_ready", {"reason": "placement"}) == 0
 
 
 def test_times_are_taken_once_a_task_from_its_wish_on() -> None:
@@ -135,13 +137,13 @@ def test_times_are_taken_once_a_task_from_its_wish_on() -> None:
     latencies.take([Change(wished, placed), Change(placed, placed)])
     latencies.take([Change(placed, runs), Change(runs, ended), Change(ended, None)])
     found = made.get_sample_value
-    assert found("orc_scheduling_seconds_count") == 1
-    assert found("orc_scheduling_seconds_sum") == pytest.approx(0.5)
-    assert found("orc_convergence_seconds_count") == 1
-    assert found("orc_convergence_seconds_sum") == pytest.approx(2.0)
-    assert found("orc_task_ends_total", {"state": "failed"}) == 1
-    assert found("orc_task_ends_total", {"state": "complete"}) == 0
-    assert found("orc_task_ooms_total") == 1
+    assert found("orc_task_scheduling_duration_seconds_count") == 1
+    assert found("orc_task_scheduling_duration_seconds_sum") == pytest.approx(0.5)
+    assert found("orc_task_startup_duration_seconds_count") == 1
+    assert found("orc_task_startup_duration_seconds_sum") == pytest.approx(2.0)
+    assert found("orc_task_terminations_total", {"state": "failed"}) == 1
+    assert found("orc_task_terminations_total", {"state": "complete"}) == 0
+    assert found("orc_task_oom_kills_total") == 1
 
 
 @pytest.mark.parametrize(("run", "times"), [(1, 1), (2, 0)])
@@ -153,8 +155,8 @@ def test_of_a_container_only_the_first_run_is_timed(run: int, times: int) -> Non
     runs = replace(placed, status=TaskStatus(TaskState.RUNNING, started_at=102.0, run=run))
     latencies.take([Change(None, box), Change(box, placed), Change(placed, runs)])
     found = made.get_sample_value
-    assert found("orc_scheduling_seconds_count") == times
-    assert found("orc_convergence_seconds_count") == times
+    assert found("orc_task_scheduling_duration_seconds_count") == times
+    assert found("orc_task_startup_duration_seconds_count") == times
 
 
 class AwayKv(MemoryKv):
@@ -170,9 +172,9 @@ async def test_the_stores_answers_are_timed_and_its_silences_counted() -> None:
     with pytest.raises(StoreUnavailable):
         await kv.get("/orc/x")
     found = made.get_sample_value
-    assert found("orc_store_request_seconds_count", {"operation": "list"}) == 1
-    assert found("orc_store_failures_total", {"operation": "get"}) == 1
-    assert found("orc_store_failures_total", {"operation": "list"}) is None
+    assert found("orc_store_request_duration_seconds_count", {"operation": "list"}) == 1
+    assert found("orc_store_request_errors_total", {"operation": "get"}) == 1
+    assert found("orc_store_request_errors_total", {"operation": "list"}) is None
 
 
 async def test_a_callback_that_computes_makes_the_event_loop_late() -> None:
@@ -221,6 +223,21 @@ def test_a_manager_that_leads_no_longer_says_nothing_of_the_leader() -> None:
     planning.store_failed("the database is full")
     planning.doubts(3)
     planning.ended()
-    names = ("orc_planning_failed_services", "orc_store_read_only", "orc_nodes_doubted")
+    names = ("orc_planning_failed_services", "orc_store_read_only", "orc_nodes_suspected")
     assert [made.get_sample_value(name) for name in names] == [0, 0, 0]
     assert [each.action for each in events.since(0)] == ["set_aside", "read_only"]
+
+
+def test_a_renamed_metric_is_exported_under_its_old_name_too() -> None:
+    made = registry(NODE, WEB, task("a", TaskState.PENDING))
+    store = StoreMetrics(made)
+    store.took("get", 0.001)
+    store.failed("get")
+    text = generate_latest(WithDeprecatedNames(made)).decode()
+    assert 'orc_node_cpu_shares{node="host1",node_id="n1"} 2048.0' in text
+    assert 'orc_node_shares{node="host1",node_id="n1"} 2048.0' in text
+    assert "# HELP orc_node_shares Deprecated: use orc_node_cpu_shares\n" in text
+    assert 'orc_tasks_waiting{reason="placement"} 1.0' in text
+    assert 'orc_store_request_seconds_count{operation="get"} 1.0' in text
+    assert 'orc_store_failures_total{operation="get"} 1.0' in text
+    assert "Deprecated: use orc_store_request_errors_total\n" in text

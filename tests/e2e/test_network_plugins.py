@@ -301,8 +301,8 @@ def test_what_is_refused_and_why_it_waits(tidy: Cluster, hello: str, tmp_path: P
     def waits() -> bool:
         task = cluster.task("web")
         assert task["error"].startswith(
-            "no suitable node (3 nodes: no CNI plugin nonesuch, for network odd, in /opt/cni/bin "
-            "or /usr/lib/cni on node1, node2, node3)"
+            "unschedulable: no node meets its requirements (3 nodes: no CNI plugin nonesuch, for "
+            "network odd, in /opt/cni/bin or /usr/lib/cni on node1, node2, node3)"
         ), task
         return True
 

@@ -84,7 +84,7 @@ def test_a_node_on_which_it_keeps_failing_is_avoided(cluster: Cluster, hello: st
 
 def test_it_says_when_no_node_can_ever_fit(cluster: Cluster, hello: str) -> None:
     cluster.orc("service", "create", "-d", "--name", "x", "--reserve-memory", "500g", hello)
-    reason = "(3 nodes: insufficient memory); as the nodes are, none can ever fit"
+    reason = "unschedulable: no node has enough capacity (3 nodes: insufficient memory)"
     cluster.await_reason("x", reason)
 
 

@@ -90,5 +90,5 @@ def test_a_container_is_planned_where_it_then_runs(cluster: Cluster, hello: str)
         cluster.orc("rm", "-f", "box")
     [step] = planned(cluster, "container", "create", "--constraint", "node.labels.no==x", hello)
     assert step["action"] == "wait"
-    assert step["reason"].endswith("as the nodes are, none can ever fit")
+    assert step["reason"].startswith("unschedulable: no node meets its requirements (")
     assert "cannot be planned; what can is" in cluster.refused("plan", "rm", "box")

@@ -107,7 +107,9 @@ def test_never_over_capacity_and_placed_the_moment_it_fits(cluster: Cluster, hel
 def test_what_never_fits_says_so(cluster: Cluster, hello: str) -> None:
     much = ("--reserve-cpu", cores(cluster, 1.01))
     cluster.orc("service", "create", "-d", "--name", "giant", *much, hello)
-    cluster.await_reason("giant", "no suitable node (3 nodes: insufficient shares)")
+    cluster.await_reason(
+        "giant", "unschedulable: no node has enough capacity (3 nodes: insufficient shares)"
+    )
     cluster.orc("service", "update", "giant", "--reserve-cpu", cores(cluster, 1.0))
     assert len(cluster.running("giant")) == 1
 
@@ -153,7 +155,8 @@ def test_constraints_on_labels(cluster: Cluster, hello: str) -> None:
 
     in_b = ("--constraint", "node.labels.zone==b")
     cluster.orc("service", "create", "-d", "--name", "nowhere", *in_b, hello)
-    reason = "no suitable node (3 nodes: constraint node.labels.zone==b not met)"
+    words = "3 nodes: constraint node.labels.zone==b not met"
+    reason = f"unschedulable: no node meets its requirements ({words})"
     cluster.await_reason("nowhere", reason)
     assert reason in cluster.orc("service", "ps", "nowhere").stdout
     # It is placed as soon as a node is what it asks for.
@@ -182,6 +185,6 @@ def test_zones_before_nodes_and_no_more_than_so_many_a_node(cluster: Cluster, he
     cluster.orc("service", "update", "-d", "--placement-pref-rm", "spread=node.labels.zone",
                 "--replicas-max-per-node", "1", "--force", "web")  # fmt: skip
     eventually(lambda: places(cluster, "web") == {"node1": 1, "node2": 1, "node3": 1})
-    cluster.await_reason("web", "1 task of the service already, the most")
+    cluster.await_reason("web", "already has 1 task of the service, the maximum")
     refusal = cluster.refused("service", "update", "--placement-pref-add", "spread=zone", "web")
     assert "asks for 'zone'; known are node.id" in refusal

@@ -1,9 +1,9 @@
-"""Likings for nodes and services, as filters and as a score.
+"""Affinities to nodes and services, as filters and as scores.
 
-Near a service is a node that has a task of it which is not being stopped, or one of the same zone
-(`within`). What a service insists on holds when a task is placed; services that come later do not
-move it. A dislike goes both ways: nobody is put beside a task whose service insists on being away
-from it.
+A node is near a service if it has a task of that service which is not being stopped, or is in the
+same zone as such a node (`within`). A hard affinity holds when a task is placed; services that come
+later do not move it. A hard anti-affinity goes both ways: a task is not placed beside one whose
+service has an anti-affinity to it.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from orchestrator.model.services import Service
 
 
 def affinity_filters(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator[Filter]:
-    """What the demand's likings insist on, and what those of other services do about it. Raises
-    RuleError for one that is unreadable."""
+    """The demand's hard affinities, and other services' hard anti-affinities to it. Raises
+    RuleError for one that cannot be parsed."""
     own = view.services.get(demand.service_id)
     for each in demand.affinities:
         if each.hard:
             yield _filter(view, each, own)
     if own is None:
         return
-    for other in table.aloof:
+    for other in table.with_affinities:
         for each in other.spec.affinities:
             if each.hard and each.anti and other.id != own.id and _names(each.parsed, own):
                 yield _anti_affinity_of(other, each)
 
 
 def affinity_scores(view: ClusterView, table: NodeTable, demand: Demand) -> IntArray | None:
-    """For each node, what the demand's wishes make of it, in tasks of the service; more is better.
-    None if there are no wishes."""
-    wishes = [each for each in demand.affinities if not each.hard]
-    if not wishes:
+    """For each node, the sum of the weights of the soft affinities that it satisfies, in tasks of
+    the service; more is better. None if there are no soft affinities."""
+    soft = [each for each in demand.affinities if not each.hard]
+    if not soft:
         return None
     total = np.zeros(len(table.nodes), dtype=np.int64)
-    for each in wishes:
+    for each in soft:
         total += np.where(_near(view, table, each), -each.weight if each.anti else each.weight, 0)
     return total
 
@@ -71,7 +71,7 @@ def _filter(view: ClusterView, affinity: Affinity, own: Service | None) -> Filte
         near = _near(view, table, affinity)
         if affinity.anti:
             return ~near
-        # The first of those that like each other has nobody to go to.
+        # The first task of a service with an affinity to itself has no task to be near to.
         alone = rule.of_services and own is not None and _names(rule, own) and not near.any()
         return np.ones_like(near) if alone else near
 

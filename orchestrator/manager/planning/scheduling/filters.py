@@ -1,8 +1,8 @@
-"""Which nodes can take a task, and the words for those that cannot.
+"""Filters: which nodes can take a task, and the reason for those that cannot.
 
-A filter says which rows pass and why the others do not, so that a rule and its message are born
-together. `filters_for` gives those that apply to a demand, in the order in which a user would
-ask: is the node there, may it take tasks, do the rules allow it, is there room.
+A filter has both the condition and its message. `filters_for` yields those that apply to a demand,
+in the order in which a user would ask: is the node up, does it accept tasks, is it eligible, has it
+the capacity. A new rule is one `Filter` there, and a field of `node_table.Demand` if it needs one.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ NO_NODES = "no suitable node (the cluster has no nodes; join one with orc cluste
 
 
 def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator[Filter]:
-    """The rules that apply to this demand. Raises `RuleError` for one that is unreadable."""
+    """The rules that apply to this demand. Raises `RuleError` for one that cannot be parsed."""
     yield from _UP
-    if not demand.at_home:
+    if not demand.is_rerun:
         yield from _WELCOME
         for text in demand.constraints:
             yield _constraint(view, text)
         yield from affinity_filters(view, table, demand)
-    for rule in node_rules(view, table.homes, demand.volumes, demand.volumes_from):
+    for rule in node_rules(view, table.pinned, demand.volumes, demand.volumes_from):
         yield _node_rule(rule)
     for name in demand.networks:
         network = view.network_by_name(name)
@@ -60,7 +60,7 @@ def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator
                 yield _allowance(table, demand, UNCHECKED_SOURCES)
         elif (holder := namespace_holder(view, name)) is not None:
             yield _node_rule(only_on(view, holder.node_id, f"container {holder.name} is on"))
-    if demand.beside and (holder := container_named(view, demand.beside)) is not None:
+    if demand.namespace_of and (holder := container_named(view, demand.namespace_of)) is not None:
         yield _node_rule(only_on(view, holder.node_id, f"container {holder.name} is on"))
     for name in demand.allowances:
         yield _allowance(table, demand, name)
@@ -71,7 +71,7 @@ def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator
     if most := demand.max_per_node:
         yield Filter(
             lambda table: table.tasks_of_service(demand.service_id) < most,
-            f"{most} {'task' if most == 1 else 'tasks'} of the service already, the most",
+            f"already has {most} {'task' if most == 1 else 'tasks'} of the service, the maximum",
         )
     shares, memory = demand.resources.shares, demand.resources.memory
     yield Filter(lambda table: fits(table.free_shares, shares), "insufficient shares")
@@ -80,18 +80,18 @@ def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator
         yield _generic(each)
 
 
-def _not_beside(view: ClusterView, word: str) -> str | None:
-    """Why no container can share namespaces of this one; None if one can."""
+def _cannot_share_namespaces(view: ClusterView, word: str) -> str | None:
+    """Why the namespaces of this container cannot be shared; None if they can."""
     holder = container_named(view, word)
     if holder is None:
         return f"no container {word}, whose namespaces it is to share"
     if holder.status.state is not TaskState.RUNNING:
-        return f"container {word}, whose namespaces it is to share, does not run"
+        return f"container {word}, whose namespaces it is to share, is not running"
     return None
 
 
 def impossible(view: ClusterView, demand: Demand) -> str | None:
-    """Why no node at all can take it, whatever its room; None if some might."""
+    """Why no node at all can take it, whatever its capacity; None if some might."""
     if not view.nodes:
         return NO_NODES
     if (reason := unmet_dependency(view, view.services.get(demand.service_id))) is not None:
@@ -99,39 +99,42 @@ def impossible(view: ClusterView, demand: Demand) -> str | None:
     for name in demand.networks:
         if (reason := unusable_network(view, name)) is not None:
             return reason
-    if demand.beside and (reason := _not_beside(view, demand.beside)) is not None:
+    if (
+        demand.namespace_of
+        and (reason := _cannot_share_namespaces(view, demand.namespace_of)) is not None
+    ):
         return reason
     if demand.image_digest:
         image = view.images.get(demand.image_digest)
         holders = image.nodes if image else ()
         up = any(id in view.nodes and view.nodes[id].state is NodeState.READY for id in holders)
-        # What no node ever had was found at a registry, and a node gets it there; so it does what
-        # is named after one. What was made here waits for a node that has it.
+        # An image that no node ever had, or that is named after a registry, is pulled from there.
+        # One that was built here waits for a node that has it.
         if image is not None and not up and not parse_image(demand.image).registry:
             return f"no node that is up has image {demand.image}"
     return unusable_volume(view, demand.volumes, demand.volumes_from)
 
 
 def candidates(table: NodeTable, demand: Demand) -> BoolArray:
-    """The rows that come into question at all: one for a task that is meant for one node."""
+    """The rows to consider: all, or the one row of a task that is bound to a node."""
     if not demand.node_id:
         return np.ones(len(table.nodes), dtype=np.bool_)
     return _mask(table, {table.row[demand.node_id]} if demand.node_id in table.row else set())
 
 
-def explain(rejects: Sequence[tuple[str, int]]) -> str:
-    """The user's text for counts of refused nodes, such as
+def explain(rejects: Sequence[tuple[str, int]], summary: str = "no suitable node") -> str:
+    """The pending reason for counts of rejected nodes, such as
     `no suitable node (2 nodes: insufficient memory; 1 node: down)`."""
     ordered = sorted((item for item in rejects if item[1]), key=lambda item: -item[1])
     if not ordered:
-        return "no suitable node (its node is gone)"
+        return f"{summary} (its node was removed from the cluster)"
     parts = (f"{count} {'node' if count == 1 else 'nodes'}: {why}" for why, count in ordered)
-    return f"no suitable node ({'; '.join(parts)})"
+    return f"{summary} ({'; '.join(parts)})"
 
 
 _UP = (
     Filter(lambda table: table.state != NodeState.DOWN, "down"),
-    Filter(lambda table: table.state != NodeState.UNKNOWN, "not heard of yet"),
+    Filter(lambda table: table.state != NodeState.UNKNOWN, "no report received yet"),
 )
 _WELCOME = (
     Filter(lambda table: table.availability != Availability.PAUSE, "paused"),
@@ -158,7 +161,7 @@ def _constraint(view: ClusterView, text: str) -> Filter:
 
 
 def _reported(view: ClusterView, rule: Rule) -> str:
-    """Says so where an agent reports the label, but no operator has set it."""
+    """A hint, if an agent reports the label but no operator has set it."""
     label = rule.attribute.removeprefix(NODE_LABELS)
     if any(node.description.labels.get(label) in rule.values for node in view.nodes.values()):
         return f", though an agent reports engine.labels.{label}"
@@ -196,7 +199,7 @@ def _generic(wanted: GenericResource) -> Filter:
         words = f"no free {wanted.kind} {', '.join(wanted.names)}"
     elif wanted.every:
         words = f"no {wanted.kind}, or not all of them free"
-    return Filter(lambda table: table.stock.available(wanted), words)
+    return Filter(lambda table: table.generic.available(wanted), words)
 
 
 def _port(port: Port) -> Filter:

@@ -1,4 +1,4 @@
-"""The generic resources of nodes: what is free, and which ones a task is given."""
+"""Generic resources of nodes: how many are free, and which ones a task gets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.model.tasks import Task
 
 
 class GenericPool:
-    """What each node has free of each kind; `take` keeps it true while a pass goes on."""
+    """The free resources of each node, by kind; `take` keeps it current during a pass."""
 
     def __init__(self, view: ClusterView, nodes: Sequence[Node]) -> None:
         self._view = view
@@ -32,7 +32,7 @@ class GenericPool:
         )
 
     def free(self, kind: str) -> IntArray:
-        """How many of each node nobody has."""
+        """How many are free on each node."""
         if kind not in self._free:
             left = [free_on_node(self._view, node, kind) for node in self._nodes]
             self._names[kind] = [list(names) for names, _ in left]
@@ -93,8 +93,8 @@ def _names_of(node: Node, kind: str) -> tuple[str, ...]:
 
 
 def free_on_node(view: ClusterView, node: Node, kind: str) -> tuple[tuple[str, ...], int]:
-    """The names of a kind that nobody has on the node, in the node's order (none where it has but
-    a number), and how many are free; less than none if the node has fewer than it once had."""
+    """The free names of a kind on the node, in the node's order (none if it has only a number), and
+    how many are free; negative if the node now has fewer than its tasks were given."""
     has = node.description.generic_resources.get(kind, "")
     held = [
         given_to_task(task, kind) for task in view.tasks_of_node(node.id).values() if occupies(task)
@@ -103,7 +103,7 @@ def free_on_node(view: ClusterView, node: Node, kind: str) -> tuple[tuple[str, .
         return (), supply_size(has) - sum(map(supply_size, held))
     taken = {name for text in held for name in supply_names(text)}
     names = tuple(name for name in names if name not in taken)
-    # What was given as a mere number, before the node told names, is some of these.
+    # What was given as a number, before the node reported names, is some of these.
     unnamed = sum(supply_size(text) for text in held if not supply_names(text))
     names = names[: max(len(names) - unnamed, 0)]
     return names, len(names)

@@ -1,4 +1,4 @@
-"""Which nodes can have a task on a network, and the words for those that cannot."""
+"""Filters of networks: which nodes can have a task on a network, and the reason for the others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOT_FOR_CONTAINERS = 3
 
 
 def network_filters(network: Network, nodes: Sequence[Node]) -> Iterator[Filter]:
-    """The rules that a network brings along; `nodes` are all."""
+    """The filters that a network adds; `nodes` are all nodes."""
     if not is_ours(network.driver):
         up = [node for node in nodes if node.state is NodeState.READY]
         for lack in lacks(network, up):
@@ -45,7 +45,7 @@ def _without(lack: Lack) -> Filter:
 
 
 def _slice_rules(network: Network) -> Iterator[Filter]:
-    """Of one whose subnet is cut for the nodes."""
+    """Filters of a network whose subnet is cut into slices for nodes."""
     yield Filter(
         lambda table: _each(table, lambda node: node.id in network.slices),
         f"no subnet of network {network.name} left for it",
@@ -85,7 +85,7 @@ def unusable_network(view: ClusterView, name: str) -> str | None:
         if holder is None:
             return f"no container {word}, whose network it is to share"
         if holder.status.state is not TaskState.RUNNING:
-            return f"container {word}, whose network it is to share, does not run"
+            return f"container {word}, whose network it is to share, is not running"
         return None
     if name == DEFAULT_NETWORK or stands_alone(name):
         return None

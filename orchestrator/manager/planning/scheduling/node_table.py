@@ -1,4 +1,4 @@
-"""The nodes as arrays, for one scheduling pass: a row a node, in the order of their ids."""
+"""The node table: all nodes as arrays, for one scheduling pass; a row per node, ordered by id."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Demand:
     image_digest: str = ""
     node_id: str = ""
     """The only node that will do (global services, containers that run again); empty: any."""
-    at_home: bool = False
-    """It has been there before, so it is not new to a node that takes nothing new."""
+    is_rerun: bool = False
+    """A standalone container that runs again on its node, which may be drained or paused."""
     volumes: tuple[MountSpec, ...] = ()
     """The named volumes, their names expanded as far as they are known before it has a node."""
     volumes_from: tuple[str, ...] = ()
@@ -54,13 +54,13 @@ class Demand:
     affinities: tuple[Affinity, ...] = ()
     generic: tuple[GenericResource, ...] = ()
     features: tuple[str, ...] = ()
-    """What its node's agent must be able to do."""
-    beside: str = ""
-    """The container whose namespaces it shares."""
+    """Features that its node's agent must have."""
+    namespace_of: str = ""
+    """Name or id of the container whose namespaces it shares."""
     allowances: tuple[str, ...] = ()
-    """What of its node's host it is given."""
+    """Access to its node's host that it needs (`model.validation.host_access`)."""
     binpack: bool = False
-    """The fullest node is the best."""
+    """Prefer the fullest node."""
 
     @staticmethod
     def of(view: ClusterView, task: Task) -> Demand:
@@ -72,11 +72,11 @@ class Demand:
             ports=published(task),
             constraints=service.spec.constraints if service else task.constraints,
             networks=task.spec.network_names,
-            beside=namespace_container(task.spec.container),
+            namespace_of=namespace_container(task.spec.container),
             image=task.spec.container.image,
             image_digest=task.image_digest,
             node_id=task.node_id,
-            at_home=task.standalone and bool(task.node_id),
+            is_rerun=task.standalone and bool(task.node_id),
             volumes=named_volumes(task),
             volumes_from=task.spec.container.volumes_from,
             max_per_node=service.spec.max_per_node if service else 0,
@@ -122,7 +122,7 @@ def published(task: Task) -> tuple[Port, ...]:
 
 
 class NodeTable:
-    """Arrays over the nodes of a view; `place` keeps them true while a pass goes on."""
+    """Arrays over the nodes of a view; `place` keeps them current during a pass."""
 
     def __init__(self, view: ClusterView) -> None:
         self.nodes = tuple(view.nodes[id] for id in sorted(view.nodes))
@@ -137,12 +137,12 @@ class NodeTable:
         self.availability = _ints([node.availability for node in self.nodes])
         self.ports: dict[Port, set[int]] = {}
         """Which rows have a published port in use."""
-        self.homes = PinnedVolumes(view)
-        """Where volumes are, those that this pass creates included."""
-        self.aloof = [each for each in view.services.values() if each.spec.affinities]
-        """The services that may insist on being away from others, by id."""
-        self.aloof.sort(key=lambda service: service.id)
-        self.stock = GenericPool(view, self.nodes)
+        self.pinned = PinnedVolumes(view)
+        """The nodes that volumes are pinned to, including volumes that this pass creates."""
+        self.with_affinities = [each for each in view.services.values() if each.spec.affinities]
+        """The services with affinities, by id: they may have an anti-affinity to others."""
+        self.with_affinities.sort(key=lambda service: service.id)
+        self.generic = GenericPool(view, self.nodes)
         self._attached: dict[str, IntArray] = {}
         self._active: dict[str, Counter[int]] = {}
         self._leaving: dict[str, Counter[int]] = {}
@@ -184,8 +184,8 @@ class NodeTable:
         return counts
 
     def staying_of_service(self, service_id: str) -> IntArray:
-        """As `tasks_of_service`, without those that the service's update has yet to replace: where
-        these are says nothing of how its tasks are spread in the end."""
+        """As `tasks_of_service`, without those that the service's update has yet to replace:
+        they do not count for the spread after the update."""
         if service_id not in self._leaving:
             return self.tasks_of_service(service_id)
         counts = self._staying.get(service_id)
@@ -209,8 +209,8 @@ class NodeTable:
             yield self.tasks_of_service(service_id)
 
     def place(self, row: int, demand: Demand) -> bool:
-        """Count a task of this demand on the node; whether a volume has found its home by that,
-        which the next tasks of the same demand must follow."""
+        """Count a task of this demand on the node. Return whether that pinned a volume, which the
+        next tasks of the same demand must follow."""
         self.free_shares[row] -= demand.resources.shares
         self.free_memory[row] -= demand.resources.memory
         self.tasks[row] += 1
@@ -220,7 +220,7 @@ class NodeTable:
             self.ports.setdefault(port, set()).add(row)
         for name in demand.networks:
             self.attached(name)[row] += 1
-        return self.homes.settle(demand.volumes, self.nodes[row])
+        return self.pinned.pin(demand.volumes, self.nodes[row])
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,9 +230,9 @@ class Filter:
     check: Callable[[NodeTable], BoolArray]
     """True for each row that passes."""
     explain: str
-    """What is wrong with a node that does not pass, in the user's words."""
+    """The reason of a node that does not pass, in pending reasons."""
     lasting: bool = False
-    """What does not pass never will, unless its operator changes the node."""
+    """A node that does not pass never will, unless an operator changes it."""
 
 
 def _ints(values: list[int]) -> IntArray:

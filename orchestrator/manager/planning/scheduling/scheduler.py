@@ -1,10 +1,10 @@
-"""Where tasks go: filter, then spread.
+"""The scheduler: filter the nodes, spread over zones, choose the best score.
 
-Among the nodes that can take a task, those win in whose zone are the fewest tasks of its service (a
-zone is what has one value of an attribute that the service is spread over; there may be zones in
-zones), then the node with the best rank (`scoring`), then the lowest id. Tasks
-with the same demand are placed together: filters and scores are array operations over all nodes
-once a demand, and after each placement only the row of the chosen node is scored anew.
+Among the nodes that can take a task, those in the zone with the fewest tasks of its service come
+first (a zone is all nodes with one value of an attribute that the service is spread over; zones may
+nest), then the node with the best rank (`scoring`), then the lowest id. Tasks with the same demand
+are placed together: filters and scores are array operations over all nodes, once per demand, and
+after each placement only the row of the chosen node is scored again.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from orchestrator.model.constraints import RuleError, read_attribute
 from orchestrator.model.nodes import Node
 from orchestrator.model.tasks import Task
 
-NEVER_FITS = "as the nodes are, none can ever fit"
-ITS_NEVER_FITS = "as its node is, it can never fit"
+UNSCHEDULABLE = "unschedulable: "
+"""Begins the reason of a task that no node can ever take unless an operator changes the nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Unplaced:
-    """A task that no node can take now, and why, in the user's words."""
+    """A task that no node can take now, and why."""
 
     task: Task
     reason: str
@@ -119,8 +119,8 @@ def _place(
     unsteady: frozenset[str],
     now: float,
 ) -> list[Placement | Unplaced]:
-    """Decide about tasks of one demand, in order: all of them, or up to one that gave a volume
-    its home or a liking its object, since the rules for those behind it are others then."""
+    """Decide about tasks of one demand, in order: all of them, or up to one that pinned a volume or
+    satisfied an affinity, since other rules hold for the tasks after it."""
     reason = impossible(view, demand)
     if reason is not None:
         return [Unplaced(task, reason) for task in tasks]
@@ -132,7 +132,7 @@ def _place(
     for rule in filters:
         passing &= rule.check(table)
     ranking = Ranking(view, table, demand, affinity_scores(view, table, demand))
-    shunned = _rows(table, unsteady | failing_nodes(view, demand.service_id, now))
+    avoided = _rows(table, unsteady | failing_nodes(view, demand.service_id, now))
     scores = np.where(passing, ranking.rank(slice(None)), NEVER)
     one_by_one = refers_to_itself(view, demand)
     zones = [_Zones(table, demand, level) for level in range(1, len(demand.spread) + 1)]
@@ -142,12 +142,12 @@ def _place(
         if chosen is not None:
             scores[chosen] = NEVER if demand.ports else _score_again(table, demand, ranking, chosen)
             chosen = None
-        row = _best(scores, zones, shunned)
+        row = _best(scores, zones, avoided)
         if scores[row] == NEVER:
             reason = reason or _reason(table, demand, filters)
             decided.append(Unplaced(task, reason))
             continue
-        given = table.stock.take(row, demand.generic)
+        given = table.generic.take(row, demand.generic)
         decided.append(Placement(task, table.nodes[row], given))
         if table.place(row, demand) or one_by_one:
             break
@@ -158,8 +158,7 @@ def _place(
 
 
 class _Zones:
-    """The nodes by the values of the first so many attributes, and the tasks of the service in
-    each zone."""
+    """The zones by the first `level` spread attributes, and the tasks of the service in each."""
 
     def __init__(self, table: NodeTable, demand: Demand, level: int) -> None:
         attributes = demand.spread[:level]
@@ -179,10 +178,10 @@ class _Zones:
         self._tasks[self._zone[row]] += 1
 
 
-def _best(scores: IntArray, zones: Sequence[_Zones], shunned: BoolArray | None) -> int:
-    """The row with the least score among those in the zones with the fewest tasks; one that is
-    shunned only if there is no other."""
-    if shunned is not None and (others := np.where(shunned, NEVER, scores)).min() != NEVER:
+def _best(scores: IntArray, zones: Sequence[_Zones], avoided: BoolArray | None) -> int:
+    """The row with the least score among those in the zones with the fewest tasks; an avoided one
+    only if there is no other."""
+    if avoided is not None and (others := np.where(avoided, NEVER, scores)).min() != NEVER:
         scores = others
     for each in zones:
         tasks = np.where(scores == NEVER, NEVER, each.tasks())
@@ -195,7 +194,7 @@ def _score_again(table: NodeTable, demand: Demand, ranking: Ranking, row: int) -
     if not (
         fits(int(table.free_shares[row]), demand.resources.shares)
         and fits(int(table.free_memory[row]), demand.resources.memory)
-        and table.stock.has(row, demand.generic)
+        and table.generic.has(row, demand.generic)
     ):
         return NEVER
     most = demand.max_per_node
@@ -213,18 +212,22 @@ def _rows(table: NodeTable, node_ids: Collection[str]) -> BoolArray | None:
 
 def _reason(table: NodeTable, demand: Demand, filters: Sequence[Filter]) -> str:
     """Why no node takes a task now, and whether one ever will."""
-    reason = explain(_rejects(table, demand, filters))
+    rejects = _rejects(table, demand, filters)
     able = fits(table.total_shares, demand.resources.shares)
     able &= fits(table.total_memory, demand.resources.memory)
     able &= candidates(table, demand)
     for each in demand.generic:
-        able &= table.stock.possible(each)
+        able &= table.generic.possible(each)
+    if not able.any():
+        node = "its node has too little" if demand.node_id else "no node has enough"
+        return explain(rejects, f"{UNSCHEDULABLE}{node} capacity")
     for rule in filters:
         if rule.lasting:
             able &= rule.check(table)
-    if able.any():
-        return reason
-    return f"{reason}; {ITS_NEVER_FITS if demand.node_id else NEVER_FITS}"
+    if not able.any():
+        node = "its node does not meet" if demand.node_id else "no node meets"
+        return explain(rejects, f"{UNSCHEDULABLE}{node} its requirements")
+    return explain(rejects)
 
 
 def _rejects(table: NodeTable, demand: Demand, filters: Iterable[Filter]) -> list[tuple[str, int]]:

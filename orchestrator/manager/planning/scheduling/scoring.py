@@ -35,19 +35,23 @@ _LOAD_UNIT = 1 << 20
 _TASKS = (1 << _TASK_BITS) - 1
 
 IMAGE_THERE = 1 / 32
-"""What the image on a node is worth, as a fraction of its load."""
+"""Bonus of a node that has the image, as a fraction of its load."""
 
 
 class Ranking:
-    """The ranks of nodes for tasks of one demand; `liked` is what its wishes make of each node, in
-    tasks of the service."""
+    """The ranks of nodes for tasks of one demand; `affinity_scores` are in tasks of the service, by
+    node."""
 
     def __init__(
-        self, view: ClusterView, table: NodeTable, demand: Demand, liked: IntArray | None
+        self, view: ClusterView, table: NodeTable, demand: Demand, affinity_scores: IntArray | None
     ) -> None:
         self._table = table
         self._demand = demand
-        self._disliked = liked.max() - liked if liked is not None and len(liked) else None
+        self._affinity_penalty = (
+            affinity_scores.max() - affinity_scores
+            if affinity_scores is not None and len(affinity_scores)
+            else None
+        )
         there = np.zeros(len(table.nodes), dtype=np.int64)
         for id in holders(view, demand.image, demand.image_digest):
             if (row := table.row.get(id)) is not None:
@@ -65,8 +69,8 @@ class Ranking:
         if demand.binpack:
             crowd, tasks = np.zeros_like(crowd), _TASKS - tasks
             load = 2 * _LOAD_UNIT - load
-        if self._disliked is not None:
-            crowd = crowd + self._disliked[rows]
+        if self._affinity_penalty is not None:
+            crowd = crowd + self._affinity_penalty[rows]
         # What has the image all else equal: never less than no load at all.
         load = load + int(IMAGE_THERE * _LOAD_UNIT) - self._image[rows]
         ranked: IntArray = (crowd << (_LOAD_BITS + _TASK_BITS)) + (load << _TASK_BITS) + tasks
@@ -102,7 +106,7 @@ FAILURE_WINDOW = 300.0
 
 
 def unsteady_nodes(view: ClusterView, now: float) -> frozenset[str]:
-    """Ids of the nodes that had better get nothing new now."""
+    """Ids of the nodes that went down repeatedly of late."""
     return frozenset(id for id, node in view.nodes.items() if unsteady(node, now))
 
 

@@ -1,4 +1,4 @@
-"""Where volumes are, and so where their users go.
+"""Volume placement: the nodes that volumes are pinned to, and that their consumers must go to.
 
 A volume's data is on one node for life, unless its driver serves it everywhere (*global* scope).
 A task that mounts it goes to its node. One that is not there yet is created on the node where its
@@ -31,13 +31,13 @@ class NodeRule:
 
     allows: Callable[[Node], bool]
     words: str
-    """What is wrong with a node that it does not allow, in the user's words."""
+    """The reason of a node that it does not allow, in pending reasons."""
     lasting: bool = False
     """For life."""
 
 
 class PinnedVolumes:
-    """Which node has which local volume; a pass adds those that it creates."""
+    """The node that each local volume is pinned to; a pass adds those that it creates."""
 
     def __init__(self, view: ClusterView) -> None:
         self._view = view
@@ -48,15 +48,15 @@ class PinnedVolumes:
         volume = self._view.volumes.get(name)
         return (volume.node_id if volume else "") or self._new.get(name, "")
 
-    def settle(self, mounts: Iterable[MountSpec], node: Node) -> bool:
-        """Volumes with no home yet get it on this node; whether there were any."""
-        settled = False
+    def pin(self, mounts: Iterable[MountSpec], node: Node) -> bool:
+        """Pin the volumes that have no node yet to this one. Return whether there were any."""
+        pinned = False
         for mount in mounts:
             name = name_on(mount, node)
             if not self.of(name) and scope_on(self._view, name, mount, node) is VolumeScope.LOCAL:
                 self._new[name] = node.id
-                settled = True
-        return settled
+                pinned = True
+        return pinned
 
 
 def named_volumes(task: Task) -> tuple[MountSpec, ...]:
@@ -94,13 +94,13 @@ def scope_on(view: ClusterView, name: str, mount: MountSpec, node: Node) -> Volu
 
 def node_rules(
     view: ClusterView,
-    homes: PinnedVolumes,
+    pinned: PinnedVolumes,
     mounts: Iterable[MountSpec],
     volumes_from: Iterable[str],
 ) -> Iterator[NodeRule]:
     """What the volumes of a task demand of its node."""
     for mount in mounts:
-        yield _rule(view, homes, mount)
+        yield _rule(view, pinned, mount)
     for text in volumes_from:
         name, _ = split_volumes_from(text)
         holder = container_named(view, name)
@@ -108,13 +108,13 @@ def node_rules(
             yield only_on(view, holder.node_id, f"container {name} is on")
 
 
-def _rule(view: ClusterView, homes: PinnedVolumes, mount: MountSpec) -> NodeRule:
+def _rule(view: ClusterView, pinned: PinnedVolumes, mount: MountSpec) -> NodeRule:
     if depends_on_node(mount.source):
         return NodeRule(
-            lambda node: homes.of(name_on(mount, node)) in ("", node.id),
-            f"volume {mount.source} is elsewhere",
+            lambda node: pinned.of(name_on(mount, node)) in ("", node.id),
+            f"volume {mount.source} is on another node",
         )
-    home = homes.of(mount.source)
+    home = pinned.of(mount.source)
     if home:
         return replace(only_on(view, home, f"volume {mount.source} is on"), lasting=True)
     driver = driver_of(view, mount.source, mount)
@@ -150,16 +150,16 @@ def unusable_volume(
         name, _ = split_volumes_from(text)
         holder = container_named(view, name)
         if holder is None:
-            return f"no container {name}, whose volumes it is to have"
+            return f"no container {name}, whose volumes it mounts"
         if not holder.node_id:
-            return f"container {name}, whose volumes it is to have, has no node yet"
+            return f"container {name}, whose volumes it mounts, has no node yet"
     return None
 
 
 def volume_changes(
     view: ClusterView, task: Task, node: Node, now: float
 ) -> tuple[tuple[Change, ...], tuple[Volume, ...]]:
-    """What a placement means for volumes: those that it creates or settles on the node, and those
+    """What a placement means for volumes: those that it creates or pins to the node, and those
     that it reads."""
     changes: list[Change] = []
     read: list[Volume] = []

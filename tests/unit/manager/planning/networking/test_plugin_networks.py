@@ -119,9 +119,9 @@ def test_a_task_goes_where_the_plugins_are_or_says_what_is_missing_where() -> No
     waits = placed(host("a", "host-local"), host("b", features=()), network=network)
     assert isinstance(waits, Unplaced)
     assert waits.reason == (
-        "no suitable node (1 node: an agent that knows no CNI plugins, for network lan, on host-b; "
+        "unschedulable: no node meets its requirements (1 node: an agent that knows no CNI "
+        "plugins, for network lan, on host-b; "
         "1 node: no CNI plugin bridge, for network lan, in /opt/cni/bin or /usr/lib/cni on host-a)"
-        "; as the nodes are, none can ever fit"
     )
 
 

@@ -82,7 +82,7 @@ def test_a_full_node_says_so_for_itself_only() -> None:
     world.put(node("a", shares=1024))
     world.obey()
     assert world.task(1).status.message == (
-        "no suitable node (1 node: insufficient shares); as its node is, it can never fit"
+        "unschedulable: its node has too little capacity (1 node: insufficient shares)"
     )
 
 

@@ -156,7 +156,7 @@ def test_the_deadline_ends_a_run() -> None:
 
 def test_what_waits_says_why_and_ends_with_the_run() -> None:
     world = JobWorld.of(nodes=(node("a", shares=64),), deadline=10.0)
-    assert world.newest().status.message.startswith("no suitable node (1 node: insufficient sha")
+    assert world.newest().status.message.startswith("unschedulable: no node has enough capacity (")
     world.pass_time(10)
     ended = world.newest()
     assert (ended.status.state, ended.status.message) == (

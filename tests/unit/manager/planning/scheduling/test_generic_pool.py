@@ -50,7 +50,7 @@ def test_what_no_node_has_so_many_of_can_never_fit() -> None:
     world = World(having(node("a"), gpu="2"), needing("web", 1, ("gpu", 3)))
     world.settle()
     assert given_to(world) == [
-        "no suitable node (1 node: insufficient gpu); as the nodes are, none can ever fit"
+        "unschedulable: no node has enough capacity (1 node: insufficient gpu)"
     ]
 
 
@@ -76,7 +76,7 @@ def test_those_that_are_named_are_given_or_waited_for() -> None:
         "no suitable node (2 nodes: no free gpu card1)",
     ]
     assert given_to(world, "none") == [
-        "no suitable node (2 nodes: no free gpu card7); as the nodes are, none can ever fit"
+        "unschedulable: no node has enough capacity (2 nodes: no free gpu card7)"
     ]
 
 

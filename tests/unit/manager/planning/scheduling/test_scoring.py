@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from builders import GIB, MIB, NOW, World, node, service, task, task_spec
 
-from orchestrator.manager.planning.scheduling.scheduler import NEVER_FITS, Unplaced, schedule
+from orchestrator.manager.planning.scheduling.scheduler import UNSCHEDULABLE, Unplaced, schedule
 from orchestrator.manager.planning.scheduling.scoring import FAILURE_WINDOW, failing_nodes
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import Node
@@ -170,4 +170,4 @@ def test_it_says_when_no_node_can_ever_fit(
     pending = task("p", TaskState.PENDING, of=web, spec=wanted)
     [decision] = schedule(ClusterView.of([*nodes, *busy, web, pending]), [pending], NOW)
     assert isinstance(decision, Unplaced)
-    assert decision.reason.endswith(NEVER_FITS) is never
+    assert decision.reason.startswith(UNSCHEDULABLE) is never

@@ -163,10 +163,10 @@ def test_the_volume_is_written_with_the_placement() -> None:
     ("holder", "expected"),
     [
         (task("h", node_id="n3", container_name="store"), "n3"),
-        (None, "no container store, whose volumes it is to have"),
+        (None, "no container store, whose volumes it mounts"),
         (
             waiting("h", task_spec(), container_name="store", not_before=9.0),
-            "container store, whose volumes it is to have, has no node yet",
+            "container store, whose volumes it mounts, has no node yet",
         ),
     ],
 )
@@ -181,7 +181,7 @@ def test_volumes_from_places_together(holder: Task | None, expected: str) -> Non
         (task("web", TaskState.RUNNING, node_id="n2"), "n2"),
         (
             task("web", TaskState.SHUTDOWN, node_id="n2"),
-            "container web, whose namespaces it is to share, does not run",
+            "container web, whose namespaces it is to share, is not running",
         ),
         (None, "no container web, whose namespaces it is to share"),
     ],

@@ -256,7 +256,7 @@ async def run(settings: Settings) -> None:
             registry,
             lambda: dialer.channel,
         )
-        parts = Backends(
+        backends = Backends(
             runtime=runtime,
             images=images,
             network=networks,
@@ -270,7 +270,7 @@ async def run(settings: Settings) -> None:
             hostname=socket.gethostname(),
             tracer=traces,
         )
-        worker = Worker(parts, db, reporter)
+        worker = Worker(backends, db, reporter)
         flows = stack.enter_context(
             NetworkFlows(worker.runners, settings.run_dir / "bytes-counted")
         )
@@ -384,7 +384,7 @@ async def run(settings: Settings) -> None:
                     trouble="; ".join(filter(None, (db.trouble, balance.trouble))),
                     tunnel_keys=encryption.keys,
                 ),
-                parts.boot_id,
+                backends.boot_id,
                 store.inventory,
             )
 

@@ -18,11 +18,11 @@ from orchestrator.agent.runtime.interface import Exit, Started
 from orchestrator.agent.tasks.lifecycle import (
     Observed,
     Step,
-    fail,
-    given_run,
-    keeps,
+    assigned_run,
+    failed_status,
+    final_status,
+    keeps_files,
     next_step,
-    settle,
 )
 from orchestrator.manager.errors import RequestError
 from orchestrator.manager.leader.agent_reports import Hello, Reports, report_changes
@@ -267,7 +267,7 @@ class ContainerCluster(SimCluster):
         kernel = host.kernel.setdefault(id, Kernel())
         step = next_step(runner.task, runner.status, runner.observed)
         if step in (Step.PREPARE, Step.START) and self.faults and self.random.random() < 0.05:
-            status = fail(runner.task, runner.status, "no luck", self._time(agent))
+            status = failed_status(runner.task, runner.status, "no luck", self._time(agent))
             self._record(host, agent, id, status)
             return True
         match step:
@@ -286,7 +286,7 @@ class ContainerCluster(SimCluster):
                 runner.busy_until = self.now + self.random.choice((0.0, 0.25))
             case Step.START:
                 return self._start(host, agent, id, runner)
-            case Step.RUN:
+            case Step.RECORD_RUNNING:
                 started = runner.observed.container
                 assert isinstance(started, Started)
                 status = replace(
@@ -311,23 +311,25 @@ class ContainerCluster(SimCluster):
                     return False
                 runner.stopping = False
                 runner.observed = replace(runner.observed, container=kernel.process)
-            case Step.SETTLE:
-                status = settle(runner.task, runner.status, runner.observed, self._time(agent))
+            case Step.RECORD_END:
+                status = final_status(
+                    runner.task, runner.status, runner.observed, self._time(agent)
+                )
                 self._record(host, agent, id, status)
             case Step.RELEASE:
                 self._clear(host, id, runner)
                 host.rows[id].released = True
                 runner.observed = replace(runner.observed, released=True, container=None)
                 agent.unreported[id] = runner.status
-            case Step.RENEW:
-                status = TaskStatus(S.ACCEPTED, at=self._time(agent), run=given_run(runner.task))
+            case Step.NEXT_RUN:
+                status = TaskStatus(S.ACCEPTED, at=self._time(agent), run=assigned_run(runner.task))
                 host.rows[id] = Recorded(runner.task, status, host.boot)
                 runner.status = status
                 runner.observed = Observed(confirmed=runner.observed.confirmed)
                 agent.unreported[id] = status
             case Step.DISCARD:
                 self._clear(host, id, runner)
-            case Step.REST:
+            case Step.IDLE:
                 if not runner.assigned:
                     del host.runners[id], host.rows[id]
                     agent.unreported.pop(id, None)
@@ -362,7 +364,7 @@ class ContainerCluster(SimCluster):
     def _clear(self, host: Host, id: str, runner: Runner) -> None:
         kernel = host.kernel[id]
         kernel.created, kernel.process = False, None
-        if not keeps(runner.task):
+        if not keeps_files(runner.task):
             kernel.layer.clear()
             runner.observed = replace(runner.observed, discarded=True)
 

@@ -59,6 +59,6 @@ def _task(runner: TaskRunner) -> dict[str, Any]:
         "name": task.name,
         "image": task.spec.container.image,
         "desired_state": task.desired_state.name.lower(),
-        "holds": runner.holds,
+        "holds": runner.may_hold_resources,
         "status": {**asdict(runner.status), "state": runner.status.state.name.lower()},
     }

@@ -251,9 +251,9 @@ class Session:
         lull: float | None = None
         while True:
             self._wake.clear()
-            if lull is None and self._reporter.waits:
+            if lull is None and self._reporter.has_unsent:
                 lull = loop.time() + LULL
-            due = self._reporter.hurries or (lull is not None and loop.time() >= lull)
+            due = self._reporter.is_urgent or (lull is not None and loop.time() >= lull)
             if due and (report := self._reporter.take()) is not None:
                 lull = None
                 sequence, statuses = report

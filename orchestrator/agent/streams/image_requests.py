@@ -89,7 +89,7 @@ class ImageRequests:
         held = [
             runner.task
             for runner in self._runners.values()
-            if runner.holds or not runner.task.service_id
+            if runner.may_hold_resources or not runner.task.service_id
         ]
         return self._images_of(held)
 

@@ -30,7 +30,7 @@ from orchestrator.tracing.spans import OFF, Tracer
 
 
 class Images(Protocol):
-    """Makes images ready to run from (`imagesource.ClusterImages`)."""
+    """Makes images ready to run from (`images.pulls.ImagePuller`)."""
 
     async def prepare(
         self,
@@ -40,18 +40,17 @@ class Images(Protocol):
         tell: Callable[[str], None] = lambda reason: None,
     ) -> LocalImage:
         """Return the image `digest`, pulling it from one of `sources` (HOST:PORT) if this node
-        lacks it. `name` is the reference that the user gave. `tell` gets the reason while the pull
-        waits, and an empty string when it proceeds. Raises ImageError."""
+        lacks it. `name` is the reference of the spec. `tell` gets the reason while the pull waits,
+        and an empty string when it proceeds. Raises ImageError."""
         ...
 
     async def config(self, digest: str) -> ImageConfig | None:
-        """What an image says of its containers, None if this node lacks it; nothing is fetched.
-        Raises OSError."""
+        """The configuration of an image, None if this node lacks it. Raises OSError."""
         ...
 
 
 class Network(Protocol):
-    """Connects containers (`networks.Networks`)."""
+    """Connects containers (`network.reconciler.NetworkReconciler`)."""
 
     def order(self, networks: Sequence[dispatch_pb2.AssignedNetwork]) -> None: ...
 
@@ -63,7 +62,7 @@ class Network(Protocol):
 
 
 class Volumes(Protocol):
-    """Mounts volumes (`taskvolumes.TaskVolumes`)."""
+    """Mounts volumes (`volumes.task_volumes.TaskVolumes`)."""
 
     async def attach(
         self,
@@ -79,7 +78,7 @@ class Volumes(Protocol):
 
 
 class Files(Protocol):
-    """Keeps secrets and configs (`taskfiles.TaskFiles`)."""
+    """Keeps secrets and configs (`secret_files.SecretFiles`)."""
 
     def take(self, payload: documents_pb2.Payload) -> None: ...
 
@@ -109,20 +108,20 @@ class Files(Protocol):
 
 
 class Hooks(Protocol):
-    """Runs programs in running containers and waits for them (`hooks.Hooks`)."""
+    """Runs programs in running containers and waits for them (`lifecycle_hooks.Hooks`)."""
 
     async def run(self, container_id: str, hook: Hook) -> str:
-        """Returns why it failed; empty: it succeeded. Raises ContainerEnding."""
+        """Run a hook. Returns why it failed; empty: it succeeded. Raises ContainerEnding."""
         ...
 
 
 class ContainerEnding(Exception):
-    """The container has ended, or is about to, which is why a hook did not succeed."""
+    """A hook did not succeed because the container has ended, or is about to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backends:
-    """What a runner acts with."""
+    """What a runner works with."""
 
     runtime: Runtime
     images: Images
@@ -135,25 +134,25 @@ class Backends:
     log_drivers: LogDrivers
     boot_id: str
     hostname: str
-    """Of this node, for the containers to know."""
+    """Of this node; passed to containers."""
     clock: Callable[[], float] = field(default=time.time)
     tracer: Tracer = OFF
 
 
 CONTAINER_ERRORS = (RuntimeFailure, ImageError, NetworkError, VolumeError, FileError)
-"""Errors that say why a container cannot be made or started."""
+"""Errors that say why a container cannot be created or started."""
 EXPECTED_ERRORS = (*CONTAINER_ERRORS, OSError)
 
 
 def root_cause(error: Exception) -> Exception:
-    """The first of the errors that a task group has put together."""
+    """The first error of an exception group."""
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
 def error_message(error: Exception) -> str:
-    """One line for the user."""
+    """An error in one line for users."""
     if isinstance(error, TimeoutError):
         return "it took too long"
     if isinstance(error, OSError) and error.strerror:

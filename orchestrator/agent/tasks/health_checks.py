@@ -25,7 +25,7 @@ _FIRST = 0.1
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What one probe found. `output`: in one line, why it failed."""
+    """The result of one probe. `output`: why it failed, in one line."""
 
     passed: bool
     output: str = ""
@@ -41,33 +41,33 @@ class Prober(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HealthRecord:
-    """What is known of a container's health. Times in seconds of one clock."""
+    """The health of a container. Times in seconds of one clock."""
 
     health: Health
     since: float
-    """When the container was started, or a failure last counted."""
+    """When the container started, or a failure last counted."""
     failures: int = 0
-    """Those in a row that count."""
+    """Consecutive failures that count."""
     pause: float = _FIRST
     """Seconds until the next probe, as long as none has succeeded."""
     output: str = ""
     """Of the last probe, if it failed."""
 
 
-def next_probe(check: HealthCheck, checkup: HealthRecord) -> float:
+def next_probe(check: HealthCheck, record: HealthRecord) -> float:
     """Seconds from one probe (or the start) to the next."""
-    if checkup.health is not Health.STARTING:
+    if record.health is not Health.STARTING:
         return check.interval
-    return min(checkup.pause, check.start_interval, check.interval)
+    return min(record.pause, check.start_interval, check.interval)
 
 
 def judge(
-    check: HealthCheck, checkup: HealthRecord, answer: ProbeResult, started_at: float, now: float
+    check: HealthCheck, record: HealthRecord, result: ProbeResult, started_at: float, now: float
 ) -> HealthRecord:
-    """What a probe's answer makes of the health of a container that runs since `started_at`."""
-    if answer.passed:
+    """The health of a container, running since `started_at`, after a probe."""
+    if result.passed:
         return HealthRecord(Health.HEALTHY, since=now)
-    failed = replace(checkup, output=answer.output)
+    failed = replace(record, output=result.output)
     if failed.health is Health.STARTING:
         failed = replace(failed, pause=2 * failed.pause)
         if now < started_at + check.start_period or now < failed.since + check.interval:
@@ -78,7 +78,7 @@ def judge(
 
 
 class Monitored(Protocol):
-    """A running container, as its runner knows it."""
+    """A running container."""
 
     @property
     def id(self) -> str: ...
@@ -88,35 +88,35 @@ class Monitored(Protocol):
 
 
 class HealthMonitor:
-    """Probes one container; between two runs of it, nothing is remembered."""
+    """Probes one container. Each run starts anew."""
 
     def __init__(self, probes: Prober, clock: Callable[[], float]) -> None:
         self._probes = probes
         self._clock = clock
         self._pid = 0
-        self._checkup = HealthRecord(Health.STARTING, since=0.0)
+        self._record = HealthRecord(Health.STARTING, since=0.0)
 
-    async def attend(
-        self, patient: Monitored, check: HealthCheck, tell: Callable[[Health, str], None]
+    async def run(
+        self, container: Monitored, check: HealthCheck, tell: Callable[[Health, str], None]
     ) -> None:
-        """Probe until cancelled, and `tell` each change of health, or of what a failing probe
-        says. A container that is paused is let alone."""
-        if self._pid != patient.status.pid:
-            # A new run, or one that an earlier agent looked after: its word stands.
-            status = patient.status
+        """Probe until cancelled, and `tell` each change of health or of a failing probe's output. A
+        paused container is not probed."""
+        if self._pid != container.status.pid:
+            # A new run, or one that an earlier agent has probed: continue with its result.
+            status = container.status
             self._pid = status.pid
-            self._checkup = HealthRecord(
+            self._record = HealthRecord(
                 status.health, status.started_at, output=status.health_output
             )
         while True:
-            await asyncio.sleep(next_probe(check, self._checkup))
-            status = patient.status
+            await asyncio.sleep(next_probe(check, self._record))
+            status = container.status
             if status.paused:
                 continue
-            answer = await self._probes.probe(patient.id, check, status.addresses)
-            self._checkup = judge(check, self._checkup, answer, status.started_at, self._clock())
-            if (self._checkup.health, self._checkup.output) != (
+            result = await self._probes.probe(container.id, check, status.addresses)
+            self._record = judge(check, self._record, result, status.started_at, self._clock())
+            if (self._record.health, self._record.output) != (
                 status.health,
                 status.health_output,
             ):
-                tell(self._checkup.health, self._checkup.output)
+                tell(self._record.health, self._record.output)

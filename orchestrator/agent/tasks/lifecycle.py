@@ -1,10 +1,23 @@
-"""What an agent does next for one task: a pure function of the order, what was recorded and what
-is there.
+"""The lifecycle of a task on its node: which step comes next, and how a task ends. Pure.
 
-The runner (`runner.py`) asks `next_step`, does that one step, and asks again. So every way
-through a task's life, a crash between any two steps included, is a row of a table in the tests.
+The runner (`runner`) asks `next_step`, does that one step, and asks again. So every path through a
+task's life, a crash between any two steps included, is a row of a table in the tests.
 
-Two rules are worth their words:
+    state      entered by                                       left by
+    ACCEPTED   the worker, which has recorded the assignment    PREPARE
+    PREPARING  PREPARE: image, volumes, secrets, network        PREPARE
+    READY      PREPARE, when all of these are there             START, if RUNNING is desired
+    STARTING   START, on disk before the process starts         POST_START, RECORD_RUNNING
+    RUNNING    RECORD_RUNNING: the process was seen to run      STOP or its own end, RECORD_END
+    REJECTED   a step that failed before READY                  RELEASE
+    COMPLETE, FAILED, SHUTDOWN
+               RECORD_END (`final_status`), or a failed step    RELEASE; then NEXT_RUN or DISCARD
+                                                                of a standalone container
+
+The manager owns the states before ACCEPTED, and ORPHANED. While a container runs, CONNECT, RESIZE
+and REFRESH make it follow a changed order; WATCH waits for its end or the next change.
+
+Two rules:
 
 - What may have run is never run again on the agent's own decision: the work may have moved
   meanwhile. STARTING is recorded before the process is started, so a task that is recorded as
@@ -12,10 +25,10 @@ Two rules are worth their words:
   exception is a reboot of the host: then nothing can run twice here, and what ran starts again.
 - What never ran waits, after a restart of the agent, until a manager has confirmed it.
 
-A standalone container never moves, so it may be started again where it is certain that it was not
-started; and it may run again: RELEASE keeps its writable layer, RENEW begins the next run that the
-order asks for, and DISCARD takes the rest away at last. A reboot starts it again if its restart
-policy says so.
+A standalone container never moves, so it may be started again where it certainly was not started;
+and it may run again: RELEASE keeps its writable layer, NEXT_RUN begins the next run that the order
+asks for, and DISCARD removes the rest in the end. A reboot starts it again if its restart policy
+says so.
 """
 
 from __future__ import annotations
@@ -33,7 +46,7 @@ from orchestrator.model.tasks import Health, Task, TaskStatus
 from orchestrator.model.units import format_memory
 
 _OVER_REBOOT = (RestartCondition.ANY, RestartCondition.UNLESS_STOPPED)
-"""Restart policies by which a container starts again after a reboot, as Docker has it."""
+"""Restart policies by which a container starts again after a reboot, as in Docker."""
 
 _SIGNALLED = 128
 """A shell's convention: exit status 128 + n means "ended by signal n"."""
@@ -41,53 +54,53 @@ _SIGNALLED = 128
 _LEAST_GRACE = 2.0
 """Seconds from the stop signal to SIGKILL after hooks, unless the grace period is shorter."""
 
-_NOT_SEEN = 255
-"""Exit status of what may have run and whose end nobody saw, as Docker has it."""
+_NOT_OBSERVED = 255
+"""Exit status of a container that may have run and whose end was not observed, as in Docker."""
 
 
 class Step(Enum):
-    """One act of the runner."""
+    """One step of the runner, in the order of a task's life."""
 
     ADOPT = auto()
-    """Find out what an earlier agent left of it."""
+    """Look for a container that an earlier agent left."""
     PREPARE = auto()
-    """Make image and network ready."""
+    """Fetch the image, mount volumes, place secrets, connect the network."""
     START = auto()
     """Create the container and start its process."""
     POST_START = auto()
     """Run the `post_start` hooks that have not succeeded yet."""
-    RUN = auto()
+    RECORD_RUNNING = auto()
     """Record that it runs."""
     CONNECT = auto()
-    """Put it on the networks that the order says now, and take it off others."""
+    """Connect it to the networks of the newest order, and disconnect it from others."""
     RESIZE = auto()
-    """Enforce the limits that the order says."""
+    """Enforce the limits of the newest order."""
     REFRESH = auto()
-    """Replace files of secrets and configs that it has in another version than the order says."""
+    """Replace secrets and configs that differ from the newest order."""
     WATCH = auto()
     """Wait until it ends or the order changes."""
     STOP = auto()
-    """`pre_stop` hooks, stop signal, grace period, SIGKILL."""
-    SETTLE = auto()
-    """Record how it ended; `settle` says how."""
+    """Run `pre_stop` hooks, send the stop signal, wait for the grace period, send SIGKILL."""
+    RECORD_END = auto()
+    """Record how it ended (`final_status`)."""
     RELEASE = auto()
-    """Remove the container and give its network back; of a standalone one its files stay."""
-    RENEW = auto()
+    """Remove the container and release its network; a standalone one keeps its files."""
+    NEXT_RUN = auto()
     """Begin the next run of a standalone container."""
     DISCARD = auto()
     """Remove the files of a standalone container."""
-    REST = auto()
-    """Nothing until the order changes."""
+    IDLE = auto()
+    """Wait for a change of the order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What the runner knows of a task's container, beside the recorded status."""
+    """What the runner has observed of a task's container, beside the recorded status."""
 
     container: Started | Exit | None = None
-    """The last that was seen of it; None: there is none, or it was not started."""
+    """Its last observed process; None: there is no container, or it was not started."""
     looked: bool = True
-    """Whether what an earlier agent may have left was looked for."""
+    """Whether a container of an earlier agent was looked for."""
     prepared: bool = False
     """Image and network are ready."""
     released: bool = False
@@ -97,22 +110,22 @@ class Observed:
     rebooted: bool = False
     """It ran in an earlier boot of the host, so nothing of it can run now."""
     unconnected: tuple[NetworkAttachment, ...] | None = None
-    """The networks that it was to be on when that failed."""
+    """The networks of the order that could not be followed."""
     stale: bool = False
-    """It has secrets or configs in another version than the newest order says."""
+    """Its secrets or configs differ from the newest order."""
     resize: bool = False
-    """Its limits are not known to be those of the newest order."""
+    """Its limits differ from the newest order, or are not known."""
     hook_failure: str = ""
-    """Which lifecycle hook failed, and how: one of `post_start` ends the run."""
+    """Which lifecycle hook failed, and how; a failed `post_start` hook ends the run."""
     confirmed: bool = True
-    """A manager assigned it to this agent's process; not only to one before."""
+    """A manager has assigned it to this process of the agent, not only to an earlier one."""
 
 
-def begin(
+def initial(
     task: Task, recorded: TaskStatus | None, *, released: bool, rebooted: bool, now: float
 ) -> tuple[TaskStatus, Observed]:
-    """What an agent knows of a task when it first hears of it, or finds it on record: its status,
-    and what of it is there. `released` and `rebooted` are about what is on record."""
+    """Status and observation of a task that is new, or that an earlier agent recorded. `released`
+    and `rebooted` are about the record."""
     if recorded is not None:
         rebooted = rebooted and recorded.state >= TaskState.STARTING
         return recorded, Observed(
@@ -120,30 +133,30 @@ def begin(
         )
     known: TaskStatus = task.status
     if known.state > TaskState.ACCEPTED:
-        # The manager remembers more of it than this node, whose state file was lost: what has
-        # ended stays ended, and what may run is looked for, not started twice.
+        # This node's state file was lost, but the manager remembers: what has ended stays ended,
+        # and what may run is looked for, not started twice.
         return known, Observed(looked=False)
     return TaskStatus(state=TaskState.ACCEPTED, at=now, run=known.run), Observed()
 
 
-def sense(task: Task) -> tuple[object, ...]:
-    """What of an order the steps depend on."""
+def decisive_fields(task: Task) -> tuple[object, ...]:
+    """The fields of an order that the steps depend on."""
     ending = task.stop_signal, task.stop_grace
-    return task.desired_state, task.run, given_run(task), ending, task.spec.networks
+    return task.desired_state, task.run, assigned_run(task), ending, task.spec.networks
 
 
-def given_run(task: Task) -> int:
-    """The newest run that the manager has given to the node; 0: none yet. It may be behind the
-    one that is wanted, which is only given when this one has ended."""
+def assigned_run(task: Task) -> int:
+    """The newest run that the manager has assigned to the node; 0: none yet. It may be behind the
+    desired one, which is assigned only when this one has ended."""
     return task.status.run if task.status.state >= TaskState.ASSIGNED else 0
 
 
-def keeps(task: Task) -> bool:
+def keeps_files(task: Task) -> bool:
     """Whether the container's files outlive its run."""
     return task.standalone and task.desired_state is not TaskState.REMOVE
 
 
-def grace_of(task: Task) -> float:
+def grace_period(task: Task) -> float:
     """Seconds from the beginning of a stop to SIGKILL: the order's, else the spec's."""
     return max(task.stop_grace, 0.0) if task.stop_grace else task.spec.container.stop_grace
 
@@ -154,17 +167,17 @@ def next_step(task: Task, status: TaskStatus, observed: Observed) -> Step:
         return _after_end(task, status, observed)
     if not observed.looked:
         return Step.ADOPT
-    wanted = not to_end(task, status)
+    wanted = not must_end(task, status)
     if isinstance(observed.container, Exit):
-        return Step.SETTLE
+        return Step.RECORD_END
     if isinstance(observed.container, Started):
-        if not wanted or sick(task, status) or observed.hook_failure:
+        if not wanted or failing_health(task, status) or observed.hook_failure:
             return Step.STOP
-        if post_start(task, status):
+        if due_post_start(task, status):
             return Step.POST_START
         recorded = status.state is TaskState.RUNNING and status.pid == observed.container.pid
         if not recorded:
-            return Step.RUN
+            return Step.RECORD_RUNNING
         if observed.unconnected != task.spec.networks and not is_connected(
             task.spec.attachments, task.slot, status
         ):
@@ -173,54 +186,55 @@ def next_step(task: Task, status: TaskStatus, observed: Observed) -> Step:
             return Step.RESIZE
         return Step.REFRESH if observed.stale else Step.WATCH
     if not wanted or _lost(task, status, observed):
-        return Step.SETTLE
+        return Step.RECORD_END
     if not observed.confirmed and not observed.rebooted:
-        return Step.REST
+        return Step.IDLE
     if task.standalone and task.status.state < TaskState.ASSIGNED:
-        return Step.REST
+        return Step.IDLE
     if not observed.prepared:
         return Step.PREPARE
-    return Step.START if task.desired_state is TaskState.RUNNING else Step.REST
+    return Step.START if task.desired_state is TaskState.RUNNING else Step.IDLE
 
 
 def _after_end(task: Task, status: TaskStatus, observed: Observed) -> Step:
     if not observed.released:
         return Step.RELEASE
-    # The manager's own word: the next run has its node's room, and its delay is over. It is begun
-    # also when it is to end at once, so that its end is told.
-    if given_run(task) > status.run:
-        return Step.RENEW
+    # The manager has assigned it: its node has capacity, and its delay is over. It begins even if
+    # it must end at once, so that its end is reported.
+    if assigned_run(task) > status.run:
+        return Step.NEXT_RUN
     if task.standalone and task.desired_state is TaskState.REMOVE and not observed.discarded:
         return Step.DISCARD
-    return Step.REST
+    return Step.IDLE
 
 
-def to_end(task: Task, status: TaskStatus) -> bool:
-    """Whether the run that `status` is about is ordered to end."""
+def must_end(task: Task, status: TaskStatus) -> bool:
+    """Whether the order ends the run that `status` is about."""
     return task.desired_state > TaskState.RUNNING or task.run > status.run
 
 
-def post_start(task: Task, status: TaskStatus) -> tuple[Hook, ...]:
-    """The hooks to run before it counts as running."""
+def due_post_start(task: Task, status: TaskStatus) -> tuple[Hook, ...]:
+    """The `post_start` hooks that are left to run before it counts as running."""
     return task.spec.container.post_start[status.hooks :]
 
 
-def pre_stop(task: Task, status: TaskStatus) -> tuple[Hook, ...]:
-    """The hooks to run before it is stopped: none if it never came to run, or gets no time."""
+def due_pre_stop(task: Task, status: TaskStatus) -> tuple[Hook, ...]:
+    """The `pre_stop` hooks that are left to run before it is stopped: none if it never ran, or has
+    no grace period."""
     spec = task.spec.container
     started = status.hooks - len(spec.post_start)
-    return spec.pre_stop[started:] if started >= 0 and grace_of(task) > 0 else ()
+    return spec.pre_stop[started:] if started >= 0 and grace_period(task) > 0 else ()
 
 
 def grace_left(task: Task, used: float) -> float:
     """Seconds from the stop signal to SIGKILL when `pre_stop` hooks took `used` seconds of the
     grace period: the rest of it, but at least a short minimum, as in Kubernetes."""
-    grace = grace_of(task)
+    grace = grace_period(task)
     return max(grace - used, min(grace, _LEAST_GRACE))
 
 
 def _lost(task: Task, status: TaskStatus, observed: Observed) -> bool:
-    """Whether it may have run, and nobody knows what became of it."""
+    """Whether it may have run and its end was not observed."""
     if status.state < TaskState.STARTING:
         return False
     if not task.standalone:
@@ -230,14 +244,14 @@ def _lost(task: Task, status: TaskStatus, observed: Observed) -> bool:
     return status.state > TaskState.STARTING
 
 
-def sick(task: Task, status: TaskStatus) -> bool:
-    """Whether its bad health ends it. One of a service is replaced; a container of its own goes
-    on, as in Docker: that it is unhealthy is for its user to see."""
+def failing_health(task: Task, status: TaskStatus) -> bool:
+    """Whether its health ends it. An unhealthy task of a service is replaced; a standalone
+    container runs on, as in Docker, and is shown as unhealthy."""
     return status.health is Health.UNHEALTHY and not task.standalone
 
 
-def runs(status: TaskStatus, started: Started, probed: bool, now: float) -> TaskStatus:
-    """The status of a task whose container was seen to run; `probed`: its health is seen to."""
+def running_status(status: TaskStatus, started: Started, probed: bool, now: float) -> TaskStatus:
+    """The status of a task whose container was seen to run; `probed`: it has a health check."""
     return replace(
         status,
         state=TaskState.RUNNING,
@@ -250,22 +264,22 @@ def runs(status: TaskStatus, started: Started, probed: bool, now: float) -> Task
     )
 
 
-def settle(task: Task, status: TaskStatus, observed: Observed, now: float) -> TaskStatus:
-    """The last status of a task that has ended (`Exit`), was stopped before it started, or was
-    lost over a restart of the agent."""
-    ordered = to_end(task, status)
+def final_status(task: Task, status: TaskStatus, observed: Observed, now: float) -> TaskStatus:
+    """The last status of a task that ended (`Exit`), was stopped before it started, or was lost
+    during a restart of the agent."""
+    ordered = must_end(task, status)
     end = observed.container
     if isinstance(end, Exit):
         if ordered:
             state, message = TaskState.SHUTDOWN, observed.hook_failure
-        elif sick(task, status):
+        elif failing_health(task, status):
             state, message = TaskState.FAILED, f"unhealthy: {status.health_output}"
         elif observed.hook_failure:
             state, message = TaskState.FAILED, observed.hook_failure
         elif end.code == 0 and not end.oom_killed:
             state, message = TaskState.COMPLETE, ""
         else:
-            state, message = TaskState.FAILED, explain(end, task.spec.limit.memory)
+            state, message = TaskState.FAILED, exit_reason(end, task.spec.limit.memory)
         return replace(
             _ended(status, state, message, now),
             exit_code=end.code,
@@ -278,15 +292,16 @@ def settle(task: Task, status: TaskStatus, observed: Observed, now: float) -> Ta
             message = "stopped; how it ended was not seen"
     else:
         state, message = TaskState.FAILED, "lost over a restart of the node"
-    code = _NOT_SEEN if status.state >= TaskState.STARTING else 0
+    code = _NOT_OBSERVED if status.state >= TaskState.STARTING else 0
     return replace(_ended(status, state, message, now), exit_code=code, lost=not ordered)
 
 
-def fail(task: Task, status: TaskStatus, reason: str, now: float, exit_code: int = 0) -> TaskStatus:
-    """The last status of a task with which a step went wrong. How far it got decides: before it
-    was ready the node *rejects* it, later it *failed*; if it was to stop anyway, it has.
-    `exit_code` is what tells of a program that cannot be run."""
-    if to_end(task, status):
+def failed_status(
+    task: Task, status: TaskStatus, reason: str, now: float, exit_code: int = 0
+) -> TaskStatus:
+    """The last status of a task of which a step failed: REJECTED before it was ready, FAILED later,
+    SHUTDOWN if it was to stop anyway. `exit_code` tells of a program that cannot be run."""
+    if must_end(task, status):
         state = TaskState.SHUTDOWN
     elif status.state < TaskState.READY:
         state = TaskState.REJECTED
@@ -309,9 +324,8 @@ def _ended(status: TaskStatus, state: TaskState, message: str, now: float) -> Ta
     )
 
 
-def explain(end: Exit, memory_limit: int) -> str:
-    """Why a container that was not told to stop has ended, in one line. `memory_limit` in bytes,
-    0 for none."""
+def exit_reason(end: Exit, memory_limit: int) -> str:
+    """Why a container ended without being stopped, in one line. `memory_limit`: bytes, 0: none."""
     if end.oom_killed:
         limit = f" (limit {format_memory(memory_limit)})" if memory_limit else ""
         return f"out of memory{limit}"

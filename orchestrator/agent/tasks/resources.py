@@ -22,7 +22,7 @@ from orchestrator.agent.runtime.interface import (
     signal_number,
 )
 from orchestrator.agent.tasks.backends import Backends
-from orchestrator.agent.tasks.lifecycle import keeps
+from orchestrator.agent.tasks.lifecycle import keeps_files
 from orchestrator.model.convert import from_proto
 from orchestrator.model.names import short_id
 from orchestrator.model.objects import Volume
@@ -35,48 +35,48 @@ from orchestrator.pb import dispatch_pb2, documents_pb2
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a container needs, made ready on this node."""
+    """The prepared resources of a container."""
 
     image: LocalImage
     mounts: tuple[Mount, ...]
     connected: Connected
     beside: str = ""
-    """The container whose namespaces it shares, by its id."""
+    """The id of the container whose namespaces it shares."""
 
 
 def describe_container(
-    task: Task, made: Prepared, hostname: str, logging: LogConfig | None = None
+    task: Task, prepared: Prepared, hostname: str, logging: LogConfig | None = None
 ) -> Container:
-    """The container of `task` on the node called `hostname`; `logging`: its driver, with the
-    node's defaults filled in."""
-    told: tuple[str, ...] = ()
+    """The container of `task` on the node `hostname`; `logging`: its log driver, with the node's
+    defaults."""
+    service_env: tuple[str, ...] = ()
     if task.standalone:
         own_hostname = short_id(task.id)
     else:
         own_hostname = task.id
-        told = (f"ORC_SERVICE_NAME={task.service_name}", f"ORC_TASK_SLOT={task.slot}")
-    if made.connected.netns is None:
+        service_env = (f"ORC_SERVICE_NAME={task.service_name}", f"ORC_TASK_SLOT={task.slot}")
+    if prepared.connected.netns is None:
         own_hostname = hostname
     return Container(
         id=task.id,
         name=task.name,
         spec=task.spec,
-        image=made.image,
-        netns=made.connected.netns,
-        host_network=made.connected.netns is None,
-        address=next(iter(made.connected.addresses.values()), ""),
-        nameservers=made.connected.nameservers,
+        image=prepared.image,
+        netns=prepared.connected.netns,
+        host_network=prepared.connected.netns is None,
+        address=next(iter(prepared.connected.addresses.values()), ""),
+        nameservers=prepared.connected.nameservers,
         hostname=task.spec.container.hostname or own_hostname,
         env=(
             f"ORC_TASK_ID={task.id}",
             f"ORC_TASK_NAME={task.name}",
-            *told,
+            *service_env,
             f"ORC_NODE_HOSTNAME={hostname}",
         ),
         labels=dict(task.spec.container.labels),
         keep=task.standalone,
-        mounts=made.mounts,
-        beside=made.beside,
+        mounts=prepared.mounts,
+        beside=prepared.beside,
         logging=logging or LogConfig(),
     )
 
@@ -90,25 +90,25 @@ log = logging.getLogger(__name__)
 
 
 class TaskResources:
-    """The things of one task; `task` is always its newest order."""
+    """The resources of one task; `task` is always its newest order."""
 
     def __init__(
         self,
-        parts: Backends,
+        backends: Backends,
         assigned: dispatch_pb2.AssignedTask,
-        begun: Callable[[], bool] = lambda: False,
+        has_run: Callable[[], bool] = lambda: False,
         running: Callable[[str], Task | None] = lambda word: None,
     ) -> None:
-        """`begun`: whether its program has run already; what is done then is in no trace.
-        `running`: the running task that a word means."""
+        """`has_run`: whether its program has run; later steps are not traced. `running` finds the
+        running task that a user means by a word."""
         self._running = running
-        self._parts = parts
-        self._begun = begun
+        self._backends = backends
+        self._has_run = has_run
         self._prepared: Prepared | None = None
-        self.take(assigned)
+        self.assign(assigned)
 
-    def take(self, assigned: dispatch_pb2.AssignedTask) -> None:
-        """Note what a new order says of what the task is to have."""
+    def assign(self, assigned: dispatch_pb2.AssignedTask) -> None:
+        """Take the resources of a new order."""
         self._sources = tuple(assigned.image_sources)
         """HOST:PORT of the nodes that have its image."""
         self.volumes: Mapping[str, Volume] = named_volumes(assigned)
@@ -116,23 +116,23 @@ class TaskResources:
         self.files: tuple[documents_pb2.AssignedFile, ...] = tuple(assigned.files)
         """Its secrets and configs."""
         self._trace = assigned.trace
-        """The place in a trace of its beginning."""
+        """The trace context of its start."""
 
     def _step(self, name: str, image: str = "") -> AbstractContextManager[str]:
-        """A span of its beginning."""
-        place = "" if self._begun() else self._trace
-        return self._parts.tracer.span(name, place, image=image)
+        """A span of its start."""
+        place = "" if self._has_run() else self._trace
+        return self._backends.tracer.span(name, place, image=image)
 
-    def judged(self, status: TaskStatus, health: Health, output: str) -> TaskStatus:
-        """The status with what its probes say of its health now."""
-        now = self._parts.clock()
+    def with_health(self, status: TaskStatus, health: Health, output: str) -> TaskStatus:
+        """The status with a new health."""
+        now = self._backends.clock()
         if status.health is Health.STARTING and health is not Health.STARTING:
             error = "" if health is Health.HEALTHY else output
             began = status.started_at
-            self._parts.tracer.record("first health", began, now, self._trace, error=error)
+            self._backends.tracer.record("first health", began, now, self._trace, error=error)
         return replace(status, health=health, health_output=output, at=now)
 
-    async def image(
+    async def pull(
         self, task: Task, tell: Callable[[str], None] = lambda reason: None
     ) -> LocalImage:
         """Return the task's image, pulling it if this node lacks it. Safe to cancel. `tell` gets
@@ -143,62 +143,60 @@ class TaskResources:
         if spec.rootfs:
             return NO_IMAGE
         with self._step("pull", image=spec.image):
-            return await self._parts.images.prepare(
+            return await self._backends.images.prepare(
                 spec.image, task.image_digest, self._sources, tell
             )
 
     async def _config(self, task: Task) -> ImageConfig:
-        """What its image says, as far as this node has it: what runs, or is to stop, never waits
-        for an image. Raises OSError."""
+        """The configuration of its image, empty if this node lacks it: a container that runs or
+        stops never waits for an image. Raises OSError."""
         if self._prepared is not None:
             return self._prepared.image.config
         digest = "" if task.spec.container.rootfs else task.image_digest
-        found = await self._parts.images.config(digest) if digest else None
+        found = await self._backends.images.config(digest) if digest else None
         return found or ImageConfig()
 
-    async def health(self, task: Task) -> HealthCheck | None:
-        """How its health is seen, None when it is not. It may be cut short. Raises OSError."""
-        # What the task says itself holds also where the image is gone while the container runs.
+    async def health_check(self, task: Task) -> HealthCheck | None:
+        """Its health check, None without one. Safe to cancel. Raises OSError."""
+        # The task's own health check applies even if the image was removed while it runs.
         return effective(task.spec.container.health, (await self._config(task)).health)
 
     async def stop_signal(self, task: Task) -> int:
-        """What stops its program: the order's word, else the spec's, else the image's, else
-        SIGTERM."""
+        """The signal that stops it: of the order, else the spec, else the image, else SIGTERM."""
         name = task.stop_signal or task.spec.container.stop_signal
         if not name:
             try:
                 name = (await self._config(task)).stop_signal
             except OSError as error:
                 log.warning(
-                    "image cannot be read, so SIGTERM stops its container",
+                    "image cannot be read; stopping its container with SIGTERM",
                     extra={"task": task.id, "error": str(error)},
                 )
         return signal_number(name or "SIGTERM")
 
     async def mount(self, task: Task, image: LocalImage, tell: Tell) -> tuple[Mount, ...]:
-        """Mount its volumes; `tell` is told what keeps it waiting. It may be cut short. Raises
-        VolumeError."""
+        """Mount its volumes; `tell` gets what it waits for. Safe to cancel. Raises VolumeError."""
         with self._step("volumes"):
-            return await self._parts.volumes.attach(task, self.volumes, image, tell)
+            return await self._backends.volumes.attach(task, self.volumes, image, tell)
 
     async def connect(
         self, task: Task, image: LocalImage, mounts: tuple[Mount, ...], tell: Tell
     ) -> None:
         """Give it user ids, its files and its networks; then its container can be created. `tell`
-        is told what keeps it waiting."""
-        # Until then namespaces that nobody is known to hold are taken away.
-        await self._parts.network.ready()
+        gets what it waits for."""
+        # Before that, namespaces without a known container are removed.
+        await self._backends.network.ready()
         with self._step("files"):
-            beside = self._beside(task)
-            await self._parts.runtime.reserve(task.id, task.spec, beside)
-            users = self._parts.runtime.users(task.id)
-            files = self._parts.files.place(task.id, self.files, users)
+            beside = self._joined_container(task)
+            await self._backends.runtime.reserve(task.id, task.spec, beside)
+            users = self._backends.runtime.users(task.id)
+            files = self._backends.files.place(task.id, self.files, users)
         networks = ", ".join(each.network for each in task.spec.attachments)
         with self._step("network"), announced(tell, f"not yet connected to {networks}"):
-            connected = await self._parts.network.connect(task)
+            connected = await self._backends.network.connect(task)
         self._prepared = Prepared(image, (*mounts, *files), connected, beside)
 
-    def _beside(self, task: Task) -> str:
+    def _joined_container(self, task: Task) -> str:
         """The id of the container whose namespaces it shares. Raises RuntimeFailure."""
         word = namespace_container(task.spec.container)
         if not word:
@@ -210,26 +208,25 @@ class TaskResources:
             raise RuntimeFailure(reason)
         return neighbour.id
 
-    def addressed(self, status: TaskStatus) -> TaskStatus:
-        """The status with its addresses by network, once it is connected."""
+    def with_addresses(self, status: TaskStatus) -> TaskStatus:
+        """The status with its addresses by network, if it is connected."""
         if self._prepared is None:
             return status
         return _with_addresses(status, self._prepared.connected)
 
     async def reconnect(self, task: Task, status: TaskStatus) -> TaskStatus:
-        """Have its container, which runs, on the networks that the order names now; the status
-        with the addresses that it then has. Raises NetworkError."""
-        return _with_addresses(status, await self._parts.network.connect(task))
+        """Connect its running container to the networks of the newest order, and to no others.
+        Returns the status with its new addresses. Raises NetworkError."""
+        return _with_addresses(status, await self._backends.network.connect(task))
 
-    def stale(self, task: Task) -> bool:
-        """Whether its container has a file in another version than the newest order says."""
-        return bool(self._parts.files.stale(task.id, self.files))
+    def has_outdated_files(self, task: Task) -> bool:
+        """Whether secrets or configs of its container differ from the newest order."""
+        return bool(self._backends.files.stale(task.id, self.files))
 
-    async def refresh(self, task: Task) -> None:
-        """Replace the files of its container, which runs, that are stale, and tell its program as
-        the order says. Done again if it is cut short: a signal may come twice. Raises
-        RuntimeFailure, FileError."""
-        files, runtime = self._parts.files, self._parts.runtime
+    async def replace_files(self, task: Task) -> None:
+        """Replace outdated files of its running container and send the signals of the order. Safe
+        to repeat: a signal may be sent twice. Raises RuntimeFailure, FileError."""
+        files, runtime = self._backends.files, self._backends.runtime
         new = files.renew(task.id, self.files, runtime.users(task.id))
         await runtime.replace_files(task.id, [(each.source, each.file.target) for each in new])
         for number in sorted({each.file.signal for each in new if each.file.signal}):
@@ -237,49 +234,51 @@ class TaskResources:
         files.settle(task.id, self.files)
 
     async def create(self, task: Task) -> None:
-        """Create its container; its program does not run yet."""
+        """Create its container, without starting its process."""
         assert self._prepared is not None
-        logging = self._parts.log_drivers.prepare(task, self._prepared.image.digest)
-        container = describe_container(task, self._prepared, self._parts.hostname, logging)
+        logging = self._backends.log_drivers.prepare(task, self._prepared.image.digest)
+        container = describe_container(task, self._prepared, self._backends.hostname, logging)
         with self._step("create"):
-            await self._parts.runtime.create(container)
+            await self._backends.runtime.create(container)
 
     async def start(self, task: Task) -> Started:
-        """Create its container unless that is done, and let its program run."""
+        """Create its container unless it exists, and start its process."""
         await self.create(task)
         with self._step("start"):
-            return await self._parts.runtime.start(task.id)
+            return await self._backends.runtime.start(task.id)
 
-    async def clear(self, task: Task) -> bool:
-        """Remove the container; one that may run again keeps its files. Whether all is gone."""
-        runtime = self._parts.runtime
-        if keeps(task):
+    async def remove_container(self, task: Task) -> bool:
+        """Remove the container; one that may run again keeps its files. Returns whether nothing is
+        left."""
+        runtime = self._backends.runtime
+        if keeps_files(task):
             await runtime.release(task.id)
             return False
         try:
-            self._parts.logs.keep(task.id, runtime.log_path(task.id))
+            self._backends.logs.keep(task.id, runtime.log_path(task.id))
         except OSError as error:
-            # A full disk gets room only if the container goes.
+            # On a full disk, only the removal of the container frees space.
             log.warning(
-                "log of a container is not kept", extra={"task": task.id, "error": str(error)}
+                "container log cannot be retained", extra={"task": task.id, "error": str(error)}
             )
         await runtime.remove(task.id)
         return True
 
     async def discard(self, task: Task) -> bool:
-        """Take away what `release` kept. Whether all is gone."""
-        gone = await self.clear(task)
+        """Remove what `release` kept. Returns whether nothing is left."""
+        gone = await self.remove_container(task)
         if gone:
-            # Volumes that go with it were kept as long as it might run again.
-            await self._parts.volumes.detach(task)
+            # Its anonymous volumes were kept as long as it might run again.
+            await self._backends.volumes.detach(task)
         return gone
 
     async def release(self, task: Task) -> bool:
-        """Give everything back, but for what `clear` keeps. Whether all is gone."""
-        gone = await self.clear(task)
-        await self._parts.network.detach(task.id)
-        await self._parts.volumes.detach(task)
-        self._parts.files.remove(task.id)
+        """Release everything, except for what `remove_container` keeps. Returns whether nothing is
+        left."""
+        gone = await self.remove_container(task)
+        await self._backends.network.detach(task.id)
+        await self._backends.volumes.detach(task)
+        self._backends.files.remove(task.id)
         self._prepared = None
         return gone
 

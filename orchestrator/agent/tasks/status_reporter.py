@@ -1,9 +1,9 @@
 """Statuses on their way to the manager: the newest of each task, repeated until acknowledged.
 
-A start passes six states in some 20 ms. The reporter keeps one status a task, so a report holds
-whatever is newest at the instant at which the session sends it: no queue, and no older state behind
-a newer one. What a task only passes through need not be told at once (`hurries`), and is not at all
-when it goes on meanwhile: each state that is told is a transaction of the store.
+A start passes six states in about 20 ms. The reporter keeps one status per task, so a report holds
+the newest at the moment the session sends it: no queue, and no older state behind a newer one.
+Transient states need not be sent at once (`is_urgent`), and are skipped when a later one follows in
+time: each reported state is a transaction of the store.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import TaskStatus
 
 TRANSIENT = frozenset({TaskState.ACCEPTED, TaskState.PREPARING, TaskState.STARTING})
-"""States that nobody decides by."""
+"""States that no decision depends on."""
 
 
 class StatusReporter:
-    """What the manager does not know yet. `wake` is called whenever there is more to send."""
+    """Statuses that the manager does not know yet. `wake` is called when there is more to send."""
 
     def __init__(
         self, wake: Callable[[], None], changed: Callable[[str], None] = lambda task_id: None
     ) -> None:
-        """`changed` is called with each task of which there is something new on this node."""
+        """`changed` is called with each task whose status has changed."""
         self._wake = wake
         self.changed = changed
         self._newest: dict[str, TaskStatus] = {}
         self._unsent: set[str] = set()
         self._sent: dict[str, int] = {}
-        """Task → sequence of the last report that held it, until that is acknowledged."""
+        """Task → sequence of the last report with it, until that is acknowledged."""
         self._sequence = 0
 
     def put(self, task_id: str, status: TaskStatus) -> None:
         """Report `status`, unless a later state of this task is known: the pair of run and state
-        only grows. So does the time of news within a state, though the clock may go back: by it a
-        manager tells what is newer when reports overtake each other."""
+        only grows. So does the time within a state, even if the clock steps back: by it a manager
+        orders reports that overtake each other."""
         known = self._newest.get(task_id)
         if known is not None:
             if known == status or (known.run, known.state) > (status.run, status.state):
@@ -51,27 +51,27 @@ class StatusReporter:
         self._wake()
 
     def forget(self, task_id: str) -> None:
-        """Say nothing more of a task that is no longer assigned."""
+        """Drop a task that is no longer assigned."""
         self._newest.pop(task_id, None)
         self._unsent.discard(task_id)
         self._sent.pop(task_id, None)
         self.changed(task_id)
 
     def restart(self) -> None:
-        """Begin with everything again: a new session knows nothing of the old one."""
+        """Send everything again, in a new session."""
         self._unsent = set(self._newest)
         self._sent.clear()
         if self._unsent:
             self._wake()
 
     def retry(self) -> None:
-        """Send again what was sent and is not acknowledged."""
+        """Send again what is not acknowledged."""
         if self._sent:
             self._unsent.update(self._sent)
             self._wake()
 
     def take(self) -> tuple[int, Mapping[str, TaskStatus]] | None:
-        """The next report (its sequence, status by task id), or None when there is nothing."""
+        """The next report: its sequence and statuses by task id; None: there is nothing to send."""
         if not self._unsent:
             return None
         self._sequence += 1
@@ -81,17 +81,17 @@ class StatusReporter:
         return self._sequence, report
 
     @property
-    def hurries(self) -> bool:
-        """Whether there is something to send that is to be told at once."""
+    def is_urgent(self) -> bool:
+        """Whether a status is to be sent at once."""
         return any(self._newest[task_id].state not in TRANSIENT for task_id in self._unsent)
 
     @property
-    def waits(self) -> bool:
-        """Whether there is something to send."""
+    def has_unsent(self) -> bool:
+        """Whether a status is to be sent."""
         return bool(self._unsent)
 
     def acknowledge(self, sequence: int) -> None:
-        """The manager keeps every report up to `sequence`."""
+        """The manager has stored every report up to `sequence`."""
         self._sent = {task: sent for task, sent in self._sent.items() if sent > sequence}
 
     @property

@@ -33,36 +33,35 @@ from orchestrator.pb import dispatch_pb2, documents_pb2
 
 log = logging.getLogger(__name__)
 
-STARTS_AT_A_TIME = 8
-"""Containers that are being made at once. A start is mostly waiting for conmon and crun: with 1, 4
-and 8 at once, 77, 137 and 173 a second were made on 2 cores; more only makes each slower."""
-
+CONCURRENT_STARTS = 8
+"""Containers that are started concurrently. A start mostly waits for conmon and crun: with 1, 4 and
+8 at once, 77, 137 and 173 a second were started on 2 cores; more only makes each slower."""
 
 _SWEEP_FIRST, _SWEEP_MOST = 1.0, 60.0
-"""Seconds between attempts to remove what is nobody's."""
+"""Seconds between attempts to remove leftovers."""
 _SWEEP_LIMIT = 20.0
-"""Seconds that one container may keep the others waiting."""
+"""Seconds that the removal of one container may delay the others."""
 
 
 class Worker:
-    """Drives every assigned task; an async context manager. Leaving it stops the driving, not the
+    """Runs every assigned task; an async context manager. Leaving it stops the runners, not the
     containers."""
 
     def __init__(
         self,
-        parts: Backends,
+        backends: Backends,
         db: StateDb,
         reporter: StatusReporter,
         *,
-        starts: int = STARTS_AT_A_TIME,
+        starts: int = CONCURRENT_STARTS,
     ) -> None:
-        self._parts = parts
+        self._backends = backends
         self._db = db
         self._reporter = reporter
         self._gate = asyncio.Semaphore(starts)
         self._removals = asyncio.Semaphore(starts)
-        self._held: dict[str, dispatch_pb2.AssignedTask] = {}
-        """New tasks that begin once they are recorded."""
+        self._unrecorded: dict[str, dispatch_pb2.AssignedTask] = {}
+        """New tasks that start once they are recorded."""
         self._runners: dict[str, TaskRunner] = {}
         self._swept = False
         self._group = asyncio.TaskGroup()
@@ -70,12 +69,12 @@ class Worker:
 
     async def __aenter__(self) -> Self:
         records = self._db.records()
-        self._parts.logs.retain(records)
-        self._parts.log_drivers.retain(records)
-        self._parts.network.order(self._db.networks())
+        self._backends.logs.retain(records)
+        self._backends.log_drivers.retain(records)
+        self._backends.network.order(self._db.networks())
         await self._group.__aenter__()
         for record in records.values():
-            self._begin(record.assigned, record)
+            self._start_runner(record.assigned, record)
         return self
 
     async def __aexit__(
@@ -90,25 +89,27 @@ class Worker:
 
     @property
     def runners(self) -> Mapping[str, TaskRunner]:
-        """The tasks that this node has, by id."""
+        """The runners of all tasks, by task id."""
         return self._runners
 
     def holders(self) -> frozenset[str]:
-        """Ids of the tasks of which anything may be in this host's kernel."""
-        return frozenset(task_id for task_id, runner in self._runners.items() if runner.holds)
+        """Ids of the tasks that may have resources in the kernel."""
+        return frozenset(
+            task_id for task_id, runner in self._runners.items() if runner.may_hold_resources
+        )
 
     def clients(self) -> dict[str, DnsClient]:
-        """The containers of which the name server must know more than their network, by task."""
+        """The containers with DNS settings of their own, by task."""
         found = ((task_id, self.client(task_id)) for task_id in self._runners)
         return {task_id: client for task_id, client in found if client is not None}
 
     def client(self, task_id: str) -> DnsClient | None:
         """One of `clients`; None for another task."""
         runner = self._runners.get(task_id)
-        return None if runner is None else dns_client(runner.task, runner.connected)
+        return None if runner is None else dns_client(runner.task, runner.status_with_addresses)
 
     def running(self, word: str) -> Task | None:
-        """The running task that a user means by a name, an id, or the beginning of one."""
+        """The running task with a name, an id, or a prefix of an id."""
         running = [
             runner.task
             for runner in self._runners.values()
@@ -126,39 +127,39 @@ class Worker:
         *,
         full: bool,
     ) -> None:
-        """Write an assignment down, then act on it: `tasks` are new or changed, `removed` go,
-        `networks` is the complete list or None; with `full`, whatever is not in `tasks` goes.
+        """Record an assignment, then act on it: `tasks` are new or changed, `removed` are removed,
+        `networks` is the complete list or None; with `full`, tasks that are not listed are removed.
 
-        While the disk takes nothing, new tasks wait. Orders for others are followed all the same:
-        after a restart the agent may know an older one, until a manager repeats the newest.
+        While the disk refuses records, new tasks wait. Orders for known tasks are followed all the
+        same: after a restart the agent may know an older one, until a manager repeats the newest.
         """
         if full:
-            told = {assigned.task.id for assigned in tasks}
-            removed = [each for each in (*self._runners, *self._held) if each not in told]
+            listed = {assigned.task.id for assigned in tasks}
+            removed = [each for each in (*self._runners, *self._unrecorded) if each not in listed]
         try:
-            self._db.put_assignments(tasks, networks, self._parts.boot_id)
+            self._db.put_assignments(tasks, networks, self._backends.boot_id)
             wait: set[str] = set()
         except CannotRecord:
             wait = {each.task.id for each in tasks if each.task.id not in self._runners}
             known = [each for each in tasks if each.task.id not in wait]
-            self._db.put_assignments(known, networks, self._parts.boot_id, defer=True)
+            self._db.put_assignments(known, networks, self._backends.boot_id, defer=True)
         if networks is not None:
-            self._parts.network.order(networks)
+            self._backends.network.order(networks)
         for assigned in tasks:
             runner = self._runners.get(assigned.task.id)
             if runner is not None:
-                runner.order(assigned)
+                runner.assign(assigned)
                 self._reporter.changed(runner.id)
             elif assigned.task.id in wait:
-                self._hold(assigned)
+                self._start_when_recorded(assigned)
             else:
-                self._held.pop(assigned.task.id, None)
-                self._begin(assigned, None)
+                self._unrecorded.pop(assigned.task.id, None)
+                self._start_runner(assigned, None)
         for task_id in removed:
-            if self._held.pop(task_id, None) is not None:
+            if self._unrecorded.pop(task_id, None) is not None:
                 self._reporter.forget(task_id)
             if (runner := self._runners.get(task_id)) is not None:
-                runner.order(None)
+                runner.unassign()
         self._retain_files(assigned=True)
         if full and not self._swept:
             self._swept = True
@@ -171,46 +172,46 @@ class Worker:
             await asyncio.wait(set(self._tasks))
 
     def take(self, payload: documents_pb2.Payload) -> None:
-        """Keep the data of a secret or config, of which the next assignment tells."""
-        self._parts.files.take(payload)
+        """Keep the data of a secret or config that the next assignment names."""
+        self._backends.files.take(payload)
 
-    def _hold(self, assigned: dispatch_pb2.AssignedTask) -> None:
-        """Begin a task once it is recorded; one that is to end anyway ends now."""
+    def _start_when_recorded(self, assigned: dispatch_pb2.AssignedTask) -> None:
+        """Start a task once it is recorded; one that is to stop anyway ends now."""
         if assigned.task.desired_state > TaskState.RUNNING:
-            self._db.put_assignments([assigned], None, self._parts.boot_id, defer=True)
-            self._held.pop(assigned.task.id, None)
-            self._begin(assigned, None)
+            self._db.put_assignments([assigned], None, self._backends.boot_id, defer=True)
+            self._unrecorded.pop(assigned.task.id, None)
+            self._start_runner(assigned, None)
             return
-        if not self._held:
-            self._spawn(self._begin_held(), "tasks that wait for the disk")
-        self._held[assigned.task.id] = assigned
+        if not self._unrecorded:
+            self._spawn(self._start_unrecorded(), "tasks that wait for the disk")
+        self._unrecorded[assigned.task.id] = assigned
         status: TaskStatus = from_proto(assigned.task.status)
         if self._db.trouble and status.state <= TaskState.ASSIGNED:
             message = f"waits: {self._db.trouble}"
-            now = self._parts.clock()
+            now = self._backends.clock()
             waits = replace(status, state=TaskState.ASSIGNED, at=now, message=message)
             self._reporter.put(assigned.task.id, waits)
 
-    async def _begin_held(self) -> None:
-        while self._held:
+    async def _start_unrecorded(self) -> None:
+        while self._unrecorded:
             await self._db.writable()
-            held, self._held = self._held, {}
+            unrecorded, self._unrecorded = self._unrecorded, {}
             try:
-                self._db.put_assignments(list(held.values()), None, self._parts.boot_id)
+                self._db.put_assignments(list(unrecorded.values()), None, self._backends.boot_id)
             except CannotRecord:
-                self._held = held
+                self._unrecorded = unrecorded
                 continue
-            for assigned in held.values():
-                self._begin(assigned, None)
+            for assigned in unrecorded.values():
+                self._start_runner(assigned, None)
 
-    def _begin(self, assigned: dispatch_pb2.AssignedTask, record: Record | None) -> None:
+    def _start_runner(self, assigned: dispatch_pb2.AssignedTask, record: Record | None) -> None:
         if record is None and assigned.task.status.state <= TaskState.ASSIGNED:
-            now = self._parts.clock()
-            self._parts.tracer.record("dispatch", assigned.sent_at, now, assigned.trace)
+            now = self._backends.clock()
+            self._backends.tracer.record("dispatch", assigned.sent_at, now, assigned.trace)
         runner = TaskRunner(
             assigned,
             record,
-            parts=self._parts,
+            backends=self._backends,
             db=self._db,
             reporter=self._reporter,
             gate=self._gate,
@@ -219,11 +220,11 @@ class Worker:
             running=self.running,
         )
         self._runners[runner.id] = runner
-        self._spawn(self._drive(runner), f"task {runner.id}")
+        self._spawn(self._run(runner), f"task {runner.id}")
 
     def _predecessors(self, task: Task) -> list[asyncio.Event]:
-        """The ends of older tasks that have generic resources which this one was given. A manager
-        gives them away anew when it has lost sight of this node and of what runs here."""
+        """The ends of older tasks with generic resources that were given to this one: a manager
+        reassigns them when it has lost the connection to this node."""
         names = _given(task)
         return [
             runner.ended
@@ -236,10 +237,10 @@ class Worker:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _drive(self, runner: TaskRunner) -> None:
-        places = (self._parts.runtime.log_path(runner.id), self._parts.logs.path(runner.id))
-        async with self._parts.log_drivers.sending(
-            # Asked anew each time: another run has other events.
+    async def _run(self, runner: TaskRunner) -> None:
+        places = (self._backends.runtime.log_path(runner.id), self._backends.logs.path(runner.id))
+        async with self._backends.log_drivers.sending(
+            # Looked up each time: each run has events of its own.
             runner.task,
             lambda: runner.begun.wait(),
             lambda: runner.ended.is_set(),
@@ -249,18 +250,18 @@ class Worker:
         self._db.forget(runner.id)
         del self._runners[runner.id]
         self._reporter.forget(runner.id)
-        self._parts.logs.forget(runner.id)
-        self._parts.log_drivers.forget(runner.id)
+        self._backends.logs.forget(runner.id)
+        self._backends.log_drivers.forget(runner.id)
         self._retain_files(assigned=False)
 
     def _retain_files(self, *, assigned: bool) -> None:
-        """Forget the data of secrets and configs that no task names any more."""
-        self._parts.files.retain(
+        """Drop the data of secrets and configs that no task names any more."""
+        self._backends.files.retain(
             {
                 file.payload
                 for files in (
                     *(runner.files for runner in self._runners.values()),
-                    *(assigned.files for assigned in self._held.values()),
+                    *(assigned.files for assigned in self._unrecorded.values()),
                 )
                 for file in files
             },
@@ -268,29 +269,29 @@ class Worker:
         )
 
     async def _sweep(self) -> None:
-        """Remove what is nobody's, until nothing of it is left."""
+        """Remove containers, files and volumes without a task, until none is left."""
         left: set[str] = set()
-        """Containers of which something may be left, perhaps only in the network."""
+        """Containers of which something may be left, perhaps only an attachment."""
         pause = _SWEEP_FIRST
-        while not await self._swept_clean(left):
+        while not await self._remove_leftovers(left):
             await asyncio.sleep(pause)
             pause = min(2 * pause, _SWEEP_MOST)
 
-    async def _swept_clean(self, left: set[str]) -> bool:
-        """Try to remove all that is nobody's; whether nothing is left."""
+    async def _remove_leftovers(self, left: set[str]) -> bool:
+        """Try once to remove what belongs to no task; return whether nothing is left."""
         clean = True
         try:
-            left |= await self._parts.runtime.list()
+            left |= await self._backends.runtime.list()
         except OSError as error:
             log.warning("containers cannot be listed", extra={"error": str(error)})
             clean = False
-        left -= self._runners.keys() | self._held.keys()
+        left -= self._runners.keys() | self._unrecorded.keys()
         for container_id in sorted(left):
             log.warning("removing a container that is not assigned", extra={"task": container_id})
             try:
                 async with self._removals, asyncio.timeout(_SWEEP_LIMIT):
-                    await self._parts.runtime.remove(container_id)
-                    await self._parts.network.detach(container_id)
+                    await self._backends.runtime.remove(container_id)
+                    await self._backends.network.detach(container_id)
             except Exception as error:
                 log.warning(
                     "container that is not assigned cannot be removed; retrying",
@@ -301,11 +302,11 @@ class Worker:
             else:
                 left.discard(container_id)
         try:
-            self._parts.files.retain_tasks(self._runners.keys())
-            await self._parts.volumes.retain(self._runners.keys())
+            self._backends.files.retain_tasks(self._runners.keys())
+            await self._backends.volumes.retain(self._runners.keys())
         except (VolumeError, OSError) as error:
             log.warning(
-                "volumes of containers that are gone cannot be given back; retrying",
+                "volumes of removed containers cannot be released; retrying",
                 extra={"error": error_message(error)},
             )
             clean = False
@@ -313,13 +314,13 @@ class Worker:
 
 
 def _given(task: Task) -> set[tuple[str, str]]:
-    """The generic resources that the task was given by name: pairs of kind and name."""
+    """The named generic resources of the task: pairs of kind and name."""
     given = task.generic_resources.items()
     return {(kind, name) for kind, value in given for name in supply_names(value)}
 
 
 CONNECTION_PERIOD = 0.5
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 
 async def watch_connection(
@@ -327,21 +328,21 @@ async def watch_connection(
     runners: Callable[[], Iterable[TaskRunner]],
     clock: Callable[[], float],
 ) -> None:
-    """Look until cancelled; `clock` is monotonic, in seconds. An agent that has just started counts
-    from then."""
-    alone_since = clock()
+    """Stop tasks that must not run without a manager, until cancelled. `clock` is monotonic, in
+    seconds; a disconnection counts from the start of this agent at the earliest."""
+    disconnected_since = clock()
     while True:
         await asyncio.sleep(CONNECTION_PERIOD)
         now = clock()
         if connected():
-            alone_since = now
+            disconnected_since = now
         else:
-            stop_disconnected(runners(), now - alone_since)
+            stop_disconnected(runners(), now - disconnected_since)
 
 
-def stop_disconnected(runners: Iterable[TaskRunner], alone: float) -> None:
-    """Stop those that may not be alone for so many seconds."""
+def stop_disconnected(runners: Iterable[TaskRunner], seconds: float) -> None:
+    """Stop tasks that must not be disconnected for that many seconds."""
     for runner in runners:
-        if 0 < runner.stop_after <= alone and not runner.lonely:
+        if 0 < runner.stop_after <= seconds and not runner.stopped_disconnected:
             log.warning("stopped: no manager for too long", extra={"task": runner.id})
-            runner.isolate()
+            runner.stop_disconnected()

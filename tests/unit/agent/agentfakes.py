@@ -340,7 +340,7 @@ class Host:
         self.boot_id = "boot-1"
         self.tracer: Tracer = OFF
 
-    def parts(self) -> Backends:
+    def backends(self) -> Backends:
         return Backends(
             runtime=self.runtime,
             images=self.images,

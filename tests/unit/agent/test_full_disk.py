@@ -51,7 +51,7 @@ async def agent(host: Host, disk: Disk) -> AsyncIterator[Agent]:
     """An agent with its state on the disk; its process dies with the block."""
     reports = Reports()
     with StateDb(disk.folder / "state.db") as db:
-        worker = Worker(host.parts(), db, reports.reporter)
+        worker = Worker(host.backends(), db, reports.reporter)
         async with background(db.run()), worker:
             made = Agent(host, worker, db, disk)
             made.reports = reports

@@ -89,7 +89,7 @@ async def agent(host: Host, *managers: str) -> AsyncIterator[Agent]:
         made.removed.extend(digests)
 
     with StateDb(host.folder / "state.db") as db:
-        worker = Worker(host.parts(), db, reporter)
+        worker = Worker(host.backends(), db, reporter)
         follower = RecordingFollower()
         endpoints = EndpointTable(db, [follower], wake.set)
         node = Node(

@@ -19,7 +19,7 @@ async def test_a_container_on_the_hosts_own_files_needs_none(tmp_path: Path) -> 
     runner = SimpleNamespace(
         task=Task(id="t1", spec=spec),
         status=TaskStatus(state=TaskState.RUNNING),
-        holds=True,
+        may_hold_resources=True,
     )
     async with ImageStore(tmp_path / "images") as store:
         orders = ImageRequests(

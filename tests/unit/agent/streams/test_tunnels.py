@@ -76,7 +76,7 @@ class Agent:
         )
 
     def places(self, task: str) -> tuple[Path, Path]:
-        return self.host.runtime.log_path(task), self.host.parts().logs.path(task)
+        return self.host.runtime.log_path(task), self.host.backends().logs.path(task)
 
     @asynccontextmanager
     async def tunnel(self, order: dispatch_pb2.OpenTunnel) -> AsyncIterator[TunnelEnd]:
@@ -105,7 +105,7 @@ async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
     with StateDb(tmp_path / "state.db") as db:
         async with (
             manager_stub() as manager,
-            Worker(host.parts(), db, reports.reporter) as worker,
+            Worker(host.backends(), db, reports.reporter) as worker,
         ):
             yield Agent(host, manager, worker, reports)
 

@@ -11,12 +11,12 @@ from orchestrator.agent.runtime.interface import Exit, Started
 from orchestrator.agent.tasks.lifecycle import (
     Observed,
     Step,
-    explain,
-    fail,
+    due_pre_stop,
+    exit_reason,
+    failed_status,
+    final_status,
     grace_left,
     next_step,
-    pre_stop,
-    settle,
 )
 from orchestrator.model.specs import ContainerSpec, Hook, NetworkAttachment, TaskSpec
 from orchestrator.model.states import TERMINAL, TaskState
@@ -33,42 +33,42 @@ STEPS = [
     ("RUNNING", "ACCEPTED", Observed(), Step.PREPARE),
     ("RUNNING", "PREPARING", Observed(), Step.PREPARE),
     ("RUNNING", "READY", Observed(prepared=True), Step.START),
-    ("RUNNING", "STARTING", Observed(RUNS, prepared=True), Step.RUN),
+    ("RUNNING", "STARTING", Observed(RUNS, prepared=True), Step.RECORD_RUNNING),
     ("RUNNING", "RUNNING", Observed(RUNS, prepared=True), Step.WATCH),
     ("RUNNING", "RUNNING", Observed(RUNS, prepared=True, resize=True), Step.RESIZE),
     ("SHUTDOWN", "RUNNING", Observed(RUNS, prepared=True, resize=True), Step.STOP),
-    ("RUNNING", "RUNNING", Observed(ENDED, prepared=True), Step.SETTLE),
+    ("RUNNING", "RUNNING", Observed(ENDED, prepared=True), Step.RECORD_END),
     ("RUNNING", "COMPLETE", Observed(), Step.RELEASE),
-    ("RUNNING", "COMPLETE", Observed(released=True), Step.REST),
+    ("RUNNING", "COMPLETE", Observed(released=True), Step.IDLE),
     # prepared, but not to be started yet
-    ("READY", "READY", Observed(prepared=True), Step.REST),
+    ("READY", "READY", Observed(prepared=True), Step.IDLE),
     # told to stop, however far it got
-    ("SHUTDOWN", "ACCEPTED", Observed(), Step.SETTLE),
-    ("SHUTDOWN", "READY", Observed(prepared=True), Step.SETTLE),
+    ("SHUTDOWN", "ACCEPTED", Observed(), Step.RECORD_END),
+    ("SHUTDOWN", "READY", Observed(prepared=True), Step.RECORD_END),
     ("SHUTDOWN", "RUNNING", Observed(RUNS), Step.STOP),
     ("REMOVE", "RUNNING", Observed(RUNS), Step.STOP),
-    ("REMOVE", "RUNNING", Observed(ENDED), Step.SETTLE),
+    ("REMOVE", "RUNNING", Observed(ENDED), Step.RECORD_END),
     ("REMOVE", "SHUTDOWN", Observed(), Step.RELEASE),
-    ("REMOVE", "FAILED", Observed(released=True), Step.REST),
+    ("REMOVE", "FAILED", Observed(released=True), Step.IDLE),
     # the agent was restarted
     ("RUNNING", "ASSIGNED", Observed(**EARLIER), Step.ADOPT),
     ("RUNNING", "RUNNING", Observed(**EARLIER), Step.ADOPT),
     ("SHUTDOWN", "RUNNING", Observed(**EARLIER), Step.ADOPT),
     ("RUNNING", "COMPLETE", Observed(**EARLIER), Step.RELEASE),
     ("RUNNING", "RUNNING", Observed(RUNS, confirmed=False), Step.WATCH),
-    ("RUNNING", "STARTING", Observed(RUNS, confirmed=False), Step.RUN),
-    ("RUNNING", "STARTING", Observed(ENDED, confirmed=False), Step.SETTLE),
+    ("RUNNING", "STARTING", Observed(RUNS, confirmed=False), Step.RECORD_RUNNING),
+    ("RUNNING", "STARTING", Observed(ENDED, confirmed=False), Step.RECORD_END),
     # what may have run and is not there was lost; it is never run again ...
-    ("RUNNING", "RUNNING", Observed(confirmed=False), Step.SETTLE),
-    ("RUNNING", "STARTING", Observed(confirmed=False), Step.SETTLE),
+    ("RUNNING", "RUNNING", Observed(confirmed=False), Step.RECORD_END),
+    ("RUNNING", "STARTING", Observed(confirmed=False), Step.RECORD_END),
     # ... and what never ran waits until a manager still wants it
-    ("RUNNING", "ASSIGNED", Observed(confirmed=False), Step.REST),
-    ("RUNNING", "READY", Observed(confirmed=False), Step.REST),
+    ("RUNNING", "ASSIGNED", Observed(confirmed=False), Step.IDLE),
+    ("RUNNING", "READY", Observed(confirmed=False), Step.IDLE),
     ("RUNNING", "READY", Observed(), Step.PREPARE),
     # the host was rebooted: what ran starts again, without a manager
     ("RUNNING", "RUNNING", Observed(rebooted=True, confirmed=False), Step.PREPARE),
     ("RUNNING", "RUNNING", Observed(rebooted=True, confirmed=False, prepared=True), Step.START),
-    ("SHUTDOWN", "RUNNING", Observed(rebooted=True, confirmed=False), Step.SETTLE),
+    ("SHUTDOWN", "RUNNING", Observed(rebooted=True, confirmed=False), Step.RECORD_END),
 ]
 
 
@@ -88,10 +88,10 @@ HOOKED = TaskSpec(
     [
         ("RUNNING", "STARTING", 0, Observed(RUNS), Step.POST_START),
         ("RUNNING", "STARTING", 1, Observed(RUNS), Step.POST_START),
-        ("RUNNING", "STARTING", 2, Observed(RUNS), Step.RUN),
+        ("RUNNING", "STARTING", 2, Observed(RUNS), Step.RECORD_RUNNING),
         ("RUNNING", "RUNNING", 2, Observed(RUNS), Step.WATCH),
         ("RUNNING", "STARTING", 0, Observed(RUNS, hook_failure="a failed"), Step.STOP),
-        ("RUNNING", "STARTING", 0, Observed(ENDED), Step.SETTLE),
+        ("RUNNING", "STARTING", 0, Observed(ENDED), Step.RECORD_END),
         ("SHUTDOWN", "STARTING", 0, Observed(RUNS), Step.STOP),
         # a restarted agent, and a reboot
         ("RUNNING", "STARTING", 1, Observed(RUNS, confirmed=False), Step.POST_START),
@@ -112,7 +112,7 @@ def test_hooks_come_before_it_counts_as_running(
 )  # fmt: skip
 def test_hooks_that_are_due_before_a_stop(done: int, grace: float, due: str) -> None:
     order = replace(task(spec=HOOKED), stop_grace=grace)
-    hooks = pre_stop(order, TaskStatus(state=TaskState.RUNNING, hooks=done))
+    hooks = due_pre_stop(order, TaskStatus(state=TaskState.RUNNING, hooks=done))
     assert "".join(hook.command[0] for hook in hooks) == due
 
 
@@ -126,7 +126,7 @@ def test_hooks_take_from_the_grace_period(grace: float, used: float, left: float
 
 def test_a_container_that_was_started_again_is_recorded_anew() -> None:
     status = TaskStatus(state=TaskState.RUNNING, pid=6)
-    assert next_step(task(), status, Observed(RUNS)) is Step.RUN
+    assert next_step(task(), status, Observed(RUNS)) is Step.RECORD_RUNNING
 
 
 BACK = NetworkAttachment("back")
@@ -174,7 +174,7 @@ ENDS = [
 def test_settle(desired: str, state: str, container: Exit | None, ended: str, message: str) -> None:
     before = TaskStatus(state=TaskState[state], pid=7, started_at=2, addresses={"orc": "10.1.0.2"})
     order = task(desired=TaskState[desired])
-    after = settle(order, before, Observed(container), NOW)
+    after = final_status(order, before, Observed(container), NOW)
     assert after.state is TaskState[ended]
     assert after.message == message
     assert after.state in TERMINAL
@@ -201,10 +201,10 @@ def test_how_far_it_got_decides_between_rejected_and_failed(
     desired: str, state: str, ended: str
 ) -> None:
     order = task(desired=TaskState[desired])
-    status = fail(order, TaskStatus(state=TaskState[state]), "no such image", NOW)
+    status = failed_status(order, TaskStatus(state=TaskState[state]), "no such image", NOW)
     assert (status.state, status.message) == (TaskState[ended], "no such image")
 
 
 def test_the_reason_of_an_oom_kill_names_the_limit() -> None:
-    assert explain(Exit(137, True, 0), 64 << 20) == "out of memory (limit 64MiB)"
-    assert explain(Exit(200, False, 0), 0) == "exit status 200"
+    assert exit_reason(Exit(137, True, 0), 64 << 20) == "out of memory (limit 64MiB)"
+    assert exit_reason(Exit(200, False, 0), 0) == "exit status 200"

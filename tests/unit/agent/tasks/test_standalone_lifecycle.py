@@ -7,7 +7,14 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.agent.runtime.interface import Exit, Started
-from orchestrator.agent.tasks.lifecycle import Observed, Step, fail, grace_of, next_step, settle
+from orchestrator.agent.tasks.lifecycle import (
+    Observed,
+    Step,
+    failed_status,
+    final_status,
+    grace_period,
+    next_step,
+)
 from orchestrator.model.specs import ContainerSpec, RestartCondition, RestartPolicy, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus
@@ -42,35 +49,35 @@ def at(state: TaskState, run: int = 1) -> TaskStatus:
     [
         # It ended: its network goes, its files stay, and it rests.
         (box(), at(S.COMPLETE), Observed(), Step.RELEASE),
-        (box(), at(S.COMPLETE), ENDED, Step.REST),
-        (box(S.SHUTDOWN), at(S.SHUTDOWN), ENDED, Step.REST),
+        (box(), at(S.COMPLETE), ENDED, Step.IDLE),
+        (box(S.SHUTDOWN), at(S.SHUTDOWN), ENDED, Step.IDLE),
         # It is removed: the files go too, once.
         (box(S.REMOVE), at(S.COMPLETE), ENDED, Step.DISCARD),
-        (box(S.REMOVE), at(S.COMPLETE), replace(ENDED, discarded=True), Step.REST),
+        (box(S.REMOVE), at(S.COMPLETE), replace(ENDED, discarded=True), Step.IDLE),
         # The next run begins once the manager gave it, and not before.
-        (box(run=2), at(S.COMPLETE), ENDED, Step.RENEW),
+        (box(run=2), at(S.COMPLETE), ENDED, Step.NEXT_RUN),
         (box(run=2), at(S.COMPLETE), Observed(), Step.RELEASE),
-        (box(run=2, known=at(S.COMPLETE, 1)), at(S.COMPLETE), ENDED, Step.REST),
-        (box(run=2, known=at(S.PENDING, 2)), at(S.COMPLETE), ENDED, Step.REST),
+        (box(run=2, known=at(S.COMPLETE, 1)), at(S.COMPLETE), ENDED, Step.IDLE),
+        (box(run=2, known=at(S.PENDING, 2)), at(S.COMPLETE), ENDED, Step.IDLE),
         # It is begun also if it is to end at once: somebody waits to hear of its end.
-        (box(S.REMOVE, run=2), at(S.COMPLETE), ENDED, Step.RENEW),
-        (box(S.REMOVE, run=2), at(S.ACCEPTED, 2), Observed(), Step.SETTLE),
+        (box(S.REMOVE, run=2), at(S.COMPLETE), ENDED, Step.NEXT_RUN),
+        (box(S.REMOVE, run=2), at(S.ACCEPTED, 2), Observed(), Step.RECORD_END),
         # One that is wanted again before it was begun is begun, and ends for the next.
-        (box(run=3, known=at(S.ASSIGNED, 2)), at(S.COMPLETE), ENDED, Step.RENEW),
-        (box(run=3, known=at(S.ASSIGNED, 2)), at(S.ACCEPTED, 2), Observed(), Step.SETTLE),
-        (box(run=3, known=at(S.ASSIGNED, 2)), at(S.SHUTDOWN, 2), ENDED, Step.REST),
+        (box(run=3, known=at(S.ASSIGNED, 2)), at(S.COMPLETE), ENDED, Step.NEXT_RUN),
+        (box(run=3, known=at(S.ASSIGNED, 2)), at(S.ACCEPTED, 2), Observed(), Step.RECORD_END),
+        (box(run=3, known=at(S.ASSIGNED, 2)), at(S.SHUTDOWN, 2), ENDED, Step.IDLE),
         # A run that has been given waits for the manager's word where that was lost.
-        (box(run=2, known=at(S.PENDING, 2)), at(S.ACCEPTED, 2), Observed(), Step.REST),
+        (box(run=2, known=at(S.PENDING, 2)), at(S.ACCEPTED, 2), Observed(), Step.IDLE),
         (box(run=2), at(S.ACCEPTED, 2), Observed(), Step.PREPARE),
         # Created, it rests when all is ready.
-        (box(S.READY), at(S.READY), Observed(prepared=True), Step.REST),
+        (box(S.READY), at(S.READY), Observed(prepared=True), Step.IDLE),
         # The next run is wanted while this one runs: it ends first.
         (box(run=2), at(S.RUNNING), Observed(container=Started(7, 0.0)), Step.STOP),
         # Started for certain not, it may be started; running, it was lost.
         (box(), at(S.STARTING), Observed(), Step.PREPARE),
-        (box(), at(S.RUNNING), Observed(), Step.SETTLE),
+        (box(), at(S.RUNNING), Observed(), Step.RECORD_END),
         # A reboot ends it, unless its policy says otherwise.
-        (box(), at(S.RUNNING), Observed(rebooted=True), Step.SETTLE),
+        (box(), at(S.RUNNING), Observed(rebooted=True), Step.RECORD_END),
         (
             box(restart=RestartPolicy(RestartCondition.ANY)),
             at(S.RUNNING),
@@ -81,7 +88,7 @@ def at(state: TaskState, run: int = 1) -> TaskStatus:
             box(restart=RestartPolicy(RestartCondition.ON_FAILURE)),
             at(S.RUNNING),
             Observed(rebooted=True),
-            Step.SETTLE,
+            Step.RECORD_END,
         ),
     ],
 )
@@ -91,17 +98,17 @@ def test_steps(task: Task, status: TaskStatus, observed: Observed, step: Step) -
 
 def test_a_run_that_ends_for_the_next_one_was_shut_down() -> None:
     ended = Observed(container=Exit(143, False, 5.0))
-    status = settle(box(run=2), replace(at(S.RUNNING), paused=True), ended, 6.0)
+    status = final_status(box(run=2), replace(at(S.RUNNING), paused=True), ended, 6.0)
     assert (status.state, status.exit_code, status.run) == (S.SHUTDOWN, 143, 1)
     assert not status.paused
 
 
 def test_a_program_that_cannot_be_run_has_a_shells_exit_status() -> None:
-    status = fail(box(), at(S.STARTING), "the image has no program `x`", 1.0, 127)
+    status = failed_status(box(), at(S.STARTING), "the image has no program `x`", 1.0, 127)
     assert (status.state, status.exit_code) == (S.FAILED, 127)
 
 
 @pytest.mark.parametrize(("ordered", "grace"), [(0.0, 10.0), (3.0, 3.0), (-1.0, 0.0)])
 def test_grace(ordered: float, grace: float) -> None:
     task = replace(box(), spec=TaskSpec(container=ContainerSpec()), stop_grace=ordered)
-    assert grace_of(task) == grace
+    assert grace_period(task) == grace

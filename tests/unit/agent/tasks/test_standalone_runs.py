@@ -50,7 +50,7 @@ async def agent(host: Host, order: Task) -> AsyncIterator[tuple[Worker, Reports]
     """An agent whose process dies at the end of the block; it gets `order` first."""
     reports = Reports()
     with StateDb(host.folder / "state.db") as db:
-        async with Worker(host.parts(), db, reports.reporter) as worker:
+        async with Worker(host.backends(), db, reports.reporter) as worker:
             give(worker, order, full=True)
             yield worker, reports
 

@@ -83,13 +83,13 @@ def test_a_forgotten_task_is_not_reported() -> None:
 
 def test_only_what_somebody_decides_by_hurries() -> None:
     reporter = StatusReporter(Woken())
-    assert not reporter.waits
+    assert not reporter.has_unsent
     reporter.put("a", STARTING)
-    assert (reporter.waits, reporter.hurries) == (True, False)
+    assert (reporter.has_unsent, reporter.is_urgent) == (True, False)
     reporter.put("b", RUNNING)
-    assert reporter.hurries
+    assert reporter.is_urgent
     assert reporter.take() == (1, {"a": STARTING, "b": RUNNING})
-    assert (reporter.waits, reporter.hurries) == (False, False)
+    assert (reporter.has_unsent, reporter.is_urgent) == (False, False)
 
 
 def test_a_clock_that_is_set_back_hides_no_news() -> None:

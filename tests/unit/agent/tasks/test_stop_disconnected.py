@@ -22,7 +22,7 @@ def stopping(task_id: str, after: float) -> dispatch_pb2.AssignedTask:
 async def test_each_is_stopped_after_its_own_time_and_others_run_on(tmp_path: Path) -> None:
     host, reports = Host(tmp_path), Reports()
     with StateDb(host.folder / "state.db") as db:
-        async with Worker(host.parts(), db, reports.reporter) as worker:
+        async with Worker(host.backends(), db, reports.reporter) as worker:
             tasks = [stopping("never", 0.0), stopping("soon", 10.0), stopping("late", 60.0)]
             worker.apply(tasks, [], [], full=True)
             for item in tasks:
@@ -31,7 +31,7 @@ async def test_each_is_stopped_after_its_own_time_and_others_run_on(tmp_path: Pa
             stop_disconnected(worker.runners.values(), 10.0)
             stop_disconnected(worker.runners.values(), 11.0)
             await until(lambda: reports.state("soon") is TaskState.SHUTDOWN)
-            assert reports.last("soon").message == "stopped: no manager was there for 10s"
+            assert reports.last("soon").message == "stopped: no manager reachable for 10s"
             assert {"never", "late"} <= host.runtime.running.keys()
             assert [call for call in host.runtime.calls if call[0] == "kill"] == [("kill", "soon")]
 
@@ -41,7 +41,7 @@ async def test_an_agent_that_is_started_alone_remembers_when_to_stop_it(tmp_path
     for _ in range(2):
         reports = Reports()
         with StateDb(host.folder / "state.db") as db:
-            async with Worker(host.parts(), db, reports.reporter) as worker:
+            async with Worker(host.backends(), db, reports.reporter) as worker:
                 if not worker.runners:
                     worker.apply([stopping("t1", 10.0)], [], [], full=True)
                 await until(lambda r=reports: r.state("t1") is TaskState.RUNNING)

@@ -14,7 +14,7 @@ from tracereceiver import Span, TraceReceiver
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Health
 from orchestrator.pb import dispatch_pb2
-from orchestrator.tracing import spans as tracing
+from orchestrator.tracing.configuration import tracer
 
 TRACE, TASK = "a" * 32, "b" * 16
 BEGINNING = ["dispatch", "pull", "volumes", "files", "network", "create", "start"]
@@ -29,7 +29,7 @@ def host(tmp_path: Path) -> Host:
 def receiver(host: Host) -> Iterator[TraceReceiver]:
     made = TraceReceiver()
     with made.receiving():
-        host.tracer = tracing.tracer("orc-agent", "n1", f"http://127.0.0.1:{made.port}")
+        host.tracer = tracer("orc-agent", "n1", f"http://127.0.0.1:{made.port}")
         yield made
 
 

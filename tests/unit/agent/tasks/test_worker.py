@@ -64,7 +64,7 @@ async def agent(host: Host, *, starts: int = 8) -> AsyncIterator[Agent]:
     """An agent whose process dies at the end of the block, at whatever point it is."""
     reports = Reports()
     with StateDb(host.folder / "state.db") as db:
-        async with Worker(host.parts(), db, reports.reporter, starts=starts) as worker:
+        async with Worker(host.backends(), db, reports.reporter, starts=starts) as worker:
             yield Agent(host, worker, db, reports)
 
 
@@ -155,10 +155,10 @@ async def test_shutdown_sends_the_images_stop_signal_and_keeps_the_log(host: Hos
         assert a.reports.last().exit_code == 128 + signal.SIGINT
         live = host.runtime.log_path("t1")
         assert not live.exists()
-        assert host.parts().logs.path("t1").read_text() == "log of t1\n"
+        assert host.backends().logs.path("t1").read_text() == "log of t1\n"
         a.diff(removed=["t1"])
         await until(lambda: not a.worker.runners)
-        assert not host.parts().logs.path("t1").exists()
+        assert not host.backends().logs.path("t1").exists()
 
 
 async def test_the_specs_stop_signal_goes_before_the_images(host: Host) -> None:
@@ -552,7 +552,7 @@ async def test_removals_take_no_turn_of_those_that_start(host: Host) -> None:
 async def test_removals_that_hang_do_not_hold_up_others(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner_module, "_RELEASE_LIMIT", 0.01)
+    monkeypatch.setattr(runner_module, "_REMOVAL_TIMEOUT", 0.01)
     monkeypatch.setattr(runner_module, "_RETRY_FIRST", 0.001)
     host.runtime.hold["remove"] = asyncio.Event()
     async with agent(host) as a:
@@ -637,7 +637,7 @@ async def test_an_error_of_the_agent_leaves_a_container_that_runs_alone(
         host.runtime.failures[method, "t1"] = error
         async with agent(host) as a:
             a.full(assigned())
-            await until(lambda: "retries: " in a.reports.last().message)
+            await until(lambda: "agent error, retrying: " in a.reports.last().message)
             await until(lambda: a.reports.last().message == "")
             await until(lambda: host.runtime.calls[-1] == ("wait", "t1"))
             assert a.reports.state() is TaskState.RUNNING

@@ -50,7 +50,7 @@ def test_service_create_and_update_name_what_is_waited_for(manager: Any, run: Ru
 
 def test_a_task_that_is_kept_or_was_stopped_for_want_of_a_manager_says_so() -> None:
     kept = TaskStatus(TaskState.RUNNING, message="kept on node3, which is down")
-    alone = TaskStatus(TaskState.SHUTDOWN, message="stopped: no manager was there for 3s")
+    alone = TaskStatus(TaskState.SHUTDOWN, message="stopped: no manager reachable for 3s")
     assert task_error(Task(status=kept)) == kept.message
     assert task_error(Task(status=alone)) == alone.message
     assert task_error(Task(status=alone, desired_state=TaskState.SHUTDOWN)) == ""

@@ -152,7 +152,7 @@ def test_what_its_node_has_stopped_is_started_anew_when_the_node_is_back_before(
 ) -> None:
     policy = RestartPolicy(condition)  # type: ignore[arg-type]
     world = cluster(service_with("stop-after=20s", 1, spec=task_spec(restart=policy)))
-    world.report(world.task(), SHUTDOWN, message="stopped: no manager was there for 20s")
+    world.report(world.task(), SHUTDOWN, message="stopped: no manager reachable for 20s")
     world.settle()
     world.obey()
     assert (world.task().status.state is RUNNING) is again

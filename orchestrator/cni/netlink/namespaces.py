@@ -73,10 +73,10 @@ def inside(namespace: int) -> Iterator[None]:
 
 
 @contextmanager
-def route_socket(namespace: int) -> Iterator[RouteSocket]:
+def route_socket(namespace: int, groups: int = 0) -> Iterator[RouteSocket]:
     """A netlink socket of another namespace; only its opening happens inside."""
     with inside(namespace):
-        sock = RouteSocket()
+        sock = RouteSocket(groups)
     with sock:
         yield sock
 

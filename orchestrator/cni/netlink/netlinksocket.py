@@ -7,6 +7,7 @@ acknowledgement) is kept in the exception.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -117,11 +118,15 @@ def refusal(flags: int, body: bytes) -> NetlinkError | None:
 
 
 class NetlinkSocket:
-    """A netlink socket of the network namespace in which it was opened, for good."""
+    """A netlink socket of the network namespace in which it was opened, for good.
 
-    def __init__(self, protocol: int) -> None:
+    `groups` is the mask of the kernel's events that it receives (see `wait`); a socket of events
+    sends no requests.
+    """
+
+    def __init__(self, protocol: int, groups: int = 0) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
-        self._socket.bind((0, 0))
+        self._socket.bind((0, groups))
         for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(SOL_NETLINK, option, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
@@ -202,9 +207,18 @@ class NetlinkSocket:
                     return bodies, consistent
                 bodies.append(body)
 
+    def wait(self, seconds: float) -> None:
+        """Return on the next event, or raise `TimeoutError`."""
+        self._socket.settimeout(seconds)
+        try:
+            self._socket.recv(1 << 16)
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:  # more events than the buffer holds
+                raise
+
 
 class RouteSocket(NetlinkSocket):
     """A socket for links, addresses, routes and neighbours."""
 
-    def __init__(self) -> None:
-        super().__init__(socket.NETLINK_ROUTE)
+    def __init__(self, groups: int = 0) -> None:
+        super().__init__(socket.NETLINK_ROUTE, groups)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from ipaddress import IPv4Network, IPv6Network
 
-from orchestrator.cni.fastrecord import record
+from orchestrator.cni.fastrecord import TYPE_CHECKING, record
 from orchestrator.cni.netlink.links import (
     FAMILIES,
     Address,
@@ -20,6 +21,7 @@ from orchestrator.cni.netlink.links import (
 from orchestrator.cni.netlink.netlinksocket import (
     NLM_F_CREATE,
     NLM_F_REPLACE,
+    NetlinkError,
     Request,
     RouteSocket,
     attribute,
@@ -27,11 +29,18 @@ from orchestrator.cni.netlink.netlinksocket import (
     u32,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
+
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 6, 7, 15
 RT_TABLE_MAIN, RTPROT_KERNEL, RTPROT_STATIC, RTN_UNICAST, RTNH_F_ONLINK = 254, 2, 4, 1, 4
 RTPROT_RA = 9
+RTN_LOCAL = 2
+RTMGRP_IPV6_ROUTE = 0x400
+LOCAL_SECONDS = 10.0
 USUAL_METRIC6 = 1024  # IP6_RT_PRIO_USER
 NDA_DST, NDA_LLADDR, NDA_IFINDEX, NDA_MASTER = 1, 2, 8, 9
 NUD_NOARP, NUD_PERMANENT, NTF_SELF, NTF_MASTER = 0x40, 0x80, 0x02, 0x04
@@ -110,6 +119,41 @@ def route_request(index: int, route: RouteEntry, *, remove: bool = False) -> Req
     if remove:
         return Request(RTM_DELROUTE, body)
     return Request(RTM_NEWROUTE, body, NLM_F_CREATE | NLM_F_REPLACE)
+
+
+def is_local(sock: RouteSocket, address: Address) -> bool:
+    """Whether the kernel takes packets to that address as its own."""
+    body = RTMSG.pack(family(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+    try:
+        answer = sock.get(Request(RTM_GETROUTE, body + attribute(RTA_DST, address.packed)))
+    except NetlinkError:  # unreachable
+        return False
+    return bool(RTMSG.unpack_from(answer)[7] == RTN_LOCAL)
+
+
+def await_local(
+    sock: RouteSocket,
+    addresses: Iterable[Address],
+    events: Callable[[int], AbstractContextManager[RouteSocket]],
+) -> None:
+    """Wait until the kernel takes packets to these addresses of the socket's namespace as its own.
+
+    An IPv6 address becomes local in a worker of the kernel's (addrconf_dad_work), also without
+    duplicate address detection: milliseconds after it was added, more on a busy host. Packets are
+    dropped until then. `events` opens a socket of the same namespace that receives groups.
+    Raises `NetlinkError` after `LOCAL_SECONDS` without an event.
+    """
+    late = [one for one in addresses if one.version == 6 and not is_local(sock, one)]
+    if not late:
+        return
+    with events(RTMGRP_IPV6_ROUTE) as listener:
+        for one in late:
+            while not is_local(sock, one):
+                try:
+                    listener.wait(LOCAL_SECONDS)
+                except TimeoutError:
+                    said = f"the kernel did not make {one} local within {LOCAL_SECONDS:.0f} s"
+                    raise NetlinkError(errno.ETIMEDOUT, said) from None
 
 
 def neighbours(sock: RouteSocket, index: int) -> list[tuple[Address, str]]:

@@ -44,7 +44,9 @@ def ensure(
     if not link.up or link.mac != mac or (mtu and link.mtu != mtu):
         sock.execute(links.link_request(link.index, mtu=mtu, mac=mac))
         link = links.get_link(sock, index=link.index) or link
-    links.ensure_addresses(sock, link.index, [gateway, *([gateway6] if gateway6 else [])])
+    addresses: list[IPv4Interface | IPv6Interface] = [gateway, *([gateway6] if gateway6 else [])]
+    links.ensure_addresses(sock, link.index, addresses)
+    routing.await_local(sock, [address.ip for address in addresses], RouteSocket)
     return link
 
 

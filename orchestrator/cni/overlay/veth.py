@@ -146,6 +146,11 @@ def connect(sock: RouteSocket, bridge: Link, cable: Cable, namespace: int) -> Li
             if kept:
                 sock.attempt([links.open_request(host.index)])
             settle(sock, host.index, bridge.index)
+            routing.await_local(
+                within,
+                [address.ip for address in cable.addresses],
+                lambda groups: namespaces.route_socket(namespace, groups),
+            )
         except BaseException:
             disconnect(sock, cable.host)
             raise

@@ -83,8 +83,8 @@ pictures: install ## Make the README's pictures anew, from a real run (root)
 install: ## Install what is missing: Debian packages, .venv, generated code, /usr/local/bin/orc
 	@scripts/setup
 
-deb: ## Build the Debian package, into dist/
-	@scripts/deb
+deb: ## Build the Debian packages, into dist/ (ARGS=--source: from a source package)
+	@scripts/deb $(ARGS)
 
 wheel: install ## Build the Python wheel, into dist/
 	@.venv/bin/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -165,17 +165,17 @@ def hello(session_cluster: Cluster) -> str:
 
 
 @pytest.fixture(scope="session")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Debian package, built once from what is committed and what is not yet."""
+def packages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The Debian packages, built once from what is committed and what is not yet."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # of all the runs beside each other
-    place = folder / "package"
+    place = folder / "packages"
     with _alone(folder):
         if not place.exists():
             built = subprocess.run(
                 [ROOT / "scripts" / "deb"], capture_output=True, text=True, timeout=280, check=False
             )
             assert built.returncode == 0, built.stderr
-            place.write_text(str(ROOT / built.stdout.strip()))
-    return Path(place.read_text())
+            place.write_text(built.stdout)
+    return [ROOT / path for path in place.read_text().split()]

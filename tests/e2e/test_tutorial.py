@@ -30,11 +30,12 @@ def look(shell: Shell, step: Step) -> bool:
     return True
 
 
-def test_the_tutorial_does_what_it_says(package: Path, tmp_path: Path) -> None:
+def test_the_tutorial_does_what_it_says(packages: list[Path], tmp_path: Path) -> None:
     with packaged_host(tmp_path / "host") as host:
         home = host.root / "home" / "reader"
         home.mkdir(parents=True)
-        shutil.copy(package, home)
+        for package in packages:
+            shutil.copy(package, home)
         env = {**ENVIRONMENT, "HOME": "/home/reader", "ORC_DEV_NAME": CLUSTER}
         shell = Shell(host.alone, env)
         try:

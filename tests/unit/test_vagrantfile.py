@@ -37,7 +37,7 @@ def validate(tmp_path: Path) -> Validate:
 
 
 def test_all_machines_are_valid(validate: Validate) -> None:
-    said, content = validate(ORC_WORKERS="4", ORC_PACKAGE=__file__)
+    said, content = validate(ORC_WORKERS="4", ORC_PACKAGES=str(VAGRANT))
     assert content, said
     assert said.count("Ignoring provider config") == 5
     assert "warning" not in said

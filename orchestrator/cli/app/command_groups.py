@@ -24,6 +24,8 @@ _ALIASES = {"list": "ls", "remove": "rm", "container ps": "ls"}
 """Docker's other names of commands, of all groups or of one: what they stand for where a group has
 it. They are not listed."""
 _OURS = "orchestrator"
+_DEBIAN = "/usr/lib/orc"
+"""Where the Debian packages install Python packages."""
 _PACKAGE = "orchestrator.cli"
 _TYPED = "orc.typed"
 """In a context's `meta`: the words of the command line."""
@@ -235,6 +237,8 @@ def error_line(error: Exception) -> str:
     elif isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith(_OURS):
         # Of one of the extras of our package.
         text = f"this command needs the package {error.name}: pip install 'orc[all]'"
+        if sys.prefix == _DEBIAN:
+            text = "this command needs a package: apt install orc-agent orc-manager"
     else:
         text = f"{type(error).__name__}: {error}; set ORC_DEBUG=1 to see where"
     return " ".join(text.split())

@@ -1,7 +1,7 @@
-"""`python -m tests.vm.testbed FOLDER COMMAND…`: build the package and the box, and run a command
+"""`python -m tests.vm.testbed FOLDER COMMAND…`: build the packages and the box, and run a command
 where `vagrant up` makes machines of them (`hypervisor`). With `sh` one looks around.
 
-FOLDER is empty at first. In a second run the package and the box in it are taken as they are.
+FOLDER is empty at first. In a second run the packages and the box in it are taken as they are.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ REPOSITORY = Path(__file__).parents[3]
 def prepare(testbed: Testbed) -> None:
     """Do what needs a way to mirrors: the machines have none."""
     built = subprocess.run(["scripts/deb"], cwd=REPOSITORY, stdout=subprocess.PIPE, check=True)
-    package = REPOSITORY / built.stdout.decode().split()[-1]
+    packages = [REPOSITORY / path for path in built.stdout.decode().split()]
     testbed.vagrant("box", "list", within=60)
     keys = testbed.folder / "keys"
     keys.write_text("".join(_public(key) for key in testbed.private_keys()))
-    box = ensure_box(package, keys, cache_folder())
+    box = ensure_box(packages, keys, cache_folder())
     testbed.vagrant("box", "add", "--force", "--name", "testbed", str(box), within=300)
-    shutil.copy(package, testbed.package)
+    testbed.packages.mkdir()
+    for package in packages:
+        shutil.copy(package, testbed.packages)
 
 
 def _public(key: Path) -> str:
@@ -40,6 +42,6 @@ def _public(key: Path) -> str:
 
 if __name__ == "__main__":
     made = Testbed(Path(sys.argv[1]))
-    if not made.package.exists():
+    if not made.packages.exists():
         prepare(made)
     enclose(made.folder, sys.argv[2:])

@@ -1,4 +1,4 @@
-"""The Vagrant box of the testbed: Debian with systemd and with what the package depends on.
+"""The Vagrant box of the testbed: Debian with systemd and with what the packages depend on.
 
 Nothing of Orc is in it. Its kernel and initramfs lie beside its image, and QEMU boots them
 directly, so no boot loader is needed. What is not for every testbed (an emulated processor, a
@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tests.vm.kernel import KEYRING, MIRROR
@@ -63,7 +64,7 @@ FILES = {
     # What containers show that have this machine's files.
     "srv/page/cgi-bin/index.cgi": PAGE,
     "etc/fstab": "/dev/vda / ext4 defaults,noatime 0 1\n",
-    # As an operator would have it whose hosts are slow. The package must leave it as it is.
+    # As an operator would have it whose hosts are slow. The packages must leave it as it is.
     "etc/orc/manager.toml": "node-timeout = 60\nlease = 60\n",
     # There is no way to a mirror: what is needed is there.
     "etc/apt/sources.list": "",
@@ -86,21 +87,24 @@ echo update_initramfs=no >/etc/initramfs-tools/update-initramfs.conf
 """
 
 
-def dependencies(package: Path) -> list[str]:
-    """Names of what a Debian package depends on and recommends."""
-    fields = _run("dpkg-deb", "-f", str(package), "Depends", "Recommends")
-    entries = re.sub(r"^\w+:", ",", fields, flags=re.MULTILINE).split(",")
-    return sorted({entry.split()[0] for entry in entries if entry.strip()})
+def dependencies(packages: Iterable[Path]) -> list[str]:
+    """Names of what Debian packages depend on and recommend, besides each other."""
+    names = set()
+    for package in packages:
+        fields = _run("dpkg-deb", "-f", str(package), "Depends", "Recommends")
+        entries = re.sub(r"^\w+:", ",", fields, flags=re.MULTILINE).split(",")
+        names |= {entry.split()[0] for entry in entries if entry.strip()}
+    return sorted(names - {package.name.partition("_")[0] for package in packages})
 
 
-def ensure_box(package: Path, keys: Path, cache: Path) -> Path:
+def ensure_box(packages: Sequence[Path], keys: Path, cache: Path) -> Path:
     """The box's file, made unless the cache has it. It takes some two minutes.
 
-    `package` is Orc's, whose dependencies are in the box; `keys` holds the public keys of who may
+    `packages` are Orc's, whose dependencies are in the box; `keys` holds the public keys of who may
     log in. Raises CalledProcessError when a tool fails.
     """
-    packages = sorted({*BASE, *dependencies(package)})
-    recipe = json.dumps([SUITE, packages, DISK, VAGRANTFILE, FILES, SETUP, keys.read_text()])
+    included = sorted({*BASE, *dependencies(packages)})
+    recipe = json.dumps([SUITE, included, DISK, VAGRANTFILE, FILES, SETUP, keys.read_text()])
     place = cache / f"testbed-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.box"
     if not place.exists():
         for old in cache.glob("testbed-*.box"):
@@ -108,7 +112,7 @@ def ensure_box(package: Path, keys: Path, cache: Path) -> Path:
         draft = cache / "testbed.new"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
-        _make(draft, packages, keys)
+        _make(draft, included, keys)
         (draft / "box").rename(place)
         shutil.rmtree(draft)
     return place

@@ -41,29 +41,33 @@ class Testbed:
             "VAGRANT_NO_COLOR": "1",
             "VAGRANT_CHECKPOINT_DISABLE": "1",
             "ORC_BOX": "testbed",
-            "ORC_PACKAGE": str(self.package),
+            "ORC_PACKAGES": str(self.packages),
             "ORC_MONITORING": "0",
             "ORC_MEMORY": "1024",
         }
 
     @property
-    def package(self) -> Path:
-        """The package that the machines get."""
-        return self.folder / "orc.deb"
+    def packages(self) -> Path:
+        """The folder of the packages that the machines get."""
+        return self.folder / "packages"
 
     def private_keys(self) -> list[Path]:
         """Private keys that Vagrant logs in with to a machine that is new."""
         return sorted((self.folder / "vagrant/insecure_private_keys").iterdir())
 
-    def newer_package(self) -> Path:
-        """The same one with a greater version."""
-        tree, newer = self.folder / "newer", self.folder / "newer.deb"
-        shutil.rmtree(tree, ignore_errors=True)
-        subprocess.run(["dpkg-deb", "-R", self.package, tree], check=True)
-        control = tree / "DEBIAN/control"
-        control.write_text(re.sub(r"(?m)^(Version: .*)$", r"\1+newer", control.read_text()))
-        build = ["dpkg-deb", "-Znone", "-b", tree, newer]
-        subprocess.run(build, stdout=subprocess.DEVNULL, check=True)
+    def newer_packages(self) -> dict[str, Path]:
+        """The same ones by name, with a greater version."""
+        newer = {}
+        for package in self.packages.glob("*.deb"):
+            name = package.name.partition("_")[0]
+            tree, newer[name] = self.folder / "newer", self.folder / f"{name}-newer.deb"
+            shutil.rmtree(tree, ignore_errors=True)
+            subprocess.run(["dpkg-deb", "-R", package, tree], check=True)
+            control = tree / "DEBIAN/control"
+            (version,) = re.findall(r"(?m)^Version: (.*)$", control.read_text())
+            control.write_text(control.read_text().replace(version, f"{version}+newer"))
+            build = ["dpkg-deb", "-Znone", "-b", tree, newer[name]]
+            subprocess.run(build, stdout=subprocess.DEVNULL, check=True)
         return newer
 
     def vagrant(self, *words: str, within: float) -> None:

@@ -303,14 +303,16 @@ def test_a_daemon_that_hangs_is_started_anew(
     assert lives(cluster.await_running("page", 3, within=SOON)) == lives(page)
 
 
-def test_a_newer_package_replaces_this_one_in_place(
+def test_newer_packages_replace_these_in_place(
     testbed: Testbed, cluster: Cluster, page: list[Task]
 ) -> None:
-    newer = testbed.newer_package()
-    for machine in ("manager1", "worker1"):
+    newer = testbed.newer_packages()
+    for machine, names in (("manager1", newer.keys()), ("worker1", newer.keys() - {"orc-manager"})):
         before = testbed.shows(machine, "orc-agent", "MainPID")
-        testbed.send(machine, newer, "/tmp/newer.deb")
-        testbed.on(machine, "apt-get", "-qy", "install", "/tmp/newer.deb", within=LATER)
+        for name in names:
+            testbed.send(machine, newer[name], f"/tmp/{name}.deb")
+        files = [f"/tmp/{name}.deb" for name in names]
+        testbed.on(machine, "apt-get", "-qy", "install", *files, within=LATER)
         version = testbed.on(machine, "dpkg-query", "-W", "-f", "${Version}", "orc").stdout
         assert version.endswith("+newer")
         assert testbed.shows(machine, "orc-agent", "ActiveState") == "active"

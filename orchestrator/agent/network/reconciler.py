@@ -145,6 +145,8 @@ class NetworkReconciler:
         self._cleared: asyncio.Event | None = None
         """Set once no network is left; None unless all are to go."""
         self._collected = False
+        self._attached: set[str] = set()
+        """Containers that may be attached to networks; all others certainly are not."""
         self._failure: NetworkError | None = None
         """Why what earlier containers left could not be given back."""
 
@@ -259,7 +261,9 @@ class NetworkReconciler:
             await self._apply(each)
         try:
             if not self._collected:
-                await self._network.collect(self._held())
+                held = self._held()
+                await self._network.collect(held)
+                self._attached.update(held)
                 self._collected = True
             for id in await self._network.unused():
                 if id not in self._networks and id not in self._unordered:
@@ -316,11 +320,14 @@ class NetworkReconciler:
             for each in attachments
             if not stands_alone(each.network)
         ]
-        has = dict(await self._network.interfaces(task.id))
+        # A start waits for each request: a new container costs no more than its attachments.
+        new = task.id not in self._attached
+        self._attached.add(task.id)
+        has = {} if new else dict(await self._network.interfaces(task.id))
         for id in has.keys() - {config.id for _, config in wanted}:
             await self._network.disconnect(id, task.id)
             del has[id]
-        netns = await self._network.namespace(task.id)
+        netns = "" if new and wanted else await self._network.namespace(task.id)
         free = _free_names(list(has.values()))
         addresses, addresses6, gateways = {}, {}, []
         others: list[str] = []
@@ -334,6 +341,7 @@ class NetworkReconciler:
                 publishes=index == 0,
             )
             made = await self._network.attach(config.id, task.id, interface)
+            netns = made.netns
             leads_out = leads_out or (made.leads_out and not config.internal)
             if made.address or not made.address6:
                 addresses[config.name] = made.address
@@ -355,6 +363,7 @@ class NetworkReconciler:
             return
         await self.ready()
         await self._network.detach(container_id)
+        self._attached.discard(container_id)
 
     async def _applied(self, name: str) -> NetworkConfig:
         """The network of this name, once it is there."""

@@ -40,6 +40,8 @@ class FakeNode:
         self.on: dict[str, dict[str, Interface]] = {}
         self.broken: dict[str, str] = {}
         """Network → why it cannot be."""
+        self.requests: list[str] = []
+        """Requests about containers, in order."""
 
     async def encryption(self) -> tuple[str, tuple[TunnelKey, ...]]:
         return "", ()
@@ -65,6 +67,7 @@ class FakeNode:
         self.on.setdefault(config.id, {})
 
     async def attach(self, network: str, container_id: str, interface: Interface) -> Attachment:
+        self.requests.append("attach")
         self.on[network][container_id] = interface
         address = interface.ip or f"10.{len(network)}.1.2"
         return Attachment(
@@ -90,9 +93,11 @@ class FakeNode:
         self.collected.append(valid)
 
     async def namespace(self, container_id: str) -> str:
+        self.requests.append("namespace")
         return f"/run/netns/{container_id}"
 
     async def interfaces(self, container_id: str) -> dict[str, str]:
+        self.requests.append("interfaces")
         return {
             network: containers[container_id].ifname
             for network, containers in self.on.items()
@@ -230,6 +235,28 @@ async def test_a_container_waits_for_its_network() -> None:
         assert node.collected
         mappings = (PortMapping(8080, 80, "tcp"), PortMapping(53, 53, "udp"))
         assert node.on["default-id"]["t1"].ports == mappings
+
+
+async def test_a_new_container_costs_one_request_a_network() -> None:
+    node = FakeNode()
+    async with running(node) as networks:
+        networks.order([network("a"), network("b")])
+        await networks.connect(on("a"))
+        assert node.requests == ["attach"]
+        await networks.connect(on("b"))
+        assert node.requests[1:] == ["interfaces", "namespace", "attach"]
+        assert not node.on["a-id"]
+
+
+async def test_a_container_of_an_earlier_agent_is_taken_off_other_networks() -> None:
+    node = FakeNode()
+    async with running(node) as networks:
+        networks.order([network("a"), network("b")])
+        await networks.ready()
+        held = replace(on("b"), id="held")
+        node.on["a-id"]["held"] = Interface()
+        await networks.connect(held)
+        assert (node.on["a-id"], list(node.on["b-id"])) == ({}, ["held"])
 
 
 async def test_on_several_networks_the_first_with_a_way_out_is_its_way_out() -> None:

@@ -15,7 +15,7 @@ from typing import Any, Self
 from orchestrator.agent.network.helper_process import NetworkError
 from orchestrator.agent.network.network_types import Interface, NetworkConfig
 from orchestrator.agent.plugins import plugin_client
-from orchestrator.agent.plugins.plugin_client import Address, ask, patiently, work
+from orchestrator.agent.plugins.plugin_client import Address, call_long, call_plugin, with_retries
 from orchestrator.model.networks import GLOBAL, LOCAL
 
 log = logging.getLogger(__name__)
@@ -61,12 +61,12 @@ class NetworkPlugin:
         PluginError."""
         scope, gives, mac = "", "IpamDriver" in implements, False
         if "NetworkDriver" in implements:
-            told = await ask(address, "/NetworkDriver.GetCapabilities", {}, _driver(name))
+            told = await call_plugin(address, "/NetworkDriver.GetCapabilities", {}, _driver(name))
             word = str(told.get("ConnectivityScope") or told.get("Scope")).lower()
             scope = GLOBAL if word == GLOBAL else LOCAL
         if gives:
             with suppress(plugin_client.UnknownCall):  # it may be left out
-                told = await ask(address, "/IpamDriver.GetCapabilities", {}, _ipam(name))
+                told = await call_plugin(address, "/IpamDriver.GetCapabilities", {}, _ipam(name))
                 mac = bool(told.get("RequiresMACAddress"))
         return cls(name, address, scope=scope, gives=gives, mac=mac) if scope or gives else None
 
@@ -83,7 +83,7 @@ class NetworkPlugin:
         """A call that gives something back, once and soon. What the plugin itself says against it
         is no error: then it has none of it. Raises NetworkError while it does not answer."""
         try:
-            await ask(self._address, path, body, _driver(self.name), END_SECONDS)
+            await call_plugin(self._address, path, body, _driver(self.name), END_SECONDS)
         except plugin_client.PluginUnavailable as error:
             raise NetworkError(f"{_driver(self.name)} does not answer: {error}") from error
         except plugin_client.PluginError as error:
@@ -92,12 +92,12 @@ class NetworkPlugin:
     async def may(self, method: str, body: Mapping[str, Any]) -> None:
         """`/NetworkDriver.<method>` of a plugin that knows it. Raises NetworkError."""
         with of_networks(), suppress(plugin_client.UnknownCall):
-            await ask(self._address, f"/NetworkDriver.{method}", body, _driver(self.name))
+            await call_plugin(self._address, f"/NetworkDriver.{method}", body, _driver(self.name))
 
     async def _ask(self, path: str, body: Mapping[str, Any], what: str) -> dict[str, Any]:
         with of_networks():
             try:
-                return await patiently(lambda: work(self._address, path, body, what))
+                return await with_retries(lambda: call_long(self._address, path, body, what))
             except plugin_client.PluginUnavailable as error:
                 raise plugin_client.PluginUnavailable(f"{what} does not answer: {error}") from error
 

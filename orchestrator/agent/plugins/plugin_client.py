@@ -8,35 +8,46 @@ call that takes long, such as attaching a disk, has more time, as long as the pl
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
 import ssl
 import struct
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from http.client import (
+    BadStatusLine,
+    HTTPConnection,
+    HTTPException,
+    IncompleteRead,
+    RemoteDisconnected,
+)
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from orchestrator.linux.threads import KeyedThreads
+
 
 class PluginError(Exception):
-    """A plugin refuses, or cannot be used; one line that says why."""
+    """A plugin refused a call, or cannot be used; one line that says why."""
 
 
 class PluginUnavailable(PluginError):
-    """A plugin did not answer, or what came was no answer. It may work later."""
+    """A plugin did not answer, or its answer was invalid. It may work later."""
 
 
 class UnknownCall(PluginError):
-    """A plugin does not know the call: it is older, or need not know it."""
+    """A plugin does not implement the call: it is older, or the call is optional."""
 
 
 MEDIA_TYPE = "application/vnd.docker.plugins.v1+json"
 
 _MOST = 4 << 20
-"""Bytes of an answer; no list that plugins give is longer."""
-_MOST_HEADERS = 100
+"""Bytes of an answer; no list of a plugin is longer."""
+_threads = KeyedThreads("plugin call")
+_numbers = itertools.count(1)
 _UCRED = struct.Struct("3i")
 
 
@@ -81,101 +92,100 @@ def _tls(config: Mapping[str, Any]) -> ssl.SSLContext:
 
 
 async def post(address: Address, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
-    """Status and JSON of the answer (None when it is empty). Raises PluginAway."""
+    """Status and JSON of the answer (None when it is empty). Raises PluginUnavailable. The caller
+    limits the time: cancelling it ends the connection."""
+    exchange = _Exchange(address, path, json.dumps(body).encode())
     try:
-        reader, writer = await _connect(address)
-    except (OSError, ssl.SSLError) as error:
-        raise PluginUnavailable(_words(error)) from error
-    try:
-        data = json.dumps(body).encode()
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: {address.host or 'plugin'}\r\n"
-            f"Accept: {MEDIA_TYPE}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(data)}\r\nConnection: close\r\n\r\n"
-        )
-        writer.write(head.encode() + data)
-        await writer.drain()
-        status, answer = await _answer(reader)
-    except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
-        raise PluginUnavailable(_words(error)) from error
+        status, answer = await _threads.run(f"{next(_numbers)}", exchange.run)
+    except (OSError, ValueError, HTTPException) as error:
+        raise PluginUnavailable(_error_message(error)) from error
     finally:
-        # Not waited for: it may hang as the rest may.
-        writer.transport.abort()
+        exchange.abort()
     try:
         return status, json.loads(answer) if answer.strip() else None
     except ValueError:
-        return status, {
-            "Err": answer[:200].decode(errors="replace").strip()
-        } if status >= 400 else ""
+        text = answer[:200].decode(errors="replace").strip()
+        return status, {"Err": text} if status >= 400 else ""
+
+
+class _Exchange:
+    """One request and its answer on a connection of their own, in a thread that `abort` frees."""
+
+    def __init__(self, address: Address, path: str, data: bytes) -> None:
+        self._connection = _Connection(address)
+        self._path = path
+        self._data = data
+        self._socket: socket.socket | None = None
+        self._aborted = False
+
+    def run(self) -> tuple[int, bytes]:
+        """Status and content of the answer; blocks. Raises OSError, ValueError, HTTPException."""
+        with closing(self._connection) as connection:
+            connection.connect()
+            self._socket = connection.sock
+            if self._aborted:
+                return 0, b""
+            headers = {
+                "Accept": MEDIA_TYPE,
+                "Content-Type": "application/json",
+                "Connection": "close",
+            }
+            connection.request("POST", self._path, self._data, headers)
+            with connection.getresponse() as response:
+                content = response.read(_MOST + 1)
+                if len(content) > _MOST:
+                    raise ValueError("its answer is too long")
+                if response.length:  # http.client returns what came before a disconnection
+                    raise IncompleteRead(content, response.length)
+                return response.status, content
+
+    def abort(self) -> None:
+        """Make `run` return, whatever it waits for."""
+        self._aborted = True
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+
+class _Connection(HTTPConnection):
+    """To the address of a plugin."""
+
+    def __init__(self, address: Address) -> None:
+        super().__init__(address.host or "plugin", address.port or None, timeout=CALL_TIMEOUT)
+        self._address = address
+
+    def connect(self) -> None:
+        if self._address.socket is not None:
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.settimeout(self.timeout)
+            self.sock.connect(str(self._address.socket))
+            return
+        super().connect()
+        if self._address.tls is not None:
+            self.sock = self._address.tls.wrap_socket(self.sock, server_hostname=self.host)
 
 
 async def listener(address: Address) -> int:
-    """The process that listens at a unix socket; 0: none that this one can see. Raises
-    PluginAway."""
+    """The process that listens at a unix socket; 0: none that is visible to this one. Raises
+    PluginUnavailable."""
     if address.socket is None:
         return 0
-    try:
-        _, writer = await _connect(address)
-    except OSError as error:
-        raise PluginUnavailable(_words(error)) from error
-    try:
-        sock = writer.get_extra_info("socket")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, str(address.socket))
+        except OSError as error:
+            raise PluginUnavailable(_error_message(error)) from error
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         pid, _, _ = _UCRED.unpack(credentials)
         return int(pid)
-    finally:
-        writer.transport.abort()
 
 
-async def _connect(address: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    if address.socket is not None:
-        return await asyncio.open_unix_connection(str(address.socket))
-    return await asyncio.open_connection(address.host, address.port, ssl=address.tls)
-
-
-async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    status_line = (await reader.readuntil(b"\n")).split()
-    if len(status_line) < 2 or not status_line[0].startswith(b"HTTP/1."):
-        raise ValueError("it does not speak HTTP")
-    status = int(status_line[1])
-    headers: dict[bytes, bytes] = {}
-    for _ in range(_MOST_HEADERS):
-        line = (await reader.readuntil(b"\n")).strip()
-        if not line:
-            break
-        name, _, value = line.partition(b":")
-        headers[name.strip().lower()] = value.strip().lower()
-    else:
-        raise ValueError("its answer has no end of headers")
-    if headers.get(b"transfer-encoding", b"").endswith(b"chunked"):
-        return status, await _chunks(reader)
-    if (length := headers.get(b"content-length")) is not None:
-        if int(length) > _MOST:
-            raise ValueError("its answer is too long")
-        return status, await reader.readexactly(int(length))
-    body = bytearray()
-    while part := await reader.read(1 << 16):
-        body += part
-        if len(body) > _MOST:
-            raise ValueError("its answer is too long")
-    return status, bytes(body)
-
-
-async def _chunks(reader: asyncio.StreamReader) -> bytes:
-    body = bytearray()
-    while True:
-        size = int((await reader.readuntil(b"\n")).split(b";")[0], 16)
-        if size == 0:
-            return bytes(body)
-        if not 0 < size <= _MOST - len(body):
-            raise ValueError("its answer is too long")
-        body += await reader.readexactly(size)
-        await reader.readuntil(b"\n")
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, EOFError):
+def _error_message(error: Exception) -> str:
+    if isinstance(error, RemoteDisconnected | IncompleteRead):
         return "it hung up in the middle of its answer"
+    if isinstance(error, BadStatusLine):
+        return "it does not speak HTTP"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return str(error) or type(error).__name__
@@ -184,20 +194,20 @@ def _words(error: Exception) -> str:
 T = TypeVar("T")
 
 Tell = Callable[[str], None]
-"""Is told what an operation waits for; empty: for nothing any more."""
+"""Called with what an operation waits for; empty: for nothing any more."""
 
 NOTICE = 2.0
-"""Seconds after which whoever waits for a plugin is told so."""
+"""Seconds after which a status says that an operation waits for a plugin."""
 SILENCE = 5.0
 """Seconds without any answer after which a plugin counts as hung."""
 PATIENCE = SILENCE
-"""Seconds for which a plugin that cannot be reached is tried again, with growing pauses."""
+"""Seconds for which a plugin that cannot be reached is tried again, with backoff."""
 CALL_TIMEOUT = 60.0
-"""Seconds that a plugin which answers other calls gets to do what it was asked."""
+"""Seconds of a call while the plugin answers other calls."""
 _FIRST_PAUSE = 0.1
 
 
-async def ask(
+async def call_plugin(
     address: Address,
     path: str,
     body: Mapping[str, Any],
@@ -205,7 +215,7 @@ async def ask(
     timeout: float | None = None,
 ) -> dict[str, Any]:
     """A plugin's answer to a call within `timeout` seconds (default: `SILENCE`). `what` names the
-    plugin in errors that it reports, such as `volume driver nfs`. Raises PluginError."""
+    plugin in its errors, such as `volume driver nfs`. Raises PluginError."""
     limit = SILENCE if timeout is None else timeout
     try:
         async with asyncio.timeout(limit):
@@ -214,7 +224,7 @@ async def ask(
         raise PluginUnavailable(f"no answer within {limit:g} s") from None
     if not isinstance(answer, dict | None):
         raise PluginUnavailable(f"its answer to {path} is no JSON object")
-    # Those that give out addresses say it by the longer word.
+    # IPAM plugins use the longer key.
     said = (answer or {}).get("Err") or (answer or {}).get("Error")
     if status >= 400 or said:
         words = " ".join(str(said or f"HTTP status {status}").split())
@@ -223,14 +233,16 @@ async def ask(
     return answer or {}
 
 
-async def work(address: Address, path: str, body: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """As `ask`, for a call that may take long: `CALL_TIMEOUT` seconds while the plugin answers
-    other calls. Raises PluginError."""
+async def call_long(
+    address: Address, path: str, body: Mapping[str, Any], what: str
+) -> dict[str, Any]:
+    """As `call_plugin`, for a call that may take long: `CALL_TIMEOUT` seconds while the plugin
+    answers other calls. Raises PluginError."""
     outcomes: list[dict[str, Any] | PluginError] = []
 
     async def call() -> None:
         try:
-            outcomes.append(await ask(address, path, body, what, CALL_TIMEOUT))
+            outcomes.append(await call_plugin(address, path, body, what, CALL_TIMEOUT))
         except PluginError as error:
             outcomes.append(error)
 
@@ -238,7 +250,7 @@ async def work(address: Address, path: str, body: Mapping[str, Any], what: str) 
         while True:
             await asyncio.sleep(NOTICE)
             try:
-                await ask(address, "/Plugin.Activate", {}, what, SILENCE - NOTICE)
+                await call_plugin(address, "/Plugin.Activate", {}, what, SILENCE - NOTICE)
             except PluginUnavailable:
                 outcomes.append(PluginUnavailable(f"no answer within {SILENCE:g} s"))
                 return
@@ -256,8 +268,9 @@ async def work(address: Address, path: str, body: Mapping[str, Any], what: str) 
     return outcome
 
 
-async def patiently(attempt: Callable[[], Awaitable[T]]) -> T:
-    """What an attempt returns; it is repeated while it raises PluginAway, for `PATIENCE` seconds.
+async def with_retries(attempt: Callable[[], Awaitable[T]]) -> T:
+    """What an attempt returns; it is repeated while it raises PluginUnavailable, for
+    `PATIENCE` seconds.
     Raises the last one."""
     loop = asyncio.get_running_loop()
     give_up, pause = loop.time() + PATIENCE, _FIRST_PAUSE
@@ -273,7 +286,7 @@ async def patiently(attempt: Callable[[], Awaitable[T]]) -> T:
 
 @contextmanager
 def announced(tell: Tell, text: str) -> Iterator[None]:
-    """Tell what is waited for, once the block has taken `NOTICE` seconds, until it ends."""
+    """Call `tell` with `text` once the block has taken `NOTICE` seconds, and again when it ends."""
     told = False
 
     def now() -> None:

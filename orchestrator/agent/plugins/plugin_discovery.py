@@ -1,7 +1,7 @@
-"""Finding plugins, as Docker does: sockets first, then `.spec` and `.json` files.
+"""Plugin discovery as in Docker: sockets first, then `.spec` and `.json` files.
 
-A plugin is asked what it is when its file is first seen, or has changed, and again while it does
-not answer. Source: Docker's "Plugin API" (legacy plugins, version 1).
+A plugin is activated when its file is first seen or has changed, and again while it does not
+answer. Source: Docker's "Plugin API" (legacy plugins, version 1).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from orchestrator.agent.plugins.plugin_client import (
     Address,
     PluginError,
     PluginUnavailable,
-    ask,
+    call_plugin,
     parse_address,
-    patiently,
+    with_retries,
 )
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ SOCKET_FOLDERS = (Path("/run/docker/plugins"),)
 SPEC_FOLDERS = (Path("/etc/docker/plugins"), Path("/usr/lib/docker/plugins"))
 
 ACTIVATION_TIMEOUT = 2.0
-"""Seconds that a plugin gets to say what it is."""
+"""Seconds of an activation call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class PluginFile:
     name: str
     path: Path
     stamp: tuple[int, int]
-    """Inode and time of change, so that one that was replaced is asked anew."""
+    """Inode and time of change: a replaced file leads to a new activation."""
 
 
 def find(sockets: Sequence[Path], specs: Sequence[Path]) -> dict[str, PluginFile]:
@@ -60,7 +60,7 @@ def find(sockets: Sequence[Path], specs: Sequence[Path]) -> dict[str, PluginFile
 
 
 def _files(folder: Path, kinds: Sequence[str]) -> Iterator[Path]:
-    """Those in the folder, and those in a folder of the plugin's own name in it."""
+    """Files in the folder, and in subfolders named after a plugin."""
     for kind in kinds:
         yield from sorted(folder.glob(f"*{kind}"))
         for path in sorted(folder.glob(f"*/*{kind}")):
@@ -69,7 +69,7 @@ def _files(folder: Path, kinds: Sequence[str]) -> Iterator[Path]:
 
 
 def read_address(file: PluginFile) -> Address:
-    """Where the plugin of a file listens. Raises PluginError."""
+    """The address of the plugin of a file. Raises PluginError."""
     if file.path.suffix == ".sock":
         return Address(socket=file.path)
     try:
@@ -83,8 +83,8 @@ def read_address(file: PluginFile) -> Address:
 
 
 async def implements(name: str, address: Address) -> list[str]:
-    """What a plugin says that it is, such as `VolumeDriver`. Raises PluginError."""
-    found = (await ask(address, "/Plugin.Activate", {}, f"plugin {name}")).get("Implements")
+    """What a plugin implements, such as `VolumeDriver`. Raises PluginError."""
+    found = (await call_plugin(address, "/Plugin.Activate", {}, f"plugin {name}")).get("Implements")
     if not isinstance(found, list):
         raise PluginUnavailable("it does not say what it implements")
     return [str(each) for each in found]
@@ -100,23 +100,22 @@ class PluginSet(Generic[P]):
         sockets: Sequence[Path] = SOCKET_FOLDERS,
         specs: Sequence[Path] = SPEC_FOLDERS,
     ) -> None:
-        """`activate` makes one of its name, its address and what it implements; None when it is of
-        another kind. It raises PluginError. `noun` is what one is called, such as `volume
-        driver`."""
+        """`activate` makes a plugin from its name, its address and what it implements; None when
+        it is of another kind. It raises PluginError. `noun` is for messages: `volume driver`."""
         self._activate = activate
         self._noun = noun
         self._sockets, self._specs = tuple(sockets), tuple(specs)
         self._known: dict[str, tuple[PluginFile, P | None]] = {}
-        """Those that have answered; None: it is of another kind."""
+        """Plugins that have answered; None: it is of another kind."""
         self.silent: dict[str, str] = {}
-        """Those that do not answer, and why."""
+        """Plugins that do not answer, and why."""
 
     def all(self) -> dict[str, P]:
-        """Those that have answered and whose file is there, by name."""
+        """Plugins that have answered and whose file exists, by name."""
         return {name: plugin for name, (_, plugin) in sorted(self._known.items()) if plugin}
 
     async def look(self, timeout: float = ACTIVATION_TIMEOUT) -> None:
-        """Look for plugins, and ask those that are new what they are, all at the same time."""
+        """Look for plugin files, and activate new plugins, concurrently."""
         files = find(self._sockets, self._specs)
         for name in [*self._known]:
             if name not in files or files[name].stamp != self._known[name][0].stamp:
@@ -126,8 +125,8 @@ class PluginSet(Generic[P]):
         await asyncio.gather(*(self._ask(file, timeout) for file in new))
 
     async def get(self, name: str) -> P:
-        """The plugin of this name. Raises PluginAway when there is none that answers, PluginError
-        when it is of another kind."""
+        """The plugin of this name. Raises PluginUnavailable when none answers, PluginError when it
+        is of another kind."""
         if name not in self._known:
             await self.look()
         if (known := self._known.get(name)) is not None:
@@ -140,12 +139,12 @@ class PluginSet(Generic[P]):
             else f"there is no {self._noun} {name} on this node; start its plugin"
         )
 
-    async def patiently(self, name: str) -> P:
-        """As `get`, but one that does not answer is waited for, for `calls.PATIENCE` seconds."""
-        return await patiently(lambda: self.get(name))
+    async def get_with_retries(self, name: str) -> P:
+        """As `get`, but retry for `plugin_client.PATIENCE` seconds."""
+        return await with_retries(lambda: self.get(name))
 
     def doubt(self, name: str, why: str) -> None:
-        """A plugin did not answer: it counts as silent until it does."""
+        """Mark a plugin as silent until it answers again."""
         if self._known.pop(name, None) is not None:
             self._is_silent(name, why)
 

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.agent.plugins import plugin_client
-from orchestrator.agent.plugins.plugin_client import Address, ask, listener, patiently, work
+from orchestrator.agent.plugins.plugin_client import (
+    Address,
+    call_long,
+    call_plugin,
+    listener,
+    with_retries,
+)
 from orchestrator.agent.plugins.plugin_discovery import SOCKET_FOLDERS, SPEC_FOLDERS, PluginSet
 from orchestrator.agent.volumes.mountpoints import mount_at, mounts, resolved
 from orchestrator.agent.volumes.volume_errors import (
@@ -47,7 +53,7 @@ class VolumePlugin:
         if "VolumeDriver" not in implements:
             return None
         try:
-            answer = await ask(address, "/VolumeDriver.Capabilities", {}, _named(name))
+            answer = await call_plugin(address, "/VolumeDriver.Capabilities", {}, _named(name))
         except plugin_client.PluginUnavailable:
             raise
         except plugin_client.PluginError:
@@ -59,15 +65,15 @@ class VolumePlugin:
 
     async def create(self, volume: str, options: Mapping[str, str]) -> None:
         """Make a volume; the same again is no error of a well-made plugin. Raises VolumeError."""
-        await self._patiently("Create", {"Name": volume, "Opts": dict(options)})
+        await self._call_with_retries("Create", {"Name": volume, "Opts": dict(options)})
 
     async def remove(self, volume: str) -> None:
         """Remove a volume and its data. Raises VolumeError."""
-        await self._patiently("Remove", {"Name": volume})
+        await self._call_with_retries("Remove", {"Name": volume})
 
     async def mount(self, volume: str, user: str) -> Path:
         """Mount a volume for a container; where. Raises VolumeError."""
-        answer = await self._patiently("Mount", {"Name": volume, "ID": user})
+        answer = await self._call_with_retries("Mount", {"Name": volume, "ID": user})
         path = self._path(volume, answer.get("Mountpoint"))
         await self._check_seen(volume, path)
         return path
@@ -106,7 +112,7 @@ class VolumePlugin:
         return self._path(volume, mountpoint) if mountpoint else None
 
     async def get(self, volume: str) -> PluginVolume | None:
-        """A volume; None when the plugin has none of that name. Raises PluginAway."""
+        """A volume; None when the plugin has none of that name. Raises VolumePluginUnavailable."""
         try:
             answer = await self._once("/VolumeDriver.Get", {"Name": volume})
         except VolumePluginUnavailable:
@@ -131,23 +137,24 @@ class VolumePlugin:
             )
         return Path(mountpoint)
 
-    async def _patiently(self, method: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """A call that may take long, and is tried again while the plugin cannot be reached or hangs
-        up."""
+    async def _call_with_retries(self, method: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Make a call that may take long; repeat it while the plugin is unreachable or hangs up."""
         path = f"/VolumeDriver.{method}"
         with of_volumes():
             try:
-                return await patiently(lambda: work(self._address, path, body, _named(self.name)))
+                return await with_retries(
+                    lambda: call_long(self._address, path, body, _named(self.name))
+                )
             except plugin_client.PluginUnavailable as error:
                 raise VolumePluginUnavailable(
                     f"{_named(self.name)} does not answer: {error}"
                 ) from error
 
     async def _once(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Raises PluginAway, or VolumeError with what the plugin itself says."""
+        """Raises VolumePluginUnavailable, or VolumeError with the plugin's own message."""
         with of_volumes():
             try:
-                return await ask(self._address, path, body, _named(self.name))
+                return await call_plugin(self._address, path, body, _named(self.name))
             except plugin_client.PluginUnavailable as error:
                 raise plugin_client.PluginUnavailable(
                     f"{_named(self.name)} does not answer: {error}"
@@ -186,7 +193,7 @@ class VolumePlugins(PluginSet[VolumePlugin]):
     async def awaited(self, name: str) -> VolumePlugin:
         """The same; one that does not answer is waited for. Raises VolumeError."""
         with of_volumes():
-            return await self.patiently(name)
+            return await self.get_with_retries(name)
 
     @contextmanager
     def judged(self, name: str) -> Iterator[None]:

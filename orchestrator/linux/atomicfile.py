@@ -18,14 +18,14 @@ def write_file(
     owner: tuple[int, int] | None = None,
     temporary: Path | None = None,
 ) -> None:
-    """Replace the content of `path`: a reader, or a crash or power loss at any point, finds the old
-    content or the new one, never a part.
+    """Replace the content of `path` atomically: a reader, also after a crash or power loss at any
+    point, finds the complete old or the complete new content.
 
-    The file has `mode`, whatever the umask, and `owner` (user and group id), before anybody can
-    see it. It is written as `temporary` first, on the same file system; by default a hidden file
-    beside `path`, so two processes that may write the same path need one each.
+    The file has `mode`, independent of the umask, and `owner` (user and group id) before it is
+    visible. It is written to `temporary` first, on the same file system; by default a hidden file
+    in the same folder, so processes that write the same path concurrently need one each.
 
-    Waits for the disk. Raises OSError, and then leaves `path` as it was.
+    Blocks until the data is on disk. Raises OSError, and then leaves `path` unchanged.
     """
     draft = temporary or path.with_name(f".{path.name}.new")
     draft.unlink(missing_ok=True)
@@ -47,7 +47,7 @@ def write_file(
 
 
 def flush_folder(folder: Path) -> None:
-    """Make the names in a folder durable. Waits for the disk. Raises OSError."""
+    """Make the entries of a folder durable. Blocks until they are on disk. Raises OSError."""
     if not hasattr(os, "O_DIRECTORY"):
         return  # Windows opens no folders
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -24,8 +24,8 @@ _EVENT = struct.Struct("iIII")
 
 
 class Inotify:
-    """Watches one file or folder; a context manager. Its descriptor `fd` can be read from once
-    something has happened since the last `take`."""
+    """Watches one file or folder; a context manager. Its descriptor `fd` is readable when an event
+    came since the last `take`."""
 
     def __init__(self, path: Path, events: int) -> None:
         """Raises OSError."""
@@ -43,14 +43,14 @@ class Inotify:
         os.close(self.fd)
 
     def take(self) -> None:
-        """Forget what has happened until now."""
+        """Discard the events until now."""
         with contextlib.suppress(BlockingIOError):
             os.read(self.fd, _MOST_READ)
 
 
 class Watches:
-    """Waits for changes of many files or folders with one descriptor, of which a user may have
-    few; a context manager. A watch reports one change: add it again for the next."""
+    """Waits for changes of many files or folders with one descriptor, since their number per user
+    is limited; a context manager. A watch reports one change: add it again for the next."""
 
     def __init__(self) -> None:
         """Raises OSError."""
@@ -66,7 +66,7 @@ class Watches:
         os.close(self._fd)
 
     def once(self, path: Path, events: int) -> asyncio.Event:
-        """What is set by the next change. Raises OSError when `path` is gone."""
+        """An event that the next change sets. Raises OSError when `path` is missing."""
         watch = libc.inotify_add_watch(self._fd, path, events | _ONCE)
         return self._waiting.setdefault(watch, asyncio.Event())
 
@@ -80,7 +80,7 @@ class Watches:
             watch, _, _, length = _EVENT.unpack_from(data, at)
             at += _EVENT.size + length
             if watch < 0:
-                # Some events were lost, so any may have been.
+                # The queue overflowed: any path may have changed.
                 for event in self._waiting.values():
                     event.set()
                 self._waiting.clear()

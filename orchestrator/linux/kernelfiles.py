@@ -1,8 +1,7 @@
-"""Small text files of the kernel (procfs, cgroups), read without Python's file objects, which cost
-more than the kernel's work.
+"""Reading and parsing small text files of the kernel (procfs, cgroups).
 
-What is not there reads as nothing, and a number that is not there as 0: the container may have
-ended between two reads.
+Python's file objects would cost more than the kernel's work, so files are read by descriptor. A
+missing file reads as empty and a missing number as 0: a container may end between two reads.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ _MOST = 1 << 16
 
 
 def read_text(path: str) -> bytes:
-    """A small file; nothing when it is not there."""
+    """The content of a small file; empty when it is missing."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -27,12 +26,12 @@ def read_text(path: str) -> bytes:
 
 
 def number(text: bytes) -> int:
-    """The number that a file consists of."""
+    """The number in a file with nothing else."""
     return int(text) if text.strip().isdigit() else 0
 
 
 def keyed(text: bytes, key: str) -> int:
-    """The number after a key at the beginning of a line."""
+    """The number after a key at the start of a line."""
     word = key.encode()
     at = 0 if text.startswith(word + b" ") else text.find(b"\n" + word + b" ") + 1
     if at == 0 and not text.startswith(word + b" "):

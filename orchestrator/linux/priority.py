@@ -1,4 +1,4 @@
-"""CPU and I/O priority: what an agent was started with is not for what it starts.
+"""CPU and I/O priority: children are started with the default, not with the agent's own.
 
 Sources: sched(7), ioprio_set(2).
 """
@@ -14,14 +14,14 @@ _IOPRIO_GET = {"x86_64": 252, "aarch64": 31, "riscv64": 31, "armv7l": 315, "i686
 _PROCESS = 1
 _CLASS_SHIFT = 13
 _NONE, _BEST_EFFORT = 0, 2
-_USUAL_LEVEL = 4
+_DEFAULT_LEVEL = 4
 
-IO_PRIORITY = {"class": "IOPRIO_CLASS_BE", "priority": _USUAL_LEVEL}
-"""The usual I/O priority, as the OCI's `process` has it."""
+IO_PRIORITY = {"class": "IOPRIO_CLASS_BE", "priority": _DEFAULT_LEVEL}
+"""The default I/O priority, in the form of the OCI runtime-spec's `process`."""
 
 
-def has_usual_io(pid: int = 0) -> bool:
-    """Whether a process has the usual I/O priority; 0: this one."""
+def has_default_io(pid: int = 0) -> bool:
+    """Whether a process has the default I/O priority; 0: this one."""
     number = _IOPRIO_GET.get(os.uname().machine)
     if number is None:
         return True
@@ -30,19 +30,19 @@ def has_usual_io(pid: int = 0) -> bool:
     except OSError:
         return True
     kind, level = found >> _CLASS_SHIFT, found & ((1 << _CLASS_SHIFT) - 1)
-    return kind == _NONE or (kind == _BEST_EFFORT and level == _USUAL_LEVEL)
+    return kind == _NONE or (kind == _BEST_EFFORT and level == _DEFAULT_LEVEL)
 
 
-def is_usual() -> bool:
-    """Whether this process has the usual priority and scheduling policy."""
+def is_default() -> bool:
+    """Whether this process has the default priority and scheduling policy."""
     nice = os.getpriority(os.PRIO_PROCESS, 0)
-    return nice == 0 and os.sched_getscheduler(0) == os.SCHED_OTHER and has_usual_io()
+    return nice == 0 and os.sched_getscheduler(0) == os.SCHED_OTHER and has_default_io()
 
 
-def usual() -> tuple[str, ...]:
-    """A command that runs the one behind it with the usual priority and scheduling policy; empty
+def with_default_priority() -> tuple[str, ...]:
+    """A command prefix that runs the rest with the default priority and scheduling policy; empty
     where this process has them."""
-    if is_usual():
+    if is_default():
         return ()
     nice = os.getpriority(os.PRIO_PROCESS, 0)
     return (

@@ -1,4 +1,4 @@
-"""Which process a pid means: pid and start time, so that a reused pid is noticed."""
+"""Identity of a process: pid and start time, so that a reused pid is detected."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PF_EXITING = 0x4
-"""A kernel's flag of a process, field 9 of `/proc/PID/stat`: it is being shut down
-(`include/linux/sched.h`)."""
+"""Kernel flag of an exiting process, field 9 of `/proc/PID/stat` (`include/linux/sched.h`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """A process, for as long as this boot lasts."""
+    """A process, valid until the next boot."""
 
     pid: int
     start: int
-    """Clock ticks from the boot to its start: field 22 of `/proc/PID/stat`, proc(5)."""
+    """Start time in clock ticks after boot: field 22 of `/proc/PID/stat`, proc(5)."""
 
     def alive(self) -> bool:
-        """Whether this very process runs (a zombie does not)."""
+        """Whether this process, and not a later one with its pid, runs (a zombie does not)."""
         return identify(self.pid) == self
 
     def exiting(self) -> bool:
-        """Whether this very process has begun to exit, or has ended."""
+        """Whether this process has begun to exit, or has ended."""
         fields = stat_fields(self.pid)
         if not fields or int(fields[19]) != self.start:
             return True
@@ -38,7 +37,7 @@ class ProcessIdentity:
         except ProcessLookupError:
             return None
         try:
-            # Checked after the pidfd is there: from now on it cannot mean another process.
+            # Checked once the pidfd is open: from then on it cannot refer to another process.
             if self.alive():
                 return fd
         except BaseException:
@@ -48,7 +47,7 @@ class ProcessIdentity:
         return None
 
     def send(self, signal_number: int) -> None:
-        """Send a signal to this very process; nothing when it has ended."""
+        """Send a signal to this process; no-op when it has ended."""
         if (fd := self.open()) is None:
             return
         try:
@@ -78,5 +77,5 @@ def stat_fields(pid: int) -> list[bytes]:
 
 
 def boot_id() -> str:
-    """A random name of this boot of the kernel; processes and mounts do not outlive it."""
+    """A random id of this boot of the kernel; processes and mounts do not outlive it."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

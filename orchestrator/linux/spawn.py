@@ -1,7 +1,7 @@
-"""Starting short-lived helper commands fast from an event loop.
+"""Starting short-lived commands from an event loop, faster than asyncio's subprocesses.
 
-`asyncio.create_subprocess_exec` makes pipes, transports and a watcher for each process. What runs
-here needs none of that: stderr goes to a file in memory, and the end is seen through a pidfd.
+`asyncio.create_subprocess_exec` makes pipes, transports and a watcher for each process. A command
+here writes to a file in memory, and its end is seen through a pidfd.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 _MOST_READ = 8192
 _KILLED = 1.0
-"""Seconds that a killed process gets to be gone."""
+"""Seconds to wait for a killed process to end."""
 
 
 def spawn(
@@ -29,7 +29,7 @@ def spawn(
     pass_fds: Sequence[int] = (),
     process_group: int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a command; `process_group` 0 gives it a group of its own. The caller reaps it. Raises
+    """Start a command; `process_group` 0 puts it into a new group. The caller reaps it. Raises
     OSError."""
     return subprocess.Popen(
         argv,
@@ -63,8 +63,8 @@ async def reap(process: subprocess.Popen[bytes]) -> int:
 
 
 async def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process that was started here, and reap it. One that hangs in the kernel, such as on
-    a file system that does not answer, is not waited for: it is reaped whenever it ends."""
+    """Kill a process that was started here, and reap it. One that hangs in the kernel, for example
+    on a file system that does not respond, is reaped in the background when it ends."""
     process.kill()
     if process.poll() is not None:
         return
@@ -89,7 +89,7 @@ def _reap_late(loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes]
 
 
 async def readable(*fds: int) -> None:
-    """Until one of some descriptors can be read from; a pidfd can when its process has ended."""
+    """Wait until one of the descriptors is readable; a pidfd is when its process has ended."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     for fd in fds:
@@ -102,7 +102,7 @@ async def readable(*fds: int) -> None:
 
 
 async def writable(fd: int) -> None:
-    """Until a descriptor can be written to, or nobody reads it any more."""
+    """Wait until a descriptor is writable, or its reader has closed it."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     loop.add_writer(fd, _settle, ready)
@@ -118,7 +118,7 @@ def _settle(future: asyncio.Future[None]) -> None:
 
 
 async def run(argv: Sequence[str], *, pass_fds: Sequence[int] = ()) -> tuple[int, str]:
-    """Run a command to its end: exit status and the beginning of what it wrote on stderr."""
+    """Run a command to its end: exit status and the beginning of its stderr."""
     with descriptors() as owned:
         stderr = owned.memory_file()
         status = await reap(spawn(argv, stderr=stderr, pass_fds=pass_fds))
@@ -126,7 +126,7 @@ async def run(argv: Sequence[str], *, pass_fds: Sequence[int] = ()) -> tuple[int
 
 
 async def output(argv: Sequence[str]) -> str:
-    """Run a command to its end: the beginning of what it wrote on stdout."""
+    """Run a command to its end: the beginning of its stdout."""
     with descriptors() as owned:
         stdout = owned.memory_file()
         await reap(spawn(argv, stderr=subprocess.DEVNULL, stdout=stdout))
@@ -134,13 +134,13 @@ async def output(argv: Sequence[str]) -> str:
 
 
 async def read_some(fd: int) -> bytes:
-    """The first bytes that come over a pipe; none when its writers have closed it."""
+    """The first bytes from a pipe; empty when its writers have closed it."""
     await readable(fd)
     return os.read(fd, _MOST_READ)
 
 
 async def read_line(fd: int) -> bytes:
-    """The first line that comes over a pipe, or what there was when its writers closed it."""
+    """The first line from a pipe, or what was written before its writers closed it."""
     os.set_blocking(fd, False)
     received = b""
     while b"\n" not in received:
@@ -169,18 +169,18 @@ class Descriptors:
         return ends
 
     def memory_file(self) -> int:
-        """A file without a name, for what a command writes."""
+        """An anonymous file for a command's output."""
         fd = os.memfd_create("output", os.MFD_CLOEXEC)
         self._open.add(fd)
         return fd
 
     def keep(self, fd: int) -> int:
-        """Take over one that somebody else has opened."""
+        """Take ownership of an open descriptor."""
         self._open.add(fd)
         return fd
 
     def release(self, fd: int) -> int:
-        """Give one away, not to be closed here."""
+        """Give up ownership: it is not closed here."""
         self._open.remove(fd)
         return fd
 
@@ -190,14 +190,14 @@ class Descriptors:
         os.close(fd)
 
     def close_all(self) -> None:
-        """Close those that are still open."""
+        """Close the remaining ones."""
         while self._open:
             os.close(self._open.pop())
 
 
 @contextmanager
 def descriptors() -> Iterator[Descriptors]:
-    """Descriptors that live as long as a block."""
+    """Descriptors that are closed at the end of a block."""
     owned = Descriptors()
     try:
         yield owned

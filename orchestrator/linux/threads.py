@@ -13,22 +13,21 @@ T = TypeVar("T")
 
 
 class KeyedThreads:
-    """Runs each call in a thread of its own, at most one at a time for a key.
+    """Runs each call in its own daemon thread, at most one at a time per key.
 
-    So calls that hang hold up no others, and no more of them pile up than there are keys. The
-    threads do not keep the process from ending.
+    A call that hangs delays only calls of the same key, and at most one thread per key hangs.
     """
 
     def __init__(self, name: str) -> None:
-        """`name` is what the threads are called, before the key."""
+        """Threads are named `name`, then the key."""
         self._name = name
         self._running: dict[str, asyncio.Future[None]] = {}
         """Key → resolved when its call has returned."""
 
     async def run(self, key: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The result of a call, made once an earlier one for the same key has returned.
+        """The result of a call, which starts once an earlier one for the same key has returned.
 
-        When cancelled, a call that has begun goes on, and nobody gets its result. Raises what it
+        When cancelled, a running call continues and its result is discarded. Raises what the call
         raises, and RuntimeError when no thread can be started.
         """
         while (earlier := self._running.get(key)) is not None:

@@ -16,10 +16,10 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def remove_tree(path: str | os.PathLike[str]) -> None:
-    """Remove a file, or a folder with all that is in it, however deep; fine when it is gone.
+    """Remove a file, or a folder with its content at any depth. Succeeds if there is none.
 
-    No link is followed. It takes neither stack nor descriptors with the depth: a folder within a
-    folder is moved up before it is emptied. Blocks. Raises OSError.
+    No link is followed. Stack and descriptors do not grow with the depth: a nested folder is moved
+    up before it is emptied. Blocks. Raises OSError.
     """
     try:
         top = os.open(path, _FOLDER)
@@ -48,8 +48,8 @@ def remove_tree(path: str | os.PathLike[str]) -> None:
 
 
 def tree_usage(root: str | os.PathLike[str]) -> int:
-    """Bytes of the disk that the files in a folder take; each counts once, whatever its number of
-    names. Files that go meanwhile do not matter, and no link is followed. Blocks."""
+    """Disk usage in bytes of the files in a folder. A file with several hard links counts once,
+    files that disappear concurrently are skipped, and no link is followed. Blocks."""
     total, seen = 0, set()
     folders = [os.fspath(root)]
     while folders:
@@ -79,8 +79,8 @@ def _entries(folder: int) -> list[tuple[str, bool]]:
 
 
 def _lift(top: int, name: str, serial: int) -> int:
-    """Empty the folder `name` of `top`; the folders in it become `top`'s, under numbers from
-    `serial` on. Returns the next number."""
+    """Empty the folder `name` of `top`; its subfolders move to `top`, numbered from `serial` on.
+    Returns the last number."""
     try:
         folder = os.open(name, _FOLDER, dir_fd=top)
     except FileNotFoundError:
@@ -112,12 +112,12 @@ _FS_TOPDIR_FL = 0x00020000
 
 
 def spread_inodes(folder: Path) -> None:
-    """Have the folders in `folder` put into block groups of their own (`chattr +T`).
+    """Have ext4 place the subfolders of `folder` in separate block groups (`chattr +T`).
 
-    ext4 looks for a free inode near the parent folder. Containers come and go, so that near is
-    full of inodes just freed, which ext4 without a journal must not reuse for some seconds and
-    looks at one by one: a fifth to a half of the time of starting many containers. Other file
-    systems refuse the flag, and need it not.
+    ext4 allocates an inode near the parent folder. Where containers come and go, that area is full
+    of recently freed inodes, which ext4 without a journal must not reuse for some seconds and scans
+    one by one: a fifth to a half of the time of starting many containers. Other file systems refuse
+    the flag and do not need it.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

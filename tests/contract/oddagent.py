@@ -20,7 +20,7 @@ from runtimehost import CrunWorld, private
 
 from orchestrator.agent.runtime.engine.conmon import find_monitor
 from orchestrator.agent.runtime.io import execs
-from orchestrator.linux.priority import has_usual_io
+from orchestrator.linux.priority import has_default_io
 
 NAME = "ODD_SECRET"
 NOFILE = 3333
@@ -57,7 +57,7 @@ def facts(pid: int) -> dict[str, Any]:
         "ignored": int(status["SigIgn"], 16),
         "nice": int(stat[16]),
         "policy": int(stat[38]),
-        "usual io": has_usual_io(pid),
+        "default io": has_default_io(pid),
         "oom": int((place / "oom_score_adj").read_text()),
         "descriptors": sorted(map(int, os.listdir(place / "fd"))),
         "environment": (place / "environ").read_bytes().decode(),

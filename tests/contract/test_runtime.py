@@ -39,7 +39,7 @@ def limited_world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
 
 @pytest.mark.parametrize("code", [0, 3])
 @private
-async def test_reports_how_the_process_ended(world: World, code: int) -> None:
+async def test_exit_status_of_a_process(world: World, code: int) -> None:
     async with world, world.runtime() as runtime:
         await runtime.create(world.exits("a", code))
         started = await runtime.start("a")
@@ -51,7 +51,7 @@ async def test_reports_how_the_process_ended(world: World, code: int) -> None:
 
 
 @private
-async def test_create_and_start_again_change_nothing(world: World) -> None:
+async def test_create_and_start_are_idempotent(world: World) -> None:
     async with world, world.runtime() as runtime:
         container = world.graceful("a")
         await runtime.create(container)
@@ -64,7 +64,7 @@ async def test_create_and_start_again_change_nothing(world: World) -> None:
 
 
 @private
-async def test_a_signal_ends_what_does_not_ignore_it(world: World) -> None:
+async def test_a_signal_ends_a_container_that_does_not_ignore_it(world: World) -> None:
     async with world, world.runtime() as runtime:
         await runtime.create(world.graceful("a"))
         await runtime.start("a")
@@ -74,7 +74,7 @@ async def test_a_signal_ends_what_does_not_ignore_it(world: World) -> None:
 
 
 @private
-async def test_sigkill_ends_what_ignores_all_else(world: World) -> None:
+async def test_sigkill_ends_a_container_that_ignores_other_signals(world: World) -> None:
     async with world, world.runtime() as runtime:
         await runtime.create(world.stubborn("a"))
         await runtime.start("a")
@@ -87,7 +87,7 @@ async def test_sigkill_ends_what_ignores_all_else(world: World) -> None:
 
 
 @private
-async def test_running_out_of_memory_is_told(limited_world: World) -> None:
+async def test_an_oom_kill_is_reported(limited_world: World) -> None:
     async with limited_world as world, world.runtime() as runtime:
         await runtime.create(world.hungry("a"))
         await runtime.start("a")
@@ -98,7 +98,7 @@ async def test_running_out_of_memory_is_told(limited_world: World) -> None:
 
 
 @private
-async def test_a_restarted_agent_adopts_what_runs(world: World) -> None:
+async def test_a_restarted_agent_adopts_running_containers(world: World) -> None:
     async with world:
         async with world.runtime() as first:
             await first.create(world.graceful("a"))
@@ -112,7 +112,7 @@ async def test_a_restarted_agent_adopts_what_runs(world: World) -> None:
 
 
 @private
-async def test_an_end_that_no_agent_saw_is_reported(world: World) -> None:
+async def test_an_exit_while_no_agent_ran_is_reported(world: World) -> None:
     async with world:
         async with world.runtime() as first:
             await first.create(world.exits("a", 5))
@@ -126,7 +126,7 @@ async def test_an_end_that_no_agent_saw_is_reported(world: World) -> None:
 
 
 @private
-async def test_nothing_usable_is_not_adopted(world: World) -> None:
+async def test_unusable_containers_are_not_adopted(world: World) -> None:
     async with world:
         async with world.runtime() as first:
             assert await first.adopt("missing") is None
@@ -139,7 +139,7 @@ async def test_nothing_usable_is_not_adopted(world: World) -> None:
 
 
 @private
-async def test_remove_ends_what_runs_and_may_be_repeated(world: World) -> None:
+async def test_remove_ends_a_running_container_and_is_idempotent(world: World) -> None:
     async with world, world.runtime() as runtime:
         await runtime.create(world.stubborn("a"))
         await runtime.start("a")
@@ -154,7 +154,7 @@ async def test_remove_ends_what_runs_and_may_be_repeated(world: World) -> None:
 
 
 @private
-async def test_a_removed_id_can_be_used_again(world: World) -> None:
+async def test_a_removed_id_can_be_reused(world: World) -> None:
     async with world, world.runtime() as runtime:
         for code in (1, 2):
             await runtime.create(world.exits("a", code))
@@ -164,7 +164,7 @@ async def test_a_removed_id_can_be_used_again(world: World) -> None:
 
 
 @private
-async def test_one_waiter_may_go_while_others_stay(world: World) -> None:
+async def test_cancelling_one_waiter_does_not_affect_others(world: World) -> None:
     async with world, world.runtime() as runtime:
         await runtime.create(world.graceful("a"))
         await runtime.start("a")
@@ -181,7 +181,7 @@ async def test_one_waiter_may_go_while_others_stay(world: World) -> None:
 
 
 @private
-async def test_a_lost_monitor_is_the_end_of_its_container(world: World) -> None:
+async def test_a_container_ends_with_its_monitor(world: World) -> None:
     async with world, world.runtime() as runtime:
         await runtime.create(world.graceful("a"))
         await runtime.start("a")
@@ -192,7 +192,7 @@ async def test_a_lost_monitor_is_the_end_of_its_container(world: World) -> None:
 
 
 @private
-async def test_what_is_not_there(world: World) -> None:
+async def test_operations_on_missing_containers(world: World) -> None:
     async with world, world.runtime() as runtime:
         with pytest.raises(RuntimeFailure, match="missing"):
             await runtime.start("missing")
@@ -204,7 +204,7 @@ async def test_what_is_not_there(world: World) -> None:
 
 
 @private
-async def test_many_at_once(world: World) -> None:
+async def test_many_containers_concurrently(world: World) -> None:
     async def one(number: int) -> Exit:
         name = f"c{number}"
         await runtime.create(world.exits(name, number))
@@ -241,7 +241,7 @@ async def test_release_keeps_the_files_for_another_run(world: World) -> None:
 
 
 @private
-async def test_a_paused_container_is_seen_to_be_and_can_be_killed(limited_world: World) -> None:
+async def test_a_paused_container_can_be_killed(limited_world: World) -> None:
     async with limited_world as world, world.runtime() as runtime:
         await runtime.create(world.graceful("a"))
         await runtime.start("a")

@@ -74,9 +74,7 @@ busybox ls /dev/vendor
 
 @pytest.mark.parametrize("userns", ["private", "host"])
 @private
-async def test_devices_are_given_with_all_that_belongs_to_them(
-    world: CrunWorld, tmp_path: Path, userns: str
-) -> None:
+async def test_a_cdi_device_brings_its_edits(world: CrunWorld, tmp_path: Path, userns: str) -> None:
     place = specification(tmp_path)
     devices = ("vendor.example/gpu=0", "vendor.example/gpu=GPU-7")
     async with world, world.runtime(cdi_folders=[place]) as runtime:
@@ -99,7 +97,7 @@ async def test_devices_are_given_with_all_that_belongs_to_them(
 
 
 @private
-async def test_only_what_was_given_is_there(world: CrunWorld, tmp_path: Path) -> None:
+async def test_only_requested_devices_are_present(world: CrunWorld, tmp_path: Path) -> None:
     place = specification(tmp_path)
     async with world, world.runtime(cdi_folders=[place]) as runtime:
         made = world.container("a", "sh", "-c", "busybox ls /dev/vendor; echo .$CARD.")
@@ -123,7 +121,7 @@ def write(folder: Path, name: str, edits: dict[str, Any]) -> Path:
     return folder
 
 
-def test_a_later_folder_hides_an_earlier_one_and_two_files_of_one_conflict(tmp_path: Path) -> None:
+def test_a_later_folder_overrides_and_duplicates_in_one_conflict(tmp_path: Path) -> None:
     one = write(tmp_path / "one", "a", {"env": ["FROM=one"]})
     two = write(tmp_path / "two", "a", {"env": ["FROM=two"]})
     assert find_edits(["v.example/x=d"], [one, two]).env == ("FROM=two",)
@@ -145,13 +143,13 @@ def test_a_later_folder_hides_an_earlier_one_and_two_files_of_one_conflict(tmp_p
         ({"intelRdt": {"closID": "a"}}, "intelRdt is not supported"),
     ],
 )
-def test_what_cannot_be_followed_is_told(tmp_path: Path, edits: dict[str, Any], words: str) -> None:
+def test_invalid_edits_are_reported(tmp_path: Path, edits: dict[str, Any], words: str) -> None:
     folder = write(tmp_path / "cdi", "a", edits)
     with pytest.raises(RuntimeFailure, match=words):
         find_edits(["v.example/x=d"], [folder])
 
 
-def test_a_node_of_the_host_is_found_by_its_numbers(tmp_path: Path) -> None:
+def test_a_device_node_is_found_by_its_numbers(tmp_path: Path) -> None:
     edits = {"deviceNodes": [{"path": "/dev/null", "fileMode": 0o600, "uid": 7}]}
     folder = write(tmp_path / "cdi", "a", edits)
     (device,) = find_edits(["v.example/x=d"], [folder]).devices

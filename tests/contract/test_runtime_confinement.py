@@ -57,7 +57,7 @@ def first_child(pid: int) -> int:
 
 
 @private
-async def test_the_process_is_confined_as_promised(world: CrunWorld) -> None:
+async def test_confinement_of_the_process(world: CrunWorld) -> None:
     async with world, world.runtime() as runtime:
         pid = await running(runtime, world, world.graceful("a"))
         found = status(pid)
@@ -73,7 +73,7 @@ async def test_the_process_is_confined_as_promised(world: CrunWorld) -> None:
 
 
 @private
-async def test_another_user_holds_no_capability(world: CrunWorld) -> None:
+async def test_a_user_other_than_root_has_no_capability(world: CrunWorld) -> None:
     async with world, world.runtime() as runtime:
         container = world.container("a", "sh", "-c", "echo ready; while :; do sleep 1; done")
         spec = replace(container.spec.container, user="web")
@@ -87,7 +87,7 @@ async def test_another_user_holds_no_capability(world: CrunWorld) -> None:
 
 
 @private
-async def test_the_kernel_gets_the_limits(world: CrunWorld) -> None:
+async def test_limits_are_enforced_by_the_kernel(world: CrunWorld) -> None:
     async with world, world.runtime() as runtime:
         container = world.container(
             "a",
@@ -113,7 +113,7 @@ async def test_the_kernel_gets_the_limits(world: CrunWorld) -> None:
 
 
 @private
-async def test_limits_of_a_spec_that_says_nothing(world: CrunWorld) -> None:
+async def test_default_limits(world: CrunWorld) -> None:
     async with world, world.runtime() as runtime:
         await running(runtime, world, world.graceful("a"))
         found = limits(world, "a")
@@ -124,7 +124,7 @@ async def test_limits_of_a_spec_that_says_nothing(world: CrunWorld) -> None:
 
 
 @private
-async def test_what_the_process_sees(world: CrunWorld) -> None:
+async def test_view_of_the_process(world: CrunWorld) -> None:
     script = (
         "hostname; cat /etc/hostname; pwd; echo $HOME; echo $PATH; echo $HOSTNAME; "
         "cat /etc/resolv.conf; tail -n1 /etc/hosts; echo $$; ls /dev/mqueue; ls -d /dev/shm"
@@ -151,7 +151,7 @@ async def test_what_the_process_sees(world: CrunWorld) -> None:
 
 @pytest.mark.parametrize("kind", [CrunWorld, UnifiedWorld])
 @private
-async def test_what_the_process_may_not_do(tmp_path: Path, kind: type[CrunWorld]) -> None:
+async def test_forbidden_operations(tmp_path: Path, kind: type[CrunWorld]) -> None:
     script = (
         "mount -t tmpfs none /tmp 2>/dev/null || echo no mount; "
         "touch /sys/x 2>/dev/null || echo no sys; "
@@ -175,9 +175,7 @@ async def test_what_the_process_may_not_do(tmp_path: Path, kind: type[CrunWorld]
 
 @pytest.mark.parametrize("userns", ["private", "host"])
 @private
-async def test_a_device_that_the_image_brings_cannot_be_opened(
-    world: CrunWorld, userns: str
-) -> None:
+async def test_a_device_node_in_the_image_cannot_be_opened(world: CrunWorld, userns: str) -> None:
     """Though its mode lets everybody."""
     device = world.path / "base/mem"
     os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 1))
@@ -200,7 +198,7 @@ async def test_a_read_only_root(world: CrunWorld) -> None:
 
 
 @private
-async def test_layers_are_shared_and_what_is_written_goes(world: CrunWorld) -> None:
+async def test_layers_are_shared_and_writes_are_removed(world: CrunWorld) -> None:
     upper = world.path / "second"
     (upper / "etc").mkdir(parents=True)
     (upper / "etc/motd").write_text("from above\n")
@@ -216,7 +214,7 @@ async def test_layers_are_shared_and_what_is_written_goes(world: CrunWorld) -> N
 
 
 @private
-async def test_a_hundred_layers_with_long_and_odd_names(world: CrunWorld) -> None:
+async def test_a_hundred_layers_with_long_and_unusual_names(world: CrunWorld) -> None:
     layers = [world.image.layers[0]]
     for number in range(99):
         layer = world.path / f"layer,with:odd characters and a long name {number:064d}"
@@ -230,7 +228,7 @@ async def test_a_hundred_layers_with_long_and_odd_names(world: CrunWorld) -> Non
 
 
 @private
-async def test_the_nodes_processes_and_shared_memory(world: CrunWorld) -> None:
+async def test_sharing_the_nodes_pid_and_ipc_namespaces(world: CrunWorld) -> None:
     async with world, world.runtime() as runtime:
         script = "sleep 1000 & echo ready; trap 'exit 0' TERM; while :; do sleep 0.1; done"
         container = world.container("a", "sh", "-c", script)

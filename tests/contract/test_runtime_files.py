@@ -63,9 +63,7 @@ async def logged(runtime: CrunRuntime, word: str) -> str:
 
 @pytest.mark.parametrize("userns", ["", "private"])
 @private
-async def test_a_reader_sees_the_old_or_the_new_and_never_none(
-    world: CrunWorld, userns: str
-) -> None:
+async def test_replaced_files_are_never_missing(world: CrunWorld, userns: str) -> None:
     files = files_in(world.path / "run/documents")
     async with world, world.runtime() as runtime:
         container = world.container("a", "sh", "-c", READER, userns=userns, read_only=True)
@@ -90,7 +88,7 @@ async def test_a_reader_sees_the_old_or_the_new_and_never_none(
 
 
 @private
-async def test_nothing_of_it_is_in_the_bundle_or_on_the_disk(world: CrunWorld) -> None:
+async def test_secret_files_are_neither_in_the_bundle_nor_on_disk(world: CrunWorld) -> None:
     files = files_in(world.path / "run/documents")
     async with world, world.runtime() as runtime:
         await begun(runtime, files, world.container("a", "sleep", "100"))

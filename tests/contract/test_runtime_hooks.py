@@ -53,7 +53,7 @@ async def runs(runtime: CrunRuntime) -> None:
 
 
 @private
-async def test_a_hook_is_run_as_it_says(world: CrunWorld) -> None:
+async def test_a_hook_runs_as_specified(world: CrunWorld) -> None:
     async with world, world.runtime() as runtime:
         await started(world, runtime)
         hooks = Hooks(runtime.access)
@@ -98,7 +98,7 @@ async def test_a_cancelled_hook_is_killed(world: CrunWorld) -> None:
 
 
 @private
-async def test_a_hook_that_an_earlier_agent_left_is_killed_first(world: CrunWorld) -> None:
+async def test_a_hook_left_by_an_earlier_agent_is_killed_first(world: CrunWorld) -> None:
     async with world, world.runtime() as runtime:
         await started(world, runtime)
         access = runtime.access("c1")
@@ -121,7 +121,7 @@ async def test_a_hook_that_an_earlier_agent_left_is_killed_first(world: CrunWorl
 
 
 @private
-async def test_a_container_that_ends_is_not_the_failure_of_its_hook(world: CrunWorld) -> None:
+async def test_the_end_of_a_container_is_not_a_hooks_failure(world: CrunWorld) -> None:
     async with world, world.runtime() as runtime:
         for number in range(6):
             await started(world, runtime)

@@ -37,14 +37,14 @@ def found(
 
 
 @pytest.mark.parametrize("which", ["first", "executed"])
-def test_nothing_of_the_agents_is_a_containers(
+def test_containers_inherit_nothing_from_the_agent(
     found: dict[str, dict[str, Any]], which: str
 ) -> None:
     process = found[which]
     raisable = "CAP_SYS_RESOURCE" in own_capabilities()
     assert process["oom"] == 0
     assert (process["nice"], process["policy"]) == (0, os.SCHED_OTHER)
-    assert process["usual io"]
+    assert process["default io"]
     assert process["umask"] == "0022"
     assert (process["blocked"], process["ignored"]) == (0, 0)
     assert process["descriptors"] == [0, 1, 2]
@@ -55,13 +55,13 @@ def test_nothing_of_the_agents_is_a_containers(
     assert process["stack"] == [str(8 << 20), "unlimited"]
 
 
-def test_the_monitor_gets_no_more_than_it_needs(found: dict[str, dict[str, Any]]) -> None:
+def test_the_monitor_inherits_only_what_it_needs(found: dict[str, dict[str, Any]]) -> None:
     """It outlives what a container does, where the agent may protect it, and has nothing of the
     agent's environment."""
     monitor = found["monitor"]
     assert oddagent.NAME not in monitor["environment"]
     assert (monitor["nice"], monitor["policy"]) == (0, os.SCHED_OTHER)
-    assert monitor["usual io"]
+    assert monitor["default io"]
     # It protects itself, as far as this kernel lets it.
     raisable = "CAP_SYS_RESOURCE" in own_capabilities()
     assert monitor["oom"] == (-1000 if raisable else 400)

@@ -55,7 +55,7 @@ def table(capabilities: frozenset[str]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("added", [(), ("CAP_SYS_ADMIN",), ("ALL",)], ids=str)
 @private
-async def test_every_number_of_every_architecture_is_judged_as_the_table_says(
+async def test_every_system_call_of_every_architecture_matches_the_table(
     world: CrunWorld, added: tuple[str, ...]
 ) -> None:
     """By the filter that the kernel has for a container's process."""
@@ -85,7 +85,7 @@ async def test_every_number_of_every_architecture_is_judged_as_the_table_says(
 
 
 @private
-async def test_an_architecture_that_the_profile_does_not_have_is_refused(world: CrunWorld) -> None:
+async def test_an_architecture_missing_in_the_profile_is_denied(world: CrunWorld) -> None:
     async with world, world.runtime() as runtime:
         program = read_filter(await running(runtime, world, world.graceful("a")))
     for number in NUMBERS:
@@ -110,7 +110,7 @@ async def test_an_architecture_that_the_profile_does_not_have_is_refused(world: 
         ),
     ],
 )
-def test_what_docker_refuses_is_refused(call: str, first: int) -> None:
+def test_calls_denied_by_docker_are_denied(call: str, first: int) -> None:
     found = expected(table(frozenset(DEFAULT_CAPABILITIES)), call, (first, 0, 0, 0, 0, 0))
     assert found == EPERM
 
@@ -156,7 +156,7 @@ print(json.dumps(found))
 
 
 @private
-async def test_the_kernel_refuses_what_the_table_refuses_and_nothing_else(
+async def test_the_kernel_denies_exactly_the_calls_of_the_table(
     world: CrunWorld,
 ) -> None:
     """With other errors in the table than any that the kernel itself gives, all is told apart."""

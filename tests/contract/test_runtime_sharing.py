@@ -45,7 +45,7 @@ LOOK = "tr '\\0' ' ' < /proc/1/cmdline; echo; kill -0 1 && echo may; id -u; touc
 
 
 @private
-async def test_it_sees_the_processes_of_the_other_and_may_signal_them(world: CrunWorld) -> None:
+async def test_a_shared_pid_namespace_shows_and_signals_processes(world: CrunWorld) -> None:
     async with world, world.runtime() as runtime:
         first = await start(runtime, box(world, "a", GRACEFUL))
         script = f"{LOOK}; {GRACEFUL}"
@@ -74,7 +74,9 @@ async def test_it_sees_the_processes_of_the_other_and_may_signal_them(world: Cru
 
 
 @private
-async def test_its_own_end_leaves_the_other_alone(world: CrunWorld) -> None:
+async def test_a_container_may_end_before_the_one_it_shares_with(
+    world: CrunWorld,
+) -> None:
     async with world, world.runtime() as runtime:
         await start(runtime, box(world, "a", GRACEFUL))
         await start(runtime, box(world, "b", f"sleep 1000 & {GRACEFUL}", "a"))
@@ -90,7 +92,7 @@ async def test_its_own_end_leaves_the_other_alone(world: CrunWorld) -> None:
 
 
 @private
-async def test_what_cannot_be_shared_says_what_to_do(world: CrunWorld) -> None:
+async def test_errors_when_namespaces_cannot_be_shared(world: CrunWorld) -> None:
     async with world, world.runtime() as runtime:
         await start(runtime, box(world, "host", GRACEFUL, userns="host"))
         with pytest.raises(RuntimeFailure, match="run this one with --userns host as well"):
@@ -107,7 +109,7 @@ async def test_what_cannot_be_shared_says_what_to_do(world: CrunWorld) -> None:
 
 
 @private
-async def test_shared_memory_and_queues_are_those_of_the_other(world: CrunWorld) -> None:
+async def test_a_shared_ipc_namespace_shares_memory_and_queues(world: CrunWorld) -> None:
     async with world, world.runtime() as runtime:
         first = await start(runtime, box(world, "a", f"echo old > /dev/shm/a; {GRACEFUL}"))
         await world.ready(runtime, "a")

@@ -83,10 +83,10 @@ async def test_no_output_is_lost_between_create_and_start(world: CrunWorld) -> N
 
 
 @pytest.mark.parametrize("busy", [True, False])
-def test_who_is_attached_is_heard_by_the_monitor(
+def test_attach_returns_once_the_monitor_has_accepted(
     world: CrunWorld, monkeypatch: pytest.MonkeyPatch, busy: bool
 ) -> None:
-    monkeypatch.setattr("orchestrator.agent.runtime.io.attach._ACCEPTED_WITHIN", 60.0 * busy)
+    monkeypatch.setattr("orchestrator.agent.runtime.io.attach._ACCEPT_TIMEOUT", 60.0 * busy)
 
     @private
     async def test() -> None:
@@ -199,7 +199,7 @@ async def test_a_signal_before_the_start_is_kept_for_the_program(world: CrunWorl
 
 
 @pytest.mark.parametrize("kind", [CrunWorld, UnifiedWorld])
-def test_further_programs(kind: type[CrunWorld], tmp_path: Path) -> None:
+def test_exec_programs(kind: type[CrunWorld], tmp_path: Path) -> None:
     remove_leftovers()
     world = kind(tmp_path)
 
@@ -265,7 +265,7 @@ def test_further_programs(kind: type[CrunWorld], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [CrunWorld, UnifiedWorld])
-def test_figures(kind: type[CrunWorld], tmp_path: Path) -> None:
+def test_resource_statistics(kind: type[CrunWorld], tmp_path: Path) -> None:
     remove_leftovers()
     world = kind(tmp_path)
 

@@ -33,7 +33,7 @@ def world(tmp_path: Path) -> CrunWorld:
 
 @pytest.mark.parametrize("kind", [CrunWorld, UnifiedWorld])
 @private
-async def test_killing_takes_every_process_along(tmp_path: Path, kind: type[CrunWorld]) -> None:
+async def test_kill_ends_every_process(tmp_path: Path, kind: type[CrunWorld]) -> None:
     script = (
         "trap '' TERM INT HUP; "
         "for i in 1 2 3 4 5; do (trap '' TERM INT HUP; "
@@ -50,7 +50,7 @@ async def test_killing_takes_every_process_along(tmp_path: Path, kind: type[Crun
 
 
 @private
-async def test_the_process_killed_behind_our_back(world: CrunWorld) -> None:
+async def test_the_process_is_killed_from_outside(world: CrunWorld) -> None:
     async with world, world.runtime() as runtime:
         pid = await running(runtime, world, world.graceful("a"))
         os.kill(pid, signal.SIGKILL)
@@ -58,7 +58,7 @@ async def test_the_process_killed_behind_our_back(world: CrunWorld) -> None:
 
 
 @private
-async def test_an_oci_runtime_that_is_killed_is_told_as_that(world: CrunWorld) -> None:
+async def test_a_killed_oci_runtime_is_reported(world: CrunWorld) -> None:
     crun, dies = world.path / "crun", world.path / "dies"
     crun.parent.mkdir(exist_ok=True)
     crun.write_text(
@@ -66,7 +66,7 @@ async def test_an_oci_runtime_that_is_killed_is_told_as_that(world: CrunWorld) -
         '*" create "* | *" exec "*) kill -9 $$ ;;\nesac\nexec /usr/bin/crun "$@"\n'
     )
     crun.chmod(0o755)
-    words = "the OCI runtime ended without a word; was it killed\\?"
+    words = "the OCI runtime ended without an error message; was it killed\\?"
     async with world, world.runtime(runtime=str(crun)) as runtime:
         await running(runtime, world, world.graceful("a"))
         dies.touch()
@@ -79,7 +79,7 @@ async def test_an_oci_runtime_that_is_killed_is_told_as_that(world: CrunWorld) -
 
 
 @private
-async def test_with_the_monitor_all_processes_end(world: CrunWorld) -> None:
+async def test_all_processes_end_with_the_monitor(world: CrunWorld) -> None:
     async with world, world.runtime() as runtime:
         pid = await running(runtime, world, world.stubborn("a"))
         pidfd = os.pidfd_open(pid)
@@ -95,7 +95,7 @@ def _ended(pidfd: int) -> bool:
 
 
 @private
-async def test_a_monitor_lost_while_no_agent_ran(world: CrunWorld) -> None:
+async def test_a_monitor_that_died_while_no_agent_ran(world: CrunWorld) -> None:
     async with world:
         async with world.runtime() as first:
             await running(first, world, world.stubborn("a"))
@@ -135,7 +135,7 @@ async def whole_life(world: CrunWorld, container: Container) -> None:
     "step", ["ensure", "write_texts", "write_identity", "write_started", "discard"]
 )
 @private
-async def test_an_agent_killed_at_any_step_leaves_what_can_be_handled(
+async def test_an_agent_killed_at_any_step_leaves_a_recoverable_state(
     world: CrunWorld, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(*_: object) -> None:
@@ -164,7 +164,7 @@ async def test_an_agent_killed_at_any_step_leaves_what_can_be_handled(
 
 
 @private
-async def test_create_goes_on_from_half_a_container(
+async def test_create_recovers_a_partially_created_container(
     world: CrunWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(*_: object) -> None:
@@ -225,7 +225,7 @@ asyncio.run(main())
 """
 
 
-def test_containers_outlive_an_agent_that_is_killed(world: CrunWorld) -> None:
+def test_containers_outlive_a_killed_agent(world: CrunWorld) -> None:
     """Two agents in processes of their own: the second joins the first one's mounts."""
 
     def agent(step: str) -> subprocess.CompletedProcess[str]:

@@ -49,7 +49,7 @@ async def no_threads(name: str) -> None:
 
 
 @private
-async def test_a_removal_that_hangs_is_one_thread_and_holds_up_no_other(world: CrunWorld) -> None:
+async def test_a_hanging_removal_uses_one_thread_and_delays_no_other(world: CrunWorld) -> None:
     async with world, world.runtime() as runtime:
         for container_id in ("hangs", "other"):
             await running(runtime, world, world.graceful(container_id))
@@ -78,7 +78,7 @@ async def test_a_removal_that_hangs_is_one_thread_and_holds_up_no_other(world: C
 
 
 @private
-async def test_a_removal_goes_on_when_nobody_waits(world: CrunWorld) -> None:
+async def test_a_removal_continues_without_a_waiter(world: CrunWorld) -> None:
     async with world, world.runtime() as runtime:
         await running(runtime, world, world.graceful("c"))
         impatient = asyncio.ensure_future(runtime.remove("c"))
@@ -90,7 +90,7 @@ async def test_a_removal_goes_on_when_nobody_waits(world: CrunWorld) -> None:
 
 
 @private
-async def test_files_that_a_removal_under_way_keeps_can_be_removed_after_it(
+async def test_files_kept_by_a_running_removal_can_be_removed_after_it(
     world: CrunWorld,
 ) -> None:
     async with world, world.runtime() as runtime:
@@ -123,7 +123,7 @@ def dead_inside(pid: int) -> Iterator[None]:
 
 
 @private
-async def test_probes_on_a_dead_mount_are_one_thread(world: CrunWorld) -> None:
+async def test_probes_on_a_dead_mount_use_one_thread(world: CrunWorld) -> None:
     async with world, world.runtime() as runtime:
         pid = await running(runtime, world, world.graceful("c"))
         await running(runtime, world, world.graceful("other"))
@@ -155,7 +155,7 @@ def frozen_inside(pid: int) -> Iterator[None]:
 
 
 @private
-async def test_a_probe_that_cannot_be_killed_is_one_process(world: CrunWorld) -> None:
+async def test_unkillable_probes_use_one_process(world: CrunWorld) -> None:
     async with world, world.runtime() as runtime:
         pid = await running(runtime, world, world.graceful("c"))
         probes = Probes(runtime.access)
@@ -178,7 +178,7 @@ async def test_a_probe_that_cannot_be_killed_is_one_process(world: CrunWorld) ->
 
 
 @private
-async def test_a_command_that_cannot_be_killed_does_not_hold_the_agent(world: CrunWorld) -> None:
+async def test_an_unkillable_command_does_not_block_the_agent(world: CrunWorld) -> None:
     """A look at a path of the node whose file server hangs."""
     fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     folder = world.path / "frozen"
@@ -215,7 +215,7 @@ def no_descriptors() -> Iterator[None]:
             os.close(descriptor)
 
 
-async def test_without_descriptors_no_probe_is_taken_for_failed(world: CrunWorld) -> None:
+async def test_no_probe_fails_for_lack_of_descriptors(world: CrunWorld) -> None:
     probes = Probes(world.runtime().access)
     check = HealthCheck(test=("TCP", "1"), timeout=30)
     assert not (await probes.probe("c", check, {})).passed
@@ -229,7 +229,7 @@ async def _ends(runtime: CrunRuntime, container_id: str) -> Exit:
 
 
 @private
-async def test_without_descriptors_nothing_is_taken_for_ended(world: CrunWorld) -> None:
+async def test_no_container_is_reported_ended_for_lack_of_descriptors(world: CrunWorld) -> None:
     async with world:
         async with world.runtime() as runtime:
             pid = await running(runtime, world, world.graceful("c"))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from orchestrator.agent.images.errors import ImageError
 from orchestrator.agent.runtime.resources.cgroups import BUILDS, CgroupMode, Cgroups
-from orchestrator.agent.runtime.resources.limits import LEAST_MEMORY, QUOTA_PERIOD
+from orchestrator.agent.runtime.resources.limits import MIN_MEMORY, QUOTA_PERIOD
 from orchestrator.agent.runtime.spec.node_facts import DEFAULT_PIDS_LIMIT
 from orchestrator.model.units import format_memory
 
@@ -81,10 +81,10 @@ class BuildGroups:
             memory=limits.memory or self._memory,
             pids=limits.pids or DEFAULT_PIDS_LIMIT,
         )
-        if 0 < limits.memory < LEAST_MEMORY:
+        if 0 < limits.memory < MIN_MEMORY:
             raise ImageError(
                 f"the memory limit of {limits.memory} bytes is too small for a build; "
-                f"give at least {LEAST_MEMORY >> 20} MiB"
+                f"give at least {MIN_MEMORY >> 20} MiB"
             )
         name = uuid.uuid4().hex[:12]
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from orchestrator.agent.builds.sandbox import Sandbox
 from orchestrator.agent.images.errors import ImageError
-from orchestrator.linux.priority import usual
+from orchestrator.linux.priority import with_default_priority
 
 Progress = Callable[[str], None]
 """Is told each line of output, without its newline."""
@@ -135,7 +135,7 @@ class Buildah:
             groups = sandbox.group.folders
             process = await asyncio.create_subprocess_exec(
                 *(*_GROUPED, str(len(groups)), *map(str, groups)),
-                *usual(),
+                *with_default_priority(),
                 *_CONTAINED,
                 *("sh", "-c", _AS_HOST, "sh", *given),
                 *(*enter, *_APART, "sh", "-c", _AS_ROOT, "sh", own, str(self.seen(work))),

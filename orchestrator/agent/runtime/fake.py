@@ -1,4 +1,4 @@
-"""A scripted runtime for tests: what a container does is said before it is made."""
+"""A scripted runtime for tests: the behaviour of a container is set before its creation."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from orchestrator.model.specs import LogConfig, TaskSpec
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """How one container behaves."""
+    """The behaviour of one container."""
 
     run_for: float | None = None
-    """Seconds until it ends by itself; None: it runs until it is killed."""
+    """Seconds until it exits; None: it runs until it is killed."""
     exit_code: int = 0
     oom_killed: bool = False
     ignores: frozenset[int] = frozenset()
@@ -34,7 +34,7 @@ class Script:
 
 @dataclass(slots=True)
 class FakeContainer:
-    """A container as it stands on a fake node."""
+    """The state of a container."""
 
     container: Container
     started: Started | None = None

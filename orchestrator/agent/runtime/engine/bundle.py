@@ -49,10 +49,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Where everything of one container is. No record is ever half-written."""
+    """The folders and records of one container. Records are written atomically."""
 
     run: Path
-    """The OCI bundle; does not outlive a reboot."""
+    """The OCI bundle; ends with the boot."""
     state: Path
     """The writable layer, the logs, and the files for `/etc`."""
 
@@ -63,12 +63,12 @@ class Bundle:
 
     @property
     def maps(self) -> Path:
-        """Where layers with other owners are mounted while the root is put together."""
+        """Where idmapped layers are mounted while the root is assembled."""
         return self.run / "maps"
 
     @property
     def shm(self) -> Path:
-        """Where the /dev/shm of another container is mounted while this one is created."""
+        """Where another container's /dev/shm is mounted while this one is created."""
         return self.run / "shm"
 
     @property
@@ -78,12 +78,12 @@ class Bundle:
 
     @property
     def work(self) -> Path:
-        """The overlay's own scratch folder."""
+        """The overlay's work folder."""
         return self._layer / "work"
 
     @property
     def devices(self) -> Path:
-        """Nodes of devices, to be mounted."""
+        """Device nodes to bind mount."""
         return self.state / "devices"
 
     @property
@@ -92,7 +92,7 @@ class Bundle:
         return self.state / conmon.LOG
 
     def exists(self) -> bool:
-        """Whether anything of it is there."""
+        """Whether any of its files exist."""
         return os.path.lexists(self.run) or os.path.lexists(self.state)
 
     @property
@@ -100,9 +100,9 @@ class Bundle:
         return mount_point(self.state) if is_disk(self.state) else self.state
 
     async def ensure(self, storage_size: int, *, durable: bool, ids: IdRange | None = None) -> None:
-        """Make the folders, the writable layer on a disk of `storage_size` bytes unless that is 0;
-        `durable` if it is to survive a loss of power. A container with users of its own, `ids`,
-        finds its way to its root.
+        """Make the folders, the writable layer on a disk image of `storage_size` bytes unless that
+        is 0; `durable`: it must survive a power loss. A container with a user namespace, `ids`, is
+        allowed to traverse to its root.
 
         Raises RuntimeFailure.
         """
@@ -115,7 +115,7 @@ class Bundle:
                 raise RuntimeFailure(f"the container's storage: {error}") from error
         for folder in (self.upper, self.work):
             folder.mkdir(exist_ok=True, mode=0o700)
-        # It is what the container sees as `/`, and must not depend on the agent's umask.
+        # The mode of the container's `/`, independent of the agent's umask.
         self.upper.chmod(0o755)
         (self.run / conmon.STATE_LINK).symlink_to(self.state)
         if ids is not None:
@@ -123,7 +123,7 @@ class Bundle:
             self.run.chmod(0o710)
 
     def write_texts(self, config: str, etc: Mapping[str, str], ids: IdRange | None = None) -> None:
-        """Write what the OCI runtime reads and mounts; the container's root owns the latter."""
+        """Write the configuration and the files for `/etc`, which the container's root owns."""
         for name, text in etc.items():
             path = self.state / name
             path.write_text(text)
@@ -133,7 +133,7 @@ class Bundle:
         (self.run / "config.json").write_text(config)
 
     def identity(self) -> Identity | None:
-        """Who the container is, None before it is created."""
+        """The container's processes; None before it is created."""
         record = self._read(_IDENTITY)
         if record is None:
             return None
@@ -148,48 +148,48 @@ class Bundle:
         self._write(_IDENTITY, asdict(identity))
 
     def started(self) -> Started | None:
-        """How it was started, None before."""
+        """Its start; None before."""
         record = self._read(_STARTED)
         return None if record is None else Started(**record)
 
     def write_started(self, started: Started) -> None:
-        """Record that the container's own program was let run."""
+        """Record that the container's program was started."""
         self._write(_STARTED, asdict(started))
 
     def result(self) -> Exit | None:
-        """How it ended, as once decided; None before."""
+        """Its recorded exit; None before."""
         record = self._read(_RESULT)
         return None if record is None else Exit(**record)
 
     def write_result(self, ended: Exit) -> None:
-        """Record how it ended. From now on that is the answer."""
+        """Record its exit, which is final."""
         self._write(_RESULT, asdict(ended))
 
     def runtime(self) -> str | None:
-        """The OCI runtime that it asked for; None: the node's default."""
+        """The OCI runtime that it requested; None: the node's default."""
         try:
             return (self.run / _RUNTIME).read_text()
         except FileNotFoundError:
             return None
 
     def write_runtime(self, program: str) -> None:
-        """Record its OCI runtime, before anything is asked of it."""
+        """Record its OCI runtime, before its first use."""
         (self.run / _RUNTIME).write_text(program)
 
     def limits(self) -> dict[str, Any] | None:
-        """The limits that are in force, as `limits.changes` has them; None: not known."""
+        """The limits in force, as `limits.changes` returns them; None: unknown."""
         return self._read(_LIMITS)
 
     def write_limits(self, limits: Mapping[str, Any]) -> None:
-        """Record that these limits are in force."""
+        """Record the limits in force."""
         self._write(_LIMITS, limits)
 
     def forget_limits(self) -> None:
-        """Record that other limits may be in force."""
+        """Record that the limits in force are unknown."""
         (self.run / _LIMITS).unlink(missing_ok=True)
 
     def logging(self) -> LogConfig:
-        """Its logging driver and options, as far as they are not the defaults of all nodes."""
+        """Its logging driver and options."""
         record = self._read(_LOGGING)
         return LogConfig() if record is None else LogConfig(record["driver"], record["options"])
 
@@ -199,7 +199,7 @@ class Bundle:
         (self.run / _LOGGING).write_text(json.dumps(record))
 
     def exit_status(self) -> tuple[int, float] | None:
-        """What the monitor wrote: the status, and when (seconds of the epoch)."""
+        """What the monitor wrote: the status, and its time (seconds of the epoch)."""
         try:
             with open(self.run / conmon.EXIT) as file:
                 return int(file.read()), os.fstat(file.fileno()).st_mtime
@@ -229,7 +229,7 @@ class Bundle:
         for place in (self.root, self.maps, self.shm):
             ensure_unmounted(place)
             try:
-                # Not by a recursive removal, which would empty a layer were it still mounted.
+                # Not by a recursive removal, which would empty a layer that is still mounted.
                 place.rmdir()
             except FileNotFoundError:
                 pass
@@ -237,7 +237,7 @@ class Bundle:
                 raise RuntimeFailure(
                     f"the container's root {place} is still in use ({error.strerror})"
                 ) from error
-        # Without its records first, so that half a container is not taken for a whole one.
+        # Records go first, so that a partially removed container is not taken for a complete one.
         for record in (_RESULT, _STARTED, _IDENTITY):
             (self.run / record).unlink(missing_ok=True)
 
@@ -254,21 +254,19 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True)
 class ContainerHandle:
-    """The way to one container."""
+    """Access to one container from outside: its folders, records and cgroups."""
 
     container_id: str
     bundle: Bundle
     runtime: tuple[str, ...]
-    """The OCI runtime's command, up to its own options."""
+    """The OCI runtime's command with its global options."""
     cgroups: Cgroups
     boot: str
-    looking: KeyedThreads
-    """For what is looked at in the container's files, by its id."""
+    file_threads: KeyedThreads
+    """For reading the container's files, by its id: its file systems may not respond."""
 
     def running(self) -> ProcessIdentity:
-        """The first process of a container that was started and has not ended.
-
-        Raises RuntimeFailure for any other."""
+        """The first process of the running container. Raises RuntimeFailure if it does not run."""
         identity = self.bundle.identity()
         if self.bundle.started() is None or identity is None:
             raise RuntimeFailure("the container is not running; see 'orc ps -a'")
@@ -277,26 +275,26 @@ class ContainerHandle:
         return identity.container
 
     def user(self) -> tuple[int, int]:
-        """The ids, as the container sees them, of whom its own program runs as."""
+        """The user and group id of its program, as the container sees them."""
         text = (self.bundle.run / "config.json").read_bytes()
         user = json.loads(text)["process"]["user"]
         return user["uid"], user["gid"]
 
     def pids(self) -> list[int]:
-        """Every process in it."""
+        """All its processes."""
         return self.cgroups.pids(self.container_id)
 
     def process(self) -> ProcessIdentity | None:
-        """The first process, whether it has begun its own program or waits to; None when there is
-        none."""
+        """The first process, before or after it executed the container's program; None when there
+        is none."""
         identity = self.bundle.identity()
         if identity is None or identity.boot != self.boot or not identity.container.alive():
             return None
         return identity.container
 
     def root(self) -> Path:
-        """The container's root folder as its own processes see it, mounts included; of one that
-        does not run, what is mounted of it. Raises RuntimeFailure when there is none."""
+        """The container's root as its processes see it, with all mounts; if it does not run, the
+        mounted root file system. Raises RuntimeFailure when there is none."""
         try:
             return Path(f"/proc/{self.running().pid}/root")
         except RuntimeFailure:

@@ -1,4 +1,4 @@
-"""From a container to the bundle that it is made from: users, root, configuration."""
+"""Building a container's bundle: user namespace, root file system, configuration."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _MOUNT_SHM = (*bareprogram.command("orchestrator.agent.runtime.isolation.contain
 
 
 class BundleBuilder:
-    """Makes the bundles of one node; an async context manager."""
+    """Builds the bundles of one node; an async context manager."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class BundleBuilder:
         cdi_folders: Sequence[Path] = cdi.FOLDERS,
     ) -> None:
         """`netns_dir` has the network namespaces by container; `hidden` are folders that no
-        container sees, though it be given the node's own files."""
+        container sees, also when its root is the node's own files."""
         self._ids = ids
         self._cgroups = cgroups
         self._netns_dir = netns_dir
@@ -73,7 +73,7 @@ class BundleBuilder:
         self._maker = NamespaceMaker()
 
     async def __aenter__(self) -> Self:
-        """Raises RuntimeFailure when there is no seccomp profile on this node."""
+        """Raises RuntimeFailure when this node has no seccomp profile."""
         self._ids.open()
         self._default_profile(frozenset(DEFAULT_CAPABILITIES))
         await self._maker.__aenter__()
@@ -92,28 +92,28 @@ class BundleBuilder:
         return self._ids.held()
 
     def users(self, container_id: str) -> range:
-        """The host's ids that a container holds."""
+        """The host's ids of a container."""
         found = self._ids.find(container_id)
         return range(found.first, found.first + SIZE) if found is not None else range(0)
 
     def release(self, container_id: str) -> None:
-        """Give back what `reserve` took, but for the network namespace, which is the network's."""
+        """Release what `reserve` allocated, but the network namespace: the network removes it."""
         self._ids.release(container_id)
 
     async def reserve(self, container_id: str, spec: TaskSpec, beside: str = "") -> None:
-        """Take a range of user ids for a container, and make the network namespace that belongs to
-        its users, unless it has the host's. Its users are those of the container that it is
-        `beside`. Raises RuntimeFailure."""
+        """Allocate a range of user ids for a container, and make the network namespace that belongs
+        to its user namespace, unless it has the host's users. With `beside`, it shares the user
+        namespace of that container. Raises RuntimeFailure."""
         if not own_users(spec.container):
             return
         if beside:
             await self._share_users(container_id, beside)
             return
         known = self._ids.find(container_id) is not None
-        ids = self._ids.hold(container_id)
+        ids = self._ids.allocate(container_id)
         path = self._netns_dir / container_id
         if not known:
-            # Whatever is there belongs to users that this container does not have any more.
+            # A leftover belongs to a range that this container does not have any more.
             ensure_unmounted(path)
         elif (found := owner(path)) is not None:
             os.close(found)
@@ -126,19 +126,19 @@ class BundleBuilder:
             os.close(netns)
 
     async def _share_users(self, container_id: str, beside: str) -> None:
-        """Give a container the users of another one, since only they may see its processes."""
+        """Let a container share the user namespace of another one, to see its processes."""
         theirs, path = self._ids.find(beside), self._netns_dir / container_id
         userns = owner(self._netns_dir / beside)
         if theirs is None or userns is None:
             raise RuntimeFailure(
-                "the container whose namespaces it is to share has the host's users; run this "
+                "the container whose namespaces it shares has the host's users; run this "
                 "one with --userns host as well"
             )
         try:
             if self._ids.find(container_id) not in (None, theirs):
                 raise RuntimeFailure(
-                    "the container whose namespaces it is to share has other users than when "
-                    "this one was made; remove this one and run it again"
+                    "the container whose namespaces it shares has other user ids than when "
+                    "this one was created; remove this one and run it again"
                 )
             self._ids.share(container_id, beside)
             if (found := owner(path)) is not None:
@@ -156,14 +156,14 @@ class BundleBuilder:
             os.close(userns)
 
     @asynccontextmanager
-    async def made(
+    async def build(
         self, container: Container, bundle: Bundle, neighbour: ProcessIdentity | None = None
     ) -> AsyncIterator[str | None]:
-        """The bundle, with the root mounted, for the OCI runtime to read while the block lasts;
-        yields the program that the container asks for in place of the node's. `neighbour` is the
-        first process of the container that it is beside.
+        """Build the bundle, with the root mounted, for the OCI runtime to read while the block
+        lasts; yields the OCI runtime that the container requests instead of the default.
+        `neighbour` is the first process of the container whose namespaces it shares.
 
-        Raises RuntimeFailure for what the user or the node's owner has to change.
+        Raises RuntimeFailure for errors that the user or the node's operator can fix.
         """
         edits = cdi.Edits()
         if names := list(filter(is_cdi, container.spec.container.devices)):
@@ -214,8 +214,8 @@ class BundleBuilder:
     async def _users(
         self, container: Container, stack: AsyncExitStack
     ) -> tuple[oci.OwnUsers | None, Owners | None]:
-        """The container's user namespace: that of its own network, as `reserve` made it, else a new
-        one."""
+        """The container's user namespace: the owner of its network namespace, as `reserve` made it,
+        else a new one."""
         if not own_users(container.spec.container):
             return None, None
         own = self._netns_dir / container.id
@@ -224,11 +224,11 @@ class BundleBuilder:
             userns = owner(own)
             ids = self._ids.find(container.id)
             if userns is None or ids is None:
-                raise RuntimeFailure("the users that it is to share are gone; start it again")
+                raise RuntimeFailure("the user namespace that it shares is gone; start it again")
             stack.callback(os.close, userns)
             shared = oci.OwnUsers(_path(userns), str(container.netns or own), not ours)
             return shared, Owners(ids, userns)
-        ids = self._ids.hold(container.id)
+        ids = self._ids.allocate(container.id)
         userns = owner(container.netns) if container.netns is not None and ours else None
         netns = str(container.netns or "")
         if userns is None:
@@ -253,14 +253,12 @@ class BundleBuilder:
     def _check(
         self, container: Container, bundle: Bundle, env: Sequence[str], workdir: str
     ) -> None:
-        # What is mounted over the image is not there yet, and may have what the image has not.
+        # Mounts over the image do not exist yet, and may have a program that the image lacks.
         if not container.mounts:
             program = oci.arguments(container)[0]
             check_program(bundle.root, program, env, workdir, os.uname().machine)
         if container.spec.container.init and not self._facts.init.exists():
-            raise RuntimeFailure(
-                f"there is no {self._facts.init} on this node for --init; install tini"
-            )
+            raise RuntimeFailure(f"this node has no {self._facts.init} for --init; install tini")
 
     def _profile(self, container: Container) -> SeccompProfile | None:
         spec = container.spec.container
@@ -283,9 +281,9 @@ def _devices(spec: ContainerSpec, edits: cdi.Edits) -> tuple[DeviceNode, ...]:
 
 
 def _mapped(mounts: tuple[Mount, ...], owners: Owners) -> tuple[Mount, ...]:
-    """Folders of the node as a container with users of its own has them: as with the node's users,
-    its root may do there what the node's root may. Some file systems cannot show that, `/proc`
-    say; what is there is nobody's for the container."""
+    """Bind mounts of a container with a user namespace, idmapped so that its root has the
+    permissions of the node's root there. Some file systems, such as `/proc`, do not support that;
+    their files have unmapped owners in the container."""
     found = []
     for mount in mounts:
         if mount.source and not mount.owned and not mount.exact:
@@ -299,14 +297,14 @@ def _mapped(mounts: tuple[Mount, ...], owners: Owners) -> tuple[Mount, ...]:
     return tuple(found)
 
 
-_ENDED = "the container whose namespaces it is to share has ended meanwhile; start it again"
+_ENDED = "the container whose namespaces it shares has ended; start it again"
 
 
 def _joined(
     neighbour: ProcessIdentity, kinds: Sequence[str], owners: Owners | None, stack: AsyncExitStack
 ) -> dict[str, str]:
-    """Paths of the namespaces of a process, by kind, which are there for as long as `stack` lasts.
-    Raises RuntimeFailure."""
+    """Paths of the namespaces of a process, by kind, valid until `stack` is closed. Raises
+    RuntimeFailure."""
     found, users = {}, 0
     try:
         for kind in kinds:
@@ -323,7 +321,7 @@ def _joined(
 
 
 async def _share_memory(neighbour: ProcessIdentity, bundle: Bundle, stack: AsyncExitStack) -> None:
-    """Mount the /dev/shm of a process' container in the bundle for as long as `stack` lasts. Raises
+    """Mount the /dev/shm of a process' container in the bundle until `stack` is closed. Raises
     RuntimeFailure."""
     process = neighbour.open()
     if process is None:
@@ -334,20 +332,20 @@ async def _share_memory(neighbour: ProcessIdentity, bundle: Bundle, stack: Async
     argv = [*_MOUNT_SHM, str(process), str(bundle.shm)]
     status, stderr = await spawn.run(argv, pass_fds=(process,))
     if status != 0:
-        raise RuntimeFailure(f"the /dev/shm of the other container is not there ({stderr.strip()})")
+        raise RuntimeFailure(f"the other container's /dev/shm cannot be mounted ({stderr.strip()})")
 
 
 def _path(descriptor: int) -> str:
-    """How another process names one of our descriptors."""
+    """A path by which other processes open one of our descriptors."""
     return f"/proc/{os.getpid()}/fd/{descriptor}"
 
 
 def release_null_device() -> None:
-    """Give /dev/null back to the host's root.
+    """Make the host's root the owner of /dev/null again.
 
-    crun until 1.21 makes a container's user the owner of its standard streams, of /dev/null as
-    well, and who owns it may change its mode for the whole host. A container's program does not
-    run before this is undone.
+    crun until 1.21 makes a container's user the owner of its standard streams, including
+    /dev/null, and the owner may change its mode for the whole host. This is undone before the
+    container's program runs.
     """
     if os.stat(os.devnull).st_uid != 0:
         os.chown(os.devnull, 0, 0)

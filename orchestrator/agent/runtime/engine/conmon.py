@@ -1,16 +1,16 @@
-"""conmon, the monitor of one container: its command line, its files and its messages.
+"""conmon, the monitor of one container: command line, files and messages.
 
-Source: conmon(8) and the behaviour of version 2.1. Worth knowing of it:
-- it forks and lets its caller go at once; the first process writes the pid file of the second;
+Source: conmon(8) and the behaviour of version 2.1:
+- it forks, and the first process ends at once, after writing the pid file of the second;
 - it reports on `_OCI_SYNCPIPE`, as a line of JSON, the container's pid once `create` is done, or -1
-  with what the OCI runtime printed on stderr;
-- it stays in the cgroup of who starts it. Moving it to one of its own takes some 3 ms (the kernel
-  waits for all CPUs), a fifth of a container's start; so a service manager must be told to kill the
-  agent alone (systemd: `KillMode=process`);
-- `--persist-dir` gets `exit` (the status, written whole) and `oom`; a second `oom` goes to its
-  working folder, so that must be the bundle;
+  with the OCI runtime's stderr;
+- it stays in the cgroup of its parent. Moving it to another takes about 3 ms (the kernel waits for
+  all CPUs), a fifth of a container's start; so a service manager must kill the agent alone
+  (systemd: `KillMode=process`);
+- it writes `exit` (the status, atomically) and `oom` to `--persist-dir`, and a second `oom` to its
+  working folder, which must therefore be the bundle;
 - `--log-path` is cut at a colon, so it is given relative to the bundle;
-- at `--log-size-max` it replaces the log by an empty one and what was in it is lost.
+- at `--log-size-max` it replaces the log by an empty one, and the content is lost.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.linux import spawn
-from orchestrator.linux.priority import usual
+from orchestrator.linux.priority import with_default_priority
 from orchestrator.linux.processes import ProcessIdentity, identify
 
 CONTAINER_PID = "pid"
@@ -35,14 +35,14 @@ OOM = "oom"
 CONTROL = "ctl"
 ATTACH = "attach"
 STATE_LINK = "state"
-"""A symbolic link in the bundle to the container's other folder, where the log is."""
+"""A symbolic link in the bundle to the container's state folder, where the log is."""
 LOG = "log"
 
 _REOPEN_LOG = b"2 0 0\n"
-_PATIENCE = 200
-"""Looks, a hundredth of a second apart, at a monitor that is yet to be in its pid file."""
-_MOST_CELLS = 1000
-"""Rows and columns that conmon takes."""
+_PID_FILE_CHECKS = 200
+"""Checks, 10 ms apart, for the pid file of a starting monitor."""
+_MAX_CELLS = 1000
+"""conmon's maximum of rows and columns."""
 
 
 def command(
@@ -60,9 +60,9 @@ def command(
 ) -> list[str]:
     """The argv to monitor a container; to be run with the bundle as the working folder.
 
-    `log_limit`: bytes at which conmon itself starts the log anew, as nobody else did. `stdin`: the
-    container has an input, which ends with that of the first client that was attached; behind a
-    terminal it stays open for the next. `logged`: what the container writes is kept in a file.
+    `log_limit`: bytes at which conmon itself truncates the log, if no agent rotated it. `stdin`:
+    the container has an input, which ends with that of the first attached client; with a terminal
+    it stays open for the next. `logged`: the container's output is written to a log file.
     """
     streams = ["--terminal"] if tty else []
     if stdin:
@@ -91,12 +91,12 @@ def command(
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What conmon says of `create`."""
+    """conmon's report of `create`."""
 
     pid: int
-    """The container's first process; -1 when it could not be made."""
+    """The container's first process; -1 when it could not be created."""
     message: str = ""
-    """What the OCI runtime printed then."""
+    """The OCI runtime's error output then."""
 
 
 def parse_report(line: bytes) -> Report | None:
@@ -109,20 +109,20 @@ def parse_report(line: bytes) -> Report | None:
 
 
 async def launch(argv: Sequence[str], bundle: Path) -> Report:
-    """Start a monitor and wait until it has created its container, or could not.
+    """Start a monitor and wait until it has created its container, or failed to.
 
-    Cancelled, it leaves a monitor that goes on, and can be found by its pid file.
+    When cancelled, the monitor continues; it can be found by its pid file.
     """
     with spawn.descriptors() as owned:
         sync_read, sync_write = owned.pipe()
         stderr = owned.memory_file()
         path = os.environ.get("PATH", os.defpath)
         process = spawn.spawn(
-            # The agent's priority is not for what runs as long as the container.
-            (*usual(), *argv),
+            # Monitor and container do not inherit the agent's priority.
+            (*with_default_priority(), *argv),
             stderr=stderr,
             cwd=bundle,
-            # Nothing of the agent's own environment gets to conmon.
+            # conmon does not inherit the agent's environment.
             env={"PATH": path, "TZ": "UTC", "_OCI_SYNCPIPE": str(sync_write)},
             pass_fds=(sync_write,),
         )
@@ -130,17 +130,17 @@ async def launch(argv: Sequence[str], bundle: Path) -> Report:
             owned.close(sync_write)
             line = await spawn.read_line(sync_read)
         finally:
-            # The first process ends at once, but must not be cut short: it writes the pid file.
+            # The first process ends at once, but must not be killed: it writes the pid file.
             status = process.wait()
         if (report := parse_report(line)) is not None:
             return report
-        # Ended well without a report: the OCI runtime has said nothing.
+        # Exit status 0 without a report: the OCI runtime printed nothing.
         ended = f"conmon ended with status {status}" if status else ""
         return Report(-1, spawn.read_text(stderr) or ended)
 
 
 def read_pid(path: Path) -> int | None:
-    """The content of a pid file; None when it is not there or not finished."""
+    """The content of a pid file; None when it is missing or incomplete."""
     try:
         return int(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -148,7 +148,7 @@ def read_pid(path: Path) -> int | None:
 
 
 def find_monitor(bundle: Path, container_id: str) -> ProcessIdentity | None:
-    """The living conmon of a bundle, told by its command line and not by the pid file alone."""
+    """The running conmon of a bundle, verified by its command line, not by the pid file alone."""
     pid = read_pid(bundle / MONITOR_PID)
     found = identify(pid) if pid else None
     if found is None:
@@ -160,33 +160,33 @@ def find_monitor(bundle: Path, container_id: str) -> ProcessIdentity | None:
     return found if f"--cid={container_id}".encode() in argv else None
 
 
-async def end_unnamed(bundles: Path) -> None:
-    """See to it that each monitor of a bundle below `bundles` can be found by its pid file.
+async def end_unrecorded(bundles: Path) -> None:
+    """Ensure that each monitor of a bundle below `bundles` can be found by its pid file.
 
-    An agent that is killed right after it has started one leaves one that is in no file yet, which
-    goes on to make its container whatever the next agent decides. It gets the moment that it needs;
-    who is in no file after that is killed, with what it has started.
+    If the agent is killed right after starting a monitor, that is in no pid file yet and continues
+    to create its container, independent of the next agent. Wait until it has written the file; kill
+    one that has not within the timeout, with its descendants.
     """
-    for _ in range(_PATIENCE):
-        if not (unnamed := await asyncio.to_thread(_unnamed, bundles)):
+    for _ in range(_PID_FILE_CHECKS):
+        if not (unrecorded := await asyncio.to_thread(_unrecorded, bundles)):
             return
         await asyncio.sleep(0.01)
-    for monitor in unnamed:
+    for monitor in unrecorded:
         for process in (monitor, *_descendants(monitor.pid)):
             process.send(signal.SIGKILL)
 
 
-def _unnamed(bundles: Path) -> list[ProcessIdentity]:
+def _unrecorded(bundles: Path) -> list[ProcessIdentity]:
     mark = b"\0--bundle=%s/" % os.fsencode(bundles)
     found = []
     for entry in os.listdir("/proc"):
         if not entry.isdecimal():
             continue
         try:
-            words = Path("/proc", entry, "cmdline").read_bytes()
+            command_line = Path("/proc", entry, "cmdline").read_bytes()
         except OSError:
             continue
-        _, there, rest = words.partition(mark)
+        _, there, rest = command_line.partition(mark)
         if not there:
             continue
         name = os.fsdecode(rest.split(b"\0", 1)[0])
@@ -206,16 +206,16 @@ def _descendants(pid: int) -> list[ProcessIdentity]:
 
 
 def reopen_log(bundle: Path) -> bool:
-    """Tell conmon to begin a new log file; False when there is no conmon that listens.
+    """Request a new log file from conmon; False when no conmon is listening.
 
-    It does so in its own time: then a new `log` appears, and the old file gets nothing more.
+    It does so asynchronously: a new `log` appears, and the old file does not grow any more.
     """
     return _control(bundle, _REOPEN_LOG)
 
 
 def resize(bundle: Path, rows: int, columns: int) -> bool:
-    """Tell conmon the size of the container's terminal; False when there is none that listens."""
-    size = f"{min(max(rows, 0), _MOST_CELLS)} {min(max(columns, 0), _MOST_CELLS)}"
+    """Set the size of the container's terminal; False when no conmon is listening."""
+    size = f"{min(max(rows, 0), _MAX_CELLS)} {min(max(columns, 0), _MAX_CELLS)}"
     return _control(bundle, f"1 {size}\n".encode())
 
 

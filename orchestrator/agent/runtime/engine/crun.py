@@ -55,25 +55,25 @@ _REPLACE_FILES = (
     "replace",
 )
 _CREATE_TIMEOUT = 60.0
-"""Seconds after which a `create` is given up: a disk that hangs must not hold the agent."""
-_BACKSTOP = 10
-"""With no agent to rotate it, a log may grow to this many times its size."""
+"""Seconds until a `create` fails: a hanging disk must not block the agent."""
+_UNROTATED = 10
+"""Without an agent that rotates it, a log may grow to this multiple of its size."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Removal:
-    """A container's removal that is under way."""
+    """A running removal of a container."""
 
     keep: bool
-    """Its writable layer and its logs stay."""
+    """Its writable layer and logs are kept."""
     work: asyncio.Task[Exception | None]
 
 
 class CrunRuntime:
-    """The `Runtime` of a real node; an async context manager. See the package for the whole.
+    """The `Runtime` of a real node; an async context manager. See the package for an overview.
 
-    Leaving it stops nothing that runs. All work for one id is done one call after the other, but
-    for `wait` and `kill`, which go beside.
+    Leaving it stops no container. Calls for one id must be sequential, except `wait` and `kill`,
+    which may run concurrently with others.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ class CrunRuntime:
         rotation_interval: float = 1.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`run_dir` should be on a tmpfs, `state_dir` on a disk that overlay can write to; both
-        are made. `runtime` and `monitor` are names or paths of the programs; user ids from
-        `first_id` on are given to containers; the sizes of logs are looked at each
+        """`run_dir` should be on a tmpfs, `state_dir` on a disk that supports overlay's upper
+        layers; both are made. `runtime` and `monitor` are names or paths of the programs; user ids
+        from `first_id` on are allocated to containers; log sizes are checked every
         `rotation_interval` seconds."""
         self._state = state_dir.absolute()
         self._containers = run_dir.absolute() / "containers"
@@ -108,20 +108,20 @@ class CrunRuntime:
         """Of logs, by container."""
         self._interval = rotation_interval
         self._clock = clock
-        self._watch = MonitorWatch(self._decide)
+        self._watch = MonitorWatch(self._determine_exit)
         self._stack = AsyncExitStack()
         self._group: asyncio.TaskGroup
         self._removals: dict[str, _Removal] = {}
         """Under way, by container."""
         self._removing = KeyedThreads("remove")
-        self._looking = KeyedThreads("look into")
+        self._file_threads = KeyedThreads("look into")
         self._cgroups: Cgroups
         self._facts: NodeFacts
-        self._maker: BundleBuilder
+        self._builder: BundleBuilder
         self._boot = ""
 
     async def __aenter__(self) -> Self:
-        """Raises RuntimeFailure when the node cannot run containers, with what it lacks."""
+        """Raises RuntimeFailure, with the reason, when the node cannot run containers."""
         self._runtime = find_program(self._runtime)
         self._monitor = find_program(self._monitor)
         hierarchy = detect()
@@ -130,11 +130,11 @@ class CrunRuntime:
         self._boot = boot_id()
         for folder in (self._state, self._containers, self._records):
             folder.mkdir(parents=True, exist_ok=True, mode=0o711)
-        await conmon.end_unnamed(self._containers)
+        await conmon.end_unrecorded(self._containers)
         facts = read_node_facts(hierarchy)
         self._facts = replace(facts, apparmor=await apparmor.ensure_loaded())
         spread_inodes(self._state)
-        self._maker = await self._stack.enter_async_context(
+        self._builder = await self._stack.enter_async_context(
             BundleBuilder(
                 IdRanges(self._state.parent / "ids", self._first_id, taken=subordinate_ids()),
                 self._cgroups,
@@ -162,13 +162,14 @@ class CrunRuntime:
 
     async def reserve(self, container_id: str, spec: TaskSpec, beside: str = "") -> None:
         """See `Runtime.reserve`. Raises RuntimeFailure."""
-        await self._maker.reserve(self._bundle(container_id).run.name, spec, beside)
+        await self._builder.reserve(self._bundle(container_id).run.name, spec, beside)
 
     async def create(self, container: Container) -> None:
         """Mount the root, write the bundle, start the monitor, create the container.
 
-        A created one is left as it is; half of one is removed and made anew. What fails leaves
-        nothing behind; after a cancellation `remove` finds what there is. Raises RuntimeFailure.
+        No-op for a created container; a partially created one is removed and created again. A
+        failure leaves nothing behind; after a cancellation `remove` cleans up. Raises
+        RuntimeFailure.
         """
         bundle = self._bundle(container.id)
         if bundle.exists():
@@ -182,22 +183,22 @@ class CrunRuntime:
         except TimeoutError as error:
             await self._undo(container)
             raise RuntimeFailure(
-                f"the container was not made within {_CREATE_TIMEOUT:.0f} s; is the disk stuck?"
+                f"the container was not created within {_CREATE_TIMEOUT:.0f} s; is the disk stuck?"
             ) from error
         except (RuntimeFailure, OSError) as error:
             await self._undo(container)
             if isinstance(error, RuntimeFailure):
                 raise
-            raise RuntimeFailure(f"the container could not be made: {error}") from error
+            raise RuntimeFailure(f"the container could not be created: {error}") from error
 
     async def _undo(self, container: Container) -> None:
         await self._clear(container.id, container.keep)
         if not container.keep:
-            self._maker.release(container.id)
+            self._builder.release(container.id)
 
     async def _create(self, container: Container, bundle: Bundle) -> None:
         neighbour = self.access(container.beside).running() if container.beside else None
-        async with self._maker.made(container, bundle, neighbour) as runtime:
+        async with self._builder.build(container, bundle, neighbour) as runtime:
             if container.logging != LogConfig():
                 bundle.write_logging(container.logging)
             kept = self._kept(container.logging)
@@ -208,7 +209,7 @@ class CrunRuntime:
                 container.name,
                 runtime or self._runtime,
                 self._records,
-                max(kept.size, self._rotation.limits.size) * _BACKSTOP,
+                max(kept.size, self._rotation.limits.size) * _UNROTATED,
                 tty=container.spec.container.tty,
                 stdin=container.spec.container.open_stdin,
                 logged=container.logging.driver != log_options.NONE,
@@ -218,11 +219,11 @@ class CrunRuntime:
             finally:
                 release_null_device()
         if report.pid < 0:
-            raise failure(report.message, "made")
+            raise failure(report.message, "created")
         pid = identify(report.pid)
         monitor = conmon.find_monitor(bundle.run, container.id)
         if pid is None or monitor is None:
-            raise RuntimeFailure("the container ended while it was made; was it killed?")
+            raise RuntimeFailure("the container ended while it was created; was it killed?")
         bundle.write_limits(limits.changes(container.spec, self._facts))
         bundle.write_identity(Identity(self._boot, pid, monitor))
         self._watch.add(container.id, monitor)
@@ -236,12 +237,12 @@ class CrunRuntime:
         identity = bundle.identity()
         if identity is None:
             raise RuntimeFailure(f"container {container_id} has not been created on this node")
-        with ProgramStart(identity.container) as handover:
+        with ProgramStart(identity.container) as program:
             status, stderr = await spawn.run([*self._command(bundle), "start", container_id])
             if status != 0 and not await self._has_run(container_id, bundle):
                 raise failure(stderr, "started")
-            if not await handover.happened():
-                # It was quick, or could not be executed, which its last words tell.
+            if not await program.wait():
+                # It was quick, or could not be executed, as its exit shows.
                 ended = await self.wait(container_id)
                 if ended.message and ended.code in NOT_RUNNABLE:
                     raise RuntimeFailure(ended.message, ended.code)
@@ -250,7 +251,7 @@ class CrunRuntime:
         return started
 
     async def adopt(self, container_id: str) -> Started | Exit | None:
-        """See `Runtime.adopt`. One that was created and not started is nothing that can be used."""
+        """See `Runtime.adopt`. A container that was created but not started cannot be used."""
         bundle = self._bundle(container_id)
         if (ended := bundle.result()) is not None:
             return ended
@@ -260,10 +261,10 @@ class CrunRuntime:
         if identity.boot != self._boot and bundle.exit_status() is None:
             return None
         if not self._lives(identity):
-            return self._decide(container_id)
+            return self._determine_exit(container_id)
         started = bundle.started()
         if started is None:
-            # Either it was not started, or the agent ended before it could write that down.
+            # Either it was not started, or the agent was killed before it recorded the start.
             if not await self._has_run(container_id, bundle):
                 return None
             started = Started(identity.container.pid, self._clock())
@@ -272,7 +273,7 @@ class CrunRuntime:
         return started
 
     async def wait(self, container_id: str) -> Exit:
-        """Until the container has ended. Raises RuntimeFailure when there is none."""
+        """Wait until the container has ended. Raises RuntimeFailure when there is none."""
         if container_id not in self._watch:
             bundle = self._bundle(container_id)
             if (ended := bundle.result()) is not None:
@@ -284,7 +285,7 @@ class CrunRuntime:
         return await self._watch.wait(container_id)
 
     async def kill(self, container_id: str, signal_number: int) -> None:
-        """Send a signal; one that has ended, or never was, is no error."""
+        """Send a signal. No-op when the container has ended or does not exist."""
         bundle = self._bundle(container_id)
         if signal_number == signal.SIGKILL:
             self._kill_all(container_id, bundle)
@@ -292,19 +293,19 @@ class CrunRuntime:
             self._signal_first(bundle, signal_number)
 
     async def remove(self, container_id: str) -> None:
-        """Kill what is left and remove every trace. Raises RuntimeFailure when something stays."""
+        """See `Runtime.remove`. Raises RuntimeFailure when something cannot be removed."""
         await self._clear(container_id, keep=False)
-        self._maker.release(container_id)
+        self._builder.release(container_id)
 
     async def release(self, container_id: str) -> None:
-        """See `Runtime.release`. Raises RuntimeFailure when something stays."""
+        """See `Runtime.release`. Raises RuntimeFailure when something cannot be removed."""
         await self._clear(container_id, keep=True)
 
     async def _clear(self, container_id: str, keep: bool) -> None:
-        """Take the container down; what it holds of user ids stays held.
+        """Remove the container, but keep its user ids allocated.
 
-        One removal of a container goes on at a time, also when nobody waits for it any more: who
-        asks meanwhile waits for it and has its outcome.
+        One removal of a container runs at a time and is not cancelled with its caller: concurrent
+        callers wait for it and share its outcome.
         """
         while True:
             removal = self._removals.get(container_id)
@@ -338,8 +339,8 @@ class CrunRuntime:
             conmon.find_monitor(bundle.run, container_id),
             partial(self._kill_all, container_id, bundle),
         )
-        # What `wait` returns must not depend on whether it is served before the files are gone.
-        self._watch.settle(container_id)
+        # Waiters must get the exit before the files that it is determined from are removed.
+        self._watch.resolve(container_id)
         if (self._records / container_id).exists():
             await spawn.run([*self._command(bundle), "delete", "--force", container_id])
         await process_watch.clear_cgroup(self._cgroups, container_id)
@@ -378,7 +379,7 @@ class CrunRuntime:
 
     async def paused(self, container_id: str) -> bool:
         """See `Runtime.paused`."""
-        return self._cgroups.frozen(container_id)
+        return self._cgroups.freezing(container_id)
 
     def upper(self, container_id: str) -> Path:
         """The folder of a container's writable layer."""
@@ -389,18 +390,18 @@ class CrunRuntime:
         return self._bundle(container_id).root
 
     def users(self, container_id: str) -> range:
-        """The host's ids that are 0 and on in the container; none if it has the host's users."""
-        return self._maker.users(container_id)
+        """See `Runtime.users`."""
+        return self._builder.users(container_id)
 
     async def list(self) -> frozenset[str]:
-        """Ids of which there is a folder, a record of the OCI runtime, a cgroup, or user ids."""
-        found = self._cgroups.ids() | self._maker.held()
+        """Ids with a folder, a record of the OCI runtime, a cgroup, or allocated user ids."""
+        found = self._cgroups.ids() | self._builder.held()
         for folder in (self._state, self._containers, self._records):
             found.update(entry.name for entry in os.scandir(folder))
         return frozenset(name for name in found if _ID.fullmatch(name))
 
     def log_path(self, container_id: str) -> Path:
-        """The newest log file; rotated ones stand beside it as `.1`, `.2`, …"""
+        """See `Runtime.log_path`."""
         return self._bundle(container_id).log
 
     def logging(self, container_id: str) -> LogConfig:
@@ -408,14 +409,19 @@ class CrunRuntime:
         return self._bundle(container_id).logging()
 
     def access(self, container_id: str) -> ContainerHandle:
-        """The way into a container, for `execs`, `attach` and whoever reads its figures."""
+        """A handle to a container, for `execs`, `attach` and statistics."""
         bundle = self._bundle(container_id)
         return ContainerHandle(
-            container_id, bundle, self._command(bundle), self._cgroups, self._boot, self._looking
+            container_id,
+            bundle,
+            self._command(bundle),
+            self._cgroups,
+            self._boot,
+            self._file_threads,
         )
 
     async def purge(self) -> None:
-        """Remove every container and the cgroups they had in common: the node leaves for good."""
+        """Remove all containers and their parent cgroup, when the node leaves the cluster."""
         for container_id in await self.list():
             await self.remove(container_id)
         self._cgroups.remove_parent()
@@ -432,14 +438,14 @@ class CrunRuntime:
         return identity.boot == self._boot and identity.monitor.alive()
 
     async def _has_run(self, container_id: str, bundle: Bundle) -> bool:
-        """Whether the container's own program has been let run, where no record says so."""
+        """Whether the container's program was started, if there is no record of it."""
         if bundle.exit_status() is not None:
             return True
         status = await spawn.output([*self._command(bundle), "state", container_id])
         return re.search(r'"status"\s*:\s*"(running|paused|stopped)"', status) is not None
 
-    def _decide(self, container_id: str) -> Exit:
-        """How a container with no monitor has ended; recorded, so that it is decided once."""
+    def _determine_exit(self, container_id: str) -> Exit:
+        """The exit of a container without a monitor; recorded, so that it is determined once."""
         bundle = self._bundle(container_id)
         if (ended := bundle.result()) is not None:
             return ended
@@ -450,7 +456,7 @@ class CrunRuntime:
             ended = Exit(-1, oom_killed, self._clock(), MONITOR_DIED)
         else:
             code, finished_at = status
-            # One that lost a child for memory and went on to end well was not killed by that.
+            # A container that lost a child to the OOM killer and then exited with 0 was not killed.
             oom_killed = oom_killed and code != 0
             message = OUT_OF_MEMORY if oom_killed else ""
             if code == 1 and (known := known_failure(last_line(bundle.log))):
@@ -461,7 +467,7 @@ class CrunRuntime:
         return ended
 
     def _kill_all(self, container_id: str, bundle: Bundle) -> None:
-        """SIGKILL to the first process, with which its PID namespace ends, and to the cgroup."""
+        """Send SIGKILL to the first process, which ends the PID namespace, and to the cgroup."""
         self._signal_first(bundle, signal.SIGKILL)
         self._cgroups.kill(container_id)
 
@@ -484,6 +490,6 @@ class CrunRuntime:
                     logger.warning("log of %s cannot be rotated: %s", container_id, error)
 
     def _kept(self, config: LogConfig) -> LogLimits:
-        """How much of a container's output is kept on this node."""
+        """The limits of a container's log on this node."""
         default = self._rotation.limits
         return LogLimits(*log_options.kept(config, default.size, default.files))

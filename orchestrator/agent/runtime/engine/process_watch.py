@@ -28,18 +28,18 @@ from orchestrator.linux.processes import ProcessIdentity, stat_fields
 
 @dataclass(slots=True)
 class _Watched:
-    """A monitor: its pidfd (-1: closed, as it has ended), and what comes of it."""
+    """A monitor: its pidfd (-1: closed, since it has ended), and its container's exit."""
 
     pidfd: int
     ended: asyncio.Future[Exit]
 
 
 class MonitorWatch:
-    """The monitors of the containers of one runtime."""
+    """Watches the monitors of one runtime's containers."""
 
-    def __init__(self, decide: Callable[[str], Exit]) -> None:
-        """`decide` tells, once a container's monitor is gone, how the container has ended."""
-        self._decide = decide
+    def __init__(self, determine_exit: Callable[[str], Exit]) -> None:
+        """`determine_exit` returns a container's exit once its monitor has ended."""
+        self._determine_exit = determine_exit
         self._watched: dict[str, _Watched] = {}
 
     def __contains__(self, container_id: str) -> bool:
@@ -57,45 +57,45 @@ class MonitorWatch:
         loop = asyncio.get_running_loop()
         watched = _Watched(-1, loop.create_future())
         if (pidfd := monitor.open()) is None:
-            watched.ended.set_result(self._decide(container_id))
+            watched.ended.set_result(self._determine_exit(container_id))
         else:
             watched.pidfd = pidfd
             loop.add_reader(pidfd, self._ended, container_id)
         self._watched[container_id] = watched
 
     async def wait(self, container_id: str) -> Exit:
-        """Until the container has ended. A cancelled waiter does not disturb the others. Raises
-        OSError when it cannot be found out how; then nothing is watched any more."""
+        """Wait until the container has ended. Cancelling one waiter does not affect others. Raises
+        OSError when its exit cannot be determined; then it is not watched any more."""
         return await asyncio.shield(self._watched[container_id].ended)
 
     def _ended(self, container_id: str) -> None:
-        """A pidfd says that the monitor has ended."""
+        """The pidfd is readable: the monitor has ended."""
         try:
-            self.settle(container_id)
+            self.resolve(container_id)
         except Exception as error:
             watched = self._watched.pop(container_id)
             self._close(watched)
             watched.ended.set_exception(error)
-            watched.ended.exception()  # also where nobody waits
+            watched.ended.exception()  # retrieved, also without a waiter
 
-    def settle(self, container_id: str) -> None:
-        """The monitor has ended: tell those who wait. Nothing if they are told, or none is
-        watched."""
+    def resolve(self, container_id: str) -> None:
+        """Resolve the waiters of a container whose monitor has ended. No-op if that is done, or the
+        container is not watched."""
         watched = self._watched.get(container_id)
         if watched is None or watched.ended.done():
             return
-        ended = self._decide(container_id)
+        ended = self._determine_exit(container_id)
         self._close(watched)
         watched.ended.set_result(ended)
 
     def forget(self, container_id: str) -> None:
-        """Watch no more. Who still waits is cancelled: settle first."""
+        """Stop watching. Remaining waiters are cancelled: call `resolve` first."""
         if (watched := self._watched.pop(container_id, None)) is not None:
             self._close(watched)
             watched.ended.cancel()
 
     def close(self) -> None:
-        """Forget all."""
+        """Stop watching all."""
         for container_id in self.ids():
             self.forget(container_id)
 
@@ -107,7 +107,7 @@ class MonitorWatch:
 
 
 _STACK = 25
-"""Where the address of the stack stands in `/proc/PID/stat` after the name: field 28."""
+"""Index of the stack's address in `/proc/PID/stat` after the name: field 28."""
 
 
 class ProgramStart:
@@ -121,44 +121,44 @@ class ProgramStart:
         self._pidfd = -1
 
     def __enter__(self) -> Self:
-        """One that has ended already is seen to have."""
+        """A process that has already ended is handled."""
         if (pidfd := self._process.open()) is not None:
             self._stack.callback(os.close, pidfd)
             program = Path(f"/proc/{self._process.pid}/exe")
             with suppress(FileNotFoundError, ProcessLookupError):
                 self._closed = self._stack.enter_context(Inotify(program, CLOSED_UNWRITTEN))
-                self._before, self._pidfd = self._where(), pidfd
+                self._before, self._pidfd = self._stack_address(), pidfd
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    async def happened(self) -> bool:
-        """Wait for it: whether the program runs. Otherwise the process has ended, be it that the
-        program could not be executed or that it was quick."""
+    async def wait(self) -> bool:
+        """Wait until the program runs (True) or the process has ended (False), because the program
+        could not be executed or was quick."""
         if self._closed is None:
             return False
         while self._process.alive():
-            if self._where() not in (self._before, 0):
+            if self._stack_address() not in (self._before, 0):
                 return True
             await spawn.readable(self._closed.fd, self._pidfd)
             self._closed.take()
         return False
 
-    def _where(self) -> int:
-        """The address of its stack; 0 when it ends or has ended."""
+    def _stack_address(self) -> int:
+        """The address of the process's stack; 0 when it is ending or has ended."""
         fields = stat_fields(self._process.pid)
         return int(fields[_STACK]) if fields else 0
 
 
-_ENDING = 5.0
-"""Seconds that killed processes get to be gone."""
+_KILL_TIMEOUT = 5.0
+"""Seconds until killed processes must have ended."""
 
 
 async def end_monitor(monitor: ProcessIdentity | None, kill: Callable[[], None]) -> None:
-    """Let conmon see its container's end, write it down and go; kill it if it does not.
+    """Let conmon record its container's exit and end; kill it if it does not.
 
-    It may be about to create the container only now, so `kill` is called repeatedly.
+    It may be about to create the container, so `kill` is called repeatedly.
     """
     if monitor is None or (pidfd := monitor.open()) is None:
         return
@@ -177,8 +177,7 @@ async def end_monitor(monitor: ProcessIdentity | None, kill: Callable[[], None])
 
 
 async def clear_cgroup(cgroups: Cgroups, container_id: str) -> None:
-    """Remove the cgroup; killed processes leave it only when they are gone. Raises
-    RuntimeFailure."""
+    """Remove the cgroup, once its killed processes have ended. Raises RuntimeFailure."""
     for pause in _pauses():
         if cgroups.remove(container_id):
             return
@@ -191,8 +190,8 @@ async def clear_cgroup(cgroups: Cgroups, container_id: str) -> None:
 
 
 def _pauses() -> Iterator[float]:
-    """Growing pauses in seconds, of `_ENDING` together."""
-    left, pause = _ENDING, 0.002
+    """Growing pauses in seconds, `_KILL_TIMEOUT` in total."""
+    left, pause = _KILL_TIMEOUT, 0.002
     while left > 0:
         yield pause
         left -= pause

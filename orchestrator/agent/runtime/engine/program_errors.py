@@ -16,7 +16,7 @@ from orchestrator.linux.openat import read_in_root
 from orchestrator.model.states import CANNOT_INVOKE, NOT_FOUND
 
 _HEAD = 4096
-"""Bytes of a program that are looked at: the kernel, too, wants the program headers early."""
+"""Bytes of a program that are read: the kernel, too, requires the program headers early."""
 _PT_INTERP = 3
 
 _ELF_MACHINES = {
@@ -27,7 +27,7 @@ _ELF_MACHINES = {
     "s390x": {22},
     "riscv64": {243},
 }
-"""`e_machine` (elf(5)) of the programs that a machine of this kind runs."""
+"""`e_machine` (elf(5)) of the programs that a machine of this type runs."""
 _MACHINE_NAMES = {
     3: "x86",
     21: "ppc64",
@@ -40,11 +40,11 @@ _MACHINE_NAMES = {
 
 
 def check_program(root: Path, program: str, env: Sequence[str], workdir: str, machine: str) -> None:
-    """Refuse a program that cannot be executed in the root of a container.
+    """Reject a program that cannot be executed in the root of a container.
 
-    `program` is looked up in the PATH of `env` as execvp(3) does. What is not found, or not to be
-    executed by its mode, is left to the OCI runtime to judge; so is everything on a host that runs
-    foreign programs by binfmt_misc. Raises RuntimeFailure.
+    `program` is looked up in the PATH of `env` as execvp(3) does. A program that is missing or not
+    executable is left to the OCI runtime to report; so is any program on a host that runs foreign
+    ones by binfmt_misc. Raises RuntimeFailure.
     """
     native = _ELF_MACHINES.get(machine)
     if native is None or _emulates():
@@ -74,15 +74,15 @@ def check_program(root: Path, program: str, env: Sequence[str], workdir: str, ma
 
 
 def no_program(program: str, machine: str) -> str:
-    """What is said of a file of which the kernel does not know the format."""
+    """The message for a file in a format unknown to the kernel."""
     return (
-        f"`{program}` is no program for this node ({machine}): it is damaged, made for another "
+        f"`{program}` is no program for this node ({machine}): it is damaged, built for another "
         "architecture, or a script without `#!`"
     )
 
 
 def no_interpreter(program: str) -> str:
-    """What is said of a program whose interpreter is missing."""
+    """The message for a program whose interpreter is missing."""
     return f"`{program}` needs an interpreter or loader that the image does not have"
 
 
@@ -98,8 +98,8 @@ def _check_machine(program: str, head: bytes, native: set[int], machine: str) ->
 
 
 def _loader(head: bytes) -> str:
-    """The dynamic loader that an ELF program names; empty when there is none, or it is not
-    within the head."""
+    """The dynamic loader that an ELF program names; empty when there is none, or it is beyond the
+    part that was read."""
     wide = head[4] == 2
     table = _number(head, 32, 8) if wide else _number(head, 28, 4)
     size, count = _number(head, 54 if wide else 42, 2), _number(head, 56 if wide else 44, 2)
@@ -155,21 +155,21 @@ _KNOWN: tuple[tuple[re.Pattern[str], int, Callable[[str], str]], ...] = (
 )
 
 
-UNSAID = "the OCI runtime ended without a word; was it killed?"
+NO_MESSAGE = "the OCI runtime ended without an error message; was it killed?"
 
 
 def known_failure(text: str) -> RuntimeFailure | None:
-    """The failure with a line for the user and a shell's exit status, when `text` tells of a
-    program that cannot be run."""
-    for pattern, exit_code, words in _KNOWN:
+    """The failure with a line for the user and a shell's exit status, if `text` reports that a
+    program cannot be run."""
+    for pattern, exit_code, message in _KNOWN:
         if match := pattern.search(text):
-            return RuntimeFailure(words(match["a"] or match["b"]), exit_code)
+            return RuntimeFailure(message(match["a"] or match["b"]), exit_code)
     return None
 
 
-def failure(text: str, doing: str) -> RuntimeFailure:
-    """The failure that an OCI runtime's stderr tells of; `doing` is such as `made`."""
+def failure(text: str, action: str) -> RuntimeFailure:
+    """The failure that an OCI runtime's stderr reports; `action` is such as `created`."""
     if known := known_failure(text):
         return known
-    first = next((line.strip() for line in text.splitlines() if line.strip()), UNSAID)
-    return RuntimeFailure(f"the container could not be {doing}: {first}")
+    first = next((line.strip() for line in text.splitlines() if line.strip()), NO_MESSAGE)
+    return RuntimeFailure(f"the container could not be {action}: {first}")

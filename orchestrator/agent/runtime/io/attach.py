@@ -1,9 +1,9 @@
-"""A container's own streams, over the socket of its monitor.
+"""Attaching to a container's own streams, over the socket of its monitor.
 
-conmon sends to each client all that the container writes, in packets whose first byte says which
-stream it is, and waits for the slowest; so the socket must be read for as long as it is open. What
-a client sends is the container's input, and a client that ends its side ends the input, unless
-the container has a terminal (`conmon.command`).
+conmon sends each client all output of the container, in packets whose first byte is the stream, and
+waits for the slowest client; so the socket must be read as long as it is open. What a client sends
+is the container's input, and a client that shuts down its side ends the input, unless the container
+has a terminal (`conmon.command`).
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from orchestrator.agent.runtime.interface import Exit, RuntimeFailure
 from orchestrator.linux import spawn
 
 _STDERR = 3
-_MOST_READ = 1 << 16
-_MOST_WRITTEN = 1 << 14
-"""Bytes of one packet; conmon cuts at 32 KiB."""
+_MAX_READ = 1 << 16
+_MAX_WRITE = 1 << 14
+"""Bytes of one packet; conmon truncates at 32 KiB."""
 _UNIX = Path("/proc/net/unix")
 _CONNECTING = "02"
-"""State of a connection that stands in its listener's queue (`SS_CONNECTING`)."""
-_ACCEPTED_WITHIN, _ACCEPTED_LOOK = 2.0, 0.001
-"""Seconds that a monitor has to accept, and between two looks whether it has."""
-_PATIENCE = 0.02
-"""Seconds between two looks for the socket of a container that is being made, or for its program
-to run."""
+"""State of a connection in its listener's queue (`SS_CONNECTING`)."""
+_ACCEPT_TIMEOUT, _ACCEPT_POLL = 2.0, 0.001
+"""Seconds until a monitor must accept a connection, and between checks."""
+_POLL = 0.02
+"""Seconds between checks for the socket of a container that is being created, or for its program to
+run."""
 
 
 async def attach(
@@ -41,10 +41,10 @@ async def attach(
     stdin: bool,
     tty: bool,
 ) -> AttachedProgram:
-    """Connect to a container, which may not be made yet: from here on no output is missed.
+    """Connect to a container, which may not be created yet: from then on no output is missed.
 
-    `stdin`: whether the container has an input; `tty`: whether it has a terminal; `ended` tells
-    that it has ended. Raises RuntimeFailure when there is nothing to attach to.
+    `stdin`: whether the container has an input; `tty`: whether it has a terminal; `ended` is set
+    when it has ended. Raises RuntimeFailure when the container has ended.
     """
     while True:
         try:
@@ -53,7 +53,7 @@ async def attach(
             if ended.is_set():
                 raise RuntimeFailure("the container has ended; start it first") from None
             try:
-                async with asyncio.timeout(_PATIENCE):
+                async with asyncio.timeout(_POLL):
                     await ended.wait()
             except TimeoutError:
                 continue
@@ -68,21 +68,21 @@ async def attach(
 
 
 async def _accepted(connection: socket.socket) -> None:
-    """Until the monitor has taken the connection from its queue: to one that still stands there it
-    does not send what the container writes. A monitor that does nothing is not waited for long."""
+    """Wait until the monitor has accepted the connection: to a queued one it does not send the
+    container's output. Give up waiting for a monitor that does not respond."""
     try:
         place = connection.getpeername()
     except OSError:
-        return  # the monitor is gone, as whoever reads will see
-    until = asyncio.get_running_loop().time() + _ACCEPTED_WITHIN
+        return  # the monitor has ended, as the reader will see
+    until = asyncio.get_running_loop().time() + _ACCEPT_TIMEOUT
     while asyncio.get_running_loop().time() < until:
         if not _queued(place):
             return
-        await asyncio.sleep(_ACCEPTED_LOOK)
+        await asyncio.sleep(_ACCEPT_POLL)
 
 
 def _queued(place: str) -> bool:
-    """Whether a connection to a listener of that name waits to be accepted."""
+    """Whether a connection to a listener of this name waits to be accepted."""
     with _UNIX.open() as lines:
         return any(
             fields[5] == _CONNECTING and fields[7:] == [place] for fields in map(str.split, lines)
@@ -90,7 +90,7 @@ def _queued(place: str) -> bool:
 
 
 def _connect(access: ContainerHandle) -> socket.socket:
-    # By the folder's descriptor, since a socket's path must be short.
+    # By the folder's descriptor, since the length of a socket's path is limited.
     folder = os.open(access.bundle.run, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
@@ -105,7 +105,7 @@ def _connect(access: ContainerHandle) -> socket.socket:
 
 
 class AttachedProgram:
-    """A container's first program, as a `streams.Program`. Closing it leaves the container be."""
+    """A container's first program, as a `Program`. Closing it does not affect the container."""
 
     def __init__(
         self,
@@ -122,17 +122,17 @@ class AttachedProgram:
         self.stdin = stdin
         self.tty = tty
         self._open = stdin
-        """Whether input is still taken."""
+        """Whether the input is open."""
 
     async def read(self) -> tuple[bool, bytes] | None:
         """See `Program.read`."""
         while True:
             try:
-                packet = self._connection.recv(_MOST_READ)
+                packet = self._connection.recv(_MAX_READ)
             except BlockingIOError:
                 await spawn.readable(self._connection.fileno())
             except ConnectionResetError:
-                # The monitor went without taking all input; its last output is still to come.
+                # The monitor ended without reading all input; its last output can still be read.
                 continue
             else:
                 return (packet[0] == _STDERR, packet[1:]) if packet else None
@@ -142,7 +142,7 @@ class AttachedProgram:
         rest = memoryview(data)
         while rest and self._open:
             try:
-                rest = rest[self._connection.send(rest[:_MOST_WRITTEN]) :]
+                rest = rest[self._connection.send(rest[:_MAX_WRITE]) :]
             except BlockingIOError:
                 await spawn.writable(self._connection.fileno())
             except OSError:
@@ -165,13 +165,13 @@ class AttachedProgram:
             conmon.resize(self._access.bundle.run, rows, columns)
 
     async def signal(self, number: int) -> None:
-        """See `Program.signal`. One that comes before the program runs, or before that is on
-        record, is kept until then; it is nothing when that has ended."""
+        """See `Program.signal`. Waits until the program's start is recorded; no-op when it has
+        ended."""
         while (process := self._access.process()) is not None:
             if self._access.bundle.started() is not None:
                 process.send(number)
                 return
-            await asyncio.sleep(_PATIENCE)
+            await asyncio.sleep(_POLL)
 
     async def wait(self) -> int:
         """See `Program.wait`."""

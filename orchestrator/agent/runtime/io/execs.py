@@ -1,9 +1,9 @@
-"""Further programs in a running container: `crun exec`, held by the agent.
+"""Additional programs in a running container: `crun exec`, as a child of the agent.
 
-The program gets its streams from crun, which waits for it and passes its exit status on. It says
-through a pipe, as its pid file, when the program has been started; before that, stderr holds only
-crun's own complaint, which is also in the log that it is given, as JSON. With a terminal, the
-container's end of it is made inside the container, and this end comes over a socket.
+crun passes the streams on to the program, waits for it and returns its exit status. It writes the
+program's pid to a pipe, given as the pid file, when the program has started; before that, stderr
+has only crun's own error, which is also in its log, as JSON. With a terminal, crun opens it inside
+the container and sends its controlling end over a socket.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.agent.runtime.engine.bundle import ContainerHandle
-from orchestrator.agent.runtime.engine.program_errors import UNSAID, check_program, known_failure
+from orchestrator.agent.runtime.engine.program_errors import (
+    NO_MESSAGE,
+    check_program,
+    known_failure,
+)
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.io.programs import CHUNK, set_size, write_all
 from orchestrator.agent.runtime.spec.apparmor import UNCONFINED
@@ -35,30 +39,30 @@ from orchestrator.linux.processes import ProcessIdentity, identify
 from orchestrator.model.states import CANNOT_INVOKE
 
 _END_OF_INPUT = b"\x04"
-"""What a user types at a terminal to end the input."""
-_KILLED = 1.0
-"""Seconds that a killed program gets to be gone."""
+"""Ctrl-D, which ends the input of a terminal."""
+_KILL_TIMEOUT = 1.0
+"""Seconds to wait for a killed program to end."""
 _LOG_LIMIT = 4096
 _SCORED = ("/bin/sh", "-c", 'echo "$0" > /proc/self/oom_score_adj; exec "$@"')
-"""Runs a program, its arguments after the OOM score adjustment that it gets."""
-_LOOK_LIMIT = 30.0
-"""Seconds that the container's file systems get to say what is to be run."""
+"""Runs a program with an OOM score adjustment, which precedes its arguments."""
+_READ_TIMEOUT = 30.0
+"""Seconds until the container's file systems must have returned the files to read."""
 _NO_FOLDER = re.compile(r"chdir to `([^`]*)`: No such file")
 
 
 @dataclass(frozen=True, slots=True)
 class ExecSpec:
-    """What to run beside a container's own program, and how that differs from it."""
+    """A program to run, with its differences from the container's own program."""
 
     command: tuple[str, ...]
     tty: bool = False
     stdin: bool = False
     env: tuple[str, ...] = ()
-    """`KEY=value` over the container's; a key alone takes the variable away."""
+    """`KEY=value`, overrides the container's; a key alone unsets the variable."""
     user: str = ""
     """Empty: the container's."""
     workdir: str = ""
-    """Empty: the container's; a relative one counts from there."""
+    """Empty: the container's, to which a relative path refers."""
     privileged: bool = False
     rows: int = 0
     columns: int = 0
@@ -67,10 +71,10 @@ class ExecSpec:
 def process(
     spec: ExecSpec, first: Mapping[str, Any], user: User | None, every: Sequence[str]
 ) -> dict[str, Any]:
-    """The OCI runtime's `process` from that of the container's own program.
+    """The OCI runtime's `process`, derived from that of the container's own program, `first`.
 
-    `user` is whom `spec.user` names, None for the container's; `every`: all capabilities that there
-    are to give.
+    `user` is the resolved `spec.user`, None for the container's; `every`: all capabilities that can
+    be granted.
     """
     own = first["user"]
     capabilities = first.get("capabilities", {})
@@ -108,8 +112,8 @@ def process(
 
 
 class ExecProgram:
-    """A program started by `start`. A `streams.Program`; whoever holds it must `wait` and then
-    `close`, or else `end` it."""
+    """A program started by `start`, as a `Program`. Its owner must `wait` and then `close`, or
+    `end` it."""
 
     def __init__(
         self,
@@ -119,8 +123,8 @@ class ExecProgram:
         stdin: int,
         tty: bool,
     ) -> None:
-        """`process` is the OCI runtime's, `pid` the program's. `outputs`: descriptors to read
-        from, and whether each is stderr; `stdin`: the one to write to, or -1."""
+        """`process` is the OCI runtime's, `pid` the program's. `outputs`: output descriptors, and
+        whether each is stderr; `stdin`: the input descriptor, or -1."""
         self._process = process
         self._pid = pid
         self._outputs = dict(outputs)
@@ -136,8 +140,8 @@ class ExecProgram:
         return identify(self._pid) if self._process.poll() is None else None
 
     async def read(self) -> tuple[bool, bytes] | None:
-        """See `Program.read`. What the program left running may hold the streams open: when it
-        has itself ended, what there is until then is all."""
+        """See `Program.read`. The program's children may keep the streams open, so output ends with
+        what is available when the program itself has ended."""
         while True:
             ended = self._process.poll() is not None
             for descriptor, stderr in list(self._outputs.items()):
@@ -146,11 +150,11 @@ class ExecProgram:
                 except BlockingIOError:
                     continue
                 except OSError as error:
-                    # A terminal whose other end nobody has open any more.
+                    # A terminal whose other end is closed.
                     if error.errno != errno.EIO:
                         raise
                     data = b""
-                # To the end of the row, so that neither of two is forgotten.
+                # Move to the end, so that both streams are served alternately.
                 del self._outputs[descriptor]
                 if data:
                     self._outputs[descriptor] = stderr
@@ -181,28 +185,28 @@ class ExecProgram:
             set_size(self._input, rows, columns)
 
     async def signal(self, number: int) -> None:
-        """Nothing: as in Docker, a program of `exec` gets what its terminal makes of the keys."""
+        """No-op: as in Docker, a program of `exec` gets signals from its terminal only."""
 
     async def wait(self) -> int:
-        """See `Program.wait`. Cancelled, the program is left alone."""
+        """See `Program.wait`. When cancelled, the program continues."""
         await spawn.readable(self._exited)
         status = self._process.wait()
         return status if status >= 0 else 128 - status
 
     def kill(self) -> None:
-        """SIGKILL to the program, unless it has ended; what else it started lives on."""
-        # The runtime takes the program's status, so its pid is nobody else's while that runs.
+        """Send SIGKILL to the program, unless it has ended; its children continue."""
+        # The OCI runtime reaps the program, so its pid is not reused while that runs.
         if self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
 
     async def end(self) -> ProcessIdentity | None:
-        """Kill the program, and the OCI runtime's process that waits for it. Returns the program
-        if it hangs in the kernel, and so lives on for now."""
+        """Kill the program and the OCI runtime's process that waits for it. Returns the program if
+        it hangs in the kernel and has not ended yet."""
         self.kill()
         hanging = None
         try:
-            async with asyncio.timeout(_KILLED):
+            async with asyncio.timeout(_KILL_TIMEOUT):
                 await spawn.readable(self._exited)
         except TimeoutError:
             hanging = identify(self._pid)
@@ -210,7 +214,7 @@ class ExecProgram:
         return hanging
 
     async def drain(self) -> None:
-        """Read to the end and forget it, so that a program whose client has left goes on."""
+        """Read and discard all output, so that a program continues after its client has left."""
         if not self.tty:
             self._close_input()
         while await self.read() is not None:
@@ -234,8 +238,8 @@ class ExecProgram:
 
 
 async def start(access: ContainerHandle, spec: ExecSpec) -> ExecProgram:
-    """Run a program in a running container. Raises RuntimeFailure, with an exit
-    status where the program itself is the cause."""
+    """Run a program in a running container. Raises RuntimeFailure, with an exit status if the
+    program itself is the cause."""
     access.running()
     made = await _prepared(access, spec)
     with _Memory() as memory, _document(access, made) as document:
@@ -250,7 +254,7 @@ async def _on_pipes(
     with spawn.descriptors() as owned:
         stdout, its_stdout = owned.pipe()
         stderr, its_stderr = owned.pipe()
-        # Not /dev/null, which crun until 1.21 would give to the program's user for good.
+        # Not /dev/null, whose owner crun until 1.21 would change to the program's user.
         its_stdin, stdin = owned.pipe()
         if not spec.stdin:
             owned.close(stdin)
@@ -273,7 +277,7 @@ async def _on_terminal(
         socket.socket(socket.AF_UNIX) as listener,
         spawn.descriptors() as owned,
     ):
-        # By the folder's descriptor, since a socket's path must be short.
+        # By the folder's descriptor, since the length of a socket's path is limited.
         place = owned.keep(os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         listener.bind(f"/proc/self/fd/{place}/console")
         listener.listen(1)
@@ -306,26 +310,26 @@ async def _launch(
     stdout: int = subprocess.DEVNULL,
     pass_fds: tuple[int, ...] = (),
 ) -> tuple[subprocess.Popen[bytes], int]:
-    """Start the OCI runtime and wait until the program runs: both their processes, the program's
-    by its pid. Raises RuntimeFailure."""
-    told, tell = owned.pipe()
+    """Start the OCI runtime and wait until the program runs. Returns the OCI runtime's process and
+    the program's pid. Raises RuntimeFailure."""
+    pid_read, pid_write = owned.pipe()
     argv = [
         *_scored(access),
         *_logging(access, memory.fd),
         "exec",
         f"--process={document}",
-        f"--pid-file=/proc/self/fd/{tell}",
+        f"--pid-file=/proc/self/fd/{pid_write}",
         *options,
         access.container_id,
     ]
     process = spawn.spawn(
-        argv, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=(memory.fd, tell, *pass_fds)
+        argv, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=(memory.fd, pid_write, *pass_fds)
     )
     try:
-        for theirs in {tell, stdin, stdout, stderr} - {subprocess.DEVNULL, memory.spare}:
+        for theirs in {pid_write, stdin, stdout, stderr} - {subprocess.DEVNULL, memory.spare}:
             owned.close(theirs)
-        # Closed without a word: there will be no program.
-        started = await spawn.read_some(told)
+        # Closed without a pid: the program was not started.
+        started = await spawn.read_some(pid_read)
         if not started:
             await spawn.reap(process)
             raise _failure(memory.text())
@@ -336,7 +340,7 @@ async def _launch(
 
 
 async def start_detached(access: ContainerHandle, spec: ExecSpec) -> None:
-    """Run a program that nobody waits for. Raises as `start`."""
+    """Run a program detached, without waiting for its end. Raises as `start`."""
     access.running()
     made = await _prepared(access, spec)
     with _Memory() as memory, _document(access, made) as document:
@@ -354,8 +358,7 @@ async def start_detached(access: ContainerHandle, spec: ExecSpec) -> None:
 
 
 class _Memory:
-    """Files in memory: the OCI runtime's log, and what it prints where that is not the
-    program's own stderr."""
+    """Files in memory: the OCI runtime's log, and its stderr where that is not the program's."""
 
     def __enter__(self) -> _Memory:
         self.fd = os.memfd_create("log", os.MFD_CLOEXEC)
@@ -367,7 +370,7 @@ class _Memory:
         os.close(self.spare)
 
     def text(self) -> str:
-        """What went wrong; empty when nothing was said."""
+        """The error; empty if none was reported."""
         for line in os.pread(self.fd, _LOG_LIMIT, 0).decode(errors="replace").splitlines():
             try:
                 return str(json.loads(line)["msg"])
@@ -382,8 +385,8 @@ def _logging(access: ContainerHandle, log: int) -> list[str]:
 
 
 def _scored(access: ContainerHandle) -> list[str]:
-    """What to start the OCI runtime by where the agent's OOM score adjustment is not the
-    container's: the runtime sets that of a container's first program alone (crun 1.21)."""
+    """A command prefix for the OCI runtime if the agent's OOM score adjustment is not the
+    container's: the runtime sets that of a container's first program only (crun 1.21)."""
     first = json.loads((access.bundle.run / "config.json").read_bytes())["process"]
     with open("/proc/self/oom_score_adj", encoding="ascii") as file:
         own = int(file.read())
@@ -392,23 +395,23 @@ def _scored(access: ContainerHandle) -> list[str]:
 
 
 async def _prepared(access: ContainerHandle, spec: ExecSpec) -> dict[str, Any]:
-    """See `_prepare`: in a thread, since a file system that is mounted in the container may not
-    answer. As long as it does not, no other thread is started for this container."""
+    """`_prepare` in a thread, since a file system that is mounted in the container may not respond.
+    Until it does, no other thread is started for this container."""
     try:
-        async with asyncio.timeout(_LOOK_LIMIT) as limit:
-            return await access.looking.run(access.container_id, _prepare, access, spec)
+        async with asyncio.timeout(_READ_TIMEOUT) as limit:
+            return await access.file_threads.run(access.container_id, _prepare, access, spec)
     except TimeoutError:
         if not limit.expired():
             raise
         raise RuntimeFailure(
-            f"a file system of the container has not answered for {_LOOK_LIMIT:.0f} s; "
-            "see its mounts",
+            f"a file system of the container has not responded for {_READ_TIMEOUT:.0f} s; "
+            "check its mounts",
             CANNOT_INVOKE,
         ) from None
 
 
 def _prepare(access: ContainerHandle, spec: ExecSpec) -> dict[str, Any]:
-    """The process to run, looked at in the container's own files. Raises RuntimeFailure."""
+    """The process to run, checked against the container's own files. Raises RuntimeFailure."""
     first = json.loads((access.bundle.run / "config.json").read_bytes())["process"]
     user = None
     if spec.user:
@@ -419,14 +422,14 @@ def _prepare(access: ContainerHandle, spec: ExecSpec) -> dict[str, Any]:
             raise RuntimeFailure(str(failure), CANNOT_INVOKE) from None
     made = process(spec, first, user, own_capabilities())
     check_program(access.root(), spec.command[0], made["env"], made["cwd"], os.uname().machine)
-    # Its root was found by a process id, which was its own as long as it still runs.
+    # The root was opened by a pid, which was the container's if the container still runs.
     access.running()
     return made
 
 
 @contextmanager
 def _document(access: ContainerHandle, process: Mapping[str, Any]) -> Iterator[str]:
-    """The path of a file with the process to run."""
+    """The path of a temporary file with the process to run."""
     with tempfile.NamedTemporaryFile("w", dir=access.bundle.run) as file:
         json.dump(process, file)
         file.flush()
@@ -434,11 +437,11 @@ def _document(access: ContainerHandle, process: Mapping[str, Any]) -> Iterator[s
 
 
 def _failure(text: str) -> RuntimeFailure:
-    """Why the program does not run, in words for the user, with its exit status."""
+    """The failure of a program that was not started, with its exit status."""
     if known := known_failure(text):
         return known
     if match := _NO_FOLDER.search(text):
         return RuntimeFailure(f"the container has no folder `{match[1]}` to work in", CANNOT_INVOKE)
     if "is paused" in text:
-        return RuntimeFailure("the container is paused; 'orc unpause' lets it go on")
-    return RuntimeFailure(f"the program could not be run: {text or UNSAID}", CANNOT_INVOKE)
+        return RuntimeFailure("the container is paused; resume it with 'orc unpause'")
+    return RuntimeFailure(f"the program could not be run: {text or NO_MESSAGE}", CANNOT_INVOKE)

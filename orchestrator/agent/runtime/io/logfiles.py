@@ -4,12 +4,12 @@ conmon writes one line for each line of output, in the format of Kubernetes' CRI
 
     2025-11-24T12:34:56.123456789+00:00 stdout F the line
 
-with `P` instead of `F` for a part of a line that had no end yet (conmon reads 8 KiB at a time).
+with `P` instead of `F` for a partial line (conmon reads 8 KiB at a time).
 
-Rotation moves `log.1` to `log.2` and so on, gives `log` the second name `log.1`, then asks conmon
-to begin a new file. conmon closes the file that it has open and puts a new one in the place of
-`log`. So whoever reads to the end of a file, and saw the next newer one exist before, has read all
-of it: this is how `read` follows over rotations and loses no line.
+Rotation renames `log.1` to `log.2` and so on, adds the hard link `log.1` to `log`, then requests a
+new file from conmon, which closes its open file and replaces `log` by a new one. So a reader that
+reaches the end of a file after the next newer one was seen has read all of it: this is how `read`
+follows rotations without losing a line.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from orchestrator.linux.inotify import CREATED, DELETED, DELETED_ITSELF, MODIFIE
 from orchestrator.linux.spawn import readable
 
 NOTICE = "notice"
-"""The stream of a record that no container wrote: a word about the log itself."""
+"""The stream of a record about the log itself, which no container wrote."""
 
 _BLOCK = 1 << 16
-_PACE = 0.01
-"""Seconds between two looks at a log that is written to all the time."""
-_HELD = 16
-"""Files that a reader holds, those that were rotated away included."""
+_MIN_INTERVAL = 0.01
+"""Minimum seconds between reads of a log that grows continuously."""
+_MAX_OPEN = 16
+"""Files that a reader keeps open, including deleted ones."""
 _MISSING = b"lines may be missing here: the log was rotated faster than it was read"
 _EVENTS = MODIFIED | MOVED_TO | CREATED | DELETED | DELETED_ITSELF
 
 
 @dataclass(frozen=True, slots=True)
 class LogLimits:
-    """How much of a container's output is kept."""
+    """Limits of a container's log files."""
 
     size: int = 10 << 20
     """Bytes after which a file is rotated."""
@@ -52,20 +52,20 @@ class LogLimits:
 
 @dataclass(frozen=True, slots=True)
 class LogRecord:
-    """One line of a container's output, or a part of a long one."""
+    """One line of a container's output, or part of a long one."""
 
     stream: str
     """`stdout` or `stderr`, or `NOTICE`."""
     time: float
-    """Seconds of the epoch at which the line came."""
+    """Seconds of the epoch when the line was written."""
     line: bytes
-    """Without its line end; any bytes, as the container wrote them."""
+    """Without its newline; any bytes, as the container wrote them."""
     partial: bool = False
-    """Whether the line goes on in the next record of this stream."""
+    """Whether the line continues in the next record of this stream."""
 
 
 def parse(line: bytes) -> LogRecord | None:
-    """One line of a log file, without its end; None for what is no record."""
+    """Parse one line of a log file, without its newline; None if it is no record."""
     parts = line.split(b" ", 3)
     if len(parts) != 4 or parts[2] not in (b"F", b"P"):
         return None
@@ -86,12 +86,12 @@ def parse(line: bytes) -> LogRecord | None:
 
 @lru_cache(maxsize=64)
 def _second(stamp: bytes, zone: bytes) -> float:
-    """A whole second of the epoch: many lines have the same."""
+    """A whole second of the epoch; cached, since many lines have the same."""
     return datetime.fromisoformat(stamp.decode("ascii") + zone.decode("ascii")).timestamp()
 
 
 def rotated(path: Path, number: int) -> Path:
-    """The file that is `number` rotations old; 0: the newest."""
+    """The path of the file that is `number` rotations old; 0: the newest."""
     return path if number == 0 else path.with_name(f"{path.name}.{number}")
 
 
@@ -99,18 +99,19 @@ class LogRotation:
     """Keeps the logs of one node within their limits."""
 
     def __init__(self, limits: LogLimits) -> None:
-        """`limits` of logs that have none of their own."""
+        """`limits` are the default."""
         self.limits = limits
-        self._told: dict[Path, int] = {}
+        self._requested: dict[Path, int] = {}
 
     def rotate(
         self, path: Path, reopen: Callable[[], bool], limits: LogLimits | None = None
     ) -> bool:
-        """Begin a new file when `path` has reached its size; whether the writer was told to.
+        """Rotate when `path` has reached its maximum size; returns whether a new file was requested
+        from the writer.
 
-        `reopen` tells the writer, and returns False when there is none any more. It is told once a
-        rotation: told twice, it could throw away what it wrote in between. A rotation that was cut
-        short by the agent's end is finished by the next call. Raises OSError.
+        `reopen` sends the request, and returns False when there is no writer any more. It is sent
+        once per rotation: a second one could discard what was written in between. A rotation that
+        was interrupted by the agent's end is finished by the next call. Raises OSError.
         """
         limits = limits or self.limits
         try:
@@ -119,7 +120,7 @@ class LogRotation:
             return False
         first = rotated(path, 1)
         if first.exists() and first.stat().st_ino == newest.st_ino:
-            if self._told.get(path) == newest.st_ino:
+            if self._requested.get(path) == newest.st_ino:
                 return False
         elif newest.st_size < limits.size:
             self.forget(path)
@@ -130,18 +131,18 @@ class LogRotation:
                 if younger.exists():
                     younger.rename(rotated(path, number))
             first.unlink(missing_ok=True)
-            # A second name, and not another: `path` is there at all times, and is replaced.
+            # A hard link, not a rename: `path` exists at all times, until it is replaced.
             first.hardlink_to(path)
-        self._told[path] = newest.st_ino
+        self._requested[path] = newest.st_ino
         return reopen()
 
     def forget(self, path: Path) -> None:
-        """A log is gone, or its rotation is over."""
-        self._told.pop(path, None)
+        """Forget a log that was removed, or whose rotation is complete."""
+        self._requested.pop(path, None)
 
 
 def last_line(path: Path) -> str:
-    """The text of the last record in a file, empty when there is none."""
+    """The text of the last record in a file; empty when there is none."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -160,49 +161,49 @@ async def read(
     follow: bool = False,
     ended: asyncio.Event | None = None,
 ) -> AsyncGenerator[list[LogRecord], None]:
-    """The records of a log, the oldest first, over all rotated files: some at a time, as they are
-    found.
+    """The records of a log in batches, oldest first, across all rotated files.
 
-    `places`: where its newest file is, then where it goes with the others when its container is
-    removed. `tail`: only the last so many lines; `since`: only those from this time on (seconds of
-    the epoch); `follow`: go on as new ones come, until `ended` is set (then to the end of what is
-    there) or the log is removed.
+    `places`: the path of its newest file, then the path to which it is moved when its container is
+    removed. `tail`: only the last lines, so many; `since`: only those from this time on (seconds of
+    the epoch); `follow`: wait for new ones, until `ended` is set (then to the end of the log) or
+    the log is removed.
 
-    A reader holds the files that it has yet to read, so a rotation takes nothing from it. One that
-    is much slower than the writer gets a record of the stream `notice` where lines are missing.
+    A reader keeps the files that it has not read open, so a rotation removes nothing from it. A
+    reader that is too slow gets a record of the stream `notice` where lines are missing.
     """
     folder = next((path.parent for path in places if path.parent.exists()), None)
     watched = follow and folder is not None
-    with Inotify(folder, _EVENTS) if watched and folder else contextlib.nullcontext() as news:
+    with Inotify(folder, _EVENTS) if watched and folder else contextlib.nullcontext() as changes:
         files = await asyncio.to_thread(_Files.begin, places, tail, since)
         try:
             while True:
-                # Asked before reading: what is written later belongs to the next round.
-                last_round = news is None or (ended is not None and ended.is_set())
+                # Checked before reading: later records belong to the next round.
+                last_round = changes is None or (ended is not None and ended.is_set())
                 began = asyncio.get_running_loop().time()
                 for records in files.records():
                     if since is not None:
                         records = [record for record in records if record.time >= since]
                     if records:
                         yield records
-                    # Whatever waits on this loop has its turn between two blocks.
+                    # Let other tasks of the event loop run between two blocks.
                     await asyncio.sleep(0)
-                # Once there, the newest file is replaced at most; the folder is asked for too since
-                # the kernel tells of its end only when no file of it is open any more.
-                if last_round or news is None or files.removed():
+                # The newest file may be replaced, but is missing only once the log is removed. The
+                # folder is checked, too: the kernel reports its removal only once no file in it is
+                # open any more.
+                if last_round or changes is None or files.removed():
                     return
-                await _changed(news, ended)
-                # A busy writer's lines are taken together; the first of a quiet one at once.
-                await asyncio.sleep(began + _PACE - asyncio.get_running_loop().time())
+                await _changed(changes, ended)
+                # Batch the lines of a busy writer; the first line of a quiet one is read at once.
+                await asyncio.sleep(began + _MIN_INTERVAL - asyncio.get_running_loop().time())
         finally:
             files.close()
 
 
 class _Files:
-    """The files of a log from which a reader has yet to read, all of them open."""
+    """The open files of a log that a reader has not read to the end."""
 
     def __init__(self, places: Sequence[Path], files: Sequence[BinaryIO]) -> None:
-        """`files`: the oldest first."""
+        """`files`: oldest first."""
         self._places = places
         self._files = deque(files)
         self._rest = b""
@@ -210,7 +211,7 @@ class _Files:
 
     @classmethod
     def begin(cls, places: Sequence[Path], tail: int | None, since: float | None) -> _Files:
-        """At the oldest record, or so many lines before the end."""
+        """Open a log at its oldest record, or `tail` lines before the end."""
         files = cls(places, opened(places))
         if tail is not None:
             files._seek_tail(tail)
@@ -230,10 +231,10 @@ class _Files:
                 return
 
     def records(self) -> Iterator[list[LogRecord]]:
-        """All whole records up to the end of the newest file as it is now."""
+        """All complete records up to the present end of the newest file."""
         while True:
-            # Looked for before reading: once there is a newer file, the older one is complete.
-            self._look()
+            # Checked before reading: once there is a newer file, the older one is complete.
+            self._open_new()
             newer = len(self._files) > 1
             block = self._files[0].read(_BLOCK) if self._files else b""
             if self._missing:
@@ -248,15 +249,15 @@ class _Files:
             else:
                 return
 
-    def _look(self) -> None:
-        """Open what was begun since."""
+    def _open_new(self) -> None:
+        """Open files that were started since the last call."""
         last = inode(self._files[-1]) if self._files else 0
-        if len(self._files) >= _HELD or last == self._newest():
+        if len(self._files) >= _MAX_OPEN or last == self._newest():
             return
         found = opened(self._places)
         inodes = [inode(file) for file in found]
         known = inodes.index(last) + 1 if last in inodes else 0
-        # Files of which this reader has never seen any came and went.
+        # The last known file is missing: others were written and removed unseen.
         self._missing |= bool(last and found and not known)
         self._files.extend(found[known:])
         for file in found[:known]:
@@ -269,11 +270,11 @@ class _Files:
         return 0
 
     def removed(self) -> bool:
-        """Whether the log is gone."""
+        """Whether the log was removed."""
         return not any((path if self._files else path.parent).exists() for path in self._places)
 
     def close(self) -> None:
-        """Let the files go."""
+        """Close all files."""
         while self._files:
             self._files.pop().close()
 
@@ -284,15 +285,15 @@ def inode(file: BinaryIO) -> int:
 
 
 def opened(places: Sequence[Path]) -> list[BinaryIO]:
-    """All files of a log, the oldest first, opened.
+    """All files of a log, opened, oldest first.
 
-    They are opened from the newest on: a rotation meanwhile then shows a file twice and not never.
-    So does a move from the first place to the second.
+    They are opened from the newest on, so that a concurrent rotation, or a move from the first
+    place to the second, shows a file twice and never skips one.
     """
     files: list[BinaryIO] = []
     seen: set[int] = set()
     number = missing = 0
-    # One number is missing for a moment while the log is rotated.
+    # One number is missing for a short time during a rotation.
     while missing < 2:
         found = False
         for path in places:
@@ -312,7 +313,7 @@ def opened(places: Sequence[Path]) -> list[BinaryIO]:
 
 
 def _lines_back(file: BinaryIO, wanted: int) -> tuple[int, int]:
-    """How many of the `wanted` last lines a file has, and the offset at which they begin."""
+    """How many of the last `wanted` lines a file has, and the offset at which they begin."""
     size = os.fstat(file.fileno()).st_size
     if wanted <= 0:
         return 0, size
@@ -323,7 +324,7 @@ def _lines_back(file: BinaryIO, wanted: int) -> tuple[int, int]:
         at = begin
         for line in os.pread(file.fileno(), size - begin, begin).splitlines(keepends=True):
             at += len(line)
-            # A long line is several records; the next line begins after the last of them.
+            # A long line has several records; the next line begins after its last one.
             if line.split(b" ", 3)[2:3] == [b"F"]:
                 starts.append(at)
         ends_whole = bool(starts) and starts[-1] == size
@@ -334,17 +335,17 @@ def _lines_back(file: BinaryIO, wanted: int) -> tuple[int, int]:
         span *= 4
 
 
-async def _changed(news: Inotify, ended: asyncio.Event | None) -> None:
-    """Until there is news since the last call, or `ended` is set."""
+async def _changed(changes: Inotify, ended: asyncio.Event | None) -> None:
+    """Wait until the log has changed since the last call, or `ended` is set."""
     if ended is None:
-        await readable(news.fd)
+        await readable(changes.fd)
     else:
         async with asyncio.TaskGroup() as group:
             waits: tuple[asyncio.Task[Any], ...] = (
-                group.create_task(readable(news.fd)),
+                group.create_task(readable(changes.fd)),
                 group.create_task(ended.wait()),
             )
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()
-    news.take()
+    changes.take()

@@ -1,7 +1,7 @@
-"""Bytes to and from a program, over whatever it is connected by, without blocking the loop.
+"""The interface of a program with streams, and helpers to write to one without blocking the loop.
 
-Nothing is read before it is asked for, so a reader that stops makes the program wait, as at any
-pipe; and what is written waits until the program takes it.
+Output is read only on request, so a slow reader makes the program wait, as with any pipe; a write
+waits until the program reads it.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from typing import Protocol
 from orchestrator.linux import spawn
 
 CHUNK = 1 << 16
-"""Most bytes of one read or write."""
+"""Maximum bytes of one read or write."""
 
 
 class Program(Protocol):
-    """A program with its streams, in the hands of whoever opened it."""
+    """A program with its streams, owned by its opener."""
 
     tty: bool
     stdin: bool
-    """Whether it can be written to."""
+    """Whether it has an input."""
 
     async def read(self) -> tuple[bool, bytes] | None:
-        """The next output: whether it is stderr, and the bytes; None when there is no more."""
+        """The next output: whether it is stderr, and the bytes; None at the end."""
         ...
 
     async def write(self, data: bytes) -> None:
-        """Give it input, all of it; what the program has closed its ears to goes nowhere."""
+        """Write all of `data` to its input; discarded if the program has closed it."""
         ...
 
     async def end_input(self) -> None:
-        """There is no more input."""
+        """End its input."""
         ...
 
     def resize(self, rows: int, columns: int) -> None:
-        """Tell its terminal the size of the user's."""
+        """Set the size of its terminal."""
         ...
 
     async def signal(self, number: int) -> None:
@@ -50,12 +50,12 @@ class Program(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of it; it may run on."""
+        """Release its streams; the program may continue."""
         ...
 
 
 async def write_all(descriptor: int, data: bytes, most: int = CHUNK) -> None:
-    """Write all of it, at most `most` bytes at a time. Raises OSError when nobody reads."""
+    """Write all of `data`, at most `most` bytes at a time. Raises OSError without a reader."""
     rest = memoryview(data)
     while rest:
         try:
@@ -65,7 +65,7 @@ async def write_all(descriptor: int, data: bytes, most: int = CHUNK) -> None:
 
 
 def set_size(terminal: int, rows: int, columns: int) -> None:
-    """Tell a terminal its size; its foreground programs get SIGWINCH if that is news."""
+    """Set a terminal's size; its foreground programs get SIGWINCH if it changed."""
     ioctl(terminal, TIOCSWINSZ, struct.pack("HHHH", _cell(rows), _cell(columns), 0, 0))
 
 

@@ -1,9 +1,9 @@
-"""Ranges of user ids, one for each container that has users of its own.
+"""Ranges of host user ids, one for each container with a user namespace.
 
-A range is a symbolic link in a folder on disk: its name is the first id, what it points to is the
-container. The kernel makes a link or says that there is one, so that no two containers ever hold
-the same range, whenever the agent is killed, unless they are to share it: then the second has a
-link of its own, `ID.shared`, to the range.
+A range is a symbolic link in a folder on disk: its name is the first id, its target the container.
+Creating a link is atomic, so two containers never hold the same range, also when the agent is
+killed at any point, unless they share it: then the second container has its own link, `ID.shared`,
+to the range.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pathlib import Path
 from orchestrator.agent.runtime.interface import RuntimeFailure
 
 SIZE = 65_536
-"""Ids of a range: what an image can name."""
+"""Ids per range: all that an image can use."""
 FIRST = 100_000
-"""Where Debian, too, begins to give ids to others than the system's own users."""
+"""The first id that Debian, too, assigns to user namespaces."""
 HIGHEST = (1 << 32) - 2
-"""The last id that the kernel takes."""
+"""The kernel's highest user id."""
 BUILD_IDS = range(0x6FC0_0000, 0x7000_0000)
 """Ids for image builds, 64 ranges, which no container gets."""
 _SHARED = ".shared"
-"""Ends the name of a link of a container to the range that it shares."""
+"""Suffix of a link from a container to the range that it shares."""
 _SUBORDINATE = (Path("/etc/subuid"), Path("/etc/subgid"))
 
 
@@ -36,7 +36,7 @@ class IdRange:
 
 
 class IdRanges:
-    """The ranges of this node; each is held until its containers are removed."""
+    """Allocates the ranges of this node; each is held until its containers are removed."""
 
     def __init__(
         self,
@@ -45,15 +45,15 @@ class IdRanges:
         last: int = HIGHEST,
         taken: Iterable[tuple[int, int]] = (),
     ) -> None:
-        """`folder` is made by `open`. Ranges lie between the ids `first` and `last`, and miss what
-        is `taken`: pairs of a first id and a number of ids."""
+        """`folder` is made by `open`. Ranges lie between the ids `first` and `last` and do not
+        overlap those `taken`: pairs of a first id and a number of ids."""
         self._folder = folder
         self._first, self._last = first, last
         self._taken = (*taken, (BUILD_IDS.start, len(BUILD_IDS)))
         self._held: dict[str, IdRange] = {}
 
     def open(self) -> None:
-        """Read what is held. Raises OSError."""
+        """Read the allocated ranges. Raises OSError."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for entry in os.scandir(self._folder):
             if entry.name.isdecimal():
@@ -67,11 +67,11 @@ class IdRanges:
         return frozenset(self._held)
 
     def find(self, container_id: str) -> IdRange | None:
-        """What a container holds."""
+        """The range of a container."""
         return self._held.get(container_id)
 
-    def hold(self, container_id: str) -> IdRange:
-        """The range of a container, a free one if it has none. Raises RuntimeFailure."""
+    def allocate(self, container_id: str) -> IdRange:
+        """The range of a container, a newly allocated one if it has none. Raises RuntimeFailure."""
         if (there := self._held.get(container_id)) is not None:
             return there
         used = {found.first for found in self._held.values()}
@@ -92,19 +92,19 @@ class IdRanges:
         )
 
     def share(self, container_id: str, other: str) -> None:
-        """Have a container hold the range that another one holds."""
+        """Let a container share the range of another one."""
         found = self._held[other]
         if self._held.get(container_id) != found:
             os.symlink(str(found.first), self._sharing(container_id))
             self._held[container_id] = found
 
     def release(self, container_id: str) -> None:
-        """Give a container's range back; fine when it has none. One that is shared is free when all
-        have given it back."""
+        """Release a container's range; no-op when it has none. A shared range becomes free when all
+        containers have released it."""
         if (found := self._held.pop(container_id, None)) is None:
             return
         if found not in self._held.values():
-            # First: a range whose link is left can only be lost, not given to two.
+            # In this order: a crash in between may leak a range, but never duplicates it.
             self._sharing(container_id).unlink(missing_ok=True)
             (self._folder / str(found.first)).unlink(missing_ok=True)
             return
@@ -123,7 +123,7 @@ class IdRanges:
 
 
 def subordinate_ids() -> tuple[tuple[int, int], ...]:
-    """What the host has given to users of its own (subuid(5), subgid(5)): first id and number."""
+    """Ranges that the host assigned to its users (subuid(5), subgid(5)): first id and number."""
     found = set()
     for path in _SUBORDINATE:
         try:

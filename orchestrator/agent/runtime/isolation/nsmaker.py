@@ -1,13 +1,12 @@
-"""Makes user namespaces, each with a network namespace that belongs to it: a process of its own.
+"""A program that makes user namespaces, each with a network namespace that belongs to it.
 
-It uses the standard library alone, so that it is small: a new namespace takes a fork, and the agent
-itself has threads, of which no fork is safe.
+It uses the standard library and `orchestrator.linux` alone, so that it is small: a new namespace
+takes a fork, which is not safe in the agent, which has threads.
 
-Orders come over the sequenced socket that is its stdin: the decimal number of the first user id of
-a range, or `join` with the descriptor of a user namespace. It answers `ok` with two descriptors, of
-the user namespace and of the network namespace, or with that of a network namespace which belongs
-to the given one; or with one line that says what the kernel refused. It ends when the other end
-closes.
+Requests come over the sequenced socket that is its stdin: the decimal number of the first user id
+of a range, or `join` with the descriptor of a user namespace. The response is `ok` with two
+descriptors, of the user and the network namespace (with `join`: of the network namespace only), or
+one line with the kernel's error. The program ends when the other end closes.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ def _child(ready: int, done: int, joined: int) -> None:
 
 
 def make(first: int, joined: int = -1) -> tuple[int, ...]:
-    """Descriptors of a new user namespace and of its network namespace; with `joined`, a user
-    namespace that is there, only of the latter. Raises OSError."""
+    """Descriptors of a new user namespace and its network namespace; with `joined`, an existing
+    user namespace, only of the latter. Raises OSError."""
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
     done_read, done_write = os.pipe2(os.O_CLOEXEC)
     try:
@@ -53,9 +52,9 @@ def make(first: int, joined: int = -1) -> tuple[int, ...]:
             os.close(done_write)
             _child(ready_write, done_read, joined)
         try:
-            said = os.read(ready_read, 256)
-            if said != b"k":
-                raise OSError(0, said.decode())
+            result = os.read(ready_read, 256)
+            if result != b"k":
+                raise OSError(0, result.decode())
             if joined >= 0:
                 return (os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC),)
             for kind in ("uid", "gid"):
@@ -75,18 +74,18 @@ def make(first: int, joined: int = -1) -> tuple[int, ...]:
 
 
 def main(argv: list[str]) -> None:
-    """Serve until the other end closes."""
-    with socket.socket(fileno=os.dup(0)) as orders:
-        while (received := socket.recv_fds(orders, 64, 1))[0]:
-            order, given, _, _ = received
+    """Serve requests until the other end closes."""
+    with socket.socket(fileno=os.dup(0)) as requests:
+        while (received := socket.recv_fds(requests, 64, 1))[0]:
+            request, given, _, _ = received
             try:
-                made = make(-1, given[0]) if order == b"join" else make(int(order))
+                made = make(-1, given[0]) if request == b"join" else make(int(request))
             except OSError as error:
-                orders.send((error.strerror or str(error)).encode())
+                requests.send((error.strerror or str(error)).encode())
                 continue
             finally:
                 for descriptor in given:
                     os.close(descriptor)
-            socket.send_fds(orders, [b"ok"], made)
+            socket.send_fds(requests, [b"ok"], made)
             for descriptor in made:
                 os.close(descriptor)

@@ -28,10 +28,10 @@ from orchestrator.linux.mounts import attach, idmapped, mount_read_only, unmount
 
 @contextmanager
 def as_root_of(ids: IdRange) -> Iterator[None]:
-    """Make files as a container's root, for the calling thread, which keeps its capabilities.
+    """Let the calling thread create files as a container's root; it keeps its capabilities.
 
-    The host's root has no id in a mount that is mapped to a container's, and so can make nothing
-    there. Overlay's own work is done as whoever mounted it.
+    The host's root has no id in a mount that is mapped to a container's, so it cannot create files
+    there. Overlay does its own work with the credentials of the mounting thread.
     """
     bits = libc.prctl(libc.PR_GET_SECUREBITS)
     libc.prctl(libc.PR_SET_SECUREBITS, bits | libc.SECBIT_NO_SETUID_FIXUP)
@@ -48,14 +48,14 @@ def as_root_of(ids: IdRange) -> Iterator[None]:
 
 
 MOUNT_DATA_LIMIT = 4095
-"""Bytes of options that mount(2) takes: a page, with its final zero."""
+"""Maximum bytes of mount(2) options: a page, with the final zero."""
 
 _SPECIAL = frozenset('\\,:"')
 
 
 @dataclass(frozen=True, slots=True)
 class Owners:
-    """Whose the files of a root are, other than on disk."""
+    """The owners of a root's files, as mapped from those on disk."""
 
     ids: IdRange
     userns: int
@@ -75,14 +75,14 @@ def mount_image_root(
     """Mount an overlay root; `layers` are the lowest first. All folders exist. `target` and `maps`
     are empty, and nothing is mounted at `maps` when this returns or raises.
 
-    With `owners` the files on disk, of the layers and of the writable one, have the ids that the
-    container sees, and it is the mount that turns them into those of its range: what is shared
-    stays shared, and a writable layer is the same in whatever range it is next used. The mounts
-    that do it are at `maps` meanwhile: before Linux 6.15, an overlay takes none that is nowhere.
+    With `owners`, files on disk, of the layers and of the writable layer, have the ids that the
+    container sees, and idmapped mounts translate them to its range: layers stay shared, and a
+    writable layer can be used with another range later. Those mounts are attached at `maps`
+    temporarily: before Linux 6.15, an overlay accepts no detached mount.
 
-    The mount is `volatile`: the upper layer goes with the container, so neither a container's
-    fsync nor the unmount waits until all of the disk's cache is written. With `keep` the layer
-    outlives the mount, so an fsync in it is one.
+    The mount is `volatile`: the upper layer is deleted with the container, so neither a
+    container's fsync nor the unmount flushes the disk's cache. With `keep` the layer outlives the
+    mount, and fsync has its usual effect.
 
     Raises RuntimeFailure.
     """
@@ -125,8 +125,8 @@ def mount_layers(layers: Sequence[Path], target: Path) -> None:
 
 
 def _plain(layers: Sequence[Path], *others: Path) -> str | None:
-    """The layers as `lowerdir` names them, None when that is too long (beside the `others`) or
-    would need quoting."""
+    """The layers as the option `lowerdir`; None when that is too long, together with the `others`,
+    or would need quoting."""
     lower = ":".join(str(layer) for layer in reversed(layers))
     room = MOUNT_DATA_LIMIT - sum(len(os.fsencode(path)) for path in others) - 64
     if len(os.fsencode(lower)) > room or any(_SPECIAL & set(str(path)) for path in layers):
@@ -143,7 +143,7 @@ def _open(layer: Path, opened: ExitStack) -> int:
 def _through_descriptors(
     layers: Sequence[Path], opened: ExitStack, open_one: Callable[[Path, ExitStack], int] = _open
 ) -> str:
-    """The layers by open descriptors, which have short names however long the paths are."""
+    """The layers by open descriptors, whose names are short for any length of path."""
     names: list[str] = []
     for layer in reversed(layers):
         try:
@@ -157,7 +157,7 @@ def _through_descriptors(
 
 
 def _mapped(owners: Owners, maps: Path, read_only: bool, folder: Path, opened: ExitStack) -> int:
-    """A folder with other owners, on top of what is at `maps`."""
+    """An idmapped mount of a folder, attached on top at `maps`."""
     try:
         fd = idmapped(folder, owners.userns, read_only=read_only)
     except FileNotFoundError:
@@ -184,7 +184,7 @@ def _explain(error: OSError) -> str:
 
 
 def ensure_unmounted(target: Path) -> None:
-    """Unmount all that is mounted at `target`, however often; fine when nothing is."""
+    """Unmount everything at `target`, also stacked mounts. Succeeds when there is none."""
     while True:
         try:
             unmount(target)
@@ -197,22 +197,22 @@ def ensure_unmounted(target: Path) -> None:
 
 
 OWN = tuple(map(Path, ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/run", "/var/tmp")))
-"""What a container has of its own."""
+"""Mount points of which every container has its own."""
 SECRET = tuple(map(Path, ("/var/lib/orc", "/var/lib/orc-dev", "/etc/orc")))
-"""Where the host's daemons of this cluster keep keys and state unless told otherwise."""
+"""Default folders of keys and state of this cluster's daemons."""
 
 
 def mount_host_root(target: Path, hidden: Sequence[Path]) -> None:
-    """Mount the view at `target`; nothing that is mounted below `hidden` is in it.
+    """Mount the node's own files at `target`, without mounts below `hidden`.
 
     Raises RuntimeFailure.
     """
     text = Path("/proc/thread-self/mountinfo").read_text()
-    for place in places(text, (*OWN, *SECRET, *hidden)):
+    for place in mount_points(text, (*OWN, *SECRET, *hidden)):
         try:
             mount_read_only(place, target / place.relative_to("/"))
         except FileNotFoundError:
-            # Unmounted meanwhile, or below something that hides it.
+            # Unmounted concurrently, or hidden by a mount above it.
             continue
         except OSError as error:
             raise RuntimeFailure(
@@ -220,7 +220,7 @@ def mount_host_root(target: Path, hidden: Sequence[Path]) -> None:
             ) from error
 
 
-def places(mountinfo: str, without: Sequence[Path]) -> list[Path]:
+def mount_points(mountinfo: str, without: Sequence[Path]) -> list[Path]:
     """Mount points of `/proc/self/mountinfo` (proc(5)) that are not below `without`, parents
     first, each once."""
     found: dict[Path, None] = {}
@@ -233,5 +233,5 @@ def places(mountinfo: str, without: Sequence[Path]) -> list[Path]:
 
 
 def masked(hidden: Sequence[Path]) -> list[str]:
-    """What of the secret folders is there, and so must be covered."""
+    """The existing secret folders, which must be masked."""
     return sorted({str(folder) for folder in (*SECRET, *hidden) if os.path.isdir(folder)})

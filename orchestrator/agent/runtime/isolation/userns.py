@@ -2,8 +2,8 @@
 
 Root in a container may set up its network, mount its `/sys` and listen on port 80 only where the
 network namespace belongs to the container's user namespace. So both are made together, by a helper
-(`nsmaker`), before the network is attached. They are kept by one bind mount, of the network
-namespace: it holds the user namespace that owns it, which `owner` asks the kernel for.
+(`nsmaker`), before the network is attached. One bind mount, of the network namespace, keeps both:
+the network namespace references the user namespace that owns it, as `owner` reads from the kernel.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ATTEMPTS = 2
 
 
 class NamespaceMaker:
-    """The helper process; started when first needed, and again when it died."""
+    """The helper process; started on first use, and restarted when it died."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -43,41 +43,41 @@ class NamespaceMaker:
         self._end()
 
     async def make(self, ids: IdRange) -> tuple[int, int]:
-        """Descriptors of a user namespace in which `ids` are 0 and on, and of a network namespace
-        that belongs to it; the caller closes both. Raises RuntimeFailure."""
+        """Descriptors of a new user namespace that maps `ids` to 0, 1, …, and of a network
+        namespace that belongs to it; the caller closes both. Raises RuntimeFailure."""
         userns, netns = await self._made(str(ids.first).encode())
         return userns, netns
 
     async def join(self, userns: int) -> int:
-        """A descriptor of a new network namespace that belongs to a user namespace that is there;
-        the caller closes it. Raises RuntimeFailure."""
+        """A descriptor of a new network namespace that belongs to an existing user namespace; the
+        caller closes it. Raises RuntimeFailure."""
         (netns,) = await self._made(b"join", userns)
         return netns
 
-    async def _made(self, order: bytes, *given: int) -> list[int]:
+    async def _made(self, request: bytes, *given: int) -> list[int]:
         async with self._turn:
             for _ in range(_ATTEMPTS):
-                answer, made = await self._ask(order, *given)
+                answer, made = await self._ask(request, *given)
                 if made:
                     return made
                 if answer:
                     break
                 self._end()
-        reason = answer.decode() or "the helper that makes it ended"
+        reason = answer.decode() or "the helper process ended"
         raise RuntimeFailure(
-            f"no user namespace can be made ({reason}); "
+            f"cannot create a user namespace ({reason}); "
             "see /proc/sys/user/max_user_namespaces, or use --userns host"
         )
 
-    async def _ask(self, order: bytes, *given: int) -> tuple[bytes, list[int]]:
-        """The answer and the descriptors with it; neither when the helper has ended."""
+    async def _ask(self, request: bytes, *given: int) -> tuple[bytes, list[int]]:
+        """The response and its descriptors; both empty when the helper has ended."""
         try:
-            orders = self._started()
-            socket.send_fds(orders, [order], given)
-            await spawn.readable(orders.fileno())
-            answer, made, _, _ = socket.recv_fds(orders, 256, 2)
+            connection = self._started()
+            socket.send_fds(connection, [request], given)
+            await spawn.readable(connection.fileno())
+            answer, made, _, _ = socket.recv_fds(connection, 256, 2)
         except asyncio.CancelledError:
-            # Its answer would be taken for that of the next order.
+            # Its response would be taken for that of the next request.
             self._end()
             raise
         except OSError:
@@ -102,8 +102,8 @@ class NamespaceMaker:
 
 
 def owner(netns: Path) -> int | None:
-    """A descriptor of the user namespace that a network namespace belongs to; None when that is
-    the agent's own, or when there is no such namespace."""
+    """A descriptor of the user namespace that owns a network namespace; None when that is the
+    agent's own, or when there is no such network namespace."""
     try:
         descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -121,7 +121,7 @@ def owner(netns: Path) -> int | None:
 
 
 def keep(namespace: int, path: Path) -> None:
-    """Make a namespace outlive its processes, as `ip netns` does. Raises OSError."""
+    """Bind mount a namespace, so that it outlives its processes (as `ip netns`). Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o444)
     libc.mount(f"/proc/self/fd/{namespace}", path, flags=libc.MS_BIND)

@@ -1,8 +1,8 @@
-"""What a container's cgroups count, under the names that cAdvisor gave it.
+"""Metrics of a container's cgroups under cAdvisor's names, so that its dashboards work.
 
-So that dashboards made for cAdvisor fit (github.com/google/cadvisor, docs/storage/prometheus.md).
-Seconds and bytes, as Prometheus wants them. Sources as in `figures`; besides, `memory.oom_control`
-(version 1, Linux 4.13) and `memory.events` (version 2) for processes that the kernel killed, and
+Source of the names: github.com/google/cadvisor, docs/storage/prometheus.md. Units are seconds and
+bytes, as usual in Prometheus. Sources of the values: as in `stats`; `memory.oom_control` (version
+1, Linux 4.13) and `memory.events` (version 2) for processes killed by the OOM killer, and
 `cpu.stat` of both for throttling.
 """
 
@@ -20,32 +20,32 @@ COUNTERS = {
     "container_cpu_user_seconds_total": "CPU time used in user mode",
     "container_cpu_system_seconds_total": "CPU time used in the kernel",
     "container_cpu_cfs_periods_total": "Periods in which a CPU limit was enforced",
-    "container_cpu_cfs_throttled_periods_total": "Periods with waiting at the CPU limit",
-    "container_cpu_cfs_throttled_seconds_total": "Time of waiting at the CPU limit",
-    "container_memory_failcnt": "Times that the memory limit was hit",
-    "container_oom_events_total": "Processes that the kernel killed for want of memory",
+    "container_cpu_cfs_throttled_periods_total": "Periods that were throttled at the CPU limit",
+    "container_cpu_cfs_throttled_seconds_total": "Time throttled at the CPU limit",
+    "container_memory_failcnt": "Number of times that the memory limit was hit",
+    "container_oom_events_total": "Processes killed by the OOM killer",
     "container_fs_reads_bytes_total": "Bytes read from disks",
     "container_fs_writes_bytes_total": "Bytes written to disks",
-    "container_fs_reads_total": "Requests for reading to disks",
-    "container_fs_writes_total": "Requests for writing to disks",
+    "container_fs_reads_total": "Read requests to disks",
+    "container_fs_writes_total": "Write requests to disks",
 }
 """Name → help."""
 
 LEVELS = {
     "container_memory_usage_bytes": "Memory in use, the file cache included",
-    "container_memory_working_set_bytes": "Memory in use that the kernel cannot drop at once",
-    "container_memory_max_usage_bytes": "The most memory that was in use",
+    "container_memory_working_set_bytes": "Memory in use without the inactive file cache",
+    "container_memory_max_usage_bytes": "Peak memory usage",
     "container_memory_rss": "Anonymous memory in bytes",
     "container_memory_mapped_file": "Memory of mapped files in bytes",
     "container_memory_cache": "File cache in bytes",
     "container_memory_swap": "Swap in use in bytes",
     "container_spec_memory_limit_bytes": "Memory limit, 0 for none",
-    "container_spec_memory_reservation_limit_bytes": "Memory reserved, 0 for none",
-    "container_spec_cpu_shares": "CPU weight, 1024 a core",
-    "container_spec_cpu_quota": "CPU time a period in microseconds, 0 for no limit",
-    "container_spec_cpu_period": "The period of the CPU limit in microseconds",
+    "container_spec_memory_reservation_limit_bytes": "Memory reservation, 0 for none",
+    "container_spec_cpu_shares": "CPU weight, 1024 per core",
+    "container_spec_cpu_quota": "CPU time per period in microseconds, 0 for no limit",
+    "container_spec_cpu_period": "Period of the CPU limit in microseconds",
     "container_processes": "Processes",
-    "container_threads": "Processes and threads that the PID limit counts",
+    "container_threads": "Processes and threads, as counted by the PID limit",
     "container_threads_max": "The PID limit, 0 for none",
 }
 """Name → help."""
@@ -59,7 +59,7 @@ PRESSURES = {
     for resource in ("cpu", "memory", "io")
     for word, who, kind in (("waiting", "some", b"some"), ("stalled", "all", b"full"))
 }
-"""Counter's name → (help, file, beginning of the line), where the kernel tells (version 2)."""
+"""Counter's name → (help, file, start of the line), on version 2 with pressure accounting."""
 
 INTERFACES = {
     "container_network_receive_bytes_total": ("Bytes received", 0),
@@ -78,14 +78,14 @@ _NANO, _MICRO = 1e9, 1e6
 
 
 class CadvisorReader:
-    """Where a container's gauges are found."""
+    """Reads a container's metrics; paths and limits are determined once."""
 
     __slots__ = ("_block", "_cpu", "_cpuacct", "_fixed", "_memory", "_pids", "_stalls", "_v2")
 
     def __init__(
         self, cgroups: Cgroups, container_id: str, shares: int, reservation: int = 0
     ) -> None:
-        """`shares`: the CPU weight that it was given; `reservation`: the memory, in bytes."""
+        """`shares`: its CPU weight; `reservation`: its reserved memory in bytes."""
 
         def folder(controller: str) -> str:
             return f"{cgroups.folder(controller, container_id)}/"
@@ -94,7 +94,7 @@ class CadvisorReader:
         self._cpu, self._cpuacct = folder("cpu"), folder("cpuacct")
         self._memory, self._block, self._pids = folder("memory"), folder("blkio"), folder("pids")
         self._stalls = self._v2 and bool(read_text(f"{self._memory}cpu.pressure"))
-        # A container's limits are as they were when it was made.
+        # Limits of the container at its creation.
         self._fixed: dict[str, float] = {
             "container_spec_cpu_shares": shares,
             "container_spec_memory_reservation_limit_bytes": reservation,
@@ -103,7 +103,7 @@ class CadvisorReader:
         }
 
     def read(self) -> dict[str, float]:
-        """Every counter and level now. What cannot be read is 0."""
+        """The present values by metric. A value that cannot be read is 0."""
         values = self._unified() if self._v2 else self._legacy()
         values["container_processes"] = read_text(self._pids + "cgroup.procs").count(b"\n")
         values["container_threads"] = number(read_text(self._pids + "pids.current"))
@@ -122,7 +122,7 @@ class CadvisorReader:
         memory = number(read_text(self._memory + "memory.limit_in_bytes"))
         return {
             "container_spec_memory_limit_bytes": memory if memory < UNLIMITED else 0,
-            # -1 for no limit is no number here.
+            # -1, no limit, is not parsed as a number.
             "container_spec_cpu_quota": number(read_text(self._cpu + "cpu.cfs_quota_us")),
             "container_spec_cpu_period": number(read_text(self._cpu + "cpu.cfs_period_us")),
         }
@@ -203,7 +203,7 @@ class CadvisorReader:
 
 
 def interfaces(pid: int) -> Iterator[tuple[str, list[int]]]:
-    """The interfaces in a process' network namespace but the loopback: name, and the columns of
+    """The interfaces in a process' network namespace except the loopback: name, and the columns of
     /proc/PID/net/dev."""
     for line in read_text(f"/proc/{pid}/net/dev").splitlines()[2:]:
         name, _, rest = line.partition(b":")

@@ -21,21 +21,21 @@ from orchestrator.agent.runtime.interface import RuntimeFailure
 
 _ROOT = Path("/sys/fs/cgroup")
 BUILDS = "builds"
-"""The cgroup, beside those of containers, that has the cgroups of builds."""
+"""Name of the cgroup, next to those of containers, that contains the cgroups of builds."""
 
 
 class CgroupMode(Enum):
-    """How the host has its cgroups mounted."""
+    """Which cgroup versions the host mounts."""
 
     V1 = "v1"
     V2 = "v2"
     HYBRID = "hybrid"
-    """The controllers on version 1, and a version 2 tree besides."""
+    """The controllers on version 1, and a version 2 tree in addition."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hierarchy:
-    """Where the cgroup file systems are mounted."""
+    """The mounted cgroup file systems."""
 
     mode: CgroupMode
     roots: tuple[Path, ...]
@@ -43,7 +43,7 @@ class Hierarchy:
     memory: Path | None
     """The tree of the memory controller."""
     tracking: Path
-    """The tree by which processes are found, and by which systemd knows them."""
+    """The tree by which a container's processes are found."""
     freezer: Path | None = None
     """The tree by which processes are frozen."""
     unified: Path | None = None
@@ -53,9 +53,9 @@ class Hierarchy:
 
 
 def parse_mounts(mountinfo: str) -> Hierarchy:
-    """Tell the cgroup version from the text of `/proc/self/mountinfo` (proc(5)).
+    """Determine the cgroup version from the text of `/proc/self/mountinfo` (proc(5)).
 
-    Raises RuntimeFailure when no cgroup file system is mounted at its usual place.
+    Raises RuntimeFailure when no cgroup file system is mounted at /sys/fs/cgroup.
     """
     v1: list[tuple[Path, list[str]]] = []
     v2: list[Path] = []
@@ -91,13 +91,13 @@ def parse_mounts(mountinfo: str) -> Hierarchy:
 
 
 def detect() -> Hierarchy:
-    """The cgroups of this host as the calling thread sees them. Raises RuntimeFailure."""
+    """The cgroups of this host in the calling thread's mount namespace. Raises RuntimeFailure."""
     return parse_mounts(Path("/proc/thread-self/mountinfo").read_text())
 
 
 @dataclass(frozen=True, slots=True)
 class Cgroups:
-    """All cgroups under the parent that this agent's containers have in common."""
+    """The cgroups of this agent's containers, which have a common parent."""
 
     hierarchy: Hierarchy
     parent: str
@@ -108,7 +108,7 @@ class Cgroups:
         return f"{self.parent}/{container_id}"
 
     def folder(self, controller: str, container_id: str) -> Path:
-        """The container's cgroup in the tree of a controller; on version 2 all are one."""
+        """The container's cgroup in the tree of a controller; on version 2 the same for all."""
         root = self.hierarchy.controllers.get(controller, self.hierarchy.tracking)
         return self._folder(root, container_id)
 
@@ -128,7 +128,7 @@ class Cgroups:
         return found
 
     def pids(self, container_id: str) -> list[int]:
-        """Every process of a container, in the pid namespace of the reader."""
+        """All processes of a container, in the PID namespace of the caller."""
         found: list[int] = []
         for folder in _tree(self._folder(self.hierarchy.tracking, container_id)):
             try:
@@ -139,17 +139,17 @@ class Cgroups:
         return found
 
     def kill(self, container_id: str) -> None:
-        """SIGKILL to every process of a container. Returns before they are gone.
+        """Send SIGKILL to every process of a container. Returns before they have ended.
 
-        cgroup v2 does it in one step (`cgroup.kill`, Linux 5.14). Else the processes are killed
-        until no new one shows; what forks faster than that dies with the PID namespace.
+        cgroup v2 does it in one step (`cgroup.kill`, Linux 5.14). Otherwise processes are killed
+        until no new one appears; those that fork faster end with the PID namespace.
         """
         if self.hierarchy.mode is CgroupMode.V2:
             try:
                 (self._folder(_ROOT, container_id) / "cgroup.kill").write_text("1")
                 return
             except OSError:
-                # An older kernel, or the cgroup is not there (any more): the loop tells.
+                # An older kernel, or the cgroup is missing: fall back to the loop.
                 pass
         killed: set[int] = set()
         for _ in range(100):
@@ -162,13 +162,12 @@ class Cgroups:
                 except ProcessLookupError:
                     continue
             killed.update(fresh)
-        if killed and self.frozen(container_id):
-            # Version 1 does not kill what is frozen.
+        if killed and self.freezing(container_id):
+            # Version 1 does not deliver signals to frozen processes.
             self.freeze(container_id, False)
 
     def freeze(self, container_id: str, frozen: bool) -> None:
-        """Freeze every process of a container, or let them go on. Returns before they all are.
-        Raises OSError."""
+        """Freeze or thaw every process of a container. Returns before all are. Raises OSError."""
         if (place := self._freezer(container_id)) is None:
             raise OSError("this host has no cgroup freezer")
         v2 = self.hierarchy.mode is CgroupMode.V2
@@ -178,15 +177,15 @@ class Cgroups:
             if frozen:
                 raise
 
-    def frozen(self, container_id: str) -> bool:
-        """Whether a container's processes are frozen, or are being."""
+    def freezing(self, container_id: str) -> bool:
+        """Whether a container's processes are frozen or being frozen."""
         place = self._freezer(container_id)
         try:
             return place is not None and place.read_text().strip() in ("1", "FROZEN", "FREEZING")
         except OSError:
             return False
 
-    def still(self, container_id: str) -> bool:
+    def frozen(self, container_id: str) -> bool:
         """Whether every process of a container is frozen."""
         if (place := self._freezer(container_id)) is None:
             return False
@@ -205,7 +204,7 @@ class Cgroups:
         return folder / ("cgroup.freeze" if v2 else "freezer.state")
 
     def oom_kills(self, container_id: str) -> int:
-        """How many processes of a container the kernel has killed for want of memory."""
+        """Number of processes of a container killed by the OOM killer."""
         if self.hierarchy.memory is None:
             return 0
         v2 = self.hierarchy.mode is CgroupMode.V2
@@ -221,21 +220,21 @@ class Cgroups:
         return 0
 
     def remove(self, container_id: str) -> bool:
-        """Remove a container's cgroups; False while a process is still in one of them."""
+        """Remove a container's cgroups; False while one of them has a process."""
         return all(_remove_tree(self._folder(root, container_id)) for root in self.hierarchy.roots)
 
     def remove_empty(self) -> None:
-        """Remove the parent, where nothing is left below it."""
+        """Remove the parent if it is empty."""
         for root in self.hierarchy.roots:
             with suppress(OSError):
                 self._folder(root, "").rmdir()
 
     def remove_parent(self) -> bool:
-        """Remove the parent and all that is empty below it; False when something still runs."""
+        """Remove the parent and the empty cgroups below it; False when a process still runs."""
         gone = all([self.remove(name) for name in self.ids()])
         for root in self.hierarchy.roots:
             folder = self._folder(root, "")
-            # A parent of several parts, such as `/orc/node-1`, goes part by part while empty.
+            # A nested parent, such as `/orc/node-1`, is removed level by level while empty.
             while folder != root and gone:
                 try:
                     folder.rmdir()
@@ -248,7 +247,7 @@ class Cgroups:
 
 
 def _tree(folder: Path) -> Iterator[Path]:
-    """A cgroup and all below it, the deepest first."""
+    """A cgroup and all below it, deepest first."""
     try:
         with os.scandir(folder) as entries:
             children = [Path(entry.path) for entry in entries if entry.is_dir()]
@@ -273,8 +272,8 @@ def _remove_tree(top: Path) -> bool:
 
 
 def _drop_plain(folder: Path) -> bool:
-    """Remove a folder that is no cgroup, although crun took it for one: on a hybrid host it writes
-    `cgroup.procs` as a plain file to where the version 2 tree was."""
+    """Remove an ordinary folder that crun took for a cgroup: on a hybrid host it writes
+    `cgroup.procs` as an ordinary file where the version 2 tree was mounted."""
     try:
         for entry in folder.iterdir():
             entry.unlink()
@@ -284,27 +283,27 @@ def _drop_plain(folder: Path) -> bool:
     return True
 
 
-_STILL_WITHIN, _LOOK = 5.0, 0.002
-"""Seconds in which all of a container has to be frozen, and between looks."""
+_FREEZE_TIMEOUT, _FREEZE_POLL = 5.0, 0.002
+"""Seconds until all processes of a container must be frozen, and between checks."""
 
 
 async def freeze(cgroups: Cgroups, container_id: str) -> None:
-    """Until all of it stands still. Raises RuntimeFailure, and then it goes on."""
-    _order(cgroups, container_id, frozen=True)
-    until = asyncio.get_running_loop().time() + _STILL_WITHIN
-    while not cgroups.still(container_id):
+    """Wait until all processes are frozen. Raises RuntimeFailure, and then they are thawed."""
+    _set_frozen(cgroups, container_id, frozen=True)
+    until = asyncio.get_running_loop().time() + _FREEZE_TIMEOUT
+    while not cgroups.frozen(container_id):
         if asyncio.get_running_loop().time() > until:
             thaw(cgroups, container_id)
-            raise RuntimeFailure("it could not be paused: not all of it stands still; try again")
-        await asyncio.sleep(_LOOK)
+            raise RuntimeFailure("it could not be paused: some processes did not freeze; try again")
+        await asyncio.sleep(_FREEZE_POLL)
 
 
 def thaw(cgroups: Cgroups, container_id: str) -> None:
-    """Let it go on. Raises RuntimeFailure."""
-    _order(cgroups, container_id, frozen=False)
+    """Resume all processes. Raises RuntimeFailure."""
+    _set_frozen(cgroups, container_id, frozen=False)
 
 
-def _order(cgroups: Cgroups, container_id: str, *, frozen: bool) -> None:
+def _set_frozen(cgroups: Cgroups, container_id: str, *, frozen: bool) -> None:
     try:
         cgroups.freeze(container_id, frozen)
     except OSError as error:

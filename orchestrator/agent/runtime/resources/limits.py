@@ -1,4 +1,4 @@
-"""What the kernel limits a container to: the cgroup's and the process's limits. Pure.
+"""Limits of a container as the OCI runtime enforces them: of its cgroup and its process. Pure.
 
 Source: the OCI runtime-spec (config-linux.md, "Control groups"; config.md, "POSIX process").
 """
@@ -13,34 +13,34 @@ from orchestrator.agent.runtime.spec.devices import DeviceNode
 from orchestrator.agent.runtime.spec.node_facts import NodeFacts
 from orchestrator.model.specs import SHARES_PER_CORE, ContainerSpec, TaskSpec
 
-LEAST_MEMORY = 6 << 20
-"""Bytes below which the OCI runtime itself does not fit into the container's limit."""
+MIN_MEMORY = 6 << 20
+"""Bytes that the OCI runtime itself needs within the container's limit."""
 QUOTA_PERIOD = 100_000
-"""Microseconds over which a CPU limit is counted."""
-_LEAST_QUOTA = 1000
-_LEAST_WEIGHT, _MOST_WEIGHT = 2, 262_144
+"""Period of CPU limits in microseconds."""
+_MIN_QUOTA = 1000
+_MIN_WEIGHT, _MAX_WEIGHT = 2, 262_144
 _UNLIMITED = (1 << 64) - 1
-_USUAL_LIMITS = {
+_DEFAULT_LIMITS = {
     "core": (_UNLIMITED, _UNLIMITED),
     "memlock": (8 << 20, 8 << 20),
     "nofile": (1024, 524_288),
     "nproc": (_UNLIMITED, _UNLIMITED),
     "stack": (8 << 20, _UNLIMITED),
 }
-"""Soft and hard, as systemd and Docker give them to a container."""
+"""Soft and hard limits, as systemd and Docker set them for a container."""
 
 
 def resources(spec: TaskSpec, node: NodeFacts, devices: Sequence[DeviceNode]) -> dict[str, Any]:
     """The limits of the cgroup.
 
-    CPU weight is told as version 1 shares, which the OCI runtime turns into a weight on version 2.
+    CPU weight is given as version 1 shares, which the OCI runtime converts for version 2.
     Raises RuntimeFailure when the memory limit is too small for anything to start.
     """
     container = spec.container
-    cpu: dict[str, Any] = {"shares": min(max(spec.weight, _LEAST_WEIGHT), _MOST_WEIGHT)}
+    cpu: dict[str, Any] = {"shares": min(max(spec.weight, _MIN_WEIGHT), _MAX_WEIGHT)}
     if spec.limit.shares:
         quota = spec.limit.shares * QUOTA_PERIOD // SHARES_PER_CORE
-        cpu |= {"quota": max(quota, _LEAST_QUOTA), "period": QUOTA_PERIOD}
+        cpu |= {"quota": max(quota, _MIN_QUOTA), "period": QUOTA_PERIOD}
     if container.cpuset_cpus:
         _check_cpus(container.cpuset_cpus, node.cpus)
         cpu["cpus"] = container.cpuset_cpus
@@ -50,10 +50,10 @@ def resources(spec: TaskSpec, node: NodeFacts, devices: Sequence[DeviceNode]) ->
         "pids": {"limit": container.pids_limit or node.pids_limit},
     }
     if limit := spec.limit.memory:
-        if limit < LEAST_MEMORY:
+        if limit < MIN_MEMORY:
             raise RuntimeFailure(
                 f"the memory limit of {limit} bytes is too small to start a container; "
-                f"give at least {LEAST_MEMORY >> 20} MiB"
+                f"give at least {MIN_MEMORY >> 20} MiB"
             )
         # `swap` counts memory and swap together, so equal values leave no swap.
         swap = {"swap": container.memory_swap or limit} if node.swap_accounting else {}
@@ -64,9 +64,9 @@ def resources(spec: TaskSpec, node: NodeFacts, devices: Sequence[DeviceNode]) ->
 def changes(
     spec: TaskSpec, node: NodeFacts, before: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The limits of the cgroup as the OCI runtime's `update` takes them: those of `resources` that
-    can change while a container runs, and what is not limited said so. `before` is what it has; a
-    cpuset that it had becomes all CPUs. Raises RuntimeFailure."""
+    """The limits of the cgroup for the OCI runtime's `update`: those of `resources` that can change
+    while a container runs, with explicit values for no limit. `before` are the present ones; a
+    cpuset that is not limited any more becomes all CPUs. Raises RuntimeFailure."""
     found = resources(spec, node, ())
     del found["devices"]
     found["cpu"] = {"quota": -1, "period": QUOTA_PERIOD} | found["cpu"]
@@ -78,8 +78,8 @@ def changes(
 
 
 def device_rules(spec: ContainerSpec, devices: Sequence[DeviceNode]) -> list[dict[str, Any]]:
-    """Devices are denied but for those asked for, and the usual ones, which the OCI runtime adds:
-    with CAP_MKNOD a container could else make the host's disk and read it."""
+    """Only requested devices and the default ones, which the OCI runtime adds, are allowed: with
+    CAP_MKNOD a container could otherwise make a node of the host's disk and read it."""
     if spec.privileged:
         return [{"allow": True, "access": "rwm"}]
     denied: dict[str, Any] = {"allow": False, "access": "rwm"}
@@ -98,7 +98,7 @@ def _check_cpus(wanted: str, there: frozenset[int]) -> None:
 
 
 def _ranges(cpus: frozenset[int]) -> str:
-    """CPUs as a cpuset has them, such as `0-3,8`."""
+    """CPUs in cpuset notation, such as `0-3,8`."""
     begins = [cpu for cpu in sorted(cpus) if cpu - 1 not in cpus]
     ends = [cpu for cpu in sorted(cpus) if cpu + 1 not in cpus]
     pairs = zip(begins, ends, strict=True)
@@ -106,10 +106,10 @@ def _ranges(cpus: frozenset[int]) -> str:
 
 
 def process_limits(spec: ContainerSpec, node: NodeFacts) -> list[dict[str, Any]]:
-    """The limits of setrlimit(2): the spec's, and else the usual ones of a host, not the agent's
-    own. Raises RuntimeFailure for one that the agent cannot raise."""
+    """The limits of setrlimit(2): the spec's, else a host's defaults instead of the agent's own.
+    Raises RuntimeFailure for one that the agent cannot raise."""
     found = {}
-    for name, (soft, hard) in _USUAL_LIMITS.items():
+    for name, (soft, hard) in _DEFAULT_LIMITS.items():
         most = node.hard_limits.get(name, _UNLIMITED)
         found[name] = min(soft, most), min(hard, most)
     for limit in spec.ulimits:
@@ -127,12 +127,12 @@ def process_limits(spec: ContainerSpec, node: NodeFacts) -> list[dict[str, Any]]
 
 
 def oom_score(spec: ContainerSpec, node: NodeFacts) -> int:
-    """The OOM score adjustment of the process: the spec's, and not the agent's own. Raises
-    RuntimeFailure when it cannot be that low."""
+    """The OOM score adjustment of the process: the spec's, not the agent's own. Raises
+    RuntimeFailure when the agent cannot set one that low."""
     wanted = spec.oom_score_adj
-    if wanted and wanted < node.least_oom_score:
+    if wanted and wanted < node.min_oom_score:
         raise RuntimeFailure(
-            f"oom score {wanted} is below {node.least_oom_score}, the lowest that this node's "
-            "agent can give"
+            f"oom score {wanted} is below {node.min_oom_score}, the lowest that this node's "
+            "agent can set"
         )
-    return wanted or max(0, node.least_oom_score)
+    return wanted or max(0, node.min_oom_score)

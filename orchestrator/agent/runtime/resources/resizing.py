@@ -1,12 +1,11 @@
 """Changing the limits of a running container, all of them or none.
 
-The OCI runtime writes one file of the cgroup after the other and stops at the first that the kernel
-refuses. Then the limits from before are written again. Which ones are in force is on record, and is
-taken off the record while they change, so that an agent that dies in between sets them anew.
+The OCI runtime writes the cgroup's files one by one and stops at the first that the kernel refuses.
+Then the previous limits are written again. The limits in force are recorded in the bundle; the
+record is removed while they change, so that an agent that is killed in between applies them again.
 
-Source: kernel, admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst: with version 1 a memory limit
-below what is in use is refused (EBUSY); with version 2 it is taken, and processes are killed. So
-there it is looked at before.
+Source: kernel, admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst. Version 1 refuses a memory limit
+below the usage (EBUSY); version 2 accepts it and kills processes, so the usage is checked first.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from orchestrator.agent.runtime.engine.bundle import ContainerHandle
-from orchestrator.agent.runtime.engine.program_errors import UNSAID
+from orchestrator.agent.runtime.engine.program_errors import NO_MESSAGE
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.resources import limits
 from orchestrator.agent.runtime.resources.cgroups import CgroupMode, Cgroups
@@ -28,12 +27,12 @@ from orchestrator.model.specs import TaskSpec
 from orchestrator.model.units import format_memory
 
 _RECLAIMABLE = ("inactive_file", "active_file", "slab_reclaimable")
-"""Of `memory.stat` (version 2): what the kernel drops before it kills a process."""
+"""Of `memory.stat` (version 2): memory that the kernel reclaims before it kills a process."""
 
 
 async def resize(access: ContainerHandle, spec: TaskSpec, node: NodeFacts) -> None:
-    """Enforce the limits of `spec` on a running container. Raises RuntimeFailure, and then the
-    limits are as they were."""
+    """Apply the limits of `spec` to a running container. Raises RuntimeFailure, and then the limits
+    are unchanged."""
     access.running()
     before = access.bundle.limits()
     wanted = limits.changes(spec, node, before)
@@ -66,7 +65,7 @@ async def _update(access: ContainerHandle, wanted: Mapping[str, Any]) -> None:
         status, stderr = await spawn.run(argv, pass_fds=(file,))
     if status != 0:
         lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-        raise RuntimeFailure(f"the kernel refuses the limits ({(lines or [UNSAID])[0]})")
+        raise RuntimeFailure(f"the kernel refuses the limits ({(lines or [NO_MESSAGE])[0]})")
 
 
 def _check_memory(cgroups: Cgroups, container_id: str, limit: int) -> None:
@@ -82,7 +81,7 @@ def _check_memory(cgroups: Cgroups, container_id: str, limit: int) -> None:
 
 def _memory_in_use(cgroups: Cgroups, container_id: str) -> int:
     """Bytes that the kernel cannot reclaim without killing (version 2); on version 1, which has
-    tried to reclaim, all that is in use. 0: not known."""
+    tried to reclaim, the usage. 0: unknown."""
     folder = cgroups.folder("memory", container_id)
     try:
         if cgroups.hierarchy.mode is not CgroupMode.V2:

@@ -1,4 +1,4 @@
-"""What a container uses: a few small files of its cgroups, read as they are.
+"""Resource usage of a container, read from its cgroups.
 
 Sources: kernel, admin-guide/cgroup-v1 (cpuacct, memory, pids, blkio-controller) and cgroup-v2;
 `/proc/PID/net/dev` for the network namespace. Memory is counted as Docker does, without the file
@@ -14,12 +14,12 @@ from orchestrator.agent.runtime.resources.cgroups import CgroupMode, Cgroups
 from orchestrator.linux.kernelfiles import io_service, io_stat, keyed, number, read_text
 
 UNLIMITED = 1 << 60
-"""Bytes from which on a memory limit of version 1 is none."""
+"""Bytes from which a memory limit of version 1 means no limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerStats:
-    """Counters and levels at one moment; bytes, and nanoseconds of CPU time."""
+    """Counters and gauges at one time; bytes, and nanoseconds of CPU time."""
 
     cpu: int = 0
     memory: int = 0
@@ -35,7 +35,7 @@ class ContainerStats:
 
 
 class StatsReader:
-    """Where a container's figures are found, put together once, with what does not change."""
+    """Reads a container's statistics; paths and limits are determined once."""
 
     __slots__ = (
         *("_block", "_cpu", "_memory", "_memory_stat", "_pids"),
@@ -63,8 +63,8 @@ class StatsReader:
         self._pids_limit = number(read_text(pids + "pids.max"))
 
     def read(self, pid: int) -> ContainerStats:
-        """The figures now, where `pid` is the container's first process. What cannot be read is
-        0."""
+        """The present values; `pid` is the container's first process. A value that cannot be read
+        is 0."""
         received, sent = _network(read_text(f"/proc/{pid}/net/dev"))
         cpu, memory = read_text(self._cpu), number(read_text(self._memory))
         stat = read_text(self._memory_stat)
@@ -90,12 +90,12 @@ class StatsReader:
 
 
 def node_memory() -> int:
-    """Bytes of memory that the node has (proc_meminfo(5))."""
+    """The node's memory in bytes (proc_meminfo(5))."""
     return keyed(Path("/proc/meminfo").read_bytes(), "MemTotal:") * 1024
 
 
 def _network(text: bytes) -> tuple[int, int]:
-    """Bytes received and sent by all interfaces but the loopback."""
+    """Bytes received and sent by all interfaces except the loopback."""
     received = sent = 0
     for line in text.splitlines()[2:]:
         name, _, rest = line.partition(b":")

@@ -23,7 +23,7 @@ _ENABLED = Path("/sys/module/apparmor/parameters/enabled")
 
 
 def is_enabled() -> bool:
-    """Whether the kernel confines programs by AppArmor profiles."""
+    """Whether AppArmor is enabled in the kernel."""
     try:
         return _ENABLED.read_text().strip() == "Y"
     except OSError:
@@ -31,8 +31,8 @@ def is_enabled() -> bool:
 
 
 async def ensure_loaded() -> str | None:
-    """Load the default profile, in place of an older one: its name; empty, with a line in the log,
-    where that is not possible; None where the kernel has no AppArmor."""
+    """Load the default profile, replacing an older one. Returns its name; empty, after a warning in
+    the log, if it cannot be loaded; None if the kernel has no AppArmor."""
     if not is_enabled():
         return None
     program = shutil.which("apparmor_parser")
@@ -52,8 +52,8 @@ async def ensure_loaded() -> str | None:
 
 
 def profile(wanted: str, default: str | None, *, privileged: bool) -> str:
-    """The profile of a container that asks for `wanted`, which may be empty, on a node with this
-    `default` (see `ensure_loaded`); empty: none. Raises RuntimeFailure."""
+    """The profile of a container that requests `wanted`, which may be empty, on a node with this
+    `default` (see `ensure_loaded`); empty: unconfined. Raises RuntimeFailure."""
     if wanted == UNCONFINED or (privileged and not wanted):
         return ""
     if wanted and default is None:

@@ -1,8 +1,8 @@
-"""Devices of the Container Device Interface: what a vendor's tools say that a container needs.
+"""Devices of the Container Device Interface (CDI).
 
-A specification file describes the devices of one kind. For each device there are edits of the
-container's configuration: device nodes, mounts, variables, hooks and groups. Files are read when a
-container is made, so that a new one needs no restart of the agent.
+A specification file, written by a vendor's tools, describes the devices of one kind: for each, the
+edits of a container's configuration (device nodes, mounts, variables, hooks and groups). Files are
+read when a container is created, so a new one needs no restart of the agent.
 
 Source: https://github.com/cncf-tags/container-device-interface/blob/main/SPEC.md.
 """
@@ -22,7 +22,7 @@ from orchestrator.agent.runtime.spec.devices import DeviceNode, find_device
 from orchestrator.model.formats.cdi_names import is_cdi
 
 FOLDERS = (Path("/etc/cdi"), Path("/var/run/cdi"))
-"""Where specification files are. A device in a later folder hides that of an earlier one."""
+"""Folders of specification files. A device in a later folder overrides one in an earlier."""
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _HOOKS = frozenset(
@@ -37,17 +37,17 @@ _BINDS = frozenset({"bind", "rbind", "rw", "ro"})
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """What devices change of a container."""
+    """Changes of a container's configuration by its devices."""
 
     env: tuple[str, ...] = ()
     devices: tuple[DeviceNode, ...] = ()
     mounts: tuple[Mount, ...] = ()
     hooks: tuple[tuple[str, Mapping[str, Any]], ...] = ()
-    """Name of the moment, and the hook as config.json has it."""
+    """Name of the lifecycle stage, and the hook as config.json has it."""
     groups: tuple[int, ...] = ()
 
     def apply(self, container: Container) -> Container:
-        """The container with the variables and mounts; a mount of its own goes first."""
+        """The container with the variables and mounts added; its own mounts take precedence."""
         own = {mount.target for mount in container.mounts}
         mounts = tuple(mount for mount in self.mounts if mount.target not in own)
         spec = container.spec.container
@@ -68,18 +68,18 @@ class Edits:
 
 
 def find_edits(devices: Iterable[str], folders: Sequence[Path]) -> Edits:
-    """The edits of those of the devices that are CDI's, by qualified name. Raises RuntimeFailure
-    for a device that no file has, or that is described in a way that cannot be followed."""
+    """The edits of the CDI devices among `devices`, by qualified name. Raises RuntimeFailure for a
+    device that no file describes, or whose description is invalid."""
     names = list(dict.fromkeys(filter(is_cdi, devices)))
     if not names:
         return Edits()
-    found, trouble = _read(folders)
+    found, errors = _read(folders)
     edits = Edits()
     general: list[Path] = []
     for name in names:
         if name not in found:
             where = ", ".join(map(str, folders))
-            more = f" ({trouble[0]})" if trouble else ""
+            more = f" ({errors[0]})" if errors else ""
             raise RuntimeFailure(f"this node has no CDI device {name} in {where}{more}")
         matches = found[name]
         if len(matches) > 1:
@@ -93,14 +93,14 @@ def find_edits(devices: Iterable[str], folders: Sequence[Path]) -> Edits:
             try:
                 edits = _joined(edits, _edits(part))
             except (KeyError, TypeError, ValueError, AttributeError) as error:
-                words = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-                raise RuntimeFailure(f"CDI device {name} in {device.file}: {words}") from error
+                reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+                raise RuntimeFailure(f"CDI device {name} in {device.file}: {reason}") from error
     return edits
 
 
 @dataclass(frozen=True, slots=True)
 class _Described:
-    """A device as a file describes it."""
+    """A device in a specification file."""
 
     file: Path
     general: Any
@@ -109,9 +109,9 @@ class _Described:
 
 
 def _read(folders: Sequence[Path]) -> tuple[dict[str, list[_Described]], list[str]]:
-    """The devices by qualified name, and what is wrong with files, which keeps no other."""
+    """The devices by qualified name, and the errors of invalid files, which are skipped."""
     found: dict[str, list[_Described]] = {}
-    trouble: list[str] = []
+    errors: list[str] = []
     for folder in folders:
         here: dict[str, list[_Described]] = {}
         for file in _files(folder):
@@ -119,9 +119,9 @@ def _read(folders: Sequence[Path]) -> tuple[dict[str, list[_Described]], list[st
                 for name, device in _described(file):
                     here.setdefault(name, []).append(device)
             except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError) as e:
-                trouble.append(f"{file} cannot be read: {str(e).splitlines()[0] or type(e)}")
+                errors.append(f"{file} cannot be read: {str(e).splitlines()[0] or type(e)}")
         found |= here
-    return found, trouble
+    return found, errors
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Devices of the node for a container."""
+"""Devices of the node in a container."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from orchestrator.model.specs import ContainerSpec
 from orchestrator.model.validation.confinement import parse_device
 
 _DEV = Path("/dev")
-_OWN = frozenset({"pts", "shm", "mqueue", "fd", "console", "ptmx", "hugepages"})
-"""What of /dev a container has of its own."""
+_CONTAINERS_OWN = frozenset({"pts", "shm", "mqueue", "fd", "console", "ptmx", "hugepages"})
+"""Entries of /dev that every container has of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceNode:
-    """A device as it is on the host, and where the container has it."""
+    """A device of the host and its path in the container."""
 
     path: str
     kind: str
@@ -34,11 +34,11 @@ class DeviceNode:
     gid: int
     access: str = "rwm"
     source: str = ""
-    """A node to mount, where the container's user namespace can make none; else empty."""
+    """A device node to bind mount, for a container with a user namespace; else empty."""
 
     @property
     def rule(self) -> dict[str, Any]:
-        """For the cgroup (config-linux.md, "Allowed Device list")."""
+        """The rule of the device cgroup (config-linux.md, "Allowed Device list")."""
         return {
             "allow": True,
             "type": self.kind,
@@ -49,7 +49,7 @@ class DeviceNode:
 
     @property
     def node(self) -> dict[str, Any]:
-        """For the OCI runtime to make (config-linux.md, "Devices")."""
+        """The node that the OCI runtime makes (config-linux.md, "Devices")."""
         return {
             "path": self.path,
             "type": self.kind,
@@ -62,9 +62,9 @@ class DeviceNode:
 
 
 def find_devices(spec: ContainerSpec) -> tuple[DeviceNode, ...]:
-    """The devices that a container asks for; all of the host's when it is privileged.
+    """The devices that a container requests; all of the host's when it is privileged.
 
-    A folder stands for all devices in it. Raises RuntimeFailure for what is no device.
+    A folder means all devices in it. Raises RuntimeFailure for a path that is no device.
     """
     found: dict[str, DeviceNode] = {}
     if spec.privileged:
@@ -91,7 +91,7 @@ def _nodes(folder: Path) -> Iterator[Path]:
     except OSError:
         return
     for entry in entries:
-        if entry.is_symlink() or (folder == _DEV and entry.name in _OWN):
+        if entry.is_symlink() or (folder == _DEV and entry.name in _CONTAINERS_OWN):
             continue
         if entry.is_dir():
             yield from _nodes(Path(entry.path))
@@ -100,7 +100,7 @@ def _nodes(folder: Path) -> Iterator[Path]:
 
 
 def find_device(host: Path, path: str, access: str) -> DeviceNode:
-    """A device of the host, for `path` in a container. Raises RuntimeFailure."""
+    """A device of the host, at `path` in a container. Raises RuntimeFailure."""
     try:
         about = host.stat()
     except OSError as error:
@@ -126,8 +126,9 @@ def find_device(host: Path, path: str, access: str) -> DeviceNode:
 def make_nodes(
     devices: tuple[DeviceNode, ...], folder: Path, ids: IdRange
 ) -> tuple[DeviceNode, ...]:
-    """Make the devices in `folder`, with their owners as ids of a container's range, to be mounted
-    into it: a user namespace can make no device, and sees the host's as nobody's. Raises OSError.
+    """Make device nodes in `folder` to bind mount into a container with a user namespace, with
+    their owners mapped to its id range: it cannot make devices itself, and the owners of the host's
+    are unmapped there. Raises OSError.
     """
     folder.mkdir(exist_ok=True, mode=0o700)
     made = []

@@ -1,4 +1,4 @@
-"""The files that the agent writes for each container and mounts into `/etc`. Pure."""
+"""Content of the files that the agent mounts into a container's `/etc`. Pure."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from orchestrator.agent.runtime.interface import Container, RuntimeFailure
 from orchestrator.agent.runtime.spec.node_facts import NodeFacts, is_loopback
 
 ETC_FILES = ("hostname", "hosts", "resolv.conf")
-LONGEST_HOSTNAME = 64
+MAX_HOSTNAME = 64
 
 
 def hostname(container: Container) -> str:
-    """What the container calls itself: as told, else the first 12 characters of its id.
+    """The container's hostname: as specified, else the first 12 characters of its id.
 
-    Raises RuntimeFailure when it is longer than the kernel takes.
+    Raises RuntimeFailure when it exceeds the kernel's limit.
     """
     name = container.hostname or container.spec.container.hostname or container.id[:12]
-    if len(name.encode()) > LONGEST_HOSTNAME:
-        raise RuntimeFailure(f"the hostname `{name}` is longer than {LONGEST_HOSTNAME} characters")
+    if len(name.encode()) > MAX_HOSTNAME:
+        raise RuntimeFailure(f"the hostname `{name}` is longer than {MAX_HOSTNAME} characters")
     return name
 
 
@@ -47,11 +47,12 @@ def etc_files(container: Container, node: NodeFacts) -> dict[str, str]:
 
 
 def _resolver(container: Container, node: NodeFacts) -> list[str]:
-    """The lines of resolv.conf(5): the network's server, which asks those of the spec or the node.
-    Without a network, and for servers within the container, the spec's, else the node's.
+    """The lines of resolv.conf(5): the network's name server, which forwards to those of the spec
+    or the node. Without a network, and if the spec's servers are in the container itself, the
+    spec's servers, else the node's.
 
-    The network's server knows names of one label and more as they are, so they are asked for as
-    they are first (`ndots:0`), and only then in the node's search domains.
+    The network's server resolves names of any number of labels, so names are tried as they are
+    first (`ndots:0`), and only then with the node's search domains.
     """
     spec = container.spec.container
     within = any(is_loopback(server) for server in spec.dns)

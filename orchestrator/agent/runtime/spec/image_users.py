@@ -1,4 +1,4 @@
-"""Who a container's process is: names and ids of the image's own tables."""
+"""The user and groups of a container's process, resolved in the image's passwd(5) and group(5)."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def read_user_tables(root: Path) -> UserTables:
 
 
 def resolve_user(wanted: str, passwd: str, group: str) -> User:
-    """`user`, `user:group`, each a name or an id, looked up in the texts of passwd(5) and group(5).
+    """Resolve `user` or `user:group`, each a name or an id, in the texts of passwd(5) and group(5).
 
-    As in Docker: empty means root; an id need not be in the table, and then has group 0 and home
-    `/`; the tables' further groups are added unless a group is given. Raises RuntimeFailure for a
-    name that is not in the image.
+    As in Docker: empty means root; an id that is not in the table has group 0 and home `/`;
+    supplementary groups are added unless a group is given. Raises RuntimeFailure for a name that is
+    not in the image.
     """
     name, colon, group_name = wanted.partition(":")
     uid, gid, home, login = 0, 0, "/", ""

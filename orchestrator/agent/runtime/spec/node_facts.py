@@ -13,46 +13,45 @@ from pathlib import Path
 
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.resources.cgroups import CgroupMode, Hierarchy
-from orchestrator.linux.priority import is_usual
+from orchestrator.linux.priority import is_default
 from orchestrator.model.validation.confinement import CAPABILITIES, RUNTIMES, ULIMITS
 
 DEFAULT_PIDS_LIMIT = 4096
-"""Most processes in a container whose spec does not say."""
+"""Default limit of processes in a container."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
-    """Of the kernel, the agent's own process and `/etc`; see `host.read_node_facts`."""
+    """Facts of the kernel, the agent's process and `/etc`; see `read_node_facts`."""
 
     swap_accounting: bool = True
     """Whether the kernel can limit swap; without, memory alone is limited."""
-    least_oom_score: int = -1000
-    """The lowest OOM score adjustment that the agent can give; above 0 on a host that raised the
-    agent's own and does not let it go back."""
-    niced: bool = False
-    """Whether the agent has another priority, I/O priority or scheduling policy than processes
-    usually have."""
+    min_oom_score: int = -1000
+    """The lowest OOM score adjustment that the agent can set; above 0 on a host that raised the
+    agent's own and does not allow it to be lowered."""
+    custom_priority: bool = False
+    """Whether the agent's CPU or I/O priority or scheduling policy is not the default."""
     apparmor: str | None = None
-    """The AppArmor profile of containers that ask for none, which may be none (empty); None: the
-    kernel has no AppArmor."""
+    """The default AppArmor profile of containers; empty: unconfined; None: the kernel has no
+    AppArmor."""
     pids_limit: int = DEFAULT_PIDS_LIMIT
     nameservers: tuple[str, ...] = ()
-    """Those of the host, for a container that names none."""
+    """The host's, the default of containers."""
     search: tuple[str, ...] = ()
     """The host's DNS search domains, used with its nameservers."""
     capabilities: frozenset[str] = frozenset(CAPABILITIES)
-    """What the agent holds, and so can give to a container with the host's users."""
+    """Capabilities of the agent, which it can grant to a container with the host's users."""
     hard_limits: Mapping[str, int] = field(default_factory=dict)
     """The agent's own hard limits, by Docker's names, where it cannot raise them."""
     cpus: frozenset[int] = frozenset()
-    """The CPUs that there are; empty: not known."""
+    """The CPUs of the node; empty: unknown."""
     init: Path = Path("/usr/bin/tini-static")
     """The program for `--init`."""
 
 
 def own_capabilities() -> tuple[str, ...]:
-    """Those that this process may pass on, its bounding set: on a host that is itself a container
-    not all that the kernel knows."""
+    """The capabilities that this process may pass on, its bounding set: on a host that is itself a
+    container, not all of the kernel's."""
     status = Path("/proc/self/status").read_text()
     held = int(re.search(r"^CapBnd:\s*([0-9a-f]+)", status, re.MULTILINE)[1], 16)  # type: ignore[index]
     return tuple(name for number, name in enumerate(CAPABILITIES) if held >> number & 1)
@@ -60,18 +59,18 @@ def own_capabilities() -> tuple[str, ...]:
 
 RESOLVER = Path("/etc/resolv.conf")
 _RESOLVERS = (RESOLVER, Path("/run/systemd/resolve/resolv.conf"))
-"""The second names the real servers where the first names only systemd's local stub."""
+"""The second has the real servers where the first has only systemd's local stub."""
 
 
 def read_node_facts(hierarchy: Hierarchy) -> NodeFacts:
-    """Read them from the kernel and `/etc`."""
+    """Read the facts from the kernel and `/etc`."""
     nameservers, search = read_resolver()
     held = frozenset(own_capabilities())
     unbound = "CAP_SYS_RESOURCE" in held
     return NodeFacts(
         swap_accounting=_swap_accounting(hierarchy),
-        least_oom_score=-1000 if unbound else _least_oom_score(),
-        niced=not is_usual(),
+        min_oom_score=-1000 if unbound else _min_oom_score(),
+        custom_priority=not is_default(),
         nameservers=nameservers,
         search=search,
         capabilities=held,
@@ -81,7 +80,7 @@ def read_node_facts(hierarchy: Hierarchy) -> NodeFacts:
 
 
 def read_resolver() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The node's name servers, but for those on its loopback interface, and its search domains."""
+    """The node's name servers, without those on its loopback interface, and its search domains."""
     nameservers: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
     for path in _RESOLVERS:
@@ -94,8 +93,8 @@ def read_resolver() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return nameservers, search
 
 
-def _least_oom_score() -> int:
-    """0, or the agent's own if that is lower or cannot be lowered; which is found by trying."""
+def _min_oom_score() -> int:
+    """0, or the agent's own if that is lower or cannot be lowered, as an attempt shows."""
     path = Path("/proc/self/oom_score_adj")
     own = int(path.read_text())
     if own > 0:
@@ -117,7 +116,7 @@ def _hard_limits() -> dict[str, int]:
 
 
 def find_runtime(name: str) -> str:
-    """The path of the OCI runtime that a container asks for. Raises RuntimeFailure."""
+    """The path of the OCI runtime that a container requests. Raises RuntimeFailure."""
     found = shutil.which(name) if name in RUNTIMES else None
     if found is None:
         there = [known for known in RUNTIMES if shutil.which(known)]
@@ -126,8 +125,8 @@ def find_runtime(name: str) -> str:
 
 
 def parse_resolver(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Name servers and search domains of a resolv.conf(5); servers that only the host itself
-    reaches (loopback) are left out, since a container has a loopback of its own."""
+    """Name servers and search domains of a resolv.conf(5), without servers on the loopback
+    interface, which a container cannot reach."""
     nameservers: list[str] = []
     search: tuple[str, ...] = ()
     for line in text.splitlines():
@@ -140,7 +139,7 @@ def parse_resolver(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only the host, or the container, itself reaches a name server."""
+    """Whether a name server is on the loopback interface (or its address is invalid)."""
     try:
         return ipaddress.ip_address(address.partition("%")[0]).is_loopback
     except ValueError:
@@ -159,7 +158,7 @@ def find_program(name: str) -> str:
     """The absolute path of a program. Raises RuntimeFailure when it is not installed."""
     found = shutil.which(name)
     if found is None:
-        raise RuntimeFailure(f"`{name}` is not installed on this node; install it, or say where")
+        raise RuntimeFailure(f"`{name}` is not installed on this node; install it or give its path")
     return os.path.abspath(found)
 
 
@@ -174,5 +173,5 @@ def check_mode(hierarchy: Hierarchy) -> None:
     if hierarchy.mode is CgroupMode.HYBRID:
         raise RuntimeFailure(
             "this host mounts both cgroup versions, and the agent has not hidden one from itself; "
-            "enter_private_mounts must come first"
+            "enter_private_mounts must be called first"
         )

@@ -36,22 +36,22 @@ _SHARED, _SLAVE = ("shared", "rshared"), ("slave", "rslave")
 
 
 def merge_mounts(
-    usual: Iterable[dict[str, Any]], mounts: Sequence[Mount], *, idmapped: bool
+    defaults: Iterable[dict[str, Any]], mounts: Sequence[Mount], *, idmapped: bool
 ) -> Any:
-    """The mounts that every container has, and its own: those take the place of a usual one at
-    the same path, and come in an order in which none hides another.
+    """The default mounts of every container and its own ones, which replace a default one at the
+    same path, in an order in which none hides another.
 
-    `idmapped` is said of a container with a user namespace: its volumes are mounted through the
-    namespace's own map, so that a file of the container's user 0 is stored as of user 0.
+    `idmapped`: the container has a user namespace, and its volumes are mounted through its
+    mapping, so that files of the container's user 0 are stored with owner 0.
     """
     own = sorted(mounts, key=lambda mount: _mount_depth(mount.target))
     taken = {posixpath.normpath(mount.target) for mount in own}
-    kept = [each for each in usual if each["destination"] not in taken]
+    kept = [each for each in defaults if each["destination"] not in taken]
     return kept + [mount_entry(mount, idmapped=idmapped) for mount in own]
 
 
 def mount_entry(mount: Mount, *, idmapped: bool) -> dict[str, Any]:
-    """One mount."""
+    """One mount, as `config.json` has it."""
     target = posixpath.normpath(mount.target)
     if not mount.source:
         options = [*mount.tmpfs, "nosuid", "nodev", *(["ro"] if mount.read_only else [])]
@@ -71,7 +71,7 @@ def mount_entry(mount: Mount, *, idmapped: bool) -> dict[str, Any]:
 
 
 def root_propagation(mounts: Iterable[Mount]) -> str:
-    """What the container's root must be for its mounts to travel as asked; empty: the default."""
+    """The propagation of the container's root that its mounts require; empty: the default."""
     wanted = {mount.propagation for mount in mounts}
     if wanted & set(_SHARED):
         return "rshared"
@@ -87,7 +87,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_SHM = 64 << 20
 """Bytes of /dev/shm."""
 INIT = "/dev/init"
-"""Where the container sees the program of `--init`: on a tmpfs, so that no root is written to."""
+"""Path of the `--init` program in the container: on a tmpfs, so that the root is not modified."""
 
 _HARMLESS = ("nosuid", "noexec", "nodev")
 _MOUNTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
@@ -105,7 +105,7 @@ _MOUNTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("/sys/fs/cgroup", "cgroup", "cgroup", (*_HARMLESS, "relatime", "ro")),
 )
 _SHM = "/dev/shm"
-"""Belongs to an IPC namespace, but unlike mqueue the kernel does not know of which."""
+"""Belongs to an IPC namespace by convention only: unlike mqueue, it is an ordinary tmpfs."""
 _HOST_ROOT_MOUNTS = (
     ("/run", (*_HARMLESS, "mode=755")),
     ("/tmp", ("nosuid", "nodev", "mode=1777")),
@@ -115,7 +115,7 @@ _HOST_ROOT_MOUNTS = (
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where on the host the parts of a container are."""
+    """Host paths of a container's parts."""
 
     root: Path
     """The mount point of its root."""
@@ -124,26 +124,27 @@ class Places:
     cgroup: str
     """Its cgroup within each tree."""
     etc_names: tuple[str, ...] = ETC_FILES
-    """Those that are mounted."""
+    """Names of the files that are mounted."""
     secret: tuple[str, ...] = field(default=())
-    """Folders of its root that are hidden whatever it may do."""
+    """Folders of its root that are always masked, also when it is privileged."""
     shm: Path | None = None
-    """Another container's /dev/shm, which it shares."""
+    """The /dev/shm of another container to share."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnUsers:
-    """A container's user namespace, which has its mapping, and paths to join it by."""
+    """A container's user namespace and network namespace: paths to join them by."""
 
     userns: str
     netns: str
     """The network namespace to join."""
     foreign: bool = False
-    """Whether that belongs to others, so that the container may set nothing in it."""
+    """Whether another user namespace owns the network namespace, so that the container cannot
+    configure it."""
 
 
 def arguments(container: Container) -> list[str]:
-    """The process's argv. Raises RuntimeFailure when neither spec nor image says what to run."""
+    """The process's argv. Raises RuntimeFailure when neither spec nor image has a command."""
     image = container.image.config
     argv = container.spec.container.arguments(image.entrypoint, image.command)
     if not argv or not argv[0]:
@@ -153,7 +154,7 @@ def arguments(container: Container) -> list[str]:
 
 def environment(container: Container, home: str) -> list[str]:
     """`KEY=value` of the process: defaults, the node's, the image's, then the spec's; a later one
-    wins, and a key alone in the spec takes the variable away."""
+    wins, and a key alone in the spec unsets the variable."""
     variables = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname(container)}
     if container.spec.container.tty:
         variables["TERM"] = "xterm"
@@ -167,7 +168,7 @@ def environment(container: Container, home: str) -> list[str]:
     return [f"{key}={value}" for key, value in variables.items()]
 
 
-_USUAL_PRIORITY = {
+_DEFAULT_PRIORITY = {
     "scheduler": {"policy": "SCHED_OTHER", "nice": 0},
     "ioPriority": IO_PRIORITY,
 }
@@ -182,12 +183,12 @@ def workdir(container: Container) -> str:
 def process(
     container: Container, node: NodeFacts, user: User, groups: tuple[int, ...] = ()
 ) -> dict[str, Any]:
-    """The first process (config.md, "Process"); `groups` are further ones of it."""
+    """The first process (config.md, "Process"); `groups` are additional group ids."""
     spec = container.spec.container
     argv = arguments(container)
     profile = apparmor.profile(spec.apparmor, node.apparmor, privileged=spec.privileged)
     return {
-        **(_USUAL_PRIORITY if node.niced else {}),
+        **(_DEFAULT_PRIORITY if node.custom_priority else {}),
         **({"apparmorProfile": profile} if profile else {}),
         "terminal": container.spec.container.tty,
         "user": {
@@ -213,8 +214,9 @@ def namespaces(
     users: OwnUsers | None = None,
     joined: Mapping[str, str] = MappingProxyType({}),
 ) -> list[dict[str, str]]:
-    """Everything of its own but what it has of the node's; the network namespace is joined when the
-    network made one, and those that it shares with another container at their paths, `joined`."""
+    """Namespaces of the container: new ones, except those that the spec shares with the node.
+    `joined` has the paths of those shared with another container; the network namespace is joined
+    where the network setup made one."""
     found = [{"type": "user", "path": users.userns}] if users is not None else []
     spec = container.spec.container
     hosts = {kind for kind, of in (("pid", spec.pid), ("ipc", spec.ipc)) if of == privileges.HOST}
@@ -234,8 +236,8 @@ def namespaces(
 
 
 def runtime_annotations(container: Container) -> dict[str, str]:
-    """What hooks and tools find in `config.json`: labels and annotations. A label never steers the
-    OCI runtime; an annotation may, where the node's operator allows it."""
+    """Labels and annotations, for hooks and tools. A label never controls the OCI runtime; an
+    annotation may, where the node's operator allows it."""
     labels = {key: text for key, text in container.labels.items() if not steers_runtime(key)}
     return {**labels, **container.spec.container.annotations, "orc.name": container.name}
 
@@ -243,7 +245,7 @@ def runtime_annotations(container: Container) -> dict[str, str]:
 def mounts(
     spec: ContainerSpec, node: NodeFacts, places: Places, devices: tuple[DeviceNode, ...]
 ) -> list[dict[str, Any]]:
-    """What is mounted into the root, in the order in which it is."""
+    """Mounts in the root, in mount order, without the container's own ones."""
     found: list[dict[str, Any]] = []
     for where, kind, source, options in _MOUNTS:
         if spec.ipc == privileges.HOST and where == _SHM:
@@ -289,11 +291,10 @@ def config(
     users: OwnUsers | None = None,
     joined: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The whole runtime configuration but for `linux.seccomp`, which `render` adds.
+    """The complete runtime configuration except `linux.seccomp`, which `render` adds.
 
-    `devices` are those that the spec asks for, as they are on the host; `users` is the container's
-    user namespace, None for the host's users. Raises RuntimeFailure for whatever the user has to
-    change.
+    `devices` are the requested ones as they are on the host; `users` is the container's user
+    namespace, None for the host's users. Raises RuntimeFailure for errors that the user can fix.
     """
     spec = container.spec.container
     user = resolve_user(spec.user or container.image.config.user, files.passwd, files.group)
@@ -308,21 +309,21 @@ def config(
     }
     if propagation := root_propagation(container.mounts):
         linux["rootfsPropagation"] = propagation
-    usual = mounts(spec, node, places, devices)
+    defaults = mounts(spec, node, places, devices)
     return {
         "ociVersion": "1.0.2",
         "process": process(container, node, user, groups),
         "root": {"path": str(places.root), "readonly": spec.read_only or bool(spec.rootfs)},
         "hostname": hostname(container),
         "domainname": spec.domainname,
-        "mounts": merge_mounts(usual, container.mounts, idmapped=users is not None),
+        "mounts": merge_mounts(defaults, container.mounts, idmapped=users is not None),
         "annotations": runtime_annotations(container),
         "linux": linux,
     }
 
 
 def render(document: dict[str, Any], seccomp: SeccompProfile | None) -> str:
-    """The text of `config.json`: the document with the ready-made seccomp part put in, if any."""
+    """The text of `config.json`: the document with the pre-rendered seccomp part, if any."""
     if seccomp is None:
         return json.dumps(document, separators=(",", ":"))
     rest = {key: value for key, value in document.items() if key != "linux"}

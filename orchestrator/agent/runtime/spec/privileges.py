@@ -1,4 +1,4 @@
-"""What a container's processes may do: capabilities, masked paths, seccomp, user namespaces. Pure.
+"""Privileges of a container: capabilities, masked paths, sysctls, user namespace. Pure.
 
 Source: capabilities(7), the OCI runtime-spec; the sets are Docker's defaults.
 """
@@ -13,7 +13,7 @@ from orchestrator.model.specs import ContainerSpec
 from orchestrator.model.validation.confinement import ALL, CAPABILITIES
 
 HOST = "host"
-"""A namespace is the node's."""
+"""Value of a namespace option: use the node's."""
 DEFAULT_CAPABILITIES = (
     "CAP_AUDIT_WRITE",
     "CAP_CHOWN",
@@ -56,9 +56,9 @@ READONLY_PATHS = (
 def own_users(spec: ContainerSpec) -> bool:
     """Whether the container gets a user namespace.
 
-    As in Docker, a privileged one has the host's users, since a namespace would take back what it
-    is given; so has one that looks at the node's own files, or has one of the node's other
-    namespaces. `private` insists.
+    As in Docker, a privileged container has the host's users, since a user namespace would revoke
+    its privileges; so has one whose root is the node's own files, or that shares another namespace
+    with the node. `private` overrides this.
     """
     if spec.userns:
         return spec.userns == "private"
@@ -66,16 +66,16 @@ def own_users(spec: ContainerSpec) -> bool:
 
 
 def capabilities(spec: ContainerSpec, grantable: frozenset[str]) -> tuple[str, ...]:
-    """The set that the container's root holds, sorted. `grantable` is what the agent can give to
-    one with the host's users; in a user namespace of its own everything can be given.
+    """The capabilities of the container's root, sorted. `grantable` are those that the agent can
+    grant to a container with the host's users; in its own user namespace all can be granted.
 
     `ALL` adds or drops every one, and the other list then makes exceptions, as in Docker. Raises
-    RuntimeFailure for one that is asked for by name and cannot be given.
+    RuntimeFailure for a capability that is requested by name and cannot be granted.
     """
     within = frozenset(CAPABILITIES) if own_users(spec) else grantable
     added = within if spec.privileged or ALL in spec.cap_add else frozenset(spec.cap_add)
     if lacking := sorted(added - within):
-        raise RuntimeFailure(f"this node's agent does not hold {lacking[0]}, so it cannot give it")
+        raise RuntimeFailure(f"this node's agent does not hold {lacking[0]}, so it cannot grant it")
     if spec.privileged:
         return tuple(sorted(added))
     base = frozenset[str]() if ALL in spec.cap_drop else frozenset(DEFAULT_CAPABILITIES)
@@ -85,25 +85,26 @@ def capabilities(spec: ContainerSpec, grantable: frozenset[str]) -> tuple[str, .
 
 
 def capability_sets(held: Iterable[str], uid: int) -> dict[str, list[str]]:
-    """For the OCI runtime: another user than root holds none, and gets none without a set-user-id
-    program."""
+    """The sets for the OCI runtime. A user other than root has none effective, and gets them only
+    through a set-user-id program."""
     bounding = list(held)
     active = bounding if uid == 0 else []
     return {"bounding": bounding, "effective": active, "permitted": active}
 
 
 def paths(spec: ContainerSpec, secret: Iterable[str]) -> dict[str, Any]:
-    """What of the kernel's file systems is hidden or read-only; `secret` is always hidden."""
+    """Masked and read-only paths; those in `secret` are always masked."""
     if spec.privileged:
         return {"maskedPaths": [*secret], "readonlyPaths": []}
     return {"maskedPaths": [*MASKED_PATHS, *secret], "readonlyPaths": list(READONLY_PATHS)}
 
 
 def sysctls(spec: ContainerSpec, *, network: bool = True) -> dict[str, str]:
-    """The kernel settings of the container's namespaces; with no `network` of its own, none of it.
+    """The sysctls of the container's namespaces; without its own `network` namespace, no network
+    defaults.
 
-    As Docker: in a network namespace of its own there is nobody to protect from a user that takes
-    port 80 or pings. A user namespace has no groups above its range.
+    As in Docker, any user may listen on port 80 and ping, since the network namespace is the
+    container's own. A user namespace has no groups above its range.
     """
     if not network:
         return dict(spec.sysctls)

@@ -1,7 +1,7 @@
-"""The seccomp profile: from the form that Docker and Podman use to the form that OCI runtimes read.
+"""Seccomp profiles: conversion from Docker's and Podman's format to the OCI runtime-spec's.
 
-`seccomp.json` is the default: system calls that can reach beyond the container need a capability,
-as in Docker's default profile, or are refused.
+`seccomp.json` is the default profile: as in Docker's, system calls that can affect the host require
+a capability or are denied.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _NATIVE = {
 
 @dataclass(frozen=True, slots=True)
 class SeccompProfile:
-    """A profile as the OCI runtime reads it, already JSON since it is the same for thousands."""
+    """A converted profile, rendered to JSON once since many containers use the same."""
 
     text: str
 
 
 def go_architecture(machine: str) -> str:
-    """Go's name of an architecture, which profiles use, from that of uname(2)."""
+    """Go's name of an architecture, as used in profiles, from that of uname(2)."""
     return _GO_ARCHITECTURES.get(machine, machine)
 
 
@@ -53,7 +53,7 @@ def convert(
     architecture: str,
     kernel: tuple[int, int],
 ) -> dict[str, Any]:
-    """The part of a profile that holds for these capabilities, as runtime-spec's `linux.seccomp`.
+    """The rules of a profile that apply to these capabilities, as runtime-spec's `linux.seccomp`.
 
     `architecture` is Go's name, such as `amd64`; `kernel` its version, such as (6, 12).
     """
@@ -109,7 +109,7 @@ def _version(text: str) -> tuple[int, int]:
 def own_profile(
     text: str, capabilities: frozenset[str], architecture: str, kernel: tuple[int, int]
 ) -> SeccompProfile:
-    """Convert a profile that came with a container's spec. Raises RuntimeFailure."""
+    """Convert a profile from a container's spec. Raises RuntimeFailure."""
     try:
         converted = convert(json.loads(text), capabilities, architecture, kernel)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -121,7 +121,7 @@ def own_profile(
 def load_profile(
     path: Path, capabilities: frozenset[str], architecture: str, kernel: tuple[int, int]
 ) -> SeccompProfile:
-    """Read and convert a profile, once for each set of capabilities. Raises RuntimeFailure."""
+    """Read and convert a profile, cached per set of capabilities. Raises RuntimeFailure."""
     try:
         profile = json.loads(path.read_bytes())
         converted = convert(profile, capabilities, architecture, kernel)

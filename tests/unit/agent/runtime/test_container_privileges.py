@@ -49,7 +49,7 @@ def configured(
         (ContainerSpec(pid="private", ipc="shareable"), True),
     ],
 )
-def test_who_has_users_of_its_own(spec: ContainerSpec, own: bool) -> None:
+def test_containers_with_a_user_namespace(spec: ContainerSpec, own: bool) -> None:
     assert own_users(spec) is own
 
 
@@ -70,7 +70,7 @@ def test_capabilities(spec: ContainerSpec, held: set[str]) -> None:
     assert set(capabilities(spec, EVERY)) == held
 
 
-def test_a_capability_that_the_agent_lacks() -> None:
+def test_a_capability_that_the_agent_cannot_grant() -> None:
     some = EVERY - {"CAP_SYS_RESOURCE"}
     with pytest.raises(RuntimeFailure, match="does not hold CAP_SYS_RESOURCE"):
         capabilities(ContainerSpec(userns="host", cap_add=("CAP_SYS_RESOURCE",)), some)
@@ -79,7 +79,7 @@ def test_a_capability_that_the_agent_lacks() -> None:
     assert "CAP_SYS_RESOURCE" not in capabilities(ContainerSpec(privileged=True), some)
 
 
-def test_users_of_its_own_in_the_configuration() -> None:
+def test_a_user_namespace_in_the_configuration() -> None:
     users = oci.OwnUsers("/proc/1/fd/5", "/proc/1/fd/6")
     linux = configured(users=users)["linux"]
     assert {"type": "user", "path": "/proc/1/fd/5"} in linux["namespaces"]
@@ -100,7 +100,7 @@ def test_a_privileged_configuration() -> None:
     assert "ro" not in sys["options"]
 
 
-def test_the_surroundings() -> None:
+def test_process_and_mount_settings() -> None:
     found = configured(
         init=True, tmpfs=("/run:exec",), shm_size=1 << 20, domainname="lan", groups=("44",),
         ulimits=(Ulimit("nofile", 1, -1),), oom_score_adj=7, new_privileges=True,
@@ -139,9 +139,9 @@ def test_apparmor(spec: dict[str, Any], default: str | None, profile: str | None
     assert found["process"].get("apparmorProfile") == profile
 
 
-def test_a_node_cannot_give_everything() -> None:
-    node = NodeFacts(least_oom_score=0, hard_limits={"nofile": 100}, cpus=frozenset({0, 1}))
-    with pytest.raises(RuntimeFailure, match="below 0, the lowest that this node's agent can give"):
+def test_requests_beyond_the_nodes_limits_are_rejected() -> None:
+    node = NodeFacts(min_oom_score=0, hard_limits={"nofile": 100}, cpus=frozenset({0, 1}))
+    with pytest.raises(RuntimeFailure, match="below 0, the lowest that this node's agent can set"):
         limits.oom_score(ContainerSpec(oom_score_adj=-5), node)
     with pytest.raises(RuntimeFailure, match="no AppArmor, so the profile `strict` cannot be used"):
         configured(NodeFacts(), apparmor="strict")
@@ -159,7 +159,7 @@ def test_memory_and_swap(swap: int, told: int) -> None:
     assert limits.resources(task, NodeFacts(), ())["memory"]["swap"] == told
 
 
-def test_what_is_shown_of_the_node() -> None:
+def test_mount_points_of_a_host_root() -> None:
     lines = "".join(
         f"1 1 0:1 / {place} rw - ext4 /dev/x rw\n"
         for place in (
@@ -171,7 +171,7 @@ def test_what_is_shown_of_the_node() -> None:
             "/home\\040dir/b",
         )
     )
-    shown = rootfs.places(lines, (*rootfs.OWN, Path("/srv/orc")))
+    shown = rootfs.mount_points(lines, (*rootfs.OWN, Path("/srv/orc")))
     assert shown == [Path("/"), Path("/home dir"), Path("/home dir/b")]
     assert privileges.paths(ContainerSpec(privileged=True), ["/x"])["maskedPaths"] == ["/x"]
 
@@ -182,25 +182,25 @@ def ranges(folder: Path, **options: Any) -> IdRanges:
     return made
 
 
-def test_no_two_containers_hold_a_range_also_after_a_restart(tmp_path: Path) -> None:
+def test_id_ranges_are_unique_also_after_a_restart(tmp_path: Path) -> None:
     first = ranges(tmp_path)
-    one, two = first.hold("a"), first.hold("b")
+    one, two = first.allocate("a"), first.allocate("b")
     assert one != two
-    assert first.hold("a") == one
+    assert first.allocate("a") == one
     again = ranges(tmp_path)
     assert again.held() == {"a", "b"}
-    assert again.hold("b") == two
-    assert again.hold("c") not in (one, two)
+    assert again.allocate("b") == two
+    assert again.allocate("c") not in (one, two)
     again.release("a")
     again.release("a")
     assert ranges(tmp_path).held() == {"b", "c"}
-    assert again.hold("d") == one
+    assert again.allocate("d") == one
 
 
 @pytest.mark.parametrize("order", ["abc", "acb", "bac", "cba", "bca"])
-def test_a_shared_range_is_free_when_all_have_given_it_back(tmp_path: Path, order: str) -> None:
+def test_a_shared_range_is_free_when_all_have_released_it(tmp_path: Path, order: str) -> None:
     made = ranges(tmp_path)
-    first = made.hold("a")
+    first = made.allocate("a")
     made.share("b", "a")
     made.share("c", "b")
     made.share("c", "b")
@@ -208,20 +208,20 @@ def test_a_shared_range_is_free_when_all_have_given_it_back(tmp_path: Path, orde
         again = ranges(tmp_path)
         assert again.held() == {*order[index:]}
         assert {again.find(each) for each in order[index:]} == {first}
-        assert again.hold("other") != first
+        assert again.allocate("other") != first
         again.release("other")
         again.release(name)
         again.release(name)
     again = ranges(tmp_path)
     assert again.held() == frozenset()
-    assert again.hold("next") == first
+    assert again.allocate("next") == first
     assert len([*(tmp_path / "ids").iterdir()]) == 1
 
 
-def test_ranges_end_and_miss_what_is_taken(tmp_path: Path) -> None:
+def test_ranges_are_limited_and_avoid_taken_ids(tmp_path: Path) -> None:
     few = ranges(tmp_path, first=0, last=4 * SIZE - 1, taken=((SIZE + 5, 10), (3 * SIZE - 1, 1)))
-    assert [few.hold(name).first for name in "ab"] == [0, 3 * SIZE]
+    assert [few.allocate(name).first for name in "ab"] == [0, 3 * SIZE]
     with pytest.raises(RuntimeFailure, match="held by 2 containers"):
-        few.hold("c")
+        few.allocate("c")
     few.release("a")
-    assert few.hold("c").first == 0
+    assert few.allocate("c").first == 0

@@ -39,12 +39,12 @@ web:x:1001:
         ("homeless", User(7, 7, (), "/")),
     ],
 )
-def test_names_and_ids(wanted: str, expected: User) -> None:
+def test_resolving_names_and_ids(wanted: str, expected: User) -> None:
     assert resolve_user(wanted, PASSWD, GROUP) == expected
 
 
 @pytest.mark.parametrize("wanted", ["", "0", "0:0"])
-def test_an_image_without_tables(wanted: str) -> None:
+def test_resolving_without_user_tables(wanted: str) -> None:
     assert resolve_user(wanted, "", "") == User()
 
 
@@ -59,6 +59,6 @@ def test_an_image_without_tables(wanted: str) -> None:
         ("²", "no user"),
     ],
 )
-def test_who_is_not_there(wanted: str, words: str) -> None:
+def test_unknown_users_and_groups(wanted: str, words: str) -> None:
     with pytest.raises(RuntimeFailure, match=words):
         resolve_user(wanted, PASSWD, GROUP)

@@ -61,7 +61,7 @@ async def texts(*places: Path, **options: object) -> list[str]:
     return [record.line.decode() async for some in found for record in some]
 
 
-def test_a_record_is_parsed() -> None:
+def test_parsing_a_record() -> None:
     line = b"2025-11-24T12:34:56.123456789+00:00 stderr F it  has spaces "
     assert parse(line) == LogRecord("stderr", 1763987696.123456789, b"it  has spaces ")
     assert parse(b"2025-11-24T13:34:56.5+01:00 stdout P ") is None
@@ -70,11 +70,11 @@ def test_a_record_is_parsed() -> None:
 
 
 @given(st.binary(max_size=80).filter(lambda line: b"\n" not in line))
-def test_anything_else_is_no_record(line: bytes) -> None:
+def test_invalid_records(line: bytes) -> None:
     assert parse(line) is None
 
 
-async def test_all_is_read_oldest_first(writer: Writer) -> None:
+async def test_records_are_read_oldest_first(writer: Writer) -> None:
     rotation = LogRotation(LogLimits(size=1, files=3))
     for _ in range(3):
         writer.lines(2)
@@ -85,7 +85,7 @@ async def test_all_is_read_oldest_first(writer: Writer) -> None:
 
 
 @pytest.mark.parametrize("tail", [0, 1, 2, 3, 5, 7, 100])
-async def test_the_last_lines_over_several_files(writer: Writer, tail: int) -> None:
+async def test_tail_over_several_files(writer: Writer, tail: int) -> None:
     rotation = LogRotation(LogLimits(size=1, files=4))
     for _ in range(2):
         writer.lines(2)
@@ -95,26 +95,26 @@ async def test_the_last_lines_over_several_files(writer: Writer, tail: int) -> N
     assert await texts(writer.path, tail=tail) == wanted
 
 
-async def test_the_last_line_is_whole_though_it_came_in_parts(writer: Writer) -> None:
+async def test_tail_joins_partial_records(writer: Writer) -> None:
     writer.lines(1)
     for text, tag in (("one ", "P"), ("two ", "P"), ("three", "F")):
         writer.write(text, tag=tag)
     assert await texts(writer.path, tail=1) == ["one ", "two ", "three"]
 
 
-async def test_the_last_lines_of_a_file_of_many_blocks(writer: Writer) -> None:
+async def test_tail_of_a_file_of_many_blocks(writer: Writer) -> None:
     writer.lines(5000)
     assert await texts(writer.path, tail=4000) == [f"line {n}" for n in range(1000, 5000)]
 
 
-async def test_lines_since(writer: Writer) -> None:
+async def test_records_since_a_time(writer: Writer) -> None:
     for second in range(5):
         writer.write(str(second), second=second)
     since = 1763985603.0
     assert await texts(writer.path, since=since) == ["3", "4"]
 
 
-async def test_a_log_that_is_not_there_yet_is_followed(tmp_path: Path) -> None:
+async def test_following_a_log_before_it_exists(tmp_path: Path) -> None:
     path = tmp_path / "log"
     ended = asyncio.Event()
     async with asyncio.TaskGroup() as group:
@@ -127,7 +127,7 @@ async def test_a_log_that_is_not_there_yet_is_followed(tmp_path: Path) -> None:
     assert reading.result() == ["line 0", "line 1", "line 2"]
 
 
-async def test_following_over_rotations(writer: Writer) -> None:
+async def test_following_across_rotations(writer: Writer) -> None:
     rotation = LogRotation(LogLimits(size=1, files=3))
     ended = asyncio.Event()
     received: list[str] = []
@@ -151,7 +151,7 @@ async def test_following_over_rotations(writer: Writer) -> None:
     assert received == [f"line {number}" for number in range(60)]
 
 
-async def test_a_slow_reader_loses_no_line_of_the_files_that_it_has_seen(writer: Writer) -> None:
+async def test_a_slow_reader_loses_no_line_of_its_open_files(writer: Writer) -> None:
     rotation = LogRotation(LogLimits(size=1, files=2))
     for _ in range(2):
         writer.lines(3)
@@ -166,7 +166,7 @@ async def test_a_slow_reader_loses_no_line_of_the_files_that_it_has_seen(writer:
     assert [record.line.decode() for record in received] == [f"line {n}" for n in range(3, 18)]
 
 
-async def test_lines_that_a_reader_was_too_slow_for_are_not_passed_over_in_silence(
+async def test_lines_missed_by_a_slow_reader_are_reported(
     writer: Writer,
 ) -> None:
     rotation = LogRotation(LogLimits(size=1, files=2))
@@ -182,7 +182,7 @@ async def test_lines_that_a_reader_was_too_slow_for_are_not_passed_over_in_silen
     assert [third.line, fourth.line] == [b"line 2", b"line 3"]
 
 
-async def test_a_log_that_is_moved_while_it_is_read(writer: Writer, tmp_path: Path) -> None:
+async def test_a_log_moved_while_it_is_read(writer: Writer, tmp_path: Path) -> None:
     rotation = LogRotation(LogLimits(size=1, files=3))
     for _ in range(2):
         writer.lines(2)
@@ -214,13 +214,13 @@ async def test_following_ends_with_the_folder(tmp_path: Path) -> None:
     assert seen == [b"line 0"]
 
 
-def test_a_small_log_is_left(writer: Writer) -> None:
+def test_a_small_log_is_not_rotated(writer: Writer) -> None:
     writer.lines(1)
     assert not LogRotation(LogLimits(size=1000)).rotate(writer.path, writer.reopen)
     assert not rotated(writer.path, 1).exists()
 
 
-def test_a_slow_writer_is_told_once(writer: Writer) -> None:
+def test_a_new_file_is_requested_once_per_rotation(writer: Writer) -> None:
     rotation = LogRotation(LogLimits(size=1))
     told: list[bool] = []
 
@@ -238,7 +238,7 @@ def test_a_slow_writer_is_told_once(writer: Writer) -> None:
     assert told == [True, True]
 
 
-async def test_a_rotation_cut_short_is_finished_by_the_next_agent(writer: Writer) -> None:
+async def test_an_interrupted_rotation_is_finished_by_the_next_agent(writer: Writer) -> None:
     writer.lines(2)
     LogRotation(LogLimits(size=1)).rotate(writer.path, lambda: False)
     writer.lines(1)
@@ -247,7 +247,7 @@ async def test_a_rotation_cut_short_is_finished_by_the_next_agent(writer: Writer
     assert await texts(writer.path) == [f"line {number}" for number in range(4)]
 
 
-def test_the_last_line(writer: Writer) -> None:
+def test_text_of_the_last_record(writer: Writer) -> None:
     assert last_line(writer.path.with_name("none")) == ""
     assert last_line(writer.path) == ""
     writer.lines(3)

@@ -50,7 +50,7 @@ def configured(made: Container, node: oci.NodeFacts = NODE) -> dict[str, Any]:
         (((), ()), ("/n", "-v"), (), ["/n", "-v"]),
     ],
 )
-def test_what_is_run(
+def test_arguments_of_image_and_spec(
     image: tuple[tuple[str, ...], tuple[str, ...]],
     entrypoint: tuple[str, ...],
     command: tuple[str, ...],
@@ -61,12 +61,12 @@ def test_what_is_run(
 
 
 @pytest.mark.parametrize("command", [(), ("",)])
-def test_nothing_to_run(command: tuple[str, ...]) -> None:
+def test_an_image_without_a_command(command: tuple[str, ...]) -> None:
     with pytest.raises(RuntimeFailure, match="names no command"):
         oci.arguments(container(ImageConfig(), command=command))
 
 
-def test_the_environment_of_image_and_spec() -> None:
+def test_environment_of_image_and_spec() -> None:
     made = container(
         ImageConfig(env=("A=1", "B=2", "PATH=/opt")), env=("B=3", "C=x=y", "A", "HOME=/h")
     )
@@ -92,11 +92,11 @@ def test_the_environment_of_image_and_spec() -> None:
         ("//srv", "", "/srv"),
     ],
 )
-def test_the_working_folder(image: str, spec: str, expected: str) -> None:
+def test_working_folder(image: str, spec: str, expected: str) -> None:
     assert oci.workdir(container(ImageConfig(workdir=image), workdir=spec)) == expected
 
 
-def test_the_hostname() -> None:
+def test_hostname_and_etc_files() -> None:
     assert etcfiles.hostname(container()) == "0123456789ab"
     assert etcfiles.hostname(container(hostname="db")) == "db"
     assert etcfiles.hostname(replace(container(hostname="db"), hostname="web-1")) == "web-1"
@@ -115,11 +115,11 @@ def test_the_hostname() -> None:
         (TaskSpec(shares=1 << 30), 262_144),
     ],
 )
-def test_the_weight(task: TaskSpec, weight: int) -> None:
+def test_cpu_weight(task: TaskSpec, weight: int) -> None:
     assert limits.resources(container(task=task).spec, NODE, ())["cpu"] == {"shares": weight}
 
 
-def test_limits() -> None:
+def test_cgroup_limits() -> None:
     made = container(task=TaskSpec(limit=Resources(shares=1536, memory=64 << 20)), pids_limit=9)
     found = limits.resources(made.spec, NODE, ())
     assert found["cpu"] == {"shares": 128, "quota": 150_000, "period": 100_000}
@@ -130,17 +130,17 @@ def test_limits() -> None:
     assert without["memory"] == {"limit": 64 << 20}
 
 
-def test_a_cpu_limit_is_not_below_what_the_kernel_takes() -> None:
+def test_a_cpu_limit_is_at_least_the_kernels_minimum() -> None:
     made = container(task=TaskSpec(limit=Resources(shares=1)))
     assert limits.resources(made.spec, NODE, ())["cpu"]["quota"] == 1000
 
 
-def test_a_memory_limit_that_is_too_small() -> None:
+def test_a_memory_limit_below_the_minimum() -> None:
     with pytest.raises(RuntimeFailure, match="at least 6 MiB"):
         limits.resources(container(task=TaskSpec(limit=Resources(memory=1 << 20))).spec, NODE, ())
 
 
-def test_the_whole() -> None:
+def test_a_complete_configuration() -> None:
     found = configured(replace(container(read_only=True), netns=Path("/run/netns/a")))
     assert found["root"] == {"path": "/run/a/rootfs", "readonly": True}
     assert found["linux"]["cgroupsPath"] == "/orc/a"
@@ -159,7 +159,7 @@ def test_the_whole() -> None:
     assert "/proc/sys" in found["linux"]["readonlyPaths"]
 
 
-def test_names_in_etc() -> None:
+def test_host_names_in_etc() -> None:
     node = replace(NODE, nameservers=("9.9.9.9",), search=("lan",))
     made = replace(container(hostname="db"), address="10.128.1.5")
     files = etcfiles.etc_files(made, node)
@@ -171,7 +171,7 @@ def test_names_in_etc() -> None:
     assert own["resolv.conf"] == "nameserver 10.128.0.2\nsearch lan\noptions ndots:0\n"
 
 
-def test_annotations_reach_the_runtime_and_labels_do_not_steer_it() -> None:
+def test_annotations_reach_the_oci_runtime_and_labels_do_not_control_it() -> None:
     """The OCI runtime, which is root on the host, writes to the file that such a one names."""
     steering = {"run.oci.hooks.stdout": "/etc/cron.d/x", "org.systemd.property.Slice": "'x'"}
     made = container(annotations={"com.example.team": "web", "orc.name": "other"})
@@ -187,7 +187,7 @@ def test_annotations_reach_the_runtime_and_labels_do_not_steer_it() -> None:
 
 
 @given(st.dictionaries(st.text(), st.text()), st.text(alphabet=st.characters(codec="utf-8")))
-def test_any_text_of_the_user_is_kept_whole(labels: dict[str, str], argument: str) -> None:
+def test_any_text_of_the_user_is_preserved(labels: dict[str, str], argument: str) -> None:
     made = replace(container(command=("sh", argument)), labels=labels)
     text = oci.render(configured(made), SeccompProfile('{"defaultAction":"SCMP_ACT_ERRNO"}'))
     found = json.loads(text)

@@ -10,13 +10,13 @@ import re
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from orchestrator.agent.logs.log_reader import Line
 from orchestrator.agent.logs.log_target import (
     AT_ONCE,
     PATIENCE,
     Container,
+    SocketTarget,
     TargetError,
     need_socket,
     opened,
@@ -34,13 +34,13 @@ def check(path: Path = SOCKET) -> None:
     need_socket(path, "journald", _MISSING)
 
 
-class Journald:
+class Journald(SocketTarget):
     """Sends the lines of one container."""
 
     def __init__(self, container: Container, path: Path = SOCKET) -> None:
+        super().__init__()
         source = container.source
         self._path = path
-        self._socket: socket.socket | None = None
         self._fields = b"".join(
             _field(name, text.encode())
             for name, text in {
@@ -99,16 +99,6 @@ class Journald:
                 self._fields,
             )
         )
-
-    def record(self) -> dict[str, Any]:
-        """See `Target.record`."""
-        return {}
-
-    def close(self) -> None:
-        """See `Target.close`."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
 
 
 def _field(name: str, value: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What a logging driver sends lines to, as its shipper knows it."""
+"""Targets of logging drivers: the interface, and a base for those that send over a socket."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from orchestrator.linux.spawn import writable
 from orchestrator.model.formats.log_options import Source
 
 AT_ONCE = 32
-"""Messages sent before others on the event loop have their turn."""
+"""Messages sent before the event loop runs other tasks."""
 PATIENCE = 1.0
-"""Seconds that a target may take for some lines before what waits is looked at again."""
+"""Seconds that a target may take for a batch of lines before waiting lines are counted again."""
 
 
 class TargetError(Exception):
-    """The target is gone or refuses lines; the text is one line for the user."""
+    """The target is unavailable or refuses lines; the text is one line for the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Container:
     source: Source
     tag: str
     details: Mapping[str, str] = field(default_factory=dict)
-    """Labels and variables that its lines carry."""
+    """Labels and variables in its lines."""
     tagged: bool = False
     """Whether the user gave the tag."""
 
@@ -38,25 +38,42 @@ class Target(Protocol):
     """Takes the lines of one container, in order, from one caller."""
 
     async def send(self, lines: Sequence[Line]) -> int:
-        """Send lines; how many it took within `PATIENCE`. Raises TargetError."""
+        """Send lines; return how many it took within `PATIENCE` seconds. Raises TargetError."""
         ...
 
     def record(self) -> dict[str, Any]:
-        """What the target has to know after a restart; empty for most."""
+        """State of the target to restore after a restart; empty for most."""
         ...
 
     def close(self) -> None:
-        """Let go of files and sockets; a later `send` opens them again."""
+        """Close files and sockets; a later `send` opens them again."""
         ...
 
 
+class SocketTarget:
+    """A target over a socket, without state to restore."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+
+    def record(self) -> dict[str, Any]:
+        """See `Target.record`."""
+        return {}
+
+    def close(self) -> None:
+        """See `Target.close`."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
 def opened(family: int, kind: int, protocol: int = 0) -> socket.socket:
-    """A socket that does not block."""
+    """A non-blocking socket."""
     return socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
 
 
 async def send_datagram(to: socket.socket, message: bytes) -> None:
-    """Send a message, once its receiver has room. Raises OSError."""
+    """Send a message, once the receiver's buffer has room. Raises OSError."""
     while True:
         try:
             to.send(message)
@@ -67,7 +84,6 @@ async def send_datagram(to: socket.socket, message: bytes) -> None:
 
 
 def need_socket(path: Path, driver: str, missing: str) -> None:
-    """Refuse a socket of the node that is not there; `missing` says what to do. Raises
-    TargetError."""
+    """Check that a socket of the node exists; `missing` says what to do. Raises TargetError."""
     if not path.is_socket():
         raise TargetError(f"logging driver {driver}: this node has no socket {path}; {missing}")

@@ -19,6 +19,7 @@ from orchestrator.agent.logs.log_target import (
     AT_ONCE,
     PATIENCE,
     Container,
+    SocketTarget,
     TargetError,
     need_socket,
     opened,
@@ -44,13 +45,14 @@ def check(address: str) -> None:
         need_socket(Path(found.path), "syslog", _MISSING)
 
 
-class Syslog:
+class Syslog(SocketTarget):
     """Sends the lines of one container."""
 
     def __init__(
         self, container: Container, options: Mapping[str, str], resolving: KeyedThreads
     ) -> None:
         """`resolving` looks up hosts: a name server that does not answer holds up nothing else."""
+        super().__init__()
         self._resolving = resolving
         self._text = options.get("syslog-address", "")
         self._address = parse_address(self._text)
@@ -59,7 +61,6 @@ class Syslog:
         # Daemons read from a socket of the node what libc's syslog(3) writes, and nothing newer.
         usual = "rfc3164" if local else "rfc5424"
         self._format = _formatter(options.get("syslog-format", usual), container, local)
-        self._socket: socket.socket | None = None
         self._stream = False
         self._rest: tuple[bytes, int] | None = None
         """On a stream, messages of which a part was sent, and how much of them."""
@@ -175,16 +176,6 @@ class Syslog:
             # would take it for the end of the message.
             text = text.rstrip(b"\r").replace(b"\r", b" ")
         return b"%b%b%b" % (head, text, b"\n" if self._stream else b"")
-
-    def record(self) -> dict[str, Any]:
-        """See `Target.record`."""
-        return {}
-
-    def close(self) -> None:
-        """See `Target.close`."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
 
 
 def _formatter(name: str, container: Container, local: bool) -> Callable[[int, str], bytes]:

@@ -165,7 +165,7 @@ class MortalWorld(World):
             mounts = Path(f"/proc/{self.pid}/mountinfo").read_text().splitlines()
         except OSError:
             return ["who knows: the agent has just died"]
-        ids = [os.readlink(path) for path in (root / "a" / "ids").iterdir()]
+        ids = [name for name in map(_target, (root / "a" / "ids").iterdir()) if name]
         folders = ("a/containers", "a/logs", "run/containers", "run/crun", "run/netns")
         with closing(sqlite3.connect(root / "a" / "network" / "ipam.db")) as db:
             rows = db.execute("SELECT container FROM lease UNION SELECT container FROM port")
@@ -180,6 +180,14 @@ class MortalWorld(World):
         ]
         extra = interfaces() - self.own if self.own else ()
         return [*(line for line in lines if task_id in line), *extra]
+
+
+def _target(link: Path) -> str:
+    """Where a symbolic link leads; empty once it is removed."""
+    try:
+        return os.readlink(link)
+    except FileNotFoundError:
+        return ""
 
 
 def cmdline(pid: int | str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from logwriter import LogWriter
 
 from orchestrator.agent.logs.log_drivers import LogDrivers
 from orchestrator.agent.runtime.engine.bundle import ContainerHandle
@@ -23,31 +24,6 @@ from orchestrator.model.specs import ContainerSpec, LogConfig, TaskSpec
 from orchestrator.model.tasks import Task
 
 
-class Writer:
-    """conmon, as far as its log goes."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True)
-        self.path = path
-        self.file = open(path, "ab", buffering=0)  # noqa: SIM115
-        self.count = 0
-
-    def write(self, text: str, *, tag: str = "F", stream: str = "stdout") -> None:
-        self.file.write(f"2026-11-24T12:00:07.123456789+00:00 {stream} {tag} {text}\n".encode())
-
-    def lines(self, count: int) -> None:
-        for _ in range(count):
-            self.write(f"line {self.count}")
-            self.count += 1
-
-    def reopen(self) -> bool:
-        self.file.close()
-        temporary = self.path.with_name("log.tmp")
-        self.file = open(temporary, "wb", buffering=0)  # noqa: SIM115
-        temporary.rename(self.path)
-        return True
-
-
 class Node:
     """A node with one container whose lines are sent."""
 
@@ -55,7 +31,7 @@ class Node:
         self.folder = folder
         self.limits = limits
         self.default = LogConfig()
-        self.writer = Writer(folder / "container" / "log")
+        self.writer = LogWriter(folder / "container" / "log")
         self.rotation = LogRotation(limits)
         self.ended = asyncio.Event()
         container = ContainerSpec(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from logwriter import LogWriter
 
 from orchestrator.agent.runtime.io.logfiles import (
     NOTICE,
@@ -21,37 +23,9 @@ from orchestrator.agent.runtime.io.logfiles import (
 )
 
 
-class Writer:
-    """conmon, as far as its log goes."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.file = open(path, "ab", buffering=0)  # noqa: SIM115
-        self.count = 0
-
-    def write(self, text: str, *, tag: str = "F", second: int = 0) -> None:
-        stamp = f"2025-11-24T12:00:{second:02d}.123456789+00:00"
-        self.file.write(f"{stamp} stdout {tag} {text}\n".encode())
-
-    def lines(self, count: int) -> None:
-        for _ in range(count):
-            self.write(f"line {self.count}")
-            self.count += 1
-
-    def reopen(self) -> bool:
-        self.file.close()
-        temporary = self.path.with_name("log.tmp")
-        self.file = open(temporary, "wb", buffering=0)  # noqa: SIM115
-        temporary.rename(self.path)
-        return True
-
-    def close(self) -> None:
-        self.file.close()
-
-
 @pytest.fixture
 def writer(tmp_path: Path):  # type: ignore[no-untyped-def]
-    made = Writer(tmp_path / "log")
+    made = LogWriter(tmp_path / "log")
     yield made
     made.close()
 
@@ -74,7 +48,7 @@ def test_invalid_records(line: bytes) -> None:
     assert parse(line) is None
 
 
-async def test_records_are_read_oldest_first(writer: Writer) -> None:
+async def test_records_are_read_oldest_first(writer: LogWriter) -> None:
     rotation = LogRotation(LogLimits(size=1, files=3))
     for _ in range(3):
         writer.lines(2)
@@ -85,7 +59,7 @@ async def test_records_are_read_oldest_first(writer: Writer) -> None:
 
 
 @pytest.mark.parametrize("tail", [0, 1, 2, 3, 5, 7, 100])
-async def test_tail_over_several_files(writer: Writer, tail: int) -> None:
+async def test_tail_over_several_files(writer: LogWriter, tail: int) -> None:
     rotation = LogRotation(LogLimits(size=1, files=4))
     for _ in range(2):
         writer.lines(2)
@@ -95,22 +69,22 @@ async def test_tail_over_several_files(writer: Writer, tail: int) -> None:
     assert await texts(writer.path, tail=tail) == wanted
 
 
-async def test_tail_joins_partial_records(writer: Writer) -> None:
+async def test_tail_joins_partial_records(writer: LogWriter) -> None:
     writer.lines(1)
     for text, tag in (("one ", "P"), ("two ", "P"), ("three", "F")):
         writer.write(text, tag=tag)
     assert await texts(writer.path, tail=1) == ["one ", "two ", "three"]
 
 
-async def test_tail_of_a_file_of_many_blocks(writer: Writer) -> None:
+async def test_tail_of_a_file_of_many_blocks(writer: LogWriter) -> None:
     writer.lines(5000)
     assert await texts(writer.path, tail=4000) == [f"line {n}" for n in range(1000, 5000)]
 
 
-async def test_records_since_a_time(writer: Writer) -> None:
+async def test_records_since_a_time(writer: LogWriter) -> None:
     for second in range(5):
         writer.write(str(second), second=second)
-    since = 1763985603.0
+    since = datetime(2026, 11, 24, 12, 0, 3, tzinfo=UTC).timestamp()
     assert await texts(writer.path, since=since) == ["3", "4"]
 
 
@@ -120,14 +94,14 @@ async def test_following_a_log_before_it_exists(tmp_path: Path) -> None:
     async with asyncio.TaskGroup() as group:
         reading = group.create_task(texts(path, follow=True, ended=ended))
         await asyncio.sleep(0)
-        made = Writer(path)
+        made = LogWriter(path)
         made.lines(3)
         made.close()
         ended.set()
     assert reading.result() == ["line 0", "line 1", "line 2"]
 
 
-async def test_following_across_rotations(writer: Writer) -> None:
+async def test_following_across_rotations(writer: LogWriter) -> None:
     rotation = LogRotation(LogLimits(size=1, files=3))
     ended = asyncio.Event()
     received: list[str] = []
@@ -151,7 +125,7 @@ async def test_following_across_rotations(writer: Writer) -> None:
     assert received == [f"line {number}" for number in range(60)]
 
 
-async def test_a_slow_reader_loses_no_line_of_its_open_files(writer: Writer) -> None:
+async def test_a_slow_reader_loses_no_line_of_its_open_files(writer: LogWriter) -> None:
     rotation = LogRotation(LogLimits(size=1, files=2))
     for _ in range(2):
         writer.lines(3)
@@ -167,7 +141,7 @@ async def test_a_slow_reader_loses_no_line_of_its_open_files(writer: Writer) -> 
 
 
 async def test_lines_missed_by_a_slow_reader_are_reported(
-    writer: Writer,
+    writer: LogWriter,
 ) -> None:
     rotation = LogRotation(LogLimits(size=1, files=2))
     writer.lines(1)
@@ -182,7 +156,7 @@ async def test_lines_missed_by_a_slow_reader_are_reported(
     assert [third.line, fourth.line] == [b"line 2", b"line 3"]
 
 
-async def test_a_log_moved_while_it_is_read(writer: Writer, tmp_path: Path) -> None:
+async def test_a_log_moved_while_it_is_read(writer: LogWriter, tmp_path: Path) -> None:
     rotation = LogRotation(LogLimits(size=1, files=3))
     for _ in range(2):
         writer.lines(2)
@@ -202,7 +176,7 @@ async def test_a_log_moved_while_it_is_read(writer: Writer, tmp_path: Path) -> N
 async def test_following_ends_with_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "container"
     folder.mkdir()
-    made = Writer(folder / "log")
+    made = LogWriter(folder / "log")
     made.lines(1)
     made.close()
     seen = []
@@ -214,13 +188,13 @@ async def test_following_ends_with_the_folder(tmp_path: Path) -> None:
     assert seen == [b"line 0"]
 
 
-def test_a_small_log_is_not_rotated(writer: Writer) -> None:
+def test_a_small_log_is_not_rotated(writer: LogWriter) -> None:
     writer.lines(1)
     assert not LogRotation(LogLimits(size=1000)).rotate(writer.path, writer.reopen)
     assert not rotated(writer.path, 1).exists()
 
 
-def test_a_new_file_is_requested_once_per_rotation(writer: Writer) -> None:
+def test_a_new_file_is_requested_once_per_rotation(writer: LogWriter) -> None:
     rotation = LogRotation(LogLimits(size=1))
     told: list[bool] = []
 
@@ -238,7 +212,7 @@ def test_a_new_file_is_requested_once_per_rotation(writer: Writer) -> None:
     assert told == [True, True]
 
 
-async def test_an_interrupted_rotation_is_finished_by_the_next_agent(writer: Writer) -> None:
+async def test_an_interrupted_rotation_is_finished_by_the_next_agent(writer: LogWriter) -> None:
     writer.lines(2)
     LogRotation(LogLimits(size=1)).rotate(writer.path, lambda: False)
     writer.lines(1)
@@ -247,7 +221,7 @@ async def test_an_interrupted_rotation_is_finished_by_the_next_agent(writer: Wri
     assert await texts(writer.path) == [f"line {number}" for number in range(4)]
 
 
-def test_text_of_the_last_record(writer: Writer) -> None:
+def test_text_of_the_last_record(writer: LogWriter) -> None:
     assert last_line(writer.path.with_name("none")) == ""
     assert last_line(writer.path) == ""
     writer.lines(3)

@@ -21,11 +21,11 @@ from orchestrator.cli.app.command_table import SECTIONS  # noqa: E402
 from orchestrator.cli.app.completion_names import completes  # noqa: E402
 
 _SELDOM = 100_000
-"""Objects that are made before garbage is looked for."""
+"""Threshold of garbage collection for short commands."""
 
 
 def _prepare_completion() -> None:
-    """Import what a shell's request needs: our protocol, and the completers by their names."""
+    """Import what completion needs: the shell protocol, and the completers."""
     import orchestrator.cli.completion.completers
     import orchestrator.cli.completion.shells  # noqa: F401
 
@@ -43,24 +43,23 @@ def _prepare_completion() -> None:
     "context_name",
     metavar="NAME",
     shell_complete=completes("contexts"),
-    help="The cluster to speak to.",
+    help="The context of the cluster to call.",
 )
 @click.version_option(__version__, "--version", "-v", prog_name="orc", message="orc %(version)s")
 def orc(context_name: str | None) -> None:
-    """Orc runs containers on many hosts as one: services with replicas that are kept alive, every
-    container with an address that all hosts reach."""
+    """Orc runs containers on many hosts: services with replicas that are kept running, and an
+    address for every container that all hosts reach."""
 
 
 _ITS_OWN_END = ("orchestrator.agent", "orchestrator.manager")
-"""Packages of daemons, which end in their own time."""
+"""Packages of daemons, which need an orderly shutdown."""
 
 
 def main() -> NoReturn:
     """The entry point of the `orc` command.
 
-    Half of a short command's time went into looking for garbage while modules are imported, and
-    into taking those apart at the end. So garbage is looked for seldom, and once all is said the
-    process ends at once.
+    Half of a short command's time went into garbage collection during imports, and into tearing
+    modules down at exit. So collection is rare, and the process exits right after its output.
     """
     gc.set_threshold(_SELDOM)
     try:

@@ -17,8 +17,8 @@ def test_its_tasks_wait_and_say_why(cluster: Cluster, hello: str) -> None:
         pytest.fail("this kernel has WireGuard: what is tried here is one that has none")
     made = cluster.orc("network", "create", "--opt", "encrypted", "--attachable", "secret")
     assert made.stderr == (
-        "no node can encrypt: its kernel must have WireGuard (modprobe wireguard), and then its"
-        " agent be started again\n"
+        "no node can encrypt: load WireGuard into its kernel (modprobe wireguard) and restart"
+        " its agent\n"
     )
     try:
         rows = {row["name"]: row for row in cluster.json("network", "ls")}

@@ -132,7 +132,7 @@ def test_a_new_version_rolls_those_who_name_it_and_no_others(
     assert not ids(tasks) & before
     assert [read(cluster, task, "/run/secrets/db") for task in tasks] == ["two"] * 2
     assert ids(cluster.running("web")) == others
-    assert "it has that data already" in put("update", "secret", "db", "two")
+    assert "the data is unchanged" in put("update", "secret", "db", "two")
     cluster.orc("service", "rollback", "api")
     for task in cluster.await_running("api", 2):
         assert read(cluster, task, "/run/secrets/db") == "one"
@@ -211,7 +211,7 @@ def test_a_container_of_its_own(cluster: Cluster, hello: str, put: Put) -> None:
     run = ("run", "-d", "--name", "cc", "--secret", "db", "--entrypoint", "/bin/busybox", hello)
     cluster.orc(*run, "sh", "-c", "cat /run/secrets/db; echo")
     eventually(lambda: cluster.orc("logs", "cc").stdout.split() == ["one"])
-    assert "container cc has it from its next update or start on" in put(
+    assert "container cc gets it with its next update or start" in put(
         "update", "secret", "db", "two"
     )
     assert "in use by container cc" in cluster.refused("secret", "rm", "db")

@@ -140,7 +140,7 @@ def test_only_what_changed_is_restarted_and_the_plan_says_so(
     before = ids(cluster, "shop")
 
     again = cluster.orc("stack", "deploy", "-c", file)  # which has the name
-    assert "stack shop is as the files say already" in again.stderr
+    assert "stack shop is up to date" in again.stderr
     assert ids(cluster, "shop") == before
 
     change = ("deploy", "-c", file, "--set", "GREETING=hello", "shop")
@@ -216,10 +216,10 @@ def test_conflicts_are_refused_before_anything_is_made(
     assert "port 8085/tcp is published by service 'one_web'" in refused(
         f"services: {{api: {{{usual}}}, web: {{{usual}, ports: ['8085:80']}}}}{tail}"
     )
-    assert "there is a service 'two_db' already, and it is of no stack" in refused(
+    assert "service 'two_db' exists already, and it is of no stack" in refused(
         f"services: {{db: {{{usual}}}}}{tail}"
     )
-    assert "there is a network 'two_back' already, and it is of no stack" in refused(
+    assert "network 'two_back' exists already, and it is of no stack" in refused(
         f"services: {{web: {{{usual}, networks: [back]}}}}\nnetworks: {{back: }}{tail}"
     )
     assert "network 'nowhere' is external, and there is none" in refused(

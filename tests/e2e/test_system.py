@@ -1,4 +1,4 @@
-"""What is on the nodes' disks, and what may go: `system df`, `prune`, `info`, `check`."""
+"""Disk usage of the nodes, and what may go: `system df`, `prune`, `info`, `check`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_what_nobody_needs_goes_and_no_more(cluster: Cluster, hello: str) -> Non
 
     # Nobody is at the terminal to say yes.
     refused = cluster.orc("system", "prune", ok=False)
-    assert "This removes all containers that do not run" in refused.stderr
+    assert "This removes all stopped containers" in refused.stderr
     assert refused.returncode != 0
     cluster.orc("system", "prune", "-f", "--volumes")
     found = totals(cluster)

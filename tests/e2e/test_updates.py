@@ -126,4 +126,4 @@ def test_two_who_update_at_once_are_told_of_each_other(cluster: Cluster, hello: 
     done = [number for number, (_, _, status) in enumerate(ended) if status == 0]
     assert set(labels) == {f"l{number}" for number in done}
     for _, words, status in ended:
-        assert status == 0 or "somebody else changed service 'web' meanwhile: " in words, words
+        assert status == 0 or "conflict: service 'web' was modified concurrently: " in words, words

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 _USUAL = (700, 10, 10)
-"""How often Python looks for garbage unless told otherwise."""
+"""Python's default thresholds for garbage collection."""
 _ALIASES = {"list": "ls", "remove": "rm", "container ps": "ls"}
-"""Docker's other names of commands, of all groups or of one: what they stand for where a group has
-it. They are not listed."""
+"""Aliases that Docker has for commands, of all groups or of one. They work where a group has the
+command, and are not listed."""
 _OURS = "orchestrator"
 _DEBIAN = "/usr/lib/orc"
 """Where the Debian packages install Python packages."""
 _PACKAGE = "orchestrator.cli"
 _TYPED = "orc.typed"
-"""In a context's `meta`: the words of the command line."""
+"""Key of a context's `meta`: the words of the command line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Lazy:
     def load(self) -> click.Command:
         module, _, attribute = self.target.partition(":")
         if not module.startswith("."):
-            # A daemon, which lives long: what `main` has set for short commands is not for it.
+            # A long-running daemon needs the default garbage collection that `main` turned off.
             gc.set_threshold(*_USUAL)
         command: click.Command = getattr(import_module(module, _PACKAGE), attribute)
         return command
@@ -59,7 +59,7 @@ class OrcGroup(click.Group):
     """A group whose commands are defined here or named as `Lazy`, listed in sections."""
 
     mirrors = False
-    """Whether its commands are those of other groups, which document them."""
+    """Whether its commands belong to other groups, which document them."""
 
     def __init__(
         self, *args: Any, sections: Sequence[tuple[str, Sequence[Lazy]]] = (), **kwargs: Any
@@ -69,7 +69,7 @@ class OrcGroup(click.Group):
         self._lazy = {lazy.name: lazy for _, group in sections for lazy in group}
 
     def titles(self) -> dict[str, str]:
-        """Of each command that is listed in a section, the section's title."""
+        """The section title of each listed command."""
         return {lazy.name: title for title, group in self._sections for lazy in group}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -81,14 +81,14 @@ class OrcGroup(click.Group):
         return super().get_command(ctx, cmd_name)
 
     def _our_name(self, ctx: click.Context, word: str) -> str:
-        """A command's name for what was typed, which may be another name that Docker has for it."""
+        """The command's own name for a typed word, which may be an alias."""
         if ctx.parent is None or word in self._lazy or word in self.commands:
             return word
         meant = _ALIASES.get(word) or _ALIASES.get(f"{ctx.info_name} {word}")
         return meant if meant in self.list_commands(ctx) else word
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
-        """Commands by what is known of them without importing any, or else options."""
+        """Completes commands without importing any of them, else options."""
         from click.shell_completion import CompletionItem
 
         if incomplete.startswith("-"):
@@ -119,13 +119,13 @@ class OrcGroup(click.Group):
         group = ctx.command_path.partition(" ")[2]
         for typed in (" ".join(args[:2]), f"{group} {word}".strip()):
             if instead := COMMANDS.get(typed):
-                return f"'orc {typed}' is no command; {instead}"
-        what = f"'{ctx.command_path} {word}' is no command"
+                return f"'orc {typed}' is not a command; {instead}"
+        what = f"'{ctx.command_path} {word}' is not a command"
         meant = near_miss(word, self.list_commands(ctx))
         return f"{what}; did you mean '{ctx.command_path} {meant}'?" if meant else what
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        # Widths over all sections, so that the summaries stand in one column.
+        # Widths over all sections, so that the summaries align.
         own = [
             (name, command.get_short_help_str(80))
             for name, command in sorted(self.commands.items())
@@ -143,7 +143,7 @@ class OrcGroup(click.Group):
 
 
 class RootGroup(OrcGroup):
-    """The `orc` command itself: turns what is raised below it into one line and a status."""
+    """The `orc` command itself: turns exceptions into one line and an exit status."""
 
     def __init__(
         self, *args: Any, prepare_completion: Callable[[], None] = lambda: None, **kwargs: Any
@@ -167,8 +167,7 @@ class RootGroup(OrcGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> NoReturn:
-        """Run, and exit with a status of the page above; never a traceback, unless the
-        environment has ORC_DEBUG."""
+        """Run, and exit with a status as in `errors`; no traceback unless ORC_DEBUG is set."""
         if "_ORC_COMPLETE" in os.environ:
             self._prepare_completion()
         words = list(sys.argv[1:] if args is None else args)
@@ -189,8 +188,8 @@ class RootGroup(OrcGroup):
         sys.exit(result if isinstance(result, int) else 0)
 
     def _run(self, words: list[str], **extra: Any) -> Any:
-        """Run the command of these words. `--init=false` is read as Docker reads it, which click
-        does not: it is told by a refusal to parse, before anything was done."""
+        """Run the command of these words. `--init=false` is accepted as by Docker; click rejects
+        it while parsing, before anything was done, and the words are rewritten then."""
         try:
             return super().main(words, "orc", "_ORC_COMPLETE", standalone_mode=False, **extra)
         except click.BadOptionUsage as error:
@@ -201,7 +200,7 @@ class RootGroup(OrcGroup):
         return self._run([*words[:at], *plain, *words[at + 1 :]], **extra)
 
     def _context_of(self, words: Sequence[str]) -> click.Context:
-        """The context of the command that these words name, for errors that do not say."""
+        """The context of the command that these words name, for errors that carry none."""
         ctx = click.Context(self, info_name="orc")
         for word in words:
             group = ctx.command
@@ -219,7 +218,7 @@ _TRUTH = {
 
 
 def _flag_words(command: click.Command, name: str, text: str) -> list[str]:
-    """The words for `NAME=true` or `NAME=false`."""
+    """The words that stand for `NAME=true` or `NAME=false`."""
     if (truth := _TRUTH.get(text.lower())) is None:
         raise click.BadParameter(f"{name}: {text!r} is neither true nor false")
     if truth:
@@ -229,13 +228,13 @@ def _flag_words(command: click.Command, name: str, text: str) -> list[str]:
 
 
 def error_line(error: Exception) -> str:
-    """What is wrong and what to do, as one line."""
+    """The problem and its remedy, as one line."""
     if isinstance(error, click.UsageError):
         text = _usage_words(error)
     elif isinstance(error, click.ClickException):
         text = error.format_message()
     elif isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith(_OURS):
-        # Of one of the extras of our package.
+        # A dependency of one of the package's extras.
         text = f"this command needs the package {error.name}: pip install 'orc[all]'"
         if sys.prefix == _DEBIAN:
             text = "this command needs a package: apt install orc-agent orc-manager"
@@ -270,7 +269,7 @@ def _usage_words(error: click.UsageError) -> str:
 
 
 def _one_dash_short(error: click.NoSuchOption) -> str | None:
-    """The option that `-rm` was to be, of which `-r` is said to be none."""
+    """The option `-rm` that click read as `-r`, if there is one."""
     if error.ctx is None:
         return None
     known = {option for param in error.ctx.command.params for option in param.opts}
@@ -280,7 +279,7 @@ def _one_dash_short(error: click.NoSuchOption) -> str | None:
 
 
 def _flag(option: click.Option, ctx: click.Context | None) -> str:
-    """Of an option's names the one that the user typed; if it was none, the longest."""
+    """The option's name as the user typed it; if not typed, the longest."""
     for word in ctx.meta.get(_TYPED, ()) if ctx else ():
         name = word.partition("=")[0]
         if name in option.opts:

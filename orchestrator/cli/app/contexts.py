@@ -1,7 +1,7 @@
-"""Contexts: which cluster `orc` speaks to, and the certificate it does so with.
+"""Contexts: the cluster that `orc` calls, and the certificate for it.
 
-One JSON file a context in `$XDG_CONFIG_HOME/orc/contexts/` (else `~/.config/orc/contexts/`), mode
-0600 as it holds a private key, and the name of the one in use in `current` beside that folder.
+One JSON file per context in `$XDG_CONFIG_HOME/orc/contexts/` (else `~/.config/orc/contexts/`),
+mode 0600 as it holds a private key. The file `current` beside that folder names the one in use.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NO_CLUSTER = (
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """How to reach one cluster, and as whom."""
+    """The endpoints of one cluster, and the credentials for it."""
 
     name: str
     endpoints: tuple[str, ...]
@@ -36,12 +36,12 @@ class Context:
     key: str
     """PEM, not encrypted."""
     renew_at: float = 0.0
-    """Unix time from which the certificate is to be renewed; 0: not known."""
+    """Unix time from which the certificate is renewed; 0: unknown."""
 
 
 def save_context(context: Context, use: bool = True, renew_at: float = 0.0) -> None:
-    """Write a context, in place of one of the same name, and make it the current one if `use`. Its
-    certificate is renewed from `renew_at` on, by default from half of its life.
+    """Write a context, replacing one of the same name, and make it current if `use`. Its
+    certificate is renewed from `renew_at` on, by default from half of its lifetime.
 
     Raises CliError for a bad name.
     """
@@ -59,12 +59,12 @@ def save_context(context: Context, use: bool = True, renew_at: float = 0.0) -> N
 
 
 def dump_context(context: Context) -> str:
-    """A context as its file has it, its key included."""
+    """A context as stored in its file, including its key."""
     return json.dumps(dataclasses.asdict(context), indent=2) + "\n"
 
 
 def parse_context(name: str, text: str) -> Context:
-    """What `dump_context` wrote, under this name. Raises ValueError."""
+    """Parse the text of `dump_context`, under this name. Raises ValueError."""
     try:
         fields = json.loads(text)
         return Context(**{**fields, "name": name, "endpoints": tuple(fields["endpoints"])})
@@ -102,12 +102,12 @@ def list_contexts() -> list[str]:
 
 
 def context_in_use() -> str | None:
-    """The name of the context that commands use unless they name another, if one is."""
+    """The name of the context that commands use by default, if any."""
     return os.environ.get("ORC_CONTEXT") or current_context()
 
 
 def current_context() -> str | None:
-    """The name that 'orc context use' was given last, if one was."""
+    """The name last given to 'orc context use', if any."""
     try:
         with open(_current(), encoding="utf-8") as file:
             return file.read().strip() or None
@@ -126,14 +126,14 @@ def use_context(name: str) -> None:
 
 
 def earlier_context() -> str | None:
-    """The context that was current before the current one, of those that there still are."""
+    """The previous current context that still exists."""
     names, current = list_contexts(), current_context()
     return next((name for name in _earlier() if name in names and name != current), None)
 
 
 def remove_context(name: str, *, back: bool = False) -> None:
-    """Forget a context and its key; `back`: if it is the current one, make the one before it
-    current. Raises CliError if there is none of that name."""
+    """Remove a context and its key; `back`: if it is current, make the previous one current.
+    Raises CliError if there is none of that name."""
     current = current_context() == name
     for path in (_existing(name), *([_current()] if current else [])):
         with suppress(FileNotFoundError):
@@ -143,7 +143,7 @@ def remove_context(name: str, *, back: bool = False) -> None:
 
 
 _REMEMBERED = 20
-"""Earlier contexts that are kept in mind."""
+"""Maximum number of previous contexts that are remembered."""
 
 
 def _earlier_file() -> str:
@@ -151,7 +151,7 @@ def _earlier_file() -> str:
 
 
 def _earlier() -> list[str]:
-    """Names of the contexts that were current before, the last one first."""
+    """Names of previous current contexts, the latest first."""
     try:
         with open(_earlier_file(), encoding="utf-8") as file:
             return file.read().split()
@@ -169,7 +169,7 @@ def _current() -> str:
 
 
 def context_file(name: str) -> str:
-    """Where a context is kept."""
+    """The path of a context's file."""
     return os.path.join(_folder(), "contexts", f"{name}.json")
 
 
@@ -183,7 +183,7 @@ def _existing(name: str) -> str:
 
 
 def _write(path: str, text: str) -> None:
-    """Replace a private file as a whole: a reader or a crash sees the old one or the new one."""
+    """Replace a private file atomically."""
     from pathlib import Path
 
     from orchestrator.linux.atomicfile import write_file

@@ -1,6 +1,6 @@
 """Docker's flags and commands that Orc does not have, with what to use instead.
 
-Data: whoever types one is told in one line, in place of "no such option".
+Data: the hint is printed in one line, in place of "no such option".
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 _BLOCK_IO = "the kernel's weights and rates of block devices are not set by container"
 _REAL_TIME = "real-time scheduling is not given to containers"
-_TRUST = "signatures are checked as each node's policy.json says"
+_TRUST = "signatures are checked by each node's policy.json"
 
 _CONTAINER = {
     "--attach": "stdout and stderr are attached, stdin by -i; redirect what is not wanted",
@@ -31,44 +31,44 @@ _CONTAINER = {
     "--cpuset-mems": "use --cpuset-cpus; memory follows the CPUs",
     "--device-cgroup-rule": "use --device, with the rights that it needs",
     "--disable-content-trust": _TRUST,
-    "--isolation": "that is Windows'; there is --runtime",
-    "--kernel-memory": "use --memory, which counts the kernel's too",
+    "--isolation": "Windows only; see --runtime",
+    "--kernel-memory": "use --memory, which includes kernel memory",
     "--link": "containers of one network find each other by name; use --network",
     "--link-local-ip": "use --ip",
     "--memory-reservation": "use --reserve-memory",
     "--memory-swappiness": "use --memory-swap",
     "--oom-kill-disable": "use --oom-score-adj, or give more --memory",
-    "--io-maxbandwidth": "that is Windows'",
-    "--io-maxiops": "that is Windows'",
+    "--io-maxbandwidth": "Windows only",
+    "--io-maxiops": "Windows only",
     "--use-api-socket": "mount the socket with -v",
-    "--uts": "each container has its own; see --hostname and --domainname",
+    "--uts": "each container has its own UTS namespace; see --hostname and --domainname",
 }
 
 _BUILD = {
     "--cache-to": "layers are cached on each node; --node builds where the cache is",
-    "--load": "an image that was built is in the cluster at once",
-    "--rm": "nothing is left of a build's containers",
-    "--ssh": "keys stay with you; give a build what it needs with --secret",
+    "--load": "a built image is in the cluster immediately",
+    "--rm": "a build's containers are always removed",
+    "--ssh": "SSH keys are not forwarded; use --secret",
     "--cgroup-parent": "the agent keeps the cgroups; limit by --cpus, --memory and --pids-limit",
     "--cpuset-mems": "use --cpuset-cpus; memory follows the CPUs",
     "--security-opt": "a build's RUN has Docker's own seccomp profile and capabilities",
     "--compress": "the context is sent as it is",
     "--disable-content-trust": _TRUST,
-    "--force-rm": "nothing is left of a build's containers",
-    "--isolation": "that is Windows'",
+    "--force-rm": "a build's containers are always removed",
+    "--isolation": "Windows only",
     "--squash": "write one RUN, or copy from an earlier stage",
 }
 
 _SERVICE = {
-    "--credential-spec": "that is Windows'",
-    "--isolation": "that is Windows'",
-    "--tty": "a terminal is for one user; see 'orc run -it'",
-    "-t": "a terminal is for one user; see 'orc run -it'",
+    "--credential-spec": "Windows only",
+    "--isolation": "Windows only",
+    "--tty": "a service has no terminal; see 'orc run -it'",
+    "-t": "a service has no terminal; see 'orc run -it'",
 }
 _SCOPE = "a network spans all nodes; one node's own is the network bridge"
-_SEALED = "secrets are in the cluster's store, sealed"
+_SEALED = "secrets are stored encrypted in the cluster"
 _ONE_MANAGER = "a host is a manager by 'orc cluster init', and a node by 'orc cluster join'"
-_CLUSTER_VOLUME = "that is for Docker's cluster volumes; a volume here has a node, a driver, a size"
+_CLUSTER_VOLUME = "for Docker's cluster volumes only; a volume of Orc has a node, a driver, a size"
 
 FLAGS: Mapping[str, Mapping[str, str]] = {
     "run": _CONTAINER,
@@ -82,26 +82,26 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         )
     },
     "start": {
-        "--checkpoint": "checkpoints are not kept; 'orc pause' freezes a container",
-        "--checkpoint-dir": "checkpoints are not kept; 'orc pause' freezes a container",
+        "--checkpoint": "checkpoints are not supported; 'orc pause' freezes a container",
+        "--checkpoint-dir": "checkpoints are not supported; 'orc pause' freezes a container",
     },
     "rm": {
-        "--link": "there are no links; see 'orc network disconnect'",
-        "-l": "there are none",
+        "--link": "links are not supported; see 'orc network disconnect'",
+        "-l": "not supported",
     },
     "logs": {"--details": "see 'orc inspect' for a container's labels and variables"},
     "pull": {
-        "--all-tags": "name the tags one by one",
-        "-a": "name the tags one by one",
+        "--all-tags": "name each tag",
+        "-a": "name each tag",
         "--platform": "a node pulls for its own platform; choose one by --node",
         "--disable-content-trust": _TRUST,
     },
     "push": {
-        "--all-tags": "name the tags one by one",
-        "-a": "name the tags one by one",
+        "--all-tags": "name each tag",
+        "-a": "name each tag",
         "--disable-content-trust": _TRUST,
     },
-    "rmi": {"--no-prune": "layers that an image shares are kept anyway"},
+    "rmi": {"--no-prune": "shared layers are kept anyway"},
     "history": dict.fromkeys(("--human", "-H"), "sizes are for people; --format json has bytes"),
     "import": {"--platform": "an image is of the platform of its node; choose one by --node"},
     "volume create": dict.fromkeys(
@@ -123,14 +123,14 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "--link": "containers of one network find each other by name",
         "--link-local-ip": "use --ip",
     },
-    "network inspect": {"--verbose": "all is shown", "-v": "all is shown"},
+    "network inspect": {"--verbose": "output is not truncated", "-v": "output is not truncated"},
     "service create": _SERVICE,
     "service update": {**_SERVICE, "--rollback": "use 'orc service rollback'"},
     "service logs": {
         "--details": "see 'orc inspect' for a container's labels and variables",
         "--no-resolve": "use --raw for lines without names",
         "--no-task-ids": "lines have a task's name, such as web.3; --raw leaves it out",
-        "--no-trunc": "nothing is cut",
+        "--no-trunc": "output is not truncated",
     },
     "service ps": {"--no-resolve": "--format json has the ids"},
     "node ps": {"--no-resolve": "--format json has the ids"},
@@ -145,10 +145,10 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "--docker": "use --endpoint, --ca, --cert and --key",
         "--from": "a context is a file in ~/.config/orc/contexts, which can be copied",
     },
-    "context rm": dict.fromkeys(("--force", "-f"), "contexts go without a question"),
+    "context rm": dict.fromkeys(("--force", "-f"), "contexts are removed without confirmation"),
     "node update": {"--role": _ONE_MANAGER},
 }
-"""Command → flag → what to do instead."""
+"""Command → flag → alternative."""
 
 _DRAIN = "use 'orc node update --availability drain NODE'"
 _ACTIVATE = "use 'orc node update --availability active NODE'"
@@ -156,7 +156,7 @@ _ACTIVATE = "use 'orc node update --availability active NODE'"
 COMMANDS: Mapping[str, str] = {
     "builder build": "use 'orc build'",
     "buildx": "use 'orc build'",
-    "checkpoint": "checkpoints are not kept; 'orc pause' freezes a container",
+    "checkpoint": "checkpoints are not supported; 'orc pause' freezes a container",
     "compose": "use 'orc stack deploy -c FILE NAME'",
     "context update": "use 'orc context rm' and 'orc context create'",
     "manifest": "use 'orc image inspect'",
@@ -175,10 +175,10 @@ COMMANDS: Mapping[str, str] = {
     "scale": "use 'orc service scale SERVICE=REPLICAS'",
     "node demote": _ONE_MANAGER,
     "node promote": _ONE_MANAGER,
-    "plugin": "volume and network plugins are found by themselves where their sockets are",
+    "plugin": "volume and network plugins are discovered by their sockets",
     "search": "search at the registry; 'orc pull' takes any name",
     "swarm": "use 'orc cluster'",
-    "swarm ca": "certificates are renewed by themselves; see 'orc cluster info'",
+    "swarm ca": "certificates are renewed automatically; see 'orc cluster info'",
     "swarm init": "use 'orc cluster init --advertise ADDRESS'",
     "swarm join": "use 'orc cluster join --token TOKEN ADDRESS'",
     "swarm join-token": "use 'orc cluster token worker'",
@@ -189,14 +189,14 @@ COMMANDS: Mapping[str, str] = {
     "trust": _TRUST,
     "volume update": _CLUSTER_VOLUME,
 }
-"""Commands of Docker, and the most usual of kubectl, that are not ours, as one or two words."""
+"""Commands of Docker, and common ones of kubectl, that Orc does not have, as one or two words."""
 
 
 _ALIASES = {"image ls": "images", "image rm": "rmi"}
 
 
 def advice(path: str, flag: str) -> str | None:
-    """What to do instead of a flag of Docker's; None for what is none. `path`: the command's words
-    behind `orc`."""
+    """The alternative to a flag of Docker's; None for an unknown flag. `path`: the command's words
+    after `orc`."""
     path = _ALIASES.get(path, path.removeprefix("container ").removeprefix("image "))
     return FLAGS.get(path, {}).get(flag)

@@ -21,11 +21,11 @@ class NotConverged(CliError):
 
 
 class StillRunning(NotConverged):
-    """The job has not ended in time; it goes on. Exit status 3."""
+    """The job has not finished in time and continues. Exit status 3."""
 
 
 class RolledBack(CliError):
-    """The update failed, and the service is what it was before. Exit status 4."""
+    """The update failed and was rolled back. Exit status 4."""
 
     exit_code = 4
 
@@ -35,9 +35,9 @@ class ManagerLost(CliError):
 
 
 class Refused(CliError):
-    """What a manager answered, in its own words."""
+    """The manager rejected the request; its message."""
 
     conflict = False
-    """What the request was made from has changed meanwhile: read again, and try again."""
+    """Conflict: the object was modified concurrently; read it again and retry."""
     missing = False
-    """There is nothing of that name."""
+    """Not found."""

@@ -1,5 +1,5 @@
-"""Modules that libraries import and short commands never look into: they are loaded when somebody
-does (`importlib.util.LazyLoader`, which the standard library has for this).
+"""Modules that libraries import and short commands do not use: they are loaded on first use, by
+`importlib.util.LazyLoader`.
 
 Measured, of the 45 ms that `orc exec` imports for: the Python implementation of protobuf, which
 its C implementation imports and does not use, 7.5 ms.
@@ -22,7 +22,7 @@ class _Lazily:
     def find_spec(
         name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The module's spec as it would be found anyway, but for when it is executed."""
+        """The module's usual spec, with a loader that executes it on first use."""
         if name not in _NAMES:
             return None
         spec = PathFinder.find_spec(name, path, target)
@@ -34,5 +34,5 @@ class _Lazily:
 
 
 def install() -> None:
-    """Have it so for what this process imports from now on."""
+    """Install the finder for all later imports of this process."""
     sys.meta_path.insert(0, _Lazily)

@@ -1,5 +1,5 @@
-"""Long helps list their options in named groups, which are data: each option's name stands here
-once, whichever commands have it."""
+"""Named groups of options in long help texts, as data: each option's name is here once, for all
+commands that have it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeVar
 import click
 
 LONG = 25
-"""Options from which on a help lists them in groups."""
+"""A help text with more options than this lists them in groups."""
 OTHER = "Other options"
 _GENERAL = "General"
 
@@ -99,7 +99,7 @@ def group_of(option: click.Parameter) -> str:
 
 
 def grouped(options: Iterable[T]) -> Iterator[tuple[str, list[T]]]:
-    """The groups of these options, in the order of GROUPS, and what is in none of them last."""
+    """The groups of these options, in the order of GROUPS, ungrouped ones last."""
     found: dict[str, list[T]] = {}
     last = (len(GROUPS), 0)
     for option in sorted(options, key=lambda each: _ORDER.get(_stem(each.name or ""), last)):
@@ -108,12 +108,12 @@ def grouped(options: Iterable[T]) -> Iterator[tuple[str, list[T]]]:
 
 
 def is_long(options: Iterable[click.Parameter]) -> bool:
-    """Whether a help of these options has groups."""
+    """Whether a help text with these options has groups."""
     return sum(isinstance(each, click.Option) for each in options) > LONG
 
 
 class GroupedCommand(click.Command):
-    """A command whose help lists its options in groups if they are many."""
+    """A command whose help lists many options in groups."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         params = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]

@@ -1,6 +1,6 @@
-"""The tree of commands as data: what the reference pages and the man pages are made from.
+"""The tree of commands as data: the source of the reference pages and manual pages.
 
-Nothing is written twice: names, words, defaults and examples are those of the commands themselves.
+Names, texts, defaults and examples are those of the commands themselves.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Paragraph:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """All that the help of one command says."""
+    """The help of one command."""
 
     path: tuple[str, ...]
-    """The words that call it, the first of them `orc`."""
+    """Its words, from `orc` on."""
     section: str
-    """The title under which `orc --help` lists it, or the noun that it is of; the root has none."""
+    """The title under which `orc --help` lists it, or its noun; empty for the root."""
     summary: str
     synopsis: str
     """Options and arguments, as in its usage line."""
@@ -51,7 +51,7 @@ class Page:
     commands: tuple[Entry, ...]
     examples: tuple[str, ...]
     same_as: str = ""
-    """The earlier page whose command this one is, such as `orc ps` for `orc container ls`."""
+    """The page of the same command under another name, such as `orc ps` for `orc container ls`."""
 
     @property
     def name(self) -> str:
@@ -61,7 +61,7 @@ class Page:
 def pages(root: click.Group, name: str = "orc") -> Iterator[Page]:
     """The root's page, and one for each command below it, in the order of the help.
 
-    What is hidden has none. Each command's module is imported.
+    Hidden commands have none. Each command's module is imported.
     """
     context = click.Context(root, info_name=name)
     yield from _pages(root, context, (name,), "", {})

@@ -1,4 +1,4 @@
-"""`orc cluster certificates` and `orc cluster revoke`: who may speak with the cluster."""
+"""`orc cluster certificates`, `sessions` and `revoke`: who may access the cluster."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.pb import access_pb2
 
 _ROLES = {"worker": "node"}
-"""Role in a certificate → the word that users know."""
+"""Role in a certificate → its name for users."""
 _KINDS = ("node", "manager", "admin", "certificate", "session")
 _DIGITS = 12
 """Digits of a serial number that a table shows."""
@@ -37,12 +37,12 @@ _DIGITS = 12
     )
 )
 @listing_options("id", "role", "name", "state")
-@click.option("--no-trunc", is_flag=True, help="Show whole serial numbers.")
+@click.option("--no-trunc", is_flag=True, help="Do not truncate serial numbers.")
 @pass_client
 def certificates(
     client: Client, form: str, quiet: bool, filters: Mapping[str, Sequence[str]], no_trunc: bool
 ) -> None:
-    """List the certificates that the cluster issued, those that were revoked included."""
+    """List the certificates that the cluster issued, including revoked ones."""
     reply = client.call("Access.ListCertificates", access_pb2.ListCertificatesRequest())
     now = time.time()
     rows = [_row(each, now) for each in reply.certificates]
@@ -93,7 +93,7 @@ def _state(row: Row) -> str:
 @listing_options("id", "user", "role")
 @pass_client
 def sessions(client: Client, form: str, quiet: bool, filters: Mapping[str, Sequence[str]]) -> None:
-    """List the sessions of the web page that are not over."""
+    """List the open sessions of the web page."""
     from orchestrator.pb import dashboard_pb2
 
     reply = client.call("Dashboard.ListSessions", dashboard_pb2.ListSessionsRequest())
@@ -131,7 +131,9 @@ def sessions(client: Client, form: str, quiet: bool, filters: Mapping[str, Seque
 )
 @click.argument("kind", metavar=f"{{{'|'.join(_KINDS)}}}", type=click.Choice(_KINDS))
 @click.argument("name", shell_complete=completes("revocable_identities"))
-@click.option("--reason", default="", metavar="TEXT", help="Why, for the listing and the holder.")
+@click.option(
+    "--reason", default="", metavar="TEXT", help="Reason, for the listing and the holder."
+)
 @click.option("--force", is_flag=True, help="Also the certificate of your own context.")
 @format_option()
 @pass_client

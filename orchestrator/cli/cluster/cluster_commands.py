@@ -1,4 +1,4 @@
-"""`orc cluster`: what the cluster is, and how hosts join it."""
+"""`orc cluster`: settings, join tokens and members of the cluster."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from orchestrator.model.validation.host_access import read_access
 from orchestrator.pb import control_pb2
 
 _HOSTS = (
-    Lazy("init", ".cluster.membership_commands:init", "Make this host a cluster's first manager"),
-    Lazy("join", ".cluster.membership_commands:join", "Make this host a node of a cluster"),
-    Lazy("admin", ".cluster.membership_commands:admin", "Make an admin's context, on a manager"),
+    Lazy("init", ".cluster.membership_commands:init", "Initialize a cluster on this host"),
+    Lazy("join", ".cluster.membership_commands:join", "Join this host to a cluster"),
+    Lazy("admin", ".cluster.membership_commands:admin", "Create an admin's context, on a manager"),
 )
 
 
@@ -44,7 +44,7 @@ _ACCESS = (
     epilog=example("orc cluster info"),
 )
 def cluster() -> None:
-    """Set up a cluster, join it, see what it is."""
+    """Set up a cluster, join hosts, manage access."""
 
 
 @cluster.command(epilog=example("orc cluster info"))
@@ -85,7 +85,7 @@ def _undecodable(found: Any) -> str:
 
 
 def cluster_document(reply: Any) -> Row:
-    """A GetClusterReply without its tokens."""
+    """A GetClusterReply as a document, without its tokens."""
     return {
         "id": reply.id,
         "created_at": moment(reply.created_at),
@@ -124,12 +124,12 @@ def _access(text: str) -> tuple[str, ...]:
 @click.option(
     "--strategy",
     type=Parsed("spread|binpack", one_of(Strategy)),
-    help="Which nodes get what is new: those with little load, or the fullest.",
+    help="Placement of new tasks: on nodes with the least load, or the fullest.",
 )
 @click.option(
     "--cert-expiry",
     type=CERTIFICATE_LIFETIME,
-    help="How long certificates last that are made from now on.",
+    help="Lifetime of new certificates.",
 )
 @click.option(
     "--container-access",
@@ -145,7 +145,7 @@ def update(
     cert_expiry: float | None,
     container_access: tuple[str, ...] | None,
 ) -> None:
-    """Change settings of the cluster. What runs stays where it is.
+    """Change settings of the cluster. Running tasks stay where they are.
 
     Containers reach neither the control plane's ports of the cluster's hosts (control-plane: API,
     joins, images, etcd), nor their metrics and the web page (metrics), nor the metadata services of
@@ -167,14 +167,14 @@ def update(
 
 @cluster.command(epilog=example("orc cluster token worker", "orc cluster token --rotate worker"))
 @click.argument("role", type=click.Choice(["worker", "manager", "scrape"]))
-@click.option("--rotate", is_flag=True, help="Make a new token; the old one is worth nothing.")
+@click.option("--rotate", is_flag=True, help="Replace the token; the old one becomes invalid.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the token only.")
 @pass_client
 def token(client: Client, role: str, rotate: bool, quiet: bool) -> None:
-    """Print the command with which a host joins, or the token that Prometheus shows.
+    """Print the command that joins a host, or the token that Prometheus sends.
 
-    With the token `scrape` everything that is measured can be read, and nothing else done.
-    A cluster has one manager for now, so `manager` is refused.
+    The token `scrape` permits reading metrics and nothing else. A cluster has one manager for now,
+    so `manager` is refused.
     """
     if role == "manager":
         raise CliError(

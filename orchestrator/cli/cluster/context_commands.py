@@ -1,4 +1,4 @@
-"""`orc context`: which cluster `orc` speaks to."""
+"""`orc context`: the cluster that `orc` calls."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from orchestrator.cli.output.listings import (
 
 @click.group(cls=OrcGroup, epilog=example("orc context ls"))
 def context() -> None:
-    """Contexts: the clusters that orc can speak to, and the one that it does."""
+    """Manage contexts: the clusters that orc can call, and the current one."""
 
 
 @context.command("ls", epilog=example("orc context ls"))
@@ -66,7 +66,7 @@ _COLUMNS = [
 
 @context.command(epilog=example("orc context show", "PS1='($(orc context show)) $ '"))
 def show() -> None:
-    """Print the name of the context in use, as ORC_CONTEXT or 'orc context use' said."""
+    """Print the name of the context in use, set by ORC_CONTEXT or 'orc context use'."""
     click.echo(load_context().name)
 
 
@@ -74,7 +74,7 @@ def show() -> None:
 @click.argument("names", nargs=-1, shell_complete=completes("contexts"))
 @format_option("json", templates=True, short=True)
 def inspect(names: tuple[str, ...], form: str) -> None:
-    """Show contexts, the one in use unless some are named: all but their keys."""
+    """Show contexts, by default the one in use, without their keys."""
     current = context_in_use()
     rows = []
     for each in [load_context(name) for name in names] or [load_context()]:
@@ -96,8 +96,8 @@ def inspect(names: tuple[str, ...], form: str) -> None:
 @click.argument("name", shell_complete=completes("contexts"))
 @click.argument("file", metavar="[FILE|-]", required=False, shell_complete=completes("files"))
 def export(name: str, file: str | None) -> None:
-    """Write a context to a file (NAME.json), for 'orc context import' on another host. Its key is
-    in it: who has the file is this cluster's admin."""
+    """Write a context to a file (NAME.json), for 'orc context import' on another host. The file
+    contains the private key: whoever has it is an admin of the cluster."""
     text = dump_context(load_context(name))
     if file == "-":
         click.echo(text, nl=False)
@@ -114,7 +114,7 @@ def export(name: str, file: str | None) -> None:
 @context.command("import", epilog=example("orc context import prod prod.json"))
 @click.argument("name")
 @click.argument("file", metavar="FILE|-", shell_complete=completes("files"))
-@click.option("--use/--no-use", default=True, help="Make it the one in use.")
+@click.option("--use/--no-use", default=True, help="Make it the current context.")
 def import_(name: str, file: str, use: bool) -> None:
     """Add a context that 'orc context export' wrote."""
     _new(name)
@@ -124,36 +124,34 @@ def import_(name: str, file: str, use: bool) -> None:
     except OSError as error:
         raise CliError(f"cannot read {file}: {(error.strerror or str(error)).lower()}") from None
     except ValueError:
-        raise CliError(f"{file} is no context; 'orc context export' writes one") from None
+        raise CliError(f"{file} is not a context; 'orc context export' writes one") from None
     save_context(found, use=use)
     click.echo(name)
 
 
 def _new(name: str) -> None:
     if name in list_contexts():
-        raise CliError(f"there is a context {name!r} already; 'orc context rm {name}' removes it")
+        raise CliError(f"context {name!r} exists already; 'orc context rm {name}' removes it")
 
 
 @context.command(epilog=example("orc context use dev", "orc context use -"))
 @click.argument("name", shell_complete=completes("contexts"))
 def use(name: str) -> None:
-    """Make a context the current one; - is the one that was current before."""
+    """Make a context the current one; - is the previous one."""
     if name == "-":
         earlier = earlier_context()
         if earlier is None:
-            raise CliError("no context was current before; see 'orc context ls'")
+            raise CliError("there is no previous context; see 'orc context ls'")
         name = earlier
     use_context(name)
     click.echo(name)
 
 
 @context.command(epilog=example("orc context rm old"))
-@click.option(
-    "--back", is_flag=True, help="Make the context before it current, if it is the current one."
-)
+@click.option("--back", is_flag=True, help="If it is current, make the previous context current.")
 @click.argument("names", nargs=-1, required=True, shell_complete=completes("contexts"))
 def rm(names: tuple[str, ...], back: bool) -> None:
-    """Forget contexts, with their keys."""
+    """Remove contexts and their keys."""
     one_by_one(names, lambda name: remove_context(name, back=back))
 
 
@@ -175,7 +173,7 @@ def rm(names: tuple[str, ...], back: bool) -> None:
 @file_option("--ca", required=True, help="The cluster's CA certificate (PEM).")
 @file_option("--cert", required=True, help="An admin's certificate (PEM).")
 @file_option("--key", required=True, help="The certificate's key (PEM).")
-@click.option("--use/--no-use", default=True, help="Make it the one in use.")
+@click.option("--use/--no-use", default=True, help="Make it the current context.")
 def create(name: str, endpoints: tuple[str, ...], ca: str, cert: str, key: str, use: bool) -> None:
     """Add a context from an admin's certificate."""
     _new(name)

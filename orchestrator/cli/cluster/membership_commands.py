@@ -22,9 +22,9 @@ _FOLDERS = tuple(map(Path, ("/etc/systemd/system", "/usr/lib/systemd/system")))
 
 
 def started(unit: str) -> bool:
-    """Start a unit, now and at each boot; False where systemd does not run or has no such unit.
+    """Enable and start a unit; False where systemd does not run or has no such unit.
 
-    Raises CliError with what systemd says."""
+    Raises CliError with systemd's message."""
     known = any((folder / unit).exists() for folder in _FOLDERS)
     if not _RUNS.is_dir() or not known or os.geteuid() != 0:
         return False
@@ -44,7 +44,7 @@ def started(unit: str) -> bool:
 
 
 MANAGER_DATA, AGENT_DATA = Path("/var/lib/orc/manager"), Path("/var/lib/orc/agent")
-"""Where the daemons' units look."""
+"""Data directories of the daemons' units."""
 
 
 _ADMIN_NAME = re.compile(r"(?=.{1,63}$)[a-z0-9]+(?:[._-][a-z0-9]+)*")
@@ -102,12 +102,12 @@ def _network(text: str) -> str:
     type=CERTIFICATE_LIFETIME,
     default="2160h",
     show_default=True,
-    help="How long certificates last; they are renewed by themselves, from half of it on.",
+    help="Lifetime of certificates; they are renewed automatically at half of it.",
 )
 def init(
     advertise: str, listen_port: int, network: str, data_dir: Path, name: str, cert_expiry: float
 ) -> None:
-    """Make this host a cluster's first manager: a CA, certificates, and your admin context."""
+    """Initialize a cluster on this host: a CA, certificates, and your admin context."""
     from orchestrator.identity.bootstrap import AlreadyThere, init_cluster
 
     address = _address(advertise)
@@ -154,7 +154,7 @@ def init(
 )
 @click.argument("manager", metavar="ADDRESS")
 def join(token: str, address: str, data_dir: Path, manager: str) -> None:
-    """Make this host a node of the cluster whose manager is at ADDRESS (HOST[:PORT])."""
+    """Join this host to the cluster whose manager is at ADDRESS (HOST[:PORT])."""
     from orchestrator.identity.bootstrap import AlreadyThere, check_new_node, store_node
     from orchestrator.identity.join import JoinRefused
     from orchestrator.identity.join import join as join_cluster
@@ -201,8 +201,8 @@ def join(token: str, address: str, data_dir: Path, manager: str) -> None:
     "[default: the context's name; admin for the context default]",
 )
 def admin(data_dir: Path, name: str, admin_name: str | None) -> None:
-    """Make an admin's context on a manager's host, in place of one of this name: for another
-    person, or where the certificate of the one that was has expired or was revoked."""
+    """Create an admin's context on a manager's host, replacing one of this name: for another
+    person, or after the certificate of the old one has expired or was revoked."""
     from orchestrator.identity.bootstrap import new_admin
     from orchestrator.identity.certificates import KeyPair, TlsFiles
     from orchestrator.identity.host_identity import NoIdentity, read_manager

@@ -34,17 +34,17 @@ from orchestrator.pb import control_pb2
 
 @click.group(cls=OrcGroup, epilog=example("orc node ls"))
 def node() -> None:
-    """Hosts of the cluster: list them, label them, take them out of use."""
+    """Manage the hosts of the cluster."""
 
 
 @node.command("ls", epilog=example("orc node ls --filter role=worker --format json"))
 @listing_options("id", "name", "role", "state", "availability", "label")
-@click.option("--no-trunc", is_flag=True, help="Show whole ids.")
+@click.option("--no-trunc", is_flag=True, help="Do not truncate ids.")
 @pass_client
 def list_nodes(
     client: Client, form: str, quiet: bool, filters: Mapping[str, Sequence[str]], no_trunc: bool
 ) -> None:
-    """List the nodes, with what is reserved on each."""
+    """List the nodes, with their reservations."""
     rows = [node_row(message) for message in all_nodes(client)]
     rows.sort(key=lambda row: (row["hostname"], row["id"]))
     print_list(rows, node_columns(no_trunc), form=form, quiet=quiet, filters=filters)
@@ -55,7 +55,7 @@ def list_nodes(
 @inspect_options
 @pass_client
 def inspect(client: Client, nodes: tuple[str, ...], form: str) -> None:
-    """Show all that is known of nodes."""
+    """Show details of nodes."""
     known = all_nodes(client)
     rows = [node_row(_find(known, name)) for name in nodes]
     print_inspected(rows, form, _show, kind="node")
@@ -98,7 +98,7 @@ def _show(row: Row) -> None:
 @node.command(epilog=example("orc node ps node1"))
 @click.argument("nodes", nargs=-1, required=True, shell_complete=completes("nodes"))
 @listing_options("id", "name", "desired-state", "state")
-@click.option("--no-trunc", is_flag=True, help="Show whole ids.")
+@click.option("--no-trunc", is_flag=True, help="Do not truncate ids.")
 @pass_client
 def ps(
     client: Client,
@@ -140,7 +140,7 @@ def ps(
 @click.option(
     "--deadline",
     type=DURATION,
-    help="Drain: time after which tasks that are left are stopped.  [default: no limit]",
+    help="Drain: time after which remaining tasks are stopped.  [default: no limit]",
 )
 @click.option("--label-add", multiple=True, metavar="KEY=VALUE", help="Set a label; repeatable.")
 @click.option("--label-rm", multiple=True, metavar="KEY", help="Remove a label; repeatable.")
@@ -154,7 +154,7 @@ def ps(
     "--disallow",
     multiple=True,
     metavar="ALLOWANCE[,ALLOWANCE]",
-    help="No longer allow it to new containers; those that run go on. Repeatable.",
+    help="No longer allow it to new containers; running ones keep it. Repeatable.",
 )
 @click.option(
     "--rotate-key", is_flag=True, help="Replace its key for encrypted networks; no packet is lost."
@@ -275,30 +275,30 @@ def all_nodes(client: Client) -> Sequence[Any]:
 
 
 def _find(rows: Sequence[Any], name: str) -> Any:
-    """By id or hostname, else by the one id that begins so."""
+    """The row with this id, hostname or unique id prefix."""
     exact = [row for row in rows if name in (row.node.id, row.node.description.hostname)]
     found = exact or [row for row in rows if row.node.id.startswith(name)]
     if len(found) == 1:
         return found[0]
     if found:
-        raise CliError(f"{name!r} is more than one node; write a whole id of 'orc node ls'")
+        raise CliError(f"{name!r} is ambiguous; use a full id from 'orc node ls'")
     meant = near_miss(name, [row.node.description.hostname for row in rows])
     hint = f"did you mean {meant!r}?" if meant else "see 'orc node ls'"
     raise CliError(f"no node {name!r}; {hint}")
 
 
 PATIENCE = 120.0
-"""Seconds that a drain is waited for, besides its deadline, unless told otherwise."""
+"""Default timeout of a drain in seconds, added to its deadline."""
 _LOOK = 0.2
-"""Seconds between two looks at the node's tasks."""
+"""Seconds between two polls of the node's tasks."""
 _SPEAK = 1.0
-"""Least seconds between two lines of progress."""
+"""Minimum seconds between two lines of progress."""
 
 
 def until_empty(client: Client, node_id: str, name: str, timeout: float) -> None:
     """Wait until no task of a service is left on the node, with progress on stderr. Ctrl-C
-    detaches: it says so and exits. Raises NotConverged, with what is left and why, after `timeout`
-    seconds."""
+    detaches with a message. Raises NotConverged, with the remaining tasks and the reasons, after
+    `timeout` seconds."""
     deadline = time.monotonic() + timeout
     said_at, said = time.monotonic(), ""
     try:
@@ -307,7 +307,7 @@ def until_empty(client: Client, node_id: str, name: str, timeout: float) -> None
             if now >= deadline:
                 raise NotConverged(
                     f"node {name} still has {_counted(left)} after {format_duration(timeout)}"
-                    f"{_reasons(client, left)}; the drain goes on, see 'orc node ps {name}'"
+                    f"{_reasons(client, left)}; the drain continues, see 'orc node ps {name}'"
                 )
             if (text := f"{name}: {_counted(left)} left") != said and now - said_at >= _SPEAK:
                 click.echo(text, err=True)
@@ -315,7 +315,8 @@ def until_empty(client: Client, node_id: str, name: str, timeout: float) -> None
             time.sleep(_LOOK)
     except KeyboardInterrupt:
         click.echo(
-            f"orc: detached; the drain goes on by itself, see 'orc node ps {name}'", err=True
+            f"orc: detached; the drain continues in the background, see 'orc node ps {name}'",
+            err=True,
         )
         sys.exit(INTERRUPTED)
     if kept := _containers(client, node_id):
@@ -327,7 +328,7 @@ def until_empty(client: Client, node_id: str, name: str, timeout: float) -> None
 
 
 def _tasks(client: Client, node_id: str, deadline: float) -> list[Any]:
-    """The tasks of services there that have not ended. A manager that is lost is waited for."""
+    """The active tasks of services on the node. Retries while no manager can be reached."""
     while True:
         try:
             return [task for task in _active(client, node_id) if task.service_id]
@@ -338,7 +339,7 @@ def _tasks(client: Client, node_id: str, deadline: float) -> list[Any]:
 
 
 def _containers(client: Client, node_id: str) -> list[str]:
-    """Names of the containers of no service there that have not ended."""
+    """Names of the active containers on the node that belong to no service."""
     return sorted(task.container_name for task in _active(client, node_id) if not task.service_id)
 
 
@@ -358,7 +359,7 @@ def _counted(tasks: Sequence[Any]) -> str:
 
 
 def _reasons(client: Client, left: Sequence[Any]) -> str:
-    """Why the replacements of these tasks wait, if they do."""
+    """Why the replacements of these tasks are pending, if they are."""
     from orchestrator.model.states import TaskState
 
     services = {task.service_id for task in left}

@@ -1,4 +1,4 @@
-"""Nodes as rows: the dicts whose keys scripts rely on, and their table.
+"""Nodes as rows: dicts whose keys are part of the interface for scripts, and their table.
 
 Imports little of the model: `orc node ls` is what many scripts and prompts call.
 """
@@ -78,7 +78,7 @@ def _used(row: Row, what: str, text: Any) -> str:
 
 
 def _generic(supplies: Mapping[str, str], free: Mapping[str, int]) -> Row:
-    """What a node has of each kind, and how much of it is reserved."""
+    """A node's generic resources by kind: total and reserved."""
     if not supplies:
         return {}
     from orchestrator.model.formats.generic_resources import supply_names, supply_size

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 TIMEOUT = 1.0
-"""Seconds that a user who pressed Tab will wait."""
+"""Timeout of a completion in seconds."""
 
 
 def nodes(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:

@@ -1,10 +1,10 @@
-"""Completion in bash, zsh and fish: the scripts, and how they and `orc` speak.
+"""Completion in bash, zsh and fish: the scripts, and their protocol with `orc`.
 
-A script calls `orc` with the line up to the cursor in ORC_LINE, and gets a line a candidate: its
-kind (plain, file, dir), the whole word, and what is to be said of it, with tabs between them. The
-word is whole also after `--flag=`, and where bash takes `:` and `=` for its ends; the scripts cut
-it to what their shell replaces. Click's own scripts join the words as the shell cut them, which
-leaves `orc rmi hello:1` with nothing to find.
+A script calls `orc` with the line up to the cursor in ORC_LINE, and gets a line per candidate: its
+kind (plain, file, dir), the whole word, and a description, separated by tabs. The word is whole
+also after `--flag=`, and where bash splits at `:` and `=`; the scripts cut it to the part that
+their shell replaces. Click's own scripts join the words as split by the shell, which finds nothing
+for `orc rmi hello:1`.
 """
 
 from __future__ import annotations
@@ -104,19 +104,19 @@ complete --no-files --keep-order --command %(prog_name)s --arguments "(%(complet
 
 
 class _Shell(ShellComplete):
-    """What the three have in common: all but the script."""
+    """The common part of the three shells."""
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """The words before the one that is being typed, and that one."""
+        """The words before the incomplete one, and the incomplete one."""
         line = os.environ.get("ORC_LINE", "").lstrip()
         words = split_arg_string(line)
         while words and "=" in words[0]:
-            words.pop(0)  # what is set for the command alone
+            words.pop(0)  # assignments before the command
         typed = words.pop() if len(words) > 1 and _ends_in_a_word(line) else ""
         return words[1:], typed
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[str]]:
-        """What may stand there, as whole words."""
+        """The candidates, as whole words."""
         if incomplete.startswith("-") and "=" in incomplete:
             head = incomplete.partition("=")[0] + "="
         else:
@@ -127,7 +127,7 @@ class _Shell(ShellComplete):
         return found
 
     def format_completion(self, item: CompletionItem[Any]) -> str:
-        """A line of the answer."""
+        """A line of the output: kind, word, description."""
         return "\t".join(
             " ".join(str(text).split()) for text in (item.type, item.value, item.help or "")
         )
@@ -156,7 +156,7 @@ SHELLS = {kind.name: kind for kind in (_Bash, _Zsh, _Fish)}
 
 
 def script(shell: str, root: click.Command) -> str:
-    """What the shell is to read."""
+    """The completion script of a shell."""
     return SHELLS[shell](root, {}, "orc", "_ORC_COMPLETE").source()
 
 

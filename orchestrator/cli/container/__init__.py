@@ -1,1 +1,1 @@
-"""Docker's commands on containers, and sessions with the programs in them."""
+"""Docker's commands on containers, and interactive sessions with their processes."""

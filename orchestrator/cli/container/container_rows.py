@@ -1,4 +1,4 @@
-"""Containers as rows: the keys that scripts rely on, and Docker's words for what they do."""
+"""Containers as rows: keys that scripts rely on, states and statuses in Docker's words."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STATES = ("created", "pending", *LIVE, "removing", "exited", "failed")
 
 
 def container_state(task: Task) -> str:
-    """What a container is, in one word, Docker's where it has one."""
+    """A container's state in one word, Docker's where it has one."""
     status = task.status
     if status.state <= TaskState.PENDING:
         return "restarting" if task.restarts and task.not_before else "pending"
@@ -60,7 +60,8 @@ def container_row(message: Any, now: float) -> Row:
         "id": task.id,
         "name": task.name,
         "image": spec.container.image,
-        # What an older manager does not tell is in the spec, but for the image's part.
+        # Fields that an older manager does not send are taken from the spec, without the image's
+        # part.
         "command": list(message.command) or spec.container.arguments((), ()),
         "node": node.description.hostname if node else task.node_id,
         "node_id": task.node_id,
@@ -89,7 +90,7 @@ def container_row(message: Any, now: float) -> Row:
 
 
 def container_document(message: Any, now: float) -> Row:
-    """All that is known of a container: its row, and its task as it is stored."""
+    """The full document of a container: its row, and its task as stored."""
     row = {k: v for k, v in container_row(message, now).items() if not k.startswith("_")}
     task: Task = from_proto(message.task)
     stored: Row = jsonable(task)
@@ -119,7 +120,7 @@ def _status(task: Task, state: str, node: Node | None, now: float) -> str:
 
 
 def container_columns(whole: bool, sizes: bool = False) -> list[Column]:
-    """The columns of `ps`; `sizes`: with what the files take."""
+    """The columns of `ps`; `sizes`: with the disk usage."""
     return [
         short("CONTAINER ID", "id", whole),
         column("IMAGE", "image"),
@@ -160,8 +161,8 @@ def matches(row: Row, filters: Mapping[str, Sequence[str]]) -> bool:
 def with_moments(
     filters: Mapping[str, Sequence[str]], rows: Sequence[Row]
 ) -> dict[str, Sequence[str]]:
-    """The filters with the time of its making in place of each container that `before` and
-    `since` name. Raises CliError for one that is none of the rows."""
+    """The filters with a creation time in place of each container that `before` and `since` name.
+    Raises CliError for an unknown container."""
     found = dict(filters)
     for key in ("before", "since"):
         if key in filters:

@@ -32,8 +32,8 @@ POLICIES = ("always", "missing", "never")
 
 
 def ensure_image(client: Client, image: str, policy: str, node: str, quiet: bool) -> None:
-    """Have the image as `--pull` says. What is missing is fetched by the container's node, unless
-    this user's Docker has credentials for its registry, which the cluster may not have."""
+    """Pull the image as `--pull` says. By default the container's node pulls a missing image,
+    unless this user's Docker has credentials for its registry, which the cluster may not have."""
     if policy == "always":
         pull_image(client, image, node, quiet)
     elif policy == "never" and _found(client, image) is None:
@@ -54,7 +54,7 @@ def _docker_config() -> Path:
 
 
 def _has_login(image: str) -> bool:
-    """Whether this user's Docker, or a credential helper of it, has credentials for an image."""
+    """Whether this user's Docker or its credential helpers have credentials for an image."""
     from orchestrator.cli.image.docker_credentials import stored_login
     from orchestrator.model.names import parse_image
 
@@ -66,7 +66,7 @@ def _has_login(image: str) -> bool:
 
 
 def exposed_ports(client: Client, image: str, node: str, quiet: bool) -> list[str]:
-    """The ports that an image says it listens on, such as `80/tcp`; pulled if it is not there."""
+    """The ports that an image exposes, such as `80/tcp`; a missing image is pulled."""
     found = _found(client, image)
     if found is None:
         pull_image(client, image, node, quiet)
@@ -78,7 +78,7 @@ def exposed_ports(client: Client, image: str, node: str, quiet: bool) -> list[st
 
 
 def pull_image(client: Client, image: str, node: str, quiet: bool) -> None:
-    """Get it from its registry, with progress on stderr unless `quiet`."""
+    """Pull it from its registry, with progress on stderr unless `quiet`."""
     from orchestrator.cli.image.registry_commands import add_login, follow
     from orchestrator.pb import images_pb2
 
@@ -103,7 +103,7 @@ def _found(client: Client, image: str) -> Any:
 F = TypeVar("F", bound=Callable[..., Any])
 
 SHORT = {"cpu_shares": "-c", "hostname": "-h"}
-"""Short forms that only containers have."""
+"""Short options that only containers have."""
 
 _CONDITIONS = {
     "no": RestartCondition.NONE,
@@ -114,13 +114,13 @@ _CONDITIONS = {
 
 
 def parse_restart(text: str) -> RestartPolicy:
-    """A restart policy as Docker writes it, such as `on-failure:3`. Raises ValueError."""
+    """Parse a restart policy in Docker's form, such as `on-failure:3`. Raises ValueError."""
     name, colon, count = text.partition(":")
     condition = _CONDITIONS.get(name)
     if condition is None or (colon and condition is not RestartCondition.ON_FAILURE):
         raise ValueError(f"{text!r} is none of no, on-failure[:N], always, unless-stopped")
     if colon and not count.isdecimal():
-        raise ValueError(f"{text!r} has no number of restarts; write such as on-failure:3")
+        raise ValueError(f"{text!r} has no number of restarts; for example on-failure:3")
     return RestartPolicy(condition, max_attempts=int(count or 0))
 
 
@@ -136,12 +136,12 @@ def container_options(function: F) -> F:
     for option in reversed(
         (
             click.option(
-                "--name", metavar="NAME", help="The container's name.  [default: made up]"
+                "--name", metavar="NAME", help="The container's name.  [default: generated]"
             ),
             click.option(
                 "--node",
                 metavar="NODE",
-                help="The node that it runs on.",
+                help="The node to run on.",
                 shell_complete=completes("nodes"),
             ),
             click.option(
@@ -151,16 +151,16 @@ def container_options(function: F) -> F:
                 help="Only nodes that match, such as node.labels.zone==a; repeatable.",
             ),
             affinity_options,
-            click.option("--rm", "auto_remove", is_flag=True, help="Remove it when it has ended."),
+            click.option("--rm", "auto_remove", is_flag=True, help="Remove it after its exit."),
             click.option(
                 "--restart",
                 type=Parsed("no|on-failure[:NUMBER]|always|unless-stopped", parse_restart),
                 default="no",
                 show_default=True,
-                help="When to restart it after its program has ended.",
+                help="When to restart it after its exit.",
             ),
             click.option("--interactive", "-i", is_flag=True, help="Keep its stdin open."),
-            click.option("--tty", "-t", is_flag=True, help="Give it a terminal."),
+            click.option("--tty", "-t", is_flag=True, help="Allocate a terminal."),
             click.option(
                 "--publish",
                 "-p",
@@ -169,7 +169,10 @@ def container_options(function: F) -> F:
                 help="Publish a port on the nodes; without PUBLISHED, one is chosen.",
             ),
             click.option(
-                "--publish-all", "-P", is_flag=True, help="Publish all ports that the image has."
+                "--publish-all",
+                "-P",
+                is_flag=True,
+                help="Publish all ports that the image exposes.",
             ),
             click.option(
                 "--expose", multiple=True, metavar="PORT[/udp]", help="A further port for -P."
@@ -179,19 +182,27 @@ def container_options(function: F) -> F:
                 type=click.Choice(POLICIES),
                 default="missing",
                 show_default=True,
-                help="When to ask the registry for the image.",
+                help="When to pull the image.",
             ),
-            click.option("--quiet", "-q", is_flag=True, help="No word of pulls and waits."),
+            click.option(
+                "--quiet", "-q", is_flag=True, help="Show no progress of pulls and waits."
+            ),
             file_option("--cidfile", help="Write the container's id there."),
             network_options,
             click.option(
-                "--env", "-e", multiple=True, metavar="KEY[=VALUE]", help="Set a variable."
+                "--env",
+                "-e",
+                multiple=True,
+                metavar="KEY[=VALUE]",
+                help="Set an environment variable.",
             ),
-            file_option("--env-file", multiple=True, help="Variables, one a line."),
+            file_option(
+                "--env-file", multiple=True, help="File of environment variables, one per line."
+            ),
             click.option(
                 "--label", "-l", multiple=True, metavar="KEY=VALUE", help="Label of the container."
             ),
-            file_option("--label-file", multiple=True, help="Labels, one a line."),
+            file_option("--label-file", multiple=True, help="File of labels, one per line."),
         )
     ):
         function = option(function)
@@ -200,7 +211,7 @@ def container_options(function: F) -> F:
 
 
 def create_container(client: Client, values: Mapping[str, Any], start: bool) -> Any:
-    """Have the container made that the flags describe, and its id written where they say.
+    """Create the container that the flags describe, and write its id to the file of `--cidfile`.
     Raises CliError; then no id is written."""
     request = container_request(values, start)
     image, node, quiet = request.spec.container.image, request.node, values["quiet"]
@@ -219,15 +230,15 @@ def create_container(client: Client, values: Mapping[str, Any], start: bool) -> 
 
 @contextmanager
 def _id_file(path: str | None) -> Iterator[Callable[[str], object]]:
-    """How to write the id there. The file is made at once, since two must not share one, and
-    goes if no id comes of it."""
+    """A context manager that yields a function to write the id. The file is created first, so that
+    no two containers share it, and removed if there is no id."""
     if path is None:
         yield lambda id: None
         return
     try:
         file = Path(path).open("x", encoding="ascii")  # noqa: SIM115
     except FileExistsError:
-        raise CliError(f"{path} is there already; remove it if its container is gone") from None
+        raise CliError(f"{path} exists already; remove it if its container is gone") from None
     except OSError as error:
         raise CliError(f"cannot write {path}: {(error.strerror or '').lower()}") from None
     with file:
@@ -243,7 +254,7 @@ def container_request(values: Mapping[str, Any], start: bool) -> Any:
     published, targets = split_publish(values["publish"])
     restart: RestartPolicy = values["restart"]
     if values["auto_remove"] and restart.condition is not RestartCondition.NONE:
-        raise click.UsageError("--rm and --restart contradict each other; give one of them")
+        raise click.UsageError("--rm and --restart are mutually exclusive")
     # The same flags as for a service of one task, read by the same code.
     service = new_spec(
         {

@@ -22,15 +22,15 @@ from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.model.units import format_size
 
 _WAITING = 8
-"""Parts of an upload that are read ahead of the network."""
+"""Maximum number of chunks of an upload that wait for the network."""
 
 
 @click.command(
     epilog=example("orc cp web.3:/etc/hosts .", "orc cp site/. web.3:/www", "orc cp web.3:/www -")
 )
-@click.option("--archive", "-a", is_flag=True, help="Keep the owners.")
-@click.option("--follow-link", "-L", is_flag=True, help="Copy what a link in SOURCE leads to.")
-@click.option("--quiet", "-q", is_flag=True, help="Do not say what was copied.")
+@click.option("--archive", "-a", is_flag=True, help="Keep owner and group.")
+@click.option("--follow-link", "-L", is_flag=True, help="Follow symbolic links in SOURCE.")
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing about the copy.")
 @click.argument("source", shell_complete=completes("copy_paths"))
 @click.argument("target", shell_complete=completes("copy_paths"))
 @pass_client
@@ -39,7 +39,7 @@ def cp(
 ) -> None:
     """Copy a file or folder from a container, CONTAINER:PATH, to this host, or the other way.
 
-    `-` is a tar on the standard output or input. `DIR/.` is what is in the folder."""
+    `-` is a tar archive on stdout or stdin. `DIR/.` is the content of the folder."""
     here, there = _split(source), _split(target)
     meter = Meter(f"copying {source}", quiet=quiet)
     try:
@@ -49,9 +49,11 @@ def cp(
             case None, (str() as container, path):
                 _upload(client, source, container, path, follow_link, archive, meter)
             case None, None:
-                raise click.UsageError("one of the two must be in a container, as CONTAINER:PATH")
+                raise click.UsageError(
+                    "source or destination must be in a container, as CONTAINER:PATH"
+                )
             case _:
-                raise click.UsageError("one of the two must be on this host")
+                raise click.UsageError("source or destination must be on this host")
     except copying.CannotCopy as error:
         raise CliError(str(error)) from None
     except OSError as error:
@@ -89,7 +91,9 @@ def _download(
         parts = _Parts(answers, meter)
         if target == "-":
             if sys.stdout.isatty():
-                raise CliError("this is a tar; redirect it, or give a folder instead of -")
+                raise CliError(
+                    "the output is a tar archive; redirect it, or name a folder instead of -"
+                )
             while data := parts.read(copying.CHUNK):
                 write_all(1, data)
         else:
@@ -120,7 +124,7 @@ class _Parts:
         while not self._rest and not self._done:
             answer = next(self._answers, None)
             if answer is None:
-                raise CliError("the copy broke off")
+                raise CliError("the copy was interrupted")
             self._done = answer.done
             self._rest = answer.data
         data, self._rest = self._rest[:most], self._rest[most:]
@@ -128,7 +132,7 @@ class _Parts:
         return data
 
     def finish(self) -> None:
-        """Read what is left; what the other end says last may be an error."""
+        """Read the rest; the last message may be an error."""
         while self.read(copying.CHUNK):
             pass
 
@@ -167,7 +171,7 @@ def _upload(
                 if answer.notice:
                     notices.append(answer.notice)
     except CliError:
-        # What could not be read here is the reason, and not that the upload broke off.
+        # The cause is the local read error, not the interrupted upload.
         if parts.failure is None:
             raise
     if parts.failure is not None:
@@ -177,7 +181,7 @@ def _upload(
 
 
 class _Packed:
-    """A tar of local files (or the one on stdin) in parts, made by a thread of its own."""
+    """A tar of local files (or the one on stdin) in chunks, made by its own thread."""
 
     def __init__(self, source: str, top: str) -> None:
         self._source, self._top = source, top
@@ -190,7 +194,7 @@ class _Packed:
             yield data
 
     def write(self, data: bytes) -> None:
-        """Take a part; waits while too many have not been sent."""
+        """Add a chunk; blocks while too many have not been sent."""
         self._queue.put(data)
 
     def _make(self) -> None:

@@ -1,4 +1,4 @@
-"""`orc exec` and `orc attach`: another program in a container, and the container's own."""
+"""`orc exec` and `orc attach`: another process in a container, and its main process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def detach_keys(function: Any) -> Any:
         show_default=True,
         metavar="KEYS",
         callback=_keys,
-        help="Keys that leave the program running.",
+        help="Key sequence that detaches.",
     )(function)
 
 
@@ -41,7 +41,7 @@ sig_proxy_option = click.option(
     default=True,
     show_default=True,
     metavar="true|false",
-    help="Pass signals such as Ctrl-C on to the container.",
+    help="Forward signals such as Ctrl-C to the process.",
 )
 
 
@@ -50,9 +50,9 @@ sig_proxy_option = click.option(
     context_settings={"allow_interspersed_args": False},
     epilog=example("orc exec -it web.3 sh", "orc exec web.3 cat /etc/hosts"),
 )
-@click.option("--interactive", "-i", is_flag=True, help="Send this command's input to the program.")
-@click.option("--tty", "-t", is_flag=True, help="Give the program a terminal.")
-@click.option("--detach", "-d", is_flag=True, help="Start the program and leave it.")
+@click.option("--interactive", "-i", is_flag=True, help="Keep stdin open and forward it.")
+@click.option("--tty", "-t", is_flag=True, help="Allocate a terminal.")
+@click.option("--detach", "-d", is_flag=True, help="Start the process and detach.")
 @click.option(
     "--env",
     "-e",
@@ -60,10 +60,14 @@ sig_proxy_option = click.option(
     metavar="KEY[=VALUE]",
     help="An environment variable; repeatable.",
 )
-@file_option("--env-file", multiple=True, help="Variables, one a line.")
-@click.option("--user", "-u", default="", metavar="USER[:GROUP]", help="Who runs the program.")
-@click.option("--workdir", "-w", default="", metavar="DIR", help="Where the program begins.")
-@click.option("--privileged", is_flag=True, help="Give the program all capabilities.")
+@file_option("--env-file", multiple=True, help="File of environment variables, one per line.")
+@click.option(
+    "--user", "-u", default="", metavar="USER[:GROUP]", help="User and group of the process."
+)
+@click.option(
+    "--workdir", "-w", default="", metavar="DIR", help="Working directory of the process."
+)
+@click.option("--privileged", is_flag=True, help="Give the process all capabilities.")
 @detach_keys
 @click.argument("container", shell_complete=completes("running_containers"))
 @click.argument("command", nargs=-1, required=True)
@@ -82,8 +86,8 @@ def exec_(
     container: str,
     command: tuple[str, ...],
 ) -> None:
-    """Run a program in a container that runs. Exits as the program does; 126 if it cannot be run,
-    127 if there is none of that name."""
+    """Run a process in a running container. Exits with its exit status; 126 if the program cannot
+    be run, 127 if it was not found."""
     from orchestrator.cli.container.interactive_session import NOT_A_TERMINAL, Session
     from orchestrator.pb import interact_pb2
 
@@ -106,21 +110,21 @@ def exec_(
 def _environment(words: tuple[str, ...], files: tuple[str, ...]) -> tuple[str, ...]:
     if not (words or files):
         return ()
-    # Its module takes its time, and most programs need no variable.
+    # Imported late: its import is slow, and few commands set variables.
     from orchestrator.cli.flags.spec_flags import environment
 
     return environment(words, files)
 
 
 @click.command(epilog=example("orc attach --no-stdin web.3"))
-@click.option("--no-stdin", is_flag=True, help="Do not send this command's input.")
+@click.option("--no-stdin", is_flag=True, help="Do not forward stdin.")
 @sig_proxy_option
 @detach_keys
 @click.argument("container", shell_complete=completes("running_containers"))
 @pass_client
 def attach(client: Client, no_stdin: bool, sig_proxy: bool, keys: bytes, container: str) -> None:
-    """Connect to a container's own program: its input, output and signals. Exits as it does;
-    at a terminal, ctrl-p ctrl-q leaves it running."""
+    """Attach to the main process of a container: its input, output and signals. Exits with its exit
+    status; at a terminal, ctrl-p ctrl-q detaches."""
     from orchestrator.cli.container.interactive_session import Session
     from orchestrator.pb import interact_pb2
 

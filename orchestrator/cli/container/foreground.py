@@ -19,7 +19,7 @@ from orchestrator.pb import containers_pb2, types_pb2
 
 class NotRun(CliError):
     """`orc run` could not run the container: Orc failed, not the program. Exit status 125, as
-    Docker has it."""
+    in Docker."""
 
     exit_code = 125
 
@@ -41,10 +41,10 @@ _KINDS: dict[int, type[NotRun]] = {CANNOT_INVOKE: CannotInvoke, NOT_FOUND: NotFo
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A container at one moment."""
+    """The state of a container at one moment."""
 
     task: Any
-    """The Task, as the message that came: a short command is spared the model of it."""
+    """The Task as a message: converting it would import the model."""
     removed: bool
     node: str
     """Hostname."""
@@ -52,23 +52,23 @@ class Seen:
 
     @property
     def ended(self) -> bool:
-        """Whether the run that is wanted has ended, or will never be."""
+        """Whether the wanted run has ended, or will never start."""
         status = self.task.status
         return self.removed or (is_terminal(status.state) and status.run >= self.task.run)
 
     @property
     def begun(self) -> bool:
-        """Whether the run that is wanted has begun, or has ended already."""
+        """Whether the wanted run has started, or has already ended."""
         status = self.task.status
         running = status.state == TaskState.RUNNING and status.run >= self.task.run
         return running or self.ended
 
 
 class Watch:
-    """The states of one container, none left out. A context manager."""
+    """Streams every state of one container. A context manager."""
 
     def __init__(self, client: Client, container: str, quiet: bool = False) -> None:
-        """`quiet`: say nothing of why it waits."""
+        """`quiet`: do not print why it waits."""
         self._quiet = quiet
         self._rows: Iterator[Any] = client.stream(
             "Containers.WatchContainer", containers_pb2.ContainerRequest(container=container)
@@ -85,10 +85,10 @@ class Watch:
             close()
 
     def until(self, done: Callable[[Seen], bool]) -> Seen:
-        """Wait until `done`; what keeps a container waiting is said once on stderr."""
+        """Wait until `done`; each reason for waiting is printed once on stderr."""
         while not done(self.last):
             if self.last.removed:
-                raise CliError(f"container '{_name(self.last.task)}' was removed meanwhile")
+                raise CliError(f"container '{_name(self.last.task)}' was removed")
             self._say(self.last)
             self.last = self._next()
         return self.last
@@ -123,7 +123,7 @@ def _name(task: Any) -> str:
 
 
 def failure(seen: Seen) -> NotRun | None:
-    """Why a run that has ended never began, None if it did."""
+    """Why a run ended without having started; None if it started."""
     task, status = seen.task, seen.task.status
     if not seen.ended or status.started_at or not is_terminal(status.state):
         return None
@@ -135,12 +135,12 @@ def failure(seen: Seen) -> NotRun | None:
 
 
 def await_removal(client: Client, task: Any) -> None:
-    """Wait until a container that was ordered to go is gone."""
+    """Wait until a container whose removal was ordered is gone."""
     try:
         with Watch(client, task.id) as watch:
             watch.until(lambda seen: seen.removed)
     except CliError as error:
-        # It went before the watch began.
+        # It was removed before the watch began.
         if "no container" not in error.format_message():
             raise
 
@@ -149,9 +149,9 @@ def foreground(
     client: Client, container: str, *, stdin: bool, tty: bool, keys: bytes, sig_proxy: bool,
     quiet: bool = False, goes: bool = False,
 ) -> int:  # fmt: skip
-    """Attach to a container that is made ready, start it, and return its exit status; one that
-    runs is attached to. `quiet`: no word of what it waits for. `goes`: it is removed at its end,
-    which is waited for. Raises CliError."""
+    """Attach to a created container, start it, and return its exit status; a running one is only
+    attached to. `quiet`: do not print why it waits. `goes`: it is removed after its exit, which is
+    waited for. Raises CliError."""
     from orchestrator.cli.container.interactive_session import Session
     from orchestrator.pb import interact_pb2
 
@@ -183,7 +183,7 @@ def foreground(
             if not started:
                 raise
             name = watch.last.task.container_name
-            way = f"'orc attach {name}' gets back to the container"
+            way = f"'orc attach {name}' attaches to the container again"
             raise ManagerLost(f"{lost.message} ({way})") from None
         if not session.detached and goes:
             watch.until(lambda seen: seen.removed)
@@ -191,6 +191,6 @@ def foreground(
 
 
 def is_ready(seen: Seen) -> bool:
-    """Whether the run that is wanted is ready, or further."""
+    """Whether the wanted run is ready to start, or further."""
     status = seen.task.status
     return seen.removed or (status.state >= TaskState.READY and status.run >= seen.task.run)

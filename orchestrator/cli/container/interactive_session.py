@@ -1,7 +1,8 @@
-"""One program's streams and this process's: what `orc exec`, `attach` and `run` have in common.
+"""Interactive sessions: connects this process's streams to a container's, for `exec`, `attach`,
+`run`.
 
-Three threads: the call's own sends what is queued; one reads stdin, as fast as the other end's
-window lets it; the main one writes what comes, at the reader's speed, and takes signals.
+Three threads: the call's own sends the queue; one reads stdin, limited by the flow-control window
+of the other end; the main thread writes the output, at the reader's speed, and handles signals.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from orchestrator.model.signals import signal_number
 from orchestrator.pb import interact_pb2
 
 _CHUNK = 1 << 16
-"""Most bytes of stdin in a message."""
+"""Maximum bytes of stdin in a message."""
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _BROKEN_PIPE = 128 + 13
-"""Exit status of a command whose reader has left, as shells have it: 128 + SIGPIPE."""
+"""Exit status after a broken pipe, as in shells: 128 + SIGPIPE."""
 DETACHED = 0
-"""Exit status of a command whose user typed the detach keys, as in Docker."""
+"""Exit status after detaching, as in Docker."""
 NOT_A_TERMINAL = "the input is not a terminal; leave out -t, or run this at a terminal"
 
 
@@ -45,9 +46,9 @@ class Session:
         sig_proxy: bool = False,
         attached: Callable[[], None] = lambda: None,
     ) -> None:
-        """`first`: an ExecRequest or AttachRequest without a size. `stdin`: send this process's
-        input. `keys`: those to detach with, at a terminal. `sig_proxy`: pass signals on.
-        `attached` is called once no output can be missed any more."""
+        """`first`: an ExecRequest or AttachRequest without a size. `stdin`: forward this process's
+        stdin. `keys`: the sequence that detaches, at a terminal. `sig_proxy`: forward signals.
+        `attached` is called as soon as no output can be missed."""
         self._client = client
         self._stdin = stdin
         self._keys = terminal.DetachKeys(keys)
@@ -58,18 +59,18 @@ class Session:
         self._sent = 0
         """Bytes of stdin."""
         self._room = 0
-        """Up to how many of them may be sent."""
+        """Flow-control limit of bytes sent."""
         self._window = 0
         self._call: Any = None
         self.detached = False
-        """Whether the user left while the program runs on."""
+        """Whether the user detached."""
         kind = "exec" if isinstance(first, interact_pb2.ExecRequest) else "attach"
         if (found := terminal.size(_STDOUT)) is not None:
             first.size.rows, first.size.columns = found
         self._send(**{kind: first})
 
     def run(self) -> int:
-        """Until the program has ended: its exit status, or DETACHED. Raises CliError."""
+        """Run until the process has exited: its exit status, or DETACHED. Raises CliError."""
         with ExitStack() as stack:
             if self._sig_proxy:
                 stack.enter_context(terminal.handling(self._pass_on, *terminal.PROXIED))
@@ -79,9 +80,9 @@ class Session:
                 if not self.detached:
                     raise
             finally:
-                # What the call's sender waits for.
+                # Ends the call's sender.
                 self._outbox.put(None)
-        click.echo("\nDetached; it runs on.", err=True)
+        click.echo("\nDetached; the process continues to run.", err=True)
         return DETACHED
 
     def _converse(self, stack: ExitStack) -> int:
@@ -113,7 +114,7 @@ class Session:
         at_terminal = attached.tty and terminal.size(_STDIN) is not None
         if attached.tty and terminal.size(_STDOUT) is not None:
             stack.enter_context(terminal.handling(self._resized, *terminal.RESIZED))
-            # It may have changed since the request was made.
+            # The size may have changed since the request was made.
             self._resized()
         if self._stdin and attached.stdin:
             if at_terminal:
@@ -155,7 +156,7 @@ class Session:
             self._send(resize=interact_pb2.TerminalSize(rows=rows, columns=columns))
 
     def _pass_on(self, number: int) -> None:
-        # Numbers differ between systems; the program's are Linux's.
+        # Signal numbers differ between systems; the container's are those of Linux.
         self._send(signal=signal_number(signal.Signals(number).name))
 
     def _send(self, **message: Any) -> None:

@@ -1,4 +1,4 @@
-"""The life of containers: start, stop, restart, kill, pause, unpause, rm, wait, rename."""
+"""The life cycle of containers: start, stop, restart, kill, pause, unpause, rm, wait, rename."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _time = click.option(
 
 
 def _each(names: Sequence[str], act: Callable[[str], Any], wait: Callable[[Any], None]) -> None:
-    """Order something of each container, then wait for one after the other, and print its name."""
+    """Send the request for each container, then wait for each in turn and print its name."""
     ordered = []
     with attempts() as attempt:
         for name in names:
@@ -46,8 +46,8 @@ def _each(names: Sequence[str], act: Callable[[str], Any], wait: Callable[[Any],
 
 
 @click.command(epilog=example("orc start web", "orc start -ai shell"))
-@click.option("--attach", "-a", is_flag=True, help="Show its output, and exit as it does.")
-@click.option("--interactive", "-i", is_flag=True, help="Send this command's input to it.")
+@click.option("--attach", "-a", is_flag=True, help="Attach, and exit with its exit status.")
+@click.option("--interactive", "-i", is_flag=True, help="Forward stdin to it.")
 @sig_proxy_option
 @detach_keys
 @_containers(completes("stopped_containers"))
@@ -60,7 +60,7 @@ def start(
     sig_proxy: bool,
     keys: bytes,
 ) -> None:
-    """Start containers that were created, or have ended."""
+    """Start created or stopped containers."""
     if attach or interactive:
         if len(containers) > 1:
             raise click.UsageError("only one container can be attached to; start the others first")
@@ -84,7 +84,7 @@ def start(
 def stop(
     client: Client, containers: tuple[str, ...], grace: float | None, signal: str | None
 ) -> None:
-    """Stop containers: the stop signal, and SIGKILL after the grace period."""
+    """Stop containers: send the stop signal, and SIGKILL after the grace period."""
 
     def order(name: str) -> Any:
         return client.call("Containers.StopContainer", _stopping(name, grace, signal))
@@ -136,7 +136,7 @@ def kill(client: Client, containers: tuple[str, ...], signal: str) -> None:
 @_containers(completes("running_containers"))
 @pass_client
 def pause(client: Client, containers: tuple[str, ...]) -> None:
-    """Freeze all processes of containers."""
+    """Suspend all processes of containers."""
     _each(containers, lambda name: _call(client, "PauseContainer", name), lambda _: None)
 
 
@@ -144,17 +144,19 @@ def pause(client: Client, containers: tuple[str, ...]) -> None:
 @_containers(completes("paused_containers"))
 @pass_client
 def unpause(client: Client, containers: tuple[str, ...]) -> None:
-    """Let paused containers go on."""
+    """Resume paused containers."""
     _each(containers, lambda name: _call(client, "UnpauseContainer", name), lambda _: None)
 
 
 @click.command(epilog=example("orc rm web", "orc rm -f web db"))
-@click.option("--force", "-f", is_flag=True, help="Kill what runs; forget what is out of reach.")
-@click.option("--volumes", "-v", is_flag=True, help="Their volumes without a name, too.")
+@click.option(
+    "--force", "-f", is_flag=True, help="Kill running ones; drop those on unreachable nodes."
+)
+@click.option("--volumes", "-v", is_flag=True, help="Also remove their anonymous volumes.")
 @_containers(completes("containers"))
 @pass_client
 def rm(client: Client, containers: tuple[str, ...], force: bool, volumes: bool) -> None:
-    """Remove containers with their files."""
+    """Remove containers and their files."""
 
     def order(name: str) -> Any:
         request = containers_pb2.RemoveContainerRequest(
@@ -169,7 +171,7 @@ def rm(client: Client, containers: tuple[str, ...], force: bool, volumes: bool) 
 @_containers(completes("running_containers"))
 @pass_client
 def wait(client: Client, containers: tuple[str, ...]) -> None:
-    """Wait until containers have ended, and print their exit statuses."""
+    """Wait until containers have exited, and print their exit statuses."""
     with attempts() as attempt:
         for name in containers:
             with attempt():
@@ -179,7 +181,7 @@ def wait(client: Client, containers: tuple[str, ...]) -> None:
 
 
 def _run_is_over(seen: Seen, run: int) -> bool:
-    """Whether this run has ended; a restart policy may have begun the next at once."""
+    """Whether this run has ended; a restart policy may have started the next immediately."""
     status = seen.task.status
     return seen.ended or is_terminal(status.state) or status.run > run
 
@@ -189,7 +191,7 @@ def _run_is_over(seen: Seen, run: int) -> bool:
 @click.argument("name")
 @pass_client
 def rename(client: Client, container: str, name: str) -> None:
-    """Give a container another name."""
+    """Rename a container."""
     request = containers_pb2.RenameContainerRequest(container=container, name=name)
     client.call("Containers.RenameContainer", request)
 

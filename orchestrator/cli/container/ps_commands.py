@@ -1,4 +1,4 @@
-"""`orc ps`, `container inspect` and `port`: what runs."""
+"""`orc ps`, `container inspect` and `port`."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from orchestrator.pb import containers_pb2, system_pb2
 
 
 @click.command(epilog=example("orc ps", "orc ps -a --filter status=exited --format json"))
-@click.option("--all", "-a", "everything", is_flag=True, help="Those that do not run, too.")
-@click.option("--last", "-n", type=click.INT, default=-1, help="The newest so many, of all.")
-@click.option("--latest", "-l", is_flag=True, help="The newest one, of all.")
+@click.option("--all", "-a", "everything", is_flag=True, help="Also stopped ones.")
+@click.option("--last", "-n", type=click.INT, default=-1, help="Only the N newest, in any state.")
+@click.option("--latest", "-l", is_flag=True, help="Only the newest, in any state.")
 @listing_options(*FILTERS)
-@click.option("--no-trunc", is_flag=True, help="Show whole ids and commands.")
-@click.option("--size", "-s", is_flag=True, help="What its files take, and its image's.")
+@click.option("--no-trunc", is_flag=True, help="Do not truncate ids and commands.")
+@click.option("--size", "-s", is_flag=True, help="Show disk usage of its files and its image.")
 @pass_client
 def ps(
     client: Client,
@@ -53,7 +53,7 @@ def ps(
     no_trunc: bool,
     size: bool,
 ) -> None:
-    """List the containers of all nodes, those of services included; the newest first."""
+    """List the containers of all nodes, including those of services, newest first."""
     for word in filters.get("status", ()):
         if word not in STATES:
             meant = near_miss(word, STATES)
@@ -74,7 +74,7 @@ def ps(
 
 
 def add_sizes(client: Client, rows: Sequence[Row]) -> None:
-    """Ask the nodes what the containers' files take, and add it to the rows."""
+    """Query the nodes for the containers' disk usage, and add it to the rows."""
     request = system_pb2.DiskUsageRequest(containers_only=True)
     usage = client.call("System.DiskUsage", request)
     for notice in (node.notice for node in usage.nodes if node.notice):
@@ -100,12 +100,12 @@ def _listed(client: Client, containers: Sequence[str]) -> Sequence[Any]:
 @click.command(
     epilog=example("orc container inspect web", "orc container inspect -f '{{.state}}' web.3")
 )
-@click.option("--size", "-s", is_flag=True, help="What its files take, and its image's.")
+@click.option("--size", "-s", is_flag=True, help="Show disk usage of its files and its image.")
 @format_option("json", templates=True, short=True)
 @click.argument("containers", nargs=-1, required=True, shell_complete=completes("containers"))
 @pass_client
 def inspect(client: Client, containers: tuple[str, ...], form: str, size: bool) -> None:
-    """Show all that is known of containers, as JSON."""
+    """Show details of containers, as JSON."""
     documents: list[Row] = []
     with attempts() as attempt:
         for name in containers:
@@ -118,7 +118,7 @@ def inspect(client: Client, containers: tuple[str, ...], form: str, size: bool) 
 
 
 def container_documents(client: Client, name: str) -> list[Row]:
-    """All that is known of the container of this name or id. Raises CliError where none is."""
+    """The full document of the container of this name or id. Raises CliError if there is none."""
     now = time.time()
     return [container_document(row, now) for row in _listed(client, [name])]
 
@@ -128,7 +128,7 @@ def container_documents(client: Client, name: str) -> list[Row]:
 @click.argument("port", metavar="[PORT[/PROTOCOL]]", required=False)
 @pass_client
 def port(client: Client, container: str, port: str | None) -> None:
-    """Show where a container's published ports can be reached."""
+    """List the published ports of a container and their addresses."""
     row = _rows(client, [container])[0]
     wanted = f"{port}/tcp" if port and "/" not in port else port
     found = False

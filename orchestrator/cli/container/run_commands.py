@@ -36,7 +36,7 @@ from orchestrator.pb import containers_pb2
         "orc run -d --name db --node node2 -p 5432:5432 postgres:16",
     ),
 )
-@click.option("--detach", "-d", is_flag=True, help="Print its id and leave it to itself.")
+@click.option("--detach", "-d", is_flag=True, help="Run in the background and print the id.")
 @sig_proxy_option
 @detach_keys
 @container_options
@@ -44,8 +44,8 @@ from orchestrator.pb import containers_pb2
 def run(client: Client, detach: bool, **values: Any) -> None:
     """Run a program in a new container, somewhere in the cluster.
 
-    Exits with the program's own status; 125 when the container could not be run, 126 when the
-    program cannot be run, 127 when it is not there.
+    Exits with the program's exit status; 125 if the container could not be run, 126 if the program
+    cannot be run, 127 if it was not found.
     """
     if values["interactive"] and values["tty"] and not detach and not os.isatty(0):
         raise NotRun("the input is not a terminal; leave out -t, or run this at a terminal")
@@ -87,7 +87,7 @@ def _started(client: Client, task: Any, quiet: bool) -> str:
 @container_options
 @pass_client
 def create(client: Client, **values: Any) -> None:
-    """Make a container ready on its node, without starting it; print its id."""
+    """Create a container on its node without starting it, and print its id."""
     task = create_container(client, values, start=False)
     with Watch(client, task.id, values["quiet"]) as watch:
         if problem := failure(watch.until(is_ready)):
@@ -124,15 +124,15 @@ def _resource_options(function: Any) -> Any:
 @click.option(
     "--restart",
     type=Parsed("no|on-failure[:NUMBER]|always|unless-stopped", parse_restart),
-    help="When to restart it after its program has ended.",
+    help="When to restart it after its exit.",
 )
 @click.argument("containers", nargs=-1, required=True, shell_complete=completes("containers"))
 @pass_client
 def update(client: Client, containers: tuple[str, ...], **values: Any) -> None:
     """Change resource limits and restart policies of containers without restarting them.
 
-    0 removes a limit of CPU or memory. A node refuses a memory limit below what the container uses,
-    and a reservation for which it has no room; then nothing changes.
+    0 removes a limit of CPU or memory. A node rejects a memory limit below the container's usage,
+    and a reservation that exceeds its capacity; then nothing changes.
     """
     changes = {field: values[name] for name, field in _FIELDS.items() if values[name] is not None}
     if values["restart"] is not None:

@@ -1,6 +1,6 @@
-"""The user's terminal: raw mode that is always undone, its size, its signals, the keys to detach.
+"""The user's terminal: raw mode that is always restored, size, signals, detach keys.
 
-Imports little, as `orc exec` should be quick.
+Imports little, to keep `orc exec` fast.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ DETACH_KEYS = "ctrl-p,ctrl-q"
 
 
 def _known(*names: str) -> tuple[signal.Signals, ...]:
-    """The signals of these names that this system has."""
+    """Those of these signals that this system has."""
     return tuple(signal.Signals[name] for name in names if name in signal.Signals.__members__)
 
 
 PROXIED = _known("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
-"""Signals that are passed on to a program one is attached to."""
+"""Signals that are forwarded to an attached process."""
 
 
 def parse_keys(text: str) -> bytes:
-    """The bytes of `ctrl-p,ctrl-q` or `x`: keys with commas between. Empty is no key at all.
+    """Parse a comma-separated key sequence such as `ctrl-p,ctrl-q` into bytes; empty: no sequence.
 
-    Raises ValueError for what is not a key.
+    Raises ValueError for an unknown key.
     """
     keys = bytearray()
     for word in text.split(",") if text else ():
@@ -39,22 +39,22 @@ def parse_keys(text: str) -> bytes:
             keys.append(ord(word))
         else:
             raise ValueError(
-                f"{word!r} is no key; give letters or ctrl-LETTER with commas between, "
+                f"{word!r} is not a key; write letters or ctrl-LETTER separated by commas, "
                 f"such as {DETACH_KEYS}"
             )
     return bytes(keys)
 
 
 class DetachKeys:
-    """Looks for a sequence of keys in what is typed; a begun one is held back until it is clear."""
+    """Detects the key sequence in typed bytes; a partial match is held back until decided."""
 
     def __init__(self, sequence: bytes) -> None:
         self._sequence = sequence
         self._held = b""
 
     def feed(self, data: bytes) -> tuple[bytes, bool]:
-        """What to pass on of some typed bytes, and whether the sequence was completed in them;
-        what follows it is dropped."""
+        """The bytes to forward, and whether the sequence is complete; bytes after it are
+        dropped."""
         sequence = self._sequence
         if not sequence:
             return data, False
@@ -72,10 +72,10 @@ class DetachKeys:
 
 @contextmanager
 def raw(descriptor: int) -> Iterator[None]:
-    """Every key as it is typed, for the duration of the block.
+    """Raw mode for the duration of the block.
 
-    The terminal is as it was on every way out: SIGTERM, SIGHUP and SIGQUIT, if nobody else
-    handles them, become SystemExit with the status that shells give. Where there is no termios
+    The terminal is restored on every exit: SIGTERM, SIGHUP and SIGQUIT without another handler
+    become SystemExit with the status that shells use. Where there is no termios
     (Windows), keys arrive a line at a time.
     """
     try:
@@ -117,11 +117,11 @@ def handling(handler: Callable[[int], None], *numbers: int) -> Iterator[None]:
 
 
 RESIZED = _known("SIGWINCH")
-"""The signal that a terminal's size has changed, on systems that have it."""
+"""The signal of a changed terminal size, on systems that have it."""
 
 
 def size(descriptor: int) -> tuple[int, int] | None:
-    """Rows and columns of a terminal; None for what is none."""
+    """Rows and columns of a terminal; None if it is not a terminal."""
     try:
         found = os.get_terminal_size(descriptor)
     except OSError:
@@ -130,9 +130,9 @@ def size(descriptor: int) -> tuple[int, int] | None:
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of it, also where somebody else has made the descriptor non-blocking.
+    """Write all of it, also if another process has made the descriptor non-blocking.
 
-    Raises OSError, BrokenPipeError when nobody reads.
+    Raises OSError; BrokenPipeError if the reader is gone.
     """
     rest = memoryview(data)
     while rest:

@@ -32,9 +32,9 @@ class Many:
     metavar: str
     help: str
     read: Callable[[str], Any] = _text
-    """From the flag's text to an entry; raises ValueError in the user's words."""
+    """Parses the flag's text; raises ValueError with a message for the user."""
     key: Callable[[Any], str] = str
-    """What `-rm` names, and what a later entry of the same replaces."""
+    """The key that `-rm` names; a later entry with the same key replaces an earlier one."""
     add: str = ""
     """The flag's name in an update, where it is not NAME-add."""
 
@@ -84,26 +84,29 @@ MANY = (
         ("--host", "--add-host"),
         "hosts",
         "HOST:IP",
-        "A line of /etc/hosts; repeatable.",
+        "Entry of /etc/hosts; repeatable.",
         confinement.parse_host,
     ),
-    Many(("--dns",), "dns", "IP", "A name server in place of the network's; repeatable."),
-    Many(("--dns-search",), "dns_search", "DOMAIN", "A search domain; `.` for none."),
+    Many(("--dns",), "dns", "IP", "DNS server instead of the network's; repeatable."),
+    Many(("--dns-search",), "dns_search", "DOMAIN", "DNS search domain; `.`: none."),
     Many(
-        ("--dns-option", "--dns-opt"), "dns_options", "OPTION", "An option of resolv.conf, ndots:2."
+        ("--dns-option", "--dns-opt"),
+        "dns_options",
+        "OPTION",
+        "DNS resolver option, such as ndots:2.",
     ),
     Many(
         ("--group", "--group-add"),
         "groups",
         "GROUP",
-        "A further group of the process.",
+        "Supplementary group of the process.",
         add="--group-add",
     ),
     Many(
         ("--cap-add",),
         "cap_add",
         "CAPABILITY",
-        "A capability over the default set, such as NET_ADMIN or ALL.",
+        "Capability to add to the default set, such as NET_ADMIN or ALL.",
         confinement.parse_capability,
         add="--cap-add",
     ),
@@ -111,7 +114,7 @@ MANY = (
         ("--cap-drop",),
         "cap_drop",
         "CAPABILITY",
-        "A capability less than the default set, or ALL.",
+        "Capability to drop from the default set, or ALL.",
         confinement.parse_capability,
         add="--cap-drop",
     ),
@@ -119,18 +122,23 @@ MANY = (
         ("--device",),
         "devices",
         "HOST[:CONTAINER[:rwm]]",
-        "A device of the node, by its path or CDI name; repeatable.",
+        "Device of the node, by its path or CDI name; repeatable.",
         _device,
         _head,
     ),
     Many(
-        ("--tmpfs",), "tmpfs", "PATH[:OPTIONS]", "A file system in memory, size=64m.", _tmpfs, _head
+        ("--tmpfs",),
+        "tmpfs",
+        "PATH[:OPTIONS]",
+        "Mount a tmpfs; options such as size=64m.",
+        _tmpfs,
+        _head,
     ),
     Many(
         ("--ulimit",),
         "ulimits",
         "LIMIT=SOFT[:HARD]",
-        "A limit of the process, such as nofile=1024.",
+        "Resource limit of the process, such as nofile=1024.",
         confinement.parse_ulimit,
         lambda limit: str(limit.name),
     ),
@@ -146,7 +154,7 @@ MANY = (
         ("--sysctl",),
         "sysctls",
         "SYSCTL=VALUE",
-        "A kernel setting of the container's own.",
+        "Kernel parameter of the container's namespaces.",
         _sysctl,
         lambda pair: str(pair[0]),
     ),
@@ -173,7 +181,7 @@ def many_edit_options(function: F) -> F:
             flag.rm_name,
             multiple=True,
             metavar=flag.metavar.partition("=")[0].partition("[")[0],
-            help=f"Take back {name}; repeatable.",
+            help=f"Remove a value of {name}; repeatable.",
         )(function)
         function = click.option(
             flag.add or f"{name}-add",
@@ -196,8 +204,8 @@ def _security_option(function: F) -> F:
 
 
 def with_many(container: ContainerSpec, values: Mapping[str, Any]) -> ContainerSpec:
-    """The container with what was given of MANY on `create` or `run`, or `-add` and `-rm` of an
-    `update`. Raises a usage error for what cannot be read."""
+    """The container with the given values of MANY on `create` or `run`, or `-add` and `-rm` of an
+    `update`. Raises a usage error for invalid values."""
     for flag in MANY:
         added = values.get(flag.name) or values.get(flag.add_name) or ()
         removed = values.get(flag.rm_name) or ()
@@ -208,8 +216,8 @@ def with_many(container: ContainerSpec, values: Mapping[str, Any]) -> ContainerS
 
 
 def image_and_command(values: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """The image and the command of `IMAGE [COMMAND…]`; with `--rootfs host` there is no image,
-    and all is the command. Raises a usage error for a name that is none."""
+    """The image and the command of `IMAGE [COMMAND…]`; with `--rootfs host` there is no image, only
+    a command. Raises a usage error for an invalid image name."""
     image, command = values["image"], tuple(values["command"])
     if values.get("rootfs") == "host":
         return "", (image, *command)
@@ -229,7 +237,7 @@ def _stored(container: ContainerSpec, flag: Many, entries: list[Any]) -> Contain
 
 
 def _merged(flag: Many, entries: list[Any], added: Any, removed: Any) -> list[Any]:
-    """The list without what is removed; an added entry takes the place of one with its key."""
+    """The list without removed entries; an added entry replaces one with the same key."""
     by_key = {
         flag.key(entry): entry
         for entry in entries
@@ -265,14 +273,14 @@ def _with_security(container: ContainerSpec, options: tuple[str, ...]) -> Contai
                 click.echo(f"--security-opt {option} is ignored: Orc uses no SELinux", err=True)
         else:
             raise click.BadParameter(
-                f"security option {option!r} is unknown; seccomp=FILE|unconfined, "
-                "apparmor=PROFILE|unconfined, label=disable and no-new-privileges[=false] are there"
+                f"security option {option!r} is unknown; known are seccomp=FILE|unconfined, "
+                "apparmor=PROFILE|unconfined, label=disable and no-new-privileges[=false]"
             )
     return container
 
 
 def _profile(value: str) -> str:
-    """A seccomp profile by the name of its file on this machine; its text goes with the spec."""
+    """A seccomp profile by its file name on this host; its text is sent with the spec."""
     if value == "unconfined":
         return value
     try:
@@ -317,9 +325,9 @@ def logging_options(function: F) -> F:
 
 
 def with_logging(container: ContainerSpec, values: Mapping[str, Any]) -> ContainerSpec:
-    """The container with the driver and options that were given. A driver takes the place of
-    another one with its options; options alone are set beside those that are there. Raises a
-    usage error for an option that the driver does not take."""
+    """The container with the given driver and options. A driver replaces the previous one and its
+    options; options alone are merged. Raises a usage error for an option that the driver does not
+    accept."""
     driver, options = values.get("log_driver"), dict(values.get("log_opt") or ())
     if driver is None and not options:
         return container

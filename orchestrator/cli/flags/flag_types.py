@@ -1,4 +1,4 @@
-"""How the texts of flags are read, and what a flag that sets one value of a spec is."""
+"""Types of flags, and flags that set one value of a spec."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ else:
 
 
 class Parsed(AnyType):
-    """A flag's text, read by a function that raises ValueError in the user's words."""
+    """A type parsed by a function that raises ValueError with a message for the user."""
 
     def __init__(self, name: str, read: Callable[[str], Any]) -> None:
         self.name = name
@@ -36,7 +36,7 @@ class Parsed(AnyType):
             self.fail(str(error), param, ctx)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """`DURATION`, or the choices as they are typed: `[vip|dnsrr]`."""
+        """`DURATION`, or the choices: `[vip|dnsrr]`."""
         return f"[{self.name}]" if "|" in self.name else self.name.upper()
 
     def shell_complete(
@@ -52,13 +52,13 @@ class Parsed(AnyType):
 
 
 def moment(name: str) -> Parsed:
-    """Reads a moment such as `10m` (ago) or RFC 3339 into Unix seconds, for the flag `name`."""
+    """Parses `10m` (ago) or RFC 3339 into Unix seconds, for the flag `name`."""
     return Parsed("time", lambda text: parse_moment(text, time.time(), name))
 
 
 def filter_of(text: str, keys: Collection[str]) -> tuple[str, str]:
-    """The key and the value of `--filter KEY=VALUE`. Raises click.BadParameter, with the key that
-    may be meant, for any other than these."""
+    """Key and value of `--filter KEY=VALUE`. Raises click.BadParameter, with a near miss, for an
+    unknown key."""
     key, equals, value = text.partition("=")
     if equals and key in keys:
         return key, value
@@ -108,7 +108,7 @@ class Setting:
     type: AnyType
     help: str
     default: str = ""
-    """What applies without the flag, for its help."""
+    """The default as shown in help."""
     metavar: str | None = None
     """The placeholder of its value; None: the type's."""
     flag_value: str | None = None

@@ -40,10 +40,10 @@ def mount_options(function: F) -> F:
             multiple=True,
             metavar="CONTAINER[:ro]",
             shell_complete=completes("containers"),
-            help="Mount what that container does, on its node; repeatable.",
+            help="Mount the volumes of that container, on its node; repeatable.",
         ),
         click.option(
-            "--storage-opt", multiple=True, metavar="size=SIZE", help="Most of the writable layer."
+            "--storage-opt", multiple=True, metavar="size=SIZE", help="Limit of the writable layer."
         ),
     ):
         function = option(function)
@@ -91,7 +91,7 @@ def edit_mounts(spec: ContainerSpec, values: Mapping[str, Any]) -> ContainerSpec
 
 
 def parse_volume(text: str) -> MountSpec:
-    """`/host:/path[:OPTIONS]`, `name:/path[:OPTIONS]` or `/path` (a volume without a name)."""
+    """`/host:/path[:OPTIONS]`, `name:/path[:OPTIONS]` or `/path` (an anonymous volume)."""
     source, target, flags = _split(text)
     if not source:
         mount = MountSpec(target=target)
@@ -121,7 +121,7 @@ def _with_flag(text: str, mount: MountSpec, flag: str) -> MountSpec:
     if flag in ("ro", "readonly"):
         return replace(mount, read_only=True)
     if flag in ("rw", "z", "Z", "consistent", "cached", "delegated"):
-        # Labels of SELinux and hints for virtual machines ask for nothing here.
+        # SELinux labels and hints for virtual machines are accepted and ignored.
         return mount
     if flag == "nocopy" and not bind:
         return replace(mount, no_copy=True)
@@ -153,7 +153,7 @@ def parse_mount(text: str) -> MountSpec:
         except ValueError as error:
             raise click.BadParameter(f"mount {text!r}: {error}") from None
     if not mount.target:
-        raise click.BadParameter(f"mount {text!r} has no target; add such as target=/data")
+        raise click.BadParameter(f"mount {text!r} has no target; for example target=/data")
     if mount.type is MountType.BIND and mount.source.startswith("."):
         mount = replace(mount, source=os.path.abspath(mount.source))
     return mount

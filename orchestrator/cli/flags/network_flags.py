@@ -1,4 +1,4 @@
-"""The flags that say which networks a container is on, and what it is there."""
+"""Flags of the networks of a container or service, and its addresses and aliases there."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def network_options(function: F) -> F:
                 "--net",
                 multiple=True,
                 metavar="NAME|name=NAME[,alias=NAME][,ip=IP][,driver-opt=KEY=VALUE]",
-                help="A network to be on; repeatable. none, host and container:NAME stand alone.",
+                help="Network to attach to; repeatable. none, host and container:NAME stand alone.",
                 shell_complete=completes("networks"),
             ),
             click.option(
@@ -36,15 +36,19 @@ def network_options(function: F) -> F:
                 "--net-alias",
                 multiple=True,
                 metavar="NAME",
-                help="A further name on the network; repeatable.",
+                help="DNS alias on the network; repeatable.",
             ),
             click.option(
                 "--ip",
                 metavar="IP[,IP...]",
-                help="A fixed IPv4 address; of a service one for each replica.",
+                help="Fixed IPv4 address; for a service, one per replica.",
             ),
-            click.option("--ip6", metavar="IP[,IP...]", help="The same for IPv6."),
-            click.option("--mac-address", metavar="MAC", help="A fixed hardware address."),
+            click.option(
+                "--ip6",
+                metavar="IP[,IP...]",
+                help="Fixed IPv6 address; for a service, one per replica.",
+            ),
+            click.option("--mac-address", metavar="MAC", help="Fixed MAC address."),
         )
     ):
         function = option(function)
@@ -63,8 +67,8 @@ def attachments(values: Mapping[str, Any]) -> tuple[NetworkAttachment, ...]:
         return found
     if len(found) != 1 or stands_alone(found[0].network):
         raise click.UsageError(
-            "--network-alias, --ip, --ip6 and --mac-address need one --network that they are "
-            "about; for several write --network name=NAME,alias=NAME,ip=IP"
+            "--network-alias, --ip, --ip6 and --mac-address apply to one --network; "
+            "for several write --network name=NAME,alias=NAME,ip=IP"
         )
     (one,) = found
     return (
@@ -81,8 +85,8 @@ def attachments(values: Mapping[str, Any]) -> tuple[NetworkAttachment, ...]:
 def edited_attachments(
     current: tuple[NetworkAttachment, ...], add: Iterable[str], remove: Iterable[str]
 ) -> tuple[NetworkAttachment, ...]:
-    """The networks after an update's `--network-add` and `--network-rm`. One that is added takes
-    the place of one of the same name."""
+    """The networks after an update's `--network-add` and `--network-rm`. An added one replaces one
+    of the same name."""
     gone = set(remove)
     kept = {each.network: each for each in current if each.network not in gone}
     for each in _read(add):
@@ -91,7 +95,7 @@ def edited_attachments(
 
 
 def attachment_text(attachment: Mapping[str, Any]) -> str:
-    """An attachment of a document as one writes it, such as `name=back,alias=db`."""
+    """An attachment in the syntax of the flag, such as `name=back,alias=db`."""
     parts = [f"alias={alias}" for alias in attachment["aliases"]]
     parts += [f"ip={ip}" for ip in attachment["ip"]]
     parts += [f"ip6={ip}" for ip in attachment["ip6"]]

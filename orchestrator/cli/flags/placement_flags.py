@@ -1,4 +1,4 @@
-"""The flags of order and place: what a service waits for, and which nodes it likes."""
+"""Flags of placement and start order: constraints, affinities, resources, dependencies."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def _gpus(text: str) -> str:
         if not equals and key not in fields and len(parts) == 1:
             fields["count"] = key
         elif not equals and list(fields)[-1:] == ["device"]:
-            # Docker wants quotes around several ids, which shells take away.
+            # Docker requires quotes around several ids, which shells remove.
             fields["device"] += f",{key}"
         elif key in ("count", "device", "driver", "capabilities") and value:
             fields[key] = value
         else:
-            raise ValueError(f"{text!r} has {part!r}; write such as 2, all or device=0,1")
+            raise ValueError(f"{text!r} has {part!r}; for example 2, all or device=0,1")
     count, device = fields.get("count", ""), fields.get("device", "")
     if count == "-1":
         count = "all"
     if bool(count) == bool(device) or not (device or count == "all" or count.isdecimal()):
-        raise ValueError(f"{text!r} is no number of GPUs; write such as 2, all or device=0,1")
+        raise ValueError(f"{text!r} is not a number of GPUs; for example 2, all or device=0,1")
     made = f"{_GPU}=device={device}" if device else f"{_GPU}={count}"
     return str(parse_generic(made))
 
@@ -138,8 +138,8 @@ def placement_edit_options(function: F) -> F:
 
 
 def with_placement(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
-    """The spec with what was given of the flags, on `create`, or `-add` and `-rm` on `update`.
-    Raises a usage error for what cannot be read."""
+    """The spec with the given flags of `create`, or `-add` and `-rm` of `update`. Raises a usage
+    error for invalid values."""
     added = _dependencies(values.get("depends_on") or values.get("depends_on_add") or ())
     removed = values.get("depends_on_rm") or ()
     kept = {each.service: each for each in spec.depends_on if each.service not in removed}
@@ -175,8 +175,8 @@ def _generic(
 def _affinities(
     known: tuple[Affinity, ...], values: Mapping[str, Any], anti: bool
 ) -> tuple[Affinity, ...]:
-    """With those of one kind that were given, and without those that were taken away. One of a
-    rule that is there already takes its place."""
+    """The rules of one kind after adding and removing. An added one replaces one with the same
+    rule."""
     name = "anti_affinity" if anti else "affinity"
     try:
         added = [

@@ -1,4 +1,4 @@
-"""What the commands that remove all that nobody needs have in common: filters and a question."""
+"""Flags of the commands that remove unused objects: filters and confirmation."""
 
 from __future__ import annotations
 
@@ -16,25 +16,24 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class PruneFilters:
-    """`--filter until=TIME`, `label=KEY[=VALUE]` and `label!=KEY[=VALUE]`, all of which must
-    hold."""
+    """`--filter until=TIME`, `label=KEY[=VALUE]` and `label!=KEY[=VALUE]`; all must match."""
 
     texts: tuple[str, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
-    """Key → value; the empty one: whatever it is."""
+    """Key → value; empty: any."""
     without: tuple[str, ...] = ()
     until: float = 0.0
-    """0: of whatever age; else made before then."""
+    """Only objects created before this Unix time; 0: any."""
 
     def put_into(self, request: Any) -> Any:
-        """The request, with the fields of these names."""
+        """Set the request's fields of the same names."""
         request.labels.update(self.labels)
         request.without.extend(self.without)
         request.until = self.until
         return request
 
     def hold(self, labels: Mapping[str, str], created_at: float) -> bool:
-        """Whether they hold for an object."""
+        """Whether an object matches."""
         if self.until and created_at >= self.until:
             return False
         if not all(_has(labels, key, value) for key, value in self.labels.items()):
@@ -54,16 +53,18 @@ def prune_options(function: F) -> F:
         multiple=True,
         metavar="KEY=VALUE",
         callback=lambda ctx, param, texts: _read(texts),
-        help="Only what matches all of these; repeatable. Keys: until, label, label!.",
+        help="Only objects that match all of these; repeatable. Keys: until, label, label!.",
     )(function)
-    return click.option("--force", "-f", is_flag=True, help="Do not ask.")(function)
+    return click.option("--force", "-f", is_flag=True, help="Do not ask for confirmation.")(
+        function
+    )
 
 
 def confirm(what: Sequence[str], filters: PruneFilters) -> None:
-    """Ask whether to remove all that; ends the command if the answer is no."""
+    """Ask for confirmation; aborts the command if the answer is no."""
     things = "; ".join(what)
     only = f" (only those with {', '.join(filters.texts)})" if filters.texts else ""
-    click.confirm(f"This removes {things}{only}. Go on?", abort=True, err=True)
+    click.confirm(f"This removes {things}{only}. Continue?", abort=True, err=True)
 
 
 def _read(texts: Sequence[str]) -> PruneFilters:

@@ -1,4 +1,4 @@
-"""`--secret` and `--config` of what makes containers, and their `-add` and `-rm` of an update."""
+"""`--secret` and `--config` of commands that create containers; `-add` and `-rm` of updates."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def document_options(function: F) -> F:
             multiple=True,
             metavar=kind.word.upper(),
             shell_complete=_COMPLETIONS[kind],
-            help=f"A {kind.word} as a file: {_HELP}",
+            help=f"Mount a {kind.word} as a file: {_HELP}",
         )(function)
     return function
 
@@ -46,7 +46,7 @@ def document_edit_options(function: F) -> F:
             multiple=True,
             metavar="NAME",
             shell_complete=_COMPLETIONS[kind],
-            help=f"Take a {kind.word} away; repeatable.",
+            help=f"Remove a {kind.word}; repeatable.",
         )(function)
         function = click.option(
             f"--{kind.word}-add",
@@ -69,8 +69,8 @@ def with_documents(spec: ContainerSpec, values: Mapping[str, Any]) -> ContainerS
 
 
 def edit_documents(spec: ContainerSpec, values: Mapping[str, Any]) -> ContainerSpec:
-    """The container with the flags of `document_edit_options`: an added one takes the place of one
-    with the same target."""
+    """The container with the flags of `document_edit_options`: an added one replaces one with the
+    same target."""
     return replace(
         spec,
         secrets=_edited(DocumentKind.SECRET, spec.secrets, values),
@@ -116,12 +116,12 @@ def parse_reference(kind: DocumentKind, text: str) -> FileReference:
         except ValueError as error:
             raise click.BadParameter(f"{kind.word} {text!r}: {error}") from None
     if not reference.source:
-        raise click.BadParameter(f"{kind.word} {text!r} has no source; add such as source=NAME")
+        raise click.BadParameter(f"{kind.word} {text!r} has no source; for example source=NAME")
     return reference
 
 
 def parse_on_update(text: str) -> tuple[OnUpdate, str]:
-    """`roll`, `none`, `signal` or `signal:SIGHUP`: what, and the signal's name, empty for SIGHUP.
+    """`roll`, `none`, `signal` or `signal:SIGHUP`: the action and the signal, empty for SIGHUP.
     Raises ValueError."""
     word, colon, signal = text.partition(":")
     found = OnUpdate.__members__.get(word.upper())
@@ -142,7 +142,7 @@ def _text(name: str) -> Callable[[FileReference, str], FileReference]:
 def _id(name: str) -> Callable[[FileReference, str], FileReference]:
     def read(reference: FileReference, value: str) -> FileReference:
         if not (value.isascii() and value.isdecimal()):
-            raise ValueError(f"{name} {value!r} is no number; names are not known here")
+            raise ValueError(f"{name} {value!r} is not a number; names cannot be resolved here")
         return replace(reference, **{name: int(value)})  # type: ignore[arg-type]
 
     return read

@@ -44,7 +44,7 @@ from orchestrator.model.specs import PortSpec, Protocol, ServiceMode, ServiceSpe
 def new_spec(values: dict[str, Any]) -> ServiceSpec:
     """The spec that the flags of `create` describe. Raises a usage error for a bad one."""
     if values["entrypoint"] == ():
-        # Given and empty: none, not the image's.
+        # An explicit empty value overrides the image's.
         values = {**values, "entrypoint": ("",)}
     mode = ServiceMode[values["mode"].upper().replace("-", "_")]
     if mode.is_global and values["replicas"] is not None:
@@ -83,8 +83,8 @@ def new_spec(values: dict[str, Any]) -> ServiceSpec:
 
 
 def _name_for(image: str) -> str:
-    """A name for who gave none: the image's, and a little chance so that it is not taken."""
-    import secrets  # takes its time, and most users give a name
+    """A generated name: the image's, and a random suffix to be unique."""
+    import secrets  # slow to import, and rarely needed
 
     base = re.sub("[^a-z0-9]+", "-", parse_image(image).repository.rpartition("/")[2])
     return f"{base[:50]}-{secrets.token_hex(3)}"
@@ -109,7 +109,7 @@ _LISTS = (
 
 
 def edit_options(function: F) -> F:
-    """Add the flags of an update that are not of SETTINGS."""
+    """Add the flags of an update that are not in SETTINGS."""
     function = document_edit_options(mount_edit_options(function))
     for name, added, removed, what in reversed(_LISTS):
         function = click.option(
@@ -119,19 +119,17 @@ def edit_options(function: F) -> F:
             f"--{name}-add", multiple=True, metavar=added, help=f"Add a {what}; repeatable."
         )(function)
     function = many_edit_options(logging_options(function))
-    function = click.option("--args", "arguments", type=WORDS, help="The command's new words.")(
-        function
-    )
-    function = click.option("--image", metavar="IMAGE", help="Run this image from now on.")(
-        function
-    )
-    return click.option("--force", is_flag=True, help="Replace tasks although nothing changed.")(
+    function = click.option(
+        "--args", "arguments", type=WORDS, help="New command of the container."
+    )(function)
+    function = click.option("--image", metavar="IMAGE", help="New image.")(function)
+    return click.option("--force", is_flag=True, help="Replace tasks even if nothing changed.")(
         function
     )
 
 
 def edited(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
-    """The spec with an update's flags applied. Raises a usage error for what cannot be."""
+    """The spec with an update's flags applied. Raises a usage error for invalid values."""
     if values["replicas"] is not None and spec.mode.is_global:
         raise no_number(spec.mode)
     spec = with_placement(apply_settings(spec, values), values)
@@ -206,8 +204,8 @@ def _list(
 def _ports(
     entries: tuple[PortSpec, ...], add: tuple[str, ...], remove: tuple[str, ...]
 ) -> tuple[PortSpec, ...]:
-    """Removal is by target port as Docker has it (`80`, `80/udp`), or by the whole entry. An
-    added port takes the place of one that is published at the same number."""
+    """Removes ports by target as in Docker (`80`, `80/udp`), or by the whole entry. An added port
+    replaces one published at the same number."""
     kept = [port for port in entries if not any(_is_port(port, text) for text in remove)]
     added = ports(add)
     taken = {(port.published, port.protocol) for port in added}

@@ -20,19 +20,19 @@ from orchestrator.model.validation.service_specs import InvalidSpec, validate_se
 
 
 def checked(spec: ServiceSpec) -> ServiceSpec:
-    """The spec, if it is valid; otherwise a usage error with the words of the validator."""
+    """The spec if it is valid; else raises a usage error with the validator's message."""
     try:
         validate_service(spec)
         to_proto(spec)
     except InvalidSpec as error:
         raise click.UsageError(str(error)) from None
-    except ConvertError as error:  # a number that is larger than any that makes sense
+    except ConvertError as error:  # an absurdly large number
         raise click.UsageError(str(error.__cause__ or error)) from None
     return spec
 
 
 def no_number(mode: ServiceMode) -> click.UsageError:
-    """What is wrong with a number of tasks for a global service or job."""
+    """The error of a number of tasks for a global service or job."""
     if mode.is_job:
         return click.UsageError("a global job has a task on each node; it takes no completions")
     return click.UsageError("a global service has a task on each node; it takes no --replicas")
@@ -66,8 +66,8 @@ def preferences(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def environment(texts: Iterable[str], files: Iterable[str] = ()) -> tuple[str, ...]:
-    """`KEY=VALUE` of `--env-file` and then `--env`, the last of a key winning. `KEY` alone is
-    taken from our own environment, and left out if it is not there (as Docker does)."""
+    """`KEY=VALUE` of `--env-file` and then `--env`; the last of a key wins. `KEY` alone takes the
+    value from the client's environment, and is omitted if unset, as in Docker."""
     result: dict[str, str] = {}
     for text in [*_env_lines(files), *texts]:
         key, equals, value = text.partition("=")
@@ -111,7 +111,9 @@ def _ports(text: str) -> list[PortSpec]:
         published, _, target = addresses.rpartition(":")
         protocol, mode = protocol or "tcp", "INGRESS"
     if protocol.upper() not in Protocol.__members__:
-        raise click.BadParameter(f"port {text!r} has the protocol {protocol!r}; tcp and udp are")
+        raise click.BadParameter(
+            f"port {text!r} has the protocol {protocol!r}; tcp and udp are known"
+        )
     outside, inside = _range(text, published), _range(text, target)
     if len(outside) != len(inside):
         raise click.BadParameter(f"port {text!r} has ranges of different lengths")
@@ -137,8 +139,8 @@ def _bad_port(text: str) -> click.BadParameter:
 
 
 def split_publish(texts: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The texts of `-p` that name a port of the node, and those that only name the container's.
-    Raises a usage error for what has an address, unless that is all addresses."""
+    """The values of `-p` that name a port of the node, and those that only name the container's.
+    Raises a usage error for an address other than all addresses."""
     named: list[str] = []
     targets: list[str] = []
     for text in texts:
@@ -147,15 +149,15 @@ def split_publish(texts: Iterable[str]) -> tuple[list[str], list[str]]:
         if "=" not in text and ":" in outside:
             raise click.BadParameter(
                 f"port {text!r} is for one address; a port is published on all addresses of its "
-                "node, so write such as 8080:80"
+                "node; for example 8080:80"
             )
         (named if "=" in text or outside else targets).append(text if outside else inside)
     return named, targets
 
 
 def unnumbered(targets: Iterable[str], but: Sequence[PortSpec] = ()) -> tuple[PortSpec, ...]:
-    """Ports of a container, such as `80` or `8000-8002/udp`, for which the manager chooses one of
-    the node; without those that are published already."""
+    """Ports of a container, such as `80` or `8000-8002/udp`, to publish at a port chosen by the
+    manager; without those already published."""
     taken = {(port.target, port.protocol) for port in but}
     found: dict[tuple[int, int], PortSpec] = {}
     for text in targets:

@@ -85,7 +85,7 @@ JOB_SETTINGS = (
 
 
 def blank_spec(name: str, mode: ServiceMode) -> ServiceSpec:
-    """The spec of who says nothing else."""
+    """The default spec of a job."""
     if not mode.is_job:
         return ServiceSpec(name=name, mode=mode)
     restart = RestartPolicy(RestartCondition.ON_FAILURE, max_attempts=DEFAULT_RETRIES)
@@ -142,7 +142,7 @@ SETTINGS = (
         ("--endpoint-mode",),
         "endpoint_mode",
         Parsed("vip|dnsrr", one_of(EndpointMode)),
-        "How its name resolves: to one balanced address, or to those of all tasks.",
+        "How its name resolves: to one virtual IP (vip), or to all tasks (dnsrr).",
         default="vip",
     ),
     Setting(
@@ -156,7 +156,7 @@ SETTINGS = (
         ("--strategy",),
         "strategy",
         Parsed("spread|binpack|default", one_of(Strategy)),
-        "Which nodes get its tasks: those with the fewest, or the fullest.",
+        "Placement of its tasks: on nodes with the fewest of them, or the fullest.",
         default="the cluster's",
     ),
     Setting(
@@ -389,7 +389,7 @@ SETTINGS = (
         ("--userns",),
         "task.container.userns",
         click.STRING,
-        "User namespace: the node's, or one with a range of ids of its own.",
+        "User namespace: the node's, or a private one with its own id range.",
         default="private",
         metavar="[host|private]",
     ),
@@ -397,7 +397,7 @@ SETTINGS = (
         ("--pid",),
         "task.container.pid",
         click.STRING,
-        "PID namespace: the node's, one of its own, or that of another container, on whose node "
+        "PID namespace: the node's, a private one, or that of another container, on whose node "
         "it then runs (not for services).",
         default="private",
         metavar="[host|private|container:NAME]",
@@ -406,7 +406,7 @@ SETTINGS = (
         ("--ipc",),
         "task.container.ipc",
         click.STRING,
-        "IPC namespace: the node's, one of its own, or that of another container that is "
+        "IPC namespace: the node's, a private one, or that of another container that is "
         "shareable, on whose node it then runs (not for services).",
         default="private",
         metavar="[host|private|shareable|container:NAME]",
@@ -443,7 +443,7 @@ def setting_options(function: F) -> F:
 
 
 def apply_settings(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
-    """The spec with what was given of SETTINGS; other keys of `values` are ignored."""
+    """The spec with the given values of SETTINGS; other keys of `values` are ignored."""
     for setting in SETTINGS:
         if (value := values.get(setting.name)) is not None:
             spec = with_value(spec, setting.path, value)

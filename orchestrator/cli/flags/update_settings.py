@@ -1,4 +1,4 @@
-"""The flags of how tasks are replaced, in an update and in a rollback: the same for both."""
+"""Flags of updates and rollbacks: how tasks are replaced."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ E = TypeVar("E", bound=IntEnum)
 
 
 def one_of(kind: type[E]) -> Callable[[str], E]:
-    """Reads the name of a member, as users write it."""
+    """Parses the name of a member, as users write it."""
     names = {each.name.lower().replace("_", "-"): each for each in kind}
 
     def read(text: str) -> E:
@@ -32,7 +32,7 @@ def _ratio(text: str) -> float:
     except ValueError:
         ratio = -1.0
     if not 0.0 <= ratio <= 1.0:
-        raise ValueError(f"{text!r} is no part of the tasks; write such as 0.25")
+        raise ValueError(f"{text!r} is not a ratio from 0 to 1, such as 0.25")
     return ratio
 
 

@@ -23,7 +23,7 @@ from orchestrator.pb import images_pb2
 
 
 @click.command(epilog=example("orc save -o hello.tar hello:1", "orc save hello:1 | ssh host …"))
-@file_option("--output", "-o", help="Write there; else to stdout.")
+@file_option("--output", "-o", help="Write to this file instead of stdout.")
 @click.argument("images", nargs=-1, required=True, shell_complete=completes("images"))
 @pass_client
 def save(client: Client, output: str | None, images: tuple[str, ...]) -> None:
@@ -33,21 +33,21 @@ def save(client: Client, output: str | None, images: tuple[str, ...]) -> None:
 
 
 @click.command(epilog=example("orc export -o files.tar web.1"))
-@file_option("--output", "-o", help="Write there; else to stdout.")
+@file_option("--output", "-o", help="Write to this file instead of stdout.")
 @click.argument("container", shell_complete=completes("containers"))
 @pass_client
 def export(client: Client, output: str | None, container: str) -> None:
-    """Write a container's files, all of them, as a tar."""
+    """Write all files of a container as a tar archive."""
     request = images_pb2.ExportRequest(container=container)
     _write(client.stream("Images.Export", request), output, f"exporting {container}")
 
 
 def _write(pieces: Iterator[Any], output: str | None, what: str) -> None:
-    """All or nothing into a file; as it comes to stdout."""
+    """Write to a file atomically, or stream to stdout."""
     data = metered((piece.data for piece in pieces), what)
     if output is None:
         if sys.stdout.isatty():
-            raise click.UsageError("a terminal is no place for an archive; use -o or a pipe")
+            raise click.UsageError("cannot write an archive to a terminal; use -o or a pipe")
         for piece in data:
             sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
@@ -70,7 +70,9 @@ def _write(pieces: Iterator[Any], output: str | None, what: str) -> None:
     "--change", "-c", multiple=True, metavar="INSTRUCTION", help="Such as 'CMD [\"/sh\"]'."
 )
 @click.option("--message", "-m", default="", help="A comment for the image's history.")
-@click.option("--node", metavar="NODE", shell_complete=completes("nodes"), help="Do it there.")
+@click.option(
+    "--node", metavar="NODE", shell_complete=completes("nodes"), help="Import on this node."
+)
 @click.argument("file", metavar="FILE|-", shell_complete=completes("files"))
 @click.argument("name", metavar="[NAME]", required=False, shell_complete=completes("images"))
 @pass_client
@@ -82,7 +84,7 @@ def import_(
     file: str,
     name: str | None,
 ) -> None:
-    """Make an image of one layer from a tar with a root's files."""
+    """Create an image with one layer from a tar archive of a root filesystem."""
     header = images_pb2.ImportImageHeader(
         name=checked_image(name) if name else "",
         node=node or "",
@@ -115,7 +117,7 @@ def _upload(header: Any, source: BinaryIO) -> Iterator[Any]:
 @click.option("--message", "-m", default="", help="A comment for the image's history.")
 @click.option("--change", "-c", multiple=True, metavar="INSTRUCTION", help="Such as 'ENV A=1'.")
 @click.option(
-    "--pause/--no-pause", "-p", default=True, help="Whether it stands still for that time."
+    "--pause/--no-pause", "-p", default=True, help="Pause the container during the commit."
 )
 @click.argument("container", shell_complete=completes("containers"))
 @click.argument("name", metavar="[NAME]", required=False, shell_complete=completes("images"))
@@ -129,7 +131,7 @@ def commit(
     container: str,
     name: str | None,
 ) -> None:
-    """Make an image of what a container has changed."""
+    """Create an image from a container's changed files."""
     request = images_pb2.CommitRequest(
         container=container,
         name=checked_image(name) if name else "",

@@ -37,7 +37,7 @@ from orchestrator.model.validation.confinement import parse_ulimit
 from orchestrator.pb import control_pb2, images_pb2
 
 _PERIOD = 100_000
-"""Microseconds: the kernel's own period."""
+"""Microseconds: the kernel's default period."""
 
 _OPTIONS = (
     click.option("--memory", "-m", type=MEMORY, help="Maximum memory of the build."),
@@ -116,11 +116,13 @@ def _limits(
     ulimits: tuple[str, ...],
 ) -> Any:
     if cpus and (cpu_quota or cpu_period):
-        raise click.UsageError("--cpus is a quota and a period; give either these or --cpus")
+        raise click.UsageError("--cpus sets quota and period; give either these or --cpus")
     if memory_swap and memory_swap > 0 and memory_swap < (memory or 0):
-        raise click.UsageError("--memory-swap counts memory too, so it cannot be below --memory")
+        raise click.UsageError("--memory-swap includes memory, so it cannot be below --memory")
     if memory_swap and not memory:
-        raise click.UsageError("--memory-swap limits memory and swap together; give --memory, too")
+        raise click.UsageError(
+            "--memory-swap limits memory and swap together; give --memory as well"
+        )
     try:
         parsed = [parse_ulimit(text) for text in ulimits]
     except ValueError as error:
@@ -140,12 +142,12 @@ def _limits(
 
 
 _MAX_DOCUMENT = 1 << 20
-"""Bytes of a Dockerfile and of all secrets: they travel in one message."""
+"""Maximum bytes of a Dockerfile, and of all secrets together: each is one message."""
 _TAR_MAGICS = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")
 
 
 class View(Protocol):
-    """Shows how a build goes."""
+    """Shows the progress of a build."""
 
     def line(self, text: str) -> None: ...
 
@@ -172,37 +174,42 @@ class View(Protocol):
     "dockerfile",
     metavar="FILE|-",
     shell_complete=completes("files"),
-    help="The Dockerfile; DIR/Dockerfile unless given.",
+    help="The Dockerfile.  [default: DIR/Dockerfile]",
 )
 @click.option("--build-arg", multiple=True, metavar="KEY[=VALUE]", help="Set an ARG; repeatable.")
 @click.option(
-    "--node", metavar="NODE", shell_complete=completes("nodes"), help="Build there; else anywhere."
+    "--node",
+    metavar="NODE",
+    shell_complete=completes("nodes"),
+    help="Build on this node.  [default: any]",
 )
-@click.option("--no-cache", is_flag=True, help="Run every step anew.")
-@click.option("--target", default="", metavar="STAGE", help="Stop at this stage.")
-@click.option("--pull", is_flag=True, help="Ask the registries for newer images of FROM.")
+@click.option("--no-cache", is_flag=True, help="Do not use the cache.")
+@click.option("--target", default="", metavar="STAGE", help="Build this stage only.")
+@click.option("--pull", is_flag=True, help="Check the registries for newer base images.")
 @click.option("--label", multiple=True, metavar="KEY=VALUE", help="Label of the image; repeatable.")
-@click.option("--platform", default="", metavar="OS/ARCH", help="Build on a node of this kind.")
+@click.option("--platform", default="", metavar="OS/ARCH", help="Build on a node of this platform.")
 @click.option(
     "--secret",
     multiple=True,
     metavar="id=ID[,src=FILE|,env=NAME]",
-    help="For RUN --mount=type=secret; repeatable.",
+    help="Secret for RUN --mount=type=secret; repeatable.",
 )
 @click.option(
     "--format",
     "image_format",
     type=click.Choice(["docker", "oci"]),
     default="docker",
-    help="Of the image; the OCI's has no HEALTHCHECK, SHELL and ONBUILD.",
+    help="Format of the image; oci has no HEALTHCHECK, SHELL and ONBUILD.",
 )
 @click.option(
     "--network",
     type=click.Choice(["default", "host", "none"]),
     default="default",
-    help="Network of RUN: the builds' own with a way out, the node's, or none.",
+    help="Network of RUN: the builds' own with outbound access, the node's, or none.",
 )
-@click.option("--add-host", multiple=True, metavar="HOST:IP", help="For RUN; repeatable.")
+@click.option(
+    "--add-host", multiple=True, metavar="HOST:IP", help="Entry of /etc/hosts for RUN; repeatable."
+)
 @limit_options
 @click.option(
     "--cache-from",
@@ -224,7 +231,7 @@ class View(Protocol):
     "--progress",
     type=click.Choice(["auto", "plain", "tty", "quiet"]),
     default="auto",
-    help="How it is shown; auto: by steps on a terminal, else all lines.",
+    help="Form of the progress; auto: by steps on a terminal, else all lines.",
 )
 @click.argument(
     "folder", metavar="DIR|URL|-", type=click.Path(), shell_complete=completes("folders")
@@ -329,7 +336,7 @@ def _node_with(client: Client, images: Iterable[str]) -> str:
             here = ready & set(image.nodes)
             if name in (*image.names, image.id) and here:
                 return str(min(here))
-    click.echo(f"note: no node that is up has {' or '.join(wanted)}; any will build", err=True)
+    click.echo(f"note: no ready node has {' or '.join(wanted)}; any node is used", err=True)
     return ""
 
 
@@ -362,8 +369,8 @@ def build_folder(
 
 
 def build_digest(header: Any, folder: Path, dockerfile: str | None, *, remote: bool = False) -> str:
-    """What an image is made from, as a digest: the settings, the Dockerfile, the files of the
-    folder with their modes, but not when they were written. Raises CliError."""
+    """The digest of an image's inputs: the settings, the Dockerfile, the files of the folder with
+    their modes, without modification times. Raises CliError."""
     import hashlib
 
     chunks = _from_folder(header, folder, dockerfile, timeless=True, remote=remote)
@@ -384,8 +391,8 @@ def _from_folder(
     timeless: bool = False,
     remote: bool = False,
 ) -> Iterator[bytes]:
-    """The context of a folder; its Dockerfile goes into the header. `remote`: somebody else's, so
-    the Dockerfile is a file inside."""
+    """The context of a folder; its Dockerfile goes into the header. `remote`: untrusted, so the
+    Dockerfile must be a file inside."""
     if not root.is_dir():
         raise CliError(f"{root} is not a folder; name the one with the Dockerfile")
     if dockerfile:
@@ -409,11 +416,11 @@ def _from_folder(
 
 
 def _from_stdin(header: Any, folder: str, dockerfile: str | None) -> Iterator[bytes]:
-    """As Docker has it: a Dockerfile for a folder or for none, or a whole context as a tar."""
+    """As in Docker: stdin has a Dockerfile, or a whole context as a tar."""
     if folder == dockerfile:
         raise click.UsageError("the context and the Dockerfile cannot both be stdin")
     if sys.stdin.isatty():
-        raise click.UsageError("nothing comes from stdin; pipe a Dockerfile or a context in")
+        raise click.UsageError("stdin is empty; pipe a Dockerfile or a context in")
     source = sys.stdin.buffer
     if dockerfile == "-":
         _put_dockerfile(header, source.read(), "Dockerfile")
@@ -426,7 +433,7 @@ def _from_stdin(header: Any, folder: str, dockerfile: str | None) -> Iterator[by
         header.dockerfile = dockerfile or ""
         return _from_archive(header, head, source)
     if dockerfile:
-        raise click.UsageError("with a Dockerfile as stdin, -f has no meaning")
+        raise click.UsageError("-f has no effect with a Dockerfile from stdin")
     _put_dockerfile(header, head + source.read(), "Dockerfile")
     return iter([build_context.END])
 
@@ -457,14 +464,14 @@ def _from_archive(header: Any, head: bytes, source: BinaryIO) -> Iterator[bytes]
 
 def _put_dockerfile(header: Any, content: bytes, name: str) -> None:
     if not content.strip():
-        raise CliError(f"{name} is empty; it begins with FROM")
+        raise CliError(f"{name} is empty; a Dockerfile begins with FROM")
     if len(content) > _MAX_DOCUMENT:
         raise CliError(f"{name} has over {format_size(_MAX_DOCUMENT)}; is it a Dockerfile?")
     header.dockerfile, header.dockerfile_content = name, content
 
 
 def _build_args(texts: Iterable[str]) -> dict[str, str]:
-    """As Docker has it: a KEY alone is taken from our environment."""
+    """As in Docker: a KEY alone takes the value of the client's environment."""
     result = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -476,7 +483,7 @@ def _build_args(texts: Iterable[str]) -> dict[str, str]:
 
 
 def _secrets(texts: Iterable[str]) -> dict[str, bytes]:
-    """Contents by id; as Docker has it, an id alone is a variable of our environment or a file."""
+    """Contents by id; as in Docker, an id alone names a variable of the environment or a file."""
     found: dict[str, bytes] = {}
     for text in texts:
         keys = dict(part.partition("=")[::2] for part in text.split(","))
@@ -529,7 +536,7 @@ class _Plain:
         click.echo(text, err=True)
 
     def sent(self, size: int) -> None:
-        """No news where there is no terminal."""
+        """Nothing to show without a terminal."""
 
 
 class _Quiet(_Plain):
@@ -538,7 +545,7 @@ class _Quiet(_Plain):
 
 
 def _follow(client: Client, header: Any, chunks: Iterator[bytes], view: View) -> Any:
-    """Upload the context, show what comes back, and return the image."""
+    """Upload the context, show the progress, and return the image."""
 
     def counted() -> Iterator[bytes]:
         for chunk in chunks:
@@ -561,7 +568,7 @@ def _follow(client: Client, header: Any, chunks: Iterator[bytes], view: View) ->
 
 @click.group(cls=OrcGroup)
 def builder() -> None:
-    """What builds leave on the nodes to make the next ones fast."""
+    """Manage the build cache of the nodes."""
 
 
 @builder.command("du", epilog=example("orc builder du", "orc builder du --node node1"))
@@ -569,7 +576,7 @@ def builder() -> None:
 @format_option()
 @pass_client
 def du(client: Client, form: str, node: str | None) -> None:
-    """Show how much the build cache takes on each node."""
+    """Show the size of the build cache on each node."""
     reply = client.call("Images.BuildCaches", images_pb2.BuildCachesRequest(node=node or ""))
     rows = [
         {"node": name, "entries": cache.entries, "size": cache.size}
@@ -590,14 +597,16 @@ def du(client: Client, form: str, node: str | None) -> None:
 
 
 @builder.command("prune", epilog=example("orc builder prune -f", "orc builder prune -a -f"))
-@click.option("--all", "-a", "all_", is_flag=True, help="Also the images that builds start from.")
-@click.option("--force", "-f", is_flag=True, help="Do not ask.")
+@click.option("--all", "-a", "all_", is_flag=True, help="Also remove base images of builds.")
+@click.option("--force", "-f", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--node", metavar="NODE", shell_complete=completes("nodes"), help="Only that node.")
 @pass_client
 def prune(client: Client, all_: bool, force: bool, node: str | None) -> None:
-    """Empty the build cache of all nodes. Images that were built stay."""
+    """Empty the build cache of all nodes. Built images are kept."""
     if not force:
-        click.confirm("This makes the next builds run every step anew. Go on?", abort=True)
+        click.confirm(
+            "This empties the build cache, so the next builds run every step. Continue?", abort=True
+        )
     request = images_pb2.BuildCachesRequest(node=node or "", prune=True, all=all_)
     reply = client.call("Images.BuildCaches", request, timeout=300.0)
     click.echo(f"freed {format_size(sum(cache.freed for cache in reply.caches.values()))}")

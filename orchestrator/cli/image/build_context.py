@@ -1,4 +1,4 @@
-"""A folder as the tar stream of a build's context, without what `.dockerignore` names.
+"""A folder as the tar stream of a build's context, without files that `.dockerignore` excludes.
 
 Made piece by piece, so that a context of any size takes little memory. Owners are root and
 entries sorted, so that the same folder is the same stream. The rules of `.dockerignore` are those
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 CHUNK = 256 << 10
-"""Bytes of a file that are read at a time, and so the size of most messages."""
+"""Bytes of a file read at a time, and so the size of most messages."""
 
 END = bytes(2 * tarfile.BLOCKSIZE)
 """The end of a tar, and all of one with nothing in it."""
@@ -29,7 +29,7 @@ class Rule:
 
     pattern: re.Pattern[str]
     keep: bool
-    """It began with `!`: what matches is sent after all."""
+    """It began with `!`: a match is included again."""
 
 
 def parse_rules(text: str) -> list[Rule]:
@@ -41,14 +41,14 @@ def parse_rules(text: str) -> list[Rule]:
             continue
         keep = line.startswith("!")
         if line == "!":
-            raise ValueError(".dockerignore has a '!' with nothing behind it")
+            raise ValueError(".dockerignore has a '!' without a pattern")
         pattern = os.path.normpath(line.removeprefix("!").strip()).lstrip("/")
         if pattern in ("", "."):
             continue
         try:
             rules.append(Rule(re.compile(_regex(pattern)), keep))
         except re.error:
-            raise ValueError(f".dockerignore has the bad pattern {line!r}") from None
+            raise ValueError(f".dockerignore has the invalid pattern {line!r}") from None
     return rules
 
 
@@ -120,7 +120,7 @@ def pieces(source: BinaryIO, head: bytes = b"") -> Iterator[bytes]:
 
 def _walk(folder: Path, rules: Sequence[Rule], prefix: str = "") -> Iterator[tuple[str, Path]]:
     """(path in the stream, file) of all that is sent, a folder before what is in it."""
-    # An ignored folder need only be entered for what may be sent from it after all.
+    # An excluded folder is entered only if a pattern may include files in it again.
     exceptions = any(rule.keep for rule in rules)
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path, file = prefix + entry.name, Path(entry.path)
@@ -145,7 +145,7 @@ def _member(source: Path, path: str, timeless: bool) -> Iterator[bytes]:
     elif stat.S_ISLNK(status.st_mode):
         info.type, info.linkname = tarfile.SYMTYPE, os.readlink(source)
     elif not stat.S_ISREG(status.st_mode):
-        return  # sockets, pipes and devices have no place in an image
+        return  # sockets, pipes and devices are skipped
     else:
         info.size = status.st_size
     if info.type != tarfile.REGTYPE:

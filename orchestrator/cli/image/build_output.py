@@ -1,4 +1,4 @@
-"""Where `orc build` puts what it built besides the cluster: `--output` and `-o`.
+"""Outputs of `orc build` outside the cluster: `--output` and `-o`.
 
 The forms are Docker's (https://docs.docker.com/reference/cli/docker/buildx/build/#output).
 """
@@ -33,7 +33,7 @@ _HIDES, _HIDES_ALL = ".wh.", ".wh..wh..opq"
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One of what `--output` asks for."""
+    """One output of a build."""
 
     kind: str
     dest: str = ""
@@ -59,12 +59,12 @@ def parse_output(text: str) -> Output:
         raise click.UsageError(f"--output {text!r}: push goes with type={IMAGE}")
     if kind in _WRITTEN and not dest:
         if kind == LOCAL:
-            raise click.UsageError(f"--output {text!r}: say where, with dest=DIR")
+            raise click.UsageError(f"--output {text!r}: needs a destination, dest=DIR")
         dest = "-"
     if kind == LOCAL and dest == "-":
-        raise click.UsageError(f"--output {text!r}: a folder is no stream; take type={TAR}")
+        raise click.UsageError(f"--output {text!r}: a folder cannot go to stdout; use type={TAR}")
     if dest == "-" and sys.stdout.isatty():
-        raise click.UsageError("a terminal is no place for an archive; use dest=FILE or a pipe")
+        raise click.UsageError("cannot write an archive to a terminal; use dest=FILE or a pipe")
     return Output(kind, dest, push)
 
 
@@ -119,7 +119,7 @@ def _fill(archive: BinaryIO, target: BinaryIO, kind: str) -> None:
 
 
 def _creatable(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Without devices, which only root can make."""
+    """Skip devices, which only root can create."""
     return (entry for entry in tar if os.geteuid() == 0 or not entry.isdev())
 
 
@@ -146,7 +146,7 @@ def _copy(layer: tarfile.TarFile, numbers: set[int], files: tarfile.TarFile) -> 
         if number not in numbers:
             continue
         if entry.islnk() and _path(entry.linkname) not in paths:
-            # What it links to is hidden by a layer above.
+            # The target of the link is hidden by an upper layer.
             source = layer.getmember(entry.linkname)
         else:
             source = entry
@@ -174,7 +174,7 @@ def _path(name: str) -> str:
 
 
 def _visible(layers: Sequence[Sequence[tuple[str, bool]]]) -> list[set[int]]:
-    """Of each layer, the lowest first, the numbers of the entries that no later one hides."""
+    """For each layer, lowest first, the indexes of the entries that no upper layer hides."""
     kept: list[set[int]] = []
     seen: dict[str, bool] = {}
     hidden: set[str] = set()
@@ -197,7 +197,7 @@ def _visible(layers: Sequence[Sequence[tuple[str, bool]]]) -> list[set[int]]:
 
 
 def _is_hidden(path: str, above: dict[str, bool], hidden: set[str]) -> bool:
-    """Whether layers above hide it: itself, or a folder on the way to it."""
+    """Whether upper layers hide it or a parent folder."""
     if path in hidden:
         return True
     folder = posixpath.dirname(path)
@@ -209,10 +209,10 @@ def _is_hidden(path: str, above: dict[str, bool], hidden: set[str]) -> bool:
 
 
 def stored(outputs: Sequence[Output]) -> bool:
-    """Whether the image is wanted in the cluster, too."""
+    """Whether the image is also stored in the cluster."""
     return not outputs or any(each.kind not in _WRITTEN for each in outputs)
 
 
 def remove_unnamed(client: Client, image: Any) -> None:
-    """Remove an image that was only built in order to be written here."""
+    """Remove an image that was built only for an output."""
     client.call("Images.Remove", images_pb2.RemoveImageRequest(image=image.id))

@@ -20,23 +20,23 @@ _HUB = "docker.io"
 _HUB_KEY = "https://index.docker.io/v1/"
 _TOKEN = "<token>"
 _WITHIN = 30.0
-"""Seconds that a helper may take: it may ask its user."""
+"""Timeout of a helper in seconds: it may ask its user."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredLogin:
-    """What is there for one registry."""
+    """The credentials for one registry."""
 
     username: str
     password: str
     identity_token: str
-    """Stands in for both of the others."""
+    """An identity token, instead of user and password."""
     source: str
-    """Where it comes from, in the user's words."""
+    """The source, for messages."""
 
 
 def stored_login(registry: str) -> StoredLogin | None:
-    """What this user's Docker would show to a registry (HOST[:PORT]); None for nothing.
+    """The credentials that this user's Docker has for a registry (HOST[:PORT]); None: none.
 
     A helper for the registry comes before the helper for all, and that before what the file itself
     has. Raises CliError when a helper cannot be asked.
@@ -51,7 +51,7 @@ def stored_login(registry: str) -> StoredLogin | None:
     except OSError as error:
         raise CliError(f"cannot read {path}: {(error.strerror or '').lower()}") from None
     except (ValueError, AttributeError):
-        raise CliError(f"{path} is no configuration of Docker's: it is not a JSON object") from None
+        raise CliError(f"{path} is not a Docker configuration: not a JSON object") from None
     keys = [_HUB_KEY, _HUB] if registry == _HUB else [registry, f"https://{registry}"]
     helper = next((str(helpers[key]) for key in keys if key in helpers), str(store))
     if helper and (found := _ask(helper, keys[0], path)) is not None:
@@ -74,7 +74,7 @@ def _ask(helper: str, key: str, path: Path) -> StoredLogin | None:
             check=False,
         )
     except FileNotFoundError:
-        raise CliError(f"{program} is not in the PATH, and {path} names it; install it") from None
+        raise CliError(f"{program} is named in {path} but not in the PATH; install it") from None
     except subprocess.TimeoutExpired:
         raise CliError(f"{program} did not answer within {_WITHIN:g} seconds") from None
     if done.returncode:
@@ -87,7 +87,7 @@ def _ask(helper: str, key: str, path: Path) -> StoredLogin | None:
         answer = json.loads(done.stdout)
         username, secret = str(answer["Username"]), str(answer["Secret"])
     except (ValueError, KeyError, TypeError):
-        raise CliError(f"{program} answered something else than credentials") from None
+        raise CliError(f"{program} returned no credentials") from None
     if username == _TOKEN:
         return StoredLogin("", "", secret, program)
     return StoredLogin(username, secret, "", program) if username else None
@@ -99,6 +99,6 @@ def _kept(entry: Any, path: Path) -> StoredLogin | None:
             return StoredLogin("", "", str(token), str(path))
         text = base64.b64decode(entry.get("auth") or "").decode()
     except (ValueError, AttributeError):
-        raise CliError(f"{path} has credentials that cannot be read; log in anew") from None
+        raise CliError(f"{path} has invalid credentials; log in again") from None
     username, _, password = text.partition(":")
     return StoredLogin(username, password.rstrip("\0"), "", str(path)) if username else None

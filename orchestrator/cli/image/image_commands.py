@@ -48,17 +48,17 @@ from orchestrator.pb import control_pb2, images_pb2
 @click.argument("name", metavar="NAME", shell_complete=completes("images"))
 @pass_client
 def tag(client: Client, image: str, name: str) -> None:
-    """Give an image another name. A name that another image had is taken from it."""
+    """Add a name to an image. A name of another image moves to this one."""
     request = images_pb2.TagImageRequest(image=image, name=checked_image(name))
     client.call("Images.Tag", request)
 
 
 @click.command(epilog=example("orc rmi hello:1", "orc rmi -f hello:1"))
-@click.option("--force", "-f", is_flag=True, help="Take the names also of one that is in use.")
+@click.option("--force", "-f", is_flag=True, help="Also remove names of an image in use.")
 @click.argument("images", nargs=-1, required=True, shell_complete=completes("images"))
 @pass_client
 def rmi(client: Client, force: bool, images: tuple[str, ...]) -> None:
-    """Remove names of images, and images with their last name, from all nodes."""
+    """Remove names of images from all nodes, and images without further names."""
     with attempts() as attempt:
         for image in images:
             with attempt():
@@ -67,13 +67,13 @@ def rmi(client: Client, force: bool, images: tuple[str, ...]) -> None:
 
 
 @click.command(epilog=example("orc image prune", "orc image prune -a -f"))
-@click.option("--all", "-a", "all_", is_flag=True, help="Also those with a name that none uses.")
+@click.option("--all", "-a", "all_", is_flag=True, help="Also unused images with a name.")
 @prune_options
 @pass_client
 def prune(client: Client, all_: bool, filters: PruneFilters, force: bool) -> None:
-    """Remove images without a name, which nothing uses, from all nodes."""
+    """Remove unused images without a name from all nodes."""
     if not force:
-        confirm(["all images that nothing uses" if all_ else "all images without a name"], filters)
+        confirm(["all unused images" if all_ else "all images without a name"], filters)
     request = filters.put_into(images_pb2.PruneImagesRequest(all=all_))
     reply = client.call("Images.Prune", request, timeout=300.0)
     _show(reply)
@@ -91,12 +91,12 @@ def _show(reply: Any) -> None:
 
 @click.command(epilog=example("orc history hello:1"))
 @format_option(templates=True)
-@click.option("--no-trunc", is_flag=True, help="Show whole commands.")
-@click.option("--quiet", "-q", is_flag=True, help="Print the ids of layers only.")
+@click.option("--no-trunc", is_flag=True, help="Do not truncate commands.")
+@click.option("--quiet", "-q", is_flag=True, help="Print layer ids only.")
 @click.argument("image", shell_complete=completes("images"))
 @pass_client
 def history(client: Client, form: str, no_trunc: bool, quiet: bool, image: str) -> None:
-    """Show how an image was made, the newest step first."""
+    """Show the history of an image, newest step first."""
     reply = client.call("Images.Inspect", images_pb2.InspectImageRequest(image=image))
     rows = history_rows(json.loads(reply.manifest), json.loads(reply.config))
     if quiet:
@@ -156,7 +156,7 @@ def _history_columns(whole: bool, now: float) -> list[Column]:
 @click.argument("images", nargs=-1, required=True, shell_complete=completes("images"))
 @pass_client
 def inspect(client: Client, form: str, images: tuple[str, ...]) -> None:
-    """Show all that is known of images, as one JSON array."""
+    """Show details of images, as one JSON array."""
     documents: list[Row] = []
     with attempts() as attempt:
         for image in images:
@@ -167,7 +167,7 @@ def inspect(client: Client, form: str, images: tuple[str, ...]) -> None:
 
 
 def image_document(client: Client, image: str) -> Row:
-    """All that is known of an image. Raises CliError where none is."""
+    """The full document of an image. Raises CliError if there is none."""
     reply = client.call("Images.Inspect", images_pb2.InspectImageRequest(image=image))
     config = json.loads(reply.config)
     about = reply.image
@@ -267,9 +267,15 @@ def image_columns(whole: bool, digests: bool, now: float) -> list[Column]:
 
 
 @click.command(epilog=example("orc images", "orc images --filter reference=hello"))
-@click.option("--no-trunc", is_flag=True, help="Show whole ids.")
+@click.option("--no-trunc", is_flag=True, help="Do not truncate ids.")
 @click.option("--digests", is_flag=True, help="Show digests.")
-@click.option("--all", "-a", is_flag=True, expose_value=False, help="Is so: all are shown.")
+@click.option(
+    "--all",
+    "-a",
+    is_flag=True,
+    expose_value=False,
+    help="No-op, accepted for Docker compatibility.",
+)
 @listing_options("id", "reference", "dangling", "label", "before", "since", "until", "on")
 @click.argument(
     "reference",
@@ -287,7 +293,7 @@ def images(
     digests: bool,
     reference: str | None,
 ) -> None:
-    """List the images of all nodes, and which nodes have them."""
+    """List the images of all nodes, and the nodes that have them."""
     reply = client.call("ListImages", control_pb2.ListImagesRequest())
     rows = image_rows(reply.images, reply.hostnames)
     if reference:
@@ -298,10 +304,13 @@ def images(
 
 
 @click.command(epilog=example("orc load -i hello.tar", "skopeo copy … | orc load"))
-@file_option("--input", "-i", "option", help="The archive; stdin unless given.")
-@click.option("--tag", "-t", metavar="NAME", help="The name to give it; else the archive's own.")
+@file_option("--input", "-i", "option", help="The archive.  [default: stdin]")
+@click.option("--tag", "-t", metavar="NAME", help="Name of the image.  [default: the archive's]")
 @click.option(
-    "--node", metavar="NODE", shell_complete=completes("nodes"), help="Load there; else anywhere."
+    "--node",
+    metavar="NODE",
+    shell_complete=completes("nodes"),
+    help="Load on this node.  [default: any]",
 )
 @click.option("--quiet", "-q", is_flag=True, help="Print the image's id only.")
 @click.argument("argument", metavar="[FILE]", required=False, shell_complete=completes("files"))
@@ -336,7 +345,7 @@ def load(
 def _archive(path: str | None) -> AbstractContextManager[BinaryIO]:
     if path is None or path == "-":
         if sys.stdin.isatty():
-            raise click.UsageError("no archive is given; name a file, or pipe one in")
+            raise click.UsageError("no archive given; name a file or pipe one in")
         return nullcontext(sys.stdin.buffer)
     try:
         return open(path, "rb")
@@ -345,7 +354,7 @@ def _archive(path: str | None) -> AbstractContextManager[BinaryIO]:
 
 
 def _send(client: Client, header: Any, chunks: Iterable[bytes]) -> list[Any]:
-    """Upload an archive, and return the images that came of it."""
+    """Upload an archive and return its images."""
     images = []
     try:
         for progress in client.stream("LoadImage", upload(header, chunks)):

@@ -22,14 +22,14 @@ from orchestrator.pb import images_pb2
 
 @click.command(epilog=example("orc pull alpine:3", "orc pull --all-nodes reg.example:5000/web:2"))
 @click.option("--node", metavar="NODE", shell_complete=completes("nodes"), help="Pull there.")
-@click.option("--all-nodes", is_flag=True, help="Pull once, and give it to all nodes.")
+@click.option("--all-nodes", is_flag=True, help="Pull once, and distribute to all nodes.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the image's name only.")
 @click.argument("name", metavar="NAME", shell_complete=completes("images"))
 @pass_client
 def pull(client: Client, node: str | None, all_nodes: bool, quiet: bool, name: str) -> None:
-    """Get an image from its registry onto a node, from where all others can get it."""
+    """Pull an image from its registry to a node, which serves it to the other nodes."""
     if node and all_nodes:
-        raise click.UsageError("--node and --all-nodes exclude each other")
+        raise click.UsageError("--node and --all-nodes are mutually exclusive")
     full = checked_image(name)
     request = images_pb2.PullImageRequest(name=full, node=node or "", all_nodes=all_nodes)
     add_login(request)
@@ -42,15 +42,17 @@ def pull(client: Client, node: str | None, all_nodes: bool, quiet: bool, name: s
 @click.argument("name", metavar="NAME", shell_complete=completes("images"))
 @pass_client
 def push(client: Client, quiet: bool, name: str) -> None:
-    """Put an image into the registry that its name says."""
+    """Push an image to the registry in its name."""
     full = checked_image(name)
     image = push_image(client, full, quiet)
     click.echo(full if quiet else f"pushed {full} ({short_id(image.id)})")
 
 
 @click.command(epilog=example("pass show reg | orc login -u me --password-stdin reg.example:5000"))
-@click.option("--username", "-u", metavar="NAME", help="Asked for unless given.")
-@click.option("--password", "-p", metavar="PASSWORD", help="Visible to others; better not.")
+@click.option("--username", "-u", metavar="NAME", help="User name.  [default: prompt]")
+@click.option(
+    "--password", "-p", metavar="PASSWORD", help="Password; insecure, visible to other users."
+)
 @click.option("--password-stdin", is_flag=True, help="Read the password from stdin.")
 @click.argument("registry", required=False, default="docker.io")
 @pass_client
@@ -61,13 +63,13 @@ def login(
     password_stdin: bool,
     registry: str,
 ) -> None:
-    """Log the cluster in to a registry (docker.io unless named).
+    """Log the cluster in to a registry, by default docker.io.
 
-    Without a user name, with what this user's Docker has for it, of a credential helper too.
+    Without a user name, uses the credentials of this user's Docker, including credential helpers.
     """
     if password_stdin:
         if password:
-            raise click.UsageError("--password and --password-stdin exclude each other")
+            raise click.UsageError("--password and --password-stdin are mutually exclusive")
         if not username:
             raise click.UsageError("--password-stdin needs --username")
         password = sys.stdin.read().removesuffix("\n").removesuffix("\r")
@@ -87,24 +89,24 @@ def login(
 @click.argument("registry", required=False, default="docker.io")
 @pass_client
 def logout(client: Client, registry: str) -> None:
-    """Forget the cluster's credentials for a registry (docker.io unless named)."""
+    """Remove the cluster's credentials for a registry, by default docker.io."""
     reply = client.call("Images.Logout", images_pb2.LogoutRequest(registry=registry))
     click.echo(f"logged out from {reply.registry}")
 
 
 def push_image(client: Client, name: str, quiet: bool) -> Any:
-    """Put the image of a full name into its registry, with progress unless `quiet`."""
+    """Push the image of a full name to its registry, with progress unless `quiet`."""
     request = images_pb2.PushImageRequest(name=name)
     add_login(request)
     return follow(client.stream("Images.Push", request), quiet, "pushed")
 
 
 def add_login(request: Any) -> None:
-    """Give a request what this user's Docker has for its image's registry, if anything."""
+    """Add this user's Docker credentials for its image's registry to a request, if any."""
     try:
         found = stored_login(parse_image(request.name).registry or "docker.io")
     except CliError as error:
-        # The registry may not ask for any.
+        # The registry may not need any.
         click.echo(f"note: {error_line(error)}", err=True)
         return
     if found is not None:
@@ -113,7 +115,7 @@ def add_login(request: Any) -> None:
 
 
 def share_login(client: Client, image: str) -> None:
-    """Log the cluster in with what this user's Docker has for an image's registry, if anything."""
+    """Log the cluster in with this user's Docker credentials for an image's registry, if any."""
     registry = parse_image(image).registry or "docker.io"
     if (found := stored_login(registry)) is not None:
         _login(client, registry, found)
@@ -122,7 +124,8 @@ def share_login(client: Client, image: str) -> None:
 def _login(client: Client, registry: str, found: StoredLogin) -> Any:
     if found.identity_token:
         raise CliError(
-            f"{found.source} has a token for {registry}, which only 'orc pull' and 'orc push' can "
+            f"{found.source} has an identity token for {registry}, which only 'orc pull' and "
+            "'orc push' can "
             "use; log in with a user name"
         )
     request = images_pb2.LoginRequest(

@@ -17,9 +17,9 @@ from orchestrator.cli.app.errors import CliError
 from orchestrator.model.formats.build_contexts import DownloadedContext, GitContext, remote_context
 
 _WITHIN = 60.0
-"""Seconds that a server may be silent."""
+"""Timeout of a server in seconds."""
 _MOST_DOCKERFILE = 1 << 20
-"""Bytes of what is downloaded and is not an archive."""
+"""Maximum bytes of a download that is not an archive."""
 
 
 @contextmanager
@@ -45,7 +45,9 @@ def context_folder(text: str) -> Iterator[Path]:
 
 def _cloned(context: GitContext, folder: Path) -> Path:
     if shutil.which("git") is None:
-        raise CliError(f"{context.url} is a Git repository: install git, or name a folder with it")
+        raise CliError(
+            f"{context.url} is a Git repository: install git, or clone it and name the folder"
+        )
     _git(folder, "init", "--quiet")
     _git(folder, "remote", "add", "--", "origin", context.url)
     ref = context.ref or "HEAD"
@@ -53,7 +55,7 @@ def _cloned(context: GitContext, folder: Path) -> Path:
         _git(folder, "fetch", "--quiet", "--depth=1", "--", "origin", ref)
         wanted = "FETCH_HEAD"
     except CliError as error:
-        # Not every server gives out a commit by its number, or a part of the history.
+        # Not every server serves single commits or shallow clones.
         if _is_commit(ref):
             _git(folder, "fetch", "--quiet", "--", "origin", "+refs/*:refs/origin/*")
             wanted = ref

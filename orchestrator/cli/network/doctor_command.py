@@ -1,4 +1,4 @@
-"""`orc network doctor`: what is wrong between the nodes."""
+"""`orc network doctor`: diagnoses connections between nodes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.pb import doctor_pb2
 
 PATIENCE = 120.0
-"""Seconds for all of it, with many nodes."""
+"""Timeout of a diagnosis in seconds, with many nodes."""
 
 
 @click.command(epilog=example("orc network doctor", "orc network doctor back --format json"))
@@ -31,11 +31,11 @@ PATIENCE = 120.0
 @format_option()
 @pass_client
 def doctor(client: Client, network: str, form: str) -> None:
-    """Test every pair of nodes, and say what is wrong between them and what mends it.
+    """Test every pair of nodes, and report problems with their remedies.
 
-    Packets of all sizes go from each node to each other one, outside of the networks and inside of
-    one (`default`, unless another is named); and each node looks what of its networks is in its
-    kernel. Exits with 1 if something is wrong.
+    Each node sends packets of several sizes to each other node, outside and inside of a network
+    (`default`, unless another is named), and checks its own kernel's state of the networks. Exits
+    with 1 if there are problems.
     """
     found = diagnosis(client, network, _say if sys.stderr.isatty() else lambda line: None)
     wrong = sum(1 for finding in found.findings if finding.wrong)
@@ -52,7 +52,7 @@ def _say(line: str) -> None:
 
 
 def diagnosis(client: Client, network: str, progress: Callable[[str], None]) -> Any:
-    """Have the nodes test each other (DiagnoseReply's). Raises CliError."""
+    """Run the diagnosis: DiagnoseReplys. Raises CliError."""
     request = doctor_pb2.DiagnoseRequest(network=network)
     try:
         for reply in client.stream("Doctor.Diagnose", request, timeout=PATIENCE):
@@ -147,13 +147,13 @@ def _print(found: Any) -> None:
         if finding.mend:
             click.echo(f"       {finding.mend}")
     if not rows["paths"]:
-        click.echo(f"Network {found.network} is not on two nodes, so no packets were sent.")
+        click.echo(f"Network {found.network} spans fewer than two nodes, so no packets were sent.")
     elif rows["ok"]:
-        click.echo(f"All is well between {len(rows['nodes'])} nodes.")
+        click.echo(f"No problems between {len(rows['nodes'])} nodes.")
 
 
 def _reached(echoes: Row | None, other: Row | None = None) -> str:
-    """`silent`: no answers come this way, but they do the other."""
+    """`silent`: no answers in this direction, but in the other."""
     if echoes is None:
         return "-"
     if echoes["received"]:
@@ -162,7 +162,7 @@ def _reached(echoes: Row | None, other: Row | None = None) -> str:
 
 
 def _telling(row: Row) -> list[Row]:
-    """The series of which something came back; else all."""
+    """The series with any answers; else all."""
     asked = [each for each in (row["underlay"], row["overlay"]) if each is not None]
     return [each for each in asked if each["received"]] or asked
 

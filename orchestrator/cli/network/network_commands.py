@@ -50,8 +50,8 @@ from orchestrator.pb import control_pb2, networks_pb2, types_pb2
 
 
 def taken_conflist(driver: str, options: dict[str, str], name: str) -> tuple[str, str]:
-    """The text of the list that the options name, which is taken out of them, and the network's
-    name: what the list says where `name` is empty. Raises CliError and usage errors."""
+    """Take the conflist out of the options: its text, and the network's name, by default the
+    conflist's. Raises CliError and usage errors."""
     file = options.pop(CONFLIST, None) if driver == CNI or is_ours(driver or "overlay") else None
     if file is None:
         if not name:
@@ -65,7 +65,7 @@ def taken_conflist(driver: str, options: dict[str, str], name: str) -> tuple[str
     try:
         text = Path(file).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        why = error.strerror if isinstance(error, OSError) else "not a text file"
         raise CliError(f"conflist {file} cannot be read: {why}") from None
     try:
         chain = parse_conflist(text)
@@ -75,7 +75,7 @@ def taken_conflist(driver: str, options: dict[str, str], name: str) -> tuple[str
 
 
 def network_row(message: types_pb2.Network) -> Row:
-    """A network as `orc network ls` has it."""
+    """A row of `orc network ls`."""
     network: Network = from_proto(message)
     return {
         "id": network.id,
@@ -102,7 +102,7 @@ def network_row(message: types_pb2.Network) -> Row:
 
 
 def _scope(network: Network) -> str:
-    """`node` where containers of different nodes do not meet on it, else `cluster`."""
+    """`node` if each node has its own network of this name, else `cluster`."""
     alone = network.name in (HOST_NETWORK, NO_NETWORK)
     return "node" if alone or stays_on_node(network.driver, network.options) else "cluster"
 
@@ -213,7 +213,7 @@ def _addresses(container: Row) -> str:
     sections=(
         (
             "Groups",
-            (Lazy("policy", ".network.policy_commands:policy", "Who may connect"),),
+            (Lazy("policy", ".network.policy_commands:policy", "Rules for connections"),),
         ),
         (
             "Tests",
@@ -221,7 +221,7 @@ def _addresses(container: Row) -> str:
                 Lazy(
                     "doctor",
                     ".network.doctor_command:doctor",
-                    "What is wrong between the nodes, and what mends it",
+                    "Diagnose connections between nodes",
                 ),
             ),
         ),
@@ -229,7 +229,8 @@ def _addresses(container: Row) -> str:
     epilog=example("orc network create back", "orc network ls"),
 )
 def network() -> None:
-    """Networks: every container on one is reached from every host, and from no other network."""
+    """Manage networks. Containers of a network are reachable from all hosts, not from other
+    networks."""
 
 
 @network.command(
@@ -244,43 +245,45 @@ def network() -> None:
     "-d",
     default="",
     metavar="DRIVER",
-    help="overlay (over all nodes; the default), bridge (one of its own on each node), cni (a "
+    help="overlay (spans all nodes; the default), bridge (a separate one on each node), cni (a "
     "chain of CNI plugins), or the name of a Docker network plugin.",
 )
 @click.option(
     "--subnet",
     multiple=True,
     metavar="SUBNET",
-    help="Such as 10.5.0.0/16, and one of IPv6; else one that is free is chosen.",
+    help="Such as 10.5.0.0/16, and one of IPv6.  [default: a free one]",
 )
 @click.option(
     "--gateway",
     default="",
     metavar="IP",
-    help="The place of each node's gateway in its part of the network, as in the first part.",
+    help="Address of each node's gateway within its block, given as in the first block.",
 )
-@click.option("--ip-range", default="", metavar="SUBNET", help="The part to give out by itself.")
-@click.option("--ipv6", is_flag=True, help="IPv6 besides IPv4.")
-@click.option("--internal", is_flag=True, help="No way out of it.")
+@click.option(
+    "--ip-range", default="", metavar="SUBNET", help="Range of automatically assigned addresses."
+)
+@click.option("--ipv6", is_flag=True, help="Enable IPv6 in addition to IPv4.")
+@click.option("--internal", is_flag=True, help="No access to other networks.")
 @click.option(
     "--attachable",
     is_flag=True,
-    help="For containers of their own, not services only; so unless --driver says overlay.",
+    help="Also for standalone containers.  [default: unless --driver is overlay]",
 )
 @click.option(
     "--opt",
     "-o",
     multiple=True,
     metavar="KEY=VALUE",
-    help="mtu=BYTES, encrypted, node-prefix=BITS (of the part that a node has), "
+    help="mtu=BYTES, encrypted, node-prefix=BITS (of a node's block), "
     "source-check=on|off (drop packets with forged source addresses; default on), "
-    "allowed-sources=SUBNET,... (that containers may send from besides); of driver cni "
-    "conflist=FILE and scope=local|global; of a plugin its own.",
+    "allowed-sources=SUBNET,... (further source addresses of containers); of driver cni "
+    "conflist=FILE and scope=local|global; of a plugin its own options.",
 )
+@click.option("--ipam-driver", default="", metavar="NAME", help="Plugin that assigns addresses.")
 @click.option(
-    "--ipam-driver", default="", metavar="NAME", help="A plugin that gives out its addresses."
+    "--ipam-opt", multiple=True, metavar="KEY=VALUE", help="Option of that plugin; repeatable."
 )
-@click.option("--ipam-opt", multiple=True, metavar="KEY=VALUE", help="For that plugin; repeatable.")
 @click.option("--label", multiple=True, metavar="KEY=VALUE", help="A label; repeatable.")
 @click.argument("name", required=False, default="")
 @pass_client
@@ -301,7 +304,7 @@ def create(
 ) -> None:
     """Create a network.
 
-    Of driver cni its name is that of its conflist, if none is given.
+    The name of a network of driver cni defaults to its conflist's.
     """
     options = pairs("option", opt)
     conflist, name = taken_conflist(driver, options, name)
@@ -328,8 +331,8 @@ def create(
     click.echo(client.call("Networks.CreateNetwork", request).id)
     if encrypted and not _some_node_encrypts(client):
         click.echo(
-            "no node can encrypt: its kernel must have WireGuard (modprobe wireguard), and then its"
-            " agent be started again",
+            "no node can encrypt: load WireGuard into its kernel (modprobe wireguard) and restart"
+            " its agent",
             err=True,
         )
 
@@ -341,7 +344,7 @@ def _some_node_encrypts(client: Client) -> bool:
 
 @network.command("ls", epilog=example("orc network ls --format json"))
 @listing_options("id", "name", "driver", "label", "internal")
-@click.option("--no-trunc", is_flag=True, help="Show whole ids.")
+@click.option("--no-trunc", is_flag=True, help="Do not truncate ids.")
 @pass_client
 def list_networks(
     client: Client, form: str, quiet: bool, filters: Mapping[str, Sequence[str]], no_trunc: bool
@@ -357,14 +360,14 @@ def list_networks(
 @inspect_options
 @pass_client
 def inspect(client: Client, networks: tuple[str, ...], form: str) -> None:
-    """Show networks with their services and containers, and the subnet of each node."""
+    """Show details of networks: services, containers, and the subnet of each node."""
     known = all_networks(client)
     rows = network_documents(client, [_find(known, name) for name in networks])
     print_inspected(rows, form, lambda row: print_fields(network_fields(row)), kind="network")
 
 
 def network_documents(client: Client, found: Sequence[types_pb2.Network]) -> list[Row]:
-    """All that is known of networks."""
+    """The full documents of networks."""
     nodes = client.call("ListNodes", control_pb2.ListNodesRequest()).nodes
     hostnames = {row.node.id: row.node.description.hostname for row in nodes}
     services = client.call("ListServices", control_pb2.ListServicesRequest()).services
@@ -374,10 +377,10 @@ def network_documents(client: Client, found: Sequence[types_pb2.Network]) -> lis
 
 @network.command(epilog=example("orc network rm back front"))
 @click.argument("networks", nargs=-1, required=True, shell_complete=completes("networks"))
-@click.option("--force", "-f", is_flag=True, help="One that is not there is no error.")
+@click.option("--force", "-f", is_flag=True, help="Ignore missing networks.")
 @pass_client
 def rm(client: Client, networks: tuple[str, ...], force: bool) -> None:
-    """Remove networks. One in use is not removed."""
+    """Remove networks. Networks in use are not removed."""
     if force:
         known = {word for each in all_networks(client) for word in (each.name, each.id)}
         networks = tuple(name for name in networks if name in known)
@@ -391,12 +394,14 @@ def rm(client: Client, networks: tuple[str, ...], force: bool) -> None:
 @network.command(
     epilog=example("orc network connect back db", "orc network connect --alias db back db-1")
 )
-@click.option("--alias", multiple=True, metavar="NAME", help="A further name there; repeatable.")
-@click.option("--ip", default="", metavar="IP", help="A fixed IPv4 address.")
-@click.option("--ip6", default="", metavar="IP", help="A fixed IPv6 address.")
-@click.option("--mac-address", default="", metavar="MAC", help="A fixed hardware address.")
 @click.option(
-    "--driver-opt", multiple=True, metavar="KEY=VALUE", help="For its driver; repeatable."
+    "--alias", multiple=True, metavar="NAME", help="DNS alias on the network; repeatable."
+)
+@click.option("--ip", default="", metavar="IP", help="Fixed IPv4 address.")
+@click.option("--ip6", default="", metavar="IP", help="Fixed IPv6 address.")
+@click.option("--mac-address", default="", metavar="MAC", help="Fixed MAC address.")
+@click.option(
+    "--driver-opt", multiple=True, metavar="KEY=VALUE", help="Option for the driver; repeatable."
 )
 @click.argument("network", shell_complete=completes("networks"))
 @click.argument("container", shell_complete=completes("containers"))
@@ -411,7 +416,7 @@ def connect(
     network: str,
     container: str,
 ) -> None:
-    """Put a container on a network, also while it runs."""
+    """Connect a container to a network, also while it runs."""
     attachment = types_pb2.NetworkAttachment(
         network=_find(all_networks(client), network).name,
         aliases=alias,
@@ -430,7 +435,7 @@ def connect(
 @click.argument("container", shell_complete=completes("containers"))
 @pass_client
 def disconnect(client: Client, force: bool, network: str, container: str) -> None:
-    """Take a container off a network, also while it runs."""
+    """Disconnect a container from a network, also while it runs."""
     found = [each.name for each in all_networks(client) if network in (each.name, each.id)]
     request = networks_pb2.DisconnectNetworkRequest(
         network=found[0] if found else network, container=container, force=force
@@ -442,9 +447,9 @@ def disconnect(client: Client, force: bool, network: str, container: str) -> Non
 @prune_options
 @pass_client
 def prune(client: Client, filters: PruneFilters, force: bool) -> None:
-    """Remove the networks that nobody uses."""
+    """Remove unused networks."""
     if not force:
-        confirm(["all networks that nobody uses"], filters)
+        confirm(["all unused networks"], filters)
     request = filters.put_into(networks_pb2.PruneNetworksRequest())
     reply = client.call("Networks.PruneNetworks", request)
     for name in reply.names:

@@ -1,4 +1,4 @@
-"""`orc network policy`: what may connect to what inside a network."""
+"""`orc network policy`: allowed connections inside a network."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from orchestrator.pb import policies_pb2, types_pb2
     ),
 )
 def policy() -> None:
-    """What may connect to what inside a network: all, until something is denied."""
+    """Manage allowed connections inside a network. By default, all are allowed."""
 
 
 def _add(client: Client, network: str, policy: NetworkPolicy) -> None:
@@ -48,7 +48,7 @@ _from = click.option(
     multiple=True,
     metavar="NAME",
     shell_complete=completes("services"),
-    help="A service or container that connects; repeatable. None: any.",
+    help="Service or container that connects; repeatable.  [default: any]",
 )
 _to = click.option(
     "--to",
@@ -56,14 +56,14 @@ _to = click.option(
     required=True,
     metavar="NAME",
     shell_complete=completes("services"),
-    help="The service or container that is connected to.",
+    help="Service or container that is connected to.",
 )
 _port = click.option(
     "--port",
     "numbers",
     multiple=True,
     metavar="PORT[/udp]",
-    help="A port of its containers, or a range; repeatable. None: all.",
+    help="Port of its containers, or a range; repeatable.  [default: all]",
 )
 _network = click.argument("name", metavar="NETWORK", shell_complete=completes("networks"))
 
@@ -77,7 +77,7 @@ _network = click.argument("name", metavar="NETWORK", shell_complete=completes("n
 def deny(
     client: Client, sources: tuple[str, ...], destination: str, numbers: tuple[str, ...], name: str
 ) -> None:
-    """Let no connection through but such as something allows; those that exist end."""
+    """Deny connections that no policy allows; existing ones are cut."""
     _add(client, name, _policy(False, sources, destination, numbers))
 
 
@@ -90,14 +90,14 @@ def deny(
 def allow(
     client: Client, sources: tuple[str, ...], destination: str, numbers: tuple[str, ...], name: str
 ) -> None:
-    """Let connections through whatever else denies them."""
+    """Allow connections, overriding denials."""
     _add(client, name, _policy(True, sources, destination, numbers))
 
 
 @policy.command("ls", epilog=example("orc network policy ls back"))
 @_network
 @listing_options("id", "action", "to")
-@click.option("--no-trunc", is_flag=True, help="Show whole ids.")
+@click.option("--no-trunc", is_flag=True, help="Do not truncate ids.")
 @pass_client
 def list_policies(
     client: Client,

@@ -1,4 +1,4 @@
-"""What commands about several objects have in common: `inspect NAME…`, `rm NAME…` and the like."""
+"""Commands on several objects: `inspect NAME…`, `rm NAME…` and the like."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def print_inspected(
     *,
     kind: str = "",
 ) -> None:
-    """Print objects as `inspect_options` say: each as its row, or for people by `show`. `kind` is
-    that of `print_rows`."""
+    """Print objects as `inspect_options` say: each as its row, or by `show` in the table form.
+    `kind` is that of `print_rows`."""
     if form != "table":
         print_rows(list(map(row, found)), (), form, kind)
         return
@@ -53,8 +53,8 @@ Attempt = Callable[[], AbstractContextManager[None]]
 
 @contextmanager
 def attempts() -> Iterator[Attempt]:
-    """What is tried one by one, each in a `with attempt():` of its own. A refusal there is told in
-    a line and keeps no other from its turn; exits with 1 at the end if there was any."""
+    """Runs several attempts, each in its own `with attempt():`. An error is printed as a line and
+    does not stop the others; exits with 1 at the end if there was any."""
     failed = False
 
     @contextmanager
@@ -72,7 +72,7 @@ def attempts() -> Iterator[Attempt]:
 
 
 def one_by_one(names: Iterable[str], act: Callable[[str], object]) -> None:
-    """Act on each of these and print its name when that is done, as `attempts` says."""
+    """Act on each name and print it when done; errors as in `attempts`."""
     with attempts() as attempt:
         for name in names:
             with attempt():

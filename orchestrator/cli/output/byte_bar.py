@@ -1,4 +1,4 @@
-"""Bars for uploads and layers, and a build's steps. Imported only where there is a terminal."""
+"""Progress bars of uploads, layers and build steps. Imported only on a terminal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STEP = re.compile(r"(?:\[\d+/\d+\] )?(?:STEP \d+/\d+:|COMMIT\b)")
 
 
 class ByteBar:
-    """A bar on stderr that counts bytes, up to `total` if that is known; it is gone in the end."""
+    """A bar on stderr that counts bytes, up to `total` if known; removed at the end."""
 
     def __init__(self, what: str, total: int | None) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
@@ -37,16 +37,16 @@ class ByteBar:
         self._progress.start()
 
     def show(self, done: int) -> None:
-        """So many bytes so far."""
+        """Set the number of bytes so far."""
         self._progress.update(self._bar, completed=done)
 
     def close(self) -> None:
-        """Take it away."""
+        """Remove it."""
         self._progress.stop()
 
 
 class Bars:
-    """A bar a layer, on stderr, for what goes on at once."""
+    """A bar per layer, on stderr, for concurrent transfers."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
@@ -57,19 +57,19 @@ class Bars:
         self._progress.start()
 
     def show(self, digest: str, done: int, total: int) -> None:
-        """So much of a layer has come."""
+        """Set the progress of a layer."""
         if digest not in self._bars:
             self._bars[digest] = self._progress.add_task(short_id(digest), total=total)
         self._progress.update(self._bars[digest], completed=done)
 
     def close(self) -> None:
-        """Leave the bars as they are."""
+        """Stop drawing, and leave the bars."""
         self._progress.stop()
 
 
 class BuildSteps:
-    """A build as a line a step, with the newest output of the one that runs; all of its output
-    stays where it fails."""
+    """A build as a line per step, with the latest output of the current one; after a failure its
+    whole output stays."""
 
     _SHOWN = 6
 
@@ -97,7 +97,7 @@ class BuildSteps:
             self._console.print(Text(line))
 
     def line(self, text: str) -> None:
-        """A line of the build's output; those that begin a step are known by their look."""
+        """Add a line of the build's output; a pattern recognises those that begin a step."""
         if _STEP.match(text):
             self._end_step()
             self._step, self._output, self._since = text, [], time.monotonic()
@@ -106,7 +106,7 @@ class BuildSteps:
         self._draw()
 
     def sent(self, size: int) -> None:
-        """So many bytes more of the context went out."""
+        """Count sent bytes of the context."""
         self._sent += size
         self._draw()
 

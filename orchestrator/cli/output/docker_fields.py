@@ -1,4 +1,4 @@
-"""Docker's names for what our documents have, for the templates of `inspect --format`.
+"""Docker's names for fields of our documents, for the templates of `inspect --format`.
 
 `{{.State.Running}}`, `{{.Status.Addr}}` and the like stand in many scripts. Each function here
 takes a document of ours and gives what Docker has in one of its own under names that are not ours;
@@ -18,7 +18,7 @@ from orchestrator.model.specs import SHARES_PER_CORE
 _Row = Mapping[str, Any]
 
 _RESTART = {"none": "no", "any": "always"}
-"""Our words of a restart policy that are not Docker's."""
+"""Our restart policies that Docker names differently."""
 
 _UPDATES = {
     "canary": "updating",
@@ -26,7 +26,7 @@ _UPDATES = {
     "rollback-paused": "rollback_paused",
     "rolled-back": "rollback_completed",
 }
-"""Our words of how an update goes that are not Docker's."""
+"""Our update states that Docker names differently."""
 
 
 def _nano_cpus(shares: int) -> int:
@@ -297,4 +297,4 @@ DOCKER: Mapping[str, Callable[[_Row], Mapping[str, Any]]] = {
     "network": _network,
     "image": _image,
 }
-"""By the kind of a document, Docker's names for what is in it."""
+"""Kind of a document → Docker's names for its fields."""

@@ -1,4 +1,4 @@
-"""What commands print: tables as Docker's, one JSON document, ids, and what filters leave."""
+"""Listings: tables as Docker's, JSON documents, ids, templates and filters."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def short(heading: str, key: str, whole: bool) -> Column:
 
 
 class Format(click.Choice):  # type: ignore[type-arg]
-    """`table`, `json`, or a template as Docker's users write it, read by `gotemplate`."""
+    """`table`, `json`, or a Go template, parsed by `gotemplate`."""
 
     def __init__(self) -> None:
         super().__init__(["table", "json"])
@@ -73,9 +73,9 @@ def format_option(
         type=Format() if templates else click.Choice(["table", "json"]),
         default=default,
         show_default=True,
-        help="How to print it; a template such as '{{.ID}} {{.Name}}'."
+        help="Output format, or a template such as '{{.ID}} {{.Name}}'."
         if templates
-        else "How to print it.",
+        else "Output format.",
     )
 
 
@@ -92,7 +92,7 @@ def listing_options(*keys: str) -> Callable[[F], F]:
             metavar="KEY=VALUE",
             shell_complete=completes_filter(keys),
             callback=lambda ctx, param, values: _parse_filters(values, keys),
-            help=f"Only what matches; repeatable. Keys: {shown}.",
+            help=f"Only matching objects; repeatable. Keys: {shown}.",
         )(function)
         function = click.option("--quiet", "-q", is_flag=True, help="Print ids only.")(function)
         return format_option(templates=True)(function)
@@ -108,7 +108,7 @@ def print_list(
     quiet: bool,
     filters: Mapping[str, Sequence[str]],
 ) -> None:
-    """Print the rows that the filters leave."""
+    """Print the rows that match the filters."""
     kept = [row for row in rows if _matches(row, filters)]
     if quiet:
         for identifier in dict.fromkeys(row["id"] for row in kept):
@@ -215,7 +215,7 @@ def print_fields(fields: Iterable[tuple[str, str]]) -> None:
 
 
 def labels_text(labels: Mapping[str, str]) -> str:
-    """Labels on one line, whatever is in them."""
+    """Labels on one line, control characters escaped."""
     texts = (f"{key}={value}" for key, value in sorted(labels.items()))
     return ", ".join("".join(map(_shown, text)) for text in texts)
 
@@ -242,17 +242,17 @@ def jsonable(value: Any, key: str = "") -> Any:
 
 
 def word(value: IntEnum) -> str:
-    """An enum as users type it: `ON_FAILURE` is `on-failure`."""
+    """An enum member in the users' form: `ON_FAILURE` is `on-failure`."""
     return value.name.lower().replace("_", "-")
 
 
 def moment(seconds: float) -> str | None:
-    """RFC 3339, or None for what has not happened."""
+    """RFC 3339; None for 0."""
     return format_time(seconds) if seconds else None
 
 
 def public(row: Row) -> Row:
-    """A row without what only its table needs."""
+    """A row without the keys that only its table needs."""
     return {key: value for key, value in row.items() if not key.startswith("_")}
 
 
@@ -271,7 +271,7 @@ def _parse_filters(values: Sequence[str], keys: Sequence[str]) -> dict[str, list
 
 
 def _matches(row: Row, filters: Mapping[str, Sequence[str]]) -> bool:
-    """As Docker has it: values of one key are alternatives, different keys must all hold."""
+    """As in Docker: values of one key are alternatives, different keys must all match."""
     return all(
         any(_holds(row, key.replace("-", "_"), value) for value in values)
         for key, values in filters.items()

@@ -1,6 +1,6 @@
-"""The terminal that is printed to: whether it can be drawn on, how wide it is, and tables that fit.
+"""The terminal: whether lines can be redrawn, its width, and tables that fit it.
 
-Nothing is cut in a pipe or a file, nor with `--no-trunc`: those are for scripts and for all of it.
+Output to a pipe or a file, or with `--no-trunc`, is never truncated.
 """
 
 from __future__ import annotations
@@ -18,29 +18,28 @@ if TYPE_CHECKING:
     from orchestrator.cli.output.byte_bar import ByteBar
 
 PATIENCE = 1.0
-"""Seconds after which a user is shown that something goes on."""
+"""Seconds after which progress is shown."""
 GAP = 3
-"""Blanks between two columns."""
+"""Spaces between two columns."""
 LEAST = 8
-"""Characters that a cut cell keeps, if its heading needs no more."""
+"""Minimum width of a truncated cell."""
 
 _FIRST_CUT = (
     *("COMMAND", "CREATED BY", "COMMENT", "CHANGES", "ENTRIES", "LABELS", "PORTS", "USED BY"),
     *("NETWORKS", "SERVICES", "ERROR", "REASON", "STATUS", "IMAGE", "REPOSITORY", "NODES"),
     *("MANAGERS", "BLOCK I/O", "NET I/O", "MEM RESERVED"),
 )
-"""Headings of what is cut first, in this order: what says least for its width. Then comes the
-widest of the others, but never an id, which would be of no use without its end."""
+"""Columns to truncate first, in this order: the least informative for their width. Then the widest
+of the others, but never ids."""
 
 
 def is_live(stream: TextIO) -> bool:
-    """Whether lines can be drawn anew on it: a terminal, and not a dumb one."""
+    """Whether lines can be redrawn: a terminal, and not a dumb one."""
     return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 class Meter:
-    """Counts the bytes of something that may take its time. Once it does, there is a bar on stderr,
-    if that is a terminal."""
+    """Counts bytes of a transfer. A long one shows a bar on stderr, if that is a terminal."""
 
     def __init__(self, what: str, total: int | None = None, *, quiet: bool = False) -> None:
         self._what = what
@@ -58,7 +57,7 @@ class Meter:
             self._bar.close()
 
     def add(self, size: int) -> None:
-        """So many bytes more."""
+        """Count further bytes."""
         self.count += size
         if self._waits and time.monotonic() - self._began > PATIENCE:
             from orchestrator.cli.output.byte_bar import ByteBar
@@ -79,7 +78,7 @@ def metered(
 
 
 def width() -> int | None:
-    """Columns that a table on stdout may take; None where it may take as many as it needs."""
+    """Maximum width of a table on stdout; None: unlimited."""
     context = click.get_current_context(silent=True)
     if not sys.stdout.isatty() or (context and context.params.get("no_trunc")):
         return None
@@ -119,7 +118,7 @@ def fitted(headings: Sequence[str], widths: Sequence[int], room: int) -> list[in
     ]
     narrow = _cut(first, headings, widths, room)
     narrower = _cut(others, headings, narrow, room)
-    # Where the others cannot make it fit, to cut them is all loss.
+    # If the table cannot fit anyway, truncating the others would not help.
     return narrower if sum(narrower) <= room else narrow
 
 
@@ -135,7 +134,7 @@ def _cut(
 
 
 def padded(text: str, width: int) -> str:
-    """A cell of just this width: filled up with blanks, or cut, which `…` says."""
+    """A cell of exactly this width: padded, or truncated with `…`."""
     size = cells(text)
     if size <= width:
         return text + " " * (width - size)

@@ -1,4 +1,4 @@
-"""gRPC's calls over one HTTP/2 connection: messages in, messages out, a status at the end.
+"""gRPC calls over one HTTP/2 connection: messages in, messages out, a status at the end.
 
 Format: grpc/doc/PROTOCOL-HTTP2.md. A method is found in the generated messages' own description of
 its service, so that no module of gRPC's is imported.
@@ -52,7 +52,7 @@ class Code(enum.IntEnum):
 
 
 class RpcError(Exception):
-    """A call that ended with a status other than OK: the manager's own words."""
+    """A call that ended with a status other than OK, and the manager's message."""
 
     def __init__(self, code: Code, details: str = "") -> None:
         super().__init__(details)
@@ -61,11 +61,11 @@ class RpcError(Exception):
 
 
 class NotTls(Exception):
-    """What answers does not speak TLS as a manager does."""
+    """The peer does not speak TLS 1.3 as a manager does."""
 
 
 class WrongCertificate(Exception):
-    """What answers has a certificate that the CA did not sign; the text says why."""
+    """The peer's certificate was not signed by the CA; the text says why."""
 
 
 class BadContext(Exception):
@@ -87,24 +87,24 @@ def connect(
     except ssl.SSLCertVerificationError as error:
         raise WrongCertificate(error.verify_message) from None
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
-        # So does a manager that dies in the middle of the handshake.
+        # A manager that dies during the handshake looks the same.
         raise ConnectionResetError("the connection was closed") from None
     except ssl.SSLError as error:
         raise NotTls(str(error)) from None
     finally:
-        # Not one that was taken over, which is detached.
+        # No-op after wrap_socket, which has detached it.
         plain.close()
 
 
 def knock(address: tuple[str, int], *, within: float) -> None:
-    """See that somebody accepts connections. Raises OSError (TimeoutError after `within` seconds)
-    if nobody does."""
+    """Check that the address accepts connections. Raises OSError (TimeoutError after `within`
+    seconds) otherwise."""
     _dial(address, within).close()
 
 
 def _dial(address: tuple[str, int], within: float) -> socket.socket:
     host, port = address
-    # As bytes, which need no module for international names.
+    # Bytes avoid the import of the IDNA codec.
     return socket.create_connection((host.encode(), port), within)  # type: ignore[arg-type]
 
 
@@ -114,7 +114,7 @@ def _tls(ca: str, certificate: str, key: str) -> ssl.SSLContext:
     tls.set_alpn_protocols(["h2"])
     try:
         tls.load_verify_locations(cadata=ca)
-        # OpenSSL takes a key from a file only.
+        # OpenSSL loads keys from files only.
         with _file_of(f"{certificate}\n{key}".encode()) as path:
             tls.load_cert_chain(path)
     except ssl.SSLError as error:
@@ -136,7 +136,7 @@ def _file_of(data: bytes) -> Iterator[str]:
     try:
         os.write(file, data)
         if is_named:
-            # Windows lets nobody open it before.
+            # Windows does not open it a second time before.
             os.close(file)
         yield path
     finally:
@@ -150,7 +150,7 @@ class Method:
     """`Service.Name` of the managers' API."""
 
     def __init__(self, service: str, name: str) -> None:
-        # Only the module of its service is imported: each takes its time.
+        # Imports only the module of its service, as each is slow to import.
         from google.protobuf.message_factory import GetMessageClass
 
         module: Any = import_module(f"orchestrator.pb.{service.lower()}_pb2")
@@ -160,8 +160,8 @@ class Method:
 
 
 class Call:
-    """One call under way: an iterator of the answer's messages. Whatever the iterator of requests
-    raises is raised by it too. Other threads may `cancel` it."""
+    """A call in progress: an iterator of the reply's messages. Exceptions of the iterator of
+    requests are raised here, too. Other threads may `cancel` it."""
 
     def __init__(
         self,
@@ -228,7 +228,7 @@ class Call:
         return message
 
     def cancel(self) -> None:
-        """Have no more of it."""
+        """Cancel the call."""
         self._stream.cancel()
 
     def _send(self, requests: Iterable[Any]) -> None:
@@ -237,7 +237,7 @@ class Call:
                 self._stream.send(_framed(message))
             self._stream.send(b"", end=True)
         except (StreamReset, ConnectionBroken):
-            pass  # the answer says why
+            pass  # the reply says why
         except BaseException as error:
             self._failure = error
             self._stream.cancel()
@@ -252,7 +252,7 @@ class Call:
         compressed, size = _PREFIX.unpack_from(self._arrived)
         if compressed or size > _LARGEST:
             self._stream.cancel()
-            raise RpcError(Code.INTERNAL, f"a message of {size} bytes is more than can be taken")
+            raise RpcError(Code.INTERNAL, f"a message of {size} bytes exceeds the limit")
         end = _PREFIX.size + size
         if len(self._arrived) < end:
             return None
@@ -262,7 +262,7 @@ class Call:
         return message
 
     def _end(self) -> None:
-        """Raise what the end of the answer means."""
+        """Raise the call's status."""
         fields = self._stream.fields
         status = fields.get("grpc-status", "")
         if not status.isdecimal() or int(status) not in Code.__members__.values():

@@ -1,7 +1,7 @@
-"""The certificate of a context is renewed by a command that finds it half through its life.
+"""Renewal of a context's certificate, by any command after half of its lifetime.
 
-That comes after the command's own work, takes some 200 ms once in six weeks, and says nothing. If
-it fails the next command tries again; near the end the user is told.
+It runs after the command's own work, takes some 200 ms once in six weeks, and prints nothing. After
+a failure the next command retries; near the end of the lifetime a warning is printed.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from orchestrator.cli.app.contexts import Context, save_context
 from orchestrator.cli.app.errors import CliError, Refused
 
 _TIMEOUT = 5.0
-"""Seconds that a manager may take to sign."""
+"""Timeout of the signing call in seconds."""
 _AGAIN = 86400.0
-"""Seconds until a renewal that a manager has refused is asked for again."""
+"""Seconds until a refused renewal is retried."""
 _NEAR = 0.9
-"""The part of its life from which on a certificate that cannot be renewed is spoken of."""
+"""Fraction of the lifetime after which a failed renewal prints a warning."""
 
 
 def renew_if_due(context: Context, call: Callable[..., Any]) -> None:
@@ -35,7 +35,7 @@ def renew_if_due(context: Context, call: Callable[..., Any]) -> None:
         save_context(replace(context, certificate=reply.certificate, key=key), use=False)
     except CliError as error:
         if isinstance(error, Refused):
-            # Making a key costs each command its time, and the answer will be the same.
+            # A new key costs time, and the answer would be the same.
             save_context(context, use=False, renew_at=time.time() + _AGAIN)
         _speak(context, error)
 

@@ -28,14 +28,14 @@ MANAGER_NAME = "manager.orc"
 """The DNS name that every manager's certificate carries."""
 
 REACH_TIMEOUT = 3.0
-"""Seconds in which some manager must accept a connection."""
+"""Timeout in seconds for connecting to some manager."""
 
 CALL_TIMEOUT = 30.0
-"""Seconds that a manager may take for an answer."""
+"""Default timeout of a call in seconds."""
 
 
 RECONNECT_PAUSE = 0.5
-"""Seconds before a lost manager is called again, by who waits for it."""
+"""Seconds between two attempts to reach a lost manager."""
 
 
 class Client:
@@ -46,7 +46,7 @@ class Client:
     """
 
     pretends = False
-    """Whether changes are only noted down, to be thought through (`orc plan`)."""
+    """Whether changes are only recorded for a dry run (`orc plan`)."""
 
     def __init__(self, context: Context, reach: float = REACH_TIMEOUT) -> None:
         self._context = context
@@ -54,10 +54,10 @@ class Client:
         self._connection: Connection | None = None
         self._methods: dict[str, Method] = {}
         self._tried: list[str] = []
-        """Endpoints that failed, with the reason, until one has answered."""
+        """Endpoints that failed, with the reason, until one answers."""
         self._endpoints = list(context.endpoints)
         self.trace = ""
-        """The command's place in a trace."""
+        """The command's trace context (traceparent)."""
         self._spoke = False
         """Whether a manager has answered: then the certificates are right."""
 
@@ -86,7 +86,7 @@ class Client:
         self._connection = None
 
     def intends(self, step: Any) -> None:
-        """What the command is about to do, for those who only want to know."""
+        """Called with each step before it is made; a dry run records it."""
 
     def call(self, method: str, request: Any, timeout: float = CALL_TIMEOUT) -> Any:
         """Call a unary method. Raises CliError (ManagerLost when no manager could be reached)."""
@@ -147,7 +147,7 @@ class Client:
         return Call(connection, self._methods[name], request, timeout, self.trace)
 
     def _open(self) -> Connection:
-        """A connection to the first endpoint, from the one in turn, that is a manager."""
+        """A connection to the first endpoint, from the current one on, that is a manager."""
         from orchestrator.cli.rpc import calls
 
         if self._connection is not None:
@@ -163,11 +163,11 @@ class Client:
             except calls.WrongCertificate as error:
                 raise CliError(
                     f"the certificate of {endpoint} is not of this cluster ({error}); context "
-                    f"{context.name!r} is of another one, or something else listens there"
+                    f"{context.name!r} is of another cluster, or another program listens there"
                 ) from None
             except calls.NotTls:
                 raise CliError(
-                    f"{endpoint} does not speak TLS 1.3 as a manager does; does something else "
+                    f"{endpoint} does not speak TLS 1.3 as a manager does; does another program "
                     "listen there?"
                 ) from None
             except calls.BadContext:
@@ -188,12 +188,12 @@ class Client:
             f"cannot reach a manager at {', '.join(self._tried)}; is 'orc manager' running there, "
             f"and is port {' and '.join(ports)} open?"
         )
-        # The next call, if there is one, begins anew.
+        # The next call starts over.
         self._endpoints, self._tried = list(self._context.endpoints), []
         return ManagerLost(text)
 
     def _next_or_raise(self, broken: ConnectionBroken) -> None:
-        """Go on to the next endpoint if this one never spoke with us; else raise."""
+        """Try the next endpoint if this one never answered; else raise."""
         reason = "no answer" if broken.silent else self._gone(broken)
         if self._spoke or broken.greeted or not reason:
             self._raise_broken(broken)
@@ -206,7 +206,7 @@ class Client:
         self.close()
         endpoint = self._endpoints[0]
         if not (self._spoke or broken.greeted or broken.silent) and self._refused():
-            # Its handshake was fine; what it got to know with the next words was our certificate.
+            # The handshake succeeded; our certificate was rejected right after it.
             raise CliError(
                 f"the manager at {endpoint} refused the certificate of context "
                 f"{self._context.name!r}; it has expired or is of another cluster, so make a new "
@@ -217,7 +217,7 @@ class Client:
         )
 
     def _gone(self, broken: ConnectionBroken) -> str:
-        """Why the manager accepts no connection any more; empty if it does, or has greeted."""
+        """Why the manager does not accept connections; empty if it does, or spoke HTTP/2."""
         from orchestrator.cli.rpc import calls
 
         if broken.greeted:
@@ -229,8 +229,8 @@ class Client:
         return ""
 
     def _refused(self) -> bool:
-        """Whether the manager refuses our certificate: then it ends each connection before its
-        first words. One that died, or was cut off, did so once."""
+        """Whether the manager rejects our certificate: then it closes each connection before its
+        first frame. A manager that died does so once."""
         from orchestrator.cli.rpc import calls
 
         try:
@@ -245,7 +245,7 @@ class Client:
             connection.close()
 
     def _connect(self, within: float) -> Connection:
-        """A connection to the endpoint in turn; see `rpc.connect`."""
+        """A connection to the current endpoint; see `calls.connect`."""
         from orchestrator.cli.rpc import calls
 
         return calls.connect(
@@ -271,7 +271,7 @@ class Client:
             )
         if code is Code.UNIMPLEMENTED:
             raise CliError(
-                f"the manager at {endpoint} does not know this command; is it of an older version?"
+                f"the manager at {endpoint} does not support this command; is it an older version?"
             )
         if code is Code.UNAVAILABLE:
             raise ManagerLost(details or f"the manager at {endpoint} cannot serve; try again")
@@ -288,10 +288,10 @@ _TRACING = (
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
 )
-"""Variables of OpenTelemetry that ask for traces of what a command does."""
+"""Environment variables of OpenTelemetry that enable traces of commands."""
 
 CLIENT = "orchestrator.cli.rpc.client"
-"""Key of click's `meta`: what makes the clients that commands are given, if not `Client`."""
+"""Key of click's `meta`: the factory of commands' clients, by default `Client`."""
 
 
 def pass_client(function: F) -> F:
@@ -302,7 +302,7 @@ def pass_client(function: F) -> F:
         "context_name",
         metavar="NAME",
         shell_complete=completes("contexts"),
-        help="The cluster to speak to.",
+        help="The context of the cluster to call.",
     )
     @click.pass_context
     def command(ctx: click.Context, /, context_name: str | None, **kwargs: Any) -> Any:
@@ -329,7 +329,7 @@ def upload(header: Any, chunks: Iterable[bytes]) -> Iterator[Any]:
 
 
 def _reason(error: OSError) -> str:
-    """Why something could not be reached."""
+    """The reason of a failed connection, in lower case."""
     if isinstance(error, TimeoutError):
         return "no answer"
     return (error.strerror or str(error)).lower()

@@ -12,8 +12,8 @@ from orchestrator.tracing.spans import CannotTrace
 
 @contextmanager
 def traced(command: str) -> Iterator[str]:
-    """The place in a trace of a command, for as long as it goes on: below TRACEPARENT, which
-    build systems set, if that is there. Nothing that is wrong with traces is a command's fault."""
+    """The trace context of a command while it runs, below TRACEPARENT if set, as build systems do.
+    A problem with traces never fails a command."""
     above = os.environ.get("TRACEPARENT", "")
     try:
         traces = tracer("orc", str(os.getpid()))

@@ -1,8 +1,8 @@
 """Header blocks of HTTP/2, as far as calls of a manager need them (HPACK, RFC 7541).
 
-What is sent is plain: literals that nobody remembers. What comes is decoded with no dynamic table,
-as our settings ask for. Strings in Huffman code are left to `hpack`, imported when there is
-one: gRPC's core writes none, but proxies do.
+Headers are sent as literals without indexing, and received without a dynamic table, as our settings
+require. Huffman-coded strings are decoded by `hpack`, imported when there is one: gRPC's core sends
+none, but proxies do.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def _integer(value: int, bits: int) -> bytes:
 
 
 def decode(block: bytes) -> Mapping[str, str]:
-    """The fields of a header block whose names and values are written out, and `:status`.
-    Raises BadHeaders."""
+    """The fields of a header block with literal names and values, and `:status`. Raises
+    BadHeaders."""
     reader = _Reader(block)
     fields: dict[str, str] = {}
     while reader.more():
@@ -55,7 +55,7 @@ def decode(block: bytes) -> Mapping[str, str]:
             if index in _STATUS_INDEX:
                 fields[":status"] = _STATUS_INDEX[index]
         elif first & 0xE0 == 0x20:
-            reader.integer(5)  # the size of a table that we do not keep
+            reader.integer(5)  # a dynamic table size, which we do not use
         else:
             index = reader.integer(6 if first & 0x40 else 4)
             if index:
@@ -71,7 +71,9 @@ def decode(block: bytes) -> Mapping[str, str]:
 
 def _check(index: int) -> None:
     if not 0 < index <= _STATIC_SIZE:
-        raise BadHeaders(f"a header refers to entry {index} of a table that was not asked for")
+        raise BadHeaders(
+            f"a header refers to entry {index} of a dynamic table that our settings disabled"
+        )
 
 
 def _huffman(data: bytes) -> bytes:
@@ -82,7 +84,7 @@ def _huffman(data: bytes) -> bytes:
     try:
         return bytes(decode_huffman(data))
     except HPACKDecodingError as error:
-        raise BadHeaders(f"a header is not in Huffman code: {error}") from None
+        raise BadHeaders(f"a header is not valid Huffman code: {error}") from None
 
 
 class _Reader:

@@ -1,4 +1,4 @@
-"""`orc service create`, `update` and `scale`: the commands that change what runs, and wait."""
+"""`orc service create`, `update`, `scale`, `rollback` and `promote`: change a service and wait."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from orchestrator.pb import control_pb2
 F = TypeVar("F", bound=Callable[..., Any])
 
 CONFLICTS = 5
-"""How often an edit is made anew on a newer spec before we give up."""
+"""Maximum attempts of an edit after conflicts."""
 
 PATIENCE = 120.0
-"""Seconds that services are waited for, besides their monitor period, unless told otherwise."""
+"""Default timeout of a wait in seconds, added to the monitor period."""
 
 
 def wait_options(function: F) -> F:
@@ -46,7 +46,9 @@ def wait_options(function: F) -> F:
         "[default: 2m and the monitor period; no limit for a job]",
     )(function)
     function = click.option("--quiet", "-q", is_flag=True, help="No progress.")(function)
-    return click.option("--detach", "-d", is_flag=True, help="Do not wait.")(function)
+    return click.option("--detach", "-d", is_flag=True, help="Do not wait for convergence.")(
+        function
+    )
 
 
 def monitor_option(function: F) -> F:
@@ -55,7 +57,7 @@ def monitor_option(function: F) -> F:
         "--monitor",
         type=DURATION,
         envvar="ORC_MONITOR",
-        help="How long tasks without a health check must stay up; 0s: they need only run.  "
+        help="Time that tasks without a health check must stay up; 0s: they need only run.  "
         "[default: ORC_MONITOR, or the service's --update-monitor]",
     )(function)
 
@@ -65,17 +67,17 @@ def resolve_options(function: F) -> F:
     function = click.option(
         "--no-resolve-image",
         is_flag=True,
-        help="Let each node resolve the image's tag, instead of once for all.",
+        help="Let each node resolve the image's tag, instead of the manager once.",
     )(function)
     return click.option(
         "--with-registry-auth",
         is_flag=True,
-        help="Log the cluster in with what this user's Docker has for the image's registry.",
+        help="Log the cluster in with this user's Docker credentials for the image's registry.",
     )(function)
 
 
 def share_credentials(client: Client, values: Mapping[str, Any]) -> None:
-    """Do as `--with-registry-auth` says: the cluster's own credentials go to whoever pulls."""
+    """Implement `--with-registry-auth`: nodes that pull get the cluster's credentials."""
     if values["with_registry_auth"] and values["image"]:
         from orchestrator.cli.image.registry_commands import share_login
 
@@ -92,23 +94,27 @@ def share_credentials(client: Client, values: Mapping[str, Any]) -> None:
     ),
 )
 @click.option(
-    "--name", metavar="NAME", help="The service's name.  [default: made from the image's]"
+    "--name", metavar="NAME", help="The service's name.  [default: generated from the image's]"
 )
 @click.option(
     "--mode",
     type=click.Choice([mode.name.lower().replace("_", "-") for mode in ServiceMode]),
     default="replicated",
     show_default=True,
-    help="A number of tasks, or one on each node; the tasks of a job do their work and end.",
+    help="A number of tasks, or one on each node; tasks of a job run to completion.",
 )
 @click.option(
     "--publish", "-p", multiple=True, metavar="PUBLISHED:TARGET[/udp]", help="Publish a port."
 )
 @network_options
 @click.option(
-    "--env", "-e", multiple=True, metavar="KEY[=VALUE]", help="Set a variable; repeatable."
+    "--env",
+    "-e",
+    multiple=True,
+    metavar="KEY[=VALUE]",
+    help="Set an environment variable; repeatable.",
 )
-@file_option("--env-file", multiple=True, help="Variables, one a line.")
+@file_option("--env-file", multiple=True, help="File of environment variables, one per line.")
 @click.option(
     "--label", "-l", multiple=True, metavar="KEY=VALUE", help="Label of the service; repeatable."
 )
@@ -125,7 +131,7 @@ def share_credentials(client: Client, values: Mapping[str, Any]) -> None:
     "--placement-pref",
     multiple=True,
     metavar="spread=ATTRIBUTE",
-    help="Spread evenly over the values of an attribute; repeatable, the first counts most.",
+    help="Spread evenly over the values of an attribute; repeatable, in order of precedence.",
 )
 @placement_options
 @resolve_options
@@ -167,7 +173,7 @@ def create(client: Client, **values: Any) -> None:
 @click.argument("service", shell_complete=completes("services"))
 @pass_client
 def update(client: Client, **values: Any) -> None:
-    """Change a service, and wait until it runs as changed.
+    """Update a service, and wait until the update has completed.
 
     New tasks must be healthy or, without a probe, stay up for the monitor period. Exits with 3 if
     one crashes, with 4 if the service was rolled back."""
@@ -190,15 +196,15 @@ def update(client: Client, **values: Any) -> None:
     type=click.INT,
     default=0,
     metavar="VERSION",
-    help="One of the last ten that 'orc service inspect' lists; else the one before this.",
+    help="Revision to restore, of those listed by 'orc service inspect'.  [default: the previous]",
 )
 @wait_options
 @monitor_option
 @click.argument("service", shell_complete=completes("services"))
 @pass_client
 def rollback(client: Client, service: str, version: int, **values: Any) -> None:
-    """Bring an earlier spec of a service back, and wait until it runs. Its number of replicas
-    stays."""
+    """Restore an earlier spec of a service, and wait until it runs. The number of replicas is
+    kept."""
     request = control_pb2.RollbackServiceRequest(service=service, version=version)
     wait_for(client, [client.call("RollbackService", request)], values)
 
@@ -209,14 +215,16 @@ def rollback(client: Client, service: str, version: int, **values: Any) -> None:
 @click.argument("service", shell_complete=completes("services"))
 @pass_client
 def promote(client: Client, service: str, **values: Any) -> None:
-    """Let an update that stands at its canaries go on, and wait until all tasks run."""
+    """Continue an update that is paused at its canaries, and wait until all tasks run."""
     request = control_pb2.PromoteServiceRequest(service=service)
     wait_for(client, [client.call("PromoteService", request)], values)
 
 
 def _scales(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) -> tuple[str, ...]:
     if len(words) == 2 and "=" not in words[0] and words[1].isdecimal():
-        raise click.UsageError(f"write it as one word: 'orc service scale {words[0]}={words[1]}'")
+        raise click.UsageError(
+            f"write it as one argument: 'orc service scale {words[0]}={words[1]}'"
+        )
     return words
 
 
@@ -251,7 +259,7 @@ def _scale(text: str) -> tuple[str, int]:
         raise click.UsageError(
             f"{text!r} is not of the form SERVICE=REPLICAS, such as web=6"
         ) from None
-    # The same words as for any other spec, and before anything is changed.
+    # Validate like any other spec, before anything is changed.
     if replicas < 0:
         raise click.UsageError(f"replicas {replicas} is negative; 0 is the least")
     return name, replicas
@@ -266,10 +274,9 @@ def change(
     no_resolve_image: bool = False,
     force: bool = False,
 ) -> Any:
-    """Read a service, edit its spec and store it; once more if somebody else was faster and changed
-    something else, or in any case with `force`.
-    `resolve_image`: what the image's tag stands for is looked up again, or by each node for itself
-    with `no_resolve_image`."""
+    """Read a service, edit its spec and store it. After a conflict, retry if other fields were
+    modified, or in any case with `force`. `resolve_image`: resolve the image's tag again, or on
+    each node with `no_resolve_image`."""
     base: ServiceSpec | None = None
     for _ in range(CONFLICTS):
         service = _read(client, name)
@@ -289,7 +296,7 @@ def change(
         except Refused as refused:
             if not refused.conflict:
                 raise
-    raise CliError(f"service '{name}' is being changed by others all the time; try again")
+    raise CliError(f"service '{name}' is modified concurrently; retry")
 
 
 def _read(client: Client, name: str) -> Service:
@@ -301,17 +308,17 @@ def _read(client: Client, name: str) -> Service:
 
 
 def _tell(now: ServiceSpec, base: ServiceSpec, mine: ServiceSpec, *, force: bool) -> None:
-    """Say what somebody else has changed since we read `base`. Raises CliError if we were about to
-    change the same, unless that is to be overridden."""
+    """Print what was modified concurrently since we read `base`. Raises CliError if our edit
+    conflicts, unless it overrides."""
     both = set(differences(base, now)) & set(differences(base, mine)) - {"force"}
-    what = f"somebody else changed service '{now.name}' meanwhile: {told(base, now)}"
+    what = f"conflict: service '{now.name}' was modified concurrently: {told(base, now)}"
     if both and not force:
         raise CliError(
-            f"{what}; nothing was done, as {', '.join(sorted(both))} would be changed again: look "
-            f"at 'orc service inspect {now.name}', then try again, or override it with "
+            f"{what}; nothing was done, as this would modify {', '.join(sorted(both))} again: see "
+            f"'orc service inspect {now.name}', then try again, or override it with "
             "'orc service update --force'"
         )
-    click.echo(f"{what}; {'this overrides it' if both else 'that stays'}", err=True)
+    click.echo(f"{what}; {'this overrides it' if both else 'that is kept'}", err=True)
 
 
 def monitored(service: Any, monitor: float | None) -> float:
@@ -321,7 +328,7 @@ def monitored(service: Any, monitor: float | None) -> float:
 
 
 def wait_for(client: Client, services: list[Any], values: dict[str, Any]) -> None:
-    """Print the ids (of what was created) or names, and wait for each unless told not to."""
+    """Print ids (of created services) or names, and wait for each unless detached."""
     for service in services:
         click.echo(service.id)
     if values["detach"]:

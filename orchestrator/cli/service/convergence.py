@@ -60,13 +60,13 @@ def until_converged(
 ) -> None:
     """Show a service's progress, unless `quiet`, until it has converged.
 
-    `written` is the service as we wrote it: what a manager says of an older one is not the answer.
+    `written` is the service as we wrote it; progress of an older version is ignored.
     `monitor` is how many seconds tasks without a probe must stay up, if not as the service's update
-    policy says. Where the service was not `changed` by us, only crashes from now on count.
+    policy says. If the service was not `changed` by us, only crashes from now on count.
 
     Raises NotConverged with the reasons after `timeout` seconds, when a task crashes, when failures
-    have paused the update, or when what failed is not started again; RolledBack when failures took
-    the update back; CliError if the service was removed. Ctrl-C detaches: it says so and exits.
+    have paused the update, or when failed tasks are not restarted; RolledBack when failures caused
+    a rollback; CliError if the service was removed. Ctrl-C detaches with a message.
     """
     name, ours = written.spec.name, _Update(written, monitor)
     deadline = time.monotonic() + timeout
@@ -78,7 +78,7 @@ def until_converged(
         with progress_view(quiet) as view:
             for progress in pictures(client, name, deadline, request):
                 if progress.removed:
-                    raise CliError(f"service '{name}' was removed meanwhile")
+                    raise CliError(f"service '{name}' was removed")
                 last = progress
                 tasks = [from_proto(task) for task in progress.tasks]
                 view.show(progress, tasks, progress.hostnames)
@@ -86,7 +86,8 @@ def until_converged(
                     break
     except KeyboardInterrupt:
         click.echo(
-            f"orc: detached; service '{name}' goes on by itself, see 'orc service ps {name}'",
+            f"orc: detached; service '{name}' converges in the background, "
+            f"see 'orc service ps {name}'",
             err=True,
         )
         sys.exit(INTERRUPTED)
@@ -101,13 +102,13 @@ def until_converged(
 
 
 def _show_crash(client: Client, ours: _Update, progress: Any) -> None:
-    """Show what a task logged that crashed, if one did."""
+    """Show the last log lines of a crashed task, if there is one."""
     if progress is not None and (task := ours.crashed(progress)) is not None:
         show_last_lines(client, task, progress.hostnames)
 
 
 class _Update:
-    """The update that we made, if any, as progress tells of it."""
+    """Tracks our update, if any, in the progress."""
 
     def __init__(self, written: Any, monitor: float | None) -> None:
         self._revision = written.revision
@@ -116,8 +117,7 @@ class _Update:
         self._monitor = monitor
 
     def crashed(self, progress: Any) -> Task | None:
-        """The newest task of the lowest slot that crashed as we left it; also when its service has
-        been rolled back since."""
+        """The newest crashed task of our version in the lowest slot; also after a rollback."""
         ids = set(progress.crashed)
         tasks: list[Task] = [from_proto(task) for task in progress.tasks]
         found = [task for task in tasks if task.id in ids] or [
@@ -140,14 +140,14 @@ class _Update:
         if begun and state in (UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED):
             raise NotConverged(
                 f"the update of service '{name}' is paused: {service.update.message}; update it "
-                f"again, or go back with 'orc service rollback {name}'"
+                f"again, or roll back with 'orc service rollback {name}'"
             )
         if progress.failing:
             raise NotConverged(self._failing(progress))
         if progress.given_up:
             raise NotConverged(
                 f"service '{name}' does not converge: {overall(progress)}; {reasons(progress)}; "
-                "it is not restarted, change what fails with "
+                "it is not restarted; fix it with "
                 f"'orc service update {name}'"
             )
         if not progress.converged:
@@ -157,7 +157,7 @@ class _Update:
         return True
 
     def _failing(self, progress: Any) -> str:
-        """That tasks crashed, as one line."""
+        """The error of crashed tasks, as one line."""
 
         service: Service = from_proto(progress.service)
         name, task = service.spec.name, self.crashed(progress)
@@ -167,10 +167,11 @@ class _Update:
         others = f", and {len(slots) - 1} more of {progress.desired}" if len(slots) > 1 else ""
         hint = f"see 'orc service ps {name}' and 'orc service logs {name}'"
         if progress.given_up:
-            hint = f"it is not restarted, change what fails with 'orc service update {name}'"
+            hint = f"it is not restarted; fix it with 'orc service update {name}'"
         elif task is not None and task.status.state is TaskState.COMPLETE:
             hint = (
-                "a service keeps its tasks running; for work that ends use 'orc job run', or a "
+                "a service keeps its tasks running; for run-to-completion work use 'orc job run', "
+                "or a "
                 "restart condition of on-failure"
             )
         return f"service '{name}' has not converged: {why}{others}; {hint}"
@@ -183,7 +184,7 @@ def _outcome(progress: Any) -> str:
     if progress.service.update.state == UpdateState.CANARY:
         return (
             f"{progress.service.update.message}; "
-            f"'orc service promote {progress.service.spec.name}' lets the others follow"
+            f"'orc service promote {progress.service.spec.name}' continues the update"
         )
     return "converged"
 
@@ -191,7 +192,7 @@ def _outcome(progress: Any) -> str:
 def pictures(
     client: Client, name: str, deadline: float, request: Any | None = None
 ) -> Iterator[Any]:
-    """Each ServiceProgress until the deadline (TimeoutError), also over failures of managers."""
+    """Stream ServiceProgress until the deadline (TimeoutError), across failures of managers."""
     told = False
     request = request or control_pb2.WatchServiceRequest(service=name)
     while (left := deadline - time.monotonic()) > 0:
@@ -202,7 +203,7 @@ def pictures(
             if not told:
                 click.echo(f"{name}: {lost.message}; trying again", err=True)
             told = True
-        # A stream that ended, or broke, is opened again: a manager may just be restarting.
+        # Reopen a stream that ended or broke: a manager may be restarting.
         client.close()
         time.sleep(min(RECONNECT_PAUSE, max(0.0, deadline - time.monotonic())))
     raise TimeoutError
@@ -220,20 +221,20 @@ def progress_view(quiet: bool) -> AbstractContextManager[_View]:
 
 class _NoView:
     def show(self, progress: Any, tasks: list[Task], hostnames: Mapping[str, str]) -> None:
-        """Nothing: the user asked for none."""
+        """Shows nothing."""
 
 
 PATIENCE = 1.0
-"""Seconds on its way before a task's steps are worth a line each."""
+"""Seconds after which the states of a starting task get a line each."""
 
 
 _ANEW = 0.5
-"""Seconds by which a countdown ends later than it was to, if it has begun anew."""
+"""Seconds of delay from which a countdown counts as restarted."""
 
 
 class PlainView:
-    """One line for each task that runs or has ended, and for each new reason to wait; of a task
-    that takes its time, also for each step on its way."""
+    """One line per task that runs or has ended, and per new pending reason; for a slow task, also
+    per state."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -243,7 +244,7 @@ class PlainView:
         self._reasons: set[str] = set()
         self._first = True
         self._stable_at = 0.0
-        """When all tasks should be stable."""
+        """Time at which all tasks should be stable."""
 
     def show(self, progress: Any, tasks: list[Task], hostnames: Mapping[str, str]) -> None:
         for task in sorted(tasks, key=lambda task: (task.slot, task.created_at)):
@@ -268,7 +269,7 @@ class PlainView:
         self._count_down(progress)
 
     def _count_down(self, progress: Any) -> None:
-        """Say how long tasks have yet to stay up; again if that begins anew."""
+        """Print how long tasks must stay up; again if the countdown restarts."""
         stable_at = self._clock() + progress.stable_in
         if progress.stable_in and stable_at > self._stable_at + _ANEW:
             self._stable_at = stable_at
@@ -284,18 +285,18 @@ def _reasons(name: str, progress: Any, timeout: float) -> str:
     why = stable_text(progress.stable_in) if progress.stable_in else reasons(progress)
     return (
         f"service '{name}' has not converged in {time_text}: {overall(progress)}"
-        f"{'; ' + why if why else ''}; it goes on in the background, {hint}"
+        f"{'; ' + why if why else ''}; it continues in the background, {hint}"
     )
 
 
 LINES = 10
 """Log lines that are shown."""
 _TIMEOUT = 10.0
-"""Seconds that a node has to send them."""
+"""Timeout of a node in seconds."""
 
 
 def show_last_lines(client: Client, task: Task, hostnames: Mapping[str, str]) -> None:
-    """Print on stderr the last lines that a task logged. One that never ran logged nothing."""
+    """Print a task's last log lines on stderr. A task that never ran has none."""
     if not has_exit_code(task):
         return
     lines: list[bytes] = []
@@ -320,16 +321,16 @@ def show_last_lines(client: Client, task: Task, hostnames: Mapping[str, str]) ->
 
 
 STOP_TIMEOUT = 120.0
-"""Seconds that tasks have to stop."""
+"""Timeout of stopping tasks in seconds."""
 _LOOK = 0.1
-"""Seconds between two looks whether they have."""
+"""Seconds between two polls."""
 _SILENT = 1.0
 """Seconds after which the wait is explained."""
 
 
 def until_stopped(client: Client, services: Collection[str], quiet: bool = False) -> None:
-    """Wait until no task of these removed services, by id, is left that may run; what is waited for
-    is said on stderr unless `quiet`. Ctrl-C detaches: it says so and exits.
+    """Wait until no active task of these removed services, by id, is left; progress is printed on
+    stderr unless `quiet`. Ctrl-C detaches with a message.
 
     Raises NotConverged, with the tasks that have not stopped, after `STOP_TIMEOUT`."""
     begun = time.monotonic()
@@ -348,7 +349,7 @@ def until_stopped(client: Client, services: Collection[str], quiet: bool = False
                 said = text
             time.sleep(_LOOK)
     except KeyboardInterrupt:
-        click.echo("orc: detached; what was removed goes on stopping by itself", err=True)
+        click.echo("orc: detached; the removal continues in the background", err=True)
         sys.exit(INTERRUPTED)
 
 
@@ -361,8 +362,7 @@ def _counted(services: Collection[str]) -> str:
 
 
 def _running_tasks(client: Client, services: Collection[str]) -> dict[str, str]:
-    """The tasks that have not ended, those that still wait for a node included: the name of each,
-    and of its service."""
+    """The active tasks, including pending ones: name → name of the service."""
     tasks = client.call("ListTasks", control_pb2.ListTasksRequest()).tasks
     return {
         f"{task.service_name}.{task.slot}": task.service_name

@@ -1,4 +1,4 @@
-"""`orc job`: work that ends, at once or on a schedule."""
+"""`orc job`: run-to-completion work, once or on a schedule."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from orchestrator.pb import control_pb2, jobs_pb2
     epilog=example("orc job run --completions 10 --parallelism 3 --name sums sums:1"),
 )
 def job() -> None:
-    """Jobs: containers that do their work and end. Each completion is counted once."""
+    """Manage jobs: containers that run to completion, once or on a schedule."""
 
 
 _NOT_OF_JOBS = (
@@ -74,26 +74,28 @@ _NOT_OF_JOBS = (
     "--replicas",
     "replicas",
     type=click.INT,
-    help="Number of times that its work is done.  [default: 1]",
+    help="Number of completions.  [default: 1]",
 )
-@click.option("--global", "everywhere", is_flag=True, help="Once on each node.")
+@click.option("--global", "everywhere", is_flag=True, help="One completion on each node.")
 @click.option(
     "--retries",
     type=click.IntRange(min=0),
-    help="Retries of a completion that fails, with growing delay.  [default: 3]",
+    help="Retries of a failed completion, with exponential backoff.  [default: 3]",
 )
-@click.option("--rm", "removed", is_flag=True, help="Remove the job when it is done or has failed.")
+@click.option(
+    "--rm", "removed", is_flag=True, help="Remove the job after it has completed or failed."
+)
 @pass_client
 def run(
     client: Client, everywhere: bool, retries: int | None, removed: bool, **values: Any
 ) -> None:
-    """Run a job, and wait until it is done. Exits with 3 if it failed.
+    """Run a job, and wait until it has completed. Exits with 3 if it failed.
 
-    With a schedule, it runs then. Each task has its number from 1 in ORC_JOB_INDEX, and as
+    With a schedule, it runs at those times. Each task has its index from 1 in ORC_JOB_INDEX, and as
     {{.Task.Slot}} in variables, names of volumes and labels.
     """
     if removed and (values["detach"] or values["schedule"]):
-        raise click.UsageError("--rm is of a job that is waited for")
+        raise click.UsageError("--rm cannot be combined with --detach or --schedule")
     mode = ServiceMode.GLOBAL_JOB if everywhere else ServiceMode.REPLICATED_JOB
     absent = dict.fromkeys(_NOT_OF_JOBS)
     spec = new_spec({**absent, **values, "mode": mode.name.lower()})
@@ -139,7 +141,7 @@ def _with_retries(spec: ServiceSpec, retries: int) -> ServiceSpec:
 @click.argument("name", metavar="JOB", shell_complete=completes("jobs"))
 @pass_client
 def start(client: Client, name: str, **values: Any) -> None:
-    """Run a job once more, now, and wait until it is done. Its schedule goes on."""
+    """Run a job again now, and wait until it has completed. Its schedule is unaffected."""
     request = jobs_pb2.StartJobRequest(job=name)
     wait_for(client, [client.call("Jobs.StartJob", request)], values)
 
@@ -150,7 +152,7 @@ def start(client: Client, name: str, **values: Any) -> None:
 )
 @pass_client
 def stop(client: Client, names: tuple[str, ...]) -> None:
-    """Stop what runs of jobs. Their schedules go on."""
+    """Stop the current runs of jobs. Their schedules continue."""
     one_by_one(names, lambda name: client.call("Jobs.StopJob", jobs_pb2.StopJobRequest(job=name)))
 
 
@@ -160,7 +162,7 @@ def stop(client: Client, names: tuple[str, ...]) -> None:
 )
 @pass_client
 def suspend(client: Client, names: tuple[str, ...]) -> None:
-    """Let the schedules of jobs begin nothing until they are resumed."""
+    """Suspend the schedules of jobs."""
     _suspend(client, names, True)
 
 
@@ -170,7 +172,7 @@ def suspend(client: Client, names: tuple[str, ...]) -> None:
 )
 @pass_client
 def resume(client: Client, names: tuple[str, ...]) -> None:
-    """Let the schedules of jobs go on. What was due meanwhile is not made up for."""
+    """Resume the schedules of jobs. Missed runs are not made up for."""
     _suspend(client, names, False)
 
 
@@ -196,7 +198,7 @@ def _with_suspended(client: Client, name: str, suspended: bool) -> str:
 
 @job.command("ls", epilog=example("orc job ls --filter state=failed"))
 @listing_options("id", "name", "mode", "label", "state")
-@click.option("--no-trunc", is_flag=True, help="Show whole ids.")
+@click.option("--no-trunc", is_flag=True, help="Do not truncate ids.")
 @pass_client
 def list_jobs(
     client: Client, form: str, quiet: bool, filters: Mapping[str, Sequence[str]], no_trunc: bool
@@ -211,7 +213,7 @@ def list_jobs(
 @job.command(epilog=example("orc job ps sums", "orc job ps --filter state=failed sums"))
 @click.argument("jobs", nargs=-1, required=True, shell_complete=completes("jobs"))
 @listing_options("id", "name", "node", "desired-state", "state", "run")
-@click.option("--no-trunc", is_flag=True, help="Show whole ids.")
+@click.option("--no-trunc", is_flag=True, help="Do not truncate ids.")
 @pass_client
 def ps(
     client: Client,
@@ -221,7 +223,7 @@ def ps(
     filters: Mapping[str, Sequence[str]],
     no_trunc: bool,
 ) -> None:
-    """List the tasks of jobs that are remembered, those of the newest run first."""
+    """List the tasks of jobs that are kept, those of the newest run first."""
     rows: list[Row] = []
     for name in jobs:
         found = _job(client, name).service.id
@@ -232,11 +234,11 @@ def ps(
 
 @job.command(epilog=example("orc job logs -f sums", "orc job logs --tail 10 sums.3"))
 @log_options
-@click.option("--raw", is_flag=True, help="Lines as they are, without the task's name.")
+@click.option("--raw", is_flag=True, help="Print raw lines, without the task's name.")
 @click.argument("name", metavar="JOB|TASK", shell_complete=completes("jobs"))
 @pass_client
 def logs(client: Client, name: str, raw: bool, timestamps: bool, **values: Any) -> None:
-    """Show what the tasks of a job wrote, also those that have ended."""
+    """Show the logs of a job's tasks, including finished ones."""
     show_logs(client, name, values, raw=raw, timestamps=timestamps, of_job=True)
 
 
@@ -278,14 +280,14 @@ def _jobs(client: Client) -> list[Any]:
 
 
 def _job(client: Client, word: str) -> Any:
-    """The row of the job that is meant by a name, an id or the beginning of one."""
+    """The row of the job with this name, id or id prefix."""
     rows = _jobs(client)
     named = [row for row in rows if word in (row.service.spec.name, row.service.id)]
     begun = [row for row in rows if row.service.id.startswith(word)]
     if len(found := named or begun) == 1:
         return found[0]
     if found:
-        raise CliError(f"'{word}' begins the ids of {len(found)} jobs; use more of it")
+        raise CliError(f"'{word}' is a prefix of the ids of {len(found)} jobs; use more of it")
     meant = near_miss(word, [row.service.spec.name for row in rows])
     hint = f"did you mean '{meant}'?" if meant else "see 'orc job ls'"
     raise CliError(f"no job '{word}'; {hint}")

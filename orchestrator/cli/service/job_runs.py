@@ -79,7 +79,7 @@ def job_columns(whole: bool) -> list[Column]:
 
 
 def next_run(job: Service) -> float:
-    """When the schedule begins the next run, seconds since the epoch; 0: never."""
+    """Unix time of the next scheduled run; 0: never."""
     spec = job.spec.job
     if not spec.schedule or spec.suspended:
         return 0.0
@@ -135,7 +135,7 @@ def job_document(message: Any) -> Row:
 
 
 def job_fields(message: Any, now: float) -> list[tuple[str, str]]:
-    """A job as lines for a reader."""
+    """A job in the table form."""
     job: Service = from_proto(message.service)
     spec = job.spec
     container, restart = spec.task.container, spec.task.restart
@@ -145,7 +145,7 @@ def job_fields(message: Any, now: float) -> list[tuple[str, str]]:
         ("Name", spec.name),
         ("Mode", word(spec.mode)),
         ("Completed", f"{message.completed} of {message.completions}"),
-        ("At a time", str(spec.job.parallelism or "all")),
+        ("Parallelism", str(spec.job.parallelism or "all")),
         ("Retries", f"{retries}, delay {format_duration(restart.delay)}"),
         ("Deadline", format_duration(spec.job.deadline) if spec.job.deadline else ""),
         ("Image", container.image),
@@ -161,12 +161,12 @@ def job_fields(message: Any, now: float) -> list[tuple[str, str]]:
 
 
 def until_done(client: Client, written: Any, timeout: float | None, quiet: bool = False) -> None:
-    """Show the run that a write began, unless `quiet`, until it has ended.
+    """Show the run that our request started, unless `quiet`, until it has ended.
 
-    `written` is the job as we wrote it. Raises NotConverged when the run failed, after the last log
-    lines of the task that did; CliError when it was stopped; StillRunning when it has not ended
-    after `timeout` seconds (None: no limit). Ctrl-C detaches: it says so and exits. With no run
-    under way there is nothing to wait for.
+    `written` is the job as we wrote it. Raises NotConverged when the run failed, after printing the
+    last log lines of the failed task; CliError when it was stopped; StillRunning after `timeout`
+    seconds (None: no limit). Ctrl-C detaches with a message. Returns at once without a current
+    run.
     """
     job: Service = from_proto(written)
     name = job.spec.name
@@ -183,19 +183,22 @@ def until_done(client: Client, written: Any, timeout: float | None, quiet: bool 
         with progress_view(quiet) as view:
             for picture in pictures(client, name, deadline):
                 if picture.removed:
-                    raise CliError(f"job '{name}' was removed meanwhile")
+                    raise CliError(f"job '{name}' was removed")
                 run = _run(picture, number)
                 if picture.service.revision < written.revision:
                     continue
                 if run is None:
-                    raise CliError(f"run {number} of job '{name}' is forgotten; see 'orc job ls'")
+                    raise CliError(
+                        f"run {number} of job '{name}' is no longer kept; see 'orc job ls'"
+                    )
                 last = picture
                 view.show(picture, _shown(picture, number), picture.hostnames)
                 if run.state is not JobState.RUNNING:
                     ended = run
                     break
     except KeyboardInterrupt:
-        click.echo(f"orc: detached; job '{name}' goes on by itself, see 'orc job ps {name}'",
+        click.echo(f"orc: detached; job '{name}' continues in the background, "
+            f"see 'orc job ps {name}'",
                    err=True)  # fmt: skip
         sys.exit(INTERRUPTED)
     except TimeoutError:
@@ -215,7 +218,7 @@ def _run(picture: Any, number: int) -> JobRun | None:
 
 
 def _culprit(picture: Any, number: int) -> Task | None:
-    """The task for which a run has failed: the newest of the lowest index that failed last."""
+    """The task that failed the run: the newest of the lowest index that failed last."""
     newest: dict[int, Task] = {}
     for task in map(from_proto, picture.tasks):
         if task.job_run == number and task.status.state is not TaskState.COMPLETE:
@@ -225,7 +228,7 @@ def _culprit(picture: Any, number: int) -> Task | None:
 
 
 def _shown(picture: Any, number: int) -> list[Task]:
-    """The tasks of the run; on a terminal, which has few lines, not those that are done."""
+    """The tasks of the run; on a terminal, to save lines, without completed ones."""
     tasks: list[Task] = [task for task in map(from_proto, picture.tasks) if task.job_run == number]
     if not is_live(sys.stderr):
         return tasks
@@ -233,11 +236,11 @@ def _shown(picture: Any, number: int) -> list[Task]:
 
 
 def _tell(name: str, run: JobRun, picture: Any, quiet: bool) -> None:
-    """Say how a run has ended. Raises NotConverged if it failed, CliError if it was stopped."""
+    """Print the result of a run. Raises NotConverged if it failed, CliError if it was stopped."""
     if run.state is JobState.FAILED:
         raise NotConverged(f"job '{name}' failed: {run.message}; see 'orc job logs {name}'")
     if run.state is JobState.STOPPED:
-        raise CliError(f"run {run.number} of job '{name}' did not end by itself: {run.message}")
+        raise CliError(f"run {run.number} of job '{name}' was stopped: {run.message}")
     if not quiet:
         took = format_duration(round(run.finished_at - run.started_at, 1))
         count = f"{picture.completed} of {picture.completions} completed"
@@ -248,6 +251,6 @@ def _late(name: str, picture: Any, timeout: float) -> str:
     done = f"{picture.completed} of {picture.completions} completed" if picture else ""
     why = "; ".join(filter(None, (done, reasons(picture) if picture else "no manager answered")))
     return (
-        f"job '{name}' has not ended in {format_duration(timeout)}: {why}; it goes on in the "
+        f"job '{name}' has not ended in {format_duration(timeout)}: {why}; it continues in the "
         f"background, see 'orc job ps {name}'"
     )

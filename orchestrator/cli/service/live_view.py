@@ -1,4 +1,4 @@
-"""Progress on a terminal: a line a task, redrawn in place. Imported only where there is one."""
+"""Progress on a terminal: a line per task, redrawn in place. Imported only on a terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COLOURS = {TaskState.RUNNING: "green", TaskState.PENDING: "yellow"}
 
 
 class LiveView:
-    """Redraws the service's picture in place; what does not fit the terminal is counted."""
+    """Redraws the service's progress in place; tasks that do not fit the terminal are counted."""
 
     def __init__(
         self, console: Console | None = None, clock: Callable[[], float] = time.monotonic
@@ -33,7 +33,7 @@ class LiveView:
         self._console = console or Console(stderr=True, highlight=False)
         self._head = ""
         self._stable_at = 0.0
-        """When all tasks should be stable."""
+        """Time at which all tasks should be stable."""
         self._lines: list[Text] = []
         self._live = Live(
             console=self._console,
@@ -50,7 +50,7 @@ class LiveView:
         self._live.__exit__(*error)
 
     def show(self, progress: Any, tasks: list[Task], hostnames: Mapping[str, str]) -> None:
-        """Draw a new picture of the service."""
+        """Redraw the progress of the service."""
         name = progress.service.spec.name
         self._head = f"{name}: {overall(progress)}"
         self._stable_at = self._clock() + progress.stable_in if progress.stable_in else 0.0
@@ -61,7 +61,7 @@ class LiveView:
         wanted = [task for task in tasks if task.desired_state <= TaskState.RUNNING]
         room = max(1, self._console.height - len(lines) - 3)
         if len(wanted) > room:
-            # What runs is the least news.
+            # Running tasks are the least interesting.
             wanted.sort(key=lambda task: task.status.state is TaskState.RUNNING)
         shown = sorted(wanted[:room], key=lambda task: (task.slot, task.created_at))
         width = max((len(task.name) for task in shown), default=0)
@@ -75,7 +75,7 @@ class LiveView:
         self._live.refresh()
 
     def _picture(self) -> Group:
-        """The picture at this moment, with what is left of the countdown."""
+        """The current picture, with the remaining countdown."""
         if not self._head:
             return Group()
         left = self._stable_at - self._clock()

@@ -1,4 +1,4 @@
-"""`orc service logs` and `orc logs`: what containers wrote."""
+"""`orc service logs` and `orc logs`."""
 
 from __future__ import annotations
 
@@ -34,28 +34,26 @@ def log_options(function: F) -> F:
     """The flags of a command that shows logs, as Docker names them."""
     for option in reversed(
         (
-            click.option("--follow", "-f", is_flag=True, help="Go on as lines are written."),
+            click.option("--follow", "-f", is_flag=True, help="Follow the log."),
             click.option(
                 "--tail",
                 "-n",
                 type=Parsed("NUMBER|all", _tail),
                 default="all",
                 show_default=True,
-                help="Only the last lines of each task.",
+                help="Number of lines to show of each task's log.",
             ),
             click.option(
                 "--since",
                 type=Parsed("time", lambda text: parse_moment(text, time.time(), "since")),
-                help="Only what was written since, such as 10m or 2026-01-31T12:00:00Z.",
+                help="Only lines since this time, such as 10m or 2026-01-31T12:00:00Z.",
             ),
             click.option(
                 "--until",
                 type=Parsed("time", lambda text: parse_moment(text, time.time(), "until")),
-                help="Only what was written until then.",
+                help="Only lines before this time.",
             ),
-            click.option(
-                "--timestamps", "-t", is_flag=True, help="Show when each line was written."
-            ),
+            click.option("--timestamps", "-t", is_flag=True, help="Show timestamps."),
         )
     ):
         function = option(function)
@@ -64,7 +62,7 @@ def log_options(function: F) -> F:
 
 @click.command(epilog=example("orc service logs -f --tail 10 web", "orc service logs web.3"))
 @log_options
-@click.option("--raw", is_flag=True, help="Lines as they are, without the task's name.")
+@click.option("--raw", is_flag=True, help="Print raw lines, without the task's name.")
 @click.argument("service", metavar="SERVICE|TASK", shell_complete=completes("services_and_tasks"))
 @pass_client
 def logs(client: Client, service: str, raw: bool, timestamps: bool, **values: Any) -> None:
@@ -77,7 +75,7 @@ def logs(client: Client, service: str, raw: bool, timestamps: bool, **values: An
 @click.argument("container", shell_complete=completes("containers"))
 @pass_client
 def container_logs(client: Client, container: str, timestamps: bool, **values: Any) -> None:
-    """Show what a container wrote: its stdout on stdout, its stderr on stderr."""
+    """Show the logs of a container: its stdout on stdout, its stderr on stderr."""
     listing = containers_pb2.ListContainersRequest(containers=[container])
     task = client.call("Containers.ListContainers", listing).containers[0].task
     show_logs(client, task.id, values, raw=True, timestamps=timestamps)
@@ -113,17 +111,17 @@ def _request(name: str, values: Mapping[str, Any], of_job: bool) -> Any:
 
 
 def print_records(client: Client, request: Any, *, raw: bool, timestamps: bool) -> None:
-    """Print what the manager streams for a LogsRequest, until its end."""
+    """Print the stream of a LogsRequest."""
     width = 0
     for batch in _batches(client, request):
         prefix = "" if raw or not batch.task_name else f"{batch.task_name}@{batch.node}"
-        # The bars stay in one column as far as the names seen so far go.
+        # Align the bars with the longest name seen so far.
         width = max(width, len(prefix))
         _print(batch.records, "" if raw else f"{prefix:{width}} | ", timestamps)
 
 
 def _batches(client: Client, request: Any) -> Iterator[Any]:
-    """What the manager streams. Who follows goes on when it, or another one, is there again, with
+    """The records that the manager streams. A followed stream survives a manager's restart, with
     each line once."""
     places: dict[str, LogPosition] = {}
     told = False
@@ -140,7 +138,9 @@ def _batches(client: Client, request: Any) -> Iterator[Any]:
             if not (request.follow and calls):
                 raise
             if not told:
-                click.echo(f"orc: {lost.message} (the lines come when it is back)", err=True)
+                click.echo(
+                    f"orc: {lost.message} (the log continues when a manager is back)", err=True
+                )
             told = True
         client.close()
         time.sleep(RECONNECT_PAUSE)
@@ -149,8 +149,8 @@ def _batches(client: Client, request: Any) -> Iterator[Any]:
 
 
 def _further(request: Any, places: Mapping[str, LogPosition]) -> Any:
-    """The request for what is not known yet, and for some that is: all, if all was asked for, as
-    some task's lines may be yet to come."""
+    """The request for lines after the known positions; it may repeat known lines: all of them if
+    all were requested, as lines of some task may be outstanding."""
     heard = [place.since for place in places.values() if place.tail < 0]
     if request.tail < 0 or not heard:
         return request
@@ -161,14 +161,14 @@ def _further(request: Any, places: Mapping[str, LogPosition]) -> Any:
 
 
 def _print(records: Iterable[Any], prefix: str, timestamps: bool) -> None:
-    """Print some lines, those of one stream at a time."""
+    """Print lines, grouped by stream."""
     for err, group in groupby(records, key=lambda record: record.stderr or record.notice):
         text = b"".join(_line(record, prefix.encode(), timestamps) for record in group)
         click.echo(text, err=err, nl=False)
 
 
 def _line(record: Any, prefix: bytes, timestamps: bool) -> bytes:
-    # As bytes: what a container writes need not be text.
+    # As bytes: logs need not be text.
     line: bytes = record.line.removesuffix(b"\n")
     if record.notice:
         return b"orc: %b\n" % line

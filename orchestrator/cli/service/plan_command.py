@@ -1,7 +1,7 @@
-"""`orc plan COMMAND…`: what a command would do.
+"""`orc plan COMMAND…`: a dry run of a command.
 
-The command itself runs, with all its flags and checks, on a client that asks a manager to think
-each change through instead of making it.
+The command itself runs, with all its flags and checks, on a client that asks a manager for a dry
+run of each change.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ _CHANGES = {
     "Documents.CreateDocument": "create_document",
     "Documents.UpdateDocument": "update_document",
 }
-"""Calls that can be thought through → their field of a PlannedChange."""
+"""Calls that can be planned → their field of a PlannedChange."""
 _UNSEEN = {"Volumes.CreateVolume": types_pb2.Volume}
-"""Calls that move no task → what they answer with."""
+"""Calls that affect no task → the type of their reply."""
 _READS = ("List", "Get", "Inspect")
 _COMMANDS = (
     "service create",
@@ -75,11 +75,11 @@ _COMMANDS = (
 
 
 class _Planned(Exception):
-    """The command has said all that it would change, and begins to wait."""
+    """The command has made all its changes, and would begin to wait."""
 
 
 class _PlanningClient(Client):
-    """Reads as it should, and notes changes down."""
+    """Forwards reads, and records changes."""
 
     pretends = True
 
@@ -87,7 +87,7 @@ class _PlanningClient(Client):
         super().__init__(context)
         self.changes: list[Any] = []
         self.steps: list[Row] = []
-        """What a stack's deployment or removal consists of."""
+        """Steps of a stack's deployment or removal."""
         noted.append(self)
 
     def intends(self, step: Any) -> None:
@@ -111,16 +111,16 @@ class _PlanningClient(Client):
         if method in _UNSEEN:
             return _UNSEEN[method]()
         if not method.rpartition(".")[2].startswith(_READS):
-            raise CliError("what this would do cannot be told without doing it")
+            raise CliError("this cannot be planned")
         return super().call(method, request, timeout)
 
     def stream(self, method: str, *arguments: Any, **options: Any) -> NoReturn:
         if method.startswith("Images."):
-            raise CliError("its image is not there; 'orc pull' gets it, then this can be planned")
+            raise CliError("its image is missing; run 'orc pull' first, then plan")
         raise _Planned
 
     def planned(self) -> list[Row]:
-        """What a manager says that the changes would do."""
+        """The manager's plan for the changes."""
         request = control_pb2.PlanRequest(changes=self.changes)
         steps = super().call("Plan", request).steps
         return [
@@ -148,7 +148,7 @@ _COLUMNS = [
 
 
 class PlanGroup(OrcGroup):
-    """The commands that can be planned, below `orc plan` and the words that follow it."""
+    """The plannable commands below `orc plan` and the words after it."""
 
     mirrors = True
 
@@ -189,7 +189,7 @@ class PlanGroup(OrcGroup):
     def _no_command(self, ctx: click.Context, args: list[str]) -> str:
         line = " ".join(("orc", *self._words, args[0]))
         meant = near_miss(args[0], self.list_commands(ctx))
-        hint = f"did you mean {meant!r}?" if meant else f"what can is {', '.join(_COMMANDS)}"
+        hint = f"did you mean {meant!r}?" if meant else f"plannable are {', '.join(_COMMANDS)}"
         return f"'{line}' cannot be planned; {hint}"
 
 
@@ -205,7 +205,7 @@ def _command(words: Sequence[str]) -> click.Command:
 
 
 def _epilog(words: Sequence[str]) -> str:
-    """The examples of a command, planned."""
+    """The examples of a command, with `orc plan`."""
     start = f"orc {words[-1] if words[0] == 'container' else ' '.join(words)} "
     lines = (line.strip() for line in (_command(words).epilog or "").splitlines())
     return example(
@@ -223,7 +223,7 @@ def _planned(words: Sequence[str]) -> click.Command:
         click.Option(
             ["--format", "planned_form"],
             type=click.Choice(["table", "json"]),
-            help="How to print the plan.  [default: table]",
+            help="Output format of the plan.  [default: table]",
         ),
     ]
 
@@ -240,7 +240,7 @@ def _planned(words: Sequence[str]) -> click.Command:
 
 
 _FORM = "orchestrator.cli.service.plan_command"
-"""Key of click's `meta`: the format that is given before the command's words."""
+"""Key of click's `meta`: the `--format` given before the command's words."""
 
 
 @click.group(
@@ -254,9 +254,9 @@ _FORM = "orchestrator.cli.service.plan_command"
 @format_option()
 @click.pass_context
 def plan(ctx: click.Context, form: str) -> None:
-    """Show what a command would start, stop or move, and where, without doing it.
+    """Dry run: show what a command would start, stop or move, and where.
 
-    A plan assumes that everything succeeds: it does not foresee a program that fails.
+    A plan assumes that everything succeeds: it does not predict crashes.
     """
     ctx.meta[_FORM] = form
 
@@ -281,7 +281,7 @@ _STEP_COLUMNS = [
 
 
 def show_stack(context: Context, command: Callable[[Client], object]) -> None:
-    """Print what a command about a stack would do."""
+    """Print the plan of a stack command."""
     noted: list[_PlanningClient] = []
     with _PlanningClient(noted, context) as client:
         with redirect_stdout(io.StringIO()), suppress(_Planned):
@@ -290,7 +290,7 @@ def show_stack(context: Context, command: Callable[[Client], object]) -> None:
 
 
 def _print_stack(steps: list[Row], rows: list[Row], form: str) -> None:
-    """What would be made, changed and removed, and then what becomes of tasks."""
+    """Print created, updated and removed objects, and then the effects on tasks."""
     if form == "json":
         print_json({"steps": steps, "tasks": rows})
         return

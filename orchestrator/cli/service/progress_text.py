@@ -33,7 +33,7 @@ def task_text(task: Task, hostnames: Mapping[str, str]) -> str:
 
 
 def is_waiting(task: Task) -> bool:
-    """Whether a task is wanted, and waits for a node with a reason."""
+    """Whether a wanted task is pending with a reason."""
     return (
         task.status.state is TaskState.PENDING
         and bool(task.status.message)
@@ -42,7 +42,7 @@ def is_waiting(task: Task) -> bool:
 
 
 def waiting_reasons(tasks: list[Task]) -> Counter[str]:
-    """Why tasks wait for a node → how many of them."""
+    """Pending reason → number of tasks."""
     return Counter(task.status.message for task in tasks if is_waiting(task))
 
 
@@ -52,7 +52,7 @@ def waiting_text(name: str, reason: str, count: int) -> str:
 
 
 def stable_text(seconds: float) -> str:
-    """How long tasks have yet to stay up."""
+    """The text of the remaining countdown."""
     return f"verifying for {ceil(seconds)}s that tasks stay up"
 
 
@@ -64,7 +64,7 @@ def _running(progress: Any) -> int:
 
 
 def overall(progress: Any) -> str:
-    """A service in one line; of a job what is done."""
+    """The progress of a service or job, in one line."""
     running = _running(progress)
     if progress.service.job.runs:
         return f"{progress.completed} of {progress.completions} completed, {running} running"
@@ -78,18 +78,18 @@ def _goes_back(update: Any) -> bool:
 
 
 def back_text(update: Any) -> str:
-    """Why a service is on its way back."""
+    """The reason of a rollback."""
     return f"rolling back: {update.message}"
 
 
 def reasons(progress: Any) -> str:
-    """Why tasks wait or fail, the most frequent reasons first."""
+    """Why tasks are pending or failed, the most frequent reasons first."""
     tasks = [from_proto(task) for task in progress.tasks]
     wanted = [task for task in tasks if task.desired_state <= TaskState.RUNNING]
     found = Counter(
         f"{word(task.status.state)}: {task_error(task)}" for task in wanted if task_error(task)
     )
-    # What failed before the tasks that are being tried now tells why those may not run either.
+    # Earlier failures explain why the current tasks may not run either.
     if not found:
         found = Counter(
             f"failed: {task_error(task)}" for task in tasks if task.status.state is TaskState.FAILED

@@ -1,4 +1,4 @@
-"""`orc service`: what a user declares, and what became of it."""
+"""`orc service`: list, inspect and remove services."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from orchestrator.pb import control_pb2
     epilog=example("orc service create --name web --replicas 3 -p 8080:80 hello:1"),
 )
 def service() -> None:
-    """Services: a declared number of containers that is kept alive."""
+    """Manage services: a declared number of containers that are kept running."""
 
 
 for _command in (create, update, rollback, promote, scale, logs):
@@ -54,12 +54,12 @@ for _command in (create, update, rollback, promote, scale, logs):
 
 @service.command("ls", epilog=example("orc service ls --filter name=web"))
 @listing_options("id", "name", "mode", "label")
-@click.option("--no-trunc", is_flag=True, help="Show whole ids.")
+@click.option("--no-trunc", is_flag=True, help="Do not truncate ids.")
 @pass_client
 def list_services(
     client: Client, form: str, quiet: bool, filters: Mapping[str, Sequence[str]], no_trunc: bool
 ) -> None:
-    """List the services, with how many of their tasks run."""
+    """List the services and the number of their running tasks."""
     reply = client.call("ListServices", control_pb2.ListServicesRequest())
     rows = sorted(map(service_row, reply.services), key=lambda row: row["name"])
     print_list(rows, service_columns(no_trunc), form=form, quiet=quiet, filters=filters)
@@ -68,7 +68,7 @@ def list_services(
 @service.command(epilog=example("orc service ps web", "orc service ps web --format json"))
 @click.argument("services", nargs=-1, required=True, shell_complete=completes("services"))
 @listing_options("id", "name", "node", "desired-state", "state")
-@click.option("--no-trunc", is_flag=True, help="Show whole ids.")
+@click.option("--no-trunc", is_flag=True, help="Do not truncate ids.")
 @pass_client
 def ps(
     client: Client,
@@ -91,13 +91,13 @@ def ps(
 @inspect_options
 @pass_client
 def inspect(client: Client, services: tuple[str, ...], form: str) -> None:
-    """Show services with their whole specs."""
+    """Show details of services."""
     messages = [message for name in services for message in services_named(client, name)]
     print_inspected(messages, form, _show, service_document, kind="service")
 
 
 def services_named(client: Client, name: str) -> Sequence[control_pb2.ServiceRow]:
-    """The service of this name or id. Raises CliError where none is."""
+    """The service of this name or id. Raises CliError if there is none."""
     request = control_pb2.ListServicesRequest(service=name)
     found: Sequence[control_pb2.ServiceRow] = client.call("ListServices", request).services
     return found
@@ -197,8 +197,8 @@ def _resources(resources: Mapping[str, Any]) -> str:
 @click.argument("services", nargs=-1, required=True, shell_complete=completes("services"))
 @pass_client
 def rm(client: Client, detach: bool, services: tuple[str, ...]) -> None:
-    """Remove services, and wait until their tasks have stopped: what they used, such as networks,
-    secrets and volumes, can be removed then."""
+    """Remove services, and wait until their tasks have stopped. Then networks, secrets and volumes
+    that they used can be removed."""
     removed: set[str] = set()
 
     def remove(name: str) -> None:
@@ -213,7 +213,7 @@ def rm(client: Client, detach: bool, services: tuple[str, ...]) -> None:
 
 
 def _stop_order(client: Client, names: Sequence[str]) -> list[str]:
-    """The same names, each before those that its service depends on."""
+    """The names, each before those that its service depends on."""
     if len(names) < 2:
         return list(names)
     rows = client.call("ListServices", control_pb2.ListServicesRequest()).services

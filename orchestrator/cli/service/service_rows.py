@@ -1,4 +1,4 @@
-"""Services and tasks as rows: the dicts whose keys scripts rely on, and their tables."""
+"""Services and tasks as rows: dicts whose keys are part of the interface for scripts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def service_row(message: Any) -> Row:
 
 
 def job_count(message: Any) -> str:
-    """What the newest run of a job has done, such as `3/10`, from a ServiceRow."""
+    """Completions of the newest run of a job, such as `3/10`, from a ServiceRow."""
     return f"{message.completed}/{message.completions}"
 
 
@@ -108,8 +108,8 @@ def task_row(task: Task, hostnames: Mapping[str, str]) -> Row:
 
 
 def has_exit_code(task: Task) -> bool:
-    """Whether its process ran and ended: what never started, and what was given up with its node,
-    has no exit status."""
+    """Whether its process has exited: a task that never started, or was orphaned, has no exit
+    status."""
     status = task.status
     if status.state is TaskState.ORPHANED:
         return False
@@ -119,7 +119,7 @@ def has_exit_code(task: Task) -> bool:
 
 
 def health_word(task: Task) -> str:
-    """`starting`, `healthy` or `unhealthy`, of a task that runs and is probed; else empty."""
+    """`starting`, `healthy` or `unhealthy` of a running task with a health check; else empty."""
     status = task.status
     if status.state is not TaskState.RUNNING or status.health is Health.NONE:
         return ""
@@ -127,20 +127,20 @@ def health_word(task: Task) -> str:
 
 
 def health_text(task: Task) -> str:
-    """The same behind a state, as Docker has it: ` (healthy)`, ` (health: starting)`."""
+    """The suffix of a state as in Docker: ` (healthy)`, ` (health: starting)`."""
     health = health_word(task)
     return f" ({'health: ' if health == 'starting' else ''}{health})" if health else ""
 
 
 def task_error(task: Task) -> str:
-    """Why a task waits or has failed, or what its failing probe says; empty if all is well."""
+    """Why a task is pending or failed, or the output of its failing health check; else empty."""
     status = task.status
     if status.state is TaskState.RUNNING and status.health_output:
         return f"probe failed: {status.health_output}"
     if status.state is TaskState.RUNNING and status.message.startswith(KEPT):
         return status.message
     if status.state is TaskState.SHUTDOWN and task.desired_state <= TaskState.RUNNING:
-        return status.message  # nobody told it to stop but its node
+        return status.message  # stopped by its node alone
     if status.state in _NO_ERROR:
         return ""
     if status.message:
@@ -151,7 +151,7 @@ def task_error(task: Task) -> str:
 
 
 def _task_ports(row: Row) -> str:
-    """Published ports, of what runs."""
+    """Published ports of a running task."""
     if row["state"] != "running":
         return ""
     return ", ".join(port_text(port) for port in row["ports"] if port["published"])
@@ -176,6 +176,6 @@ def task_columns(whole: bool) -> list[Column]:
 
 
 def service_document(message: Any) -> Row:
-    """A service in full, its spec included, with how many of its tasks run."""
+    """The full document of a service, with its spec and the number of running tasks."""
     service: Row = jsonable(from_proto(message.service))
     return {**service, "name": service["spec"]["name"], "running": message.running}

@@ -47,7 +47,7 @@ from orchestrator.pb import control_pb2, documents_pb2, networks_pb2, volumes_pb
 
 
 def observed(client: Client) -> Observed:
-    """What the cluster has."""
+    """The objects in the cluster."""
     services = client.call("ListServices", control_pb2.ListServicesRequest()).services
     networks = client.call("ListNetworks", control_pb2.ListNetworksRequest()).networks
     volumes = client.call("Volumes.ListVolumes", volumes_pb2.ListVolumesRequest()).volumes
@@ -72,8 +72,8 @@ def observed(client: Client) -> Observed:
 
 
 def with_outdated(client: Client, there: Observed, stack: Stack) -> Observed:
-    """The same, with the secrets and configs of the stack whose data is another: a manager
-    compares, as it shows nobody what is in a secret."""
+    """The same, with the secrets and configs of the stack whose data differs: a manager compares,
+    as it never returns the data of a secret."""
     found = set()
     for file in stack.files:
         key = file.kind, file.name
@@ -101,15 +101,15 @@ class StackCalls:
         pretends: bool,
         detach: bool = False,
     ) -> None:
-        """`detach`: what is removed may go later, when the tasks of removed services have
-        stopped."""
+        """`detach`: networks and the like may be removed later, after the tasks of removed services
+        have stopped."""
         self._there, self._resolve, self._pretends = there, resolve, pretends
         self._detach = detach
         self._built = built
-        """Names of services whose images are built first: until then they cannot be looked up."""
+        """Names of services whose images are built first and cannot be resolved before."""
 
     def request(self, step: Change, checking: bool = False) -> tuple[str, Any]:
-        """The method and the request of a step; `checking`: which a manager is only to look at."""
+        """The method and the request of a step; `checking`: for validation only."""
         return _REQUESTS[step.action, step.kind](self, step, checking)
 
     def _create_network(self, step: Change, checking: bool) -> tuple[str, Any]:
@@ -156,8 +156,8 @@ class StackCalls:
         )
 
     def _unresolved(self, step: Change, checking: bool) -> bool:
-        """Whether the image's tag is not looked up by the manager: it is for the nodes to do, or
-        the image is to be built first."""
+        """Whether the manager does not resolve the image's tag: nodes do, or the image is not built
+        yet."""
         never: bool = self._resolve == "never"
         return never or ((checking or self._pretends) and step.name in self._built)
 
@@ -223,16 +223,18 @@ CHECK_TIMEOUT = 120.0
     )
 )
 @file_options
-@click.option("--prune", is_flag=True, help="Remove what the files have no more; volumes stay.")
-@click.option("--dry-run", is_flag=True, help="Only show the plan, as 'orc plan' does.")
-@click.option("--detach", "-d", is_flag=True, help="Do not wait until it runs.")
+@click.option(
+    "--prune", is_flag=True, help="Remove services and networks not in the files; volumes are kept."
+)
+@click.option("--dry-run", is_flag=True, help="Only print the plan, like 'orc plan'.")
+@click.option("--detach", "-d", is_flag=True, help="Do not wait for convergence.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 @click.option(
     "--timeout",
     type=DURATION,
     default="5m",
     show_default=True,
-    help="How long to wait for all of it to run; then the exit status is 3.",
+    help="How long to wait for convergence; then the exit status is 3.",
 )
 @monitor_option
 @click.option(
@@ -240,12 +242,12 @@ CHECK_TIMEOUT = 120.0
     type=click.Choice(["always", "changed", "never"]),
     default="always",
     show_default=True,
-    help="When to look up what an image's tag stands for; never: each node does it.",
+    help="When to resolve images' tags; never: each node does.",
 )
 @click.option(
     "--with-registry-auth",
     is_flag=True,
-    help="Log the cluster in with what this user's Docker has for the images' registries.",
+    help="Log the cluster in with this user's Docker credentials for the images' registries.",
 )
 @click.argument(
     "names",
@@ -255,11 +257,11 @@ CHECK_TIMEOUT = 120.0
 )
 @pass_client
 def deploy(client: Client, names: tuple[str, ...], dry_run: bool, **values: Any) -> None:
-    """Deploy a stack from compose files, or from a folder with one (a chart): make and change what
-    differs, and wait until it runs. What is the same is not touched.
+    """Deploy a stack from compose files, or from a folder with one (a chart): create and update
+    what differs, and wait for convergence. Unchanged objects are not touched.
 
-    The stack is called NAME or, where none is given, COMPOSE_PROJECT_NAME, the files' `name`, or
-    their folder."""
+    The stack's name is NAME or, by default, COMPOSE_PROJECT_NAME, the files' `name`, or their
+    folder's."""
     if dry_run and not client.pretends:
         from orchestrator.cli.service.plan_command import show_stack
 
@@ -288,14 +290,14 @@ def _deploy(client: Client, names: tuple[str, ...], values: dict[str, Any]) -> N
         steps = changes(stack, there, prune=prune, resolve=resolve, built=frozenset(built))
     deployment.make(steps)
     if not steps and not values["quiet"]:
-        click.echo(f"stack {given.name} is as the files say already", err=True)
+        click.echo(f"stack {given.name} is up to date", err=True)
     if not values["detach"]:
         deployment.wait()
 
 
 def _without_removed(client: Client, stack: Stack, values: Mapping[str, Any]) -> Observed:
-    """What is there once nothing of the stack's is being removed any more, as an earlier
-    `stack rm -d` asked. Raises NotConverged after the timeout."""
+    """The objects in the cluster, after pending removals of an earlier `stack rm -d` are complete.
+    Raises NotConverged after the timeout."""
     deadline, silent = time.monotonic() + values["timeout"], values["quiet"] or client.pretends
     while True:
         there = observed(client)
@@ -323,20 +325,19 @@ def _without_removed(client: Client, stack: Stack, values: Mapping[str, Any]) ->
 
 
 def _named(names: tuple[str, ...], has_files: bool) -> tuple[str | None, str]:
-    """The folder and the stack's name that were given; the name is empty if none was. Raises a
-    usage error."""
+    """The given folder and stack name; the name is empty if not given. Raises a usage error."""
     folder, rest = (None, names) if has_files else (names[0] if names else "", names[1:])
     alone = folder is not None and not rest
     if len(rest) > 1 or (alone and not os.path.isdir(folder or "")):
         raise click.UsageError(
-            "say which file and how the stack is called: orc stack deploy -c FILE [NAME], or "
+            "name a file or folder and the stack: orc stack deploy -c FILE [NAME], or "
             "orc stack deploy DIR [NAME]"
         )
     return folder, checked_name(rest[0]) if rest else ""
 
 
 def _of_cluster(client: Client) -> dict[str, str]:
-    """What the variables of `stack_values` stand for."""
+    """The values of the variables of `stack_variables`."""
     about = client.call("GetCluster", control_pb2.GetClusterRequest())
     return {
         "ORC_MANAGER": about.web_address,
@@ -351,14 +352,14 @@ def _of_cluster(client: Client) -> dict[str, str]:
     "--detach",
     "-d",
     is_flag=True,
-    help="Do not wait: networks, secrets and configs go when the last task has stopped.",
+    help="Do not wait: networks, secrets and configs are removed after the last task has stopped.",
 )
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 @click.argument("names", nargs=-1, required=True, shell_complete=completes("stacks"))
 @pass_client
 def rm(client: Client, names: tuple[str, ...], detach: bool, quiet: bool) -> None:
     """Remove stacks, and wait until their containers and networks are gone. Services stop before
-    those that they wait for; volumes stay."""
+    their dependencies; volumes are kept."""
     there = observed(client)
     known = stack_names(there)
     for name in names:
@@ -388,12 +389,12 @@ class _Deployment:
         self._calls = StackCalls(there, resolve, built, client.pretends, values["detach"])
 
     def check(self, steps: Sequence[Change]) -> None:
-        """Have a manager look at all steps before the first is made. Raises CliError for one that
-        it would refuse."""
+        """Validate all steps at a manager before the first is made. Raises CliError for a rejected
+        one."""
         if self._client.pretends:
             return
         if self._values["with_registry_auth"]:
-            # Without it a manager may not find the images.
+            # Without credentials a manager may not resolve the images.
             self._share_logins()
         planned = []
         for step in steps:
@@ -413,7 +414,7 @@ class _Deployment:
                 )
 
     def build(self) -> dict[str, str]:
-        """Build the images that the files say how to build; their names, and their ids."""
+        """Build the images with a build section; name → id."""
         builds = {
             service.spec.task.container.image: service.build
             for service in self._stack.services
@@ -426,7 +427,7 @@ class _Deployment:
         return build_images(self._client, builds, self._values["quiet"])
 
     def make(self, steps: Sequence[Change]) -> None:
-        """Make the steps. Raises CliError, with what was done and what is left, if one fails."""
+        """Make the steps. Raises CliError, with completed and remaining steps, if one fails."""
         for index, step in enumerate(steps):
             self._client.intends(step)
             try:
@@ -435,14 +436,14 @@ class _Deployment:
                 done = left(steps[:index])
                 raise type(error)(
                     f"{error.format_message()}; done: {done}; left: {left(steps[index:])} "
-                    "(the same command goes on from there)"
+                    "(rerun the same command to continue)"
                 ) from None
             if not self._client.pretends:
                 self._say(f"{_PARTICIPLES[step.action]} {step}")
 
     def wait(self) -> None:
-        """Wait until all services run, and jobs are done. Raises CliError if one does not; what
-        depends on it is not waited for."""
+        """Wait until all services have converged and jobs have completed. Raises CliError on
+        failures; services that depend on a failed one are skipped."""
         deadline = time.monotonic() + self._values["timeout"]
         failed: dict[str, CliError] = {}
         specs = {service.spec.name: service.spec for service in self._stack.services}
@@ -453,7 +454,7 @@ class _Deployment:
         for name in start_order(needs):
             if needed := next((each for each in needs[name] if each in failed), None):
                 failed[name] = NotConverged(
-                    f"service '{name}' was not waited for: it depends on '{needed}'"
+                    f"service '{name}' was skipped: it depends on '{needed}'"
                 )
                 continue
             try:
@@ -469,7 +470,7 @@ class _Deployment:
             kind = kinds.pop() if len(kinds) == 1 else NotConverged
             raise kind(
                 f"{len(failed)} of {len(self._stack.services)} services of stack "
-                f"{self._stack.name} do not run as the files say"
+                f"{self._stack.name} have not converged"
             )
 
     def _wait_for(self, spec: ServiceSpec, timeout: float) -> None:
@@ -486,7 +487,7 @@ class _Deployment:
             until_converged(self._client, written, timeout, quiet, monitor=monitor, changed=changed)
 
     def await_gone(self) -> None:
-        """Wait until the tasks of the services that were removed are gone. Raises NotConverged."""
+        """Wait until the tasks of removed services are gone. Raises NotConverged."""
         if not self._client.pretends:
             until_stopped(self._client, self._removed, self._values["quiet"])
 
@@ -522,8 +523,8 @@ class _Deployment:
             self._removed.add(self._there.services[step.name].id)
 
     def _write(self, step: Change, method: str, request: Any) -> Any:
-        """Make the call of a step; anew if only what was observed of a service, or the version of a
-        secret that it has, has changed since we read it."""
+        """Make the call of a step; retried after a conflict in which only a service's status, or
+        the version of its secrets, was modified."""
         for _ in range(CONFLICTS):
             try:
                 return self._client.call(method, request, timeout=90.0)
@@ -535,7 +536,7 @@ class _Deployment:
                 if from_proto(row.service).spec != self._there.services[step.name].spec:
                     raise
                 request.revision = row.service.revision
-        raise CliError(f"service '{step.name}' is being changed all the time; try again")
+        raise CliError(f"service '{step.name}' is modified concurrently; retry")
 
 
 _PLANNED = {
@@ -546,7 +547,7 @@ _PLANNED = {
     "UpdateService": "update_service",
     "RemoveService": "remove_service",
 }
-"""Calls that a manager can look at before they are made → their field of a PlannedChange."""
+"""Calls that a manager can validate in advance → their field of a PlannedChange."""
 
 
 @click.command(
@@ -557,7 +558,7 @@ _PLANNED = {
 )
 @file_options
 @click.option(
-    "--skip-interpolation", "--no-interpolate", is_flag=True, help="Leave variables as they are."
+    "--skip-interpolation", "--no-interpolate", is_flag=True, help="Do not interpolate variables."
 )
 @click.option(
     "--format",
@@ -565,15 +566,15 @@ _PLANNED = {
     type=click.Choice(["yaml", "json"]),
     default="yaml",
     show_default=True,
-    help="How to print it.",
+    help="Output format.",
 )
-@click.option("--quiet", "-q", is_flag=True, help="Only say what is wrong.")
+@click.option("--quiet", "-q", is_flag=True, help="Only validate.")
 @click.argument("folder", required=False, shell_complete=completes("folders"))
 def config(
     folder: str | None, skip_interpolation: bool, form: str, quiet: bool, **values: Any
 ) -> None:
-    """Print the one file that compose files are together: merged, with their variables filled in,
-    and everything in its long form. Nothing is asked of a cluster."""
+    """Print compose files as one: merged, with variables interpolated and in canonical long form.
+    No cluster is called."""
     given = read_files(values, folder, interpolate=not skip_interpolation)
     if not skip_interpolation:
         given.stack()

@@ -1,7 +1,7 @@
-"""What a deployment does: the difference between what a stack is to be and what there is. Pure.
+"""The steps of a deployment: the difference between a stack's files and the cluster. Pure.
 
-Nothing that is the same is touched, so a second deployment of the same files does nothing, and one
-that was cut off goes on where it was.
+Unchanged objects are not touched, so a second deployment of the same files does nothing, and an
+interrupted one continues.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CREATE, CHANGE, REMOVE = "create", "change", "remove"
 
 
 class Conflict(ValueError):
-    """Something that the stack is to have is somebody else's, or not there. One line."""
+    """An object of the stack belongs to another owner, or an external one is missing. One line."""
 
     def __init__(self, place: Place, words: str) -> None:
         super().__init__(f"{place}: {words}")
@@ -40,19 +40,19 @@ class Conflict(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What the cluster has, by name."""
+    """The objects in the cluster, by name."""
 
     services: Mapping[str, Service] = field(default_factory=dict)
     networks: Mapping[str, Network] = field(default_factory=dict)
     volumes: Mapping[str, Volume] = field(default_factory=dict)
     images: Mapping[str, str] = field(default_factory=dict)
-    """Name → the id that it stands for in the cluster."""
+    """Image name → its id in the cluster."""
     volume_names: frozenset[str] = frozenset()
-    """Also of those that only a node or a plugin knows."""
+    """Including those known only to a node or a plugin."""
     documents: Mapping[tuple[DocumentKind, str], Document] = field(default_factory=dict)
     """Secrets and configs."""
     outdated: frozenset[tuple[DocumentKind, str]] = frozenset()
-    """Those whose data is to be another."""
+    """Those whose data differs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,9 @@ class Change:
     kind: str
     name: str
     keys: tuple[str, ...] = ()
-    """What of it changes."""
+    """Changed fields."""
     wanted: Any = None
-    """The part of the stack that it makes true."""
+    """The object of the stack, as declared."""
 
     def __str__(self) -> str:
         keys = f" ({', '.join(self.keys)})" if self.keys else ""
@@ -80,11 +80,11 @@ def changes(
     resolve: bool,
     built: frozenset[str] = frozenset(),
 ) -> list[Change]:
-    """The steps that make a stack true, in their order: what goes, networks, volumes, secrets and
-    configs, services behind those that they wait for, what they needed until then.
+    """The ordered steps that deploy a stack: removals, networks, volumes, secrets and configs,
+    services after their dependencies, and then removals of what those needed until then.
 
-    An image whose name stands for another one by now is a change, of all if `resolve`, else of
-    those that were `built`. Raises Conflict."""
+    An image name that now resolves to another image is a change: of all images if `resolve`, else
+    of those `built`. Raises Conflict."""
     early, late = _gone(stack, there) if prune else ([], [])
     found = [*early]
     for network in stack.networks:
@@ -111,8 +111,8 @@ def changes(
 
 
 def removals(name: str, there: Observed) -> list[Change]:
-    """The steps that remove a stack; its volumes stay. Services go before those that they wait
-    for."""
+    """The steps that remove a stack, except its volumes. Services are removed before their
+    dependencies."""
     services = stop_order(each for each in there.services.values() if _is_of(each, name))
     networks = sorted(n.name for n in there.networks.values() if n.labels.get(STACK_LABEL) == name)
     return [
@@ -131,7 +131,7 @@ def _documents_of(stack: str, there: Observed, kept: set[tuple[DocumentKind, str
 
 
 def stop_order(services: Iterable[Service]) -> list[str]:
-    """Names, each before those that it waits for."""
+    """Names, each before its dependencies."""
     ordered = sorted(services, key=lambda each: each.spec.name, reverse=True)
     needs = {each.spec.name: [d.service for d in each.spec.depends_on] for each in ordered}
     return start_order(needs)[::-1]
@@ -142,8 +142,8 @@ def _is_of(service: Service, stack: str) -> bool:
 
 
 def _gone(stack: Stack, there: Observed) -> tuple[list[Change], list[Change]]:
-    """Services that the stack has no more: those that nothing needs go first, as their ports may
-    be wanted; others once nothing needs them."""
+    """Services no longer in the stack: those without dependents first, as their ports may be
+    needed; the others after their dependents."""
     names = {each.spec.name for each in stack.services}
     gone = [
         s for s in there.services.values() if _is_of(s, stack.name) and s.spec.name not in names
@@ -165,8 +165,8 @@ def _missing(
     kind: str, wanted: StackNetwork | StackVolume | StackFile, known: Iterable[str]
 ) -> Conflict:
     meant = near_miss(wanted.name, known)
-    hint = f"did you mean '{meant}'?" if meant else f"make it first, see 'orc {kind} ls'"
-    return Conflict(wanted.place, f"{kind} '{wanted.name}' is external, and there is none; {hint}")
+    hint = f"did you mean '{meant}'?" if meant else f"create it first, see 'orc {kind} ls'"
+    return Conflict(wanted.place, f"{kind} '{wanted.name}' is external and does not exist; {hint}")
 
 
 def _network(wanted: StackNetwork, there: Network | None, stack: str) -> Iterator[Change]:
@@ -179,13 +179,13 @@ def _network(wanted: StackNetwork, there: Network | None, stack: str) -> Iterato
     if there.labels.get(STACK_LABEL) != stack:
         raise Conflict(
             wanted.place,
-            f"there is a network '{wanted.name}' already, and {_owner(there.labels)}; name another "
+            f"network '{wanted.name}' exists already, and {_owner(there.labels)}; name another "
             f"one, or declare it external: true",
         )
     if keys := _network_differences(wanted, there):
         raise Conflict(
             wanted.place,
-            f"network '{wanted.name}' has another {', '.join(keys)} than the file says, and "
+            f"network '{wanted.name}' differs from the file in {', '.join(keys)}, and "
             f"networks cannot be changed; remove the stack first ('orc stack rm {stack}')",
         )
 
@@ -240,7 +240,7 @@ def _file(wanted: StackFile, there: Observed, stack: str) -> Iterator[Change]:
     if current.labels.get(STACK_LABEL) != stack:
         raise Conflict(
             wanted.place,
-            f"there is a {word} '{name}' already, and {_owner(current.labels)}; name another one, "
+            f"{word} '{name}' exists already, and {_owner(current.labels)}; name another one, "
             "or declare it external: true",
         )
     if current.template_driver != wanted.template_driver:
@@ -270,7 +270,7 @@ def _service(
     if not _is_of(current, stack):
         raise Conflict(
             wanted.place,
-            f"there is a service '{name}' already, and {_owner(current.spec.labels)}; choose "
+            f"service '{name}' exists already, and {_owner(current.spec.labels)}; choose "
             "another name for the stack, or remove the service",
         )
     if wanted.spec.mode is not current.spec.mode:
@@ -296,8 +296,8 @@ def _service(
 
 
 def as_stored(spec: ServiceSpec, current: ServiceSpec, drivers: Mapping[str, str]) -> ServiceSpec:
-    """The spec as the manager would keep it in place of the current one: forced restarts stay
-    counted, and what is on networks of each node alone publishes its ports there."""
+    """The spec as the manager would store it: forced restarts stay counted, and services on
+    node-local networks publish their ports on the host."""
     task = replace(spec.task, force=current.task.force)
     if all(drivers.get(each.network) == BRIDGE for each in task.attachments):
         task = replace(task, ports=tuple(replace(p, mode=PublishMode.HOST) for p in task.ports))
@@ -305,13 +305,13 @@ def as_stored(spec: ServiceSpec, current: ServiceSpec, drivers: Mapping[str, str
 
 
 def check_external(stack: Stack, there: Observed) -> None:
-    """Raise Conflict for the first thing that is to be there already, and is not."""
+    """Raise Conflict for the first external object that is missing."""
     for network in stack.networks:
         if network.external and network.name not in there.networks:
             if network.name in ("host", "none"):
                 raise Conflict(
                     network.place,
-                    f"'{network.name}' is no network to be declared; write "
+                    f"'{network.name}' cannot be declared as a network; write "
                     f"network_mode: {network.name} at the service",
                 )
             raise _missing("network", network, there.networks)
@@ -325,5 +325,5 @@ def check_external(stack: Stack, there: Observed) -> None:
 
 
 def left(steps: Sequence[Change]) -> str:
-    """What is still to be done, as a sentence has it."""
+    """The remaining steps, for a message."""
     return ", ".join(f"{each.kind} {each.name}" for each in steps) or "nothing"

@@ -72,7 +72,7 @@ STACK_COLUMNS = [
 
 
 def no_stack(name: str, known: Sequence[str]) -> CliError:
-    """There is none of that name."""
+    """The error of an unknown stack."""
     meant = near_miss(name, known)
     hint = f"did you mean '{meant}'?" if meant else "see 'orc stack ls'"
     return CliError(f"no stack '{name}'; {hint}")
@@ -80,13 +80,13 @@ def no_stack(name: str, known: Sequence[str]) -> CliError:
 
 @click.group(
     cls=OrcGroup,
-    # Those that read compose files take longer to import than the others take to run.
+    # Reading compose files takes longer to import than the other commands take to run.
     sections=(
         (
             "Compose files",
             (
-                Lazy("deploy", ".stack.deploy_commands:deploy", "Make what the files say"),
-                Lazy("config", ".stack.deploy_commands:config", "Print the files as one"),
+                Lazy("deploy", ".stack.deploy_commands:deploy", "Deploy or update a stack"),
+                Lazy("config", ".stack.deploy_commands:config", "Print the merged files"),
                 Lazy("rm", ".stack.deploy_commands:rm", "Remove stacks"),
             ),
         ),
@@ -94,7 +94,7 @@ def no_stack(name: str, known: Sequence[str]) -> CliError:
     epilog=example("orc stack deploy -c compose.yaml shop", "orc stack services shop"),
 )
 def stack() -> None:
-    """Stacks: services, networks and volumes that are deployed together from compose files."""
+    """Manage stacks: services, networks and volumes, deployed together from compose files."""
 
 
 @stack.command("ls", epilog=example("orc stack ls"))
@@ -103,7 +103,7 @@ def stack() -> None:
 def list_stacks(
     client: Client, form: str, quiet: bool, filters: Mapping[str, Sequence[str]]
 ) -> None:
-    """List the stacks, with how many of their tasks run."""
+    """List the stacks and the number of their running tasks."""
     services = client.call("ListServices", control_pb2.ListServicesRequest()).services
     networks = client.call("ListNetworks", control_pb2.ListNetworksRequest()).networks
     rows = stack_rows(services, networks)
@@ -113,7 +113,7 @@ def list_stacks(
 @stack.command(epilog=example("orc stack services shop"))
 @click.argument("name", shell_complete=completes("stacks"))
 @listing_options("id", "name", "mode", "label")
-@click.option("--no-trunc", is_flag=True, help="Show whole ids.")
+@click.option("--no-trunc", is_flag=True, help="Do not truncate ids.")
 @pass_client
 def services(
     client: Client,
@@ -131,7 +131,7 @@ def services(
 @stack.command(epilog=example("orc stack ps shop", "orc stack ps --filter state=running shop"))
 @click.argument("name", shell_complete=completes("stacks"))
 @listing_options("id", "name", "node", "desired-state", "state")
-@click.option("--no-trunc", is_flag=True, help="Show whole ids.")
+@click.option("--no-trunc", is_flag=True, help="Do not truncate ids.")
 @pass_client
 def ps(
     client: Client,

@@ -1,4 +1,4 @@
-"""The files that `orc stack` is given: which they are, and what variables in them stand for."""
+"""Compose files of a stack: finding and reading them, and values of their variables."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from orchestrator.model.names import check_name
 F = TypeVar("F", bound=Callable[..., Any])
 
 FILES = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
-"""What a folder's compose file may be called; the first that is there counts."""
+"""Names of a folder's compose file; the first existing one is used."""
 OVERRIDES = tuple(name.replace(".y", ".override.y") for name in FILES)
 VALUES = "values.env"
-"""A chart's own values of variables, which everything else overrides."""
+"""A chart's default values of variables."""
 STDIN = "-"
 
 
 @dataclass(slots=True)
 class Given:
-    """What the files say, read once."""
+    """The content of the files."""
 
     document: Map
     name: str
     """The project's, which is the stack's."""
     folder: str
-    """What their relative paths begin at."""
+    """The base of relative paths."""
     values: Mapping[str, str]
     notes: list[str] = field(default_factory=list)
-    """What makes no difference, a line each."""
+    """Ignored settings, a line each."""
 
     def stack(self) -> Stack:
-        """The stack that they are. Raises CliError."""
+        """The stack of the files. Raises CliError."""
         reading = Reading(self.folder, _home(), self.notes)
         try:
             return stack_of(Project(self.document, _read, self.values), self.name, reading)
@@ -56,7 +56,7 @@ class Given:
 
 
 def checked_name(text: str) -> str:
-    """A stack's name, which begins the names of all that it has. Raises a usage error."""
+    """A checked stack name, the prefix of the names of its objects. Raises a usage error."""
     try:
         check_name(text, "stack name")
     except ValueError as error:
@@ -65,28 +65,28 @@ def checked_name(text: str) -> str:
 
 
 def file_options(function: F) -> F:
-    """`--compose-file`, and what its variables and profiles are."""
+    """`--compose-file` and the options for its variables and profiles."""
     for option in (
         click.option(
             "--project-name",
             "-p",
             "project_name",
             metavar="NAME",
-            help="The stack's name, in place of the files' own.",
+            help="The stack's name, instead of the files' own.",
         ),
         click.option(
             "--profile",
             "profiles",
             multiple=True,
             metavar="NAME",
-            help="Also the services of this profile; repeatable.",
+            help="Enable a profile; repeatable.",
         ),
         click.option(
             "--set",
             "settings",
             multiple=True,
             metavar="NAME=VALUE",
-            help="What a variable of the files, or a.b of a chart's values, is; repeatable.",
+            help="Set a variable of the files, or a.b of a chart's values; repeatable.",
         ),
         click.option(
             "--values",
@@ -95,7 +95,7 @@ def file_options(function: F) -> F:
             multiple=True,
             metavar="FILE",
             type=click.Path(),
-            help="Values over those of a chart's values.yml; repeatable.",
+            help="Values that override a chart's values.yml; repeatable.",
         ),
         click.option(
             "--env-file",
@@ -103,7 +103,7 @@ def file_options(function: F) -> F:
             multiple=True,
             metavar="FILE",
             type=click.Path(),
-            help="Values of variables, instead of those in .env; repeatable.",
+            help="File of variables, instead of .env; repeatable.",
         ),
         click.option(
             "--compose-file",
@@ -112,7 +112,7 @@ def file_options(function: F) -> F:
             multiple=True,
             metavar="FILE|-",
             type=click.Path(),
-            help="A compose file; repeatable, the later ones change the earlier.",
+            help="A compose file; repeatable, later ones override earlier ones.",
         ),
     ):
         function = option(function)
@@ -127,21 +127,21 @@ def read_files(
     interpolate: bool = True,
     cluster: Callable[[], Mapping[str, str]] = unasked,
 ) -> Given:
-    """Read what the flags of `file_options` name, or the compose file of a folder. `cluster` tells
-    what the variables of `stack_values` stand for. Raises CliError for what cannot be read, in one
-    line with the file, the line and the key.
+    """Read the files of `file_options`, or the compose file of a folder. `cluster` returns the
+    values of the variables of `stack_variables`. Raises CliError, in one line with the file, the
+    line and the key.
 
     The stack's name is `name`, COMPOSE_PROJECT_NAME, the last one in the files, or else the
     folder's."""
     files, settings = [*values["files"]], values["settings"]
     if name and values["project_name"]:
-        raise click.UsageError("the stack's name is given twice; leave out -p or NAME")
+        raise click.UsageError("the stack's name is given twice; omit -p or NAME")
     name = name or values["project_name"] or ""
     read: Callable[[str], bytes] = _read
     template = template_of(folder) if folder is not None else None
     if folder is not None:
         if files:
-            raise click.UsageError("a folder has its own compose file; leave out -c or the folder")
+            raise click.UsageError("a folder has its own compose file; omit -c or the folder")
         files = [template] if template else _of_folder(Path(folder))
     if template:
         read = _with(
@@ -175,7 +175,7 @@ def read_files(
 
 
 def _with(template: str, values: Mapping[str, Any]) -> Callable[[str], bytes]:
-    """Reads files, of which the template is what it makes of the values."""
+    """Reads files; a template is rendered with the values."""
     text = rendered(template, values, _read)
     whole = os.path.abspath(template)
     return lambda path: text if path == whole else _read(path)
@@ -191,8 +191,8 @@ def _of_folder(folder: Path) -> list[str]:
 
 
 def _variables(folder: str, files: tuple[str, ...], settings: tuple[str, ...]) -> dict[str, str]:
-    """What variables stand for: a chart's values, then `.env` or what is named in its place, then
-    our environment, then `--set`; the later ones count."""
+    """The values of variables: a chart's values, then `.env` or the files named instead, then the
+    environment, then `--set`; later ones win."""
     found: dict[str, str] = {}
     usual = [os.path.join(folder, file) for file in (VALUES, ".env")]
     for file in [*usual[:1], *files] if files else usual:

@@ -1,8 +1,7 @@
-"""The images that a stack's files say how to build, by `orc build`.
+"""Builds the images with a build section in a stack's files.
 
-What an image was built from is in a label of it. So what has not changed is not built again:
-another build, maybe on another node, would be another image, and all its containers would be
-replaced.
+A label of the image has the digest of its inputs, so that unchanged images are not rebuilt: another
+build, maybe on another node, would be another image and would replace all its containers.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from orchestrator.model.units import parse_memory
 from orchestrator.pb import control_pb2
 
 _MADE_FROM = "orc.stack.build"
-"""Label of an image: the digest of what it was built from."""
+"""Label of an image: the digest of its inputs."""
 
 
 def build_images(client: Client, builds: Mapping[str, StackBuild], quiet: bool) -> dict[str, str]:
-    """Build the images, by name, that are not there as they are to be; the ids of all. `orc plan`
-    only notes them. Raises CliError."""
+    """Build the images, by name, that are missing or outdated; the ids of all. `orc plan` only
+    records them. Raises CliError."""
     known = client.call("ListImages", control_pb2.ListImagesRequest()).images
     there = {name: image for image in known for name in image.names}
     found = {}
@@ -62,7 +61,7 @@ def build_images(client: Client, builds: Mapping[str, StackBuild], quiet: bool) 
 
 @contextmanager
 def _prepared(name: str, build: StackBuild, folder: Path) -> Iterator[tuple[Any, str | None]]:
-    """What `orc build` needs: a header, and the Dockerfile if it is not the folder's usual one."""
+    """The input of a build: a header, and the Dockerfile if it is not the folder's default."""
     section, header = build.section, _header(name, build)
     file, inline = section.text("dockerfile"), section.text("dockerfile_inline")
     if not inline:

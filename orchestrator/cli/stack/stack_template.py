@@ -1,12 +1,12 @@
-"""Charts whose `stack.yml` is a template (Jinja2), filled in from `values.yml` and what is said.
+"""Charts whose `stack.yml` is a template (Jinja2), rendered with `values.yml` and `--set`.
 
     stack.yml       the compose file, with {{ web.replicas }} and {% if grafana.enabled %}
     values.yml      the chart's own values
     -f mine.yml     others, merged over them, key by key; repeatable
-    --set a.b=c     one value, read as YAML reads it; repeatable, counts most
+    --set a.b=c     one value, in YAML; repeatable, with the highest precedence
 
-A name that no values file has is an error, not nothing. Templates are sandboxed: they compute, and
-reach neither files nor programs.
+An undefined name is an error. Templates are sandboxed: they compute, and reach neither files nor
+programs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from orchestrator.compose.tree import ComposeError
 from orchestrator.model.names import near_miss
 
 TEMPLATES = ("stack.yml", "stack.yaml")
-"""What a template may be called."""
+"""Names of a template."""
 VALUES = ("values.yml", "values.yaml")
 _MOST = 1 << 20
-"""Characters of a stack that is made from a template."""
+"""Maximum characters of a rendered template."""
 
 Read = Callable[[str], bytes]
 
@@ -38,7 +38,7 @@ def template_of(folder: str) -> str | None:
 def values_of(
     folder: str, files: Sequence[str], settings: Sequence[str], read: Read
 ) -> dict[str, Any]:
-    """What the chart's names stand for. Raises CliError."""
+    """The values of the chart's names. Raises CliError."""
     own = [os.path.join(folder, name) for name in VALUES]
     found: dict[str, Any] = {}
     for file in [*[path for path in own if os.path.isfile(path)][:1], *files]:
@@ -55,8 +55,8 @@ def values_of(
 
 
 def rendered(path: str, values: Mapping[str, Any], read: Read) -> bytes:
-    """The stack that a template is with these values. Raises CliError with file and line."""
-    # Only charts with a template pay for it.
+    """The template, rendered with these values. Raises CliError with file and line."""
+    # Imported only for charts with a template.
     from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, UndefinedError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -77,7 +77,7 @@ def rendered(path: str, values: Mapping[str, Any], read: Read) -> bytes:
     except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
         raise CliError(f"{shown}:{_line(error)}: {error}") from None
     if len(text) > _MOST:
-        raise CliError(f"{shown}: it makes more than {_MOST >> 20} MiB of stack")
+        raise CliError(f"{shown}: the rendered stack exceeds {_MOST >> 20} MiB")
     return text.encode()
 
 
@@ -109,7 +109,7 @@ def _map(file: str, read: Read) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise CliError(f"{shown}: it has no names; write such as 'replicas: 3'")
+        raise CliError(f"{shown}: it is not a map of names; for example 'replicas: 3'")
     return tree
 
 
@@ -121,7 +121,7 @@ def _yaml(text: str, where: str) -> Any:
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Maps are merged key by key; whatever else is over takes the place of what is under."""
+    """Merge maps key by key; any other value of `over` replaces that of `under`."""
     result = dict(under)
     for key, value in over.items():
         before = result.get(key)

@@ -1,13 +1,13 @@
-"""Variables of compose files that the cluster itself stands for.
+"""Variables of compose files with values from the cluster.
 
-A stack that watches the cluster needs to know where it is and how to be let in:
+For stacks that monitor the cluster:
 
     ORC_MANAGER        HOST:PORT of a manager's HTTPS server (metrics, service discovery)
     ORC_CA             the certificate of the cluster's CA, PEM
     ORC_SCRAPE_TOKEN   what Prometheus shows to managers and agents
     ORC_CLUSTER        the cluster's id
 
-They are asked for when a file first names one, and whatever else has that name comes before.
+They are queried when a file first uses one; other definitions of the name take precedence.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ NAMES = ("ORC_MANAGER", "ORC_CA", "ORC_SCRAPE_TOKEN", "ORC_CLUSTER")
 
 
 class Values(Mapping[str, str]):
-    """What variables stand for: those given, then the cluster's."""
+    """The values of variables: those given, then the cluster's."""
 
     def __init__(self, given: Mapping[str, str], ask: Callable[[], Mapping[str, str]]) -> None:
-        """`ask` tells the cluster's, by name; it is called once at most."""
+        """`ask` returns the cluster's, by name; it is called at most once."""
         self._given = given
         self._ask = ask
         self._told: Mapping[str, str] | None = None
@@ -42,5 +42,5 @@ class Values(Mapping[str, str]):
 
 
 def unasked() -> dict[str, str]:
-    """What stands for them where no cluster is asked: their own names."""
+    """Placeholders without a cluster: their own names."""
     return {name: f"({name} of the cluster)" for name in NAMES}

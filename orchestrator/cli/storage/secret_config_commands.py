@@ -1,4 +1,4 @@
-"""`orc secret` and `orc config`: what containers find as files in memory."""
+"""`orc secret` and `orc config`: files for containers, mounted from memory."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ from orchestrator.model.units import format_ago
 from orchestrator.pb import documents_pb2
 
 _SUMMARY = {
-    DocumentKind.SECRET: "Secrets: data that only the containers that name it can read.",
-    DocumentKind.CONFIG: "Configs: files that containers have without being in their image.",
+    DocumentKind.SECRET: "Manage secrets: data readable only by the containers that reference it.",
+    DocumentKind.CONFIG: "Manage configs: files for containers outside of their images.",
 }
 
 
@@ -61,7 +61,7 @@ def _group(kind: DocumentKind) -> click.Group:
         pass
 
     @group.command(
-        help=f"Create a {word} from a file, or from what comes in (-).",
+        help=f"Create a {word} from a file, or from stdin (-).",
         epilog=example(
             f"orc {word} create db.{word} ./db.{word}",
             f"pwgen 32 1 | orc {word} create db.{word} -",
@@ -72,7 +72,7 @@ def _group(kind: DocumentKind) -> click.Group:
         "--template-driver",
         default="",
         metavar="DRIVER",
-        help="golang: it is a template, and filled in for each task.",
+        help="golang: the data is a template, rendered for each task.",
     )
     @click.argument("name")
     @click.argument("file", required=False, default="-", type=click.Path(allow_dash=True))
@@ -101,8 +101,8 @@ def _group(kind: DocumentKind) -> click.Group:
         print_list(rows, _COLUMNS, form=form, quiet=quiet, filters=filters)
 
     @group.command(
-        help=f"Show all that is known of {word}s"
-        + ("; their data never is." if kind is DocumentKind.SECRET else ", with their data."),
+        help=f"Show details of {word}s"
+        + (", without their data." if kind is DocumentKind.SECRET else ", with their data."),
         epilog=example(f"orc {word} inspect --pretty db"),
     )
     @click.argument("names", nargs=-1, required=True, shell_complete=names)
@@ -121,7 +121,8 @@ def _group(kind: DocumentKind) -> click.Group:
         print_inspected(rows, form, _show)
 
     @group.command(
-        help=f"Give a {word} new data. Services that have it are updated, unless their references "
+        help=f"Replace the data of a {word}. Services that use it are updated, unless their "
+        "references "
         "say otherwise (on-update), and are waited for.",
         epilog=example(f"orc {word} update db ./new.{word}"),
     )
@@ -141,7 +142,7 @@ def _group(kind: DocumentKind) -> click.Group:
         **values: Any,
     ) -> None:
         if file is None and not label_add and not label_rm:
-            raise click.UsageError("say what to change: FILE (or - for what comes in), or a label")
+            raise click.UsageError("nothing to change; give FILE (- for stdin) or a label")
         request = documents_pb2.UpdateDocumentRequest(
             kind=int(kind),  # type: ignore[arg-type]
             document=name,
@@ -157,7 +158,7 @@ def _group(kind: DocumentKind) -> click.Group:
             _await_services(client, reply, values["timeout"], values["quiet"], values["monitor"])
 
     @group.command(
-        help=f"Remove {word}s. One in use is not removed.",
+        help=f"Remove {word}s. Those in use are not removed.",
         epilog=example(f"orc {word} rm db.{word}"),
     )
     @click.argument("names", nargs=-1, required=True, shell_complete=names)
@@ -184,7 +185,7 @@ def _show(row: Row) -> None:
 
 
 def _read(kind: DocumentKind, name: str, file: str) -> bytes:
-    """The data of a file, or of what comes in. Raises a usage error, before anything is sent."""
+    """The data of a file or stdin. Raises a usage error, before anything is sent."""
     try:
         if file == "-":
             data = sys.stdin.buffer.read(kind.limit + 1)
@@ -198,19 +199,21 @@ def _read(kind: DocumentKind, name: str, file: str) -> bytes:
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     if len(data) > kind.limit:
-        where = "what comes in" if file == "-" else file
-        raise click.UsageError(f"{where} is over {kind.limit >> 10} KiB, the most of a {kind.word}")
+        where = "stdin" if file == "-" else file
+        raise click.UsageError(
+            f"{where} exceeds {kind.limit >> 10} KiB, the limit of a {kind.word}"
+        )
     return data
 
 
 def _tell(reply: Any) -> None:
-    """What the new version does, in a line for each that has it."""
+    """The effects of a new version, a line per service or container that uses it."""
     if not reply.changed:
-        click.echo("it has that data already", err=True)
+        click.echo("the data is unchanged", err=True)
     told = (
         (reply.rolled, "is updated"),
         (reply.signalled, "is signalled"),
-        (reply.left, "has it from its next update or start on"),
+        (reply.left, "gets it with its next update or start"),
     )
     for names, what in told:
         for name in names:
@@ -220,8 +223,7 @@ def _tell(reply: Any) -> None:
 def _await_services(
     client: Client, reply: Any, timeout: float | None, quiet: bool, monitor: float | None
 ) -> None:
-    """Wait until the services that are updated run with the new version. Raises NotConverged or
-    RolledBack."""
+    """Wait until updated services run with the new version. Raises NotConverged or RolledBack."""
     from orchestrator.cli.service.convergence import pictures, until_converged
 
     id, version = reply.document.id, reply.document.version
@@ -235,7 +237,10 @@ def _await_services(
                 if service.declined.get(id, 0) >= version:
                     raise RolledBack(f"service '{name}' was rolled back: {service.update.message}")
                 if UpdateState(service.update.state) in _STANDING:
-                    click.echo(f"{name}: its update stands; it has this afterwards", err=True)
+                    click.echo(
+                        f"{name}: its update is paused; it gets the new version afterwards",
+                        err=True,
+                    )
                     break
         except TimeoutError:
             raise NotConverged(f"service '{name}' was not updated in time") from None

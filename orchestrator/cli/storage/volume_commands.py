@@ -1,4 +1,4 @@
-"""`orc volume`: data that outlives containers, and where it is."""
+"""`orc volume`: data that outlives containers."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from orchestrator.model.units import format_memory, format_size
 from orchestrator.pb import volumes_pb2
 
 CREATE_TIMEOUT = 90.0
-"""Seconds: a driver may have to find a disk first."""
+"""Timeout in seconds: a driver may have to find a disk."""
 
 NOTICE = 2.0
-"""Seconds after which a command says what it waits for."""
+"""Seconds after which a command prints what it waits for."""
 
 
 @click.group(
@@ -42,21 +42,22 @@ NOTICE = 2.0
     epilog=example("orc volume create --opt size=1g data", "orc volume ls"),
 )
 def volume() -> None:
-    """Volumes: data that outlives containers. A task goes to the node that has its volumes."""
+    """Manage volumes: data that outlives containers. Tasks are placed on the node of their
+    volumes."""
 
 
 @volume.command(epilog=example("orc volume create data", "orc volume create --opt size=1g data"))
 @click.option(
     "--driver", "-d", default="", metavar="DRIVER", help="Volume driver.  [default: local]"
 )
-@click.option("--opt", "-o", multiple=True, metavar="KEY=VALUE", help="For the driver; repeatable.")
+@click.option("--opt", "-o", multiple=True, metavar="KEY=VALUE", help="Driver option; repeatable.")
 @click.option("--label", multiple=True, metavar="KEY=VALUE", help="A label; repeatable.")
 @click.option(
     "--node",
     default="",
     metavar="NODE",
     shell_complete=completes("nodes"),
-    help="Make it there; else where its first user is placed.",
+    help="Create it on this node.  [default: the node of its first user]",
 )
 @click.option("--name", "option_name", default="", metavar="NAME", help="The same as NAME.")
 @click.argument("name", required=False, default="")
@@ -88,7 +89,7 @@ def create(
 
 @contextmanager
 def _waiting_for(what: str) -> Iterator[None]:
-    """Say on stderr what is waited for, once the block has taken `NOTICE` seconds."""
+    """Print on stderr what is waited for, after the block has taken `NOTICE` seconds."""
     timer = Timer(NOTICE, lambda: click.echo(f"orc: waiting for {what} to answer", err=True))
     timer.daemon = True
     timer.start()
@@ -104,7 +105,7 @@ def _waiting_for(what: str) -> Iterator[None]:
 def list_volumes(
     client: Client, form: str, quiet: bool, filters: Mapping[str, Sequence[str]]
 ) -> None:
-    """List the volumes: which node has them, what they take, who uses them."""
+    """List the volumes, with their nodes, disk usage and users."""
     reply = client.call("Volumes.ListVolumes", volumes_pb2.ListVolumesRequest())
     rows = [volume_row(message) for message in reply.volumes]
     print_list(rows, _COLUMNS, form=form, quiet=quiet, filters=filters)
@@ -117,7 +118,7 @@ def list_volumes(
 @inspect_options
 @pass_client
 def inspect(client: Client, names: tuple[str, ...], form: str) -> None:
-    """Show all that is known of volumes."""
+    """Show details of volumes."""
     rows: list[Row] = []
     for name in names:
         rows += volumes_named(client, name)
@@ -125,7 +126,7 @@ def inspect(client: Client, names: tuple[str, ...], form: str) -> None:
 
 
 def volumes_named(client: Client, name: str) -> list[Row]:
-    """The volume of this name. Raises CliError where none is."""
+    """The volume of this name. Raises CliError if there is none."""
     reply = client.call("Volumes.ListVolumes", volumes_pb2.ListVolumesRequest(name=name))
     return [volume_row(message) for message in reply.volumes]
 
@@ -151,18 +152,18 @@ def _show(row: Row) -> None:
 @volume.command(epilog=example("orc volume rm data"))
 @click.argument("names", nargs=-1, required=True, shell_complete=completes("volumes"))
 @click.option(
-    "--force", "-f", is_flag=True, help="Forget one whose node is away; none is no error."
+    "--force", "-f", is_flag=True, help="Drop one on an unreachable node; ignore a missing one."
 )
 @click.option(
     "--node",
     default="",
     metavar="NODE",
     shell_complete=completes("nodes"),
-    help="Where, if several nodes have one.",
+    help="Node, if several nodes have one.",
 )
 @pass_client
 def rm(client: Client, names: tuple[str, ...], force: bool, node: str) -> None:
-    """Remove volumes with their data. One in use is not removed."""
+    """Remove volumes and their data. Volumes in use are not removed."""
 
     def remove(name: str) -> None:
         request = volumes_pb2.RemoveVolumeRequest(name=name, force=force, node=node)
@@ -173,14 +174,14 @@ def rm(client: Client, names: tuple[str, ...], force: bool, node: str) -> None:
 
 
 @volume.command(epilog=example("orc volume prune --all --force"))
-@click.option("--all", "-a", "everything", is_flag=True, help="Named volumes too.")
+@click.option("--all", "-a", "everything", is_flag=True, help="Also named volumes.")
 @prune_options
 @pass_client
 def prune(client: Client, everything: bool, filters: PruneFilters, force: bool) -> None:
-    """Remove the volumes that nobody uses: those without a name, or all."""
-    what = "all volumes" if everything else "all volumes without a name"
+    """Remove unused volumes: anonymous ones, or all."""
+    what = "all volumes" if everything else "all anonymous volumes"
     if not force:
-        confirm([f"{what} that nobody uses"], filters)
+        confirm([f"{what} that are unused"], filters)
     request = filters.put_into(volumes_pb2.PruneVolumesRequest(all=everything))
     with _waiting_for("the volumes' drivers"):
         reply = client.call("Volumes.PruneVolumes", request, timeout=CREATE_TIMEOUT)

@@ -37,11 +37,11 @@ _RC_LINES = {
     "context_name",
     metavar="NAME",
     shell_complete=completes("contexts"),
-    help="The cluster to speak to.",
+    help="The context of the cluster to call.",
 )
 @click.pass_context
 def version(ctx: click.Context, form: str, context_name: str | None) -> None:
-    """Show the versions of orc and of the manager that it speaks to."""
+    """Show the versions of orc and of the manager."""
     client = {"version": __version__, "python": platform.python_version()}
     name = context_name or ctx.find_root().params.get("context_name")
     server, problem = _server(name)
@@ -60,7 +60,7 @@ def version(ctx: click.Context, form: str, context_name: str | None) -> None:
 
 
 def _server(name: str | None) -> tuple[Row | None, CliError | None]:
-    """What the manager says of itself; with no cluster set up, nothing is wrong with that."""
+    """The manager's version; not having a cluster is not an error."""
     try:
         context = load_context(name)
     except CliError as error:
@@ -77,14 +77,14 @@ def _server(name: str | None) -> tuple[Row | None, CliError | None]:
 @click.argument("shell", type=click.Choice(list(_RC_LINES)))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the script that completes commands, and the names in the cluster, in your shell."""
+    """Print the script that completes commands and names of cluster objects in your shell."""
     from orchestrator.cli.completion.shells import script
 
     click.echo(script(shell, ctx.find_root().command), nl=False)
 
 
 @click.command(epilog=example("orc dashboard", "orc dashboard --read-only --no-open"))
-@click.option("--read-only", is_flag=True, help="Open a session that can change nothing.")
+@click.option("--read-only", is_flag=True, help="Open a read-only session.")
 @click.option("--no-open", is_flag=True, help="Only print the address; open no browser.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the address only.")
 @pass_client

@@ -40,15 +40,15 @@ from orchestrator.pb import (
 )
 
 PATIENCE = 60.0
-"""Seconds: the nodes count their files."""
+"""Timeout in seconds: the nodes scan their files."""
 
 
 @click.command(epilog=example("orc system df", "orc system df -v"))
-@click.option("--verbose", "-v", is_flag=True, help="Every object, and every node's disk.")
+@click.option("--verbose", "-v", is_flag=True, help="List each object, and each node's disk.")
 @format_option(templates=True)
 @pass_client
 def df(client: Client, verbose: bool, form: str) -> None:
-    """Show what is on the nodes' disks, and what of it nobody needs."""
+    """Show the disk usage of the nodes, and how much is reclaimable."""
     picture = Picture.of(client)
     for notice in picture.notices:
         click.echo(f"orc: {notice}", err=True)
@@ -73,7 +73,7 @@ def df(client: Client, verbose: bool, form: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What all nodes have, a row an object and node."""
+    """A row per object and node."""
 
     nodes: list[Row]
     images: list[Row]
@@ -83,7 +83,7 @@ class Picture:
 
     @classmethod
     def of(cls, client: Client) -> Picture:
-        """Ask the nodes. Raises CliError."""
+        """Query the nodes. Raises CliError."""
         usage = client.call("System.DiskUsage", system_pb2.DiskUsageRequest(), timeout=PATIENCE)
         volumes = client.call("Volumes.ListVolumes", volumes_pb2.ListVolumesRequest())
         listing = client.call("Containers.ListContainers", containers_pb2.ListContainersRequest())
@@ -107,7 +107,7 @@ class Picture:
         )
 
     def totals(self) -> list[Row]:
-        """A row a kind of thing, over all nodes."""
+        """A row per kind of object, over all nodes."""
         builds = sum(node["builds"] for node in self.nodes)
         return [
             _total(
@@ -135,7 +135,7 @@ class Picture:
         ]
 
     def _spare(self, node: Row) -> int:
-        """Bytes that go with a node's images of which there is no container."""
+        """Bytes freed by removing a node's images without containers."""
         here = [row for row in self.images if row["node"] == node["node"]]
         if not any(row["containers"] for row in here):
             return int(node["images_size"])
@@ -183,7 +183,7 @@ def _image(node: str, message: Any, image: Image | None, users: int) -> Row:
 
 
 def _users(tasks: dict[str, Task], node: Any, images: dict[str, Image], digest: str) -> int:
-    """How many containers of a node are made from an image."""
+    """The number of a node's containers of an image."""
     image = images.get(digest)
     known = {digest, *(image.indexes if image else ())}
     here = (tasks.get(row.task_id) for row in node.containers)
@@ -252,36 +252,35 @@ _VOLUMES = (
 
 _STOPPED = ("created", "exited", "failed")
 _LONG = 300.0
-"""Seconds for what each node has to remove."""
+"""Timeout in seconds of the removal on each node."""
 
 
 @click.command("prune", epilog=example("orc container prune", "orc container prune -f"))
 @prune_options
 @pass_client
 def containers(client: Client, filters: PruneFilters, force: bool) -> None:
-    """Remove the containers that do not run, with their files."""
+    """Remove stopped containers and their files."""
     if not force:
-        confirm(["all containers that do not run"], filters)
+        confirm(["all stopped containers"], filters)
     _report(prune_containers(client, filters))
 
 
 @click.command("prune", epilog=example("orc system prune", "orc system prune -a --volumes -f"))
-@click.option("--all", "-a", "all_", is_flag=True, help="Also images with a name that none uses.")
-@click.option("--volumes", is_flag=True, help="Also volumes without a name that nobody uses.")
+@click.option("--all", "-a", "all_", is_flag=True, help="Also unused images with a name.")
+@click.option("--volumes", is_flag=True, help="Also unused anonymous volumes.")
 @prune_options
 @pass_client
 def system(client: Client, all_: bool, volumes: bool, filters: PruneFilters, force: bool) -> None:
-    """Remove what nobody needs: containers that do not run, networks,
-    images, what builds have left."""
+    """Remove unused objects: stopped containers, networks, images, build cache."""
     if volumes and filters.until:
-        raise click.UsageError("--filter until says nothing of volumes; leave --volumes out")
+        raise click.UsageError("--filter until does not apply to volumes; omit --volumes")
     if not force:
         what = [
-            "all containers that do not run",
-            "all networks that nobody uses",
-            "all images that nothing uses" if all_ else "all images without a name",
-            *(["all volumes without a name that nobody uses"] if volumes else []),
-            "what builds have left to be quick the next time",
+            "all stopped containers",
+            "all unused networks",
+            "all unused images" if all_ else "all images without a name",
+            *(["all unused anonymous volumes"] if volumes else []),
+            "the build cache",
         ]
         confirm(what, filters)
     freed = prune_containers(client, filters)
@@ -294,8 +293,8 @@ def system(client: Client, all_: bool, volumes: bool, filters: PruneFilters, for
 
 
 def prune_containers(client: Client, filters: PruneFilters) -> int:
-    """Remove those that do not run, printing the name of each; the bytes that their own files
-    took. One that was started meanwhile stays."""
+    """Remove stopped ones, printing each name; the freed bytes. One that was started since is
+    kept."""
     request = containers_pb2.ListContainersRequest()
     tasks: list[Task] = [
         from_proto(row.task) for row in client.call("Containers.ListContainers", request).containers

@@ -47,8 +47,15 @@ def _audit_filters(
         "orc audit --follow --filter kind=service --filter result=OK",
     )
 )
-@click.option("--since", type=moment("since"), metavar="TIME", help="From then on, such as 10m.")
-@click.option("--until", type=moment("until"), metavar="TIME", help="Up to then.")
+@click.option(
+    "--since",
+    type=moment("since"),
+    metavar="TIME",
+    help="Only entries since this time, such as 10m.",
+)
+@click.option(
+    "--until", type=moment("until"), metavar="TIME", help="Only entries before this time."
+)
 @click.option("--user", "users", multiple=True, metavar="NAME", help="Only calls of this admin.")
 @click.option(
     "--filter",
@@ -57,16 +64,17 @@ def _audit_filters(
     multiple=True,
     metavar="KEY=VALUE",
     callback=_audit_filters,
-    help=f"Only what matches; those of one key are alternatives. Keys: {', '.join(_AUDIT_KEYS)}.",
+    help=f"Only matching entries; values of one key are alternatives. "
+    f"Keys: {', '.join(_AUDIT_KEYS)}.",
 )
 @click.option(
     "--tail",
     "-n",
     type=click.IntRange(min=1),
     metavar="NUMBER",
-    help=f"Only the newest entries.  [default: {_DEFAULT_TAIL}; with --since, all]",
+    help=f"Number of newest entries to show.  [default: {_DEFAULT_TAIL}; with --since, all]",
 )
-@click.option("--follow", is_flag=True, help="Go on with entries as they come, until Ctrl-C.")
+@click.option("--follow", is_flag=True, help="Follow new entries, until Ctrl-C.")
 @format_option()
 @pass_client
 def audit(
@@ -79,9 +87,9 @@ def audit(
     follow: bool,
     form: str,
 ) -> None:
-    """Show who changed what: each changing call, its object, origin and result.
+    """Show the audit trail: who changed what, each call with its object, origin and result.
 
-    The entries are those of the manager that answers. They never hold contents: no spec,
+    The entries are those of the manager that answers. They never contain data: no spec,
     environment, command, file, password or token.
     """
     if tail is None:
@@ -161,7 +169,7 @@ _COLUMNS: Sequence[Column] = (
 def _print_lines(rows: Sequence[Row], form: str) -> None:
     for row in rows:
         if form == "json":
-            # One document a line: a stream has no end to close an array at.
+            # One document per line: a stream cannot close an array.
             shown = {key: row[key] for key in row if key != "missing"}
             click.echo(json.dumps(shown, ensure_ascii=False))
         else:
@@ -205,8 +213,10 @@ def _event_filters(
         "orc events --format '{{.Time}} {{.Type}} {{.Action}} {{.Name}}'",
     )
 )
-@click.option("--since", type=moment("since"), help="Also what happened since, such as 10m.")
-@click.option("--until", type=moment("until"), help="Only what happens until then.")
+@click.option(
+    "--since", type=moment("since"), help="Also past events since this time, such as 10m."
+)
+@click.option("--until", type=moment("until"), help="Only events before this time.")
 @click.option(
     "--filter",
     "-f",
@@ -214,7 +224,7 @@ def _event_filters(
     multiple=True,
     metavar="KEY=VALUE",
     callback=_event_filters,
-    help=f"Only what matches; repeatable. Keys: {', '.join(_EVENT_KEYS)}.",
+    help=f"Only matching objects; repeatable. Keys: {', '.join(_EVENT_KEYS)}.",
 )
 @format_option(templates=True)
 @pass_client
@@ -225,7 +235,7 @@ def events(
     wanted: dict[str, list[str]],
     form: str,
 ) -> None:
-    """Show what happens in the cluster, as it happens, until Ctrl-C (or --until)."""
+    """Stream events of the cluster, until Ctrl-C (or --until)."""
     request = containers_pb2.EventsRequest(since=since or 0.0, until=until or 0.0)
     try:
         for event in client.stream("Containers.Events", request):
@@ -237,7 +247,7 @@ def events(
 
 
 def matches(event: Any, key: str, value: str) -> bool:
-    """Whether one filter holds for an event."""
+    """Whether an event matches a filter."""
     match key:
         case "type":
             return bool(event.type == value)
@@ -268,7 +278,7 @@ def _line(event: Any, form: str) -> str:
     if form == "table":
         return _as_text(event)
     if form == "json":
-        # One document a line: a stream has no end to close an array at.
+        # One document per line: a stream cannot close an array.
         return json.dumps(row, ensure_ascii=False)
     dockers = {
         "time": row["at"],
@@ -280,7 +290,7 @@ def _line(event: Any, form: str) -> str:
 
 
 def event_row(event: Any) -> Row:
-    """An event as JSON has it."""
+    """An event as a JSON document."""
     return {
         "at": format_time(event.at),
         "type": event.type,

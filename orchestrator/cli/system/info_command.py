@@ -1,4 +1,4 @@
-"""`orc info` and `orc system info`: the cluster in figures."""
+"""`orc info` and `orc system info`: a summary of the cluster."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from orchestrator.pb import containers_pb2, control_pb2
 @format_option(templates=True, short=True)
 @pass_client
 def info(client: Client, form: str) -> None:
-    """Show the cluster in figures: nodes, containers, images, room, and what is wrong."""
+    """Show a summary of the cluster: nodes, containers, images, capacity, problems."""
     row = document(client)
     if form == "json":
         print_json(row)
@@ -42,7 +42,7 @@ def info(client: Client, form: str) -> None:
 
 
 def document(client: Client) -> Row:
-    """What is shown, as JSON has it. Raises CliError."""
+    """The JSON document. Raises CliError."""
     cluster = client.call("GetCluster", control_pb2.GetClusterRequest())
     nodes = [
         node_row(each) for each in client.call("ListNodes", control_pb2.ListNodesRequest()).nodes

@@ -1,4 +1,4 @@
-"""`orc inspect`: what is known of a thing, whatever it is."""
+"""`orc inspect`: details of any object."""
 
 from __future__ import annotations
 
@@ -48,13 +48,15 @@ KINDS: Mapping[str, Callable[[Client, str], list[Row]]] = {
     "service": _services,
     "volume": volumes_named,
 }
-"""What is looked for and how, in Docker's order."""
+"""Kind → how to find it, in Docker's order."""
 
 
 @click.command(
     epilog=example("orc inspect web", "orc inspect -f '{{.State.Status}} {{.node}}' web.3")
 )
-@click.option("--size", "-s", is_flag=True, help="What a container's files take, and its image's.")
+@click.option(
+    "--size", "-s", is_flag=True, help="Show disk usage of a container's files and its image."
+)
 @click.option("--type", "kind", type=click.Choice(list(KINDS)), help="Of this kind only.")
 @format_option("json", templates=True, short=True)
 @click.argument("names", nargs=-1, required=True, shell_complete=completes("containers"))
@@ -62,8 +64,8 @@ KINDS: Mapping[str, Callable[[Client, str], list[Row]]] = {
 def inspect(
     client: Client, names: tuple[str, ...], form: str, size: bool, kind: str | None
 ) -> None:
-    """Show all that is known of containers, images, nodes, networks, services or volumes, as JSON.
-    Where several kinds have the name, the first of these is shown, unless --type says which."""
+    """Show details of containers, images, nodes, networks, services or volumes, as JSON. If several
+    kinds have the name, the first of these is shown, unless --type is given."""
     found: list[tuple[str, Row]] = []
     with attempts() as attempt:
         for name in names:
@@ -77,7 +79,7 @@ def inspect(
 
 
 def _found(client: Client, name: str, kinds: Sequence[str], size: bool) -> list[tuple[str, Row]]:
-    """What is of this name, with its kind. Raises CliError where nothing is."""
+    """The objects of this name, and their kind. Raises CliError if there are none."""
     refusals: list[Refused] = []
     for kind in kinds:
         try:

@@ -52,8 +52,8 @@ _TOKENS = ("worker_token", "manager_token", "scrape_token")
 
 
 def known_secrets(client: Client, cluster: Any, problems: list[str]) -> set[str]:
-    """What must not be found in any file: tokens, and what services and containers have in
-    variables whose names say that it is secret."""
+    """Strings to redact in all files: tokens, and values of environment variables with names of
+    secrets."""
     tokens = {getattr(cluster, field) for field in _TOKENS}
     found = {part for token in tokens for part in (token, token.rpartition("-")[2])}
     for ask in (_service_specs, _container_specs):
@@ -77,7 +77,7 @@ def _container_specs(client: Client) -> list[Any]:
 
 
 def documents(client: Client, cluster: Any, known: set[str], problems: list[str]) -> Iterator[Fact]:
-    """Each part of the state that can be had; why not is added to `problems`."""
+    """The available parts of the state; reasons for missing ones are added to `problems`."""
     for name, ask in _PARTS.items():
         try:
             yield document(f"{name}.json", ask(client), known)
@@ -122,7 +122,8 @@ def _volumes(client: Client) -> list[Any]:
 
 
 def _documents(client: Client) -> dict[str, list[Any]]:
-    """Names and versions; a manager tells nobody what is in a secret, and we do not ask."""
+    """Names and versions; a manager never returns the data of a secret, and we do not request
+    it."""
     found = {}
     for kind in DocumentKind:
         request = documents_pb2.ListDocumentsRequest(kind=kind.value)  # type: ignore[arg-type]
@@ -155,19 +156,19 @@ _PARTS: dict[str, Callable[[Client], Any]] = {
 }
 
 PATIENCE = 60.0
-"""Seconds that all managers and nodes have for what they tell."""
+"""Timeout of all managers and nodes together, in seconds."""
 
 _ABOUT = """\
 A support bundle of Orc {version}, made on {now}.
 
-cluster/   what the managers have in their store: services, tasks, nodes, networks, events
-HOST/      what a manager or node says of itself: kernel, network, programs, the daemon's log
+cluster/   the managers' state: services, tasks, nodes, networks, events
+HOST/      facts of a manager or node: kernel, network, programs, the daemon's log
 here/      the same of the host on which this was made
-problems.txt  what could not be had, and why
+problems.txt  what could not be collected, and why
 
-Removed: what secrets and configs hold, join tokens, private keys, the values of environment
-variables, and in texts whatever looks like a password or a token. Container logs and images are
-not in it. Names, addresses and labels are. Look through it before you hand it on.
+Removed: data of secrets and configs, join tokens, private keys, values of environment variables,
+and whatever looks like a password or a token. Container logs and images are not included; names,
+addresses and labels are. Review it before you share it.
 """
 
 
@@ -175,31 +176,29 @@ not in it. Names, addresses and labels are. Look through it before you hand it o
     "support-bundle",
     epilog=example("orc support-bundle", "orc support-bundle --log-size 10m -o bundle.tar.gz"),
 )
-@file_option(
-    "--output", "-o", help="Write there; else orc-support-NAME-TIME.tar.gz in this folder."
-)
+@file_option("--output", "-o", help="File to write.  [default: orc-support-NAME-TIME.tar.gz]")
 @click.option(
     "--log-size",
     type=MEMORY,
     default="1m",
     show_default=True,
-    help="How much of the end of each log.",
+    help="Size of the tail of each log.",
 )
 @click.option(
     "--context",
     "context_name",
     metavar="NAME",
     shell_complete=completes("contexts"),
-    help="The cluster to speak to.",
+    help="The context of the cluster to call.",
 )
 @click.pass_context
 def support_bundle(
     ctx: click.Context, output: str | None, log_size: int, context_name: str | None
 ) -> None:
-    """Collect logs, state and what the kernels say, of all hosts, into one archive to hand on.
+    """Collect logs, state and kernel facts of all hosts into one archive to share.
 
-    Secrets, tokens, private keys and the values of environment variables are not in it. A node or
-    manager that does not answer is noted down; with none at all there is what this host knows.
+    Secrets, tokens, private keys and values of environment variables are not included. A node or
+    manager that does not answer is listed; without any, the archive has this host's facts.
     """
     problems: list[str] = []
     try:
@@ -221,20 +220,20 @@ def support_bundle(
     except OSError as error:
         raise CliError(f"cannot write {target}: {(error.strerror or str(error)).lower()}") from None
     except KeyboardInterrupt:
-        click.echo("orc: given up; nothing was written", err=True)
+        click.echo("orc: cancelled; nothing was written", err=True)
         raise SystemExit(INTERRUPTED) from None
     for line in problems:
         click.echo(f"orc: {line}", err=True)
     click.echo(target)
     click.echo(
         f"{format_size(target.stat().st_size)}, {archive.count} files; secrets, tokens, keys and "
-        "the values of environment variables are removed; look through it before you hand it on",
+        "values of environment variables are removed; review it before you share it",
         err=True,
     )
 
 
 class Archive:
-    """A compressed tar that is there whole or not at all, for its owner only."""
+    """A compressed tar, written atomically, readable by its owner only."""
 
     def __init__(self, path: Path, name: str) -> None:
         """`name` is the folder that all of it is in."""
@@ -242,7 +241,7 @@ class Archive:
         self._draft = path.with_name(f".{path.name}.{os.getpid()}")
         self._name = name
         self.known: set[str] = set()
-        """Secrets that are looked for in all that is added from now on."""
+        """Secrets that are redacted in all files added from now on."""
         self.count = 0
 
     def __enter__(self) -> Archive:
@@ -261,7 +260,7 @@ class Archive:
             self._draft.unlink(missing_ok=True)
 
     def add(self, fact: Fact) -> None:
-        """Add a file, without what is known to be secret."""
+        """Add a file, with known secrets redacted."""
         data = scrubbed(fact.text, self.known).encode(errors="replace")
         about = tarfile.TarInfo(f"{self._name}/{safe_path(fact.name)}")
         about.size, about.mtime, about.mode = len(data), int(time.time()), 0o600
@@ -269,7 +268,7 @@ class Archive:
         self.count += 1
 
     def add_all(self, folder: str, facts: Iterable[Fact]) -> int:
-        """Add files in a folder; how many there were."""
+        """Add files in a folder; their number."""
         before = self.count
         for fact in facts:
             self.add(Fact(f"{folder}/{fact.name}", fact.text))
@@ -277,7 +276,7 @@ class Archive:
 
 
 def safe_path(name: str) -> str:
-    """A name that another host gave, as a path that stays in its folder."""
+    """A name from another host as a path that cannot leave its folder."""
     parts = [re.sub(r"[^\w.@-]", "_", part) for part in name.split("/")]
     return "/".join(part for part in parts if part.strip(".")) or "unnamed"
 
@@ -310,7 +309,7 @@ def _collect(client: Client, log_size: int, *, nodes: bool) -> Callable[[], Iter
 def _add_parts(
     archive: Archive, asked: Callable[[], Iterator[Any]], problems: list[str], who: str
 ) -> set[str]:
-    """Add what hosts tell, as it comes: their names."""
+    """Add the parts of hosts as they arrive; the hosts' names."""
     met = set()
     try:
         for part in asked():

@@ -11,7 +11,7 @@ from orchestrator.cli.rpc.client import Client
 def processes(
     client: Client, container: str, ps_options: tuple[str, ...] = ()
 ) -> tuple[list[str], list[Row]]:
-    """The titles of what a container's node tells of its processes, and a row for each."""
+    """The columns of a container's processes, and a row for each."""
     from orchestrator.pb import interact_pb2
 
     reply = client.call(

@@ -1,4 +1,4 @@
-"""`orc stats`: what containers use, live, over the whole cluster."""
+"""`orc stats`: live resource usage of containers, over the whole cluster."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from orchestrator.model.convert import from_proto
 from orchestrator.model.units import format_memory, format_size
 
 _PERIOD = 1.0
-"""Seconds between two pictures."""
+"""Seconds between two samples."""
 _PATIENCE = 5.0
-"""Seconds that a picture waits for a node that was heard of."""
+"""Seconds that a sample waits for a known node."""
 _CLEAR = "\x1b[H\x1b[2J"
 
 _COLUMNS = (
@@ -61,9 +61,9 @@ _NOTHING: Row = {"cpu_percent": 0.0, "memory_percent": 0.0, **dict.fromkeys(_COU
 
 
 @click.command(epilog=example("orc stats", "orc stats --no-stream web.1 web.2"))
-@click.option("--all", "-a", "everything", is_flag=True, help="Those that do not run, too.")
-@click.option("--no-stream", is_flag=True, help="Show one picture and end.")
-@click.option("--no-trunc", is_flag=True, help="Show whole ids.")
+@click.option("--all", "-a", "everything", is_flag=True, help="Also stopped ones.")
+@click.option("--no-stream", is_flag=True, help="Print one sample and exit.")
+@click.option("--no-trunc", is_flag=True, help="Do not truncate ids.")
 @format_option(templates=True)
 @click.argument("containers", nargs=-1, shell_complete=completes("running_containers"))
 @pass_client
@@ -75,7 +75,7 @@ def stats(
     form: str,
     containers: tuple[str, ...],
 ) -> None:
-    """Show what containers use, all that run unless some are named, anew each second."""
+    """Show live resource usage of containers, by default of all running ones."""
     columns = [short("CONTAINER ID", "id", no_trunc), *_COLUMNS]
     try:
         for rows in pictures(client, containers):
@@ -95,15 +95,15 @@ def _say(notice: str) -> None:
 def pictures(
     client: Client, containers: Sequence[str], say: Callable[[str], None] = _say
 ) -> Iterator[list[Row]]:
-    """The figures of all that runs, or of these containers, a list about each second. What is to
-    be said of a node is said. Raises CliError."""
+    """Samples of all running containers, or of these, about one per second. Problems of nodes are
+    printed. Raises CliError."""
     from orchestrator.pb import interact_pb2
 
     request = interact_pb2.StatsRequest(containers=containers)
     picture = Picture()
     shown = time.monotonic()
     due = shown
-    """When the next may be shown; the first one whenever it is complete."""
+    """Time of the next sample; the first is shown as soon as it is complete."""
     for message in client.stream("Interact.Stats", request):
         if notice := picture.take(message):
             say(notice)
@@ -114,7 +114,7 @@ def pictures(
 
 
 def _idle(client: Client, running: set[str]) -> list[Row]:
-    """Rows of zeros for the containers that do not run."""
+    """Rows of zeros for stopped containers."""
     from orchestrator.pb import containers_pb2
 
     request = containers_pb2.ListContainersRequest()
@@ -128,7 +128,7 @@ def _idle(client: Client, running: set[str]) -> list[Row]:
 
 
 def show(rows: list[Row], columns: Sequence[Column], form: str, once: bool) -> None:
-    """Print one picture: as `--format` says, `once` or in place of the one before."""
+    """Print one sample in the format; unless `once`, redraw in place."""
     if form == "json":
         if once:
             print_json(rows)
@@ -142,16 +142,16 @@ def show(rows: list[Row], columns: Sequence[Column], form: str, once: bool) -> N
 
 
 class Picture:
-    """The newest figures of each node, with rates over the last two."""
+    """The latest figures of each node, with rates over the last two."""
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[str, Row]] = {}
         self._before: dict[str, Any] = {}
         self._silent: set[str] = set()
-        """Nodes that have said why they tell nothing."""
+        """Nodes that have reported a problem."""
 
     def take(self, message: Any) -> str:
-        """Add a node's figures; what is to be said of the node, if anything."""
+        """Add a node's figures; the node's problem, if any."""
         if message.notice:
             self._silent.add(message.node)
             self._rows.pop(message.node, None)
@@ -168,7 +168,7 @@ class Picture:
         return ""
 
     def complete(self, nodes: int, waited: float) -> bool:
-        """Whether every one of so many nodes was heard of, or was waited for long enough."""
+        """Whether all of this number of nodes have reported, or timed out."""
         return len(self._rows) + len(self._silent) >= nodes or waited > _PATIENCE
 
     def rows(self) -> list[Row]:

@@ -36,7 +36,7 @@ from orchestrator.pb import control_pb2
     context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True},
     epilog=example("orc top", "orc top web.3", "orc top web.3 -o pid,rss,args"),
 )
-@click.option("--no-stream", is_flag=True, help="Of the cluster: show one picture and end.")
+@click.option("--no-stream", is_flag=True, help="Of the cluster: print one sample and exit.")
 @format_option(templates=True)
 @click.argument("container", required=False, shell_complete=completes("running_containers"))
 @click.argument("ps_options", nargs=-1, type=click.UNPROCESSED)
@@ -44,9 +44,9 @@ from orchestrator.pb import control_pb2
 def top(
     client: Client, no_stream: bool, form: str, container: str | None, ps_options: tuple[str, ...]
 ) -> None:
-    """Show the cluster live: nodes with their shares and memory, services and tasks with what they
-    use, to be sorted, filtered and walked about in. With a container, show its processes, as its
-    node's ps(1) does, -ef unless told otherwise."""
+    """Live view of the cluster: nodes with their capacity, services and tasks with their usage, to
+    sort, filter and navigate. With a container, list its processes by its node's ps(1), by default
+    with -ef."""
     if container is None:
         show_cluster(client, no_stream, form)
         return
@@ -67,17 +67,16 @@ _SUMS = ("net_received", "net_sent", "block_read", "block_written", "pids")
 
 
 @click.command("top", epilog=example("orc system top", "orc system top --no-stream --format json"))
-@click.option("--no-stream", is_flag=True, help="Show one picture and end.")
+@click.option("--no-stream", is_flag=True, help="Print one sample and exit.")
 @format_option(templates=True)
 @pass_client
 def system_top(client: Client, no_stream: bool, form: str) -> None:
-    """Show what each node's containers use and have reserved of it, anew each second. At a
-    terminal, the same as `orc top`."""
+    """Show usage and reservations of each node, live. At a terminal, the same as `orc top`."""
     show_cluster(client, no_stream, form)
 
 
 def show_cluster(client: Client, no_stream: bool, form: str) -> None:
-    """The screen where there is a terminal for it, else pictures as lines, until Ctrl-C."""
+    """The screen at a terminal, else samples as lines, until Ctrl-C."""
     if form == "table" and not no_stream and _has_screen():
         from orchestrator.cli.top.top_screen import run
 
@@ -96,7 +95,7 @@ def _has_screen() -> bool:
 
 
 def _nodes(client: Client, containers: list[Row]) -> list[Row]:
-    """A row a node, by name; one that does not tell has no figures, but its reservations."""
+    """A row per node, by name; one that does not report has only its reservations."""
     reply = client.call("ListNodes", control_pb2.ListNodesRequest())
     nodes = sorted(map(node_row, reply.nodes), key=lambda node: node["hostname"])
     return [_row(node, [c for c in containers if c["node"] == node["hostname"]]) for node in nodes]

@@ -1,4 +1,4 @@
-"""Where `orc top` gets its figures: two threads that ask a manager, and the newest answers."""
+"""The data of `orc top`: two threads that poll a manager, and their latest results."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from orchestrator.cli.top.top_views import Figures, node_rows, service_rows, tas
 from orchestrator.pb import containers_pb2, control_pb2
 
 PERIOD = 1.0
-"""Seconds between two looks at what there is."""
+"""Seconds between two polls."""
 
 
 class Feed:
-    """The newest figures. Its threads are daemons: they end with the process."""
+    """The latest figures. Its threads are daemon threads."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -33,17 +33,17 @@ class Feed:
         self._there: Any = ((), (), ())
         self._problem = ""
         self.version = 0
-        """Grows with each answer."""
+        """Incremented with each result."""
 
     def start(self) -> None:
-        """Ask once, so that what cannot work is said at once (CliError), then go on asking."""
+        """Poll once, to fail early (CliError), then keep polling."""
         with Client(self._context) as client:
             self._take(_ask(client))
         for work in (self._look, self._measure):
             threading.Thread(target=self._forever, args=(work,), daemon=True).start()
 
     def figures(self) -> Figures:
-        """All that is known now."""
+        """The latest figures of everything."""
         with self._changed:
             (nodes, services, containers), used = self._there, self._used
             problem = self._problem
@@ -56,7 +56,7 @@ class Feed:
         )
 
     def processes(self, container: str) -> tuple[list[str], list[Row]]:
-        """What runs in a container. Raises CliError."""
+        """The processes of a container. Raises CliError."""
         with Client(self._context) as client:
             return processes(client, container)
 
@@ -75,7 +75,7 @@ class Feed:
         while True:
             began = time.monotonic()
             self._take(_ask(client))
-            # A large cluster is asked less often: a fifth of the time at most goes into it.
+            # A large cluster is polled less often: at most a fifth of the time is spent in polls.
             time.sleep(max(PERIOD, 4 * (time.monotonic() - began)))
 
     def _measure(self, client: Client) -> None:

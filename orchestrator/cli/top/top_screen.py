@@ -1,5 +1,5 @@
-"""The screen of `orc top`: three tables to walk about in. The only file that knows Textual, which
-is imported where there is a terminal for it, and nowhere else."""
+"""The screen of `orc top`: three tables to navigate. The only module that imports Textual; it is
+imported only at a terminal."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ from orchestrator.cli.top.top_views import (
 )
 
 REFRESH = 0.25
-"""Seconds between two looks whether there is news."""
+"""Seconds between two redraws."""
 MOST = 500
-"""Rows that are drawn; a filter finds the others."""
+"""Maximum number of rows drawn; a filter finds the others."""
 _STATES = {"ready": "green", "running": "green", "pending": "yellow", "starting": "yellow"}
 _STATES |= {"down": "red", "failed": "red", "restarting": "yellow", "paused": "yellow"}
 
 
 def run(context: Context) -> int:
-    """Show the cluster until the user has seen enough: an exit status. Raises CliError."""
+    """Show the cluster until the user quits: an exit status. Raises CliError."""
     feed = Feed(context)
     feed.start()
     return Top(feed, context.name).run() or 0
 
 
 class Processes(ModalScreen[None]):
-    """What runs in a container."""
+    """The processes of a container."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,enter", "dismiss", "Back"),
@@ -104,10 +104,10 @@ class Top(App[int]):
         self._view: View = NODES
         self._choices = {view.name: Choice() for view in VIEWS}
         self._trail: list[tuple[View, Choice, str]] = []
-        """Where the user came from: view, choice, and the key of the row that was entered."""
+        """The path of the navigation: view, choice, and the key of the entered row."""
         self._paused = False
         self._typing = False
-        """Keys are words of the filter."""
+        """Whether keys edit the filter."""
 
     def compose(self) -> ComposeResult:
         yield Static(id="head")
@@ -139,7 +139,7 @@ class Top(App[int]):
         self._choices[self._view.name] = choice
 
     def _columns(self) -> None:
-        """Make the table anew, with the view's headings."""
+        """Rebuild the table, with the view's headings."""
         table = self.query_one(DataTable)
         table.clear(columns=True)
         for number, field in enumerate(self._view.fields):
@@ -152,7 +152,7 @@ class Top(App[int]):
         return Text(f"{field.heading} {'▼' if down else '▲'}", style="bold")
 
     def _draw(self, at: str | None = None) -> None:
-        """Show the newest figures; the cursor stays on its object, or goes to `at`."""
+        """Show the latest figures; the cursor stays on its object, or moves to `at`."""
         table = self.query_one(DataTable)
         at = at or self._key()
         rows = shown(self._view, self._figures, self._choice)
@@ -201,7 +201,7 @@ class Top(App[int]):
         return next((row for row in self._view.rows(self._figures) if row["id"] == key), None)
 
     def action_show(self, name: str) -> None:
-        """Go to a view, from the top."""
+        """Switch to a view."""
         self._trail.clear()
         for each in self._choices:
             self._choices[each] = replace(self._choices[each], scope={})
@@ -236,7 +236,7 @@ class Top(App[int]):
         self.push_screen(Processes(f"processes of {row['name']} on {row['node']}", lines))
 
     def action_out(self) -> None:
-        """Out of what was entered, or out of the filter."""
+        """Back to the previous view, or leave the filter."""
         if self._trail:
             view, choice, at = self._trail.pop()
             self._choices["tasks"] = choice
@@ -252,7 +252,7 @@ class Top(App[int]):
         self._change(self._view, self._key())
 
     def action_reverse(self) -> None:
-        """The other way round."""
+        """Reverse the order."""
         self._choice = replace(self._choice, reverse=not self._choice.reverse)
         self._change(self._view, self._key())
 
@@ -265,18 +265,18 @@ class Top(App[int]):
             self._change(self._view, self._key())
 
     def action_pause(self) -> None:
-        """Stand still, or go on."""
+        """Pause or resume updates."""
         self._paused = not self._paused
         self._draw()
 
     def action_filter(self) -> None:
-        """Take words, until Enter or Escape."""
+        """Edit the filter, until Enter or Escape."""
         self._typing = True
         self._draw()
 
     async def on_event(self, event: events.Event) -> None:
-        """Words of the filter come before all that keys mean else. (A widget for it would get the
-        focus a moment after the key that asked for it, and miss what is typed meanwhile.)"""
+        """While the filter is edited, keys go to it first. (A widget would get the focus only after
+        the key that opened it, and miss the keys in between.)"""
         if self._typing and isinstance(event, events.Key) and event.key != "ctrl+c":
             self._type(event)
         else:

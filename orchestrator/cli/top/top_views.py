@@ -10,7 +10,7 @@ from orchestrator.cli.output.listings import Row
 from orchestrator.model.units import format_cores, format_memory, format_size
 
 BAR = 8
-"""Characters of a bar."""
+"""Width of a bar in characters."""
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 CPU = 100.0
 """Per cent of a core."""
@@ -20,27 +20,27 @@ _SHARES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The cluster at one moment: a row an object, with what it uses."""
+    """The cluster at one moment: a row per object, with its usage."""
 
     nodes: Sequence[Row] = ()
     services: Sequence[Row] = ()
     tasks: Sequence[Row] = ()
     leader: str = ""
     problem: str = ""
-    """Why these are not the newest."""
+    """Why the figures are outdated, if they are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A column: its heading, a row's text, and what it is sorted by."""
+    """A column: its heading, a row's text, and its sort key."""
 
     heading: str
     text: Callable[[Row], str]
     key: Callable[[Row], Any]
     number: bool = False
-    """Figures stand to the right, and the most comes first."""
+    """Whether it is numeric: aligned right, and sorted in descending order."""
     level: Callable[[Row], float] | None = None
-    """From 0 to 1: how full that is, for its colour."""
+    """Utilization from 0 to 1, for its colour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +56,15 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What the user wants to see of a view."""
+    """The user's choices for a view."""
 
     sort: int = 0
     """Number of the field."""
     reverse: bool = False
     text: str = ""
-    """The filter: words that must all be somewhere in the row."""
+    """The filter: words that must all occur in the row."""
     scope: Mapping[str, str] = field(default_factory=dict)
-    """Key → value that rows must have: the node or service that was entered."""
+    """Key → value that rows must have: the entered node or service."""
 
 
 def bar(level: float, width: int = BAR) -> str:
@@ -75,7 +75,7 @@ def bar(level: float, width: int = BAR) -> str:
 
 
 def shown(view: View, figures: Figures, choice: Choice) -> list[Row]:
-    """The rows of a view, as they were chosen."""
+    """The rows of a view, filtered and sorted."""
     words = choice.text.lower().split()
     rows = [
         row
@@ -95,7 +95,7 @@ def _has(row: Row, words: Sequence[str], keys: Sequence[str]) -> bool:
 
 
 def node_rows(nodes: Iterable[Row], containers: Iterable[Row]) -> list[Row]:
-    """Nodes with what their containers use."""
+    """Nodes with the usage of their containers."""
     used: dict[str, list[Row]] = {}
     for each in containers:
         used.setdefault(each["node"], []).append(each)
@@ -106,13 +106,13 @@ def node_rows(nodes: Iterable[Row], containers: Iterable[Row]) -> list[Row]:
 
 
 def task_rows(tasks: Iterable[Row], containers: Iterable[Row]) -> list[Row]:
-    """Tasks with what they use, nothing where that is not known."""
+    """Tasks with their usage, where known."""
     used = {each["id"]: each for each in containers}
     return [{**task, **_sums([used[task["id"]]] if task["id"] in used else ())} for task in tasks]
 
 
 def service_rows(services: Iterable[Row], tasks: Iterable[Row]) -> list[Row]:
-    """Services with what their tasks use; `tasks` are those of `task_rows`."""
+    """Services with the usage of their tasks; `tasks` are those of `task_rows`."""
     used: dict[str, list[Row]] = {}
     for each in tasks:
         used.setdefault(each["service"], []).append(each)
@@ -144,14 +144,14 @@ def _node_memory(row: Row) -> float:
 
 
 def _with_bar(heading: str, level: Callable[[Row], float], text: Callable[[Row], str]) -> Field:
-    """A field that also draws how much of something is used."""
+    """A field with a bar of the utilization."""
     return Field(
         heading, lambda row: f"{bar(level(row))} {text(row)}", level, number=True, level=level
     )
 
 
 def _reserved(heading: str, what: str, text: Callable[[int], str]) -> Field:
-    """How much of a node's `shares` or `memory` is reserved."""
+    """The reserved fraction of a node's `shares` or `memory`."""
     reserved, total = f"{what}_reserved", f"{what}_total"
     return _with_bar(
         heading,
@@ -237,7 +237,7 @@ def count(number: int, noun: str) -> str:
 
 
 _ENDED = ("exited", "failed", "complete", "shutdown", "rejected", "orphaned", "removing")
-"""States of tasks that run no more."""
+"""Terminal states of tasks."""
 
 
 def headline(figures: Figures) -> str:

@@ -1,4 +1,4 @@
-"""All commands of `orc`, and contexts that name no real cluster."""
+"""All commands of `orc`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import click
 
-from orchestrator.cli.app.contexts import Context
 from orchestrator.cli.main import orc
 
 
@@ -25,7 +24,3 @@ def _commands(
 
 ALL = dict(_commands(orc))
 """Every command that is no group, by its words."""
-
-
-def a_context(name: str = "one", endpoint: str = "10.0.0.1:7420") -> Context:
-    return Context(name, (endpoint,), "CA", "CERT", "KEY")

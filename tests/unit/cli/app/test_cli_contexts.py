@@ -57,8 +57,8 @@ def test_what_cannot_be(refused: Any, two: None, tmp_path: Path) -> None:
     file.write_text("{}")
     assert "file exists" in refused("context", "export", "one", str(file))
     assert refused("context", "import", "new", str(file)) == (
-        f"{file} is no context; 'orc context export' writes one"
+        f"{file} is not a context; 'orc context export' writes one"
     )
-    assert "there is a context 'two' already" in refused("context", "import", "two", str(file))
+    assert "context 'two' exists already" in refused("context", "import", "two", str(file))
     assert "no such file" in refused("context", "import", "new", f"{file}.no")
     assert "did you mean 'two'?" in refused("context", "export", "twoo")

@@ -17,7 +17,7 @@ import click
 import grpc
 import pytest
 from click.testing import Result
-from commandkit import a_context
+from contextkit import a_context
 from scripted_manager import Authority, Refusal
 
 from orchestrator import __version__
@@ -65,7 +65,7 @@ def test_summaries_as_data_match_what_exists(run: Run) -> None:
     text = run("--help").stdout
     for name in (*OURS, "dev", "manager", "agent"):
         assert f"  {name}" in text
-    assert "Daemons and the rest:" in text
+    assert "Daemons and administration:" in text
 
 
 @pytest.mark.parametrize("words", [(), ("node",), ("service",)])
@@ -157,11 +157,11 @@ def test_help_imports_no_heavy_module() -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["nod", "ls"], "'orc nod' is no command; did you mean 'orc node'?"),
-        (["zzzz"], "'orc zzzz' is no command"),
+        (["nod", "ls"], "'orc nod' is not a command; did you mean 'orc node'?"),
+        (["zzzz"], "'orc zzzz' is not a command"),
         (
             ["service", "crate"],
-            "'orc service crate' is no command; did you mean 'orc service create'?",
+            "'orc service crate' is not a command; did you mean 'orc service create'?",
         ),
         (["node", "ls", "--fromat", "json"], "has no option --fromat; did you mean --format?"),
         (["node", "ls", "--format", "xml"], "--format: 'xml' is not one of 'table', 'json'"),
@@ -174,9 +174,9 @@ def test_help_imports_no_heavy_module() -> None:
         (["run", "-rm", "hello:1"], "'orc run' has no option -r; did you mean --rm?"),
         (["run", "-net=back", "hello:1"], "'orc run' has no option -n; did you mean --net?"),
         (["run", "-x", "hello:1"], "'orc run' has no option -x; see 'orc run --help'"),
-        (["help", "crate"], "'orc crate' is no command; did you mean 'orc create'?"),
-        (["node", "remov"], "'orc node remov' is no command"),
-        (["ls"], "'orc ls' is no command"),
+        (["help", "crate"], "'orc crate' is not a command; did you mean 'orc create'?"),
+        (["node", "remov"], "'orc node remov' is not a command"),
+        (["ls"], "'orc ls' is not a command"),
         (["node", "ls", "--filter", "rol=x"], "filter 'rol' is unknown here; did you mean 'role'?"),
         (["node", "ls", "--filter", "role"], "filter 'role' is not of the form KEY=VALUE"),
     ],
@@ -332,7 +332,7 @@ def test_context_commands(run: Run, config: Path) -> None:
 
 
 def test_the_context_before_becomes_current_again(run: Run, refused: Refused, config: Path) -> None:
-    assert refused("context", "use", "-") == "no context was current before; see 'orc context ls'"
+    assert refused("context", "use", "-") == "there is no previous context; see 'orc context ls'"
     for name in ("prod", "one", "two"):
         save_context(a_context(name))
     assert run("context", "use", "-").stdout == "one\n"
@@ -368,7 +368,7 @@ def test_context_create(run: Run, refused: Refused, tmp_path: Path, authority: A
     assert run(*words).stdout == "new\n"
     assert load_context().endpoints == ("10.0.0.1:7420",)
     assert load_context().key == pair.key
-    assert "there is a context 'new' already" in refused(*words)
+    assert "context 'new' exists already" in refused(*words)
     words[2] = "other"
     words[words.index("--ca") + 1] = str(tmp_path / "key")
     assert "holds no PEM certificate" in refused(*words)
@@ -421,7 +421,7 @@ def test_manager_of_another_cluster(manager: Any, refused: Refused) -> None:
     save_context(Context(**{**_fields(manager.context), "ca": foreign.pem}))
     line = refused("node", "ls")
     assert f"the certificate of {manager.context.endpoints[0]} is not of this cluster" in line
-    assert "context 'test' is of another one" in line
+    assert "context 'test' is of another cluster" in line
 
 
 def test_our_certificate_is_refused(manager: Any, refused: Refused) -> None:
@@ -479,7 +479,7 @@ def test_proxy_of_the_environment_is_not_used(
         ("PERMISSION_DENIED", "a certificate with the role 'worker' may not call this", None),
         ("UNAUTHENTICATED", "this needs a certificate of the cluster", None),
         ("RESOURCE_EXHAUSTED", "", "the manager refused: resource_exhausted"),
-        ("UNIMPLEMENTED", "Method not found!", "does not know this command; is it of an older"),
+        ("UNIMPLEMENTED", "Method not found!", "does not support this command; is it an older"),
         ("INTERNAL", "the manager failed: KeyError('x'); see its log", None),
         ("UNKNOWN", "boom", "failed: boom; see its log"),
     ],

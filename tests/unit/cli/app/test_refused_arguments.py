@@ -108,15 +108,15 @@ def test_placement(
         ("run -d --health-tcp 80 --network none hello:1", "its node cannot reach"),
         (
             "run --gpus some hello:1",
-            "'some' is no number of GPUs; write such as 2, all or device=0,1",
+            "'some' is not a number of GPUs; for example 2, all or device=0,1",
         ),
-        ("service create --gpus count=1,device=0 hello:1", "is no number of GPUs"),
+        ("service create --gpus count=1,device=0 hello:1", "is not a number of GPUs"),
         ("dev down --name", "--name needs a value; see 'orc dev down --help'"),
-        ("service scale web 3", "write it as one word: 'orc service scale web=3'"),
+        ("service scale web 3", "write it as one argument: 'orc service scale web=3'"),
         ("plan rm hello", "'orc rm' cannot be planned"),
         ("plan service create --name 9web$ hello:1", "9web$"),
         ("network policy deny default --to db --port 65536", "65536"),
-        ("secret update db", "say what to change"),
+        ("secret update db", "nothing to change"),
         ("secret create gone /no/such", "cannot read /no/such: no such file"),
         ("cp /a /b", "must be in a container"),
         ("stack deploy -c /none two", "no such file or directory"),
@@ -136,5 +136,5 @@ def test_documents_that_are_too_big_or_empty(manager: Manager, run: Run, tmp_pat
     big, empty = tmp_path / "big", tmp_path / "empty"
     big.write_bytes(b"x" * (500 * 1024 + 1))
     empty.touch()
-    _check(manager, run, ("secret", "create", "big", str(big)), "over 500 KiB")
+    _check(manager, run, ("secret", "create", "big", str(big)), "exceeds 500 KiB")
     _check(manager, run, ("secret", "create", "none", str(empty)), "would be empty")

@@ -127,7 +127,7 @@ def test_node_inspect(nodes: Any, run: Run, refused: Refused) -> None:
     assert "Why:           silent" in pretty
     assert "Resources:     2 cores, 1GiB" in pretty
     assert refused("node", "inspect", "nod1") == "no node 'nod1'; did you mean 'node1'?"
-    assert "more than one node" in refused("node", "inspect", "abc")
+    assert "is ambiguous" in refused("node", "inspect", "abc")
     assert "see 'orc node ls'" in refused("node", "inspect", "zzz")
 
 
@@ -202,7 +202,7 @@ def test_a_drain_waits_until_the_node_is_empty(
     done = run(*drain, "--timeout", "0s", "node2")
     assert (done.exit_code, done.stderr) == (
         3,
-        "orc: node node2 still has 1 task of web after 0s: no suitable node; the drain goes on, "
+        "orc: node node2 still has 1 task of web after 0s: no suitable node; the drain continues, "
         "see 'orc node ps node2'\n",
     )
     assert "--timeout go with" in refused("node", "update", "--timeout", "1m", "node2", status=2)

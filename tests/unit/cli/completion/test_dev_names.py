@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import Result
-from commandkit import a_context
+from contextkit import a_context
 
 from orchestrator.cli.app.contexts import save_context
 from orchestrator.dev import devcommands

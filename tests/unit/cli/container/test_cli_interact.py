@@ -28,7 +28,7 @@ def test_keys_as_users_write_them() -> None:
     assert parse_keys("ctrl-@,a,ctrl-[,ctrl-_") == b"\x00a\x1b\x1f"
     assert parse_keys("") == b""
     for wrong in ("ctrl-", "ctrl-!", "ab", "ctrl-p ctrl-q"):
-        with pytest.raises(ValueError, match="is no key"):
+        with pytest.raises(ValueError, match="is not a key"):
             parse_keys(wrong)
 
 
@@ -165,5 +165,5 @@ def test_who_loses_the_way_to_a_program_that_runs_is_told_how_to_get_back(attach
         foreground(
             cast(Client, Breaking()), "c1", stdin=False, tty=False, keys=b"", sig_proxy=False
         )
-    way = " ('orc attach box' gets back to the container)" if attached else ""
+    way = " ('orc attach box' attaches to the container again)" if attached else ""
     assert lost.value.message == f"the connection to node node1 broke{way}"

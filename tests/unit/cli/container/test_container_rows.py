@@ -146,7 +146,7 @@ def test_the_flags_of_a_container() -> None:
         (("--restart", "often", "hello:1"), "is none of no, on-failure[:N]"),
         (("--restart", "always:3", "hello:1"), "is none of no, on-failure[:N]"),
         (("--restart", "on-failure:x", "hello:1"), "no number of restarts"),
-        (("--rm", "--restart", "always", "hello:1"), "contradict each other"),
+        (("--rm", "--restart", "always", "hello:1"), "mutually exclusive"),
     ],
 )
 def test_flags_that_make_no_sense(arguments: tuple[str, ...], words: str) -> None:

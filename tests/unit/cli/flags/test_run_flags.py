@@ -48,17 +48,20 @@ def test_a_port_of_one_address_is_refused(text: str) -> None:
     [
         (("run", "--link", "db", "hello:1"), "use --network"),
         (("create", "-a", "stdin", "hello:1"), "by -i"),
-        (("pull", "--all-tags", "hello"), "one by one"),
+        (("pull", "--all-tags", "hello"), "each tag"),
         (("container", "run", "--link", "db", "hello:1"), "use --network"),
         (("volume", "create", "--scope", "single"), "Docker's cluster volumes"),
         (("compose", "up"), "use 'orc stack deploy"),
-        (("swarm", "init"), "'orc swarm init' is no command; use 'orc cluster init"),
-        (("swarm",), "'orc swarm' is no command; use 'orc cluster'"),
+        (("swarm", "init"), "'orc swarm init' is not a command; use 'orc cluster init"),
+        (("swarm",), "'orc swarm' is not a command; use 'orc cluster'"),
         (("node", "drain", "node1"), "use 'orc node update --availability drain NODE'"),
         (("drain", "node1"), "use 'orc node update --availability drain NODE'"),
         (("get", "pods"), "use 'orc ps', or 'orc service ps SERVICE'"),
         (("apply", "x.yaml"), "use 'orc stack deploy -c FILE NAME'"),
-        (("node", "promote", "node1"), "'orc node promote' is no command; a host is a manager by"),
+        (
+            ("node", "promote", "node1"),
+            "'orc node promote' is not a command; a host is a manager by",
+        ),
         (("update", "--memory-reservation", "1g", "web"), "use --reserve-memory"),
         (("container", "update", "--blkio-weight", "9", "web"), "not set by container"),
     ],
@@ -68,7 +71,7 @@ def test_what_docker_has_and_orc_has_not_is_told_with_what_to_use(
 ) -> None:
     line = refused(*words, status=2)
     flag = next((word for word in words if word.startswith("-")), None)
-    assert f"has no option {flag}: " in line if flag else "is no command; " in line
+    assert f"has no option {flag}: " in line if flag else "is not a command; " in line
     assert instead in line
 
 
@@ -87,7 +90,7 @@ def test_an_id_file_is_never_shared(manager: Any, refused: Refused, tmp_path: Pa
     file = tmp_path / "id"
     file.write_text("another's")
     line = refused("run", "--cidfile", str(file), "hello:1", status=125)
-    assert "is there already" in line
+    assert "exists already" in line
     assert file.read_text() == "another's"
     missing = tmp_path / "nowhere" / "id"
     assert "cannot write" in refused("run", "--cidfile", str(missing), "hello:1", status=125)

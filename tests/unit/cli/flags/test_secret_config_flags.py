@@ -45,9 +45,9 @@ def test_references(text: str, reference: FileReference) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("target=a", "config 'target=a' has no source; add such as source=NAME"),
+        ("target=a", "config 'target=a' has no source; for example source=NAME"),
         ("source=db,size=1", "has the unknown key 'size'; known are source, src, target"),
-        ("source=db,uid=web", "uid 'web' is no number; names are not known here"),
+        ("source=db,uid=web", "uid 'web' is not a number; names cannot be resolved here"),
         ("source=db,mode=0888", "mode '0888' is not an octal number, such as 0400"),
         ("source=db,on-update=hup", "on-update 'hup' is none of roll, signal[:SIGHUP], none"),
         ("source=db,on-update=roll:HUP", "is none of roll"),

@@ -38,8 +38,8 @@ def test_an_output_has_dockers_forms(text: str, expected: Output) -> None:
     [
         ("type=zip,dest=a", "the type 'zip' is unknown; known are local, tar"),
         ("dest=a", "the type '' is unknown"),
-        ("type=local", "say where, with dest=DIR"),
-        ("type=local,dest=-", "a folder is no stream"),
+        ("type=local", "needs a destination, dest=DIR"),
+        ("type=local,dest=-", "a folder cannot go to stdout"),
         ("type=tar,dest=a,push=true", "push goes with type=image"),
         ("type=tar,dest=a,compression=zstd", "compression is unknown"),
     ],

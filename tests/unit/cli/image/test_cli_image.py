@@ -206,7 +206,7 @@ def test_the_limits_of_a_build(manager: Any, run: Run, folder: Path) -> None:
     ("flags", "words"),
     [
         (["--cpus", "1", "--cpu-quota", "5000"], "either these or --cpus"),
-        (["--memory-swap", "1g"], "give --memory, too"),
+        (["--memory-swap", "1g"], "give --memory as well"),
         (["--memory", "1g", "--memory-swap", "512m"], "cannot be below --memory"),
         (["--ulimit", "speed=1"], "names no limit"),
         (["--cpuset-mems", "0"], "memory follows the CPUs"),
@@ -281,7 +281,7 @@ def test_a_build_on_a_node_that_has_its_cache(manager: Any, run: Run, folder: Pa
     run("build", "--cache-from", "type=registry,ref=a:1", "--node", "n3", str(folder))
     assert manager.script.request("BuildImage")[0].header.node == "n3"
     result = run("build", "--cache-from", "none:1", str(folder))
-    assert "no node that is up has none:1" in result.stderr
+    assert "no ready node has none:1" in result.stderr
     assert manager.script.request("BuildImage")[0].header.node == ""
 
 
@@ -313,7 +313,7 @@ def test_a_build_from_stdin(manager: Any, run: Run, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("--ssh", "default"), "keys stay with you; give a build what it needs with --secret"),
+        (("--ssh", "default"), "SSH keys are not forwarded; use --secret"),
         (("--secret", "src=x"), "is not id=ID,src=FILE"),
         (("--secret", "id=x,env=NO_SUCH"), "the environment has no NO_SUCH"),
         (("--secret", "id=x,src=/none"), "cannot read /none: no such file"),
@@ -346,9 +346,11 @@ def test_build_errors(manager: Any, refused: Refused, folder: Path) -> None:
         "build", "-t", "a", "--build-arg", "=x", str(folder), status=2
     )
     (folder / ".dockerignore").write_text("[z-a]\n")
-    assert refused("build", "-t", "a", str(folder)) == ".dockerignore has the bad pattern '[z-a]'"
+    assert (
+        refused("build", "-t", "a", str(folder)) == ".dockerignore has the invalid pattern '[z-a]'"
+    )
     (folder / "Dockerfile").write_text(" \n")
-    assert refused("build", str(folder)) == "Dockerfile is empty; it begins with FROM"
+    assert refused("build", str(folder)) == "Dockerfile is empty; a Dockerfile begins with FROM"
     assert manager.script.requests == []
 
 

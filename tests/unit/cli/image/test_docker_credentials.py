@@ -80,8 +80,8 @@ def test_a_helper_for_all_and_one_for_a_registry(docker: Callable[..., None]) ->
     ("registry", "line"),
     [
         ("broken.example", "docker-credential-keys failed: the keychain is locked"),
-        ("odd.example", "docker-credential-keys answered something else than credentials"),
-        ("lacking.example", "docker-credential-lacking is not in the PATH"),
+        ("odd.example", "docker-credential-keys returned no credentials"),
+        ("lacking.example", "docker-credential-lacking is named in "),
     ],
 )
 def test_a_helper_that_does_not_help(docker: Callable[..., None], registry: str, line: str) -> None:
@@ -92,7 +92,7 @@ def test_a_helper_that_does_not_help(docker: Callable[..., None], registry: str,
 
 def test_a_file_that_is_none_of_dockers(docker: Callable[..., None], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(CliError, match="is no configuration of Docker's"):
+    with pytest.raises(CliError, match="is not a Docker configuration"):
         stored_login("reg.example")
 
 
@@ -116,7 +116,7 @@ def test_login_pull_and_push_use_it(
     # A helper that is not there stops nobody: the registry may not ask.
     result = run("pull", "lacking.example/x:1")
     assert result.exit_code == 0
-    assert "note: docker-credential-lacking is not in the PATH" in result.stderr
+    assert "note: docker-credential-lacking is named in " in result.stderr
 
 
 def test_a_run_of_what_the_cluster_lacks_asks_the_helper(

@@ -122,7 +122,7 @@ def test_no_retries_and_each_node(server: Any, run: Run) -> None:
         (("--schedule", "0 25 * * *"), "hour (field 2, character 3): 25 is not in 0-23"),
         (("--overlap", "allow"), "a time zone, overlap, missed runs and suspension are of a"),
         (("--overlap", "some"), "'some' is none of forbid, allow, replace"),
-        (("--rm", "-d"), "--rm is of a job that is waited for"),
+        (("--rm", "-d"), "--rm cannot be combined with --detach or --schedule"),
         (("--restart-condition", "any"), "has no option --restart-condition"),
     ],
 )
@@ -151,7 +151,7 @@ def test_the_tasks_of_the_run_are_shown_as_they_go(server: Any, run: Run) -> Non
     ("state", "status", "line"),
     [
         (JobState.FAILED, 3, "job 'sums' failed: no luck; see 'orc job logs sums'"),
-        (JobState.STOPPED, 1, "run 1 of job 'sums' did not end by itself: no luck"),
+        (JobState.STOPPED, 1, "run 1 of job 'sums' was stopped: no luck"),
     ],
 )
 def test_a_run_that_is_not_done_is_an_error(

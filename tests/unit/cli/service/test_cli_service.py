@@ -250,7 +250,7 @@ def test_update_is_made_anew_when_somebody_was_faster(server: Any, run: Run) -> 
 def test_update_gives_up_in_the_end(server: Any, refused: Refused) -> None:
     current(server, BASE)
     server.answers["UpdateService"] = Refusal(grpc.StatusCode.ABORTED, "changed meanwhile")
-    assert "is being changed by others all the time" in refused("service", "scale", "web=7")
+    assert "is modified concurrently; retry" in refused("service", "scale", "web=7")
 
 
 def test_scale(server: Any, run: Run, refused: Refused) -> None:

@@ -197,7 +197,7 @@ def test_a_long_removal_says_what_it_waits_for_and_ctrl_c_detaches(
     assert (done.exit_code, done.stdout) == (130, "web\n")
     assert done.stderr.splitlines() == [
         "waiting for 2 tasks of web to stop",
-        "orc: detached; what was removed goes on stopping by itself",
+        "orc: detached; the removal continues in the background",
     ]
 
 
@@ -289,7 +289,7 @@ def test_who_follows_logs_goes_on_with_the_next_manager(
     assert result.exit_code == 0
     assert result.stdout.split() == ["a", "b", "b", "x", "b", "c", "y", "z"]
     (line,) = result.stderr.splitlines()
-    assert line.endswith(" broke; is it still running? (the lines come when it is back)")
+    assert line.endswith(" broke; is it still running? (the log continues when a manager is back)")
     again = manager.script.request("Logs")
     assert (again.since, again.tail, again.follow) == (since, -1, True)
 

@@ -62,7 +62,7 @@ def test_who_changes_something_else_is_told_and_both_hold(race: Any, run: Run) -
     done = run("service", "update", "-d", "--env-add", "B=2", "web")
     assert done.exit_code == 0
     assert done.stderr == (
-        "somebody else changed service 'web' meanwhile: replicas 1 -> 5; that stays\n"
+        "conflict: service 'web' was modified concurrently: replicas 1 -> 5; that is kept\n"
     )
     assert (written(script).replicas, written(script).task.container.env) == (5, ("A=1", "B=2"))
     assert from_proto(script.request("UpdateService").base).replicas == 5
@@ -73,9 +73,9 @@ def test_who_changes_the_same_is_told_and_does_nothing(race: Any, run: Run) -> N
     done = run("service", "update", "-d", "--env-add", "A=2", "web")
     assert done.exit_code == 1
     assert done.stderr == (
-        "orc: somebody else changed service 'web' meanwhile: replicas 1 -> 5, env -A=1 +A=7; "
-        "nothing was done, as env would be changed again: look at 'orc service inspect web', "
-        "then try again, or override it with 'orc service update --force'\n"
+        "orc: conflict: service 'web' was modified concurrently: replicas 1 -> 5, env -A=1 +A=7; "
+        "nothing was done, as this would modify env again: see 'orc service inspect web', then "
+        "try again, or override it with 'orc service update --force'\n"
     )
 
 
@@ -84,7 +84,7 @@ def test_force_overrides(race: Any, run: Run) -> None:
     done = run("service", "update", "-d", "--force", "--env-add", "A=2", "web")
     assert (done.exit_code, done.stderr) == (
         0,
-        "somebody else changed service 'web' meanwhile: env -A=1 +A=7; this overrides it\n",
+        "conflict: service 'web' was modified concurrently: env -A=1 +A=7; this overrides it\n",
     )
     assert written(script).task.container.env == ("A=2",)
 
@@ -93,4 +93,4 @@ def test_two_who_scale(race: Any, run: Run) -> None:
     race(with_env("A=1", replicas=5))
     done = run("service", "scale", "-d", "web=3")
     assert done.exit_code == 1
-    assert "replicas 1 -> 5; nothing was done, as replicas would be changed again" in done.stderr
+    assert "replicas 1 -> 5; nothing was done, as this would modify replicas again" in done.stderr

@@ -101,7 +101,7 @@ def test_not_converged_in_time(server: Any, run: Run) -> None:
         "web.1  running on node1",
         f"web: 2 tasks wait: {reason}",
         "orc: service 'web' has not converged in 1s: 1 of 3 running; "
-        f"2 pending: {reason}; it goes on in the background, see 'orc service ps web'",
+        f"2 pending: {reason}; it continues in the background, see 'orc service ps web'",
     ]
 
 
@@ -112,7 +112,7 @@ def test_a_crash_loop_tells_of_its_failures(server: Any, run: Run) -> None:
     )
     result = run(*CREATE[:-1], "--timeout", "1s", "hello")
     assert result.exit_code == 3
-    assert "0 of 1 running; 1 failed: exit status 7; it goes on" in result.stderr
+    assert "0 of 1 running; 1 failed: exit status 7; it continues" in result.stderr
 
 
 def test_what_fails_for_good_is_not_waited_for(server: Any, run: Run) -> None:
@@ -123,7 +123,7 @@ def test_what_fails_for_good_is_not_waited_for(server: Any, run: Run) -> None:
     assert result.exit_code == 3
     assert result.stderr.splitlines()[-1] == (
         "orc: service 'web' does not converge: 1 of 2 running; 1 failed: exit status 1; it is "
-        "not restarted, change what fails with 'orc service update web'"
+        "not restarted; fix it with 'orc service update web'"
     )
 
 
@@ -174,8 +174,8 @@ def test_a_service_whose_tasks_exit_is_told_of_jobs(server: Any, run: Run) -> No
     server.answers["Logs"] = []
     assert run(*CREATE).stderr.splitlines()[-1] == (
         "orc: service 'web' has not converged: web.1 exited within 5s of its start: exit status "
-        "0; a service keeps its tasks running; for work that ends use 'orc job run', or a restart "
-        "condition of on-failure"
+        "0; a service keeps its tasks running; for run-to-completion work use 'orc job run', or a "
+        "restart condition of on-failure"
     )
 
 
@@ -223,7 +223,7 @@ def test_a_countdown_that_was_too_long_to_wait_for(server: Any, run: Run) -> Non
     )
     result = run(*CREATE[:-1], "-q", "--timeout", "1s", "hello")
     assert result.exit_code == 3
-    assert "1 of 1 running; verifying for 5s that tasks stay up; it goes on" in result.stderr
+    assert "1 of 1 running; verifying for 5s that tasks stay up; it continues" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_a_service_that_is_removed_meanwhile(server: Any, run: Run) -> None:
     server.answers["WatchService"] = [progress([], 1, removed=True)]
     result = run(*CREATE)
     assert result.exit_code == 1
-    assert result.stderr == "orc: service 'web' was removed meanwhile\n"
+    assert result.stderr == "orc: service 'web' was removed\n"
 
 
 def test_a_manager_that_restarts_is_called_again(
@@ -283,7 +283,7 @@ def test_ctrl_c_detaches(server: Any, run: Run, monkeypatch: pytest.MonkeyPatch)
     result = run(*CREATE)
     assert result.exit_code == 130
     assert result.stderr == (
-        "orc: detached; service 'web' goes on by itself, see 'orc service ps web'\n"
+        "orc: detached; service 'web' converges in the background, see 'orc service ps web'\n"
     )
 
 
@@ -325,7 +325,10 @@ def test_ctrl_c_on_a_terminal(server: Any) -> None:
     release.set()
     os.close(ours)
     assert b"web: 0 of 2 running" in shown
-    assert b"orc: detached; service 'web' goes on by itself, see 'orc service ps web'" in shown
+    assert (
+        b"orc: detached; service 'web' converges in the background, see 'orc service ps web'"
+        in shown
+    )
 
 
 def test_a_countdown_on_a_terminal() -> None:

@@ -174,7 +174,7 @@ def test_new_data_of_a_secret_is_a_change_of_who_has_it() -> None:
     assert ("secret", "s_pw") in [(each.kind, each.name) for each in removals("s", found)]
 
     theirs = replace(found, documents={key: replace(known, labels={})})
-    assert "there is a secret 's_pw' already, and it is of no stack" in conflict(wanted, theirs)
+    assert "secret 's_pw' exists already, and it is of no stack" in conflict(wanted, theirs)
 
 
 def test_a_stack_goes_from_its_ends() -> None:
@@ -197,13 +197,16 @@ def conflict(wanted: Stack, found: Observed) -> str:
 def test_what_is_somebody_elses_is_not_taken() -> None:
     web = spec("web")
     theirs = replace(web, labels={STACK_LABEL: "t"})
-    assert "service 's_web' already, and it is of stack 't'" in conflict(stack(web), there(theirs))
+    line = conflict(stack(web), there(theirs))
+    assert "service 's_web' exists already, and it is of stack 't'" in line
     theirs = replace(web, labels={})
     assert "it is of no stack" in conflict(stack(web), there(theirs))
     found = there()
     network = replace(found.networks["s_default"], labels={STACK_LABEL: "t"})
     found = replace(found, networks={"s_default": network})
-    assert "network 's_default' already, and it is of stack 't'" in conflict(stack(web), found)
+    assert "network 's_default' exists already, and it is of stack 't'" in conflict(
+        stack(web), found
+    )
 
 
 def test_what_cannot_be_changed_is_said() -> None:
@@ -213,7 +216,7 @@ def test_what_cannot_be_changed_is_said() -> None:
     )
     inner = replace(stack(web).networks[0], internal=True, subnets=("10.9.0.0/16",))
     wanted = replace(stack(web), networks=(inner,))
-    assert "has another internal, subnet than the file says" in conflict(wanted, there(web))
+    assert "differs from the file in internal, subnet" in conflict(wanted, there(web))
     volume = StackVolume("s_data", PLACE, driver="nfs")
     found = replace(there(), volumes={"s_data": Volume(id="s_data", driver="local")})
     assert "volume 's_data' with another driver" in conflict(stack(web, volumes=(volume,)), found)
@@ -226,13 +229,13 @@ def test_what_is_external_must_be_there() -> None:
         return str(caught.value)
 
     network = StackNetwork("s_defalt", PLACE, external=True)
-    assert "there is none; did you mean 's_default'?" in missing(networks=(network,))
+    assert "does not exist; did you mean 's_default'?" in missing(networks=(network,))
     network = StackNetwork("host", PLACE, external=True)
     assert "write network_mode: host at the service" in missing(networks=(network,))
     config = StackFile(DocumentKind.CONFIG, "site", PLACE, external=True)
-    assert "config 'site' is external, and there is none" in missing(files=(config,))
+    assert "config 'site' is external and does not exist" in missing(files=(config,))
     volume = StackVolume("data", PLACE, external=True)
-    assert "volume 'data' is external, and there is none" in missing(volumes=(volume,))
+    assert "volume 'data' is external and does not exist" in missing(volumes=(volume,))
 
 
 def test_differences_are_paths_as_users_know_them() -> None:

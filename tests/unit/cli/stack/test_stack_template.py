@@ -101,7 +101,7 @@ def test_mistakes_in_the_template(chart: Path, stack: str, said: str) -> None:
     ("values", "said"),
     [
         ("tag: [1", "values.yml:"),
-        ("- 1\n- 2", "values.yml: it has no names"),
+        ("- 1\n- 2", "values.yml: it is not a map of names"),
         (b"\xff", "cannot read values file"),
     ],
 )

@@ -54,6 +54,8 @@ def test_installed_they_serve_a_cluster_and_removed_they_are_gone(
     assert "_orc_completion" in host.run("bash", "-c", completed)
     assert "_orc" in host.run("zsh", "-c", "autoload -Uz compinit; compinit -D; echo $_comps[orc]")
     assert "services" in host.run("fish", "-c", "complete -C 'orc serv'")
+    asked = 'echo \'{"cniVersion": "1.0.0"}\' | CNI_COMMAND=VERSION orc-cni'
+    assert "supportedVersions" in host.run("sh", "-c", asked)
     said = host.run("orc", "cluster", "init", "--advertise", "127.0.0.1", "--listen-port", "17420")
     assert "Start its manager" in said
     heard = host.root / "tmp" / "notify"

@@ -16,12 +16,12 @@ OPTIONS = "-ISE"
 PLACE = re.compile(r"^PACKAGES = .*$", re.MULTILINE)
 
 
-def script(interpreter: str) -> str:
+def script(interpreter: str, packages: str = PACKAGES) -> str:
     """The client as a command of its own; it starts with the options that make it start fast."""
     source = CLIENT.read_text()
     # Without its words: what is compiled at each start is short.
     source = source[source.index("import posix") :]
-    source, count = PLACE.subn(f"PACKAGES = {PACKAGES!r}", source)
+    source, count = PLACE.subn(f"PACKAGES = {packages!r}", source)
     assert count == 1
     return f"#!{interpreter} {OPTIONS}\n{source}"
 

@@ -1,7 +1,7 @@
 """The network of image builds: a bridge of this node alone, with a way out and no peers.
 
-It is not a network of the cluster, so a RUN reaches no container by the networks that those are on.
-Its subnet is this node's choice, among those that no route and no network of the cluster takes.
+It is not a network of the cluster, so a RUN cannot reach containers through their networks. This
+node chooses its subnet among those without a route and without a network of the cluster.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PREFIX = 24
 
 
 class Networking(Protocol):
-    """What is needed of `network.NodeNetwork`; see there."""
+    """The methods of `node_network.NodeNetwork` that are used here; see there."""
 
     async def apply(self, config: NetworkConfig) -> None: ...
 
@@ -44,7 +44,7 @@ class BuildNetwork:
         node_address: str,
         taken: Callable[[], Iterable[str]],
     ) -> None:
-        """`netns_dir`: where `network` looks for namespaces. `taken`: subnets that are in use."""
+        """`netns_dir`: the folder of `network` with namespaces. `taken`: subnets in use."""
         self._network = network
         self._netns_dir = netns_dir
         self._node_address = node_address
@@ -55,11 +55,11 @@ class BuildNetwork:
 
     @property
     def attached(self) -> frozenset[str]:
-        """Names of the namespaces that are connected."""
+        """Names of the connected namespaces."""
         return frozenset(self._attached)
 
     async def attach(self, name: str, netns: int) -> None:
-        """Connect a network namespace, given as a descriptor. Raises ImageError."""
+        """Connect a network namespace, given by a file descriptor. Raises ImageError."""
         try:
             async with self._turn:
                 config = await self._configured()
@@ -73,7 +73,7 @@ class BuildNetwork:
             ) from error
 
     async def detach(self, name: str) -> None:
-        """Disconnect it and free its address; fine if it is not connected. Raises ImageError."""
+        """Disconnect it and free its address, if it is connected. Raises ImageError."""
         try:
             await self._network.detach(name)
         except NetworkError as error:

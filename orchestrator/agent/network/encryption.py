@@ -1,6 +1,6 @@
-"""What encrypted networks need of this node: its tunnels to the others, and keys to tell of.
+"""Encrypted networks: this node's tunnels to other nodes, and its public keys.
 
-One key and one set of tunnels serve all encrypted networks. They are there while one is ordered.
+One key and one set of tunnels serve all encrypted networks, and exist while there is one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Tunnelling(Protocol):
-    """What is needed of `network.NodeNetwork`; see there."""
+    """The methods of `node_network.NodeNetwork` that are used here; see there."""
 
     async def encryption(self) -> tuple[str, tuple[TunnelKey, ...]]: ...
 
@@ -34,15 +34,14 @@ class Tunnelling(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TunnelOrder:
-    """What an encrypted network says of tunnels: to whom they lead, and that the node's key must
-    obey this number."""
+    """The tunnels of an encrypted network: to which hosts, and the number of the key rotation."""
 
     hosts: tuple[TunnelHost, ...]
     rotation: int
 
 
 def tunnel_order(network: dispatch_pb2.AssignedNetwork) -> TunnelOrder | None:
-    """The part of an order that is about tunnels; None if the network has none."""
+    """The tunnels that a network needs; None if it needs none."""
     if not network.encrypted:
         return None
     return TunnelOrder(
@@ -57,7 +56,7 @@ def tunnel_order(network: dispatch_pb2.AssignedNetwork) -> TunnelOrder | None:
 
 
 class Encryption:
-    """Keeps the node's tunnels. `changed` is called when it has other keys than before."""
+    """Keeps the node's tunnels. `changed` is called when its keys have changed."""
 
     def __init__(
         self,
@@ -66,44 +65,43 @@ class Encryption:
         most_age: float,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`most_age` is in seconds: a key is replaced when it is so old (0: never)."""
+        """`most_age`: seconds after which a key is replaced (0: never)."""
         self._network = network
         self._node_address = node_address
         self._most_age = most_age
         self._changed = changed
         self._lacks = ""
         self._standing = False
-        """There may be tunnels."""
+        """Whether tunnels may exist."""
         self._keys: tuple[TunnelKey, ...] = ()
         self._tunnels = Tunnels()
         self._failure: NetworkError | None = None
 
     @property
     def features(self) -> tuple[str, ...]:
-        """What this node's networks can be on account of it."""
+        """The network features that encryption adds to this node."""
         return () if self._lacks else (ENCRYPTED,)
 
     @property
     def keys(self) -> tuple[nodes.TunnelKey, ...]:
-        """The keys to be told to the other nodes, the oldest first."""
+        """The public keys for the other nodes, oldest first."""
         return tuple(nodes.TunnelKey(key.public, key.port) for key in self._keys)
 
     @property
     def tunnels(self) -> Tunnels:
-        """How the tunnels were at the last pass."""
+        """The tunnels as of the last pass."""
         return self._tunnels
 
     async def look(self) -> None:
-        """Find out whether the kernel can encrypt, and which keys an earlier agent used: others
-        have tunnels to them. Raises NetworkError."""
+        """Find out whether the kernel supports encryption, and which keys an earlier agent used,
+        since other nodes have tunnels to them. Raises NetworkError."""
         self._lacks, self._keys = await self._network.encryption()
         self._standing = bool(self._keys)
         if self._lacks:
-            log.info("no encrypted network here: %s", self._lacks)
+            log.info("encrypted networks are not supported on this node: %s", self._lacks)
 
     async def apply(self, orders: Iterable[TunnelOrder]) -> None:
-        """Have the tunnels that all encrypted networks together order. A failure is what networks
-        then meet in `through`."""
+        """Ensure the tunnels of all encrypted networks. `through` raises the error of a failure."""
         wanted = list(orders)
         before = self._keys
         try:
@@ -125,8 +123,8 @@ class Encryption:
             self._changed()
 
     def through(self, config: NetworkConfig) -> NetworkConfig:
-        """An encrypted network with the peers' addresses inside the tunnels, without those to which
-        there is no tunnel yet. Raises NetworkError."""
+        """An encrypted network with its peers' addresses inside the tunnels, without peers that
+        have no tunnel yet. Raises NetworkError."""
         if self._failure is not None:
             raise self._failure
         hosts = self._tunnels.hosts
@@ -141,7 +139,7 @@ class Encryption:
 
 
 def _merged(orders: Sequence[TunnelOrder]) -> list[TunnelHost]:
-    """Each host once; orders of one moment say the same of it."""
+    """Each host once; all networks of an assignment agree about a host."""
     return sorted(
         {host.address: host for order in orders for host in order.hosts if host.keys}.values(),
         key=lambda host: host.address,

@@ -1,4 +1,4 @@
-"""The helper process as seen from the agent: started when needed, one request at a time."""
+"""The network helper, a child process: started on demand, one request at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOT_AVAILABLE, INTERNAL = 50, 999
 
 
 class NetworkError(Exception):
-    """The network could not do what was asked: the message is for the user.
+    """A network operation failed: the message is for the user.
 
     `code` is that of CNI's specification (from 100 on: `orchestrator.cni.errors.Code`), `details`
     is for the log.
@@ -32,7 +32,7 @@ class NetworkError(Exception):
 
 
 class HelperProcess:
-    """Owns the process, restarts it if it dies; requests are idempotent, so one is sent again."""
+    """Owns the process and restarts it if it dies; requests are idempotent, so they are resent."""
 
     def __init__(
         self, state_dir: Path, netns_dir: Path, timeout: float, command: Sequence[str] = COMMAND
@@ -51,7 +51,7 @@ class HelperProcess:
 
     @property
     def pid(self) -> int | None:
-        """The process id of the helper that runs, if one does."""
+        """The process id of the running helper, if there is one."""
         return self._process.pid if self._process else None
 
     async def request(self, op: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class HelperProcess:
                     ) from None
                 except (ConnectionError, EOFError):
                     await self._stop()
-            raise NetworkError(f"the network helper died twice while it did: {op}")
+            raise NetworkError(f"the network helper died twice during: {op}")
 
     async def _exchange(self, op: str, body: Mapping[str, Any]) -> dict[str, Any]:
         process = await self._started()
@@ -88,7 +88,7 @@ class HelperProcess:
             if not line.endswith(b"\n"):
                 raise EOFError
             answer = json.loads(line)
-            # Skip what answers a request whose caller was cancelled. None: it was not understood.
+            # Skip answers to cancelled requests. None: the request was not understood.
             if answer["id"] in (self._number, None):
                 break
         if "error" in answer:
@@ -119,7 +119,7 @@ class HelperProcess:
             await process.wait()
 
     async def _stop(self) -> None:
-        """Let it finish what it does and leave, by closing its stdin."""
+        """Let it finish and exit, by closing its stdin."""
         process = self._process
         if process is None:
             return

@@ -1,4 +1,4 @@
-"""The kernel's balance as a follower of the endpoint table, and whether the kernel has room."""
+"""The kernel's load balancer as a follower of the endpoint table; conntrack exhaustion."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class BalancerNetwork(Protocol):
-    """What is needed of `network.NodeNetwork`; see there."""
+    """The methods of `node_network.NodeNetwork` that are used here; see there."""
 
     async def balance(
         self, change: endpointtable.Table, whole: Callable[[], endpointtable.Table]
@@ -30,46 +30,46 @@ class BalancerNetwork(Protocol):
 class KernelLoadBalancer:
     """Has the kernel's VIPs follow the endpoint table.
 
-    A kernel that tracks as many connections as it may drops each new one's first packet, which
-    looks like a network that is broken here and there. So it is told: logged once each time, and
-    `trouble` for as long as it lasts.
+    A kernel whose connection table is full drops the first packet of each new connection, which
+    looks like sporadic network failures. So that is logged once each time, and is in `trouble` as
+    long as it lasts.
     """
 
-    name = "the balance"
+    name = "the load balancer"
 
     def __init__(self, network: BalancerNetwork) -> None:
         self._network = network
         self.trouble = ""
-        """What is wrong with the host's table of connections, in words; empty while nothing is."""
+        """Why the connection table of the host refuses connections; empty: it does not."""
         self._refused: int | None = None
 
     async def follow(self, change: Change, whole: Callable[[], Change]) -> None:
-        """Have connections go by the table. Raises NetworkError."""
+        """Apply a change to the kernel. Raises NetworkError."""
         await self._network.balance(_table(change), lambda: _table(whole()))
-        if change.base == change.revision:  # one of the passes every few seconds
-            await self._look_for_room()
+        if change.base == change.revision:  # a periodic pass
+            await self._check_conntrack()
 
-    async def _look_for_room(self) -> None:
+    async def _check_conntrack(self) -> None:
         found = await self._network.connections()
         before, self._refused = self._refused, found.refused
-        # The kernel's counter also grows where two packets of one connection race each other.
-        crowded = found.full or (
+        # The kernel's counter also grows when two packets of one connection race.
+        exhausted = found.full or (
             before is not None and found.refused > before and found.count * 2 >= found.limit
         )
-        if crowded and not self.trouble:
+        if exhausted and not self.trouble:
             self.trouble = (
                 f"the kernel tracks {found.count} connections of at most {found.limit} and refuses "
-                "new ones: raise net.netfilter.nf_conntrack_max, or end what opens so many"
+                "new ones: raise net.netfilter.nf_conntrack_max, or stop what opens so many"
             )
             log.error("%s", self.trouble)
-        elif self.trouble and not crowded:
+        elif self.trouble and not exhausted:
             self.trouble = ""
-            log.info("the kernel has room for connections again")
+            log.info("the kernel accepts new connections again")
 
 
 def _table(change: Change) -> endpointtable.Table:
     networks = change.networks
-    if networks is not None:  # others are each node's own
+    if networks is not None:  # others are node-local
         networks = tuple(each for each in networks if each.driver in ("", OVERLAY))
     return endpointtable.Table(
         revision=change.revision,

@@ -1,8 +1,8 @@
-"""The agent's side of the name server: started if none runs, told the endpoint table.
+"""The name server process of this node: started, replaced, and fed with the endpoint table.
 
-The server is a process of its own that outlives the agent, as containers do: names are answered
-while there is no agent. The next agent finds it by its socket; one that dies is replaced at once,
-and so is one of another version of Orc.
+The server outlives the agent, as containers do: it answers names while there is no agent. The next
+agent finds it by its socket. A server that dies is replaced at once, and so is one of another
+version of Orc.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "orchestrator.nameserver")
 ANSWER_SECONDS = 10.0
-"""After that the server is taken to hang."""
-_LOOK_AGAIN = 0.02
-"""Seconds between two attempts to reach a server that was just started."""
+"""Seconds after which the server counts as hung."""
+_CONNECT_PAUSE = 0.02
+"""Seconds between attempts to reach a server that was just started."""
 
 
 @dataclass(frozen=True, slots=True)
 class DnsClient:
-    """A container of this node that is on several networks, or wants servers of its own."""
+    """A container that is on several networks, or has DNS servers of its own."""
 
     addresses: Mapping[str, tuple[str, ...]]
-    """Network's name → its addresses there, in the order in which names are searched."""
+    """Network name → its addresses there, in the order of resolution."""
     servers: tuple[str, ...]
-    """Name servers that it wants asked what no network knows; none: the node's own."""
+    """Upstream name servers; none: the node's own."""
 
 
 def dns_client(task: Task, status: TaskStatus) -> DnsClient | None:
-    """What the name server must know of a task's container; None: no more than its network."""
+    """The DNS settings of a task's container; None: those of its network suffice."""
     servers = task.spec.container.dns
     addresses = {
         name: tuple(filter(None, (status.addresses.get(name), status.addresses6.get(name))))
@@ -62,8 +62,8 @@ def dns_client(task: Task, status: TaskStatus) -> DnsClient | None:
 
 
 class NameServerProcess:
-    """Has the node's name server follow the endpoint table; an async context manager, after which
-    the server goes on."""
+    """Has the node's name server follow the endpoint table; an async context manager. The server
+    outlives it."""
 
     name = "the name server"
 
@@ -76,29 +76,29 @@ class NameServerProcess:
         places: Callable[[], Mapping[str, Place]] = dict,
         command: Sequence[str] = COMMAND,
     ) -> None:
-        """`lost` is called when the server has ended, and so is to be told everything again.
-        `clients` are the containers of this node that ask for more than one network's names, by
-        task, and `client` is one of them, None for another container; see `look_at`. `places`
-        tells by network's id where names are answered in those that others make."""
+        """`lost` is called when the server has ended and needs the whole table again. `clients` are
+        the containers with DNS settings of their own, by task; `client` is one of them, None for
+        another container; see `look_at`. `places` says by network id where names are answered in
+        networks of plugins."""
         self._path = run_dir / "names.sock"
         self._lost = lost
         self._clients = clients
         self._client = client
         self._changed: set[str] = set()
-        """Tasks to be looked at."""
+        """Tasks whose settings may have changed."""
         self._places = places
-        self._told_places: Mapping[str, Place] = {}
+        self._sent_places: Mapping[str, Place] = {}
         self._networks: dict[str, str] = {}
         """Name → id."""
-        self._told_of: dict[str, dict[str, Any]] = {}
+        self._sent_clients: dict[str, dict[str, Any]] = {}
         """The clients that the server knows, by task."""
         self._complaint = ""
         self._command = (*command, str(self._path))
         self._process: subprocess.Popen[bytes] | None = None
-        """If this agent started it."""
+        """The server, if this agent started it."""
         self._link: _Link | None = None
         self._revision: int | None = None
-        """Of the table that the server has from this agent."""
+        """The revision of the table that the server has from this agent."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -107,32 +107,32 @@ class NameServerProcess:
         self._disconnect()
 
     def look_at(self, task_id: str) -> None:
-        """Something has changed of a task, which may have become a client or ceased to be one."""
+        """A task has changed: it may have become a client, or is no longer one."""
         self._changed.add(task_id)
 
     async def follow(self, change: Change, whole: Callable[[], Change]) -> None:
-        """Have names answered by the table. Raises NetworkError."""
+        """Send a change to the server. Raises NetworkError."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 link = await self._connected()
                 places = self._places()
-                moved = places != self._told_places
+                moved = places != self._sent_places
                 if change.base is not None and (moved or change.base != self._revision):
                     change = whole()
                 if change.networks is not None:
                     self._networks = {network.name: network.id for network in change.networks}
-                clients = self._news_of_clients(
+                clients = self._changed_clients(
                     all_of_them=self._revision is None or change.networks is not None
                 )
-                news = moved or change.revision != self._revision or clients
+                changed = moved or change.revision != self._revision or clients
                 self._revision = None
-                told = document(change, places) | clients if news else {}
-                answer = await link.ask(told)
+                update = document(change, places) | clients if changed else {}
+                answer = await link.ask(update)
         except TimeoutError:
             self._disconnect()
             self._kill()
             raise NetworkError(
-                f"the name server did not answer within {ANSWER_SECONDS:g} s; it was ended"
+                f"the name server did not answer within {ANSWER_SECONDS:g} s; it was killed"
             ) from None
         except (OSError, EOFError, ValueError) as error:
             self._disconnect()
@@ -142,35 +142,35 @@ class NameServerProcess:
             raise
         if "revision" not in answer:
             raise NetworkError(str(answer.get("error", "the name server has lost its table")))
-        self._revision, self._told_places = change.revision, places
+        self._revision, self._sent_places = change.revision, places
         if (complaint := answer["complaint"]) != self._complaint:
             log.log(
                 logging.ERROR if complaint else logging.INFO,
-                complaint or "names are answered again",
+                complaint or "the name server answers again",
             )
             self._complaint = complaint
 
-    def _news_of_clients(self, *, all_of_them: bool) -> dict[str, Any]:
-        """What the server is to be told of the clients, which it then knows."""
+    def _changed_clients(self, *, all_of_them: bool) -> dict[str, Any]:
+        """The part of an update about clients."""
         changed, self._changed = self._changed, set()
         if all_of_them:
-            self._told_of = {
+            self._sent_clients = {
                 task_id: _client(client, self._networks)
                 for task_id, client in self._clients().items()
             }
-            return {"clients": self._told_of}
-        news: dict[str, dict[str, Any] | None] = {}
+            return {"clients": self._sent_clients}
+        updates: dict[str, dict[str, Any] | None] = {}
         for task_id in sorted(changed):
             client = self._client(task_id)
             found = _client(client, self._networks) if client is not None else None
-            if found == self._told_of.get(task_id):
+            if found == self._sent_clients.get(task_id):
                 continue
-            news[task_id] = found
+            updates[task_id] = found
             if found is None:
-                del self._told_of[task_id]
+                del self._sent_clients[task_id]
             else:
-                self._told_of[task_id] = found
-        return {"changed_clients": news} if news else {}
+                self._sent_clients[task_id] = found
+        return {"changed_clients": updates} if updates else {}
 
     async def _connected(self) -> _Link:
         if self._link is not None and self._link.open:
@@ -189,7 +189,7 @@ class NameServerProcess:
         return link
 
     async def _reach(self) -> _Link | None:
-        """The server that runs; None if there is none."""
+        """A connection to the running server; None if there is none."""
         loop = asyncio.get_running_loop()
         try:
             _, link = await loop.create_unix_connection(_Link, str(self._path))
@@ -199,11 +199,11 @@ class NameServerProcess:
         return link
 
     async def _start(self) -> None:
-        """Start a server; it may find another one there, and end."""
+        """Start a server; it ends if another one is running."""
         if self._process is not None and self._process.poll() is None:
-            await asyncio.sleep(_LOOK_AGAIN)
+            await asyncio.sleep(_CONNECT_PAUSE)
             return
-        # Not asyncio's own: that would end it with the agent.
+        # Not asyncio's subprocess, which would kill it with the agent.
         self._process = await asyncio.to_thread(
             subprocess.Popen,
             self._command,
@@ -215,7 +215,7 @@ class NameServerProcess:
         log.info("name server started", extra={"pid": self._process.pid})
 
     def _kill(self) -> None:
-        """End the server that holds our socket, whoever started it."""
+        """Kill the server that holds our socket, even if an earlier agent started it."""
         with suppress(OSError, ValueError):
             pid = int(self._path.with_suffix(".lock").read_text())
             if os.fsencode(self._path) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
@@ -229,7 +229,7 @@ class NameServerProcess:
 
 
 class _Link(asyncio.Protocol):
-    """A connection to the server: a line there, a line back."""
+    """A connection to the server: one line per request and per answer."""
 
     def __init__(self) -> None:
         self.version = ""
@@ -241,7 +241,7 @@ class _Link(asyncio.Protocol):
 
     @property
     def open(self) -> bool:
-        """Whether the server is there."""
+        """Whether the connection is open."""
         return self._transport is not None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -265,7 +265,7 @@ class _Link(asyncio.Protocol):
         self.version, self.protocol = greeting["version"], greeting.get("protocol", 1)
 
     async def ask(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Give an order; the answer. Raises EOFError when the server ends before it."""
+        """Send a request and return its answer. Raises EOFError if the server ends before."""
         if self._transport is None:
             raise EOFError("it has ended")
         self._transport.write(json.dumps(order).encode() + b"\n")
@@ -279,13 +279,13 @@ class _Link(asyncio.Protocol):
         return found
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         if self._transport is not None:
             self._transport.close()
 
 
 def document(change: Change, places: Mapping[str, Place] = MappingProxyType({})) -> dict[str, Any]:
-    """A change as the server reads it; see `orchestrator.nameserver.feed`."""
+    """A change in the format of `orchestrator.nameserver.feed`."""
     nowhere = Place((), ())
     document: dict[str, Any] = {
         "revision": change.revision,
@@ -320,13 +320,13 @@ def _client(client: DnsClient, networks: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _gateways(network: dispatch_pb2.AssignedNetwork) -> list[str]:
-    """This node's addresses in a network: the first of each of its slices, if no other is said."""
+    """This node's addresses in a network: by default the first of each of its subnets."""
     if network.driver and not is_ours(network.driver):
         return []
     subnets = [ip_network(each) for each in (network.subnet, network.subnet6) if each]
-    said = [ip_address(network.gateway)] if network.gateway else []
+    given = [ip_address(network.gateway)] if network.gateway else []
     return [
-        str(next((one for one in said if one in each), each.network_address + 1))
+        str(next((one for one in given if one in each), each.network_address + 1))
         for each in subnets
     ]
 

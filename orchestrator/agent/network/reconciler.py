@@ -1,11 +1,13 @@
-"""The node's networks as the manager orders them, kept in force, and its containers on them.
+"""Reconciles this node's networks with the manager's order, and attaches containers to them.
 
-The order is applied at each change and every few seconds, level-triggered: whatever somebody
-removed comes back. A container is connected only after the first pass, which also gives back what
-no task of this node can hold any more. A network that is ordered no more goes when nobody is on it.
+The order is applied at each change and every few seconds, level-triggered: what was removed by hand
+is restored. A container is connected only after the first pass, which also releases what no task of
+this node can hold any more. A network that is no longer ordered is removed once no container is
+attached.
 
-Which networks a container is on, and by which interface, the helper's records tell: so connecting
-it is the same whether it is new, was connected by an earlier agent, or has others now than before.
+The helper's records say which networks a container is attached to, and by which interface: so
+connecting is the same for a new container, for one that an earlier agent connected, and for one
+whose networks have changed.
 """
 
 from __future__ import annotations
@@ -55,11 +57,11 @@ APPLY_PERIOD = 5.0
 
 
 MOST_NAMESERVERS = 3
-"""That resolvers look at (resolv.conf(5))."""
+"""The number that resolvers use (resolv.conf(5))."""
 
 
 class NodeNetworking(Protocol):
-    """What is needed of `network.NodeNetwork`; see there."""
+    """The methods of `node_network.NodeNetwork` that are used here; see there."""
 
     async def apply(self, config: NetworkConfig) -> None: ...
 
@@ -87,23 +89,23 @@ class Connected:
     """How a container is connected."""
 
     netns: Path | None
-    """None: the node's own."""
+    """None: the node's own namespace."""
     addresses: Mapping[str, str] = field(default_factory=dict)
     """Network name → IPv4 address, no prefix length."""
     addresses6: Mapping[str, str] = field(default_factory=dict)
     nameservers: tuple[str, ...] = ()
-    """Who answers names there; none: the node's own."""
+    """Its name servers; none: the node's own."""
 
 
 @dataclass(slots=True)
 class _Network:
-    """One that is ordered."""
+    """An ordered network."""
 
     config: NetworkConfig
     tunnels: TunnelOrder | None
     """Of an encrypted network."""
     passed: asyncio.Event = field(default_factory=asyncio.Event)
-    """A pass was made over this configuration, well or badly."""
+    """This configuration was applied, successfully or not."""
     failure: NetworkError | None = None
 
 
@@ -121,11 +123,10 @@ class NetworkReconciler:
         unordered: Collection[str] = (),
         exposure: Callable[[Collection[str]], Exposure] = lambda nodes: Exposure(tuple(nodes)),
     ) -> None:
-        """`held` tells the ids of containers that may hold an address now; it is asked once,
-        after the first pass. `running` is the running task of this node that a user means by a
-        word. `unordered` are networks that this node has without an order.
-        `exposure` is what is closed to containers, given the addresses of all nodes that this one
-        knows."""
+        """`held` returns the ids of containers that may hold an address; it is called once, after
+        the first pass. `running` finds the running task that a user means by a word. `unordered`
+        are networks that this node has without an order. `exposure` is what is closed to
+        containers, given the addresses of all known nodes."""
         self._network = network
         self._node_address = node_address
         self._held = held
@@ -135,7 +136,7 @@ class NetworkReconciler:
         self._unordered = frozenset(unordered)
         self._exposure = exposure
         self._exposing: NetworkError | None = None
-        """Why the last pass could not close what is to be closed."""
+        """Why the last pass could not close hosts to containers."""
         self._networks: dict[str, _Network] = {}
         """By id."""
         self._peers: frozenset[str] = frozenset()
@@ -143,15 +144,15 @@ class NetworkReconciler:
         self._ready = asyncio.Event()
         """The first pass is over."""
         self._cleared: asyncio.Event | None = None
-        """Set once no network is left; None unless all are to go."""
+        """Set once no network is left; None unless all are being removed."""
         self._collected = False
         self._attached: set[str] = set()
         """Containers that may be attached to networks; all others certainly are not."""
         self._failure: NetworkError | None = None
-        """Why what earlier containers left could not be given back."""
+        """Why the remains of earlier containers could not be released."""
 
     def order(self, networks: Sequence[dispatch_pb2.AssignedNetwork]) -> None:
-        """Take the complete list of this node's networks; none: nobody has said yet."""
+        """Take the complete list of this node's networks; empty: not known yet."""
         if not networks:
             return
         wanted = {}
@@ -164,7 +165,7 @@ class NetworkReconciler:
             return
         for id, before in self._networks.items():
             if wanted.get(id) is not before:
-                # Whoever waits for it looks what there is in its place.
+                # Tasks that wait for it look for its successor.
                 before.passed.set()
         self._networks = wanted
         addresses = {peer.address for each in wanted.values() for peer in each.config.peers}
@@ -176,16 +177,16 @@ class NetworkReconciler:
         return self._peers
 
     def applied(self) -> Mapping[str, NetworkConfig]:
-        """The networks that a pass was made over, by id."""
+        """The networks that were applied, by id."""
         return {id: each.config for id, each in self._networks.items() if each.passed.is_set()}
 
     def subnets(self) -> frozenset[str]:
-        """The IPv4 subnets that the networks take."""
+        """The IPv4 subnets of the networks."""
         configs = [each.config for each in self._networks.values()]
         return frozenset({s for c in configs for s in (c.cluster_cidr, c.subnet) if s})
 
     def plain(self) -> NetworkConfig | None:
-        """A network that is there, over all nodes and not encrypted: the first by id."""
+        """The first network by id that is in place, spans nodes and is not encrypted."""
         for id, config in sorted(self.applied().items()):
             if config.vni and not config.encrypted and id not in self.failures():
                 return config
@@ -218,12 +219,12 @@ class NetworkReconciler:
                 pass
 
     def exposure_changed(self) -> None:
-        """Make a pass now: another thing is to be closed to containers."""
+        """Make a pass now, since the exposure has changed."""
         self._changed.set()
 
     async def clear(self) -> None:
-        """Remove all networks of the cluster from this host; return when they are gone. To be
-        called when no container is left, with `run` under way."""
+        """Remove all networks of the cluster from this host; return when they are gone. Call it
+        when no container is left and while `run` is running."""
         self._networks, self._peers = {}, frozenset()
         self._cleared = cleared = asyncio.Event()
         self._changed.set()
@@ -256,7 +257,7 @@ class NetworkReconciler:
         await self._expose()
         orders = (each.tunnels for each in self._networks.values())
         await self._encryption.apply(order for order in orders if order is not None)
-        # What containers wait for first.
+        # New networks first: containers may wait for them.
         for each in sorted(self._networks.values(), key=lambda each: each.passed.is_set()):
             await self._apply(each)
         try:
@@ -271,7 +272,7 @@ class NetworkReconciler:
             self._failure = None
         except NetworkError as error:
             if str(error) != str(self._failure):
-                log.error("networks cannot be cleared up: %s", error)
+                log.error("unused networks cannot be removed: %s", error)
             self._failure = error
         self._ready.set()
 
@@ -293,8 +294,8 @@ class NetworkReconciler:
         network.passed.set()
 
     async def ready(self) -> None:
-        """Until what earlier containers left is given back: also their namespaces, so that new ones
-        are made only now. Raises NetworkError."""
+        """Wait until the remains of earlier containers are released, including their namespaces, so
+        that new ones are not mistaken for them. Raises NetworkError."""
         if not self._networks:
             raise NetworkError("this node has no network yet: it gets one from a manager")
         await self._ready.wait()
@@ -302,9 +303,9 @@ class NetworkReconciler:
             raise self._failure
 
     async def connect(self, task: Task) -> Connected:
-        """Have a task's container on the networks that its spec names and on no other, once these
-        are there. Its interfaces are eth0 and on, in the order of the spec as far as it has none
-        yet; its way out is by the first network that has one. Raises NetworkError."""
+        """Attach a task's container to the networks of its spec, once these are in place, and to no
+        others. New interfaces are named eth0, eth1, … in the order of the spec; its default route
+        is through the first network with a way out. Raises NetworkError."""
         await self.ready()
         if word := network_container(task.spec):
             neighbour = self._running(word)
@@ -351,14 +352,14 @@ class NetworkReconciler:
             if made.address6:
                 addresses6[config.name] = made.address6
         if any(config.driver for _, config in wanted):
-            await self._expose()  # before it begins, not with the next pass
-        # Any of them answers for all of the container's networks; the others are there for when it
-        # is taken off the first.
+            await self._expose()  # before the container starts, not with the next pass
+        # Each of them resolves the names of all networks of the container; the others are for when
+        # it is disconnected from the first.
         nameservers = gateways or others
         return Connected(Path(netns), addresses, addresses6, tuple(nameservers[:MOST_NAMESERVERS]))
 
     async def detach(self, container_id: str) -> None:
-        """Disconnect a container and free what it had. Raises NetworkError."""
+        """Disconnect a container and free its addresses and ports. Raises NetworkError."""
         if not self._networks:
             return
         await self.ready()
@@ -366,7 +367,7 @@ class NetworkReconciler:
         self._attached.discard(container_id)
 
     async def _applied(self, name: str) -> NetworkConfig:
-        """The network of this name, once it is there."""
+        """The network of this name, once it is in place."""
         while (network := self._named(name)) is not None:
             await network.passed.wait()
             if self._named(name) is network:
@@ -393,7 +394,7 @@ def _interface(
     publishes: bool,
 ) -> Interface:
     ip, ip6 = own_addresses(attachment, task.slot)
-    # The others follow the endpoint table.
+    # Ingress ports follow the endpoint table.
     ports = [port for port in task.spec.ports if port.mode is PublishMode.HOST and publishes]
     return Interface(
         ifname=ifname,
@@ -410,7 +411,7 @@ def _interface(
 
 
 def _of_plugin(options: Mapping[str, str]) -> dict[str, str]:
-    """The options that are a network plugin's own."""
+    """The options for the network's plugin."""
     ours = (SCOPE, SOURCE_CHECK, ALLOWED_SOURCES)
     return {key: value for key, value in options.items() if key not in ours}
 
@@ -424,10 +425,9 @@ def exposure_of(
     guests: Collection[str] = (),
     checked: Sequence[Guest] = (),
 ) -> Exposure:
-    """What is closed to containers. `nodes` are addresses, `managers` are HOST:PORT, `ports` are
-    those of this node's images and metrics; `access` is what is open (`model.exposure`), `guests`
-    are the addresses of containers on networks that others make, `checked` their interfaces whose
-    sources are checked."""
+    """What is closed to containers. `nodes` are addresses, `managers` HOST:PORT, `ports` those of
+    this node's images and metrics, `access` what is open. `guests` are the addresses of containers
+    on networks of plugins, `checked` their interfaces with source checks."""
     places = [manager.rpartition(":") for manager in managers]
     hosts = {host for host, _, _ in places if _is_address(host)}
     return Exposure(
@@ -448,7 +448,7 @@ def _is_address(host: str) -> bool:
 
 
 def network_config(network: dispatch_pb2.AssignedNetwork, node_address: str) -> NetworkConfig:
-    """A network as it is ordered, as this node's kernel is to have it."""
+    """The configuration of an ordered network on this node."""
     alone = network.driver == BRIDGE
     foreign = bool(network.driver) and not is_ours(network.driver)
     return NetworkConfig(

@@ -1,5 +1,5 @@
-"""Who on this node sends with source addresses of others: what the kernel dropped of it is counted
-for metrics, and logged, at most once in a while for each container."""
+"""Spoofed packets of containers: those that the kernel dropped are counted for metrics, and logged
+with a rate limit per container."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 
 LOOK_PERIOD = 10.0
 QUIET = 600.0
-"""Seconds between two lines on the same container in the same network."""
+"""Seconds between two log lines about the same container in the same network."""
 
 _Key = tuple[str, str]
 
 
 class SpoofingMonitor:
-    """Looks at what source checks have dropped."""
+    """Reads the counters of packets that source checks have dropped."""
 
     def __init__(
         self,
@@ -29,31 +29,31 @@ class SpoofingMonitor:
         networks: Callable[[], Mapping[str, NetworkConfig]],
         clock: Callable[[], float],
     ) -> None:
-        """`look` tells what was dropped, `networks` are those of this node by id, `clock` is
+        """`look` returns the counters, `networks` are those of this node by id, `clock` is
         monotonic, in seconds."""
         self._look = look
         self._networks = networks
         self._clock = clock
         self._seen: dict[_Key, int] | None = None
-        """What the kernel counted when it was last asked; None: this agent has not asked yet."""
+        """The last counters; None: not read yet."""
         self._unsaid: Counter[_Key] = Counter()
-        """Packets that no line of the log has told of."""
+        """Packets that are not logged yet."""
         self._said: dict[_Key, float] = {}
         self.dropped: Counter[str] = Counter()
-        """Packets by the network's name, since this agent began."""
+        """Packets by network name, since the start of this agent."""
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Read the counters until cancelled."""
         while True:
             await self.look()
             await asyncio.sleep(LOOK_PERIOD)
 
     async def look(self) -> None:
-        """Look once. What was dropped before the first time is not news."""
+        """Read the counters once. Packets before the first time are not counted."""
         try:
             forgeries = await self._look()
         except NetworkError:
-            return  # the networks' own pass says so
+            return  # the reconciler's pass logs it
         found = {(each.network, each.container): each.packets for each in forgeries}
         before, self._seen = self._seen, found
         if before is None:

@@ -150,8 +150,8 @@ async def test_a_follower_that_fails_is_told_all_again(
         assert one.entries == other.entries
     said = [record.getMessage() for record in caplog.records if "follow" in record.message]
     assert said == [
-        "one cannot follow the endpoints: the kernel has no nftables",
-        "one follows the endpoints again",
+        "one cannot apply the endpoint table: the kernel has no nftables",
+        "one applies the endpoint table again",
     ]
 
 

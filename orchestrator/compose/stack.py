@@ -1,4 +1,4 @@
-"""What a stack is: networks, volumes, files and services by the names that they have in the
+"""A stack: networks, volumes, files and services by the names that they have in the
 cluster, which are Docker's (`STACK_NAME`)."""
 
 from __future__ import annotations

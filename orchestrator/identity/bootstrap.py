@@ -1,4 +1,4 @@
-"""The first steps of a cluster and of a host, as files in a data folder."""
+"""Bootstrapping a cluster and a host: the first files in a data folder."""
 
 from __future__ import annotations
 

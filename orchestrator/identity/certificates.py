@@ -22,8 +22,8 @@ SKEW = dt.timedelta(minutes=5)
 """Certificates begin that long ago, so that hosts with slow clocks accept them."""
 
 _EARLIEST, _LATEST = 0.5, 0.8
-"""Of its life a certificate is renewed between these parts: holders that got theirs together do not
-all come together, and days are left for a manager that is away."""
+"""A certificate is renewed between these fractions of its validity: holders that got theirs
+together do not all renew together, and days are left for a manager that is unavailable."""
 
 _TIME = rb"(?:\x17\x0d(\d{12})Z|\x18\x0f(\d{14})Z)"
 _VALIDITY = re.compile(rb"\x30[\x1e-\x22]" + 2 * _TIME)
@@ -130,7 +130,7 @@ class PairFiles:
                 return pair
 
     def replace(self, pair: KeyPair) -> None:
-        """Write another pair; whoever reads meanwhile, also after a crash, has one or the other.
+        """Write another pair; a concurrent reader, also after a crash, gets one or the other.
         Raises OSError."""
         write_file(self._both, pair.certificate + pair.key)
         write_file(self.key, pair.key)

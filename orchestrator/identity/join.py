@@ -1,4 +1,4 @@
-"""A host's way into the cluster: trust the manager by the token, be trusted by its secret."""
+"""Joining a cluster: a host verifies the manager by the token, and proves itself by its secret."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def join(address: str, token_text: str, hostname: str) -> Joined:
     if not matches:
         raise JoinRefused(
             f"the manager at {target} is not of the cluster that this token is for (its CA "
-            "differs); check the address, and that nobody stands between"
+            "differs); check the address, and that nothing intercepts the connection"
         )
     key, request = ca.new_request()
     with grpc.secure_channel(

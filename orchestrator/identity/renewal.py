@@ -1,7 +1,7 @@
-"""A host's certificate is renewed by itself, long before its end.
+"""Automatic renewal of a host's certificate, long before it expires.
 
-Between half and four fifths of its life, by a clock that may jump and a host that may have slept:
-so the time is looked at anew now and then. What fails is tried again, at first often, and logged.
+Between half and four fifths of its validity. The clock may be stepped and the host suspended, so
+the time is checked periodically. Failures are logged and retried with backoff.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Revoked certificates: which they are, and the calls under way of those who hold them.
+"""Revoked certificates: refused in new calls, and their calls in progress are cancelled.
 
-Every server of the cluster (managers, and the agents' blob servers) asks at the beginning of each
-call, and ends the calls under way when a certificate is revoked.
+Every server of the cluster (managers, and the agents' blob servers) checks at the start of each
+call, and cancels calls in progress when a certificate is revoked.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Revocations:
             yield
         except asyncio.CancelledError:
             if call.ended_by is None or task.uncancel() > 0:
-                raise  # somebody else ends it, too
+                raise  # cancelled from outside as well
             self.refused(identity)
             raise CertificateRevoked(identity.role, call.ended_by) from None
         finally:

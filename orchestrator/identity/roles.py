@@ -50,7 +50,7 @@ def may_call(identity: Identity | None, service: str, cluster_id: str) -> str:
         return ""
     roles = ALLOWED.get(service)
     if roles is None:
-        return f"nobody may call {service}"
+        return f"no role may call {service}"
     if identity is None:
         return "this needs a certificate of the cluster"
     if identity.cluster_id != cluster_id:
@@ -75,7 +75,7 @@ class RoleGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         revocations: Revocations,
         seen: Callable[[Identity, str], None] = lambda identity, peer: None,
     ) -> None:
-        """`seen` is told of each caller that may call, and its address."""
+        """`seen` is called with each permitted caller and its address."""
         self._cluster_id = cluster_id
         self._revocations = revocations
         self._seen = seen

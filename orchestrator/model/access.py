@@ -1,4 +1,4 @@
-"""Who may speak with the cluster: issued and revoked certificates, sessions of the web page."""
+"""Access to the cluster: issued and revoked certificates, sessions of the web page."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from orchestrator.model.extensible import Extensible
 TICKET_LIFE = 300.0
 """Seconds in which the address of the web page must be opened."""
 SESSION_LIFE = 12 * 3600.0
-"""Seconds after which a session of the web page ends, however much it was used."""
+"""Maximum seconds of a session of the web page."""
 IDLE = 1800.0
-"""Seconds after which one ends whose page is not open."""
+"""Seconds after which an unused session ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,28 +28,26 @@ class Certificate(Extensible):
     fingerprint: str = ""
     """SHA-256 of the DER form, in lower-case hexadecimal digits."""
     hostname: str = ""
-    """Of a node, as it said when it joined."""
+    """Of a node, as it reported when it joined."""
     address: str = ""
-    """From where it was requested; for one that was issued elsewhere, from where it was used
-    first."""
+    """Address that it was requested from; if issued elsewhere, that it was first used from."""
     revision: int = 0
     since: float = 0.0
-    """When the first certificate was issued of those that were renewed by one another; 0: this
-    is it."""
+    """When the first certificate of its chain of renewals was issued; 0: this is the first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Revocation(Extensible):
-    """Certificates that are refused: one, or all of a holder that were issued up to a moment."""
+    """Revoked certificates: one, or all of a holder that were issued up to a point in time."""
 
     id: str = ""
     serial: str = ""
-    """Of the one certificate; empty: all of the holder."""
+    """Serial number of the certificate; empty: all of the holder."""
     role: str = ""
     name: str = ""
     at: float = 0.0
     expires_at: float = 0.0
-    """When the last of them has expired, and this can be forgotten."""
+    """When the last of them expires, and this can be deleted."""
     reason: str = ""
     by: str = ""
     """Name of the admin who revoked them."""
@@ -58,11 +56,11 @@ class Revocation(Extensible):
 
 @dataclass(frozen=True, slots=True)
 class PageSession(Extensible):
-    """Somebody who looks at the web page, with the rights of the admin who opened it."""
+    """A session of the web page, with the rights of the admin who opened it."""
 
     id: str = ""
     role: str = ""
-    """`admin`, or `viewer` who may change nothing."""
+    """`admin`, or `viewer` (read-only)."""
     user: str = ""
     """Name of the admin."""
     certificate: str = ""
@@ -71,19 +69,19 @@ class PageSession(Extensible):
     """When that was issued."""
     created_at: float = 0.0
     used_at: float = 0.0
-    """When it was used, with the precision of a minute."""
+    """When it was last used, to the minute."""
     until: float = 0.0
-    """When it ends at the latest."""
+    """When it expires."""
     ended_at: float = 0.0
-    """When somebody ended it; 0: nobody did."""
+    """When it was ended; 0: it was not."""
     address: str = ""
-    """Of the browser."""
+    """Address of the browser."""
     revision: int = 0
 
     def is_over(self, now: float) -> bool:
-        """Whether it has ended by itself or was ended."""
+        """Whether it has expired or was ended."""
         return bool(self.ended_at) or now >= min(self.until, self.used_at + IDLE)
 
     def can_be_forgotten(self, now: float) -> bool:
-        """Whether it is over, and its ticket, too: that must not open it once more."""
+        """Whether it and its ticket have expired, so that the ticket cannot open it again."""
         return self.is_over(now) and now >= self.created_at + TICKET_LIFE

@@ -1,9 +1,8 @@
-"""What a service likes to be near to, or far from: nodes, and other services.
+"""Affinities and anti-affinities to nodes and to services.
 
-As a user writes it: a rule, such as `node.labels.disk==ssd`, `service==db` or
-`service.labels.tier==cache`, and behind it `,weight=N` and `,within=ATTRIBUTE`. Without a weight it
-must hold. With one it is a wish, and the weight is what it is worth: as much as N tasks of the
-service on a node.
+The syntax is a rule such as `node.labels.disk==ssd`, `service==db` or `service.labels.tier==cache`,
+followed by `,weight=N` and `,within=ATTRIBUTE`. Without a weight an affinity is hard: it must hold.
+With a weight it is soft: it counts as much as N tasks of the service on a node.
 """
 
 from __future__ import annotations
@@ -15,34 +14,34 @@ from dataclasses import dataclass
 from orchestrator.model.constraints import Rule, RuleError, check_node_attribute, parse_rule
 from orchestrator.model.extensible import Extensible
 
-MOST_WEIGHT = 100
-MOST_AFFINITIES = 32
+MAX_WEIGHT = 100
+MAX_AFFINITIES = 32
 
 _OPTIONS = re.compile(r"(.*?)((?:,\s*(?:weight|within)\s*=[^,]*)*)")
 
 
 @dataclass(frozen=True, slots=True)
 class Affinity(Extensible):
-    """A liking, or a dislike."""
+    """An affinity or anti-affinity."""
 
     rule: str = ""
-    """Of nodes or services, such as `service==db`."""
+    """A rule on nodes or services, such as `service==db`."""
     anti: bool = False
-    """Away from it, not near to it."""
+    """Whether it is an anti-affinity."""
     weight: int = 0
-    """What it is worth, in tasks of the service on a node, 1 to 100; 0: it must hold."""
+    """Weight of a soft affinity, in tasks of the service on a node, 1 to 100; 0: it is hard."""
     within: str = ""
-    """An attribute such as `node.labels.zone`: near is where it has the same value. Empty: on the
-    same node. Of rules about services."""
+    """Of rules on services, an attribute such as `node.labels.zone`: nodes with the same value are
+    near. Empty: only the same node."""
 
     @property
     def hard(self) -> bool:
-        """Whether it must hold."""
+        """Whether it must hold (a filter, not a score)."""
         return not self.weight
 
     @property
     def parsed(self) -> Rule:
-        """Its rule. Raises RuleError."""
+        """The parsed rule. Raises RuleError."""
         return parse_rule(self.rule, self.word, services=True)
 
     @property
@@ -55,7 +54,7 @@ class Affinity(Extensible):
 
 
 def parse_affinity(text: str, *, anti: bool = False) -> Affinity:
-    """From `RULE[,weight=N][,within=ATTRIBUTE]`. Raises ValueError in the user's words."""
+    """From `RULE[,weight=N][,within=ATTRIBUTE]`. Raises ValueError."""
     match = _OPTIONS.fullmatch(text)
     rule, options = match.groups() if match else (text, "")
     weight, within = 0, ""
@@ -64,8 +63,8 @@ def parse_affinity(text: str, *, anti: bool = False) -> Affinity:
         key, _, value = (part.strip() for part in option.partition("="))
         if key == "within":
             within = value
-        elif not value.isdecimal() or not 1 <= int(value) <= MOST_WEIGHT:
-            raise RuleError(f"{what}: weight {value!r} is not a number from 1 to {MOST_WEIGHT}")
+        elif not value.isdecimal() or not 1 <= int(value) <= MAX_WEIGHT:
+            raise RuleError(f"{what}: weight {value!r} is not a number from 1 to {MAX_WEIGHT}")
         else:
             weight = int(value)
     made = Affinity(rule.strip(), anti, weight, within)
@@ -74,18 +73,18 @@ def parse_affinity(text: str, *, anti: bool = False) -> Affinity:
 
 
 def check_affinities(affinities: Iterable[Affinity]) -> None:
-    """Raise ValueError for the first that makes no sense."""
+    """Raise ValueError for the first invalid one."""
     listed = list(affinities)
-    if len(listed) > MOST_AFFINITIES:
-        raise RuleError(f"{len(listed)} affinities are more than {MOST_AFFINITIES}, the most")
+    if len(listed) > MAX_AFFINITIES:
+        raise RuleError(f"{len(listed)} affinities are more than {MAX_AFFINITIES}, the most")
     for each in listed:
         rule, what = each.parsed, f"{each.word} {str(each)!r}"
         if rule.of_services and rule.negated:
             raise RuleError(
                 f"{what}: with services only == and in; --{_OTHER[each.anti]} is the opposite"
             )
-        if not 0 <= each.weight <= MOST_WEIGHT:
-            raise RuleError(f"{what}: weight {each.weight} is not from 1 to {MOST_WEIGHT}")
+        if not 0 <= each.weight <= MAX_WEIGHT:
+            raise RuleError(f"{what}: weight {each.weight} is not from 1 to {MAX_WEIGHT}")
         if each.within and not rule.of_services:
             raise RuleError(f"{what}: within= says how near a service is; leave it out for nodes")
         if each.within:

@@ -1,4 +1,4 @@
-"""The order of services: which ones wait for which others."""
+"""Dependencies between services: what a service waits for, start order and cycles."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Secrets and configs: data that the cluster keeps, and gives to containers as files.
+"""Secrets and configs: data that the cluster stores and mounts into containers as files.
 
-Both are a `Document`: what differs is that a secret's data is shown to nobody but the containers
-that name it. A spec names a document by a `FileReference`; which of its versions a service or a
+Both are a `Document`; the difference is that only containers that name a secret can read its
+data. A spec names a document by a `FileReference`; which of its versions a service or a
 task has is written beside the spec (`Service.documents`, `Task.documents`), as a user's spec is
 never edited.
 """
@@ -58,12 +58,12 @@ class OnUpdate(IntEnum):
     SIGNAL = 1
     """The file is replaced in the running containers, and their first processes get a signal."""
     NONE = 2
-    """Nothing; tasks have it from the service's next update on."""
+    """Do nothing; tasks get it with the service's next update."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileReference(Extensible):
-    """A secret or config that a container has as a file."""
+    """A secret or config that is mounted into a container as a file."""
 
     source: str = ""
     """Name of the secret or config."""
@@ -77,7 +77,7 @@ class FileReference(Extensible):
     """Permission bits; 0: 0444."""
     on_update: OnUpdate = OnUpdate.ROLL
     signal: str = ""
-    """With SIGNAL: which; empty: SIGHUP."""
+    """With SIGNAL: the signal; empty: SIGHUP."""
 
     def path(self, kind: DocumentKind) -> str:
         """The absolute path in the container."""
@@ -86,7 +86,7 @@ class FileReference(Extensible):
 
     @property
     def signal_number(self) -> int:
-        """The signal's number; 0: no signal is wanted."""
+        """The signal's number; 0: none."""
         if self.on_update is not OnUpdate.SIGNAL:
             return 0
         return signal_number(self.signal or "SIGHUP")
@@ -109,7 +109,7 @@ class Document(Extensible):
     template_driver: str = ""
     """One of TEMPLATE_DRIVERS: the data is a template that each task's values are filled into."""
     removing: bool = False
-    """It is being removed: it takes no new user."""
+    """It is being removed: nothing new may use it."""
     remove_when_unused: bool = False
     """A tombstone: a manager removes it when the last task of a removed service has stopped."""
     revision: int = 0
@@ -134,7 +134,7 @@ def references(spec: HasFiles) -> Iterator[tuple[DocumentKind, FileReference]]:
 
 
 def check_document_name(kind: DocumentKind, name: str) -> None:
-    """Refuse what Docker does not take as a secret's or config's name. Raises ValueError."""
+    """Raise ValueError for an invalid name of a secret or config, by Docker's rules."""
     if not name:
         raise ValueError(f"the {kind.word} has no name")
     if not _NAME.fullmatch(name):
@@ -145,8 +145,8 @@ def check_document_name(kind: DocumentKind, name: str) -> None:
 
 
 def check_data(kind: DocumentKind, name: str, data: bytes, template_driver: str = "") -> None:
-    """Refuse data that is too large, or a template that is none. Raises ValueError, whose words
-    tell nothing of the data."""
+    """Raise ValueError for data that is too large, or an invalid template. The message reveals
+    nothing of the data."""
     if not data:
         raise ValueError(f"{kind.word} '{name}' would be empty; give it data")
     if len(data) > kind.limit:
@@ -161,8 +161,8 @@ def check_data(kind: DocumentKind, name: str, data: bytes, template_driver: str 
 
 
 def check_references(spec: HasFiles, mounted: Iterable[str] = ()) -> None:
-    """Refuse references that cannot be, whatever the cluster looks like; `mounted` are the targets
-    of the container's mounts. Raises ValueError."""
+    """Raise ValueError for invalid references, regardless of the cluster; `mounted` are the targets
+    of the container's mounts."""
     taken = {posixpath.normpath(target): "a mount" for target in mounted}
     modes: dict[tuple[DocumentKind, str], tuple[OnUpdate, int]] = {}
     for kind, each in references(spec):

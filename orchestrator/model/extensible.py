@@ -1,4 +1,4 @@
-"""The base of dataclasses that are stored or sent as protobuf messages."""
+"""The base class of dataclasses that are stored or sent as protobuf messages."""
 
 from __future__ import annotations
 

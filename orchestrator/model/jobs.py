@@ -11,47 +11,47 @@ from orchestrator.model.extensible import Extensible
 
 
 class Overlap(IntEnum):
-    """What becomes of a scheduled run while another is under way."""
+    """What to do with a scheduled run while another is in progress."""
 
     FORBID = 0
-    """It is left out."""
+    """Skip it."""
     ALLOW = 1
-    """It begins beside it."""
+    """Start it beside the other."""
     REPLACE = 2
-    """The other is stopped, and it begins when that has ended."""
+    """Stop the other, and start it when that has ended."""
 
 
 class Missed(IntEnum):
-    """What becomes of runs that were due while no manager was there."""
+    """What to do with runs that were due while no manager was running."""
 
     ONCE = 0
-    """One is made up for, however many there were."""
+    """Start one, however many were missed."""
     SKIP = 1
 
 
 @dataclass(frozen=True, slots=True)
 class JobSpec(Extensible):
-    """How a job's tasks follow one another; when it runs again."""
+    """Concurrency, deadline and schedule of a job."""
 
     parallelism: int = 0
-    """Most tasks at a time; 0: all at once."""
+    """Maximum tasks at a time; 0: all at once."""
     deadline: float = 0.0
-    """Seconds that a run may take; 0: no limit."""
+    """Maximum seconds of a run; 0: no limit."""
     schedule: str = ""
-    """When a run begins, such as `0 2 * * *` (`model.cron`); empty: once."""
+    """When runs start, such as `0 2 * * *` (`model.formats.schedules`); empty: once."""
     time_zone: str = ""
-    """By whose clock, such as `Europe/Vienna`; empty: UTC."""
+    """Time zone of the schedule, such as `Europe/Vienna`; empty: UTC."""
     overlap: Overlap = Overlap.FORBID
     missed: Missed = Missed.ONCE
     history: int = 5
-    """Runs that are remembered, with their tasks."""
+    """Number of runs that are remembered, with their tasks."""
     suspended: bool = False
-    """The schedule begins no run."""
+    """The schedule starts no runs."""
 
 
 @lru_cache(maxsize=64)
 def parse_indexes(text: str) -> frozenset[int]:
-    """The numbers of a text that `format_indexes` made."""
+    """Parse a text from `format_indexes`."""
     numbers: set[int] = set()
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
@@ -60,7 +60,7 @@ def parse_indexes(text: str) -> frozenset[int]:
 
 
 def format_indexes(numbers: Iterable[int]) -> str:
-    """The numbers in ascending order, those in a row as `first-last`."""
+    """The numbers in ascending order, consecutive ones as `first-last`."""
     spans: list[list[int]] = []
     for number in sorted(set(numbers)):
         if spans and number == spans[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""The limits of a container that can be changed while it runs. Pure."""
+"""Limits of a container that can be changed while it is running. Pure."""
 
 from __future__ import annotations
 

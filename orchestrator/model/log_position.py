@@ -1,4 +1,4 @@
-"""How far the lines of one task's log have come, so that a stream which broke goes on there."""
+"""Position in one task's log, from which a broken stream resumes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Names: images by Docker's rules, services as DNS labels, ids, and what a typo was meant to be.
+"""Names: images by Docker's rules, services as DNS labels, ids, and suggestions for typos.
 
 Image syntax follows the reference grammar of the distribution project
-(https://pkg.go.dev/github.com/distribution/reference); the form that is kept is Docker's familiar
+(https://pkg.go.dev/github.com/distribution/reference); the stored form is Docker's familiar
 one, so `docker.io/library/hello` and `hello` are the same image, `hello:latest`.
 """
 

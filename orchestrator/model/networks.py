@@ -1,4 +1,4 @@
-"""What a network and an attachment to one may be. Pure, and the words for what they may not."""
+"""Networks and attachments: drivers, options, validation. Pure."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DRIVERS = (OVERLAY, BRIDGE, CNI)
 CNI plugins. Any other name is that of a network plugin of Docker's protocol."""
 
 BUILT_IN = (DEFAULT_NETWORK, BRIDGE_NETWORK, HOST_NETWORK, NO_NETWORK)
-"""Networks that every cluster has, and that nobody makes or removes."""
+"""Networks that every cluster has, and that cannot be created or removed."""
 
 MTU, NODE_PREFIX, SOURCE_CHECK = "mtu", "node-prefix", "source-check"
 ALLOWED_SOURCES = "allowed-sources"
@@ -87,20 +87,20 @@ _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 
 
 def stands_alone(network: str) -> bool:
-    """Whether it is no network to be attached to, but a namespace to be in."""
+    """Whether it is a network namespace (`none`, `host`, `container:`), not a network."""
     return network in (NO_NETWORK, HOST_NETWORK) or network.startswith(CONTAINER_NETWORK)
 
 
 def own_addresses(attachment: NetworkAttachment, slot: int) -> tuple[str, str]:
-    """The fixed IPv4 and IPv6 address of a slot; empty where it has none. Slots begin with 1, a
-    container of no service and a task on each node (slot 0) have the first."""
+    """The fixed IPv4 and IPv6 address of a slot; empty if it has none. Slots begin with 1;
+    standalone containers (slot 0) have the first."""
     index = max(slot - 1, 0)
     ip, ip6 = attachment.ip, attachment.ip6
     return ip[index] if index < len(ip) else "", ip6[index] if index < len(ip6) else ""
 
 
 def network_container(spec: TaskSpec) -> str:
-    """The container whose network namespace it shares; empty: none's."""
+    """The container whose network namespace it shares; empty: its own."""
     (*_, last) = spec.network_names
     return last.removeprefix(CONTAINER_NETWORK) if last.startswith(CONTAINER_NETWORK) else ""
 
@@ -118,7 +118,7 @@ def connected(spec: TaskSpec, attachment: NetworkAttachment) -> TaskSpec:
 
 
 def is_connected(attachments: Sequence[NetworkAttachment], slot: int, status: TaskStatus) -> bool:
-    """Whether what was observed of a task's networks is what its spec says."""
+    """Whether the observed networks of a task are those of its spec."""
     wanted = [each for each in attachments if not stands_alone(each.network)]
     addresses, addresses6 = status.addresses, status.addresses6
     if {each.network for each in wanted} != addresses.keys() | addresses6.keys():
@@ -139,7 +139,7 @@ def disconnected(spec: TaskSpec, network: str) -> TaskSpec:
 
 
 def check_attachments(spec: TaskSpec) -> None:
-    """Raise ValueError for the first thing in the networks of a task that cannot be."""
+    """Raise ValueError for the first invalid attachment of a task."""
     names = [each.network for each in spec.networks]
     if len(set(names)) < len(names):
         raise ValueError("a network is named twice")
@@ -202,17 +202,17 @@ def slices_in(network: Network) -> int:
 
 
 def is_ours(driver: str) -> bool:
-    """Whether networks of this driver are made by Orc itself."""
+    """Whether Orc itself implements the driver."""
     return driver in (OVERLAY, BRIDGE)
 
 
 def is_sliced(network: Network) -> bool:
-    """Whether Orc gives each node a part of the network's subnet."""
+    """Whether the network's subnet is cut into slices for nodes."""
     return bool(network.subnet) and not network.ipam_driver
 
 
 def stays_on_node(driver: str, options: Mapping[str, str]) -> bool:
-    """Whether a container of the network reaches only those of its own node."""
+    """Whether containers of the network reach only others on the same node."""
     return driver == BRIDGE or (not is_ours(driver) and options.get(SCOPE) == LOCAL)
 
 
@@ -254,7 +254,9 @@ def allowed_sources(options: Mapping[str, str]) -> tuple[str, ...]:
                 "as 192.168.50.0/24"
             ) from None
         if found.is_multicast or found.is_loopback:
-            raise ValueError(f"network option {ALLOWED_SOURCES}: nobody sends from {found}")
+            raise ValueError(
+                f"network option {ALLOWED_SOURCES}: {found} is not an address to send from"
+            )
         if isinstance(found, IPv4Network):
             four.append(found)
         else:
@@ -268,15 +270,15 @@ def takes_foreign_sources(options: Mapping[str, str]) -> bool:
 
 
 def check_network_name(name: str) -> None:
-    """Raise ValueError for a name that no new network can have."""
+    """Raise ValueError for an invalid name of a new network."""
     check_name(name, "network name")
     if name.lower() in BUILT_IN:
         raise ValueError(f"there is a network '{name}' in every cluster; choose another name")
 
 
 def check_network(network: Network) -> None:
-    """Raise ValueError for the first thing in a network, but for its name, that cannot be,
-    whatever the cluster."""
+    """Raise ValueError for the first invalid field of a network (except its name), regardless of
+    the cluster."""
     if not is_ours(network.driver):
         check_foreign(network)
         return
@@ -296,7 +298,7 @@ def check_network(network: Network) -> None:
 
 
 def check_foreign(network: Network) -> None:
-    """Raise ValueError for the first thing that cannot be in a network that others make."""
+    """Raise ValueError for the first invalid field of a network of a plugin."""
     what = "a CNI network" if network.driver == CNI else f"a network of plugin {network.driver}"
     for said, words in (
         (network.encrypted, "--opt encrypted"),
@@ -321,7 +323,7 @@ def check_foreign(network: Network) -> None:
 
 
 def _check_chain(network: Network) -> None:
-    """Of a network of driver `cni`."""
+    """Check a network with driver `cni`."""
     # Not for those who have none.
     from orchestrator.model.formats.conflist import ConflistError, parse_conflist, wants_slices
 
@@ -370,7 +372,7 @@ def _check_sources(options: Mapping[str, str]) -> None:
 
 
 def _check_ranges(network: Network) -> None:
-    """Its subnets, and what must lie in them."""
+    """Check its subnets, and what must lie in them."""
     subnet = parse_subnet(network.subnet, IPv4Network)
     pool = parse_subnet(network.pool, IPv4Network)
     if not pool.subnet_of(subnet):

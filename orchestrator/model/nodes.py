@@ -1,4 +1,4 @@
-"""Nodes as the store keeps them: what an agent reports, and what operators say."""
+"""Nodes as stored: what an agent reports, and what operators set."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ class NodeState(IntEnum):
     """What the managers know of a node's health."""
 
     UNKNOWN = 0
-    """Not heard of since this leader's term began."""
+    """No report since this leader's term began."""
     READY = 1
     DOWN = 2
 
 
 class Availability(IntEnum):
-    """What its operator allows a node to do."""
+    """Which tasks a node accepts, as its operator set it."""
 
     ACTIVE = 0
     PAUSE = 1
-    """Keeps what runs, takes nothing new."""
+    """Keeps its tasks, accepts no new ones."""
     DRAIN = 2
-    """Its tasks go elsewhere."""
+    """Its tasks are moved to other nodes."""
 
 
 REGISTRY_CREDENTIALS = "registry-credentials"
@@ -34,7 +34,7 @@ REGISTRY_CREDENTIALS = "registry-credentials"
 
 @dataclass(frozen=True, slots=True)
 class TunnelKey(Extensible):
-    """A node's public WireGuard key, and the UDP port at which the node answers to it."""
+    """A node's public WireGuard key, and the UDP port on which it listens with that key."""
 
     public: str = ""
     """32 bytes in base64."""
@@ -61,33 +61,33 @@ class NodeDescription(Extensible):
     labels: dict[str, str] = field(default_factory=dict)
     """Given to the agent on its own command line: `engine.labels.NAME` in placement rules."""
     blob_port: int = 0
-    """TCP port at which the node serves its image blobs to other nodes."""
+    """TCP port on which the node serves image blobs to other nodes."""
     metrics_port: int = 0
-    """TCP port of its metrics, HTTPS."""
+    """TCP port of its metrics (HTTPS)."""
     network_features: tuple[str, ...] = ()
-    """What its networks can be, such as `encrypted`, `cni`."""
+    """Supported features of networks, such as `encrypted`, `cni`."""
     routes: tuple[str, ...] = ()
     """Subnets that the host has routes to, which no network may overlap."""
     volume_drivers: dict[str, str] = field(default_factory=dict)
-    """Name of each volume plugin that answers there → `local` or `global`."""
+    """Name of each running volume plugin → `local` or `global`."""
     path_mtu: int = 0
-    """Bytes of the largest packet that gets to each other node in one piece, as was found by
-    sending such; 0: not known."""
+    """Path MTU: bytes of the largest packet that reaches every other node unfragmented,
+    as measured; 0: unknown."""
     trouble: str = ""
-    """What is wrong with the host and what mends it, in words; empty while nothing is."""
+    """A problem of the host and its remedy; empty: none."""
     generic_resources: dict[str, str] = field(default_factory=dict)
-    """Kind → how many it has, or the names of them: `4`, or `/dev/a,/dev/b`."""
+    """Kind → number or names: `4`, or `/dev/a,/dev/b`."""
     features: tuple[str, ...] = ()
-    """What its agent can do that older ones cannot, such as `files` (secrets and configs)."""
+    """Features of its agent; see `model.agent_features`."""
     tunnel_keys: tuple[TunnelKey, ...] = ()
-    """Of encrypted networks, the oldest first; two while one takes the other's place."""
+    """Keys for encrypted networks, the oldest first; two during a rotation."""
     cni_plugins: tuple[str, ...] = ()
     """Names of the CNI plugins (programs) that it has, sorted."""
     network_drivers: dict[str, str] = field(default_factory=dict)
-    """Name of each network plugin of Docker's protocol that answers there → `local` or `global`,
-    which says whether its networks connect containers of several nodes."""
+    """Name of each running network plugin of Docker's protocol → `local` or `global` (its networks
+    span nodes)."""
     ipam_drivers: tuple[str, ...] = ()
-    """Names of those that give out addresses, sorted."""
+    """Names of the running IPAM plugins of Docker's protocol, sorted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +104,19 @@ class Node(Extensible):
     state: NodeState = NodeState.UNKNOWN
     state_since: float = 0.0
     message: str = ""
-    """Why the node is in its state, in the user's words."""
+    """Why the node is in its state."""
     revision: int = 0
     boot_id: str = ""
-    """Names the boot of the host in which its agent last said hello."""
+    """Id of the host's boot in which its agent last opened a session."""
     key_rotation: int = 0
-    """How often a user has ordered it to have another key for encrypted networks."""
+    """How often a user has rotated its key for encrypted networks."""
     drain_most: int = 0
-    """Most tasks of a service that a drain of it makes unavailable at a time; 0: all."""
+    """Maximum tasks of a service that a drain makes unavailable at a time; 0: no limit."""
     drain_deadline: float = 0.0
-    """When a drain of it waits no more; 0: never."""
+    """When a drain stops all remaining tasks; 0: never."""
     downs: tuple[float, ...] = ()
-    """When it lately went down, the newest last."""
+    """Times of its last failures, the newest last."""
     restricted: bool = False
-    """Whether only what is in `allowed` may be given to containers; see `allowances`."""
+    """Whether containers get only the host access in `allowed`; see `validation.host_access`."""
     allowed: tuple[str, ...] = ()
     """Set by operators."""

@@ -1,4 +1,4 @@
-"""What the store keeps. `meta.revision` is the store's revision of the object as read."""
+"""Stored objects. `revision` is the store's revision of the object as read."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class PolicyPort(Extensible):
 
 @dataclass(frozen=True, slots=True)
 class NetworkPolicy(Extensible):
-    """Whether connections inside a network are let through. All is open until something denies;
-    what allows is an exception from all that denies."""
+    """A rule on connections inside a network. All are allowed until a policy denies them; a policy
+    that allows is an exception from all that deny."""
 
     id: str = ""
     created_at: float = 0.0
     allow: bool = False
     destination: str = ""
-    """Name of the service or container that is connected to, now or later."""
+    """Name of the destination service or container, which may not exist yet."""
     sources: tuple[str, ...] = ()
-    """Names of those that connect; none: any."""
+    """Names of the source services and containers; empty: any."""
     ports: tuple[PolicyPort, ...] = ()
-    """Of the destination's containers; none: all."""
+    """Ports of the destination's containers; empty: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,9 @@ class Network(Extensible):
     """Node id → its subnet."""
     revision: int = 0
     internal: bool = False
-    """It has no way out."""
+    """It has no route out of the network."""
     attachable: bool = False
-    """As in Docker; here a container may be on any network."""
+    """Kept for Docker compatibility; containers may join any network."""
     encrypted: bool = False
     labels: dict[str, str] = field(default_factory=dict)
     options: dict[str, str] = field(default_factory=dict)
@@ -65,19 +65,19 @@ class Network(Extensible):
     ip_range: str = ""
     """The part of the subnet that nodes' slices are taken from; empty: all of it."""
     gateway: str = ""
-    """One of the first slice, and each slice's is at the same place in it. Empty: the first."""
+    """An address of the first slice; each slice's gateway has the same offset. Empty: the first."""
     subnet6: str = ""
     """A node's slice of it is the /64 of the same number as its IPv4 slice."""
     removing: bool = False
-    """It is being removed: it takes no new user."""
+    """It is being removed: nothing new may use it."""
     remove_when_unused: bool = False
     """A tombstone: a manager removes it when the last task of a removed service has stopped."""
     policies: tuple[NetworkPolicy, ...] = ()
     """In the order in which they were made."""
     conflist: str = ""
-    """Of driver `cni`: the configuration list (JSON)."""
+    """With driver `cni`: the configuration list (JSON)."""
     ipam_driver: str = ""
-    """The plugin that gives out its addresses; empty: Orc, or its chain of CNI plugins."""
+    """The plugin that allocates its addresses; empty: Orc, or its chain of CNI plugins."""
     ipam_options: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -88,7 +88,7 @@ class Network(Extensible):
 
 @dataclass(frozen=True, slots=True)
 class Image(Extensible):
-    """An image that some node has. Identified by the digest of its manifest."""
+    """An image that at least one node has, identified by the digest of its manifest."""
 
     id: str = ""
     names: tuple[str, ...] = ()
@@ -103,22 +103,21 @@ class Image(Extensible):
     """Ids of the nodes that have it, sorted."""
     revision: int = 0
     indexes: tuple[str, ...] = ()
-    """Digests of the multi-platform indexes that it was taken from, sorted."""
+    """Digests of the multi-platform indexes that list it, sorted."""
     labels: dict[str, str] = field(default_factory=dict)
-    """As its config has them."""
+    """From its config."""
     condemned: tuple[str, ...] = ()
-    """Ids of those of its nodes that were away when it was removed: they remove it when they are
-    back. Sorted."""
+    """Ids of nodes that were down when it was removed: they remove it when back. Sorted."""
     entrypoint: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
-    """What it runs, as its config has it."""
+    """From its config."""
     reported_names: tuple[str, ...] = ()
-    """Names that nodes have it under. For display: no name is resolved by them."""
+    """Names that nodes reported, for display only: names are not resolved by them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credential(Extensible):
-    """What the cluster shows to one registry."""
+    """The cluster's credentials for one registry."""
 
     id: str = ""
     """The registry, such as `docker.io` or `reg.example:5000`."""
@@ -150,14 +149,14 @@ class Volume(Extensible):
     labels: dict[str, str] = field(default_factory=dict)
     scope: VolumeScope = VolumeScope.LOCAL
     node_id: str = ""
-    """Where the data is, for life; empty for one of global scope, and before its first use."""
+    """The node that it is pinned to; empty for global scope, and before its first use."""
     removing: bool = False
-    """Somebody is removing it: it takes no new user."""
+    """It is being removed: nothing new may use it."""
     revision: int = 0
 
     @property
     def name(self) -> str:
-        """What a user calls it."""
+        """Its name."""
         return self.id
 
 
@@ -176,15 +175,15 @@ class Cluster(Extensible):
     network_cidr: str = "10.128.0.0/14"
     revision: int = 0
     strategy: Strategy = Strategy.DEFAULT
-    """Of the services that say nothing else, and of containers."""
+    """Default of services, and the strategy of containers."""
     scrape_token: str = ""
-    """What Prometheus shows to managers and agents; empty: nothing that it could."""
+    """Bearer token with which Prometheus scrapes managers and agents; empty: disabled."""
     certificate_lifetime: float = 0.0
-    """Seconds that certificates count from now on; 0: the usual."""
+    """Validity of new certificates in seconds; 0: the default."""
     secrets_key_id: str = ""
-    """Names the key that secrets are sealed with; empty in a cluster of an earlier version."""
+    """Id of the key that secrets are encrypted with; empty in a cluster of an earlier version."""
     container_access: tuple[str, ...] = ()
-    """What of the hosts is open to containers; see `exposure`."""
+    """Which ports of the hosts containers can reach; see `validation.host_access`."""
 
 
 Object = (

@@ -16,33 +16,33 @@ MAX_REPLICAS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Resources(Extensible):
-    """An amount of CPU (shares) and memory (bytes); 0 is "not said"."""
+    """An amount of CPU (shares) and memory (bytes); 0: not set."""
 
     shares: int = 0
     memory: int = 0
 
 
 class Strategy(IntEnum):
-    """Which of the nodes that can take a task gets it."""
+    """How the scheduler chooses among the nodes that can take a task."""
 
     DEFAULT = 0
-    """Of a service: as the cluster has it; of the cluster: SPREAD."""
+    """Of a service: the cluster's strategy; of the cluster: SPREAD."""
     SPREAD = 1
-    """One with few tasks of the service, and little load."""
+    """The node with the fewest tasks of the service, then the least load."""
     BINPACK = 2
-    """The fullest, so that others stay empty."""
+    """The fullest node, so that others stay empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenericResource(Extensible):
-    """So many of a kind of things that nodes have a few of (`model.generic`)."""
+    """A number of generic resources of one kind (`model.formats.generic_resources`)."""
 
     kind: str = ""
     count: int = 0
     names: tuple[str, ...] = ()
-    """Just these, as many as `count`; empty: any."""
+    """These names, as many as `count`; empty: any."""
     every: bool = False
-    """All that the node has, at least `count`."""
+    """All of the node's, at least `count`."""
 
     def __str__(self) -> str:
         if self.names:
@@ -51,24 +51,24 @@ class GenericResource(Extensible):
 
 
 class DisconnectAction(IntEnum):
-    """What becomes of tasks whose node is down."""
+    """What to do with tasks whose node is down."""
 
     REPLACE = 0
-    """Others take their place; if the node comes back, they stop."""
+    """Reschedule them; if the node comes back, it stops them."""
     KEEP = 1
-    """They wait for their node."""
+    """Keep them for when the node comes back."""
     STOP = 2
-    """Their node stops them by itself, and then others take their place: never two at a time."""
+    """Their node stops them by itself; then they are rescheduled: never two at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Disconnect(Extensible):
-    """What becomes of tasks whose node is down, and when."""
+    """What to do with tasks whose node is down, and when."""
 
     action: DisconnectAction = DisconnectAction.REPLACE
     after: float = 0.0
-    """Seconds that the node has been down, or has had no manager."""
+    """Seconds for which the node has been down, or disconnected from managers."""
 
 
 KEPT = "kept on "
-"""Begins the message of a task that waits for its node, which is down."""
+"""Prefix of the message of a task that waits for its node, which is down."""

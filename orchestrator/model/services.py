@@ -1,4 +1,4 @@
-"""Services as the store keeps them: the spec, and how its updates and jobs go."""
+"""Services as stored: the spec, the status of its update, and the runs of a job."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from orchestrator.model.specs import ServiceSpec, UpdatePolicy
 
 
 class UpdateState(IntEnum):
-    """How the newest update of a service's tasks goes."""
+    """State of the newest update of a service's tasks."""
 
     NONE = 0
-    """There was none."""
+    """There was no update."""
     UPDATING = 1
     CANARY = 2
     """Its canaries work; it waits to be promoted."""
     PAUSED = 3
-    """Too many tasks failed; it waits for a new spec, a rollback or a word to go on."""
+    """Too many tasks failed; it waits for a new spec, a rollback or to be resumed."""
     COMPLETED = 4
     ROLLING_BACK = 5
     ROLLBACK_PAUSED = 6
@@ -27,83 +27,82 @@ class UpdateState(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class UpdateStatus(Extensible):
-    """Where the newest update of a service's tasks stands."""
+    """Status of the newest update of a service's tasks."""
 
     state: UpdateState = UpdateState.NONE
     started_at: float = 0.0
     finished_at: float = 0.0
-    """When it completed, was rolled back, or paused; 0 while it goes on."""
+    """When it completed, was rolled back, or paused; 0 while in progress."""
     message: str = ""
-    """Why, in the user's words."""
+    """The reason of the state."""
     promoted: bool = False
-    """It waits for nobody at its canaries."""
+    """It does not wait at its canaries."""
 
     @property
     def moving(self) -> bool:
-        """Whether it goes on by itself."""
+        """Whether it is in progress."""
         return self.state in (UpdateState.UPDATING, UpdateState.ROLLING_BACK)
 
 
 @dataclass(frozen=True, slots=True)
 class PastSpec(Extensible):
-    """What a service was before."""
+    """An earlier spec of a service."""
 
     spec: ServiceSpec = field(default_factory=ServiceSpec)
     image_digest: str = ""
     version: int = 0
     """`spec_version` of its tasks."""
     until: float = 0.0
-    """When another spec took its place."""
+    """When it was replaced."""
     documents: dict[str, int] = field(default_factory=dict)
     """As `Service.documents`."""
 
 
 class JobState(IntEnum):
-    """How a run of a job goes."""
+    """State of a run of a job."""
 
     RUNNING = 0
     COMPLETE = 1
     FAILED = 2
     STOPPED = 3
-    """By its user, or for another run."""
+    """By a user, or replaced by another run."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobRun(Extensible):
-    """One time that a job does all of its work."""
+    """One run of a job."""
 
     number: int = 0
-    """From 1, of this job."""
+    """Counts the job's runs from 1."""
     version: int = 0
     """`spec_version` of its tasks."""
     due_at: float = 0.0
-    """When the schedule wanted it; 0: somebody said so."""
+    """When the schedule made it due; 0: a user started it."""
     started_at: float = 0.0
     since: float = 0.0
-    """When it last began to be busy: at its start, or when it went on for a new node."""
+    """When it last started to work: at its start, or when it resumed for a new node."""
     finished_at: float = 0.0
     state: JobState = JobState.RUNNING
     message: str = ""
-    """Why it failed or was stopped, in the user's words."""
+    """Why it failed or was stopped."""
     completed: str = ""
-    """Indexes that are done, such as `1-3,5`. Once here, a completion is counted, and its task may
-    be forgotten."""
+    """Completed indexes, such as `1-3,5`. Once an index is here, its task may be deleted."""
     nodes: tuple[str, ...] = ()
-    """Ids of the nodes on which a global job is done, sorted."""
+    """Ids of the nodes on which a global job has completed, sorted."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobStatus(Extensible):
-    """What became of a job so far."""
+    """Status of a job."""
 
     runs: tuple[JobRun, ...] = ()
-    """Those remembered, the newest first."""
+    """The remembered runs, the newest first."""
     decided_until: float = 0.0
-    """The moment up to which the schedule's runs have begun or been left out."""
+    """The time up to which the schedule's runs have been started or skipped."""
     skipped: int = 0
-    """How many of them were left out."""
+    """Number of skipped runs."""
     message: str = ""
-    """Why the last one was, in the user's words."""
+    """Why the last one was skipped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +117,12 @@ class Service(Extensible):
     image_digest: str = ""
     """The manifest digest that `spec.task.container.image` was resolved to."""
     removed: bool = False
-    """The user removed it; it goes once its tasks have ended."""
+    """A user removed it; it is deleted once its tasks have ended."""
     revision: int = 0
     vips: dict[str, str] = field(default_factory=dict)
-    """Network id → the service's own IPv4 address there, for its life."""
+    """Network id → IPv4 VIP, for the service's life."""
     vips6: dict[str, str] = field(default_factory=dict)
-    """Network id → its IPv6 address there."""
+    """Network id → IPv6 VIP."""
     update: UpdateStatus = field(default_factory=UpdateStatus)
     history: tuple[PastSpec, ...] = ()
     """Earlier specs, the newest first."""
@@ -131,12 +130,12 @@ class Service(Extensible):
     documents: dict[str, int] = field(default_factory=dict)
     """Id of each secret and config that the spec names → the version that its tasks have."""
     declined: dict[str, int] = field(default_factory=dict)
-    """Versions that it was rolled back from: it is not given them again by itself."""
+    """Versions that it was rolled back from: it is not updated to them again automatically."""
     trace: str = ""
-    """Place in a trace of the call that wrote it last; see `orchestrator.tracing.spans`."""
+    """Trace context of the call that wrote it last; see `orchestrator.tracing.spans`."""
 
     @property
     def policy(self) -> UpdatePolicy:
-        """How its tasks are replaced now: as for an update, or as for a rollback."""
+        """The policy in effect: of updates or of rollbacks."""
         back = (UpdateState.ROLLING_BACK, UpdateState.ROLLBACK_PAUSED)
         return self.spec.rollback if self.update.state in back else self.spec.update

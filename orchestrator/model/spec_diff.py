@@ -1,4 +1,4 @@
-"""What differs between two specs, as users know it."""
+"""Differences between two specs, as users read them."""
 
 from __future__ import annotations
 

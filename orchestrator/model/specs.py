@@ -35,35 +35,35 @@ class RestartCondition(IntEnum):
     ON_FAILURE = 1
     NONE = 2
     UNLESS_STOPPED = 3
-    """As ANY; the word that Docker has for containers."""
+    """As ANY; Docker's name for it on containers."""
 
 
 class ServiceMode(IntEnum):
-    """How the number of a service's tasks is found."""
+    """How many tasks a service has, and whether they end."""
 
     REPLICATED = 0
     GLOBAL = 1
     REPLICATED_JOB = 2
-    """A number of tasks that do their work and end."""
+    """A number of tasks that run to completion."""
     GLOBAL_JOB = 3
-    """Such a task on each node."""
+    """One such task on each node."""
 
     @property
     def is_job(self) -> bool:
-        """Whether its tasks are to end."""
+        """Whether its tasks run to completion."""
         return self in (ServiceMode.REPLICATED_JOB, ServiceMode.GLOBAL_JOB)
 
     @property
     def is_global(self) -> bool:
-        """Whether it has a task on each node, and no number of them."""
+        """Whether it has one task on each node."""
         return self in (ServiceMode.GLOBAL, ServiceMode.GLOBAL_JOB)
 
 
 class EndpointMode(IntEnum):
-    """What the name of a service stands for."""
+    """What the name of a service resolves to."""
 
     VIP = 0
-    """One address of its own in each network, balanced over its tasks."""
+    """A VIP in each network, load-balanced over its tasks."""
     DNSRR = 1
     """The addresses of its tasks."""
 
@@ -79,9 +79,9 @@ class PublishMode(IntEnum):
     """Where a published port is open."""
 
     INGRESS = 0
-    """On every node; it leads to the tasks wherever they run."""
+    """On every node, load-balanced over the tasks wherever they run."""
     HOST = 1
-    """On the node of each task; it leads to that one."""
+    """On the node of each task, for that task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +106,14 @@ class Ulimit(Extensible):
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck(Extensible):
-    """How it is seen whether a container does its work (Docker's HEALTHCHECK).
+    """A container's health check (Docker's HEALTHCHECK).
 
-    `model.health` says what the tests are, and what holds where this says nothing.
+    `model.validation.health_checks` has the kinds of tests and the defaults.
     """
 
     test: tuple[str, ...] = ()
     """Kind and arguments; empty: the image's. `NONE` is no check, `CMD` a program in the container,
-    `CMD-SHELL` a line for its shell; `HTTP`, `TCP` and `GRPC` are asked by its node."""
+    `CMD-SHELL` a line for its shell; `HTTP`, `TCP` and `GRPC` are probes from its node."""
     interval: float = 0.0
     """Seconds between two probes."""
     timeout: float = 0.0
@@ -121,14 +121,14 @@ class HealthCheck(Extensible):
     start_period: float = 0.0
     """Seconds after the start in which a failure does not count."""
     start_interval: float = 0.0
-    """Most seconds between two probes as long as none has succeeded."""
+    """Maximum seconds between two probes until the first success."""
     retries: int = 0
-    """Failures in a row that make it unhealthy."""
+    """Consecutive failures after which it is unhealthy."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogConfig(Extensible):
-    """Where a container's output goes; `model.logdrivers` says what there is."""
+    """Where a container's output goes; `model.formats.log_options` has the drivers and options."""
 
     driver: str = ""
     """Logging driver; empty: the node's default."""
@@ -137,11 +137,11 @@ class LogConfig(Extensible):
 
 @dataclass(frozen=True, slots=True)
 class ContainerSpec(Extensible):
-    """What runs: image, process and its surroundings."""
+    """A container: image, process and isolation."""
 
     image: str = ""
     entrypoint: tuple[str, ...] = ()
-    """Replaces the image's entrypoint when not empty; a single empty text is none at all."""
+    """Replaces the image's entrypoint when not empty; a single empty string clears it."""
     command: tuple[str, ...] = ()
     """Replaces the image's command when not empty."""
     env: tuple[str, ...] = ()
@@ -155,10 +155,10 @@ class ContainerSpec(Extensible):
     stop_signal: str = ""
     """Name such as `SIGTERM`; empty: the image's, else SIGTERM."""
     stop_grace: float = 10.0
-    """Seconds between the beginning of a stop, with its `pre_stop` hooks, and SIGKILL."""
+    """Seconds from the start of a stop, including its `pre_stop` hooks, to SIGKILL."""
     read_only: bool = False
     pids_limit: int = 0
-    """Most processes in the container; 0: the node's default, -1: no limit."""
+    """Maximum number of processes in the container; 0: the node's default, -1: no limit."""
     tty: bool = False
     """Whether its standard streams are a terminal."""
     open_stdin: bool = False
@@ -169,14 +169,14 @@ class ContainerSpec(Extensible):
     dns: tuple[str, ...] = ()
     """Name servers in place of those of the network or node."""
     dns_search: tuple[str, ...] = ()
-    """Search domains in place of the node's; a single `.` is none."""
+    """Search domains in place of the node's; a single `.` clears them."""
     dns_options: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
-    """Further groups of the process, names or ids."""
+    """Supplementary groups of the process, names or ids."""
     cap_add: tuple[str, ...] = ()
-    """Capabilities such as `CAP_NET_ADMIN` over the default set; `ALL` is every one."""
+    """Capabilities added to the default set, such as `CAP_NET_ADMIN`; `ALL`: every one."""
     cap_drop: tuple[str, ...] = ()
-    """Capabilities taken from the default set; `ALL` leaves only `cap_add`."""
+    """Capabilities removed from the default set; `ALL` leaves only `cap_add`."""
     privileged: bool = False
     """All capabilities and devices, nothing masked, no seccomp, the host's users."""
     devices: tuple[str, ...] = ()
@@ -187,7 +187,7 @@ class ContainerSpec(Extensible):
     """The name of a profile that the node has loaded, or `unconfined`; empty: the node's default
     profile, where its kernel has AppArmor."""
     new_privileges: bool = False
-    """Whether a set-user-id program may gain what its starter has not."""
+    """Whether set-user-id programs may gain privileges (no_new_privs is off)."""
     sysctls: dict[str, str] = field(default_factory=dict)
     ulimits: tuple[Ulimit, ...] = ()
     shm_size: int = 0
@@ -195,13 +195,13 @@ class ContainerSpec(Extensible):
     tmpfs: tuple[str, ...] = ()
     """`PATH[:OPTIONS]` entries, each an empty file system in memory."""
     init: bool = False
-    """Whether a small init runs as the first process, and reaps what is orphaned."""
+    """Whether an init process runs as PID 1 and reaps zombies."""
     oom_score_adj: int = 0
-    """How gladly the kernel kills it when the host's memory ends, -1000 to 1000."""
+    """OOM score adjustment, -1000 to 1000."""
     cpuset_cpus: str = ""
     """CPUs that it may run on, such as `0-1,3`; empty: all."""
     memory_swap: int = 0
-    """Bytes of memory and swap together; 0: no swap beyond the memory limit, -1: no limit."""
+    """Bytes of memory plus swap; 0: no swap beyond the memory limit, -1: no limit."""
     userns: str = ""
     """`host`: the host's users; empty or `private`: a range of user ids of its own."""
     runtime: str = ""
@@ -216,26 +216,26 @@ class ContainerSpec(Extensible):
     on whose node it is placed; empty or `private`: its own; `shareable`: its own, which others may
     join."""
     mounts: tuple[MountSpec, ...] = ()
-    """Folders, volumes and tmpfs besides the image's own; one a target."""
+    """Binds, volumes and tmpfs; one per target."""
     volumes_from: tuple[str, ...] = ()
-    """Containers whose mounts this one has too, `NAME[:ro|:rw]`: it is placed on their node."""
+    """Containers whose mounts it shares, `NAME[:ro|:rw]`: it is placed on their node."""
     storage_size: int = 0
-    """Most bytes of the container's writable layer; 0: what the node's disk has."""
+    """Maximum bytes of the writable layer; 0: limited by the node's disk only."""
     health: HealthCheck = field(default_factory=HealthCheck)
     secrets: tuple[FileReference, ...] = ()
-    """Secrets that it has as files in memory."""
+    """Secrets, mounted as files in memory."""
     configs: tuple[FileReference, ...] = ()
-    """Configs that it has as files in memory."""
+    """Configs, mounted as files in memory."""
     logging: LogConfig = field(default_factory=LogConfig)
     post_start: tuple[Hook, ...] = ()
-    """Run in turn after its program has started; it is RUNNING when all have succeeded, and FAILED
+    """Run in order after its program has started; it is RUNNING when all have succeeded, and FAILED
     when one fails."""
     pre_stop: tuple[Hook, ...] = ()
-    """Run in turn before the stop signal of an ordered stop, within the stop grace period."""
+    """Run in order before the stop signal of an ordered stop, within the stop grace period."""
 
     def arguments(self, entrypoint: Iterable[str], command: Iterable[str]) -> list[str]:
-        """What runs, given these words of its image: an entrypoint of the spec's own makes the
-        image's command void."""
+        """The process's arguments, given those of its image. An entrypoint in the spec also
+        discards the image's command."""
         if self.entrypoint:
             return [*filter(None, self.entrypoint), *self.command]
         return [*entrypoint, *(self.command or command)]
@@ -249,28 +249,28 @@ class RestartPolicy(Extensible):
     delay: float = 5.0
     """Seconds before a replacement starts; grows with each failure in a row (back-off)."""
     max_attempts: int = 0
-    """Most restarts of a slot within `window`; 0: no limit."""
+    """Maximum restarts of a slot within `window`; 0: no limit."""
     window: float = 0.0
     """Seconds over which attempts are counted; 0: forever."""
 
 
 class UpdateOrder(IntEnum):
-    """Which of a slot's two tasks an update begins with."""
+    """Whether an update stops the old task or starts the new one first."""
 
     STOP_FIRST = 0
     """The old one ends, then the new one starts."""
     START_FIRST = 1
-    """The new one starts, and when it works the old one ends."""
+    """The new one starts; the old one stops when the new one works."""
 
 
 class FailureAction(IntEnum):
-    """What becomes of an update of which too many tasks fail."""
+    """What to do when too many tasks of an update fail."""
 
     PAUSE = 0
-    """No further slot is updated until somebody says so."""
+    """Update no further slot until a user resumes it."""
     CONTINUE = 1
     ROLLBACK = 2
-    """Back to the spec before it."""
+    """Go back to the previous spec."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,13 +286,13 @@ class UpdatePolicy(Extensible):
     """Seconds that a new task must run: one that ends sooner counts as a failure of the update."""
     failure_action: FailureAction = FailureAction.PAUSE
     max_failure_ratio: float = 0.0
-    """Part of the slots that may fail before the failure action is taken."""
+    """Fraction of the slots that may fail before the failure action is taken."""
     canary: int = 0
-    """Slots that are updated before the update waits to be promoted; 0: it waits for nobody."""
+    """Slots that are updated before the update waits to be promoted; 0: no canaries."""
 
 
 DEFAULT_NETWORK = "default"
-"""The network of those who name none."""
+"""The network of tasks that name none."""
 
 NO_NETWORK, HOST_NETWORK, BRIDGE_NETWORK = "none", "host", "bridge"
 """Networks that every cluster has: loopback only, the node's own, a bridge of the node with NAT."""
@@ -303,19 +303,19 @@ CONTAINER_NETWORK = "container:"
 
 @dataclass(frozen=True, slots=True)
 class NetworkAttachment(Extensible):
-    """A network that a container is on, and what it is there."""
+    """A container's attachment to a network."""
 
     network: str = ""
     """Its name; or `none`, `host`, `container:NAME`, which stand alone."""
     aliases: tuple[str, ...] = ()
-    """Names that the network's name server knows it by, besides its own."""
+    """Additional DNS names in the network."""
     ip: tuple[str, ...] = ()
     """Fixed IPv4 addresses: of a service slot n has the nth, of a container the first."""
     ip6: tuple[str, ...] = ()
     mac: str = ""
-    """Fixed hardware address; empty: made up."""
+    """Fixed MAC address; empty: generated."""
     options: dict[str, str] = field(default_factory=dict)
-    """For the network's driver, if that is somebody else's."""
+    """For the network's driver, if that is a plugin."""
 
 
 _DEFAULT_ATTACHMENTS = (NetworkAttachment(DEFAULT_NETWORK),)
@@ -323,7 +323,7 @@ _DEFAULT_ATTACHMENTS = (NetworkAttachment(DEFAULT_NETWORK),)
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec(Extensible):
-    """All that one task is made from. A change here means new tasks."""
+    """What one task is made from. A change here replaces the tasks."""
 
     container: ContainerSpec = field(default_factory=ContainerSpec)
     reservation: Resources = field(default_factory=Resources)
@@ -387,16 +387,16 @@ class ServiceSpec(Extensible):
     rollback: UpdatePolicy = field(default_factory=UpdatePolicy)
     """How a rollback replaces tasks."""
     max_per_node: int = 0
-    """Most tasks that a node may have; 0: no limit."""
+    """Maximum tasks per node; 0: no limit."""
     spread: tuple[str, ...] = ()
-    """Attributes such as `node.labels.zone`, over whose values tasks are spread evenly, the first
-    before the second, and all before the nodes."""
+    """Attributes such as `node.labels.zone` over whose values tasks are spread evenly: the first
+    before the second, and all before spreading over nodes."""
     depends_on: tuple[Dependency, ...] = ()
-    """Other services, and how far they must have come before a task of this one starts."""
+    """Services that must be started, healthy or completed before a task of this one starts."""
     affinities: tuple[Affinity, ...] = ()
-    """Nodes and services that its tasks are to be near to, or far from."""
+    """Affinities and anti-affinities to nodes and services."""
     job: JobSpec = field(default_factory=JobSpec)
     """Of the modes that are jobs; `replicas` is the number of completions."""
     strategy: Strategy = Strategy.DEFAULT
     on_disconnect: Disconnect = field(default_factory=Disconnect)
-    """What becomes of tasks whose node is down."""
+    """What to do with tasks whose node is down."""

@@ -1,8 +1,8 @@
-"""The life of a task, as a table.
+"""Task states and their transitions, as a table.
 
-States only grow (a Lamport clock: whoever is behind ignores what is smaller), with gaps for
-states that may come later. Each move has one owner; `check_move` is applied to every change that
-a plan makes and to every status that an agent reports.
+States only advance (a Lamport clock: a smaller state is ignored), with gaps for states that may
+come later. Each transition has one owner. The table is applied to every change of a plan
+(`planning.plan`) and to every status that an agent reports (`planning.reports.statuses`).
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ class TaskState(IntEnum):
 
     NEW = 0
     PENDING = 64
-    """Wanted, but no node yet; the status carries the reason."""
+    """Waits for a node; the status carries the reason."""
     ASSIGNED = 192
     ACCEPTED = 256
     PREPARING = 320
-    """Image and network are being made ready."""
+    """Its image, volumes and networks are being prepared."""
     READY = 384
     STARTING = 448
     RUNNING = 512
     COMPLETE = 576
     """Ended by itself with exit status 0."""
     SHUTDOWN = 640
-    """Ended because it was told to."""
+    """Stopped by order."""
     FAILED = 704
     """Ended by itself with another exit status, or could not be started."""
     REJECTED = 768
     """The node refused it before it started."""
     ORPHANED = 832
-    """Its node is gone or silent; nobody knows what became of it."""
+    """Its node is removed or down; whether it still runs is unknown."""
     REMOVE = 896
-    """Only as a desired state: stop it, and forget it when it has ended."""
+    """Only as a desired state: stop it, and delete it when it has ended."""
 
 
 class Owner(IntEnum):
-    """Who may move a task."""
+    """Who owns a transition."""
 
     MANAGER = 0
     AGENT = 1
@@ -55,8 +55,7 @@ TERMINAL = frozenset(
 )
 
 CANNOT_INVOKE, NOT_FOUND = 126, 127
-"""Exit statuses of what could not be run, as shells have them: it is no program that this node can
-run, or it is not there."""
+"""Exit statuses of a program that cannot be executed or was not found, as in shells."""
 NOT_RUNNABLE = frozenset({CANNOT_INVOKE, NOT_FOUND})
 
 _BEFORE_NODE = (TaskState.NEW, TaskState.PENDING)
@@ -72,27 +71,27 @@ _ON_NODE = (
 
 def _table() -> dict[tuple[TaskState, TaskState], Owner]:
     table: dict[tuple[TaskState, TaskState], Owner] = {}
-    # The manager gives a task a node, or ends one that never had one.
+    # The manager assigns a node to a task, or ends one that never had one.
     for source in _BEFORE_NODE:
         for target in (TaskState.PENDING, TaskState.ASSIGNED, TaskState.SHUTDOWN):
             if target > source:
                 table[source, target] = Owner.MANAGER
-    # On a node the agent owns every step forward; steps may be skipped (reports coalesce).
+    # On a node the agent owns every transition; steps may be skipped (reports coalesce).
     for source in _ON_NODE:
         for target in (*_ON_NODE, *TERMINAL):
             if target > source and target is not TaskState.ORPHANED:
                 table[source, target] = Owner.AGENT
-        # A silent node's tasks are given up by the manager.
+        # The manager gives up the tasks of a node that is down.
         table[source, TaskState.ORPHANED] = Owner.MANAGER
     return table
 
 
 MOVES: dict[tuple[TaskState, TaskState], Owner] = _table()
-"""(from, to) → the one who may make this move. What is not here is illegal."""
+"""(from, to) → the owner of the transition. Any other is illegal."""
 
 
 def may_move(owner: Owner, source: TaskState, target: TaskState) -> bool:
-    """Whether `owner` may move a task from `source` to `target`."""
+    """Whether `owner` may change a task's state from `source` to `target`."""
     return MOVES.get((source, target)) is owner
 
 

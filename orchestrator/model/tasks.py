@@ -1,4 +1,4 @@
-"""Tasks as the store keeps them: what is wanted, and what was observed."""
+"""Tasks as stored: what is desired, and what was observed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from orchestrator.model.states import TaskState, is_terminal
 
 
 class Health(IntEnum):
-    """What the probes of a container say."""
+    """Result of a container's health check."""
 
     NONE = 0
-    """There are no probes."""
+    """It has no health check."""
     STARTING = 1
-    """None has succeeded yet."""
+    """No probe has succeeded yet."""
     HEALTHY = 2
     UNHEALTHY = 3
 
@@ -30,7 +30,7 @@ class TaskStatus(Extensible):
     at: float = 0.0
     """When it was observed."""
     message: str = ""
-    """The reason, in the user's words: why it waits, failed or was refused."""
+    """The reason why it is pending, failed or was rejected."""
     exit_code: int = 0
     oom_killed: bool = False
     started_at: float = 0.0
@@ -46,21 +46,21 @@ class TaskStatus(Extensible):
     """Network name → IPv6 address, no prefix length."""
     health: Health = Health.NONE
     health_output: str = ""
-    """What the last probe that failed said, in one line; empty after one that succeeded."""
+    """Output of the last probe if it failed, in one line."""
     lost: bool = False
-    """It ended with its node's restart, through no fault of its own."""
+    """It ended because its node restarted."""
     hooks: int = 0
     """How many lifecycle hooks of this run have succeeded: those of `post_start`, then those of
     `pre_stop`."""
 
     @property
     def failed(self) -> bool:
-        """Whether its end speaks against the task: not of one that was lost with its node."""
+        """Whether the task itself failed; not one that was lost with its node."""
         return self.state in (TaskState.FAILED, TaskState.REJECTED) and not self.lost
 
     @property
     def works(self) -> bool:
-        """Whether it runs and, where that is probed, is healthy."""
+        """Whether it is running and, if it has a health check, healthy."""
         return self.state is TaskState.RUNNING and self.health in (Health.NONE, Health.HEALTHY)
 
 
@@ -87,42 +87,42 @@ class Task(Extensible):
     not_before: float = 0.0
     """The earliest time at which it may be started (restart delay)."""
     attempt: int = 0
-    """How many tasks of this slot, or runs of this container, failed in a row before this one."""
+    """Consecutive failures of tasks of this slot, or runs of this container, before this one."""
     revision: int = 0
     container_name: str = ""
     """Of a standalone container; unique among them."""
     run: int = 0
-    """The run that is wanted of a standalone container, from 1. Ahead of `status.run`: the run
-    before is to end, and this one to begin."""
+    """The desired run of a standalone container, from 1. If greater than `status.run`, the previous
+    run is to end and this one to begin."""
     auto_remove: bool = False
-    """It goes when it has ended."""
+    """It is removed when it has ended."""
     constraints: tuple[str, ...] = ()
     """Placement rules of a standalone container; a service's tasks have those of the service."""
     restarts: int = 0
-    """How often its restart policy began a run since a user did."""
+    """Restarts by its restart policy since a user started it."""
     stop_signal: str = ""
-    """What this stop begins with; empty: what the spec says."""
+    """Signal of this stop; empty: the spec's."""
     stop_grace: float = 0.0
-    """Seconds that this stop gives until SIGKILL; 0: what the spec says, negative: none."""
+    """Seconds of this stop until SIGKILL; 0: the spec's, negative: none."""
     affinities: tuple[Affinity, ...] = ()
-    """Likings of a standalone container; a service's tasks have those of the service."""
+    """Affinities of a standalone container; a service's tasks have those of the service."""
     job_run: int = 0
-    """The number of the run of its job that it is of."""
+    """The number of its job's run."""
     generic_resources: dict[str, str] = field(default_factory=dict)
-    """What it was given of its node: kind → a number, or names."""
+    """Allocated generic resources of its node: kind → a number, or names."""
     documents: dict[str, int] = field(default_factory=dict)
     """Id of each secret and config that its spec names → the version that it has, or is to have."""
     trace: str = ""
-    """Place in a trace of the call that wanted it; see `orchestrator.tracing.spans`."""
+    """Trace context of the call that created it; see `orchestrator.tracing.spans`."""
     running_since: float = 0.0
     """When a manager first learned that this run is RUNNING, by the manager's clock; 0: not yet."""
 
     @property
     def wanted_now(self) -> TaskState:
-        """What it is to be, as people see it. `desired_state` keeps what it was to be at its end:
-        who ended by itself is told by that from who was stopped. But a service's task that has
-        ended is never run again, so it stays ended, as in Docker; and so does a container unless
-        another run of it is wanted."""
+        """The desired state as displayed. `desired_state` keeps its value when the task ends, which
+        distinguishes tasks that ended by themselves from those that were stopped. But a service's
+        task that has ended is never run again, so it is displayed as ended, as in Docker; and so
+        is a container unless another run of it is desired."""
         state = self.status.state
         if not is_terminal(state) or self.desired_state > TaskState.RUNNING:
             return self.desired_state
@@ -133,10 +133,10 @@ class Task(Extensible):
 
     @property
     def standalone(self) -> bool:
-        """Whether it is a container of its own, of no service."""
+        """Whether it is a standalone container, without a service."""
         return not self.service_id
 
     @property
     def name(self) -> str:
-        """What a user calls it, such as `web.3`."""
+        """Its displayed name, such as `web.3`."""
         return self.container_name or f"{self.service_name}.{self.slot}"

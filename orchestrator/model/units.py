@@ -1,4 +1,4 @@
-"""Sizes, shares, durations and times, as users write them and as they like to read them.
+"""Sizes, CPU shares, durations and times: parsing and formatting.
 
 Parsers raise ValueError whose text is for the user: what is wrong and what to write instead.
 Forms are Docker's: sizes are binary (`1k` is 1024), CPUs are cores, durations are Go's.

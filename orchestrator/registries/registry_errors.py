@@ -1,4 +1,4 @@
-"""What skopeo says of a registry, told apart and in the user's words."""
+"""Errors of registries: skopeo's messages, classified and in the user's words."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""skopeo as a program: what a name stands for, and logins.
+"""Running skopeo: resolving names to digests, and logins.
 
-Credentials of the cluster are given to skopeo as a file in memory that has no name and ends with
-its last user; without any, skopeo looks for the host's own.
+The cluster's credentials are passed to skopeo as an anonymous file in memory (memfd); without any,
+skopeo uses the host's own.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class Skopeo:
         said: Callable[[str], None] = lambda line: None,
         watch: Callable[[int], Coroutine[Any, Any, None]] | None = None,
     ) -> bytes:
-        """Run skopeo; what it wrote. `said` is told the lines of its log, and `watch`, given its
-        pid, goes on beside it until it ends."""
+        """Run skopeo and return its output. `said` is called with the lines of its log;
+        `watch`, given its pid, runs beside it until it ends."""
         try:
             process = await asyncio.create_subprocess_exec(
                 self.program,

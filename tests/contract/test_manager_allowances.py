@@ -204,7 +204,7 @@ async def test_networks_with_further_sources(cluster: Cluster) -> None:
     for text, words in (
         ("192.168.50.1/24", "192.168.50.1/24 is neither an address nor a subnet"),
         ("here", "here is neither an address nor a subnet"),
-        ("224.0.0.0/4", "nobody sends from 224.0.0.0/4"),
+        ("224.0.0.0/4", "224.0.0.0/4 is not an address to send from"),
     ):
         options = {"allowed-sources": text}
         request = networks_pb2.CreateNetworkRequest(name="vpn2", options=options)

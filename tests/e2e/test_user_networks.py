@@ -197,7 +197,7 @@ def test_networks_that_are_none(tidy: Cluster, hello: str) -> None:
     assert cluster.refused("run", "--ipc", "container:web", hello) == (
         "orc: container web does not share its ipc namespace; run it with --ipc shareable"
     )
-    assert "cannot be had by a service" in cluster.refused(
+    assert "is not supported for a service" in cluster.refused(
         "service", "create", "--name", "s", "--pid", "container:web", hello
     )
     start(cluster, "host", hello, "--network", "host", "--node", "node3")

@@ -1,4 +1,4 @@
-"""From a project to a stack: names, references, specs."""
+"""Assembly: from a project to a stack. Resolves names and references, builds and checks specs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from orchestrator.compose.conversion.task_specs import (
     restart_of,
 )
 from orchestrator.compose.project.loader import Project
-from orchestrator.compose.schema.extension import with_own
+from orchestrator.compose.schema.extension import with_extension
 from orchestrator.compose.schema.value_kinds import Reading
 from orchestrator.compose.stack import Stack, StackBuild, StackService
 from orchestrator.compose.tree import ComposeError, Map, within
@@ -160,7 +160,7 @@ class _Assembly:
                 for other, condition in needs[key].items()
             ),
         )
-        spec = with_own(spec, section)
+        spec = with_extension(spec, section)
         try:
             validate_service(spec)
         except InvalidSpec as error:

@@ -1,4 +1,4 @@
-"""A service's `deploy` section as the rest of its spec, and where in the file a spec's field is."""
+"""A service's `deploy` section, converted, and the keys that fields of a spec come from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A service's `volumes` and `tmpfs` as the mounts of its containers."""
+"""A service's `volumes` and `tmpfs`, converted to mounts."""
 
 from __future__ import annotations
 

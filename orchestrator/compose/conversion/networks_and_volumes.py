@@ -1,4 +1,4 @@
-"""The `networks` and `volumes` of a file, and the networks that its services are on."""
+"""A file's `networks` and `volumes`, converted, and its services' network attachments."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def attachments_of(
             words = "with network_mode there can be no networks; leave one of both out"
             raise ComposeError(place, within(at, "network_mode"), words)
         if mode not in ("none", "host", "bridge"):
-            words = f"{mode!r} cannot be had: tasks may be on any node; none, host, bridge are"
+            words = f"{mode!r} is not supported: tasks may be on any node; use none, host or bridge"
             raise ComposeError(place, within(at, "network_mode"), words)
         return (NetworkAttachment(mode),)
     found = []

@@ -1,4 +1,4 @@
-"""The `secrets` and `configs` of a file, and what they hold."""
+"""A file's `secrets` and `configs`, converted, with their data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A service of a compose file as the spec of its tasks: image, process, resources, ports."""
+"""A service of a compose file, converted to the spec of its tasks."""
 
 from __future__ import annotations
 

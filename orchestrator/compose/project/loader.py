@@ -1,4 +1,4 @@
-"""Several files as one: `include`, `extends`, merging, profiles and env files."""
+"""The loader: several files become one project, by `include`, `extends`, merging and profiles."""
 
 from __future__ import annotations
 

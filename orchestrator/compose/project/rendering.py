@@ -1,4 +1,4 @@
-"""A project as one file that Orc and Compose take for the same."""
+"""Rendering: a project as one file, which Orc and Compose read as the same project."""
 
 from __future__ import annotations
 

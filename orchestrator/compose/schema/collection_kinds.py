@@ -1,4 +1,4 @@
-"""Kinds of lists and maps, and how those of several files become one."""
+"""Kinds of collections (lists and maps), and how those of several files are merged."""
 
 from __future__ import annotations
 

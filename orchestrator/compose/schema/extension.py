@@ -1,7 +1,7 @@
-"""`x-orc`: what services have here and the compose specification has no key for.
+"""`x-orc`: the extension for settings of services that the compose specification has no key for.
 
-Other readers of the file leave it alone, as they do all keys that begin with `x-`. The names are
-those of the flags of `orc service create`.
+Other tools ignore it, as all keys that begin with `x-`. Its keys are named after the flags of
+`orc service create`.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ OWN = Keys(
 )
 
 
-def with_own(spec: ServiceSpec, service: Map) -> ServiceSpec:
-    """The spec with what a service's `x-orc` says."""
+def with_extension(spec: ServiceSpec, service: Map) -> ServiceSpec:
+    """The spec with the settings of a service's `x-orc` section."""
     own = service.section(KEY)
     if not own.entries:
         return spec

@@ -1,4 +1,4 @@
-"""The keys of a compose file, and what each may hold (`serviceschema` has those of a service)."""
+"""The keys of a compose file, and the kinds of their values (a service's are in `service_keys`)."""
 
 from __future__ import annotations
 

@@ -178,8 +178,8 @@ def _volumes_from(text: str) -> None:
 def _namespace(text: str, known: tuple[str, ...], instead: str) -> None:
     if text.startswith((OF_CONTAINER, OF_SERVICE)):
         raise ValueError(
-            f"{text!r} cannot be had: tasks of a stack may be on any nodes; run both programs in "
-            f"one container{instead}"
+            f"{text!r} is not supported: tasks of a stack may be on any nodes; run both programs "
+            f"in one container{instead}"
         )
     if text not in known:
         raise ValueError(f"{text!r} is unknown; {hint(text, known)}")
@@ -191,7 +191,7 @@ def _pid(text: str) -> None:
 
 def _ipc(text: str) -> None:
     if text == "none":
-        raise ValueError("none cannot be had; leave it out: /dev/shm is the container's")
+        raise ValueError("none is not supported; leave it out: /dev/shm is the container's")
     _namespace(
         text,
         ("host", "private", "shareable"),

@@ -1,4 +1,4 @@
-"""The short forms of ports, mounts, grants, devices and env files, as the long ones they stand for.
+"""Short forms of ports, mounts, grants, devices and env files, expanded to the long forms.
 
 Each function has the text, where it is written, its path, and what the reading of the file knows,
 and raises ComposeError.

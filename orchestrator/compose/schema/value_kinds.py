@@ -1,7 +1,7 @@
-"""What a value may be, as data that the schema is made of.
+"""Kinds of values: what a key may hold, as data that the schema is made of.
 
 A kind does two things. `read` checks a value and brings it into the one form that the rest works
-with: the long one. `merge` says what becomes of a value for which a later file has another, by the
+with: the long one. `merge` combines a value with that of a later file, by the
 specification's rules (https://github.com/compose-spec/compose-spec/blob/main/13-merge.md).
 """
 
@@ -295,7 +295,7 @@ def adopt_name(section: Map, at: str, reading: Reading) -> Map:
 
 @dataclass(frozen=True, slots=True)
 class Choice(_Replaced):
-    """One of several words; `refused` are words of the specification that cannot be had, and
+    """One of several words; `refused` are words of the specification that are not supported, and
     why."""
 
     words: tuple[str, ...]

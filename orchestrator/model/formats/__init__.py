@@ -1,6 +1,6 @@
 """Formats: texts that users and other tools write, parsed, checked and formatted.
 
-One format a module, all of them pure; a refusal is a ValueError in the user's words. Sizes and
+One format per module, all of them pure; errors are ValueErrors for the user. Sizes and
 durations are in `model.units`, names in `model.names`. Not here: compose files
 (`orchestrator.compose`).
 """

@@ -1,4 +1,4 @@
-"""A CNI network configuration list: what it may say, and the words for what it may not. Pure.
+"""CNI network configuration lists: parsing, validation, and placeholders. Pure.
 
 A list names a chain of plugins, programs that connect a container one after the other. Its strings
 may hold `{{.Node.Hostname}}` and the like, which is filled in for each node: what is the same file
@@ -71,7 +71,7 @@ class ChainPlugin:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What it wants to be told of a container."""
+        """Capabilities that it wants of the runtime."""
         return frozenset(
             key for key, wanted in self.config.get("capabilities", {}).items() if wanted
         )
@@ -104,7 +104,7 @@ class Conflist:
         return tuple(dict.fromkeys(name for each in self.plugins for name in each.programs))
 
     def has(self, capability: str) -> bool:
-        """Whether any of its plugins wants to be told of this."""
+        """Whether any of its plugins has this capability."""
         return any(capability in each.capabilities for each in self.plugins)
 
     @property

@@ -1,11 +1,11 @@
-"""How it is written what becomes of tasks whose node is down."""
+"""The `--on-disconnect` policy as text: parsing, validation, formatting."""
 
 from __future__ import annotations
 
 from orchestrator.model.placement import Disconnect, DisconnectAction
 from orchestrator.model.units import format_duration, parse_duration
 
-MOST_AFTER = 30 * 86400.0
+MAX_AFTER = 30 * 86400.0
 """Seconds."""
 
 
@@ -23,8 +23,8 @@ def parse_disconnect(text: str) -> Disconnect:
 
 
 def check_disconnect(disconnect: Disconnect) -> None:
-    """Raise ValueError for what cannot be."""
-    if not 0 <= disconnect.after <= MOST_AFTER:
+    """Raise ValueError for an invalid policy."""
+    if not 0 <= disconnect.after <= MAX_AFTER:
         raise ValueError(f"on-disconnect: {disconnect.after:g} s is not from 0s to 30 days")
     if disconnect.action is DisconnectAction.STOP and disconnect.after < 1:
         raise ValueError("on-disconnect: a node cannot tell so soon; stop-after=1s is the least")

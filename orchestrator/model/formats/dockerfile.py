@@ -1,4 +1,4 @@
-"""What a Dockerfile needs before it is built, and where in it an instruction stands.
+"""Dockerfiles: the base images that a build needs, and the lines of instructions.
 
 Syntax: https://docs.docker.com/reference/dockerfile/. Only as far as that: what the instructions do
 is buildah's matter, and so are their errors, so nothing here complains.

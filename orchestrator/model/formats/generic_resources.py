@@ -1,9 +1,8 @@
-"""Generic resources: what a node has a few of, such as GPUs, by kind.
+"""Generic resources, such as GPUs: parsing requests and supplies, and matching names.
 
-A node has a number of them, or names (`gpu=/dev/a,/dev/b`, `license=red,blue`). A task asks for a
-number, and is given so many of the node, for as long as it is there. It finds them in its
-environment, as in Docker: `DOCKER_RESOURCE_GPU=/dev/a,/dev/b`. Names that are devices' are given to
-the container, too.
+A node has a number of a kind, or names (`gpu=/dev/a,/dev/b`, `license=red,blue`). A task requests a
+number, which is allocated to it for its life. The container finds them in its environment, as in
+Docker: `DOCKER_RESOURCE_GPU=/dev/a,/dev/b`. Names of devices are added to its devices, too.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def find_names(wanted: Iterable[str], names: Iterable[str]) -> tuple[str, ...] |
 
 
 def check_generic(resources: Iterable[GenericResource]) -> None:
-    """Raise ValueError for what no task can ask for."""
+    """Raise ValueError for an invalid request."""
     seen: set[str] = set()
     for each in resources:
         _check_kind(each.kind)
@@ -118,15 +117,15 @@ def is_device(name: str) -> bool:
 
 
 def with_generic(container: ContainerSpec, given: Mapping[str, str]) -> ContainerSpec:
-    """The container with what its task was given: devices, and what it is told of them."""
+    """The container with its task's generic resources: devices and environment variables."""
     if not given:
         return container
-    told = {f"DOCKER_RESOURCE_{_word(kind)}": value for kind, value in sorted(given.items())}
-    env = (entry for entry in container.env if entry.partition("=")[0] not in told)
+    env_added = {f"DOCKER_RESOURCE_{_word(kind)}": value for kind, value in sorted(given.items())}
+    env = (entry for entry in container.env if entry.partition("=")[0] not in env_added)
     names = (name for _, value in sorted(given.items()) for name in supply_names(value))
     return replace(
         container,
-        env=(*env, *(f"{key}={value}" for key, value in told.items())),
+        env=(*env, *(f"{key}={value}" for key, value in env_added.items())),
         devices=tuple(dict.fromkeys((*container.devices, *filter(is_device, names)))),
     )
 

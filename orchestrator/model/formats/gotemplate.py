@@ -1,5 +1,4 @@
-"""The part of Go's text/template that Docker's users write: in `--format`, and in what a service's
-containers are given.
+"""The subset of Go's text/template that Docker's users write: in `--format` and in services' specs.
 
 What is known: `{{.Field.Field}}` (in our spelling or in Docker's, `.created_at` or `.CreatedAt`),
 `{{json .}}` and the other functions of `FUNCTIONS`, pipelines with `|`, `if`, `with` and `range`

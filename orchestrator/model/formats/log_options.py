@@ -1,8 +1,8 @@
-"""Logging drivers and their options, as Docker names them. Pure.
+"""Logging drivers and their options, with Docker's names. Pure.
 
-A driver says where a node sends what a container writes. Every driver but `none` keeps the newest
+A driver says where a node sends a container's output. Every driver but `none` keeps the newest
 lines on the node as well, in files of a bounded size: `orc logs` reads them, and a driver that
-sends lines elsewhere takes them from there. So a target that is slow or gone never holds up a
+sends lines elsewhere takes them from there. So a slow or unavailable target never blocks a
 container. Sources: Docker's "Configure logging drivers" and the page of each driver.
 """
 

@@ -1,4 +1,4 @@
-"""Platforms as images name them: OS/ARCHITECTURE[/VARIANT], by Go's names."""
+"""Platforms of images: OS/ARCHITECTURE[/VARIANT], with Go's names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a schedule such as `*/5 8-17 * * mon-fri` fires, by the clock of a time zone.
+"""Cron schedules such as `*/5 8-17 * * mon-fri`: parsing, and when they fire in a time zone.
 
 Five fields, as cron has them: minute, hour, day of the month, month, day of the week (0 and 7 are
 Sunday); in each `*`, numbers, names of months and days, `a-b`, `/step`, and lists of these. If both
@@ -12,6 +12,10 @@ when they go on (once for all of them).
 
 A time zone is a name of the IANA database, the host's or the one that Python carries; its rules are
 data that is read once.
+
+Why not cronsim 2.8: after the hour that occurs twice it returns a time in the past (`45 2 * * *` in
+Vienna, after 02:30 CET), so a job would be due again and again; its errors name neither the place
+nor a remedy; it has no `@daily`.
 """
 
 from __future__ import annotations
@@ -89,7 +93,7 @@ class Schedule:
 
 @lru_cache(maxsize=1024)
 def parse_schedule(text: str) -> Schedule:
-    """Read a schedule. Raises CronError."""
+    """Read a schedule. Raises ScheduleError."""
     if text.strip().startswith("@"):
         short = text.strip().lower()
         if short not in _SHORTHANDS:
@@ -184,7 +188,7 @@ def _number(field: _Field, text: str, offset: int) -> int:
 
 @lru_cache(maxsize=256)
 def parse_zone(name: str) -> tzinfo:
-    """The time zone of that name; empty is UTC. Raises CronError."""
+    """The time zone of that name; empty is UTC. Raises ScheduleError."""
     if not name:
         return UTC
     try:

@@ -1,4 +1,4 @@
-"""What a spec may say of the task that is made from it, in Docker's spelling.
+"""Templates in specs (`{{.Task.Slot}}` and others), filled in for each task.
 
 `{{.Task.Slot}}` and the like stand in the names of volumes, which are filled in where a volume is
 looked for (`mounts.expand`). The variables and the hostname of a service's containers are templates

@@ -1,7 +1,7 @@
-"""How a container is confined, as a user writes it: capabilities, devices, limits, sysctls, tmpfs.
+"""Confinement of containers: parsing capabilities, devices, ulimits, sysctls, tmpfs and profiles.
 
-Each `parse_*` reads the text of a flag and raises ValueError with one line in the user's words. The
-forms are Docker's (`docker run --help`). Pure; the CLI, the manager and the node ask the same.
+Each `parse_*` parses the text of a flag and raises ValueError with one line for the user. The forms
+are Docker's (`docker run --help`). Pure; shared by the CLI, the manager and the agent.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a health check may be, and what holds where it says nothing. Pure.
+"""Health checks: validation and defaults. Pure.
 
 The tests are Docker's (`NONE`, `CMD`, `CMD-SHELL`), which run in the container, and three that its
-node makes, for which nothing need be in the image:
+node performs, which need no program in the image:
 
     HTTP  PORT[/PATH]      an answer of 200 to 399
     TCP   PORT             a connection that is accepted

@@ -1,4 +1,4 @@
-"""What a valid job is, and what only jobs can have."""
+"""Validation of jobs, and of settings that only jobs have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What valid mounts are. Pure; every refusal is a ValueError in the user's words."""
+"""Validation of mounts and volume options. Pure."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def check_driver_options(driver: str, options: Mapping[str, str]) -> None:
     if "size" in options:
         check_disk_size("volume size", parse_memory(options["size"], "volume size"))
         if kind or device:
-            raise ValueError("a volume's 'size' cannot be had with 'type' or 'device'")
+            raise ValueError("a volume's 'size' cannot be combined with 'type' or 'device'")
     elif (kind or "o" in options) and not device:
         raise ValueError("a volume with 'type' or 'o' needs 'device' too, as mount(8) has them")
     elif device and not kind:

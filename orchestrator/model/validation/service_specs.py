@@ -1,7 +1,8 @@
-"""What a valid service is. Pure; the CLI asks before it sends, the manager before it stores.
+"""Validation of services and tasks. Pure; the CLI calls it before it sends, the manager before it
+stores.
 
-Only what is wrong whatever the cluster looks like is refused here. Whether a name is taken, a
-network exists or a node has the room is for the manager and its scheduler.
+Only errors that do not depend on the cluster are found here. Whether a name is taken, a network
+exists or a node has the capacity is for the manager and its scheduler.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ LONGEST = 10 * 365 * 86400.0
 
 
 class InvalidSpec(ValueError):
-    """A spec that cannot be run. `str()` is one line for the user; `field` is where it is."""
+    """An invalid spec. `str()` is one line for the user; `field` is where the error is."""
 
     def __init__(self, field: str, words: str) -> None:
         super().__init__(words)
@@ -110,8 +111,8 @@ def validate_tasks_of_service(spec: ContainerSpec) -> None:
     for kind in shared_kinds(spec):
         raise InvalidSpec(
             f"task.container.{kind}",
-            f"{kind} {getattr(spec, kind)!r} cannot be had by a service: its tasks may be on any "
-            "node; run both programs in one container, or this one by "
+            f"{kind} {getattr(spec, kind)!r} is not supported for a service: its tasks may be "
+            "on any node; run both programs in one container, or this one by "
             f"'orc run --{kind} container:NAME'",
         )
 
@@ -129,8 +130,8 @@ def validate_task(spec: TaskSpec) -> None:
 
 
 def validate_constraints(constraints: Iterable[str], affinities: Iterable[Affinity]) -> None:
-    """Raise InvalidSpec for the first placement rule that cannot be read, or that contradicts
-    others so that no node can ever do."""
+    """Raise InvalidSpec for the first placement rule that cannot be parsed, or that contradicts
+    others so that no node can satisfy all."""
     _guard("affinities", check_affinities, affinities)
     insisted = [
         each.rule
@@ -366,7 +367,7 @@ def _restart(policy: RestartPolicy) -> None:
 
 
 def check_labels(labels: Mapping[str, str], what: str = "label") -> None:
-    """Raise ValueError for a label that nobody could name, or that no program could be given."""
+    """Raise ValueError for a label without a name, or with characters that programs cannot take."""
     for key, value in labels.items():
         if not key.strip():
             raise ValueError(f"a {what} has no name; write KEY=value")

@@ -19,18 +19,18 @@ def shared_kinds(spec: ContainerSpec) -> tuple[str, ...]:
 
 
 def namespace_container(spec: ContainerSpec) -> str:
-    """The container whose PID or IPC namespace it shares; empty: none's."""
+    """The container whose PID or IPC namespace it shares; empty: its own."""
     named = [getattr(spec, kind).removeprefix(OF_CONTAINER) for kind in shared_kinds(spec)]
     return named[0] if named else ""
 
 
 def check_sharing(spec: ContainerSpec, kind: str) -> None:
-    """Raises ValueError if its namespace of this kind cannot be had."""
+    """Raise ValueError if the spec's namespace of this kind is invalid."""
     value = getattr(spec, kind)
     if value.startswith(OF_SERVICE):
         raise ValueError(
-            f"{kind} {value!r} cannot be had: the tasks of two services may be on any nodes; run "
-            f"both programs in one container, or one by 'orc run --{kind} container:NAME'"
+            f"{kind} {value!r} is not supported: the tasks of two services may be on any nodes; "
+            f"run both programs in one container, or one by 'orc run --{kind} container:NAME'"
         )
     if value == OF_CONTAINER:
         raise ValueError(f"{kind} {value!r} names no container; write container:NAME")

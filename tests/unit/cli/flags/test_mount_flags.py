@@ -120,7 +120,7 @@ def test_mounts_that_are_none(text: str, words: str) -> None:
         ("type=tmpfs,source=x,target=/a", "takes no source"),
         ("target=/a,volume-opt=colour=red", "has no option 'colour'"),
         ("target=/a,volume-opt=size=10", "must be at least 1MiB"),
-        ("target=/a,volume-opt=size=1m,volume-opt=device=x", "cannot be had with"),
+        ("target=/a,volume-opt=size=1m,volume-opt=device=x", "cannot be combined with"),
         ("target=/a,volume-opt=type=nfs", "needs 'device' too"),
         ("target=/a,volume-opt=device=/x", "or 'bind' in 'o'"),
     ],

@@ -1,4 +1,4 @@
-"""What goes into `NodeNetwork` and what comes out of it, and the way to the helper: pure."""
+"""Types of `node_network.NodeNetwork`, and their documents for the network helper. Pure."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ NAME_LIMIT = 15  # of an interface
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another node of the network: its parts (`subnet` "10.128.3.0/24"), the `address` to reach it.
+    """Another node of the network: its subnets (`subnet` "10.128.3.0/24"), and its `address`.
 
-    That is one of the underlay; in an encrypted network it is inside the tunnels.
+    The address is on the underlay; in an encrypted network it is inside the tunnels.
 
-    `addresses` are those of its containers that are not of its parts, in both families.
+    `addresses` are those of its containers outside of its subnets, in both families.
     """
 
     subnet: str
@@ -28,16 +28,16 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
-    """A network as this node is to have it.
+    """The desired network on this node.
 
     `vni` 0 is a network of this node alone, with `subnet` all of it; else `subnet` is this node's
     part of `cluster_cidr`, and `subnet6` of `cluster_cidr6`, both empty where it has no IPv6.
     `mtu` in bytes, 0 derives it, less the overhead of VXLAN, from the interface that has
     `node_address`, or from `path_mtu`, what the paths between the nodes carry, if that is known and
     less. `peers` may name this node too. `gateway` is this node's address in `subnet`, empty for
-    the first. Addresses are given out of `ip_range`, empty for all of `subnet`, but not those that
-    are `reserved`: only who asks for such a one gets it. `internal`: there is no way out, nor in.
-    `encrypted`: packets leave this node by its tunnels only, which must be there.
+    the first. Addresses are allocated from `ip_range`, empty for all of `subnet`, except those that
+    are `reserved`, which a container must request. `internal`: no traffic from or to other
+    networks. `encrypted`: packets leave this node only through its tunnels, which must exist.
     """
 
     id: str
@@ -57,17 +57,18 @@ class NetworkConfig:
     path_mtu: int = 0
     encrypted: bool = False
     source_check: bool = True
-    """What a container sends with other source addresses than its own is dropped."""
+    """Drop packets of containers with other source addresses than their own."""
     allowed_sources: tuple[str, ...] = ()
-    """Subnets of which each container may have source addresses besides its own."""
+    """Subnets of additional source addresses that each container may use."""
     driver: str = ""
-    """Whose the network is, if not ours: `cni`, or the name of a plugin of Docker's protocol."""
+    """The third-party driver: `cni`, or the name of a Docker plugin; empty: Orc's own."""
     conflist: str = ""
-    """Of driver `cni`: its list of plugins, as this node is to run it."""
+    """Of driver `cni`: the list of plugins that this node runs."""
     options: Mapping[str, str] = field(default_factory=dict)
-    """For a plugin of Docker's protocol."""
+    """For a Docker plugin."""
     ipam_driver: str = ""
-    """The plugin that gives out the addresses of such a network; empty: this node, of `subnet`."""
+    """The plugin that allocates the addresses of such a network; empty: this node, from
+    `subnet`."""
     ipam_options: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -93,9 +94,9 @@ class NetworkConfig:
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A container's interface on a network that others make, and what it may send as.
+    """A container's interface on a network of a plugin, and its permitted source addresses.
 
-    An empty `mac` is any. With no `addresses` those of IP are not checked.
+    An empty `mac` permits any; without `addresses`, IP addresses are not checked.
     """
 
     network: str
@@ -106,16 +107,16 @@ class Guest:
     mac: str
     addresses: tuple[str, ...]
     allowed: tuple[str, ...] = ()
-    """Subnets of which it may have source addresses besides."""
+    """Subnets of additional source addresses."""
     dhcp: bool = False
     """The addresses are leased, and renewed from 0.0.0.0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forgery:
-    """Packets with forged source addresses that were dropped lately, by ids.
+    """Packets with spoofed source addresses that were recently dropped, by ids.
 
-    The number begins anew when none was dropped for an hour.
+    The counter restarts when none was dropped for an hour.
     """
 
     network: str
@@ -127,10 +128,9 @@ class Forgery:
 class Exposure:
     """What of the cluster's hosts is closed to containers.
 
-    `hosts` are the addresses of all hosts of the cluster on the underlay, `ports` their TCP ports
-    that are closed, `addresses` what is closed wherever it leads. `guests` are the addresses of
-    containers on networks that others make, `checked` those interfaces of theirs that send with
-    their own source addresses only.
+    `hosts` are the addresses of all hosts of the cluster on the underlay, `ports` their closed TCP
+    ports, `addresses` are closed everywhere. `guests` are the addresses of containers on networks
+    of plugins, `checked` their interfaces with source checks.
     """
 
     hosts: tuple[str, ...] = ()
@@ -152,10 +152,10 @@ class PortMapping:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """What a container is to have in a network.
+    """The desired interface of a container in a network.
 
-    `ip`, `ip6` and `mac` are chosen where they are empty. Its way out is by the network if
-    `default_route` and the network has one; of several that have it, the one attached last.
+    Empty `ip`, `ip6` and `mac` are allocated. The default route is through the network if
+    `default_route` and the network has a way out; of several, through the one attached last.
     """
 
     ifname: str = "eth0"
@@ -166,7 +166,7 @@ class Interface:
     ports: tuple[PortMapping, ...] = ()
     aliases: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
-    """For the driver, in a network that is not ours."""
+    """For the driver of a third-party network."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,10 +32,10 @@ _TRY_AGAIN_LATER = 11
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """What the kernel tracks: `count` connections of at most `limit`.
+    """The connections that the kernel tracks: `count` of at most `limit`.
 
-    `refused` counts those for which there was no room since the host started: each of them is a
-    client that got no answer.
+    `refused` counts those that did not fit since the host started: each is a client without an
+    answer.
     """
 
     count: int
@@ -49,11 +49,11 @@ class Connections:
 
 
 async def _balance(helper: HelperProcess, change: Table, whole: Callable[[], Table]) -> None:
-    """Have VIPs, published ports and policies follow the table; returns when the kernel does.
+    """Apply the table to VIPs, published ports and policies; return when the kernel follows it.
 
-    `change` may be a difference. `whole` gives the complete table, and is called when the helper
-    does not hold the one that `change` applies to, because it is new. A change of nothing (`base`
-    equal to `revision`) mends what a hand changed in the kernel. Raises `NetworkError`.
+    `change` may be a difference. `whole` returns the complete table, for a new helper that lacks
+    the base of `change`. An empty change (`base` equal to `revision`) repairs drift in the kernel.
+    Raises `NetworkError`.
     """
     try:
         await helper.request("balance", {"table": document(change)})
@@ -64,7 +64,7 @@ async def _balance(helper: HelperProcess, change: Table, whole: Callable[[], Tab
 
 
 async def _connections(helper: HelperProcess) -> Connections:
-    """How many connections the kernel of this node tracks. Raises `NetworkError`."""
+    """The connections that the kernel of this node tracks. Raises `NetworkError`."""
     found = await helper.request("connections", {})
     return Connections(found["count"], found["limit"], found["refused"])
 
@@ -87,7 +87,7 @@ class TunnelHost:
 
 @dataclass(frozen=True, slots=True)
 class TunnelSession:
-    """What the kernel tells of a tunnel to `address`, by one of this node's `device`s.
+    """The kernel's view of a tunnel to `address`, by one of this node's `device`s.
 
     `handshake` is the Unix time of the last one, which in use is never older than three minutes (0:
     there was none); `received` and `sent` are bytes.
@@ -189,10 +189,11 @@ class NodeNetwork:
         return self._helper.pid
 
     async def apply(self, config: NetworkConfig) -> None:
-        """Have a network as configured: bridge, tunnel, peers, rules, cables, published ports.
+        """Ensure a network as configured: bridge, tunnel, peers, rules, veth pairs, published
+        ports.
 
-        Level-triggered: what is missing or differs in the kernel is mended, the rest left alone.
-        Call it at every change and periodically.
+        Level-triggered: repairs what is missing or differs in the kernel. Call it at every change
+        and periodically.
         """
         self._configs[config.id] = config
         await self._helper.request("apply", {"conf": network_document(config, with_peers=True)})
@@ -200,10 +201,10 @@ class NodeNetwork:
     async def attach(
         self, network: str, container_id: str, interface: Interface = ANY_INTERFACE
     ) -> Attachment:
-        """Connect a container to a network; its network namespace is made if it has none yet.
+        """Connect a container to a network; create its network namespace if it has none yet.
 
-        Doing it again gives the same address, and has all else as it is asked for now. If it fails,
-        nothing of it remains.
+        Repeated, it returns the same address and applies all other settings anew. A failed call
+        leaves nothing behind.
         """
         config = self._configured(network)
         body = {
@@ -216,13 +217,13 @@ class NodeNetwork:
         except NetworkError as error:
             if error.code != NOT_AVAILABLE:
                 raise
-            # Somebody removed the bridge since the last pass.
+            # The bridge was removed since the last pass.
             await self.apply(config)
             result = await self._helper.request("attach", body)
         return attachment_of(container_id, config, result)
 
     async def namespace(self, container_id: str) -> str:
-        """The path of the container's network namespace, which is made if it has none yet."""
+        """The path of the container's network namespace, created if it has none yet."""
         body = {"container": container_id}
         return str((await self._helper.request("namespace", body))["path"])
 
@@ -233,27 +234,28 @@ class NodeNetwork:
         return found
 
     async def bring(self, container_id: str, interface: Mapping[str, Any]) -> None:
-        """Put an interface that somebody else has made into the container's namespace, which is
-        there; as `cni.transfer` reads it."""
+        """Move an interface of a plugin into the container's existing namespace; the format is that
+        of `orchestrator.cni.attachments.interfacemove`."""
         body = {"container": container_id, "interface": interface}
         await self._helper.request("bring", body)
 
     async def take_back(self, container_id: str, interface: Mapping[str, Any]) -> None:
-        """Have it on this host again, under its name."""
+        """Move such an interface back to this host, under its name."""
         body = {"container": container_id, "interface": interface}
         await self._helper.request("take_back", body)
 
     async def disconnect(self, network: str, container_id: str) -> None:
-        """Disconnect a container, which may go on, from one network."""
+        """Disconnect a container, which may run on, from one network."""
         body = {"network": network, "container": container_id}
         await self._helper.request("disconnect", body)
 
     async def detach(self, container_id: str) -> None:
-        """Disconnect the container from all, remove its namespace, free addresses and ports."""
+        """Disconnect the container from all networks, remove its namespace, free addresses and
+        ports."""
         await self._helper.request("detach", {"container": container_id})
 
     async def collect(self, valid: Collection[str]) -> None:
-        """Remove whatever belongs to containers that are not in `valid`, in all networks."""
+        """Remove what belongs to containers that are not in `valid`, in all networks."""
         await self._helper.request("collect", {"valid": sorted(valid)})
 
     async def networks(self) -> list[str]:
@@ -262,82 +264,82 @@ class NodeNetwork:
         return found
 
     async def unused(self) -> list[str]:
-        """Of `networks` those that no container is on."""
+        """Those of `networks` without a container."""
         found: list[str] = (await self._helper.request("networks", {}))["unused"]
         return found
 
     async def balance(self, change: Table, whole: Callable[[], Table]) -> None:
-        """Have VIPs, published ports and policies follow the endpoint table; see `balance`."""
+        """Apply the endpoint table to VIPs, published ports and policies; see `_balance`."""
         await _balance(self._helper, change, whole)
 
     async def expose(self, exposure: Exposure) -> None:
-        """Close to containers what is to be closed, and know the hosts of the cluster: no others
-        are heard in tunnels. Level-triggered, as `apply`."""
+        """Apply an exposure: close hosts to containers, and accept tunnel packets only from hosts
+        of the cluster. Level-triggered, as `apply`."""
         await self._helper.request("expose", {"exposure": asdict(exposure)})
 
     async def connections(self) -> Connections:
-        """How many connections the kernel of this node tracks, and whether it has room."""
+        """The connections that the kernel of this node tracks."""
         return await _connections(self._helper)
 
     async def deviations(self, network: str) -> list[str]:
-        """What the next pass would mend of a network as it was applied last, in words; what would
-        end the pass raises."""
+        """What the next pass would repair of a network as last applied, in words. Raises what would
+        end that pass."""
         document = network_document(self._configured(network), with_peers=True)
         found = await self._helper.request("deviations", {"conf": document})
         return list(found["deviations"])
 
     async def unbalanced(self) -> list[str]:
-        """What the next pass would mend of VIPs, published ports and policies, in words."""
+        """What the next pass would repair of VIPs, published ports and policies, in words."""
         return list((await self._helper.request("unbalanced", {}))["deviations"])
 
     async def unexposed(self) -> list[str]:
-        """What the next pass would mend of what is closed to containers, and of source checks on
-        networks of plugins, in words."""
+        """What the next pass would repair of the exposure and of source checks on networks of
+        plugins, in words."""
         return list((await self._helper.request("unexposed", {}))["deviations"])
 
     async def forgeries(self) -> list[Forgery]:
-        """Whose packets were dropped lately, as they had source addresses of others."""
+        """Containers whose packets were recently dropped for spoofed source addresses."""
         found = await self._helper.request("forgeries", {})
         return [Forgery(**each) for each in found["forgeries"]]
 
     async def underlay(self, network: str) -> Underlay:
-        """What the network's tunnel stands on, as the kernel has it now."""
+        """The interface below the network's tunnel, as the kernel has it now."""
         config = self._configured(network)
         body = {"address": config.node_address, "vxlan": config.device}
         found = await self._helper.request("underlay", body)
         return Underlay(found["device"], found["mtu"], found["tunnel"])
 
     async def encryption(self) -> tuple[str, tuple[TunnelKey, ...]]:
-        """Why this node's kernel cannot encrypt, in words, empty if it can; and the keys that it
-        answers to now, the oldest first."""
+        """Why this node's kernel cannot encrypt, in words, empty if it can; and the node's current
+        public keys, oldest first."""
         found = await self._helper.request("encryption", {})
         return found["why"], _tunnel_keys(found)
 
     async def tunnels(
         self, address: str, hosts: Sequence[TunnelHost], *, rotation: int, most_age: float
     ) -> Tunnels:
-        """Have tunnels from this node, which has `address` on the underlay, to others.
+        """Ensure tunnels from this node, which has `address` on the underlay, to other hosts.
 
-        Level-triggered, as `apply`. The node's key is made when it is first needed and anew when
-        `rotation`, a number that grows, says so or it is `most_age` seconds old (0: never), without
-        a packet lost; see `orchestrator.cni.overlay.tunnelkeys`. While that goes on there are two.
+        Level-triggered, as `apply`. The node's key is created when first needed, and rotated
+        without packet loss when the number `rotation` grows or the key is `most_age` seconds old
+        (0: never); see `orchestrator.cni.overlay.tunnelkeys`. During a rotation there are two.
         """
         return await _ensure_tunnels(
             self._helper, address, hosts, rotation=rotation, most_age=most_age
         )
 
     async def remove_tunnels(self) -> None:
-        """Have none; the key is kept for when there are some again."""
+        """Remove all tunnels; the key is kept for later ones."""
         await self._helper.request("untunnel", {})
 
     async def check(self, network: str, container_id: str, ifname: str = "eth0") -> None:
-        """Raise `NetworkError`, with the reason, unless the container is connected as it was."""
+        """Raise `NetworkError`, with the reason, if the container's attachment has drifted."""
         document = network_document(self._configured(network))
         body = {"conf": document, "container": container_id, "ifname": ifname}
         await self._helper.request("check", body)
 
     async def status(self, network: str) -> None:
-        """Raise `NetworkError`, with the reason, if the next `attach` could not work."""
+        """Raise `NetworkError`, with the reason, if the next `attach` would fail."""
         body = {"conf": network_document(self._configured(network))}
         await self._helper.request("status", body)
 

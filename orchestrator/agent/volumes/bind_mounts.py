@@ -23,7 +23,7 @@ from orchestrator.linux.mounts import unmount
 from orchestrator.model.mounts import MountSpec
 
 _LOOK_TIMEOUT = 5.0
-"""Seconds that a look at a path may take: it may be on a file server that is away."""
+"""Seconds of a look at a path, which may be on an unreachable file server."""
 
 
 def tmpfs(spec: MountSpec) -> Mount:
@@ -35,14 +35,14 @@ def tmpfs(spec: MountSpec) -> Mount:
 
 
 async def bind(spec: MountSpec, hostname: str) -> Mount:
-    """A folder or file of the node. Raises VolumeError when it is not there and not to be made,
-    or when mounts cannot travel as asked."""
+    """A folder or file of the node. Raises VolumeError when it does not exist and must not be
+    created, or when its mount does not support the requested propagation."""
     source = spec.source
     if not await _succeeds("test", "-e", source):
         if not spec.create_source:
             raise VolumeError(f"bind source path {source} does not exist on {hostname}")
         if not await _succeeds("mkdir", "-p", "--", source):
-            raise VolumeError(f"bind source path {source} cannot be made on {hostname}")
+            raise VolumeError(f"bind source path {source} cannot be created on {hostname}")
     # The runtime makes a mount point of the kind that the source is, and knows none for a link.
     source = await asyncio.to_thread(os.path.realpath, source)
     if spec.propagation.lstrip("r") in ("shared", "slave"):
@@ -65,7 +65,7 @@ async def _succeeds(*argv: str) -> bool:
 
 
 def _check_propagation(wanted: str, source: str) -> None:
-    """Docker's rule: mounts travel only where the node's own mount lets them."""
+    """As in Docker, mounts propagate only as the node's own mount permits."""
     source = os.path.realpath(source)
     mount, tags = "", ""
     with open("/proc/thread-self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
@@ -83,13 +83,13 @@ def _check_propagation(wanted: str, source: str) -> None:
 
 _COMMAND = bareprogram.command("orchestrator.linux.submount")
 _TIMEOUT = 10.0
-"""Seconds that a look into a volume may take: it may be on a file server that is away."""
+"""Seconds of a look into a volume, which may be on an unreachable file server."""
 
 
 async def ensure_subpath(places: Path, container_id: str, spec: MountSpec, data: Path) -> Path:
-    """Mount the subpath of a volume, whose files are at `data`, for a container; where.
+    """Mount the subpath of a volume, whose files are at `data`, for a container; return where.
 
-    It is looked up anew each time. Raises VolumeError.
+    The subpath is resolved each time. Raises VolumeError.
     """
     name = hashlib.sha256(posixpath.normpath(spec.target).encode()).hexdigest()[:16]
     place = places / container_id / name
@@ -107,7 +107,7 @@ async def ensure_subpath(places: Path, container_id: str, spec: MountSpec, data:
 
 
 def ensure_no_subpaths(places: Path, container_id: str) -> None:
-    """Unmount all that a container had of it; fine when it had nothing. Raises VolumeError."""
+    """Unmount all subpaths of a container, if it has any. Raises VolumeError."""
     folder = places / container_id
     try:
         for place in list(folder.iterdir()):
@@ -135,7 +135,7 @@ def _unmount_all(place: Path) -> None:
 def _refusal(spec: MountSpec, code: int, said: str) -> str:
     name, path = spec.source, spec.subpath
     if code in (errno.ENOENT, errno.ENOTDIR):
-        return f"volume {name} has no folder {path!r}; make it before it is mounted"
+        return f"volume {name} has no folder {path!r}; create it before it is mounted"
     if code == errno.EXDEV:
         return f"folder {path!r} of volume {name} is a link that leads out of the volume"
     reason = os.strerror(code).lower() if code else said

@@ -1,8 +1,7 @@
-"""A new volume is filled from the folder that the image has at its place.
+"""Fills a new volume from the image's folder at its mount point.
 
-The program `filler` copies it from the image's layers. Whatever touches the volume is a child
-process: a file system of a plugin may hang, and a container that has the volume may change it
-meanwhile.
+The program `copyup_program` copies it from the image's layers. Only child processes touch the
+volume: a file system of a plugin may hang, and a container may change the volume meanwhile.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ from orchestrator.linux.openat import open_in_root
 
 _FILLER = bareprogram.command("orchestrator.agent.volumes.copyup_program", "-X", "utf8")
 LOOK_TIMEOUT = 5.0
-"""Seconds that a look at a volume may take."""
+"""Seconds of a look at a volume."""
 
 
 async def is_folder(path: Path) -> bool:
-    """Whether a folder is there; a path that hangs is not. Raises VolumeError for the latter."""
+    """Whether a path is a folder. Raises VolumeError if it hangs."""
     return (await _look(["test", "-d", str(path)], path))[0] == 0
 
 
 async def is_empty(path: Path) -> bool:
-    """Whether a volume has nothing in it. Raises VolumeError."""
+    """Whether a volume is empty. Raises VolumeError."""
     with spawn.descriptors() as owned:
         out = owned.memory_file()
         argv = ["find", str(path), "-mindepth", "1", "-maxdepth", "1", "-print", "-quit"]
@@ -58,16 +57,16 @@ async def _look(argv: Sequence[str], path: Path, stdout: int | None = None) -> t
 
 
 async def empty(path: Path) -> None:
-    """Remove all that is in a folder. Raises VolumeError."""
+    """Remove the contents of a folder. Raises VolumeError."""
     status, stderr = await spawn.run(["find", str(path), "-mindepth", "1", "-delete"])
     if status != 0:
         raise VolumeError(f"{path} cannot be emptied: {stderr}")
 
 
 async def fill(layers: Sequence[Path], folder: str, volume: Path, scratch: Path) -> None:
-    """Copy what an image has at `folder` into a volume, the folder's own owner and mode included.
+    """Copy the image's `folder` into a volume, with the folder's owner and mode.
 
-    Nothing is done when the image has no such folder. Raises VolumeError.
+    Does nothing when the image has no such folder. Raises VolumeError.
     """
     if not layers:
         return
@@ -75,7 +74,7 @@ async def fill(layers: Sequence[Path], folder: str, volume: Path, scratch: Path)
         try:
             root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise VolumeError("a layer of the image is not on this node any more") from error
+            raise VolumeError("a layer of the image is no longer on this node") from error
         try:
             source = open_in_root(root_fd, folder.lstrip("/"))
         except OSError:
@@ -100,7 +99,7 @@ async def _copy(source: int, volume: Path) -> None:
 
 
 def clear_scratch(scratch: Path) -> None:
-    """Remove what a kill in the middle of a filling has left."""
+    """Remove the remains of an interrupted copy."""
     for left in sorted(scratch.glob("image-*")):
         if is_mounted(left):
             unmount(left)

@@ -1,4 +1,4 @@
-"""The local driver: a folder of the node, a mount of its own, or a disk with a hard limit."""
+"""The local volume driver: a folder of the node, a mount, or a loop disk with a hard limit."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from orchestrator.linux.trees import tree_usage
 from orchestrator.model.units import parse_memory
 
 MOUNT_TIMEOUT = 30.0
-"""Seconds that mount(8) gets, such as for a file server that does not answer."""
+"""Seconds of a mount(8), whose file server may not answer."""
 
 
 def limit_of(record: VolumeRecord) -> int:
-    """Most bytes of the volume; 0: none."""
+    """The limit of the volume in bytes; 0: none."""
     size = record.options.get("size")
     return parse_memory(size) if size else 0
 
 
 async def ensure_mounted(record: VolumeRecord, folder: Path) -> Path:
-    """Make the volume usable; the path of its data. Raises VolumeError."""
+    """Mount the volume if necessary; return the path of its data. Raises VolumeError."""
     if size := limit_of(record):
         try:
             data = await ensure_disk(folder, size, durable=True) / "_data"
@@ -68,7 +68,7 @@ async def _mount(record: VolumeRecord, device: str, target: Path) -> None:
 
 
 def ensure_unmounted(record: VolumeRecord, folder: Path) -> None:
-    """Unmount what `ensure_mounted` has mounted. Raises VolumeError."""
+    """Unmount the volume. Raises VolumeError."""
     try:
         if is_disk(folder):
             ensure_unmounted_disk(folder)
@@ -82,12 +82,12 @@ def ensure_unmounted(record: VolumeRecord, folder: Path) -> None:
 
 
 def data_path(record: VolumeRecord, folder: Path) -> Path:
-    """Where the data is, mounted or not."""
+    """The path of the data, mounted or not."""
     return (mount_point(folder) if limit_of(record) else folder) / "_data"
 
 
 def usage(record: VolumeRecord, folder: Path) -> int:
-    """Bytes that the volume takes of this node's disk; -1 for what is mounted from elsewhere.
+    """The size of the volume on this node's disk in bytes; -1 for a file system of its own.
 
     Takes time in proportion to the number of files.
     """

@@ -1,4 +1,4 @@
-"""What a container mounts: its own mounts, those it has from others, and its image's volumes."""
+"""The mounts of a container: its own, those of `volumes_from`, and its image's volumes. Pure."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from orchestrator.model.tasks import Task
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One mount, with its volume's name known."""
+    """One mount, with the name of its volume."""
 
     spec: MountSpec
-    """`source` is the volume's name, also of one that no user has named."""
+    """`source` is the volume's name, also of an anonymous volume."""
     owner: str = ""
-    """The task that an unnamed volume belongs to; empty for a named one."""
+    """The task that an anonymous volume belongs to; empty for a named one."""
     layers: tuple[Path, ...] = ()
-    """Of the image that a new volume is filled from, the lowest first."""
+    """The image layers that a new volume is filled from, lowest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A container as far as its mounts go."""
+    """A container, as far as its mounts are concerned."""
 
     task: Task
     image: LocalImage
     holders: tuple[tuple[Holder, bool], ...] = ()
-    """Whose mounts it has too, and whether read-only."""
+    """The containers whose mounts it has as well, and whether read-only."""
 
 
 def anonymous_name(task_id: str, target: str) -> str:
-    """The name of a volume that nobody named: the same each time the container is made."""
+    """The name of an anonymous volume: the same each time the container is created."""
     return hashlib.sha256(f"{task_id}:{posixpath.normpath(target)}".encode()).hexdigest()
 
 
 def wanted_mounts(holder: Holder, node: Node) -> list[Wanted]:
-    """Everything to mount, one a target: the container's own word counts most, then those that it
-    has volumes from (the last of them wins, as in Docker), then its image."""
+    """All mounts, one per target: the container's own first, then those of `volumes_from` (the last
+    one wins, as in Docker), then the image's volumes."""
     found: dict[str, Wanted] = {}
     for target in holder.image.config.volumes:
         _put(found, _anonymous(holder, MountSpec(target=target)))
@@ -65,7 +65,7 @@ def wanted_mounts(holder: Holder, node: Node) -> list[Wanted]:
 
 
 def volume_names(mounts: Iterable[Wanted]) -> Sequence[str]:
-    """The volumes among them, each once, sorted."""
+    """The names of the volumes among them, sorted."""
     return sorted({m.spec.source for m in mounts if m.spec.type is MountType.VOLUME})
 
 

@@ -1,6 +1,6 @@
-"""What is mounted where a volume's data is: as this agent sees it, and as its plugin does.
+"""Mount points of volumes, in the mount namespaces of this agent and of plugins.
 
-Nothing here touches the file system itself, which may hang.
+Nothing here accesses the file systems themselves, which may hang.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Mounted:
     kind: str
     """Such as `ext4` or `fuse.sshfs`."""
     options: frozenset[str]
-    """Those of the file system, not of this mount of it."""
+    """Options of the file system, not of this mount."""
 
 
 def mounts(process: int | str = "thread-self") -> list[Mounted]:
-    """The mounts that a process sees, in the order in which they were made. Raises OSError."""
+    """The mounts of a process's namespace, in the order of their creation. Raises OSError."""
     table = Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape")
     return parse(table)
 
@@ -53,12 +53,12 @@ def parse(table: str) -> list[Mounted]:
 
 
 def mount_at(path: Path, table: Sequence[Mounted]) -> Mounted | None:
-    """What is mounted just at a path: the newest mount, which covers those before."""
+    """The mount at exactly this path: the newest, which covers earlier ones."""
     return next((each for each in reversed(table) if each.point == str(path)), None)
 
 
 def mount_of(path: Path, table: Sequence[Mounted]) -> Mounted | None:
-    """The mount that a path is in."""
+    """The mount that contains a path."""
     for each in (path, *path.parents):
         if (found := mount_at(each, table)) is not None:
             return found
@@ -66,13 +66,13 @@ def mount_of(path: Path, table: Sequence[Mounted]) -> Mounted | None:
 
 
 def resolved(path: Path) -> Path:
-    """A path as the kernel names it, but for its last part, where a dead file system may be."""
+    """A path with symbolic links resolved, except its last component, which may be a dead mount."""
     return Path(os.path.realpath(path.parent)) / path.name
 
 
 async def maps_ids(path: Path) -> bool:
-    """Whether what is mounted at a path can be shown with the owners of a user namespace (an
-    idmapped mount), as most of the kernel's own file systems can and FUSE and NFS cannot."""
+    """Whether the file system at a path supports idmapped mounts, as most of the kernel's own file
+    systems do; FUSE and NFS do not."""
     try:
         async with NamespaceMaker() as maker:
             userns, netns = await maker.make(IdRange(FIRST))

@@ -31,7 +31,7 @@ from orchestrator.agent.volumes.volume_errors import (
 
 @dataclass(frozen=True, slots=True)
 class PluginVolume:
-    """A volume as its plugin lists it."""
+    """A volume in the list of its plugin."""
 
     name: str
     mountpoint: str = ""
@@ -48,8 +48,7 @@ class VolumePlugin:
 
     @classmethod
     async def activate(cls, name: str, address: Address, implements: list[str]) -> Self | None:
-        """One that implements this; None when it is something else than a volume plugin. Raises
-        PluginError."""
+        """The volume plugin of this name; None if it is of another kind. Raises PluginError."""
         if "VolumeDriver" not in implements:
             return None
         try:
@@ -57,14 +56,14 @@ class VolumePlugin:
         except plugin_client.PluginUnavailable:
             raise
         except plugin_client.PluginError:
-            # Optional: those that are older do not know the call.
+            # Optional: older plugins do not know the call.
             return cls(name, address, "local")
         capabilities = answer.get("Capabilities")
         scope = capabilities.get("Scope") if isinstance(capabilities, dict) else None
         return cls(name, address, "global" if str(scope).lower() == "global" else "local")
 
     async def create(self, volume: str, options: Mapping[str, str]) -> None:
-        """Make a volume; the same again is no error of a well-made plugin. Raises VolumeError."""
+        """Create a volume; correct plugins accept a repetition. Raises VolumeError."""
         await self._call_with_retries("Create", {"Name": volume, "Opts": dict(options)})
 
     async def remove(self, volume: str) -> None:
@@ -72,17 +71,17 @@ class VolumePlugin:
         await self._call_with_retries("Remove", {"Name": volume})
 
     async def mount(self, volume: str, user: str) -> Path:
-        """Mount a volume for a container; where. Raises VolumeError."""
+        """Mount a volume for a container; return where. Raises VolumeError."""
         answer = await self._call_with_retries("Mount", {"Name": volume, "ID": user})
         path = self._path(volume, answer.get("Mountpoint"))
         await self._check_seen(volume, path)
         return path
 
     async def _check_seen(self, volume: str, path: Path) -> None:
-        """Raise VolumeError if the plugin has something mounted at `path` that this agent does not
-        see, since its mount namespace is another: containers would write to the folder beneath.
+        """Raise VolumeError if the plugin has mounted something at `path` in another mount
+        namespace than this agent's: containers would write to the folder beneath.
 
-        One that just keeps folders mounts nothing, and one on the network cannot be looked at.
+        A plugin with plain folders mounts nothing, and one on the network cannot be checked.
         """
         with of_volumes():
             process = await listener(self._address)
@@ -102,11 +101,11 @@ class VolumePlugin:
             )
 
     async def unmount(self, volume: str, user: str) -> None:
-        """Take a container's mount back. Raises VolumeError."""
+        """Release a container's mount. Raises VolumeError."""
         await self._once("/VolumeDriver.Unmount", {"Name": volume, "ID": user})
 
     async def path(self, volume: str) -> Path | None:
-        """Where a volume is mounted; None when it is not. Raises VolumeError."""
+        """The mount point of a volume; None when it is not mounted. Raises VolumeError."""
         answer = await self._once("/VolumeDriver.Path", {"Name": volume})
         mountpoint = answer.get("Mountpoint")
         return self._path(volume, mountpoint) if mountpoint else None
@@ -122,18 +121,18 @@ class VolumePlugin:
         return _volume(answer.get("Volume"))
 
     async def list(self) -> list[PluginVolume]:
-        """All volumes that it has. Raises VolumeError."""
+        """All volumes of the plugin. Raises VolumeError."""
         answer = await self._once("/VolumeDriver.List", {})
         found = answer.get("Volumes") or []
         if not isinstance(found, list):
-            raise VolumePluginUnavailable("its list of volumes is none")
+            raise VolumePluginUnavailable("its list of volumes is invalid")
         return [volume for each in found if (volume := _volume(each)) is not None]
 
     def _path(self, volume: str, mountpoint: object) -> Path:
         if not isinstance(mountpoint, str) or not os.path.isabs(mountpoint) or "\0" in mountpoint:
             raise VolumeError(
-                f"volume driver {self.name} says that {volume} is mounted at {mountpoint!r}, "
-                "which is no absolute path"
+                f"volume driver {self.name} reports that {volume} is mounted at {mountpoint!r}, "
+                "which is not an absolute path"
             )
         return Path(mountpoint)
 
@@ -173,7 +172,7 @@ def _volume(found: object) -> PluginVolume | None:
 
 
 class VolumePlugins(PluginSet[VolumePlugin]):
-    """Those that speak Docker's volume plugin protocol; what is raised are VolumeErrors."""
+    """The volume plugins of this node; their errors are VolumeErrors."""
 
     def __init__(
         self, sockets: Sequence[Path] = SOCKET_FOLDERS, specs: Sequence[Path] = SPEC_FOLDERS
@@ -182,7 +181,7 @@ class VolumePlugins(PluginSet[VolumePlugin]):
 
     @property
     def scopes(self) -> Mapping[str, str]:
-        """Name → `local` or `global` of those that have answered, and whose file is there."""
+        """Name → `local` or `global` of plugins that have answered and whose file exists."""
         return {name: plugin.scope for name, plugin in self.all().items()}
 
     async def named(self, name: str) -> VolumePlugin:
@@ -191,14 +190,14 @@ class VolumePlugins(PluginSet[VolumePlugin]):
             return await self.get(name)
 
     async def awaited(self, name: str) -> VolumePlugin:
-        """The same; one that does not answer is waited for. Raises VolumeError."""
+        """As `get`, with retries while it does not answer. Raises VolumeError."""
         with of_volumes():
             return await self.get_with_retries(name)
 
     @contextmanager
     def judged(self, name: str) -> Iterator[None]:
-        """Calls of a plugin within: one that does not answer them counts as silent from then on, so
-        that it costs the next caller less."""
+        """For calls of a plugin within the block: if it does not answer, it counts as silent from
+        then on, which spares the next caller the wait."""
         try:
             yield
         except VolumePluginUnavailable as error:

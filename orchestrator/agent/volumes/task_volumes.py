@@ -1,4 +1,4 @@
-"""The volumes of a task: what it mounts, with what it has from its neighbours on this node."""
+"""The volumes of a task: its own, and those of other containers on this node."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.model.validation.mount_specs import split_volumes_from
 
 
 class Neighbour(Protocol):
-    """What is needed of a `TaskRunner`."""
+    """The attributes of `tasks.runner.TaskRunner` that are used here."""
 
     @property
     def task(self) -> Task: ...
@@ -27,7 +27,7 @@ class Neighbour(Protocol):
 
 
 class ImageSource(Protocol):
-    """What is needed of `imagesource.ClusterImages`."""
+    """The methods of `images.pulls.ImagePuller` that are used here."""
 
     async def prepare(self, name: str, digest: str, sources: Sequence[str]) -> LocalImage: ...
 
@@ -48,22 +48,22 @@ class TaskVolumes:
     async def attach(
         self, task: Task, volumes: Mapping[str, Volume], image: LocalImage, tell: Tell
     ) -> tuple[Mount, ...]:
-        """Make ready what a task mounts; `volumes` are its named ones as the cluster knows them,
-        `tell` is told what keeps it waiting.
+        """Mount the volumes of a task; `volumes` are the cluster's objects of named ones, `tell`
+        gets what it waits for.
 
-        May be cut short at any point, and called again. Raises VolumeError, ImageError.
+        Safe to cancel at any point, and to repeat. Raises VolumeError, ImageError.
         """
         declared = dict(volumes)
         holder = await self._holder(task, image, declared, frozenset())
         return await self._store.attach(holder, declared, tell)
 
     async def detach(self, task: Task) -> None:
-        """Take it back; fine when it was. Volumes without a name go with a service's task, and
-        with a container that takes them along. Raises VolumeError."""
+        """Release the volumes of a task, if it has any. Anonymous volumes are removed with a task
+        of a service, and with a container that is removed with its volumes. Raises VolumeError."""
         await self._store.detach(task.id, drop=not task.standalone or task.auto_remove)
 
     async def retain(self, task_ids: Collection[str]) -> None:
-        """Take back what other tasks have. Raises VolumeError."""
+        """Release the volumes of all other tasks. Raises VolumeError."""
         await self._store.retain(task_ids)
 
     async def _holder(
@@ -84,7 +84,7 @@ class TaskVolumes:
         return Holder(task, image, tuple(others))
 
     def _find(self, word: str) -> Neighbour:
-        """The newest task of this name or id, or whose id begins so."""
+        """The newest task with this name, id or prefix of an id."""
         known = list(self._neighbours())
         found = [each for each in known if word in (each.task.id, each.task.name)]
         found = found or [each for each in known if each.task.id.startswith(word)]

@@ -1,4 +1,4 @@
-"""What can go wrong with volumes, in the user's words."""
+"""Errors of volumes, in words for users."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from orchestrator.agent.plugins import plugin_client
 
 
 class VolumeError(Exception):
-    """A volume cannot be made, mounted or removed; one line that says why and what to do."""
+    """A volume cannot be created, mounted or removed; one line that says why and what to do."""
 
 
 class VolumePluginUnavailable(VolumeError):
-    """A plugin did not answer, or what came was no answer. It may work later."""
+    """A volume plugin did not answer, or its answer was invalid. It may work later."""
 
 
 @contextmanager
 def of_volumes() -> Iterator[None]:
-    """Errors of a plugin's within are errors with volumes."""
+    """Convert errors of plugins to errors of volumes."""
     try:
         yield
     except plugin_client.PluginUnavailable as error:

@@ -34,13 +34,13 @@ class VolumeRecord:
     labels: dict[str, str] = field(default_factory=dict)
     created_at: float = 0.0
     owner: str = ""
-    """The task that it belongs to, of one that no user has named."""
+    """The task of an anonymous volume."""
     shared: bool = False
-    """Its driver serves it to other nodes too, so it is on record only while it is used here."""
+    """Its driver serves it to other nodes as well, so it is recorded only while it is used here."""
     filling: bool = False
-    """It is being filled from an image, or a kill ended that; what is in it is worth nothing."""
+    """It is being filled from an image, or that was interrupted: its content is invalid."""
     maps_ids: bool = True
-    """Its file system can show files with the owners that a container's user namespace says."""
+    """Its file system supports idmapped mounts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Use:
     volumes: dict[str, str] = field(default_factory=dict)
     """Volume → its driver."""
     leaving: bool = False
-    """The container is gone, and only plugins have not yet been told."""
+    """The container is gone; only plugins have not been called yet."""
 
 
 class VolumeRecords:
@@ -67,11 +67,11 @@ class VolumeRecords:
         return self._volumes / name
 
     def volume(self, name: str) -> VolumeRecord | None:
-        """The record of a volume; None when it is not here, or has no readable record."""
+        """The record of a volume; None if it does not exist or its record is unreadable."""
         return _read(VolumeRecord, self.folder(name) / _RECORD)
 
     def has_data(self, name: str) -> bool:
-        """Whether the volume has a folder here, with a readable record or without."""
+        """Whether the volume has a folder, with or without a readable record."""
         return self.folder(name).is_dir()
 
     def volumes(self) -> Iterator[VolumeRecord]:
@@ -81,11 +81,11 @@ class VolumeRecords:
                 yield record
 
     def create(self, record: VolumeRecord) -> None:
-        """Make a volume's folder, with its record and an empty `_data`. Where the folder has lost
-        its record, it gets this one and keeps its data."""
+        """Create a volume's folder, with its record and an empty `_data`. A folder that has lost
+        its record gets this one and keeps its data."""
         if self.has_data(record.name):
             if self.volume(record.name) is None:
-                log.warning("volume has a record again", extra={"volume": record.name})
+                log.warning("volume record restored", extra={"volume": record.name})
             self.update(record)
             return
         draft = self._volumes / f"{_DRAFT}{record.name}"
@@ -98,11 +98,11 @@ class VolumeRecords:
         flush_folder(self._volumes)
 
     def update(self, record: VolumeRecord) -> None:
-        """Write what has changed of a volume."""
+        """Update the record of a volume."""
         _write(self.folder(record.name) / _RECORD, asdict(record))
 
     def retire(self, name: str) -> Path | None:
-        """Take a volume out of the list in one step; what is to be deleted of it, if anything."""
+        """Remove a volume from the records atomically; return its folder to delete, if any."""
         gone = self._volumes / f"{_GONE}{name}"
         shutil.rmtree(gone, ignore_errors=True)
         try:
@@ -112,12 +112,12 @@ class VolumeRecords:
         return gone
 
     def leftovers(self) -> list[Path]:
-        """What creations and removals that were cut short have left."""
+        """The remains of interrupted creations and removals."""
         return [p for p in self._volumes.iterdir() if p.name.startswith((_DRAFT, _GONE))]
 
     def uses(self) -> dict[str, Use]:
-        """All uses, by container. One whose record cannot be read counts as a use of no volume, so
-        that what else the container holds is given back when it is gone."""
+        """All uses, by container. An unreadable record counts as a use of no volume, so that other
+        resources of the container are released when it is gone."""
         found: dict[str, Use] = {}
         for path in sorted(self._uses.glob("*.json")):
             use = _read(Use, path)
@@ -125,11 +125,11 @@ class VolumeRecords:
         return found
 
     def put_use(self, use: Use) -> None:
-        """Write down what a container uses."""
+        """Record the use of a container."""
         _write(self._uses / f"{use.container_id}.json", asdict(use))
 
     def drop_use(self, container_id: str) -> None:
-        """Forget what a container used."""
+        """Remove the record of a container's use."""
         (self._uses / f"{container_id}.json").unlink(missing_ok=True)
 
 
@@ -137,8 +137,8 @@ _R = TypeVar("_R", VolumeRecord, Use)
 
 
 def _read(kind: type[_R], path: Path) -> _R | None:
-    """The record at `path`; None when there is none, or after it was moved aside as unreadable.
-    Fields that a later release added are ignored."""
+    """The record at `path`; None when there is none, or when it was unreadable and moved aside.
+    Fields of later releases are ignored."""
     try:
         document = json.loads(path.read_bytes())
         known = {field.name for field in fields(kind)}
@@ -149,7 +149,7 @@ def _read(kind: type[_R], path: Path) -> _R | None:
         aside = path.with_name(f"{path.name}.corrupt")
         path.replace(aside)
         log.error(
-            "record cannot be read and was moved aside; data of volumes stays where it is",
+            "unreadable record moved aside; data of volumes is kept",
             extra={"record": str(path), "moved_to": str(aside), "error": str(error)},
         )
         return None

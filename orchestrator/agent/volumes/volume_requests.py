@@ -16,7 +16,7 @@ from orchestrator.model.mounts import LOCAL_DRIVER
 from orchestrator.pb import dispatch_pb2, volumes_pb2
 
 PATIENCE = 0.6
-"""Seconds that a plugin gets, and the counting of what volumes take."""
+"""Seconds of a plugin's answer, and of measuring the sizes of volumes."""
 
 _UNMAPPED = (
     "its file system cannot map user ids: containers see its files as nobody's (65534), unless "
@@ -25,8 +25,8 @@ _UNMAPPED = (
 
 
 class VolumeListing:
-    """Lists the volumes; a context manager. Counting goes on in one thread when a listing no
-    longer waits for it, and the next one has its result."""
+    """Lists the volumes; a context manager. Measuring continues in a thread when a listing no
+    longer waits for it; the next listing has the result."""
 
     def __init__(self, store: VolumeStore) -> None:
         self._store = store
@@ -41,7 +41,7 @@ class VolumeListing:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def look(self) -> dispatch_pb2.NodeVolumes:
-        """All volumes, those included that a plugin has from elsewhere, and a notice for each
+        """All volumes, including those that plugins have from elsewhere, and a notice for each
         plugin that does not answer."""
         plugins = self._store.plugins
         asked = list(plugins.all().values())
@@ -93,7 +93,7 @@ class VolumeListing:
         )
 
     async def _count(self) -> None:
-        """Count what the volumes take; the last count stands for one that takes long."""
+        """Measure the volumes; the last result stands in for a measurement that takes long."""
         if self._counting is None:
             records = [known.record for known in self._store.known()]
             self._counting = self._thread.submit(self._usage, records)
@@ -112,7 +112,7 @@ class VolumeListing:
 
 
 async def _volumes(plugin: VolumePlugin) -> list[PluginVolume] | str:
-    """A plugin's volumes, or why they cannot be told."""
+    """A plugin's volumes, or why they cannot be listed."""
     try:
         async with asyncio.timeout(PATIENCE):
             return await plugin.list()
@@ -123,11 +123,11 @@ async def _volumes(plugin: VolumePlugin) -> list[PluginVolume] | str:
 
 
 VOLUME_REQUESTS = ("list_volumes", "create_volume", "remove_volume")
-"""The orders that `VolumeOrders.serve` takes."""
+"""The requests that `VolumeRequests.serve` takes."""
 
 
 class VolumeRequests:
-    """Serves a manager's orders about volumes."""
+    """Serves a manager's requests about volumes."""
 
     def __init__(self, store: VolumeStore, listing: VolumeListing) -> None:
         self._store = store
@@ -136,7 +136,7 @@ class VolumeRequests:
     async def serve(
         self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
     ) -> dispatch_pb2.TunnelResult:
-        """Do what is asked (a handler of `tunnels.Tunnels`)."""
+        """Serve a request (a handler of `tunnels.Tunnels`)."""
         try:
             match order.WhichOneof("order"):
                 case "list_volumes":

@@ -1,4 +1,4 @@
-"""The volumes of this node: made, filled, mounted for their users, listed, removed."""
+"""The volumes of this node: created, filled, mounted for containers, listed, removed."""
 
 from __future__ import annotations
 
@@ -29,30 +29,31 @@ from orchestrator.model.objects import Volume
 log = logging.getLogger(__name__)
 
 CONTAINER_LABEL = "orc.container"
-"""Label of a volume that no user has named: the id of the task that it belongs to."""
+"""Label of an anonymous volume: the id of its task."""
 
 _A = TypeVar("_A")
 
 _LOOK_PERIOD = 5.0
-"""Seconds between two looks for plugins, and two attempts to tell one that a container is gone."""
+"""Seconds between two discoveries of plugins, and between attempts to release mounts."""
 _UNMOUNT_TIMEOUT = 5.0
-"""Seconds that a container's end waits for a plugin."""
+"""Seconds that the end of a container waits for a plugin."""
 
 
-def _nobody(_: str) -> None:
-    """Nobody is told what an operation waits for."""
+def _ignore(_: str) -> None:
+    """Drop what an operation waits for."""
 
 
 @dataclass(frozen=True, slots=True)
 class VolumeUsers:
-    """A volume of this node's records, and who uses it."""
+    """A recorded volume and the containers that use it."""
 
     record: VolumeRecord
     users: tuple[str, ...]
 
 
 class VolumeStore:
-    """All volumes of the node. `run` keeps plugins known; the rest may be called beside it."""
+    """All volumes of the node. `run` discovers plugins; other methods may be called
+    concurrently."""
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class VolumeStore:
         plugins: VolumePlugins,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`folder` survives a reboot, on the disk that volumes are to take their room from."""
+        """`folder` survives a reboot, on the disk for the data of volumes."""
         self._records = VolumeRecords(folder)
         self._scratch = folder / "scratch"
         self._scratch.mkdir(exist_ok=True, mode=0o700)
@@ -76,10 +77,10 @@ class VolumeStore:
         self._uses = {id: use for id, use in known.items() if not use.leaving}
         self._leaving = {id: use for id, use in known.items() if use.leaving}
         self.changed = asyncio.Event()
-        """Set when other plugins answer than before."""
+        """Set when the set of plugins that answer has changed."""
 
     async def run(self) -> None:
-        """Clear what a kill has left, then look after plugins until cancelled."""
+        """Remove the remains of an earlier agent, then discover plugins until cancelled."""
         for path in self._records.leftovers():
             await _delete(path)
         copyup.clear_scratch(self._scratch)
@@ -93,11 +94,11 @@ class VolumeStore:
             await asyncio.sleep(_LOOK_PERIOD)
 
     async def attach(
-        self, holder: Holder, declared: Mapping[str, Volume], tell: Tell = _nobody
+        self, holder: Holder, declared: Mapping[str, Volume], tell: Tell = _ignore
     ) -> tuple[Mount, ...]:
-        """Make ready all that a container mounts; `declared` are its named volumes as the cluster
-        knows them, `tell` is told which plugin keeps it waiting. Whatever comes of it, `detach`
-        takes it back. Raises VolumeError.
+        """Mount all volumes of a container; `declared` are the cluster's objects of its named
+        volumes, `tell` gets the plugin that it waits for. `detach` undoes it, whether it succeeds
+        or not. Raises VolumeError.
         """
         container_id = holder.task.id
         wanted = wanted_mounts(holder, self._node())
@@ -120,8 +121,8 @@ class VolumeStore:
         return tuple(attached)
 
     async def detach(self, container_id: str, *, drop: bool) -> None:
-        """Take back what `attach` did; with `drop`, the volumes go that nobody named and that
-        belong to the container. A plugin that does not answer is told later. Raises VolumeError.
+        """Undo `attach`; with `drop`, also remove the container's anonymous volumes. A plugin that
+        does not answer is called again later. Raises VolumeError.
         """
         use = self._uses.pop(container_id, None)
         if use is not None:
@@ -129,7 +130,7 @@ class VolumeStore:
             try:
                 await self._write(self._records.put_use, use)
             except OSError as error:
-                # The older record does as well: the container is gone, which an agent finds out.
+                # The older record suffices: an agent finds out that the container is gone.
                 log.warning(
                     "end of a volume's use is not recorded",
                     extra={"task": container_id, "error": str(error)},
@@ -141,20 +142,19 @@ class VolumeStore:
                     await self._discard(record)
 
     async def retain(self, container_ids: Collection[str]) -> None:
-        """Take back what containers have that are not among these."""
+        """Release the volumes of all other containers."""
         for container_id in [id for id in self._uses if id not in container_ids]:
-            log.warning("volumes of a container that is gone", extra={"task": container_id})
+            log.warning("releasing volumes of a removed container", extra={"task": container_id})
             await self.detach(container_id, drop=False)
 
     async def create(self, volume: Volume) -> None:
-        """Make a volume unless it is there. Raises VolumeError."""
+        """Create a volume unless it exists. Raises VolumeError."""
         async with self._locks[volume.name]:
-            await self._forget_shared(await self._ensure(volume, "", _nobody))
+            await self._forget_shared(await self._ensure(volume, "", _ignore))
 
     async def remove(self, volume: Volume, *, force: bool) -> None:
-        """Remove a volume with its data; fine when it is not there. Raises VolumeError, also for
-        one in use."""
-        # What a plugin has yet to be told counts as a use there.
+        """Remove a volume with its data, if it exists. Raises VolumeError, also if it is in use."""
+        # The plugin counts mounts that are not released yet.
         for use in [use for use in self._leaving.values() if volume.name in use.volumes]:
             await self._leave(use)
         async with self._locks[volume.name]:
@@ -174,7 +174,7 @@ class VolumeStore:
         return tuple(sorted(id for id, use in self._uses.items() if name in use.volumes))
 
     def known(self) -> list[VolumeUsers]:
-        """The volumes of this node's records."""
+        """The recorded volumes of this node."""
         return [VolumeUsers(record, self.users(record.name)) for record in self._records.volumes()]
 
     def folder(self, name: str) -> Path:
@@ -203,7 +203,7 @@ class VolumeStore:
             record = await self._ensure(volume, wanted.owner, tell)
             path = await self._path(record, container_id, tell)
             record = await self._look_at_owners(record, path)
-            # Only a whole volume is filled: begun anew, a filling empties all of it.
+            # Only a whole volume is filled: a restarted copy empties all of it.
             if not spec.no_copy and not spec.subpath:
                 await self._fill(record, path, wanted)
         if spec.subpath:
@@ -211,7 +211,7 @@ class VolumeStore:
         return Mount(target=spec.target, source=str(path), read_only=spec.read_only, owned=True)
 
     async def _look_at_owners(self, record: VolumeRecord, path: Path) -> VolumeRecord:
-        """The record, with what the file system of a volume that is mounted from elsewhere can."""
+        """The record, with the features of a file system that is mounted from elsewhere."""
         if record.driver == LOCAL_DRIVER and not record.options.get("device"):
             return record
         found = replace(record, maps_ids=await mountpoints.maps_ids(path))
@@ -229,7 +229,7 @@ class VolumeStore:
         return record is None or record.maps_ids
 
     def _check_accessible(self, name: str, path: Path) -> None:
-        """Raise VolumeError for a FUSE file system that serves nobody but its mounter."""
+        """Raise VolumeError for a FUSE file system without allow_other."""
         found = mountpoints.mount_of(mountpoints.resolved(path), mountpoints.mounts())
         if found is None or not found.kind.startswith("fuse") or "allow_other" in found.options:
             return
@@ -252,7 +252,7 @@ class VolumeStore:
         )
         if record.driver != LOCAL_DRIVER:
             async with self._answering(record, tell) as plugin:
-                # What another node has made of one of global scope is there already.
+                # A volume of global scope may already exist, created by another node.
                 if await plugin.get(record.name) is None:
                     await plugin.create(record.name, record.options)
             record = replace(record, shared=plugin.scope == "global")
@@ -261,7 +261,7 @@ class VolumeStore:
 
     @asynccontextmanager
     async def _answering(self, record: VolumeRecord, tell: Tell) -> AsyncIterator[VolumePlugin]:
-        """A volume's plugin; while it keeps the block waiting, `tell` says so. Raises
+        """The plugin of a volume; `tell` reports that the block waits for it. Raises
         VolumeError."""
         driver = record.driver
         with announced(tell, f"volume driver {driver} has not answered yet (volume {record.name})"):
@@ -276,8 +276,8 @@ class VolumeStore:
             path = await plugin.mount(record.name, container_id)
         if not await copyup.is_folder(path):
             raise VolumeError(
-                f"volume driver {record.driver} says that {record.name} is mounted at {path}, "
-                "where there is no folder"
+                f"volume driver {record.driver} reports that {record.name} is mounted at {path}, "
+                "which is not a folder"
             )
         return path
 
@@ -295,8 +295,8 @@ class VolumeStore:
         await self._write(self._records.update, replace(record, filling=False))
 
     async def _leave(self, use: Use) -> None:
-        """Give back what a container that is gone had mounted; what a plugin does not take back
-        now stays on record."""
+        """Release the mounts of a removed container; what a plugin does not release now stays
+        recorded."""
         if use.container_id not in self._uses:
             bind_mounts.ensure_no_subpaths(self._places, use.container_id)
         others = {name: driver for name, driver in use.volumes.items() if driver != LOCAL_DRIVER}
@@ -310,7 +310,7 @@ class VolumeStore:
                 await self._forget_shared(record)
         left = {name: others[name] for name, done in zip(others, told, strict=True) if not done}
         if use.container_id in self._uses:
-            # It was started again meanwhile, and what it has now is its own.
+            # It was started again meanwhile: its mounts are in use.
             self._leaving.pop(use.container_id, None)
         elif left:
             self._leaving[use.container_id] = replace(use, volumes=left)
@@ -320,7 +320,7 @@ class VolumeStore:
             await self._write(self._records.drop_use, use.container_id)
 
     async def _forget_shared(self, record: VolumeRecord) -> None:
-        """Somebody on another node may remove it, of which nobody would tell this one."""
+        """Forget it: it may be removed on another node, without notice to this one."""
         if record.shared and not self.users(record.name):
             await self._discard(record)
 
@@ -331,7 +331,7 @@ class VolumeStore:
                 local_driver.ensure_unmounted(record, self._records.folder(name))
 
     async def _told(self, name: str, driver: str, container_id: str) -> bool:
-        """Whether a plugin has taken back a container's mount."""
+        """Whether a plugin has released a container's mount."""
         try:
             async with asyncio.timeout(_UNMOUNT_TIMEOUT):
                 plugin = await self.plugins.named(driver)
@@ -339,11 +339,14 @@ class VolumeStore:
                     await plugin.unmount(name, container_id)
         except (TimeoutError, VolumePluginUnavailable) as error:
             log.warning(
-                "volume %s is given back later: %s", name, error, extra={"task": container_id}
+                "volume %s is not released yet; retrying: %s",
+                name,
+                error,
+                extra={"task": container_id},
             )
             return False
         except VolumeError as error:
-            # It answers, and does not know of the mount: then it has none.
+            # It answers that it does not know the mount: then there is none.
             log.info("unmounting %s: %s", name, error, extra={"task": container_id})
         return True
 
@@ -358,8 +361,8 @@ class VolumeStore:
                 raise
 
     async def _write(self, write: Callable[[_A], None], argument: _A) -> None:
-        """Write to the records, which waits for the disk. Writes are done in the order in which
-        they were asked for, whether or not somebody still waits for them. Raises OSError."""
+        """Write to the records, which waits for the disk. Writes happen in the order of the calls,
+        even if a caller is cancelled. Raises OSError."""
         await asyncio.get_running_loop().run_in_executor(self._writer, write, argument)
 
     async def _discard(self, record: VolumeRecord) -> None:

@@ -151,7 +151,7 @@ async def test_what_a_plugin_refuses_is_told_in_its_words(
         (b'{"Mountpoint": "", "Err": ""}', "no absolute path"),
         (b'{"Mountpoint": "relative/path"}', "no absolute path"),
         (b'{"Mountpoint": 7}', "no absolute path"),
-        (b'{"Mountpoint": "/nowhere/at/all"}', "where there is no folder"),
+        (b'{"Mountpoint": "/nowhere/at/all"}', "which is not a folder"),
     ],
 )
 async def test_a_mountpoint_that_is_none(

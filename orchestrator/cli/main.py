@@ -20,7 +20,7 @@ from orchestrator.cli.app.command_groups import RootGroup, example  # noqa: E402
 from orchestrator.cli.app.command_table import SECTIONS  # noqa: E402
 from orchestrator.cli.app.completion_names import completes  # noqa: E402
 
-_SELDOM = 100_000
+_GC_THRESHOLD = 100_000
 """Threshold of garbage collection for short commands."""
 
 
@@ -51,7 +51,7 @@ def orc(context_name: str | None) -> None:
     address for every container that all hosts reach."""
 
 
-_ITS_OWN_END = ("orchestrator.agent", "orchestrator.manager")
+_DAEMON_PACKAGES = ("orchestrator.agent", "orchestrator.manager")
 """Packages of daemons, which need an orderly shutdown."""
 
 
@@ -61,12 +61,12 @@ def main() -> NoReturn:
     Half of a short command's time went into garbage collection during imports, and into tearing
     modules down at exit. So collection is rare, and the process exits right after its output.
     """
-    gc.set_threshold(_SELDOM)
+    gc.set_threshold(_GC_THRESHOLD)
     try:
         orc.main()
     except SystemExit as end:
         status = end.code
-    if not any(name in sys.modules for name in _ITS_OWN_END):
+    if not any(name in sys.modules for name in _DAEMON_PACKAGES):
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()

@@ -18,12 +18,12 @@ from orchestrator.model.names import near_miss
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-_USUAL = (700, 10, 10)
+_GC_DEFAULTS = (700, 10, 10)
 """Python's default thresholds for garbage collection."""
 _ALIASES = {"list": "ls", "remove": "rm", "container ps": "ls"}
 """Aliases that Docker has for commands, of all groups or of one. They work where a group has the
 command, and are not listed."""
-_OURS = "orchestrator"
+_OUR_PACKAGES = "orchestrator"
 _DEBIAN = "/usr/lib/orc"
 """Where the Debian packages install Python packages."""
 _PACKAGE = "orchestrator.cli"
@@ -44,7 +44,7 @@ class Lazy:
         module, _, attribute = self.target.partition(":")
         if not module.startswith("."):
             # A long-running daemon needs the default garbage collection that `main` turned off.
-            gc.set_threshold(*_USUAL)
+            gc.set_threshold(*_GC_DEFAULTS)
         command: click.Command = getattr(import_module(module, _PACKAGE), attribute)
         return command
 
@@ -211,7 +211,7 @@ class RootGroup(OrcGroup):
         return ctx
 
 
-_TRUTH = {
+_BOOLEANS = {
     **dict.fromkeys(("1", "t", "true"), True),
     **dict.fromkeys(("0", "f", "false"), False),
 }
@@ -219,7 +219,7 @@ _TRUTH = {
 
 def _flag_words(command: click.Command, name: str, text: str) -> list[str]:
     """The words that stand for `NAME=true` or `NAME=false`."""
-    if (truth := _TRUTH.get(text.lower())) is None:
+    if (truth := _BOOLEANS.get(text.lower())) is None:
         raise click.BadParameter(f"{name}: {text!r} is neither true nor false")
     if truth:
         return [name]
@@ -233,7 +233,9 @@ def error_line(error: Exception) -> str:
         text = _usage_words(error)
     elif isinstance(error, click.ClickException):
         text = error.format_message()
-    elif isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith(_OURS):
+    elif isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith(
+        _OUR_PACKAGES
+    ):
         # A dependency of one of the package's extras.
         text = f"this command needs the package {error.name}: pip install 'orc[all]'"
         if sys.prefix == _DEBIAN:
@@ -250,7 +252,9 @@ def _usage_words(error: click.UsageError) -> str:
 
         if instead := advice(path.partition(" ")[2], error.option_name):
             return f"'{path}' has no option {error.option_name}: {instead}"
-        meant = _one_dash_short(error) or near_miss(error.option_name, error.possibilities or ())
+        meant = _misread_short_option(error) or near_miss(
+            error.option_name, error.possibilities or ()
+        )
         hint = f"did you mean {meant}?" if meant else f"see '{path} --help'"
         return f"'{path}' has no option {error.option_name}; {hint}"
     if isinstance(error, click.MissingParameter):
@@ -268,7 +272,7 @@ def _usage_words(error: click.UsageError) -> str:
     return error.format_message().rstrip(".")
 
 
-def _one_dash_short(error: click.NoSuchOption) -> str | None:
+def _misread_short_option(error: click.NoSuchOption) -> str | None:
     """The option `-rm` that click read as `-r`, if there is one."""
     if error.ctx is None:
         return None

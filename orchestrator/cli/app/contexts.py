@@ -118,17 +118,17 @@ def current_context() -> str | None:
 def use_context(name: str) -> None:
     """Make `name` the current context. Raises CliError if there is none of that name."""
     _existing(name)
-    before = [current_context(), *_earlier()]
+    before = [current_context(), *_previous()]
     earlier = [each for each in dict.fromkeys(before) if each and each != name]
-    if earlier != _earlier():
-        _write(_earlier_file(), "".join(f"{each}\n" for each in earlier[:_REMEMBERED]))
+    if earlier != _previous():
+        _write(_previous_file(), "".join(f"{each}\n" for each in earlier[:_MAX_PREVIOUS]))
     _write(_current(), name + "\n")
 
 
-def earlier_context() -> str | None:
+def previous_context() -> str | None:
     """The previous current context that still exists."""
     names, current = list_contexts(), current_context()
-    return next((name for name in _earlier() if name in names and name != current), None)
+    return next((name for name in _previous() if name in names and name != current), None)
 
 
 def remove_context(name: str, *, back: bool = False) -> None:
@@ -138,22 +138,22 @@ def remove_context(name: str, *, back: bool = False) -> None:
     for path in (_existing(name), *([_current()] if current else [])):
         with suppress(FileNotFoundError):
             os.unlink(path)
-    if current and back and (earlier := earlier_context()) is not None:
+    if current and back and (earlier := previous_context()) is not None:
         use_context(earlier)
 
 
-_REMEMBERED = 20
+_MAX_PREVIOUS = 20
 """Maximum number of previous contexts that are remembered."""
 
 
-def _earlier_file() -> str:
+def _previous_file() -> str:
     return os.path.join(_folder(), "earlier")
 
 
-def _earlier() -> list[str]:
+def _previous() -> list[str]:
     """Names of previous current contexts, the latest first."""
     try:
-        with open(_earlier_file(), encoding="utf-8") as file:
+        with open(_previous_file(), encoding="utf-8") as file:
             return file.read().split()
     except OSError:
         return []

@@ -15,7 +15,7 @@ from types import ModuleType
 _NAMES = frozenset({"google.protobuf.internal.python_message"})
 
 
-class _Lazily:
+class _LazyFinder:
     """A finder of `sys.meta_path` for these names alone."""
 
     @staticmethod
@@ -35,4 +35,4 @@ class _Lazily:
 
 def install() -> None:
     """Install the finder for all later imports of this process."""
-    sys.meta_path.insert(0, _Lazily)
+    sys.meta_path.insert(0, _LazyFinder)

@@ -16,9 +16,9 @@ from orchestrator.cli.output.listings import (
     column,
     format_option,
     listing_options,
-    moment,
     print_json,
     print_list,
+    rfc3339,
 )
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.pb import access_pb2
@@ -66,12 +66,12 @@ def _row(message: Any, now: float) -> Row:
         "role": _ROLES.get(certificate.role, certificate.role),
         "name": certificate.name,
         "hostname": certificate.hostname,
-        "issued_at": moment(certificate.issued_at),
-        "expires_at": moment(certificate.expires_at),
+        "issued_at": rfc3339(certificate.issued_at),
+        "expires_at": rfc3339(certificate.expires_at),
         "fingerprint": certificate.fingerprint,
         "address": certificate.address,
         "state": "expired" if certificate.expires_at < now else state,
-        "revoked_at": moment(message.revoked_at) if message.revoked_at else None,
+        "revoked_at": rfc3339(message.revoked_at) if message.revoked_at else None,
         "revoked_by": message.revoked_by,
         "reason": message.reason,
         "current": message.current,
@@ -104,9 +104,9 @@ def sessions(client: Client, form: str, quiet: bool, filters: Mapping[str, Seque
             "role": each.role,
             "address": each.address,
             "certificate": each.certificate,
-            "opened_at": moment(each.created_at),
-            "used_at": moment(each.used_at),
-            "ends_at": moment(min(each.until, each.used_at + reply.idle)),
+            "opened_at": rfc3339(each.created_at),
+            "used_at": rfc3339(each.used_at),
+            "ends_at": rfc3339(min(each.until, each.used_at + reply.idle)),
         }
         for each in reply.sessions
     ]
@@ -152,7 +152,9 @@ def revoke(client: Client, kind: str, name: str, reason: str, force: bool, form:
         print_json(
             {
                 "id": name if kind == "session" else reply.revocation.id,
-                "revoked_at": moment(reply.revocation.at) if reply.HasField("revocation") else None,
+                "revoked_at": rfc3339(reply.revocation.at)
+                if reply.HasField("revocation")
+                else None,
                 "certificates": [each.id for each in reply.certificates],
             }
         )

@@ -9,14 +9,14 @@ import click
 from orchestrator.cli.app.command_groups import Lazy, OrcGroup, example
 from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.flags.flag_types import CERTIFICATE_LIFETIME, Parsed
-from orchestrator.cli.flags.update_settings import one_of
+from orchestrator.cli.flags.update_settings import parse_member
 from orchestrator.cli.output.listings import (
     Row,
+    enum_word,
     format_option,
-    moment,
     print_fields,
     print_json,
-    word,
+    rfc3339,
 )
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.model.placement import Strategy
@@ -59,7 +59,7 @@ def info(client: Client, form: str) -> None:
     print_fields(
         [
             ("ID", reply.id),
-            ("Created at", moment(reply.created_at) or ""),
+            ("Created at", rfc3339(reply.created_at) or ""),
             ("Version", reply.version),
             *(
                 ("Manager", f"{each.address} ({each.id}){', leader' if each.leader else ''}")
@@ -70,7 +70,7 @@ def info(client: Client, form: str) -> None:
             ("Tasks running", str(reply.tasks_running)),
             ("Network", reply.network_cidr),
             ("Node is down after", format_duration(reply.node_timeout)),
-            ("Strategy", word(Strategy(reply.strategy))),
+            ("Strategy", enum_word(Strategy(reply.strategy))),
             ("Certificates last", format_duration(reply.certificate_lifetime)),
             ("Open to containers", ", ".join(reply.container_access) or "none"),
             ("Nodes join at", reply.join_address),
@@ -88,7 +88,7 @@ def cluster_document(reply: Any) -> Row:
     """A GetClusterReply as a document, without its tokens."""
     return {
         "id": reply.id,
-        "created_at": moment(reply.created_at),
+        "created_at": rfc3339(reply.created_at),
         "version": reply.version,
         "network_cidr": reply.network_cidr,
         "node_timeout": reply.node_timeout,
@@ -101,7 +101,7 @@ def cluster_document(reply: Any) -> Row:
         "services": reply.services,
         "tasks_running": reply.tasks_running,
         "join_address": reply.join_address,
-        "strategy": word(Strategy(reply.strategy)),
+        "strategy": enum_word(Strategy(reply.strategy)),
         "certificate_lifetime": reply.certificate_lifetime,
         "container_access": list(reply.container_access),
         "undecodable": [
@@ -123,7 +123,7 @@ def _access(text: str) -> tuple[str, ...]:
 )
 @click.option(
     "--strategy",
-    type=Parsed("spread|binpack", one_of(Strategy)),
+    type=Parsed("spread|binpack", parse_member(Strategy)),
     help="Placement of new tasks: on nodes with the least load, or the fullest.",
 )
 @click.option(

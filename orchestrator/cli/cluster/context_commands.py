@@ -17,10 +17,10 @@ from orchestrator.cli.app.contexts import (
     context_file,
     context_in_use,
     dump_context,
-    earlier_context,
     list_contexts,
     load_context,
     parse_context,
+    previous_context,
     remove_context,
     save_context,
     use_context,
@@ -139,7 +139,7 @@ def _new(name: str) -> None:
 def use(name: str) -> None:
     """Make a context the current one; - is the previous one."""
     if name == "-":
-        earlier = earlier_context()
+        earlier = previous_context()
         if earlier is None:
             raise CliError("there is no previous context; see 'orc context ls'")
         name = earlier

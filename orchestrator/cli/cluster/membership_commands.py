@@ -17,16 +17,16 @@ from orchestrator.cli.app.contexts import Context, save_context
 from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.flags.flag_types import CERTIFICATE_LIFETIME
 
-_RUNS = Path("/run/systemd/system")
-_FOLDERS = tuple(map(Path, ("/etc/systemd/system", "/usr/lib/systemd/system")))
+_SYSTEMD_RUNTIME = Path("/run/systemd/system")
+_UNIT_FOLDERS = tuple(map(Path, ("/etc/systemd/system", "/usr/lib/systemd/system")))
 
 
-def started(unit: str) -> bool:
+def start_unit(unit: str) -> bool:
     """Enable and start a unit; False where systemd does not run or has no such unit.
 
     Raises CliError with systemd's message."""
-    known = any((folder / unit).exists() for folder in _FOLDERS)
-    if not _RUNS.is_dir() or not known or os.geteuid() != 0:
+    known = any((folder / unit).exists() for folder in _UNIT_FOLDERS)
+    if not _SYSTEMD_RUNTIME.is_dir() or not known or os.geteuid() != 0:
         return False
     done = subprocess.run(
         ["systemctl", "enable", "--now", "--quiet", unit],
@@ -126,7 +126,7 @@ def init(
     endpoint = f"{address}:{listen_port}"
     save_context(Context(name, (endpoint,), authority, admin.certificate, admin.key))
     click.echo(f"Cluster {identity.cluster_id} is set up in {data_dir}.")
-    if data_dir == MANAGER_DATA and started("orc-manager.service"):
+    if data_dir == MANAGER_DATA and start_unit("orc-manager.service"):
         click.echo("Its manager runs, now and after each boot (orc-manager.service).")
     else:
         click.echo(f"Start its manager:  orc manager --data-dir {data_dir}")
@@ -170,7 +170,7 @@ def join(token: str, address: str, data_dir: Path, manager: str) -> None:
     except PermissionError as error:
         raise CliError(f"cannot write {error.filename}: run this as root (sudo)") from None
     click.echo(f"This host is node {identity.node_id} now, at {identity.address}.")
-    if data_dir == AGENT_DATA and started("orc-agent.service"):
+    if data_dir == AGENT_DATA and start_unit("orc-agent.service"):
         click.echo("Its agent runs, now and after each boot (orc-agent.service).")
     else:
         click.echo(f"Start its agent:  orc agent --data-dir {data_dir}")

@@ -219,8 +219,8 @@ def update(
         request.availability = Availability[availability.upper()].value  # type: ignore[assignment]
     written = client.call("UpdateNode", request)
     click.echo(name)
-    if availability == "drain" and not detach and not client.pretends:
-        patience = PATIENCE + (deadline or 0.0) if timeout is None else timeout
+    if availability == "drain" and not detach and not client.is_dry_run:
+        patience = DRAIN_TIMEOUT + (deadline or 0.0) if timeout is None else timeout
         until_empty(client, written.id, name, patience)
 
 
@@ -287,11 +287,11 @@ def _find(rows: Sequence[Any], name: str) -> Any:
     raise CliError(f"no node {name!r}; {hint}")
 
 
-PATIENCE = 120.0
+DRAIN_TIMEOUT = 120.0
 """Default timeout of a drain in seconds, added to its deadline."""
-_LOOK = 0.2
+_POLL_INTERVAL = 0.2
 """Seconds between two polls of the node's tasks."""
-_SPEAK = 1.0
+_PROGRESS_INTERVAL = 1.0
 """Minimum seconds between two lines of progress."""
 
 
@@ -309,10 +309,12 @@ def until_empty(client: Client, node_id: str, name: str, timeout: float) -> None
                     f"node {name} still has {_counted(left)} after {format_duration(timeout)}"
                     f"{_reasons(client, left)}; the drain continues, see 'orc node ps {name}'"
                 )
-            if (text := f"{name}: {_counted(left)} left") != said and now - said_at >= _SPEAK:
+            if (
+                text := f"{name}: {_counted(left)} left"
+            ) != said and now - said_at >= _PROGRESS_INTERVAL:
                 click.echo(text, err=True)
                 said_at, said = now, text
-            time.sleep(_LOOK)
+            time.sleep(_POLL_INTERVAL)
     except KeyboardInterrupt:
         click.echo(
             f"orc: detached; the drain continues in the background, see 'orc node ps {name}'",

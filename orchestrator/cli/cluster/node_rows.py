@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.cli.output.listings import Column, Row, column, moment, short, word
+from orchestrator.cli.output.listings import Column, Row, column, enum_word, rfc3339, short
 from orchestrator.model.convert import from_proto
 from orchestrator.model.nodes import Node
 from orchestrator.model.units import format_cores, format_memory
@@ -23,8 +23,8 @@ def node_row(message: Any) -> Row:
         "id": node.id,
         "hostname": about.hostname,
         "role": node.role,
-        "availability": word(node.availability),
-        "state": word(node.state),
+        "availability": enum_word(node.availability),
+        "state": enum_word(node.state),
         "address": about.address,
         "shares_total": about.resources.shares,
         "shares_reserved": message.reserved.shares,
@@ -36,7 +36,7 @@ def node_row(message: Any) -> Row:
         "engine_labels": about.labels,
         "message": node.message,
         "trouble": about.trouble,
-        "created_at": moment(node.created_at),
+        "created_at": rfc3339(node.created_at),
         "kernel": about.kernel,
         "os": about.os,
         "arch": about.arch,
@@ -44,10 +44,10 @@ def node_row(message: Any) -> Row:
         "runtime": about.runtime,
         "drain": {
             "max_unavailable": node.drain_most,
-            "deadline": moment(node.drain_deadline),
+            "deadline": rfc3339(node.drain_deadline),
         },
         "allowed": list(allowed(node)),
-        "downs": [moment(at) for at in node.downs],
+        "downs": [rfc3339(at) for at in node.downs],
         "generic_resources": _generic(about.generic_resources, message.generic_free),
         "network_features": list(about.network_features),
         "cni_plugins": list(about.cni_plugins),

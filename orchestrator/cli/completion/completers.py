@@ -23,22 +23,22 @@ TIMEOUT = 1.0
 
 def nodes(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
     """Hostnames of nodes."""
-    from orchestrator.cli.output.listings import word
+    from orchestrator.cli.output.listings import enum_word
     from orchestrator.model.nodes import NodeState
     from orchestrator.pb import control_pb2
 
     reply = _call(ctx, "ListNodes", control_pb2.ListNodesRequest())
     found = [
-        (row.node.description.hostname, word(NodeState(row.node.state)))
+        (row.node.description.hostname, enum_word(NodeState(row.node.state)))
         for row in (reply.nodes if reply else ())
     ]
-    return _starting(found, incomplete)
+    return _matching(found, incomplete)
 
 
 def services(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
     """Names of services."""
     found = [(spec.name, spec.task.container.image) for spec in _specs(ctx)]
-    return _starting(found, incomplete)
+    return _matching(found, incomplete)
 
 
 def jobs(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
@@ -50,7 +50,7 @@ def jobs(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
         for spec in _specs(ctx)
         if ServiceMode(spec.mode).is_job
     ]
-    return _starting(found, incomplete)
+    return _matching(found, incomplete)
 
 
 def stacks(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
@@ -58,7 +58,7 @@ def stacks(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items
     from orchestrator.model.specs import STACK_LABEL
 
     labels = [spec.labels for spec in _specs(ctx)]
-    return _starting(
+    return _matching(
         [(each[STACK_LABEL], "") for each in labels if STACK_LABEL in each], incomplete
     )
 
@@ -66,7 +66,7 @@ def stacks(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items
 def service_scales(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
     """Names of services with the `=` of `orc service scale`."""
     found = [(f"{spec.name}=", f"{spec.replicas} now") for spec in _specs(ctx)]
-    return _starting(found, incomplete)
+    return _matching(found, incomplete)
 
 
 def services_and_tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
@@ -112,7 +112,7 @@ def networks(ctx: click.Context, param: click.Parameter, incomplete: str) -> Ite
 
     reply = _call(ctx, "ListNetworks", control_pb2.ListNetworksRequest())
     found = [(each.name, each.subnet) for each in (reply.networks if reply else ())]
-    return _starting(found, incomplete)
+    return _matching(found, incomplete)
 
 
 def images(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
@@ -121,7 +121,7 @@ def images(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items
 
     reply = _call(ctx, "ListImages", control_pb2.ListImagesRequest())
     found = [(name, "") for image in (reply.images if reply else ()) for name in image.names]
-    return _starting(found, incomplete)
+    return _matching(found, incomplete)
 
 
 def volumes(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
@@ -130,7 +130,7 @@ def volumes(ctx: click.Context, param: click.Parameter, incomplete: str) -> Item
 
     reply = _call(ctx, "Volumes.ListVolumes", volumes_pb2.ListVolumesRequest())
     found = [(row.volume.id, row.node) for row in (reply.volumes if reply else ())]
-    return _starting(found, incomplete)
+    return _matching(found, incomplete)
 
 
 def stacks_and_folders(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
@@ -164,12 +164,12 @@ def _documents(ctx: click.Context, kind: int, incomplete: str) -> Items:
     request = documents_pb2.ListDocumentsRequest(kind=kind)  # type: ignore[arg-type]
     reply = _call(ctx, "Documents.ListDocuments", request)
     found = [(row.document.name, "") for row in (reply.documents if reply else ())]
-    return _starting(found, incomplete)
+    return _matching(found, incomplete)
 
 
 def contexts(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
     """Names of contexts."""
-    return _starting([(name, "") for name in list_contexts()], incomplete)
+    return _matching([(name, "") for name in list_contexts()], incomplete)
 
 
 def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
@@ -201,7 +201,7 @@ def _containers(ctx: click.Context, incomplete: str, wanted: Callable[[str], boo
         state = container_state(task)
         if task.name.startswith(incomplete) and wanted(state):
             found.append((task.name, f"{state} on {row.node.description.hostname}"))
-    return _starting(found, incomplete)
+    return _matching(found, incomplete)
 
 
 def revocable_identities(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
@@ -213,7 +213,7 @@ def revocable_identities(ctx: click.Context, param: click.Parameter, incomplete:
         return nodes(ctx, param, incomplete)
     if kind == "session":
         opened = _call(ctx, "Dashboard.ListSessions", dashboard_pb2.ListSessionsRequest())
-        return _starting(
+        return _matching(
             [(each.id, each.user) for each in (opened.sessions if opened else ())], incomplete
         )
     reply = _call(ctx, "Access.ListCertificates", access_pb2.ListCertificatesRequest())
@@ -222,7 +222,7 @@ def revocable_identities(ctx: click.Context, param: click.Parameter, incomplete:
         named = [(each.id, each.hostname or each.name) for each in found]
     else:
         named = [(each.name, each.address) for each in found if each.role == kind]
-    return _starting(named, incomplete)
+    return _matching(named, incomplete)
 
 
 def _call(ctx: click.Context, method: str, request: Any) -> Any:
@@ -236,7 +236,7 @@ def _call(ctx: click.Context, method: str, request: Any) -> Any:
         return None
 
 
-def _starting(found: Iterable[tuple[str, str]], incomplete: str) -> Items:
+def _matching(found: Iterable[tuple[str, str]], incomplete: str) -> Items:
     about = {name: text for name, text in found if name.startswith(incomplete)}
     return [_item(name, help=about[name] or None) for name in sorted(about)]
 

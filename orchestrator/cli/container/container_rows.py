@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.cli.app.errors import CliError
-from orchestrator.cli.output.listings import Column, Row, column, jsonable, moment, short
+from orchestrator.cli.output.listings import Column, Row, column, jsonable, rfc3339, short
 from orchestrator.cli.service.service_rows import (
     has_exit_code,
     health_text,
@@ -79,9 +79,9 @@ def container_row(message: Any, now: float) -> Row:
         "restarts": task.restarts,
         "oom_killed": status.oom_killed,
         "pid": status.pid,
-        "created_at": moment(task.created_at),
-        "started_at": moment(status.started_at),
-        "finished_at": moment(status.finished_at),
+        "created_at": rfc3339(task.created_at),
+        "started_at": rfc3339(status.started_at),
+        "finished_at": rfc3339(status.finished_at),
         "_targets": [mount.target for mount in spec.container.mounts],
         "_created_at": task.created_at,
         "_status": _status(task, state, node, now),

@@ -14,14 +14,14 @@ import click
 from orchestrator.cli.app.command_groups import error_line
 from orchestrator.cli.app.completion_names import completes, file_option
 from orchestrator.cli.app.errors import CliError, Refused
-from orchestrator.cli.flags.container_flags import logging_options, many_options
+from orchestrator.cli.flags.container_flags import logging_options, repeatable_options
 from orchestrator.cli.flags.flag_types import Parsed
 from orchestrator.cli.flags.mount_flags import mount_options
 from orchestrator.cli.flags.network_flags import network_options
 from orchestrator.cli.flags.placement_flags import affinity_options
 from orchestrator.cli.flags.secret_config_flags import document_options
 from orchestrator.cli.flags.spec_builder import new_spec
-from orchestrator.cli.flags.spec_flags import label_lines, split_publish, unnumbered
+from orchestrator.cli.flags.spec_flags import label_lines, split_publish, unassigned_ports
 from orchestrator.cli.flags.spec_settings import SETTINGS
 from orchestrator.cli.rpc.client import Client
 from orchestrator.model.convert import from_proto, to_proto
@@ -132,7 +132,7 @@ def container_options(function: F) -> F:
             function = click.option(*short, *setting.flags, setting.name, **setting.click_options)(
                 function
             )
-    function = many_options(document_options(mount_options(logging_options(function))))
+    function = repeatable_options(document_options(mount_options(logging_options(function))))
     for option in reversed(
         (
             click.option(
@@ -216,12 +216,12 @@ def create_container(client: Client, values: Mapping[str, Any], start: bool) -> 
     request = container_request(values, start)
     image, node, quiet = request.spec.container.image, request.node, values["quiet"]
     with _id_file(values["cidfile"]) as write_id:
-        if image and not client.pretends:
+        if image and not client.is_dry_run:
             ensure_image(client, image, values["pull"], node, quiet)
         if values["publish_all"]:
             known = exposed_ports(client, image, node, quiet) if image else []
             taken = from_proto(request.spec).ports
-            chosen = unnumbered((*known, *values["expose"]), taken)
+            chosen = unassigned_ports((*known, *values["expose"]), taken)
             request.spec.ports.extend(to_proto(port) for port in chosen)
         task = client.call("Containers.CreateContainer", request)
         write_id(task.id)
@@ -269,7 +269,7 @@ def container_request(values: Mapping[str, Any], start: bool) -> Any:
     )
     container = replace(service.task.container, tty=values["tty"], open_stdin=values["interactive"])
     task = replace(service.task, container=container, restart=restart)
-    task = replace(task, ports=(*task.ports, *unnumbered(targets)))
+    task = replace(task, ports=(*task.ports, *unassigned_ports(targets)))
     return containers_pb2.CreateContainerRequest(
         name=values["name"] or "",
         spec=to_proto(task),

@@ -17,11 +17,11 @@ from orchestrator.cli.app.command_groups import example
 from orchestrator.cli.app.completion_names import completes
 from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.container.terminal import write_all
-from orchestrator.cli.output.screen import Meter
+from orchestrator.cli.output.screen import ByteMeter
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.model.units import format_size
 
-_WAITING = 8
+_MAX_QUEUED = 8
 """Maximum number of chunks of an upload that wait for the network."""
 
 
@@ -41,7 +41,7 @@ def cp(
 
     `-` is a tar archive on stdout or stdin. `DIR/.` is the content of the folder."""
     here, there = _split(source), _split(target)
-    meter = Meter(f"copying {source}", quiet=quiet)
+    meter = ByteMeter(f"copying {source}", quiet=quiet)
     try:
         match here, there:
             case (str() as container, path), None:
@@ -79,7 +79,7 @@ def _download(
     target: str,
     follow: bool,
     keep: bool,
-    meter: Meter,
+    meter: ByteMeter,
 ) -> None:
     from orchestrator.pb import interact_pb2
 
@@ -88,7 +88,7 @@ def _download(
     lost = ""
     with meter, closing(client.stream("Interact.Copy", iter([first]))) as answers:
         about = next(answers).source
-        parts = _Parts(answers, meter)
+        parts = _DownloadReader(answers, meter)
         if target == "-":
             if sys.stdout.isatty():
                 raise CliError(
@@ -110,10 +110,10 @@ def _download(
         click.echo(lost, err=True)
 
 
-class _Parts:
+class _DownloadReader:
     """The data of a copy's answers as a file to read from."""
 
-    def __init__(self, answers: Iterator[Any], meter: Meter) -> None:
+    def __init__(self, answers: Iterator[Any], meter: ByteMeter) -> None:
         self._answers = answers
         self._meter = meter
         self._rest = b""
@@ -144,7 +144,7 @@ def _upload(
     path: str,
     follow: bool,
     archive: bool,
-    meter: Meter,
+    meter: ByteMeter,
 ) -> None:
     from orchestrator.pb import interact_pb2
 
@@ -154,7 +154,7 @@ def _upload(
     request = interact_pb2.CopyTo(
         container=container, path=path, top=top, folder=is_folder, archive=archive
     )
-    parts = _Packed(source, top)
+    parts = _UploadPacker(source, top)
     notices: list[str] = []
 
     def messages() -> Iterator[Any]:
@@ -180,12 +180,12 @@ def _upload(
         click.echo(notice, err=True)
 
 
-class _Packed:
+class _UploadPacker:
     """A tar of local files (or the one on stdin) in chunks, made by its own thread."""
 
     def __init__(self, source: str, top: str) -> None:
         self._source, self._top = source, top
-        self._queue: queue.Queue[bytes | None] = queue.Queue(_WAITING)
+        self._queue: queue.Queue[bytes | None] = queue.Queue(_MAX_QUEUED)
         self.failure: Exception | None = None
 
     def __iter__(self) -> Iterator[bytes]:

@@ -40,7 +40,7 @@ _KINDS: dict[int, type[NotRun]] = {CANNOT_INVOKE: CannotInvoke, NOT_FOUND: NotFo
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ContainerState:
     """The state of a container at one moment."""
 
     task: Any
@@ -64,7 +64,7 @@ class Seen:
         return running or self.ended
 
 
-class Watch:
+class ContainerWatch:
     """Streams every state of one container. A context manager."""
 
     def __init__(self, client: Client, container: str, quiet: bool = False) -> None:
@@ -76,7 +76,7 @@ class Watch:
         self._said: set[str] = set()
         self.last = self._next()
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> ContainerWatch:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,7 +84,7 @@ class Watch:
         if close is not None:
             close()
 
-    def until(self, done: Callable[[Seen], bool]) -> Seen:
+    def until(self, done: Callable[[ContainerState], bool]) -> ContainerState:
         """Wait until `done`; each reason for waiting is printed once on stderr."""
         while not done(self.last):
             if self.last.removed:
@@ -93,18 +93,18 @@ class Watch:
             self.last = self._next()
         return self.last
 
-    def _next(self) -> Seen:
+    def _next(self) -> ContainerState:
         row = next(self._rows, None)
         if row is None:
             raise CliError("the manager ended the call; try again")
-        return Seen(
+        return ContainerState(
             row.task,
             row.removed,
             row.node.description.hostname,
             row.node.state == types_pb2.NODE_DOWN,
         )
 
-    def _say(self, seen: Seen) -> None:
+    def _say(self, seen: ContainerState) -> None:
         task = seen.task
         text = ""
         state = task.status.state
@@ -122,7 +122,7 @@ def _name(task: Any) -> str:
     return task.container_name or f"{task.service_name}.{task.slot}"
 
 
-def failure(seen: Seen) -> NotRun | None:
+def failure(seen: ContainerState) -> NotRun | None:
     """Why a run ended without having started; None if it started."""
     task, status = seen.task, seen.task.status
     if not seen.ended or status.started_at or not is_terminal(status.state):
@@ -137,7 +137,7 @@ def failure(seen: Seen) -> NotRun | None:
 def await_removal(client: Client, task: Any) -> None:
     """Wait until a container whose removal was ordered is gone."""
     try:
-        with Watch(client, task.id) as watch:
+        with ContainerWatch(client, task.id) as watch:
             watch.until(lambda seen: seen.removed)
     except CliError as error:
         # It was removed before the watch began.
@@ -155,7 +155,7 @@ def foreground(
     from orchestrator.cli.container.interactive_session import Session
     from orchestrator.pb import interact_pb2
 
-    with Watch(client, container, quiet) as watch:
+    with ContainerWatch(client, container, quiet) as watch:
         if problem := failure(watch.until(is_ready)):
             if goes:
                 watch.until(lambda seen: seen.removed)
@@ -190,7 +190,7 @@ def foreground(
     return status
 
 
-def is_ready(seen: Seen) -> bool:
+def is_ready(seen: ContainerState) -> bool:
     """Whether the wanted run is ready to start, or further."""
     status = seen.task.status
     return seen.removed or (status.state >= TaskState.READY and status.run >= seen.task.run)

@@ -73,7 +73,9 @@ class Session:
         """Run until the process has exited: its exit status, or DETACHED. Raises CliError."""
         with ExitStack() as stack:
             if self._sig_proxy:
-                stack.enter_context(terminal.handling(self._pass_on, *terminal.PROXIED))
+                stack.enter_context(
+                    terminal.handle_signals(self._pass_on, *terminal.FORWARDED_SIGNALS)
+                )
             try:
                 return self._converse(stack)
             except CliError:
@@ -113,12 +115,12 @@ class Session:
         self._window = attached.stdin_window
         at_terminal = attached.tty and terminal.size(_STDIN) is not None
         if attached.tty and terminal.size(_STDOUT) is not None:
-            stack.enter_context(terminal.handling(self._resized, *terminal.RESIZED))
+            stack.enter_context(terminal.handle_signals(self._resized, *terminal.RESIZE_SIGNAL))
             # The size may have changed since the request was made.
             self._resized()
         if self._stdin and attached.stdin:
             if at_terminal:
-                stack.enter_context(terminal.raw(_STDIN))
+                stack.enter_context(terminal.raw_mode(_STDIN))
             self._room = self._window
             threading.Thread(target=self._read, args=(at_terminal,), daemon=True).start()
         self._attached()

@@ -13,7 +13,13 @@ from orchestrator.cli.app.command_groups import example
 from orchestrator.cli.app.completion_names import Completer, completes
 from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.container.exec_commands import detach_keys, sig_proxy_option
-from orchestrator.cli.container.foreground import Seen, Watch, await_removal, failure, foreground
+from orchestrator.cli.container.foreground import (
+    ContainerState,
+    ContainerWatch,
+    await_removal,
+    failure,
+    foreground,
+)
 from orchestrator.cli.output.batch import attempts
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.model.states import is_terminal
@@ -32,7 +38,9 @@ _time = click.option(
 )
 
 
-def _each(names: Sequence[str], act: Callable[[str], Any], wait: Callable[[Any], None]) -> None:
+def _apply_to_each(
+    names: Sequence[str], act: Callable[[str], Any], wait: Callable[[Any], None]
+) -> None:
     """Send the request for each container, then wait for each in turn and print its name."""
     ordered = []
     with attempts() as attempt:
@@ -69,7 +77,7 @@ def start(
         stdin = interactive and container.open_stdin
         options = {"stdin": stdin, "tty": container.tty, "keys": keys, "sig_proxy": sig_proxy}
         sys.exit(foreground(client, task.id, goes=task.auto_remove, **options))
-    _each(
+    _apply_to_each(
         containers,
         lambda name: _call(client, "StartContainer", name),
         lambda task: _await_begin(client, task),
@@ -89,7 +97,7 @@ def stop(
     def order(name: str) -> Any:
         return client.call("Containers.StopContainer", _stopping(name, grace, signal))
 
-    _each(containers, order, lambda task: _await_end(client, task))
+    _apply_to_each(containers, order, lambda task: _await_end(client, task))
 
 
 @click.command(epilog=example("orc restart web"))
@@ -105,7 +113,7 @@ def restart(
     def order(name: str) -> Any:
         return client.call("Containers.RestartContainer", _stopping(name, grace, signal))
 
-    _each(containers, order, lambda task: _await_begin(client, task))
+    _apply_to_each(containers, order, lambda task: _await_begin(client, task))
 
 
 def _stopping(name: str, grace: float | None, signal: str | None) -> Any:
@@ -129,7 +137,7 @@ def kill(client: Client, containers: tuple[str, ...], signal: str) -> None:
         return client.call("Containers.KillContainer", request)
 
     deadly = signal.upper().removeprefix("SIG") in ("KILL", "9")
-    _each(containers, order, lambda task: _await_end(client, task) if deadly else None)
+    _apply_to_each(containers, order, lambda task: _await_end(client, task) if deadly else None)
 
 
 @click.command(epilog=example("orc pause web"))
@@ -137,7 +145,7 @@ def kill(client: Client, containers: tuple[str, ...], signal: str) -> None:
 @pass_client
 def pause(client: Client, containers: tuple[str, ...]) -> None:
     """Suspend all processes of containers."""
-    _each(containers, lambda name: _call(client, "PauseContainer", name), lambda _: None)
+    _apply_to_each(containers, lambda name: _call(client, "PauseContainer", name), lambda _: None)
 
 
 @click.command(epilog=example("orc unpause web"))
@@ -145,7 +153,7 @@ def pause(client: Client, containers: tuple[str, ...]) -> None:
 @pass_client
 def unpause(client: Client, containers: tuple[str, ...]) -> None:
     """Resume paused containers."""
-    _each(containers, lambda name: _call(client, "UnpauseContainer", name), lambda _: None)
+    _apply_to_each(containers, lambda name: _call(client, "UnpauseContainer", name), lambda _: None)
 
 
 @click.command(epilog=example("orc rm web", "orc rm -f web db"))
@@ -164,7 +172,7 @@ def rm(client: Client, containers: tuple[str, ...], force: bool, volumes: bool) 
         )
         return client.call("Containers.RemoveContainer", request)
 
-    _each(containers, order, lambda task: await_removal(client, task))
+    _apply_to_each(containers, order, lambda task: await_removal(client, task))
 
 
 @click.command(epilog=example("orc wait job"))
@@ -175,12 +183,12 @@ def wait(client: Client, containers: tuple[str, ...]) -> None:
     with attempts() as attempt:
         for name in containers:
             with attempt():
-                with Watch(client, name) as watch:
+                with ContainerWatch(client, name) as watch:
                     end = watch.until(partial(_run_is_over, run=watch.last.task.status.run))
                 click.echo(end.task.status.exit_code)
 
 
-def _run_is_over(seen: Seen, run: int) -> bool:
+def _run_is_over(seen: ContainerState, run: int) -> bool:
     """Whether this run has ended; a restart policy may have started the next immediately."""
     status = seen.task.status
     return seen.ended or is_terminal(status.state) or status.run > run
@@ -202,11 +210,11 @@ def _call(client: Client, method: str, name: str) -> Any:
 
 
 def _await_begin(client: Client, task: Any) -> None:
-    with Watch(client, task.id) as watch:
+    with ContainerWatch(client, task.id) as watch:
         if problem := failure(watch.until(lambda seen: seen.begun)):
             raise CliError(problem.message)
 
 
 def _await_end(client: Client, task: Any) -> None:
-    with Watch(client, task.id) as watch:
+    with ContainerWatch(client, task.id) as watch:
         watch.until(lambda seen: seen.ended or seen.task.desired_state <= seen.task.status.state)

@@ -19,7 +19,13 @@ from orchestrator.cli.container.container_spec import (
     parse_restart,
 )
 from orchestrator.cli.container.exec_commands import detach_keys, sig_proxy_option
-from orchestrator.cli.container.foreground import NotRun, Watch, failure, foreground, is_ready
+from orchestrator.cli.container.foreground import (
+    ContainerWatch,
+    NotRun,
+    failure,
+    foreground,
+    is_ready,
+)
 from orchestrator.cli.flags.flag_types import Parsed
 from orchestrator.cli.flags.spec_settings import SETTINGS
 from orchestrator.cli.output.batch import attempts
@@ -73,7 +79,7 @@ def run(client: Client, detach: bool, **values: Any) -> None:
 
 
 def _started(client: Client, task: Any, quiet: bool) -> str:
-    with Watch(client, task.id, quiet) as watch:
+    with ContainerWatch(client, task.id, quiet) as watch:
         if problem := failure(watch.until(lambda seen: seen.begun)):
             raise problem
     return str(task.id)
@@ -89,7 +95,7 @@ def _started(client: Client, task: Any, quiet: bool) -> str:
 def create(client: Client, **values: Any) -> None:
     """Create a container on its node without starting it, and print its id."""
     task = create_container(client, values, start=False)
-    with Watch(client, task.id, values["quiet"]) as watch:
+    with ContainerWatch(client, task.id, values["quiet"]) as watch:
         if problem := failure(watch.until(is_ready)):
             raise CliError(problem.message)
     click.echo(task.id)

@@ -21,7 +21,7 @@ def _known(*names: str) -> tuple[signal.Signals, ...]:
     return tuple(signal.Signals[name] for name in names if name in signal.Signals.__members__)
 
 
-PROXIED = _known("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+FORWARDED_SIGNALS = _known("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 """Signals that are forwarded to an attached process."""
 
 
@@ -71,7 +71,7 @@ class DetachKeys:
 
 
 @contextmanager
-def raw(descriptor: int) -> Iterator[None]:
+def raw_mode(descriptor: int) -> Iterator[None]:
     """Raw mode for the duration of the block.
 
     The terminal is restored on every exit: SIGTERM, SIGHUP and SIGQUIT without another handler
@@ -104,7 +104,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def handling(handler: Callable[[int], None], *numbers: int) -> Iterator[None]:
+def handle_signals(handler: Callable[[int], None], *numbers: int) -> Iterator[None]:
     """Call `handler` with the number of each signal of these, for the duration of the block."""
     before = {
         number: signal.signal(number, lambda number, frame: handler(number)) for number in numbers
@@ -116,7 +116,7 @@ def handling(handler: Callable[[int], None], *numbers: int) -> Iterator[None]:
             signal.signal(number, old)
 
 
-RESIZED = _known("SIGWINCH")
+RESIZE_SIGNAL = _known("SIGWINCH")
 """The signal of a changed terminal size, on systems that have it."""
 
 

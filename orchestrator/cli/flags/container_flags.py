@@ -23,7 +23,7 @@ def _text(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Many:
+class RepeatableFlag:
     """A flag that may be given several times."""
 
     flags: tuple[str, ...]
@@ -79,30 +79,30 @@ def _head(entry: str) -> str:
     return entry.partition(":")[0]
 
 
-MANY = (
-    Many(
+REPEATABLE_FLAGS = (
+    RepeatableFlag(
         ("--host", "--add-host"),
         "hosts",
         "HOST:IP",
         "Entry of /etc/hosts; repeatable.",
         confinement.parse_host,
     ),
-    Many(("--dns",), "dns", "IP", "DNS server instead of the network's; repeatable."),
-    Many(("--dns-search",), "dns_search", "DOMAIN", "DNS search domain; `.`: none."),
-    Many(
+    RepeatableFlag(("--dns",), "dns", "IP", "DNS server instead of the network's; repeatable."),
+    RepeatableFlag(("--dns-search",), "dns_search", "DOMAIN", "DNS search domain; `.`: none."),
+    RepeatableFlag(
         ("--dns-option", "--dns-opt"),
         "dns_options",
         "OPTION",
         "DNS resolver option, such as ndots:2.",
     ),
-    Many(
+    RepeatableFlag(
         ("--group", "--group-add"),
         "groups",
         "GROUP",
         "Supplementary group of the process.",
         add="--group-add",
     ),
-    Many(
+    RepeatableFlag(
         ("--cap-add",),
         "cap_add",
         "CAPABILITY",
@@ -110,7 +110,7 @@ MANY = (
         confinement.parse_capability,
         add="--cap-add",
     ),
-    Many(
+    RepeatableFlag(
         ("--cap-drop",),
         "cap_drop",
         "CAPABILITY",
@@ -118,7 +118,7 @@ MANY = (
         confinement.parse_capability,
         add="--cap-drop",
     ),
-    Many(
+    RepeatableFlag(
         ("--device",),
         "devices",
         "HOST[:CONTAINER[:rwm]]",
@@ -126,7 +126,7 @@ MANY = (
         _device,
         _head,
     ),
-    Many(
+    RepeatableFlag(
         ("--tmpfs",),
         "tmpfs",
         "PATH[:OPTIONS]",
@@ -134,7 +134,7 @@ MANY = (
         _tmpfs,
         _head,
     ),
-    Many(
+    RepeatableFlag(
         ("--ulimit",),
         "ulimits",
         "LIMIT=SOFT[:HARD]",
@@ -142,7 +142,7 @@ MANY = (
         confinement.parse_ulimit,
         lambda limit: str(limit.name),
     ),
-    Many(
+    RepeatableFlag(
         ("--annotation",),
         "annotations",
         "KEY=VALUE",
@@ -150,7 +150,7 @@ MANY = (
         _annotation,
         lambda pair: str(pair[0]),
     ),
-    Many(
+    RepeatableFlag(
         ("--sysctl",),
         "sysctls",
         "SYSCTL=VALUE",
@@ -161,20 +161,20 @@ MANY = (
 )
 
 
-def many_options(function: F) -> F:
+def repeatable_options(function: F) -> F:
     """Add the flags of MANY as `create` and `run` have them, and `--security-opt`."""
     function = _security_option(function)
-    for flag in reversed(MANY):
+    for flag in reversed(REPEATABLE_FLAGS):
         function = click.option(
             *flag.flags, flag.name, multiple=True, metavar=flag.metavar, help=flag.help
         )(function)
     return function
 
 
-def many_edit_options(function: F) -> F:
+def repeatable_edit_options(function: F) -> F:
     """Add the flags of MANY as `update` has them, and `--security-opt`."""
     function = _security_option(function)
-    for flag in reversed(MANY):
+    for flag in reversed(REPEATABLE_FLAGS):
         name = flag.flags[0]
         function = click.option(
             f"{name}-rm",
@@ -203,10 +203,10 @@ def _security_option(function: F) -> F:
     )(function)
 
 
-def with_many(container: ContainerSpec, values: Mapping[str, Any]) -> ContainerSpec:
+def with_repeatable(container: ContainerSpec, values: Mapping[str, Any]) -> ContainerSpec:
     """The container with the given values of MANY on `create` or `run`, or `-add` and `-rm` of an
     `update`. Raises a usage error for invalid values."""
-    for flag in MANY:
+    for flag in REPEATABLE_FLAGS:
         added = values.get(flag.name) or values.get(flag.add_name) or ()
         removed = values.get(flag.rm_name) or ()
         if added or removed:
@@ -224,19 +224,19 @@ def image_and_command(values: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     return checked_image(image), command
 
 
-def _entries(container: ContainerSpec, flag: Many) -> list[Any]:
+def _entries(container: ContainerSpec, flag: RepeatableFlag) -> list[Any]:
     value = getattr(container, flag.field)
     return list(value.items() if isinstance(value, dict) else value)
 
 
-def _stored(container: ContainerSpec, flag: Many, entries: list[Any]) -> ContainerSpec:
+def _stored(container: ContainerSpec, flag: RepeatableFlag, entries: list[Any]) -> ContainerSpec:
     is_map = isinstance(getattr(container, flag.field), dict)
     value: Any = dict(entries) if is_map else tuple(entries)
     stored: ContainerSpec = with_value(container, flag.field, value)
     return stored
 
 
-def _merged(flag: Many, entries: list[Any], added: Any, removed: Any) -> list[Any]:
+def _merged(flag: RepeatableFlag, entries: list[Any], added: Any, removed: Any) -> list[Any]:
     """The list without removed entries; an added entry replaces one with the same key."""
     by_key = {
         flag.key(entry): entry
@@ -252,7 +252,7 @@ def _merged(flag: Many, entries: list[Any], added: Any, removed: Any) -> list[An
     return list(by_key.values())
 
 
-def _reads_as(flag: Many, text: str, entry: Any) -> bool:
+def _reads_as(flag: RepeatableFlag, text: str, entry: Any) -> bool:
     try:
         return bool(flag.read(text) == entry)
     except ValueError:

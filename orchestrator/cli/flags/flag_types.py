@@ -51,7 +51,7 @@ class Parsed(AnyType):
         return [CompletionItem(each) for each in choices if each and each.startswith(incomplete)]
 
 
-def moment(name: str) -> Parsed:
+def moment_type(name: str) -> Parsed:
     """Parses `10m` (ago) or RFC 3339 into Unix seconds, for the flag `name`."""
     return Parsed("time", lambda text: parse_moment(text, time.time(), name))
 

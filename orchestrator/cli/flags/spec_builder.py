@@ -15,9 +15,9 @@ import click
 from orchestrator.cli.flags.container_flags import (
     image_and_command,
     logging_options,
-    many_edit_options,
+    repeatable_edit_options,
     with_logging,
-    with_many,
+    with_repeatable,
 )
 from orchestrator.cli.flags.flag_types import WORDS, pairs
 from orchestrator.cli.flags.mount_flags import apply_mounts, edit_mounts, mount_edit_options
@@ -29,14 +29,14 @@ from orchestrator.cli.flags.secret_config_flags import (
     with_documents,
 )
 from orchestrator.cli.flags.spec_flags import (
-    checked,
     checked_image,
     environment,
-    no_number,
     ports,
     preferences,
+    replicas_error,
+    validated_spec,
 )
-from orchestrator.cli.flags.spec_settings import apply_settings, blank_spec, with_value
+from orchestrator.cli.flags.spec_settings import apply_settings, default_job_spec, with_value
 from orchestrator.model.names import parse_image
 from orchestrator.model.specs import PortSpec, Protocol, ServiceMode, ServiceSpec
 
@@ -48,10 +48,10 @@ def new_spec(values: dict[str, Any]) -> ServiceSpec:
         values = {**values, "entrypoint": ("",)}
     mode = ServiceMode[values["mode"].upper().replace("-", "_")]
     if mode.is_global and values["replicas"] is not None:
-        raise no_number(mode)
+        raise replicas_error(mode)
     image, command = image_and_command(values)
     name = values["name"] if values["name"] is not None else _name_for(image or "host")
-    spec = with_placement(apply_settings(blank_spec(name, mode), values), values)
+    spec = with_placement(apply_settings(default_job_spec(name, mode), values), values)
     container = replace(
         spec.task.container,
         image=image,
@@ -61,14 +61,14 @@ def new_spec(values: dict[str, Any]) -> ServiceSpec:
     )
     container = apply_mounts(container, values)
     container = with_documents(container, values)
-    container = with_logging(with_many(container, values), values)
+    container = with_logging(with_repeatable(container, values), values)
     task = replace(
         spec.task,
         container=container,
         ports=ports(values["publish"]),
         networks=attachments(values),
     )
-    return checked(
+    return validated_spec(
         replace(
             spec,
             task=task,
@@ -118,7 +118,7 @@ def edit_options(function: F) -> F:
         function = click.option(
             f"--{name}-add", multiple=True, metavar=added, help=f"Add a {what}; repeatable."
         )(function)
-    function = many_edit_options(logging_options(function))
+    function = repeatable_edit_options(logging_options(function))
     function = click.option(
         "--args", "arguments", type=WORDS, help="New command of the container."
     )(function)
@@ -128,10 +128,10 @@ def edit_options(function: F) -> F:
     )
 
 
-def edited(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
+def edited_spec(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
     """The spec with an update's flags applied. Raises a usage error for invalid values."""
     if values["replicas"] is not None and spec.mode.is_global:
-        raise no_number(spec.mode)
+        raise replicas_error(spec.mode)
     spec = with_placement(apply_settings(spec, values), values)
     container = spec.task.container
     container = replace(
@@ -145,7 +145,7 @@ def edited(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
         container = replace(container, image=checked_image(values["image"]))
     if values["arguments"] is not None:
         container = replace(container, command=values["arguments"])
-    container = with_logging(with_many(container, values), values)
+    container = with_logging(with_repeatable(container, values), values)
     container = edit_mounts(container, values)
     container = edit_documents(container, values)
     task = replace(
@@ -170,7 +170,7 @@ def edited(spec: ServiceSpec, values: Mapping[str, Any]) -> ServiceSpec:
     )
 
 
-def scaled(spec: ServiceSpec, replicas: int) -> ServiceSpec:
+def scaled_spec(spec: ServiceSpec, replicas: int) -> ServiceSpec:
     """The spec with another number of replicas."""
     if spec.mode.is_job:
         raise click.UsageError(

@@ -19,7 +19,7 @@ from orchestrator.model.specs import PortSpec, Protocol, PublishMode, ServiceMod
 from orchestrator.model.validation.service_specs import InvalidSpec, validate_service
 
 
-def checked(spec: ServiceSpec) -> ServiceSpec:
+def validated_spec(spec: ServiceSpec) -> ServiceSpec:
     """The spec if it is valid; else raises a usage error with the validator's message."""
     try:
         validate_service(spec)
@@ -31,7 +31,7 @@ def checked(spec: ServiceSpec) -> ServiceSpec:
     return spec
 
 
-def no_number(mode: ServiceMode) -> click.UsageError:
+def replicas_error(mode: ServiceMode) -> click.UsageError:
     """The error of a number of tasks for a global service or job."""
     if mode.is_job:
         return click.UsageError("a global job has a task on each node; it takes no completions")
@@ -155,7 +155,7 @@ def split_publish(texts: Iterable[str]) -> tuple[list[str], list[str]]:
     return named, targets
 
 
-def unnumbered(targets: Iterable[str], but: Sequence[PortSpec] = ()) -> tuple[PortSpec, ...]:
+def unassigned_ports(targets: Iterable[str], but: Sequence[PortSpec] = ()) -> tuple[PortSpec, ...]:
     """Ports of a container, such as `80` or `8000-8002/udp`, to publish at a port chosen by the
     manager; without those already published."""
     taken = {(port.target, port.protocol) for port in but}

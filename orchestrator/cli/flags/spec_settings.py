@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from orchestrator.cli.flags.flag_types import CPUS, DURATION, MEMORY, WORDS, Parsed, Setting
-from orchestrator.cli.flags.update_settings import UPDATE_SETTINGS, one_of
+from orchestrator.cli.flags.update_settings import UPDATE_SETTINGS, parse_member
 from orchestrator.model.formats.disconnect import parse_disconnect
 from orchestrator.model.jobs import Missed, Overlap
 from orchestrator.model.placement import Strategy
@@ -63,14 +63,14 @@ JOB_SETTINGS = (
     Setting(
         ("--overlap",),
         "job.overlap",
-        Parsed("forbid|allow|replace", one_of(Overlap)),
+        Parsed("forbid|allow|replace", parse_member(Overlap)),
         "What to do when a run is due while another is in progress; forbid skips it.",
         default="forbid",
     ),
     Setting(
         ("--missed",),
         "job.missed",
-        Parsed("once|skip", one_of(Missed)),
+        Parsed("once|skip", parse_member(Missed)),
         "Whether to make up, with one run, for those missed while no manager was available.",
         default="once",
     ),
@@ -84,7 +84,7 @@ JOB_SETTINGS = (
 )
 
 
-def blank_spec(name: str, mode: ServiceMode) -> ServiceSpec:
+def default_job_spec(name: str, mode: ServiceMode) -> ServiceSpec:
     """The default spec of a job."""
     if not mode.is_job:
         return ServiceSpec(name=name, mode=mode)
@@ -141,7 +141,7 @@ SETTINGS = (
     Setting(
         ("--endpoint-mode",),
         "endpoint_mode",
-        Parsed("vip|dnsrr", one_of(EndpointMode)),
+        Parsed("vip|dnsrr", parse_member(EndpointMode)),
         "How its name resolves: to one virtual IP (vip), or to all tasks (dnsrr).",
         default="vip",
     ),
@@ -155,7 +155,7 @@ SETTINGS = (
     Setting(
         ("--strategy",),
         "strategy",
-        Parsed("spread|binpack|default", one_of(Strategy)),
+        Parsed("spread|binpack|default", parse_member(Strategy)),
         "Placement of its tasks: on nodes with the fewest of them, or the fullest.",
         default="the cluster's",
     ),

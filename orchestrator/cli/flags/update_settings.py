@@ -14,7 +14,7 @@ from orchestrator.model.specs import FailureAction, UpdateOrder
 E = TypeVar("E", bound=IntEnum)
 
 
-def one_of(kind: type[E]) -> Callable[[str], E]:
+def parse_member(kind: type[E]) -> Callable[[str], E]:
     """Parses the name of a member, as users write it."""
     names = {each.name.lower().replace("_", "-"): each for each in kind}
 
@@ -55,7 +55,7 @@ def _settings(word: str, actions: str) -> tuple[Setting, ...]:
         Setting(
             (f"--{word}-order",),
             f"{word}.order",
-            Parsed("stop-first|start-first", one_of(UpdateOrder)),
+            Parsed("stop-first|start-first", parse_member(UpdateOrder)),
             "Whether to stop the old task or to start the new one first.",
             default="stop-first",
         ),
@@ -76,7 +76,7 @@ def _settings(word: str, actions: str) -> tuple[Setting, ...]:
         Setting(
             (f"--{word}-failure-action",),
             f"{word}.failure_action",
-            Parsed(actions, one_of(FailureAction)),
+            Parsed(actions, parse_member(FailureAction)),
             "What to do on failure.",
             default="pause",
         ),

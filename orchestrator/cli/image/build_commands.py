@@ -23,7 +23,12 @@ from orchestrator.cli.flags.flag_types import CPUS, MEMORY, pairs
 from orchestrator.cli.flags.spec_flags import checked_image
 from orchestrator.cli.flags.spec_settings import MEMORY_SWAP
 from orchestrator.cli.image import build_context
-from orchestrator.cli.image.build_output import parse_output, remove_unnamed, stored, write_outputs
+from orchestrator.cli.image.build_output import (
+    is_stored,
+    parse_output,
+    remove_unnamed,
+    write_outputs,
+)
 from orchestrator.cli.image.remote_build_context import context_folder
 from orchestrator.cli.output.listings import Column, column, format_option, print_json, print_table
 from orchestrator.cli.output.screen import is_live
@@ -309,7 +314,7 @@ def build(
         except OSError as error:
             raise CliError(f"cannot write {iidfile}: {(error.strerror or '').lower()}") from None
     write_outputs(client, image.id, outputs, quiet=quiet)
-    if not names and not stored(outputs):
+    if not names and not is_stored(outputs):
         remove_unnamed(client, image)
     if push:
         from orchestrator.cli.image.registry_commands import push_image

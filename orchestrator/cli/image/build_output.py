@@ -132,7 +132,7 @@ def flatten(archive: BinaryIO, target: BinaryIO) -> None:
         manifest = saved.extractfile("manifest.json")
         assert manifest is not None
         names: list[str] = json.load(manifest)[0]["Layers"]
-        kept = _visible([_entries(saved, name) for name in names])
+        kept = _visible_entries([_entries(saved, name) for name in names])
         with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as files:
             for name, numbers in zip(names, kept, strict=True):
                 with _layer(saved, name) as layer:
@@ -173,7 +173,7 @@ def _path(name: str) -> str:
     return posixpath.normpath(f"/{name}").lstrip("/") or "."
 
 
-def _visible(layers: Sequence[Sequence[tuple[str, bool]]]) -> list[set[int]]:
+def _visible_entries(layers: Sequence[Sequence[tuple[str, bool]]]) -> list[set[int]]:
     """For each layer, lowest first, the indexes of the entries that no upper layer hides."""
     kept: list[set[int]] = []
     seen: dict[str, bool] = {}
@@ -208,7 +208,7 @@ def _is_hidden(path: str, above: dict[str, bool], hidden: set[str]) -> bool:
     return "/" in hidden
 
 
-def stored(outputs: Sequence[Output]) -> bool:
+def is_stored(outputs: Sequence[Output]) -> bool:
     """Whether the image is also stored in the cluster."""
     return not outputs or any(each.kind not in _WRITTEN for each in outputs)
 

@@ -19,7 +19,7 @@ from orchestrator.cli.app.errors import CliError
 _HUB = "docker.io"
 _HUB_KEY = "https://index.docker.io/v1/"
 _TOKEN = "<token>"
-_WITHIN = 30.0
+_HELPER_TIMEOUT = 30.0
 """Timeout of a helper in seconds: it may ask its user."""
 
 
@@ -54,15 +54,15 @@ def stored_login(registry: str) -> StoredLogin | None:
         raise CliError(f"{path} is not a Docker configuration: not a JSON object") from None
     keys = [_HUB_KEY, _HUB] if registry == _HUB else [registry, f"https://{registry}"]
     helper = next((str(helpers[key]) for key in keys if key in helpers), str(store))
-    if helper and (found := _ask(helper, keys[0], path)) is not None:
+    if helper and (found := _call_helper(helper, keys[0], path)) is not None:
         return found
     for key in keys:
-        if (entry := auths.get(key)) and (found := _kept(entry, path)) is not None:
+        if (entry := auths.get(key)) and (found := _stored_auth(entry, path)) is not None:
             return found
     return None
 
 
-def _ask(helper: str, key: str, path: Path) -> StoredLogin | None:
+def _call_helper(helper: str, key: str, path: Path) -> StoredLogin | None:
     program = f"docker-credential-{helper}"
     try:
         done = subprocess.run(
@@ -70,13 +70,13 @@ def _ask(helper: str, key: str, path: Path) -> StoredLogin | None:
             input=key,
             capture_output=True,
             text=True,
-            timeout=_WITHIN,
+            timeout=_HELPER_TIMEOUT,
             check=False,
         )
     except FileNotFoundError:
         raise CliError(f"{program} is named in {path} but not in the PATH; install it") from None
     except subprocess.TimeoutExpired:
-        raise CliError(f"{program} did not answer within {_WITHIN:g} seconds") from None
+        raise CliError(f"{program} did not answer within {_HELPER_TIMEOUT:g} seconds") from None
     if done.returncode:
         said = (done.stdout.strip() or done.stderr.strip()).splitlines()
         if said and "not found" in said[0]:
@@ -93,7 +93,7 @@ def _ask(helper: str, key: str, path: Path) -> StoredLogin | None:
     return StoredLogin(username, secret, "", program) if username else None
 
 
-def _kept(entry: Any, path: Path) -> StoredLogin | None:
+def _stored_auth(entry: Any, path: Path) -> StoredLogin | None:
     try:
         if token := entry.get("identitytoken"):
             return StoredLogin("", "", str(token), str(path))

@@ -27,11 +27,11 @@ from orchestrator.cli.output.listings import (
     Row,
     column,
     format_option,
-    is_named,
     listing_options,
-    moment,
+    matches_image_name,
     print_list,
     print_rows,
+    rfc3339,
     short,
 )
 from orchestrator.cli.output.screen import metered
@@ -210,24 +210,24 @@ def image_rows(messages: Iterable[Any], hostnames: Mapping[str, str]) -> list[Ro
                     "layers": list(image.layers),
                     "labels": image.labels,
                     "config_digest": image.config_digest,
-                    "created_at": moment(image.created_at),
+                    "created_at": rfc3339(image.created_at),
                     "_created": image.created_at,
                 }
             )
     return rows
 
 
-_AGES = {"before", "since", "until"}
+_AGE_FILTERS = {"before", "since", "until"}
 
 
-def by_age(
+def filter_by_age(
     rows: list[Row], filters: Mapping[str, Sequence[str]]
 ) -> tuple[list[Row], dict[str, Sequence[str]]]:
     """The images that `before=IMAGE`, `since=IMAGE` and `until=TIME` leave, and the other
     filters. Raises CliError for an image that is none of the rows."""
-    rest = {key: values for key, values in filters.items() if key not in _AGES}
+    rest = {key: values for key, values in filters.items() if key not in _AGE_FILTERS}
     kept = rows
-    for key in _AGES & filters.keys():
+    for key in _AGE_FILTERS & filters.keys():
         for value in filters[key]:
             moment = _moment_of(key, value, rows)
             kept = [
@@ -245,7 +245,11 @@ def _moment_of(key: str, value: str, rows: Sequence[Row]) -> float:
         except ValueError as error:
             raise CliError(str(error)) from None
     for row in rows:
-        if is_named(row, value) or short_id(row["id"]).startswith(value) or row["id"] == value:
+        if (
+            matches_image_name(row, value)
+            or short_id(row["id"]).startswith(value)
+            or row["id"] == value
+        ):
             return float(row["_created"])
     raise CliError(f"no image '{value}'; see 'orc images'")
 
@@ -297,8 +301,8 @@ def images(
     reply = client.call("ListImages", control_pb2.ListImagesRequest())
     rows = image_rows(reply.images, reply.hostnames)
     if reference:
-        rows = [row for row in rows if is_named(row, reference)]
-    rows, filters = by_age(rows, filters)
+        rows = [row for row in rows if matches_image_name(row, reference)]
+    rows, filters = filter_by_age(rows, filters)
     columns = image_columns(no_trunc, digests, time.time())
     print_list(rows, columns, form=form, quiet=quiet, filters=filters)
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from orchestrator.cli.app.errors import CliError
 from orchestrator.model.formats.build_contexts import DownloadedContext, GitContext, remote_context
 
-_WITHIN = 60.0
+_TIMEOUT = 60.0
 """Timeout of a server in seconds."""
-_MOST_DOCKERFILE = 1 << 20
+_MAX_DOCKERFILE = 1 << 20
 """Maximum bytes of a download that is not an archive."""
 
 
@@ -100,7 +100,10 @@ def _git(folder: Path, *arguments: str) -> None:
 def _download(context: DownloadedContext, folder: Path, file: Path) -> None:
     """A tar archive is unpacked; anything else is a Dockerfile without a context."""
     try:
-        with urllib.request.urlopen(context.url, timeout=_WITHIN) as answer, file.open("wb") as out:
+        with (
+            urllib.request.urlopen(context.url, timeout=_TIMEOUT) as answer,
+            file.open("wb") as out,
+        ):
             shutil.copyfileobj(answer, out)
     except urllib.error.HTTPError as error:
         raise CliError(f"cannot download {context.url}: status {error.code}") from None
@@ -115,7 +118,7 @@ def _download(context: DownloadedContext, folder: Path, file: Path) -> None:
         pass
     except (tarfile.TarError, OSError) as error:
         raise CliError(f"{context.url}: cannot unpack the archive: {error}") from None
-    content = file.read_bytes() if file.stat().st_size <= _MOST_DOCKERFILE else b"\0"
+    content = file.read_bytes() if file.stat().st_size <= _MAX_DOCKERFILE else b"\0"
     if b"\0" in content:
         raise CliError(
             f"{context.url} is neither a Dockerfile nor a tar archive (plain, gzip, bzip2 or xz)"

@@ -22,7 +22,7 @@ from orchestrator.cli.output.listings import (
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.pb import doctor_pb2
 
-PATIENCE = 120.0
+DIAGNOSIS_TIMEOUT = 120.0
 """Timeout of a diagnosis in seconds, with many nodes."""
 
 
@@ -55,13 +55,15 @@ def diagnosis(client: Client, network: str, progress: Callable[[str], None]) -> 
     """Run the diagnosis: DiagnoseReplys. Raises CliError."""
     request = doctor_pb2.DiagnoseRequest(network=network)
     try:
-        for reply in client.stream("Doctor.Diagnose", request, timeout=PATIENCE):
+        for reply in client.stream("Doctor.Diagnose", request, timeout=DIAGNOSIS_TIMEOUT):
             if reply.WhichOneof("kind") == "diagnosis":
                 return reply.diagnosis
             progress(reply.progress)
     except TimeoutError:
         pass
-    raise CliError(f"the diagnosis did not end within {PATIENCE:g} seconds; see 'orc node ls'")
+    raise CliError(
+        f"the diagnosis did not end within {DIAGNOSIS_TIMEOUT:g} seconds; see 'orc node ls'"
+    )
 
 
 def document(found: Any) -> Row:

@@ -22,9 +22,9 @@ from orchestrator.cli.output.listings import (
     Row,
     column,
     listing_options,
-    moment,
     print_fields,
     print_list,
+    rfc3339,
     short,
 )
 from orchestrator.cli.rpc.client import Client, pass_client
@@ -97,7 +97,7 @@ def network_row(message: types_pb2.Network) -> Row:
         "conflist": json.loads(network.conflist) if network.conflist else None,
         "options": network.options,
         "labels": network.labels,
-        "created_at": moment(network.created_at),
+        "created_at": rfc3339(network.created_at),
     }
 
 

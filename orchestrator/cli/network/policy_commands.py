@@ -14,11 +14,11 @@ from orchestrator.cli.output.listings import (
     Column,
     Row,
     column,
+    enum_word,
     listing_options,
-    moment,
     print_list,
+    rfc3339,
     short,
-    word,
 )
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.model.convert import from_proto, to_proto
@@ -153,6 +153,6 @@ def _row(message: types_pb2.NetworkPolicy) -> Row:
         "action": "allow" if policy.allow else "deny",
         "from": list(policy.sources),
         "to": policy.destination,
-        "ports": [f"{each.port}/{word(each.protocol)}" for each in policy.ports],
-        "created_at": moment(policy.created_at),
+        "ports": [f"{each.port}/{enum_word(each.protocol)}" for each in policy.ports],
+        "created_at": rfc3339(policy.created_at),
     }

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from orchestrator.cli.app.completion_names import completes_filter
-from orchestrator.cli.output.screen import aligned, width
+from orchestrator.cli.output.screen import align_columns, terminal_width
 from orchestrator.model.extensible import known_fields
 from orchestrator.model.names import near_miss, short_id
 from orchestrator.model.units import format_time
@@ -121,7 +121,7 @@ def print_rows(rows: Sequence[Row], columns: Sequence[Column], form: str, kind: 
     """Print rows as `--format` says: a table, one JSON document, or a template's text for each.
     `kind`: of what they are documents, if Docker has names for more in them (`docker_fields`)."""
     if form == "json":
-        print_json([public(row) for row in rows])
+        print_json([public_row(row) for row in rows])
     elif form == "table":
         print_table(rows, columns)
     else:
@@ -152,7 +152,7 @@ def template_lines(
             return lines
         keys = {key: key.upper().replace("_", " ") for key in (rows[0] if rows else ())}
         head = Fields(keys, {name: column.heading for name, column in names.items()})
-        return aligned([line.split("\t") for line in [template.render(head), *lines]])
+        return align_columns([line.split("\t") for line in [template.render(head), *lines]])
     except BadTemplate as error:
         raise click.BadParameter(str(error)) from None
 
@@ -203,7 +203,7 @@ def table_lines(rows: Iterable[Row], columns: Sequence[Column]) -> list[str]:
     """The lines of `print_table`, which fit the terminal if stdout is one."""
     lines = [[c.heading for c in columns]]
     lines += [[" ".join(c.text(row).split("\n")) for c in columns] for row in rows]
-    return aligned(lines, width())
+    return align_columns(lines, terminal_width())
 
 
 def print_fields(fields: Iterable[tuple[str, str]]) -> None:
@@ -233,25 +233,25 @@ def jsonable(value: Any, key: str = "") -> Any:
             for field in known_fields(value)
         }
     if isinstance(value, IntEnum):
-        return word(value)
+        return enum_word(value)
     if key in _TIMES:
-        return moment(value)
+        return rfc3339(value)
     if isinstance(value, tuple):
         return [jsonable(item) for item in value]
     return value
 
 
-def word(value: IntEnum) -> str:
+def enum_word(value: IntEnum) -> str:
     """An enum member in the users' form: `ON_FAILURE` is `on-failure`."""
     return value.name.lower().replace("_", "-")
 
 
-def moment(seconds: float) -> str | None:
+def rfc3339(seconds: float) -> str | None:
     """RFC 3339; None for 0."""
     return format_time(seconds) if seconds else None
 
 
-def public(row: Row) -> Row:
+def public_row(row: Row) -> Row:
     """A row without the keys that only its table needs."""
     return {key: value for key, value in row.items() if not key.startswith("_")}
 
@@ -278,7 +278,7 @@ def _matches(row: Row, filters: Mapping[str, Sequence[str]]) -> bool:
     )
 
 
-def is_named(row: Row, reference: str) -> bool:
+def matches_image_name(row: Row, reference: str) -> bool:
     """Whether an image's row has such a name: `hello`, `hello:1`, or a pattern such as `*/hello:1*`
     of which, as Docker has it, no `*` stands for a slash."""
     pattern = reference.split("/")
@@ -299,7 +299,7 @@ def _holds(row: Row, key: str, value: str) -> bool:
     if key == "node":
         return value in (row["node"], row["node_id"]) or row["node_id"].startswith(value)
     if key == "reference":
-        return is_named(row, value)
+        return matches_image_name(row, value)
     if key == "on":
         return value in row["nodes"]
     return bool(str(row[key]).lower() == value.lower())

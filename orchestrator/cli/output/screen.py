@@ -17,11 +17,11 @@ import click
 if TYPE_CHECKING:
     from orchestrator.cli.output.byte_bar import ByteBar
 
-PATIENCE = 1.0
+PROGRESS_DELAY = 1.0
 """Seconds after which progress is shown."""
-GAP = 3
+COLUMN_GAP = 3
 """Spaces between two columns."""
-LEAST = 8
+MIN_CELL_WIDTH = 8
 """Minimum width of a truncated cell."""
 
 _FIRST_CUT = (
@@ -38,7 +38,7 @@ def is_live(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
-class Meter:
+class ByteMeter:
     """Counts bytes of a transfer. A long one shows a bar on stderr, if that is a terminal."""
 
     def __init__(self, what: str, total: int | None = None, *, quiet: bool = False) -> None:
@@ -59,7 +59,7 @@ class Meter:
     def add(self, size: int) -> None:
         """Count further bytes."""
         self.count += size
-        if self._waits and time.monotonic() - self._began > PATIENCE:
+        if self._waits and time.monotonic() - self._began > PROGRESS_DELAY:
             from orchestrator.cli.output.byte_bar import ByteBar
 
             self._waits, self._bar = False, ByteBar(self._what, self._total)
@@ -71,13 +71,13 @@ def metered(
     chunks: Iterable[bytes], what: str, total: int | None = None, *, quiet: bool = False
 ) -> Iterator[bytes]:
     """The same pieces, counted by a Meter."""
-    with Meter(what, total, quiet=quiet) as meter:
+    with ByteMeter(what, total, quiet=quiet) as meter:
         for chunk in chunks:
             yield chunk
             meter.add(len(chunk))
 
 
-def width() -> int | None:
+def terminal_width() -> int | None:
     """Maximum width of a table on stdout; None: unlimited."""
     context = click.get_current_context(silent=True)
     if not sys.stdout.isatty() or (context and context.params.get("no_trunc")):
@@ -91,18 +91,21 @@ def width() -> int | None:
         return None
 
 
-def aligned(lines: Sequence[Sequence[str]], room: int | None = None) -> list[str]:
+def align_columns(lines: Sequence[Sequence[str]], room: int | None = None) -> list[str]:
     """Lines of cells as text, each column as wide as its widest cell; the first line has the
     headings. With `room`, columns stand closer and cells are cut until so many are enough, if
     that can be."""
-    widths, gap = [max(map(cells, texts)) for texts in zip_longest(*lines, fillvalue="")], GAP
+    widths, gap = (
+        [max(map(display_width, texts)) for texts in zip_longest(*lines, fillvalue="")],
+        COLUMN_GAP,
+    )
     if room is not None:
         while gap > 1 and sum(widths) + gap * (len(widths) - 1) > room:
             gap -= 1
         widths = fitted(lines[0], widths, room - gap * (len(widths) - 1))
     return [
         (" " * gap)
-        .join(padded(text, width) for text, width in zip(line, widths, strict=False))
+        .join(pad_cell(text, width) for text, width in zip(line, widths, strict=False))
         .rstrip()
         for line in lines
     ]
@@ -116,34 +119,34 @@ def fitted(headings: Sequence[str], widths: Sequence[int], room: int) -> list[in
         for n in sorted(range(len(widths)), key=lambda n: -widths[n])
         if n not in first and not headings[n].endswith("ID")
     ]
-    narrow = _cut(first, headings, widths, room)
-    narrower = _cut(others, headings, narrow, room)
+    narrow = _truncate(first, headings, widths, room)
+    narrower = _truncate(others, headings, narrow, room)
     # If the table cannot fit anyway, truncating the others would not help.
     return narrower if sum(narrower) <= room else narrow
 
 
-def _cut(
+def _truncate(
     which: Sequence[int], headings: Sequence[str], widths: Sequence[int], room: int
 ) -> list[int]:
     left, over = list(widths), sum(widths) - room
     for n in which:
-        less = min(max(over, 0), max(0, left[n] - max(cells(headings[n]), LEAST)))
+        less = min(max(over, 0), max(0, left[n] - max(display_width(headings[n]), MIN_CELL_WIDTH)))
         left[n] -= less
         over -= less
     return left
 
 
-def padded(text: str, width: int) -> str:
+def pad_cell(text: str, width: int) -> str:
     """A cell of exactly this width: padded, or truncated with `…`."""
-    size = cells(text)
+    size = display_width(text)
     if size <= width:
         return text + " " * (width - size)
-    while cells(text) > width - 1:
+    while display_width(text) > width - 1:
         text = text[:-1]
-    return f"{text}…" + " " * (width - cells(text) - 1)
+    return f"{text}…" + " " * (width - display_width(text) - 1)
 
 
-def cells(text: str) -> int:
+def display_width(text: str) -> int:
     """Columns that a text takes on a terminal: East Asian characters are two wide."""
     if text.isascii():
         return len(text)

@@ -23,7 +23,7 @@ from orchestrator.cli.rpc.http2_connection import Connection, ConnectionBroken, 
 _PACKAGE = "orchestrator.v1"
 _PREFIX = struct.Struct("!BL")
 """Before a message: whether it is compressed, and its length."""
-_LARGEST = 64 << 20
+_MAX_MESSAGE = 64 << 20
 """Bytes of a message that are accepted."""
 _REFUSED_STREAM, _CANCELLED = 7, 8
 """Reasons of a stream's reset (RFC 9113, section 7)."""
@@ -96,7 +96,7 @@ def connect(
         plain.close()
 
 
-def knock(address: tuple[str, int], *, within: float) -> None:
+def check_reachable(address: tuple[str, int], *, within: float) -> None:
     """Check that the address accepts connections. Raises OSError (TimeoutError after `within`
     seconds) otherwise."""
     _dial(address, within).close()
@@ -191,7 +191,7 @@ class Call:
         self._failure: BaseException | None = None
         self._arrived = bytearray()
         if hasattr(requests, "SerializeToString"):
-            self._stream.send(_framed(requests), end=True)
+            self._stream.send(_frame_message(requests), end=True)
         else:
             threading.Thread(target=self._send, args=(requests,), daemon=True).start()
 
@@ -234,7 +234,7 @@ class Call:
     def _send(self, requests: Iterable[Any]) -> None:
         try:
             for message in requests:
-                self._stream.send(_framed(message))
+                self._stream.send(_frame_message(message))
             self._stream.send(b"", end=True)
         except (StreamReset, ConnectionBroken):
             pass  # the reply says why
@@ -250,7 +250,7 @@ class Call:
         if len(self._arrived) < _PREFIX.size:
             return None
         compressed, size = _PREFIX.unpack_from(self._arrived)
-        if compressed or size > _LARGEST:
+        if compressed or size > _MAX_MESSAGE:
             self._stream.cancel()
             raise RpcError(Code.INTERNAL, f"a message of {size} bytes exceeds the limit")
         end = _PREFIX.size + size
@@ -274,6 +274,6 @@ class Call:
         raise RpcError(code, unquote(fields.get("grpc-message", "")).strip())
 
 
-def _framed(message: Any) -> bytes:
+def _frame_message(message: Any) -> bytes:
     data: bytes = message.SerializeToString()
     return _PREFIX.pack(0, len(data)) + data

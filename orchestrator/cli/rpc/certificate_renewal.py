@@ -16,9 +16,9 @@ from orchestrator.cli.app.errors import CliError, Refused
 
 _TIMEOUT = 5.0
 """Timeout of the signing call in seconds."""
-_AGAIN = 86400.0
+_RETRY_AFTER = 86400.0
 """Seconds until a refused renewal is retried."""
-_NEAR = 0.9
+_WARN_FRACTION = 0.9
 """Fraction of the lifetime after which a failed renewal prints a warning."""
 
 
@@ -36,18 +36,18 @@ def renew_if_due(context: Context, call: Callable[..., Any]) -> None:
     except CliError as error:
         if isinstance(error, Refused):
             # A new key costs time, and the answer would be the same.
-            save_context(context, use=False, renew_at=time.time() + _AGAIN)
-        _speak(context, error)
+            save_context(context, use=False, renew_at=time.time() + _RETRY_AFTER)
+        _warn(context, error)
 
 
-def _speak(context: Context, error: CliError) -> None:
+def _warn(context: Context, error: CliError) -> None:
     from orchestrator.identity.certificates import Life
 
     life = Life.of(context.certificate)
     if life is None:
         return
     begins, ends = life.begins.timestamp(), life.ends.timestamp()
-    if time.time() - begins > _NEAR * (ends - begins):
+    if time.time() - begins > _WARN_FRACTION * (ends - begins):
         import click
 
         click.echo(

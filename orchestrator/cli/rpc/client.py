@@ -45,7 +45,7 @@ class Client:
     A method is named `Method` of the Control service, or `Service.Method` of another.
     """
 
-    pretends = False
+    is_dry_run = False
     """Whether changes are only recorded for a dry run (`orc plan`)."""
 
     def __init__(self, context: Context, reach: float = REACH_TIMEOUT) -> None:
@@ -65,7 +65,7 @@ class Client:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._spoke and not self.pretends:
+        if self._spoke and not self.is_dry_run:
             renew_if_due(self._context, self.call)
         self.close()
 
@@ -85,7 +85,7 @@ class Client:
             self._connection.close()
         self._connection = None
 
-    def intends(self, step: Any) -> None:
+    def record_step(self, step: Any) -> None:
         """Called with each step before it is made; a dry run records it."""
 
     def call(self, method: str, request: Any, timeout: float = CALL_TIMEOUT) -> Any:
@@ -223,7 +223,7 @@ class Client:
         if broken.greeted:
             return ""
         try:
-            calls.knock(_split(self._endpoints[0]), within=self._reach)
+            calls.check_reachable(_split(self._endpoints[0]), within=self._reach)
         except OSError as error:
             return _reason(error)
         return ""
@@ -290,7 +290,7 @@ _TRACING = (
 )
 """Environment variables of OpenTelemetry that enable traces of commands."""
 
-CLIENT = "orchestrator.cli.rpc.client"
+CLIENT_FACTORY = "orchestrator.cli.rpc.client"
 """Key of click's `meta`: the factory of commands' clients, by default `Client`."""
 
 
@@ -307,7 +307,7 @@ def pass_client(function: F) -> F:
     @click.pass_context
     def command(ctx: click.Context, /, context_name: str | None, **kwargs: Any) -> Any:
         name = context_name or ctx.find_root().params.get("context_name")
-        kind: Callable[[Context], Client] = ctx.meta.get(CLIENT, Client)
+        kind: Callable[[Context], Client] = ctx.meta.get(CLIENT_FACTORY, Client)
         client = kind(load_context(name))
         if any(variable in os.environ for variable in _TRACING):
             from orchestrator.cli.rpc.command_trace import traced

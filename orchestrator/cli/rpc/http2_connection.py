@@ -83,7 +83,7 @@ class Stream:
         self.fields: dict[str, str] = {}
         """Headers and trailers of the response."""
         self.chunks: deque[bytes] = deque()
-        self.untold = 0
+        self.unacknowledged = 0
         """Bytes consumed and not yet acknowledged."""
         self.sent_all = False
         self.received_all = False
@@ -112,7 +112,7 @@ class Connection:
         tls.setblocking(False)
         tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._tls = tls
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._wake, self._waker = socket.socketpair()
         """The connection's thread waits at one end for a byte from the other."""
         self._wake.setblocking(False)
@@ -144,16 +144,16 @@ class Connection:
     def await_greeting(self, within: float) -> bool:
         """Wait for the peer's first frame: False if it closes the connection without any. Raises
         TimeoutError after `within` seconds."""
-        with self._news:
+        with self._changed:
             if not self._broken:
-                self._say()
-            if not self._news.wait_for(lambda: self._greeted or bool(self._broken), within):
+                self._send_pending()
+            if not self._changed.wait_for(lambda: self._greeted or bool(self._broken), within):
                 raise TimeoutError
             return self._greeted
 
     def open(self, fields: Iterable[tuple[str, str]]) -> Stream:
         """Begin a request; its headers go out with its first data. Raises ConnectionBroken."""
-        with self._news:
+        with self._changed:
             self._check()
             stream = Stream(self, self._next_number, self._first_window)
             self._next_number += 2
@@ -163,24 +163,24 @@ class Connection:
 
     def close(self) -> None:
         """Close it. Readers of its streams get ConnectionBroken."""
-        with self._news:
+        with self._changed:
             if not self._broken:
                 self._frame(_GOAWAY, 0, 0, struct.pack("!LL", 0, _NO_ERROR))
                 self._flush()
-                self._break("it was closed")
+                self._fail("it was closed")
 
     def send(self, stream: Stream, data: bytes, end: bool) -> None:
         """See `Stream.send`."""
         rest = memoryview(data)
-        with self._news:
+        with self._changed:
             while True:
                 if stream.received_all:
                     return  # the response is already complete
                 self._check(stream)
                 room = min(self._window, stream.window, self._largest)
                 if rest and (room <= 0 or len(self._out) > _OUT_LIMIT):
-                    self._say()
-                    self._news.wait()
+                    self._send_pending()
+                    self._changed.wait()
                     continue
                 part, rest = rest[:room], rest[room:]
                 self._window -= len(part)
@@ -192,12 +192,12 @@ class Connection:
                     break
             if end:
                 stream.sent_all = True
-                self._retire(stream)
-            self._say()
+                self._remove_if_closed(stream)
+            self._send_pending()
 
     def receive(self, stream: Stream, until: float | None) -> bytes | None:
         """See `Stream.receive`."""
-        with self._news:
+        with self._changed:
             while not stream.chunks:
                 if stream.received_all:
                     return None
@@ -205,25 +205,31 @@ class Connection:
                 left = None if until is None else until - time.monotonic()
                 if left is not None and left <= 0:
                     raise TimeoutError
-                self._news.wait(left)
+                self._changed.wait(left)
             data = stream.chunks.popleft()
-            stream.untold += len(data)
-            if stream.untold >= _WINDOW // 2 and not stream.received_all and not self._broken:
-                self._frame(_WINDOW_UPDATE, 0, stream.number, struct.pack("!L", stream.untold))
-                stream.untold = 0
-                self._say()
+            stream.unacknowledged += len(data)
+            if (
+                stream.unacknowledged >= _WINDOW // 2
+                and not stream.received_all
+                and not self._broken
+            ):
+                self._frame(
+                    _WINDOW_UPDATE, 0, stream.number, struct.pack("!L", stream.unacknowledged)
+                )
+                stream.unacknowledged = 0
+                self._send_pending()
             return data
 
     def cancel(self, stream: Stream) -> None:
         """See `Stream.cancel`."""
-        with self._news:
+        with self._changed:
             if stream.number not in self._streams or self._broken:
                 return
             stream.reset = _CANCEL
             del self._streams[stream.number]
             self._frame(_RST_STREAM, 0, stream.number, struct.pack("!L", _CANCEL))
-            self._say()
-            self._news.notify_all()
+            self._send_pending()
+            self._changed.notify_all()
 
     def _check(self, stream: Stream | None = None) -> None:
         if stream is not None and stream.reset is not None:
@@ -236,13 +242,13 @@ class Connection:
         self._out += _HEAD.pack(size >> 8, size & 255, kind, flags, number)
         self._out += payload
 
-    def _say(self) -> None:
+    def _send_pending(self) -> None:
         """Write what the socket accepts; the connection's thread writes the rest."""
         self._flush()
         if self._out:
-            self._rouse()
+            self._wake_thread()
 
-    def _rouse(self) -> None:
+    def _wake_thread(self) -> None:
         """Wake the connection's thread."""
         with suppress(BlockingIOError):  # earlier wake-ups are still pending
             self._waker.send(b"\0")
@@ -262,60 +268,60 @@ class Connection:
         selector = selectors.DefaultSelector()
         selector.register(self._wake, selectors.EVENT_READ)
         selector.register(self._tls, selectors.EVENT_READ)
-        asked = False
+        pinged = False
         while True:
-            with self._news:
-                heard = self._take_in()
+            with self._changed:
+                received_any = self._receive_available()
                 if self._broken:
                     selector.close()
                     for each in (self._tls, self._wake, self._waker):
                         each.close()
                     return
-                if heard:
-                    asked = False
+                if received_any:
+                    pinged = False
                 self._flush()
-                self._news.notify_all()
+                self._changed.notify_all()
                 writes = selectors.EVENT_WRITE if self._out else 0
                 selector.modify(self._tls, selectors.EVENT_READ | writes)
-            ready = selector.select(ANSWER_WITHIN if asked else PING_AFTER)
-            with self._news:
+            ready = selector.select(ANSWER_WITHIN if pinged else PING_AFTER)
+            with self._changed:
                 if any(key.fileobj is self._wake for key, _ in ready):
                     with suppress(BlockingIOError):
                         self._wake.recv(_CHUNK)
                 if not ready and self._streams:
-                    if asked:
+                    if pinged:
                         self._silent = True
-                        self._break("the manager does not answer")
-                    asked = True
+                        self._fail("the manager does not answer")
+                    pinged = True
                     self._frame(_PING, 0, 0, bytes(8))
 
-    def _take_in(self) -> bool:
+    def _receive_available(self) -> bool:
         """Read all available data; whether there was any."""
-        heard = False
+        received_any = False
         try:
             while not self._broken:
                 data = self._tls.recv(_CHUNK)
                 if not data:
-                    self._break("the manager closed it")
-                    return heard
-                heard = True
+                    self._fail("the manager closed it")
+                    return received_any
+                received_any = True
                 self._in += data
                 self._parse()
         except ssl.SSLWantReadError:
             pass
         except (BadHeaders, struct.error) as error:
-            self._break(str(error))
+            self._fail(str(error))
         except OSError as error:
-            self._break((error.strerror or str(error)).lower())
-        return heard
+            self._fail((error.strerror or str(error)).lower())
+        return received_any
 
-    def _break(self, why: str) -> None:
+    def _fail(self, why: str) -> None:
         if self._broken:
             return
         self._broken = why
         self._streams.clear()
-        self._rouse()
-        self._news.notify_all()
+        self._wake_thread()
+        self._changed.notify_all()
 
     def _parse(self) -> None:
         while len(self._in) >= _HEAD.size:
@@ -330,15 +336,15 @@ class Connection:
     def _handle(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         stream = self._streams.get(number)
         if kind == _DATA:
-            self._take_data(stream, payload, flags)
+            self._handle_data(stream, payload, flags)
         elif kind in (_HEADERS, _CONTINUATION):
-            self._take_headers(stream, kind, payload, flags)
+            self._handle_headers(stream, kind, payload, flags)
         elif kind == _RST_STREAM and stream is not None:
             stream.reset = struct.unpack("!L", payload)[0]
             del self._streams[number]
         elif kind == _SETTINGS and not flags & _ACK:
             self._greeted = True
-            self._take_settings(payload)
+            self._handle_settings(payload)
             self._frame(_SETTINGS, _ACK, 0, b"")
         elif kind == _PING and not flags & _ACK:
             self._frame(_PING, _ACK, 0, payload)
@@ -351,9 +357,9 @@ class Connection:
         elif kind == _GOAWAY:
             last = struct.unpack_from("!L", payload)[0]
             if all(number > last for number in self._streams):
-                self._break("the manager is going away")
+                self._fail("the manager is going away")
 
-    def _take_data(self, stream: Stream | None, payload: bytes, flags: int) -> None:
+    def _handle_data(self, stream: Stream | None, payload: bytes, flags: int) -> None:
         self._received += len(payload)
         if self._received >= _CONNECTION_WINDOW // 2:
             self._frame(_WINDOW_UPDATE, 0, 0, struct.pack("!L", self._received))
@@ -362,9 +368,9 @@ class Connection:
             return
         if data := _unpadded(payload, flags):
             stream.chunks.append(data)
-        self._end_of(stream, flags)
+        self._end_if_last(stream, flags)
 
-    def _take_headers(self, stream: Stream | None, kind: int, payload: bytes, flags: int) -> None:
+    def _handle_headers(self, stream: Stream | None, kind: int, payload: bytes, flags: int) -> None:
         if kind == _HEADERS:
             payload = _unpadded(payload, flags)
             self._block = bytearray(payload[5:] if flags & _PRIORITY else payload)
@@ -373,9 +379,9 @@ class Connection:
             self._block += payload
         if flags & _END_HEADERS and stream is not None:
             stream.fields.update(decode(bytes(self._block)))
-            self._end_of(stream, self._block_ends_stream)
+            self._end_if_last(stream, self._block_ends_stream)
 
-    def _take_settings(self, payload: bytes) -> None:
+    def _handle_settings(self, payload: bytes) -> None:
         settings: Mapping[int, int] = dict(struct.iter_unpack("!HL", payload))
         self._largest = settings.get(_MAX_FRAME_SIZE, self._largest)
         window = settings.get(_INITIAL_WINDOW_SIZE, self._first_window)
@@ -383,12 +389,12 @@ class Connection:
             stream.window += window - self._first_window
         self._first_window = window
 
-    def _end_of(self, stream: Stream, flags: int) -> None:
+    def _end_if_last(self, stream: Stream, flags: int) -> None:
         if flags & _END_STREAM:
             stream.received_all = True
-            self._retire(stream)
+            self._remove_if_closed(stream)
 
-    def _retire(self, stream: Stream) -> None:
+    def _remove_if_closed(self, stream: Stream) -> None:
         """Remove a stream that is closed in both directions."""
         if stream.sent_all and stream.received_all:
             self._streams.pop(stream.number, None)

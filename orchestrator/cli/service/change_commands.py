@@ -12,14 +12,14 @@ from orchestrator.cli.app.command_groups import example
 from orchestrator.cli.app.completion_names import completes, file_option
 from orchestrator.cli.app.errors import CliError, Refused
 from orchestrator.cli.app.option_groups import GroupedCommand
-from orchestrator.cli.flags.container_flags import logging_options, many_options
+from orchestrator.cli.flags.container_flags import logging_options, repeatable_options
 from orchestrator.cli.flags.flag_types import DURATION
 from orchestrator.cli.flags.mount_flags import mount_options
 from orchestrator.cli.flags.network_flags import network_options
 from orchestrator.cli.flags.placement_flags import placement_edit_options, placement_options
 from orchestrator.cli.flags.secret_config_flags import document_options
-from orchestrator.cli.flags.spec_builder import edit_options, edited, new_spec, scaled
-from orchestrator.cli.flags.spec_flags import checked
+from orchestrator.cli.flags.spec_builder import edit_options, edited_spec, new_spec, scaled_spec
+from orchestrator.cli.flags.spec_flags import validated_spec
 from orchestrator.cli.flags.spec_settings import setting_options
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.model.convert import from_proto, to_proto
@@ -30,10 +30,10 @@ from orchestrator.pb import control_pb2
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-CONFLICTS = 5
+MAX_CONFLICTS = 5
 """Maximum attempts of an edit after conflicts."""
 
-PATIENCE = 120.0
+WAIT_TIMEOUT = 120.0
 """Default timeout of a wait in seconds, added to the monitor period."""
 
 
@@ -138,7 +138,7 @@ def share_credentials(client: Client, values: Mapping[str, Any]) -> None:
 @mount_options
 @document_options
 @logging_options
-@many_options
+@repeatable_options
 @setting_options
 @wait_options
 @monitor_option
@@ -181,7 +181,7 @@ def update(client: Client, **values: Any) -> None:
     changed = change(
         client,
         values["service"],
-        lambda spec: edited(spec, values),
+        lambda spec: edited_spec(spec, values),
         resolve_image=values["image"] is not None,
         no_resolve_image=values["no_resolve_image"],
         force=values["force"],
@@ -244,7 +244,7 @@ def scale(client: Client, scales: tuple[str, ...], **values: Any) -> None:
     """Set the number of replicas of services, and wait until they run."""
     wanted = [_scale(text) for text in scales]
     changed = [
-        change(client, name, partial(scaled, replicas=replicas)) for name, replicas in wanted
+        change(client, name, partial(scaled_spec, replicas=replicas)) for name, replicas in wanted
     ]
     wait_for(client, changed, values)
 
@@ -278,14 +278,14 @@ def change(
     modified, or in any case with `force`. `resolve_image`: resolve the image's tag again, or on
     each node with `no_resolve_image`."""
     base: ServiceSpec | None = None
-    for _ in range(CONFLICTS):
+    for _ in range(MAX_CONFLICTS):
         service = _read(client, name)
         if base is not None and base != service.spec:
-            _tell(service.spec, base, edit(base), force=force)
+            _report_conflict(service.spec, base, edit(base), force=force)
         base = service.spec
         update = control_pb2.UpdateServiceRequest(
             service=service.id,
-            spec=to_proto(checked(edit(base))),
+            spec=to_proto(validated_spec(edit(base))),
             base=to_proto(base),
             revision=service.revision,
             resolve_image=resolve_image,
@@ -307,7 +307,9 @@ def _read(client: Client, name: str) -> Service:
     return service
 
 
-def _tell(now: ServiceSpec, base: ServiceSpec, mine: ServiceSpec, *, force: bool) -> None:
+def _report_conflict(
+    now: ServiceSpec, base: ServiceSpec, mine: ServiceSpec, *, force: bool
+) -> None:
     """Print what was modified concurrently since we read `base`. Raises CliError if our edit
     conflicts, unless it overrides."""
     both = set(differences(base, now)) & set(differences(base, mine)) - {"force"}
@@ -321,7 +323,7 @@ def _tell(now: ServiceSpec, base: ServiceSpec, mine: ServiceSpec, *, force: bool
     click.echo(f"{what}; {'this overrides it' if both else 'that is kept'}", err=True)
 
 
-def monitored(service: Any, monitor: float | None) -> float:
+def monitor_period(service: Any, monitor: float | None) -> float:
     """The monitor period in seconds: `--monitor` if given, else the service's own."""
     declared: float = from_proto(service).policy.monitor
     return declared if monitor is None else monitor
@@ -342,5 +344,5 @@ def wait_for(client: Client, services: list[Any], values: dict[str, Any]) -> Non
         else:
             monitor, timeout = values.get("monitor"), values["timeout"]
             if timeout is None:
-                timeout = PATIENCE + monitored(service, monitor)
+                timeout = WAIT_TIMEOUT + monitor_period(service, monitor)
             until_converged(client, service, timeout, values["quiet"], monitor=monitor)

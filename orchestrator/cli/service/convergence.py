@@ -24,13 +24,13 @@ from orchestrator.cli.app.errors import INTERRUPTED, CliError, ManagerLost, NotC
 from orchestrator.cli.output.screen import is_live
 from orchestrator.cli.rpc.client import RECONNECT_PAUSE, Client
 from orchestrator.cli.service.progress_text import (
-    _goes_back,
-    _on_its_way,
-    back_text,
+    _is_rolling_back,
     crash_text,
+    is_starting,
     is_waiting,
     overall,
     reasons,
+    rollback_text,
     stable_text,
     task_text,
     waiting_reasons,
@@ -76,7 +76,7 @@ def until_converged(
     last = None
     try:
         with progress_view(quiet) as view:
-            for progress in pictures(client, name, deadline, request):
+            for progress in watch_progress(client, name, deadline, request):
                 if progress.removed:
                     raise CliError(f"service '{name}' was removed")
                 last = progress
@@ -152,7 +152,7 @@ class _Update:
             )
         if not progress.converged:
             return False
-        if self._began is UpdateState.UPDATING and state in _BACK:
+        if self._began is UpdateState.UPDATING and state in _ROLLBACK_STATES:
             raise RolledBack(f"service '{name}' was rolled back: {service.update.message}")
         return True
 
@@ -177,7 +177,7 @@ class _Update:
         return f"service '{name}' has not converged: {why}{others}; {hint}"
 
 
-_BACK = (UpdateState.ROLLING_BACK, UpdateState.ROLLED_BACK)
+_ROLLBACK_STATES = (UpdateState.ROLLING_BACK, UpdateState.ROLLED_BACK)
 
 
 def _outcome(progress: Any) -> str:
@@ -189,7 +189,7 @@ def _outcome(progress: Any) -> str:
     return "converged"
 
 
-def pictures(
+def watch_progress(
     client: Client, name: str, deadline: float, request: Any | None = None
 ) -> Iterator[Any]:
     """Stream ServiceProgress until the deadline (TimeoutError), across failures of managers."""
@@ -224,11 +224,11 @@ class _NoView:
         """Shows nothing."""
 
 
-PATIENCE = 1.0
+STEP_DELAY = 1.0
 """Seconds after which the states of a starting task get a line each."""
 
 
-_ANEW = 0.5
+_RESTART_SLACK = 0.5
 """Seconds of delay from which a countdown counts as restarted."""
 
 
@@ -251,17 +251,17 @@ class PlainView:
             text = task_text(task, hostnames)
             ended = is_terminal(task.status.state)
             old = self._first and ended and task.id not in progress.crashed
-            until = self._patient_until.setdefault(task.id, self._clock() + PATIENCE)
-            if _on_its_way(task.status) and self._clock() < until:
+            until = self._patient_until.setdefault(task.id, self._clock() + STEP_DELAY)
+            if is_starting(task.status) and self._clock() < until:
                 continue
             if self._shown.get(task.id) != text and not old and not is_waiting(task):
                 click.echo(f"{task.name}  {text}", err=True)
             self._shown[task.id] = text
         self._first = False
         update = progress.service.update
-        if _goes_back(update) and update.message not in self._reasons:
+        if _is_rolling_back(update) and update.message not in self._reasons:
             self._reasons.add(update.message)
-            click.echo(f"{progress.service.spec.name}: {back_text(update)}", err=True)
+            click.echo(f"{progress.service.spec.name}: {rollback_text(update)}", err=True)
         for reason, count in waiting_reasons(tasks).items():
             if reason not in self._reasons:
                 self._reasons.add(reason)
@@ -271,7 +271,7 @@ class PlainView:
     def _count_down(self, progress: Any) -> None:
         """Print how long tasks must stay up; again if the countdown restarts."""
         stable_at = self._clock() + progress.stable_in
-        if progress.stable_in and stable_at > self._stable_at + _ANEW:
+        if progress.stable_in and stable_at > self._stable_at + _RESTART_SLACK:
             self._stable_at = stable_at
             name, left = progress.service.spec.name, stable_text(progress.stable_in)
             click.echo(f"{name}: {overall(progress)}, {left}", err=True)
@@ -289,7 +289,7 @@ def _reasons(name: str, progress: Any, timeout: float) -> str:
     )
 
 
-LINES = 10
+CRASH_LOG_LINES = 10
 """Log lines that are shown."""
 _TIMEOUT = 10.0
 """Timeout of a node in seconds."""
@@ -301,7 +301,7 @@ def show_last_lines(client: Client, task: Task, hostnames: Mapping[str, str]) ->
         return
     lines: list[bytes] = []
     trouble = ""
-    request = control_pb2.LogsRequest(service=task.id, tail=LINES)
+    request = control_pb2.LogsRequest(service=task.id, tail=CRASH_LOG_LINES)
     try:
         for batch in client.stream("Logs", request, timeout=_TIMEOUT):
             lines += [record.line for record in batch.records if not record.notice]
@@ -316,15 +316,15 @@ def show_last_lines(client: Client, task: Task, hostnames: Mapping[str, str]) ->
         click.echo(f"the log of {task.name} on {where} cannot be read: {trouble}", err=True)
     else:
         click.echo(f"{task.name} on {where} logged nothing", err=True)
-    for line in lines[-LINES:]:
+    for line in lines[-CRASH_LOG_LINES:]:
         click.echo(f"  {line.decode(errors='replace').rstrip()}", err=True)
 
 
 STOP_TIMEOUT = 120.0
 """Timeout of stopping tasks in seconds."""
-_LOOK = 0.1
+_POLL_INTERVAL = 0.1
 """Seconds between two polls."""
-_SILENT = 1.0
+_NOTICE_AFTER = 1.0
 """Seconds after which the wait is explained."""
 
 
@@ -344,10 +344,10 @@ def until_stopped(client: Client, services: Collection[str], quiet: bool = False
                     f"{format_duration(STOP_TIMEOUT)}; see 'orc node ls'"
                 )
             text = f"waiting for {_counted(left.values())} to stop"
-            if waited > _SILENT and text != said and not quiet:
+            if waited > _NOTICE_AFTER and text != said and not quiet:
                 click.echo(text, err=True)
                 said = text
-            time.sleep(_LOOK)
+            time.sleep(_POLL_INTERVAL)
     except KeyboardInterrupt:
         click.echo("orc: detached; the removal continues in the background", err=True)
         sys.exit(INTERRUPTED)

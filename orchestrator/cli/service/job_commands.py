@@ -269,7 +269,7 @@ def rm(client: Client, detach: bool, jobs: tuple[str, ...]) -> None:
     try:
         one_by_one(jobs, remove)
     finally:
-        if not detach and not client.pretends:
+        if not detach and not client.is_dry_run:
             until_stopped(client, removed)
 
 

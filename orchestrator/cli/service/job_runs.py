@@ -12,10 +12,18 @@ from typing import Any
 import click
 
 from orchestrator.cli.app.errors import INTERRUPTED, CliError, NotConverged, StillRunning
-from orchestrator.cli.output.listings import Column, Row, column, jsonable, moment, short, word
+from orchestrator.cli.output.listings import (
+    Column,
+    Row,
+    column,
+    enum_word,
+    jsonable,
+    rfc3339,
+    short,
+)
 from orchestrator.cli.output.screen import is_live
 from orchestrator.cli.rpc.client import Client
-from orchestrator.cli.service.convergence import pictures, progress_view
+from orchestrator.cli.service.convergence import progress_view, watch_progress
 from orchestrator.cli.service.progress_text import reasons
 from orchestrator.cli.service.service_rows import task_columns, task_row
 from orchestrator.model.convert import from_proto
@@ -34,23 +42,23 @@ def job_row(message: Any, now: float) -> Row:
     return {
         "id": job.id,
         "name": spec.name,
-        "mode": word(spec.mode),
+        "mode": enum_word(spec.mode),
         "image": spec.task.container.image,
-        "state": word(newest.state) if newest else "waiting",
+        "state": enum_word(newest.state) if newest else "waiting",
         "completed": message.completed,
         "completions": message.completions,
         "running": message.running,
         "run": newest.number if newest else None,
-        "started_at": moment(newest.started_at) if newest else None,
-        "finished_at": moment(newest.finished_at) if newest else None,
+        "started_at": rfc3339(newest.started_at) if newest else None,
+        "finished_at": rfc3339(newest.finished_at) if newest else None,
         "error": newest.message if newest else "",
         "schedule": spec.job.schedule,
         "time_zone": spec.job.time_zone,
         "suspended": spec.job.suspended,
-        "next_run_at": moment(at),
+        "next_run_at": rfc3339(at),
         "skipped": job.job.skipped,
         "labels": spec.labels,
-        "created_at": moment(job.created_at),
+        "created_at": rfc3339(job.created_at),
         "_state": _state(newest, now),
         "_next": next_run_text(job, now),
     }
@@ -61,7 +69,7 @@ def _state(run: JobRun | None, now: float) -> str:
         return "Waiting"
     at = run.finished_at or run.started_at
     error = f": {run.message}" if run.message else ""
-    return f"{word(run.state).capitalize()} {format_ago(at, now)}{error}"
+    return f"{enum_word(run.state).capitalize()} {format_ago(at, now)}{error}"
 
 
 def job_columns(whole: bool) -> list[Column]:
@@ -130,7 +138,7 @@ def job_document(message: Any) -> Row:
         "completed": message.completed,
         "completions": message.completions,
         "running": message.running,
-        "next_run_at": moment(next_run(from_proto(message.service))),
+        "next_run_at": rfc3339(next_run(from_proto(message.service))),
     }
 
 
@@ -143,7 +151,7 @@ def job_fields(message: Any, now: float) -> list[tuple[str, str]]:
     return [
         ("ID", job.id),
         ("Name", spec.name),
-        ("Mode", word(spec.mode)),
+        ("Mode", enum_word(spec.mode)),
         ("Completed", f"{message.completed} of {message.completions}"),
         ("Parallelism", str(spec.job.parallelism or "all")),
         ("Retries", f"{retries}, delay {format_duration(restart.delay)}"),
@@ -152,8 +160,8 @@ def job_fields(message: Any, now: float) -> list[tuple[str, str]]:
         ("Command", " ".join((*container.entrypoint, *container.command))),
         ("Schedule", spec.job.schedule),
         ("Time zone", spec.job.time_zone or ("UTC" if spec.job.schedule else "")),
-        ("Overlap", word(spec.job.overlap) if spec.job.schedule else ""),
-        ("Missed", word(spec.job.missed) if spec.job.schedule else ""),
+        ("Overlap", enum_word(spec.job.overlap) if spec.job.schedule else ""),
+        ("Missed", enum_word(spec.job.missed) if spec.job.schedule else ""),
         ("Next run", next_run_text(job, now)),
         ("Left out", f"{job.job.skipped}; {job.job.message}" if job.job.skipped else ""),
         *((f"Run {run.number}", _state(run, now)) for run in job.job.runs),
@@ -181,7 +189,7 @@ def until_done(client: Client, written: Any, timeout: float | None, quiet: bool 
     last, ended = None, None
     try:
         with progress_view(quiet) as view:
-            for picture in pictures(client, name, deadline):
+            for picture in watch_progress(client, name, deadline):
                 if picture.removed:
                     raise CliError(f"job '{name}' was removed")
                 run = _run(picture, number)
@@ -202,14 +210,14 @@ def until_done(client: Client, written: Any, timeout: float | None, quiet: bool 
                    err=True)  # fmt: skip
         sys.exit(INTERRUPTED)
     except TimeoutError:
-        raise StillRunning(_late(name, last, timeout or 0.0)) from None
+        raise StillRunning(_timeout_text(name, last, timeout or 0.0)) from None
     if last is None or ended is None:
         return
-    if ended.state is JobState.FAILED and (task := _culprit(last, number)) is not None:
+    if ended.state is JobState.FAILED and (task := _failed_task(last, number)) is not None:
         from orchestrator.cli.service.convergence import show_last_lines
 
         show_last_lines(client, task, last.hostnames)
-    _tell(name, ended, last, quiet)
+    _report(name, ended, last, quiet)
 
 
 def _run(picture: Any, number: int) -> JobRun | None:
@@ -217,7 +225,7 @@ def _run(picture: Any, number: int) -> JobRun | None:
     return next((run for run in job.job.runs if run.number == number), None)
 
 
-def _culprit(picture: Any, number: int) -> Task | None:
+def _failed_task(picture: Any, number: int) -> Task | None:
     """The task that failed the run: the newest of the lowest index that failed last."""
     newest: dict[int, Task] = {}
     for task in map(from_proto, picture.tasks):
@@ -235,7 +243,7 @@ def _shown(picture: Any, number: int) -> list[Task]:
     return [task for task in tasks if task.status.state is not TaskState.COMPLETE]
 
 
-def _tell(name: str, run: JobRun, picture: Any, quiet: bool) -> None:
+def _report(name: str, run: JobRun, picture: Any, quiet: bool) -> None:
     """Print the result of a run. Raises NotConverged if it failed, CliError if it was stopped."""
     if run.state is JobState.FAILED:
         raise NotConverged(f"job '{name}' failed: {run.message}; see 'orc job logs {name}'")
@@ -247,7 +255,7 @@ def _tell(name: str, run: JobRun, picture: Any, quiet: bool) -> None:
         click.echo(f"{name}: {count} in {took}", err=True)
 
 
-def _late(name: str, picture: Any, timeout: float) -> str:
+def _timeout_text(name: str, picture: Any, timeout: float) -> str:
     done = f"{picture.completed} of {picture.completions} completed" if picture else ""
     why = "; ".join(filter(None, (done, reasons(picture) if picture else "no manager answered")))
     return (

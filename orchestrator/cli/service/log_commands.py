@@ -128,7 +128,9 @@ def _batches(client: Client, request: Any) -> Iterator[Any]:
     calls: list[Any] = []
     while True:
         try:
-            for batch in client.stream("Logs", _further(request, places), opened=calls.append):
+            for batch in client.stream(
+                "Logs", _resume_request(request, places), opened=calls.append
+            ):
                 told = False
                 start = LogPosition(request.since, request.tail)
                 places.setdefault(batch.task_id, start).advance(batch.records)
@@ -148,7 +150,7 @@ def _batches(client: Client, request: Any) -> Iterator[Any]:
             place.begin()
 
 
-def _further(request: Any, places: Mapping[str, LogPosition]) -> Any:
+def _resume_request(request: Any, places: Mapping[str, LogPosition]) -> Any:
     """The request for lines after the known positions; it may repeat known lines: all of them if
     all were requested, as lines of some task may be outstanding."""
     heard = [place.since for place in places.values() if place.tail < 0]

@@ -28,7 +28,7 @@ from orchestrator.cli.output.listings import (
     print_list,
     print_table,
 )
-from orchestrator.cli.rpc.client import CALL_TIMEOUT, CLIENT, Client
+from orchestrator.cli.rpc.client import CALL_TIMEOUT, CLIENT_FACTORY, Client
 from orchestrator.model.names import near_miss
 from orchestrator.pb import control_pb2, types_pb2
 
@@ -50,7 +50,7 @@ _CHANGES = {
     "Documents.UpdateDocument": "update_document",
 }
 """Calls that can be planned → their field of a PlannedChange."""
-_UNSEEN = {"Volumes.CreateVolume": types_pb2.Volume}
+_IGNORED_CHANGES = {"Volumes.CreateVolume": types_pb2.Volume}
 """Calls that affect no task → the type of their reply."""
 _READS = ("List", "Get", "Inspect")
 _COMMANDS = (
@@ -74,14 +74,14 @@ _COMMANDS = (
 )
 
 
-class _Planned(Exception):
+class _PlanComplete(Exception):
     """The command has made all its changes, and would begin to wait."""
 
 
 class _PlanningClient(Client):
     """Forwards reads, and records changes."""
 
-    pretends = True
+    is_dry_run = True
 
     def __init__(self, noted: list[_PlanningClient], context: Context) -> None:
         super().__init__(context)
@@ -90,7 +90,7 @@ class _PlanningClient(Client):
         """Steps of a stack's deployment or removal."""
         noted.append(self)
 
-    def intends(self, step: Any) -> None:
+    def record_step(self, step: Any) -> None:
         self.steps.append(
             {
                 "action": step.action,
@@ -106,10 +106,10 @@ class _PlanningClient(Client):
         if (field := _CHANGES.get(method)) is not None:
             self.changes.append(control_pb2.PlannedChange(**{field: request}))
             if method == "Containers.CreateContainer":
-                raise _Planned
+                raise _PlanComplete
             return types_pb2.Service()
-        if method in _UNSEEN:
-            return _UNSEEN[method]()
+        if method in _IGNORED_CHANGES:
+            return _IGNORED_CHANGES[method]()
         if not method.rpartition(".")[2].startswith(_READS):
             raise CliError("this cannot be planned")
         return super().call(method, request, timeout)
@@ -117,7 +117,7 @@ class _PlanningClient(Client):
     def stream(self, method: str, *arguments: Any, **options: Any) -> NoReturn:
         if method.startswith("Images."):
             raise CliError("its image is missing; run 'orc pull' first, then plan")
-        raise _Planned
+        raise _PlanComplete
 
     def planned(self) -> list[Row]:
         """The manager's plan for the changes."""
@@ -230,8 +230,8 @@ def _planned(words: Sequence[str]) -> click.Command:
     def show(planned_form: str | None, **values: Any) -> None:
         ctx = click.get_current_context()
         noted: list[_PlanningClient] = []
-        ctx.meta[CLIENT] = partial(_PlanningClient, noted)
-        with redirect_stdout(io.StringIO()), suppress(_Planned):
+        ctx.meta[CLIENT_FACTORY] = partial(_PlanningClient, noted)
+        with redirect_stdout(io.StringIO()), suppress(_PlanComplete):
             ctx.invoke(command.callback, **values)  # type: ignore[arg-type]
         _print(noted, planned_form or ctx.meta[_FORM], of_stack=words[0] == "stack")
 
@@ -284,7 +284,7 @@ def show_stack(context: Context, command: Callable[[Client], object]) -> None:
     """Print the plan of a stack command."""
     noted: list[_PlanningClient] = []
     with _PlanningClient(noted, context) as client:
-        with redirect_stdout(io.StringIO()), suppress(_Planned):
+        with redirect_stdout(io.StringIO()), suppress(_PlanComplete):
             command(client)
         _print(noted, "table", of_stack=True)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
-from orchestrator.cli.output.listings import word
+from orchestrator.cli.output.listings import enum_word
 from orchestrator.cli.service.service_rows import has_exit_code, health_text, task_error
 from orchestrator.model.convert import from_proto
 from orchestrator.model.services import UpdateState
@@ -16,7 +16,7 @@ from orchestrator.model.tasks import Health, Task, TaskStatus
 from orchestrator.model.units import format_duration
 
 
-def _on_its_way(status: TaskStatus) -> bool:
+def is_starting(status: TaskStatus) -> bool:
     return status.state <= TaskState.RUNNING and not status.works
 
 
@@ -25,7 +25,7 @@ def task_text(task: Task, hostnames: Mapping[str, str]) -> str:
     where = hostnames.get(task.node_id, task.node_id)
     error = task_error(task)
     return (
-        word(task.status.state)
+        enum_word(task.status.state)
         + health_text(task)
         + (f" on {where}" if where else "")
         + (f": {error}" if error else "")
@@ -70,14 +70,14 @@ def overall(progress: Any) -> str:
         return f"{progress.completed} of {progress.completions} completed, {running} running"
     text = f"{running} of {progress.desired} running"
     update = progress.service.update
-    return f"{text}, {back_text(update)}" if _goes_back(update) else text
+    return f"{text}, {rollback_text(update)}" if _is_rolling_back(update) else text
 
 
-def _goes_back(update: Any) -> bool:
+def _is_rolling_back(update: Any) -> bool:
     return bool(update.state == UpdateState.ROLLING_BACK)
 
 
-def back_text(update: Any) -> str:
+def rollback_text(update: Any) -> str:
     """The reason of a rollback."""
     return f"rolling back: {update.message}"
 
@@ -87,7 +87,7 @@ def reasons(progress: Any) -> str:
     tasks = [from_proto(task) for task in progress.tasks]
     wanted = [task for task in tasks if task.desired_state <= TaskState.RUNNING]
     found = Counter(
-        f"{word(task.status.state)}: {task_error(task)}" for task in wanted if task_error(task)
+        f"{enum_word(task.status.state)}: {task_error(task)}" for task in wanted if task_error(task)
     )
     # Earlier failures explain why the current tasks may not run either.
     if not found:

@@ -208,7 +208,7 @@ def rm(client: Client, detach: bool, services: tuple[str, ...]) -> None:
     try:
         one_by_one(_stop_order(client, services), remove)
     finally:
-        if not detach and not client.pretends:
+        if not detach and not client.is_dry_run:
             until_stopped(client, removed)
 
 

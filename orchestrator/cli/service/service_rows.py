@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from orchestrator.cli.output.listings import Column, Row, column, jsonable, moment, short, word
+from orchestrator.cli.output.listings import (
+    Column,
+    Row,
+    column,
+    enum_word,
+    jsonable,
+    rfc3339,
+    short,
+)
 from orchestrator.model.convert import from_proto
 from orchestrator.model.placement import KEPT
 from orchestrator.model.services import Service
@@ -25,7 +33,7 @@ def service_row(message: Any) -> Row:
     return {
         "id": service.id,
         "name": spec.name,
-        "mode": word(spec.mode),
+        "mode": enum_word(spec.mode),
         "replicas": spec.replicas if replicated else message.desired,
         "_done": f" ({job_count(message)} completed)" if spec.mode.is_job else "",
         "running": message.running,
@@ -33,8 +41,8 @@ def service_row(message: Any) -> Row:
         "ports": [port_row(port) for port in spec.task.ports],
         "labels": spec.labels,
         "removed": service.removed,
-        "created_at": moment(service.created_at),
-        "updated_at": moment(service.updated_at),
+        "created_at": rfc3339(service.created_at),
+        "updated_at": rfc3339(service.updated_at),
     }
 
 
@@ -47,8 +55,8 @@ def port_row(port: PortSpec) -> Row:
     return {
         "published": port.published,
         "target": port.target,
-        "protocol": word(port.protocol),
-        "mode": word(port.mode),
+        "protocol": enum_word(port.protocol),
+        "mode": enum_word(port.mode),
     }
 
 
@@ -88,17 +96,17 @@ def task_row(task: Task, hostnames: Mapping[str, str]) -> Row:
         "slot": task.slot,
         "node": hostnames.get(task.node_id, task.node_id),
         "node_id": task.node_id,
-        "state": word(status.state),
-        "desired_state": word(task.wanted_now),
+        "state": enum_word(status.state),
+        "desired_state": enum_word(task.wanted_now),
         "health": health_word(task),
         "error": task_error(task),
         "exit_code": status.exit_code if has_exit_code(task) else None,
         "image": task.spec.container.image,
         "ports": [port_row(port) for port in task.spec.ports],
         "addresses": status.addresses,
-        "started_at": moment(status.started_at),
-        "state_at": moment(status.at),
-        "created_at": moment(task.created_at),
+        "started_at": rfc3339(status.started_at),
+        "state_at": rfc3339(status.at),
+        "created_at": rfc3339(task.created_at),
         "oom_killed": status.oom_killed,
         "pid": status.pid,
         "_at": (status.started_at if status.state is TaskState.RUNNING else status.at)
@@ -123,7 +131,7 @@ def health_word(task: Task) -> str:
     status = task.status
     if status.state is not TaskState.RUNNING or status.health is Health.NONE:
         return ""
-    return word(status.health)
+    return enum_word(status.health)
 
 
 def health_text(task: Task) -> str:

@@ -16,7 +16,7 @@ from orchestrator.cli.app.errors import CliError, NotConverged, Refused
 from orchestrator.cli.flags.flag_types import DURATION
 from orchestrator.cli.output.listings import print_json
 from orchestrator.cli.rpc.client import Client, pass_client
-from orchestrator.cli.service.change_commands import CONFLICTS, monitor_option
+from orchestrator.cli.service.change_commands import MAX_CONFLICTS, monitor_option
 from orchestrator.cli.service.convergence import until_stopped
 from orchestrator.cli.stack.stack_changes import (
     CHANGE,
@@ -26,7 +26,7 @@ from orchestrator.cli.stack.stack_changes import (
     Observed,
     changes,
     check_external,
-    left,
+    joined_steps,
     removals,
 )
 from orchestrator.cli.stack.stack_commands import no_stack, stack_names
@@ -46,7 +46,7 @@ from orchestrator.model.units import format_duration
 from orchestrator.pb import control_pb2, documents_pb2, networks_pb2, volumes_pb2
 
 
-def observed(client: Client) -> Observed:
+def observe(client: Client) -> Observed:
     """The objects in the cluster."""
     services = client.call("ListServices", control_pb2.ListServicesRequest()).services
     networks = client.call("ListNetworks", control_pb2.ListNetworksRequest()).networks
@@ -98,12 +98,12 @@ class StackCalls:
         there: Observed,
         resolve: str,
         built: frozenset[str],
-        pretends: bool,
+        is_dry_run: bool,
         detach: bool = False,
     ) -> None:
         """`detach`: networks and the like may be removed later, after the tasks of removed services
         have stopped."""
-        self._there, self._resolve, self._pretends = there, resolve, pretends
+        self._there, self._resolve, self._pretends = there, resolve, is_dry_run
         self._detach = detach
         self._built = built
         """Names of services whose images are built first and cannot be resolved before."""
@@ -262,7 +262,7 @@ def deploy(client: Client, names: tuple[str, ...], dry_run: bool, **values: Any)
 
     The stack's name is NAME or, by default, COMPOSE_PROJECT_NAME, the files' `name`, or their
     folder's."""
-    if dry_run and not client.pretends:
+    if dry_run and not client.is_dry_run:
         from orchestrator.cli.service.plan_command import show_stack
 
         show_stack(client.context, lambda planning: _deploy(planning, names, values))
@@ -298,9 +298,9 @@ def _deploy(client: Client, names: tuple[str, ...], values: dict[str, Any]) -> N
 def _without_removed(client: Client, stack: Stack, values: Mapping[str, Any]) -> Observed:
     """The objects in the cluster, after pending removals of an earlier `stack rm -d` are complete.
     Raises NotConverged after the timeout."""
-    deadline, silent = time.monotonic() + values["timeout"], values["quiet"] or client.pretends
+    deadline, silent = time.monotonic() + values["timeout"], values["quiet"] or client.is_dry_run
     while True:
-        there = observed(client)
+        there = observe(client)
         removed = [
             f"network '{each.name}'"
             for each in stack.networks
@@ -311,7 +311,7 @@ def _without_removed(client: Client, stack: Stack, values: Mapping[str, Any]) ->
             if (document := there.documents.get((each.kind, each.name)))
             and document.remove_when_unused
         ]
-        if not removed or client.pretends:
+        if not removed or client.is_dry_run:
             return there
         if time.monotonic() > deadline:
             raise NotConverged(
@@ -360,7 +360,7 @@ def _of_cluster(client: Client) -> dict[str, str]:
 def rm(client: Client, names: tuple[str, ...], detach: bool, quiet: bool) -> None:
     """Remove stacks, and wait until their containers and networks are gone. Services stop before
     their dependencies; volumes are kept."""
-    there = observed(client)
+    there = observe(client)
     known = stack_names(there)
     for name in names:
         if name not in known:
@@ -386,12 +386,12 @@ class _Deployment:
         """Ids of services."""
         built = frozenset(each.spec.name for each in stack.services if each.build)
         resolve = values.get("resolve_image", "never")
-        self._calls = StackCalls(there, resolve, built, client.pretends, values["detach"])
+        self._calls = StackCalls(there, resolve, built, client.is_dry_run, values["detach"])
 
     def check(self, steps: Sequence[Change]) -> None:
         """Validate all steps at a manager before the first is made. Raises CliError for a rejected
         one."""
-        if self._client.pretends:
+        if self._client.is_dry_run:
             return
         if self._values["with_registry_auth"]:
             # Without credentials a manager may not resolve the images.
@@ -429,16 +429,16 @@ class _Deployment:
     def make(self, steps: Sequence[Change]) -> None:
         """Make the steps. Raises CliError, with completed and remaining steps, if one fails."""
         for index, step in enumerate(steps):
-            self._client.intends(step)
+            self._client.record_step(step)
             try:
                 self._make(step)
             except CliError as error:
-                done = left(steps[:index])
+                done, left = joined_steps(steps[:index]), joined_steps(steps[index:])
                 raise type(error)(
-                    f"{error.format_message()}; done: {done}; left: {left(steps[index:])} "
+                    f"{error.format_message()}; done: {done}; left: {left} "
                     "(rerun the same command to continue)"
                 ) from None
-            if not self._client.pretends:
+            if not self._client.is_dry_run:
                 self._say(f"{_PARTICIPLES[step.action]} {step}")
 
     def wait(self) -> None:
@@ -488,7 +488,7 @@ class _Deployment:
 
     def await_gone(self) -> None:
         """Wait until the tasks of removed services are gone. Raises NotConverged."""
-        if not self._client.pretends:
+        if not self._client.is_dry_run:
             until_stopped(self._client, self._removed, self._values["quiet"])
 
     def _say(self, text: str) -> None:
@@ -514,7 +514,7 @@ class _Deployment:
         if step.kind != "service" and not self._values["detach"]:
             self.await_gone()
         try:
-            if step.kind == "service" or not self._client.pretends:
+            if step.kind == "service" or not self._client.is_dry_run:
                 self._client.call(method, request)
         except Refused as refused:
             if not refused.missing:
@@ -525,7 +525,7 @@ class _Deployment:
     def _write(self, step: Change, method: str, request: Any) -> Any:
         """Make the call of a step; retried after a conflict in which only a service's status, or
         the version of its secrets, was modified."""
-        for _ in range(CONFLICTS):
+        for _ in range(MAX_CONFLICTS):
             try:
                 return self._client.call(method, request, timeout=90.0)
             except Refused as refused:

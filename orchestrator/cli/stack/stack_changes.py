@@ -85,7 +85,7 @@ def changes(
 
     An image name that now resolves to another image is a change: of all images if `resolve`, else
     of those `built`. Raises Conflict."""
-    early, late = _gone(stack, there) if prune else ([], [])
+    early, late = _obsolete_services(stack, there) if prune else ([], [])
     found = [*early]
     for network in stack.networks:
         found += _network(network, there.networks.get(network.name), stack.name)
@@ -141,7 +141,7 @@ def _is_of(service: Service, stack: str) -> bool:
     return service.spec.labels.get(STACK_LABEL) == stack
 
 
-def _gone(stack: Stack, there: Observed) -> tuple[list[Change], list[Change]]:
+def _obsolete_services(stack: Stack, there: Observed) -> tuple[list[Change], list[Change]]:
     """Services no longer in the stack: those without dependents first, as their ports may be
     needed; the others after their dependents."""
     names = {each.spec.name for each in stack.services}
@@ -324,6 +324,6 @@ def check_external(stack: Stack, there: Observed) -> None:
             raise _missing(file.kind.word, file, known)
 
 
-def left(steps: Sequence[Change]) -> str:
-    """The remaining steps, for a message."""
+def joined_steps(steps: Sequence[Change]) -> str:
+    """Steps as a list for a message."""
     return ", ".join(f"{each.kind} {each.name}" for each in steps) or "nothing"

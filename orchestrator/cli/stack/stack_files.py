@@ -14,7 +14,7 @@ import click
 from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.flags.flag_types import pairs
 from orchestrator.cli.stack.stack_template import TEMPLATES, rendered, template_of, values_of
-from orchestrator.cli.stack.stack_variables import Values, unasked
+from orchestrator.cli.stack.stack_variables import Values, placeholders
 from orchestrator.compose.conversion.assembly import stack_of
 from orchestrator.compose.project.loader import Loader, Project, project_name
 from orchestrator.compose.project.variables import parse_env
@@ -34,7 +34,7 @@ STDIN = "-"
 
 
 @dataclass(slots=True)
-class Given:
+class ComposeFiles:
     """The content of the files."""
 
     document: Map
@@ -125,8 +125,8 @@ def read_files(
     name: str = "",
     *,
     interpolate: bool = True,
-    cluster: Callable[[], Mapping[str, str]] = unasked,
-) -> Given:
+    cluster: Callable[[], Mapping[str, str]] = placeholders,
+) -> ComposeFiles:
     """Read the files of `file_options`, or the compose file of a folder. `cluster` returns the
     values of the variables of `stack_variables`. Raises CliError, in one line with the file, the
     line and the key.
@@ -171,7 +171,7 @@ def read_files(
         document = loader.project(paths, base)
     except ComposeError as error:
         raise CliError(str(error)) from None
-    return Given(document, name, base, known, loader.notes)
+    return ComposeFiles(document, name, base, known, loader.notes)
 
 
 def _with(template: str, values: Mapping[str, Any]) -> Callable[[str], bytes]:

@@ -25,7 +25,7 @@ from orchestrator.compose.stack import StackBuild
 from orchestrator.model.units import parse_memory
 from orchestrator.pb import control_pb2
 
-_MADE_FROM = "orc.stack.build"
+_INPUT_DIGEST = "orc.stack.build"
 """Label of an image: the digest of its inputs."""
 
 
@@ -47,13 +47,13 @@ def build_images(client: Client, builds: Mapping[str, StackBuild], quiet: bool) 
             image = there.get(name)
             digest = build_digest(header, folder, dockerfile, remote=remote)
             anew = build.section.flag("no_cache") or build.section.flag("pull")
-            if anew or image is None or image.labels.get(_MADE_FROM) != digest:
-                client.intends(Change("build", "image", name))
-                if client.pretends:
+            if anew or image is None or image.labels.get(_INPUT_DIGEST) != digest:
+                client.record_step(Change("build", "image", name))
+                if client.is_dry_run:
                     continue
                 if not quiet:
                     click.echo(f"building {name}", err=True)
-                header.labels[_MADE_FROM] = digest
+                header.labels[_INPUT_DIGEST] = digest
                 image = build_folder(client, header, folder, dockerfile, quiet, remote=remote)
             found[name] = image.id
     return found

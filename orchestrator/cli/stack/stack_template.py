@@ -23,7 +23,7 @@ from orchestrator.model.names import near_miss
 TEMPLATES = ("stack.yml", "stack.yaml")
 """Names of a template."""
 VALUES = ("values.yml", "values.yaml")
-_MOST = 1 << 20
+_MAX_RENDERED = 1 << 20
 """Maximum characters of a rendered template."""
 
 Read = Callable[[str], bytes]
@@ -76,8 +76,8 @@ def rendered(path: str, values: Mapping[str, Any], read: Read) -> bytes:
         raise CliError(f"{shown}:{_line(error)}: {_missing(error, values)}") from None
     except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
         raise CliError(f"{shown}:{_line(error)}: {error}") from None
-    if len(text) > _MOST:
-        raise CliError(f"{shown}: the rendered stack exceeds {_MOST >> 20} MiB")
+    if len(text) > _MAX_RENDERED:
+        raise CliError(f"{shown}: the rendered stack exceeds {_MAX_RENDERED >> 20} MiB")
     return text.encode()
 
 

@@ -41,6 +41,6 @@ class Values(Mapping[str, str]):
         return sum(1 for _ in self)
 
 
-def unasked() -> dict[str, str]:
+def placeholders() -> dict[str, str]:
     """Placeholders without a cluster: their own names."""
     return {name: f"({name} of the cluster)" for name in NAMES}

@@ -20,15 +20,15 @@ from orchestrator.cli.output.listings import (
     Row,
     column,
     listing_options,
-    moment,
     print_fields,
     print_list,
+    rfc3339,
 )
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.cli.service.change_commands import (
-    PATIENCE,
+    WAIT_TIMEOUT,
     monitor_option,
-    monitored,
+    monitor_period,
     wait_options,
 )
 from orchestrator.model.convert import from_proto
@@ -153,7 +153,7 @@ def _group(kind: DocumentKind) -> click.Group:
         reply = client.call("Documents.UpdateDocument", request)
         click.echo(reply.document.name)
         if file is not None:
-            _tell(reply)
+            _report(reply)
         if not values["detach"]:
             _await_services(client, reply, values["timeout"], values["quiet"], values["monitor"])
 
@@ -206,7 +206,7 @@ def _read(kind: DocumentKind, name: str, file: str) -> bytes:
     return data
 
 
-def _tell(reply: Any) -> None:
+def _report(reply: Any) -> None:
     """The effects of a new version, a line per service or container that uses it."""
     if not reply.changed:
         click.echo("the data is unchanged", err=True)
@@ -224,13 +224,13 @@ def _await_services(
     client: Client, reply: Any, timeout: float | None, quiet: bool, monitor: float | None
 ) -> None:
     """Wait until updated services run with the new version. Raises NotConverged or RolledBack."""
-    from orchestrator.cli.service.convergence import pictures, until_converged
+    from orchestrator.cli.service.convergence import until_converged, watch_progress
 
     id, version = reply.document.id, reply.document.version
-    deadline = time.monotonic() + (PATIENCE if timeout is None else timeout)
+    deadline = time.monotonic() + (WAIT_TIMEOUT if timeout is None else timeout)
     for name in (user.removeprefix("service ") for user in reply.rolled):
         try:
-            for progress in pictures(client, name, deadline):
+            for progress in watch_progress(client, name, deadline):
                 service = progress.service
                 if progress.removed or service.documents.get(id, 0) >= version:
                     break
@@ -246,7 +246,7 @@ def _await_services(
             raise NotConverged(f"service '{name}' was not updated in time") from None
         if service.documents.get(id, 0) >= version:
             if timeout is None:
-                deadline += monitored(service, monitor)
+                deadline += monitor_period(service, monitor)
             left = max(0.0, deadline - time.monotonic())
             until_converged(client, service, left, quiet, monitor=monitor)
 
@@ -261,8 +261,8 @@ def document_row(message: Any) -> Row:
         "labels": document.labels,
         "template_driver": document.template_driver,
         "used_by": list(message.used_by),
-        "created_at": moment(document.created_at),
-        "updated_at": moment(document.updated_at),
+        "created_at": rfc3339(document.created_at),
+        "updated_at": rfc3339(document.updated_at),
         "_created": document.created_at,
         "_updated": document.updated_at,
     }

@@ -19,9 +19,9 @@ from orchestrator.cli.output.listings import (
     Row,
     column,
     listing_options,
-    moment,
     print_fields,
     print_list,
+    rfc3339,
 )
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.model.convert import from_proto
@@ -213,7 +213,7 @@ def volume_row(message: Any) -> Row:
         "options": volume.options,
         "labels": volume.labels,
         "anonymous": seen.anonymous,
-        "created_at": moment(volume.created_at),
+        "created_at": rfc3339(volume.created_at),
         "notice": seen.notice,
     }
 

@@ -21,7 +21,7 @@ from orchestrator.cli.output.listings import (
     print_json,
     print_rows,
     print_table,
-    public,
+    public_row,
 )
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.cli.storage.volume_commands import volume_row
@@ -39,7 +39,7 @@ from orchestrator.pb import (
     volumes_pb2,
 )
 
-PATIENCE = 60.0
+DISK_TIMEOUT = 60.0
 """Timeout in seconds: the nodes scan their files."""
 
 
@@ -49,7 +49,7 @@ PATIENCE = 60.0
 @pass_client
 def df(client: Client, verbose: bool, form: str) -> None:
     """Show the disk usage of the nodes, and how much is reclaimable."""
-    picture = Picture.of(client)
+    picture = DiskUsage.of(client)
     for notice in picture.notices:
         click.echo(f"orc: {notice}", err=True)
     if not verbose:
@@ -62,7 +62,7 @@ def df(client: Client, verbose: bool, form: str) -> None:
         "volumes": (picture.volumes, _VOLUMES),
     }
     if form == "json":
-        print_json({name: list(map(public, rows)) for name, (rows, _) in tables.items()})
+        print_json({name: list(map(public_row, rows)) for name, (rows, _) in tables.items()})
         return
     for number, (name, (rows, columns)) in enumerate(tables.items()):
         if number:
@@ -72,7 +72,7 @@ def df(client: Client, verbose: bool, form: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class DiskUsage:
     """A row per object and node."""
 
     nodes: list[Row]
@@ -82,9 +82,9 @@ class Picture:
     notices: list[str]
 
     @classmethod
-    def of(cls, client: Client) -> Picture:
+    def of(cls, client: Client) -> DiskUsage:
         """Query the nodes. Raises CliError."""
-        usage = client.call("System.DiskUsage", system_pb2.DiskUsageRequest(), timeout=PATIENCE)
+        usage = client.call("System.DiskUsage", system_pb2.DiskUsageRequest(), timeout=DISK_TIMEOUT)
         volumes = client.call("Volumes.ListVolumes", volumes_pb2.ListVolumesRequest())
         listing = client.call("Containers.ListContainers", containers_pb2.ListContainersRequest())
         tasks: dict[str, Task] = {row.task.id: from_proto(row.task) for row in listing.containers}

@@ -11,7 +11,7 @@ import click
 
 from orchestrator.cli.app.command_groups import example
 from orchestrator.cli.app.errors import INTERRUPTED
-from orchestrator.cli.flags.flag_types import filter_of, moment
+from orchestrator.cli.flags.flag_types import filter_of, moment_type
 from orchestrator.cli.output.listings import (
     Column,
     Row,
@@ -49,12 +49,12 @@ def _audit_filters(
 )
 @click.option(
     "--since",
-    type=moment("since"),
+    type=moment_type("since"),
     metavar="TIME",
     help="Only entries since this time, such as 10m.",
 )
 @click.option(
-    "--until", type=moment("until"), metavar="TIME", help="Only entries before this time."
+    "--until", type=moment_type("until"), metavar="TIME", help="Only entries before this time."
 )
 @click.option("--user", "users", multiple=True, metavar="NAME", help="Only calls of this admin.")
 @click.option(
@@ -214,9 +214,9 @@ def _event_filters(
     )
 )
 @click.option(
-    "--since", type=moment("since"), help="Also past events since this time, such as 10m."
+    "--since", type=moment_type("since"), help="Also past events since this time, such as 10m."
 )
-@click.option("--until", type=moment("until"), help="Only events before this time.")
+@click.option("--until", type=moment_type("until"), help="Only events before this time.")
 @click.option(
     "--filter",
     "-f",

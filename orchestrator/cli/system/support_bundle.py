@@ -27,7 +27,7 @@ from orchestrator.cli.image.image_commands import image_rows
 from orchestrator.cli.network.doctor_command import diagnosis
 from orchestrator.cli.network.doctor_command import document as doctor_document
 from orchestrator.cli.network.network_commands import network_row
-from orchestrator.cli.output.listings import Row, public
+from orchestrator.cli.output.listings import Row, public_row
 from orchestrator.cli.rpc.client import Client
 from orchestrator.cli.service.service_rows import service_document
 from orchestrator.cli.storage.secret_config_commands import document_row
@@ -108,17 +108,17 @@ def _containers(client: Client) -> list[Any]:
 
 def _networks(client: Client) -> list[Any]:
     reply = client.call("ListNetworks", control_pb2.ListNetworksRequest())
-    return [public(network_row(row)) for row in reply.networks]
+    return [public_row(network_row(row)) for row in reply.networks]
 
 
 def _images(client: Client) -> list[Any]:
     reply = client.call("ListImages", control_pb2.ListImagesRequest())
-    return [public(row) for row in image_rows(reply.images, {})]
+    return [public_row(row) for row in image_rows(reply.images, {})]
 
 
 def _volumes(client: Client) -> list[Any]:
     reply = client.call("Volumes.ListVolumes", volumes_pb2.ListVolumesRequest())
-    return [public(volume_row(row)) for row in reply.volumes]
+    return [public_row(volume_row(row)) for row in reply.volumes]
 
 
 def _documents(client: Client) -> dict[str, list[Any]]:
@@ -155,10 +155,10 @@ _PARTS: dict[str, Callable[[Client], Any]] = {
     "network-doctor": _doctor,
 }
 
-PATIENCE = 60.0
+COLLECT_TIMEOUT = 60.0
 """Timeout of all managers and nodes together, in seconds."""
 
-_ABOUT = """\
+_README = """\
 A support bundle of Orc {version}, made on {now}.
 
 cluster/   the managers' state: services, tasks, nodes, networks, events
@@ -211,7 +211,7 @@ def support_bundle(
     target = Path(output or f"{name}.tar.gz")
     try:
         with Archive(target, name) as archive:
-            archive.add(Fact("README.txt", _ABOUT.format(version=__version__, now=now)))
+            archive.add(Fact("README.txt", _README.format(version=__version__, now=now)))
             if context is not None:
                 _of_cluster(context, archive, log_size, problems)
             archive.add_all("here", hostfacts.host())
@@ -303,7 +303,7 @@ def _of_cluster(context: Context, archive: Archive, log_size: int, problems: lis
 
 def _collect(client: Client, log_size: int, *, nodes: bool) -> Callable[[], Iterator[Any]]:
     request = support_pb2.CollectRequest(nodes=nodes, log_bytes=log_size)
-    return lambda: client.stream("Support.Collect", request, timeout=PATIENCE)
+    return lambda: client.stream("Support.Collect", request, timeout=COLLECT_TIMEOUT)
 
 
 def _add_parts(
@@ -320,7 +320,7 @@ def _add_parts(
             count = archive.add_all(part.host, unpacked(part.facts))
             click.echo(f"{part.host}: {count} files", err=True)
     except TimeoutError:
-        problems.append(f"{who}: not all hosts answered within {PATIENCE:g} seconds")
+        problems.append(f"{who}: not all hosts answered within {COLLECT_TIMEOUT:g} seconds")
     except CliError as error:
         problems.append(f"{who}: {error_line(error)}")
     return met

@@ -78,10 +78,10 @@ def stats(
     """Show live resource usage of containers, by default of all running ones."""
     columns = [short("CONTAINER ID", "id", no_trunc), *_COLUMNS]
     try:
-        for rows in pictures(client, containers):
+        for rows in samples(client, containers):
             if everything and not containers:
                 rows += _idle(client, {row["id"] for row in rows})
-            show(rows, columns, form, no_stream)
+            show_sample(rows, columns, form, no_stream)
             if no_stream:
                 return
     except KeyboardInterrupt:
@@ -92,7 +92,7 @@ def _say(notice: str) -> None:
     click.echo(f"orc: {notice}", err=True)
 
 
-def pictures(
+def samples(
     client: Client, containers: Sequence[str], say: Callable[[str], None] = _say
 ) -> Iterator[list[Row]]:
     """Samples of all running containers, or of these, about one per second. Problems of nodes are
@@ -100,7 +100,7 @@ def pictures(
     from orchestrator.pb import interact_pb2
 
     request = interact_pb2.StatsRequest(containers=containers)
-    picture = Picture()
+    picture = Sample()
     shown = time.monotonic()
     due = shown
     """Time of the next sample; the first is shown as soon as it is complete."""
@@ -127,7 +127,7 @@ def _idle(client: Client, running: set[str]) -> list[Row]:
     ]  # fmt: skip
 
 
-def show(rows: list[Row], columns: Sequence[Column], form: str, once: bool) -> None:
+def show_sample(rows: list[Row], columns: Sequence[Column], form: str, once: bool) -> None:
     """Print one sample in the format; unless `once`, redraw in place."""
     if form == "json":
         if once:
@@ -141,7 +141,7 @@ def show(rows: list[Row], columns: Sequence[Column], form: str, once: bool) -> N
     click.echo((_CLEAR if live else "") + "\n".join(lines))
 
 
-class Picture:
+class Sample:
     """The latest figures of each node, with rates over the last two."""
 
     def __init__(self) -> None:

@@ -27,7 +27,7 @@ from orchestrator.cli.output.listings import (
 from orchestrator.cli.output.screen import is_live
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.cli.top.process_list import processes
-from orchestrator.cli.top.stats_command import pictures, show
+from orchestrator.cli.top.stats_command import samples, show_sample
 from orchestrator.model.units import format_cores, format_memory, format_size
 from orchestrator.pb import control_pb2
 
@@ -82,8 +82,8 @@ def show_cluster(client: Client, no_stream: bool, form: str) -> None:
 
         sys.exit(run(client.context))
     try:
-        for rows in pictures(client, ()):
-            show(_nodes(client, rows), _COLUMNS, form, no_stream)
+        for rows in samples(client, ()):
+            show_sample(_nodes(client, rows), _COLUMNS, form, no_stream)
             if no_stream:
                 return
     except KeyboardInterrupt:

@@ -15,7 +15,7 @@ from orchestrator.cli.output.listings import Row
 from orchestrator.cli.rpc.client import Client
 from orchestrator.cli.service.service_rows import service_row
 from orchestrator.cli.top.process_list import processes
-from orchestrator.cli.top.stats_command import pictures
+from orchestrator.cli.top.stats_command import samples
 from orchestrator.cli.top.top_views import Figures, node_rows, service_rows, task_rows
 from orchestrator.pb import containers_pb2, control_pb2
 
@@ -79,7 +79,7 @@ class Feed:
             time.sleep(max(PERIOD, 4 * (time.monotonic() - began)))
 
     def _measure(self, client: Client) -> None:
-        for rows in pictures(client, (), lambda notice: None):
+        for rows in samples(client, (), lambda notice: None):
             with self._changed:
                 self._used = rows
                 self.version += 1

@@ -18,7 +18,7 @@ from orchestrator.cli.app.command_groups import error_line
 from orchestrator.cli.app.contexts import Context
 from orchestrator.cli.app.errors import INTERRUPTED, CliError
 from orchestrator.cli.output.listings import Row
-from orchestrator.cli.output.screen import aligned
+from orchestrator.cli.output.screen import align_columns
 from orchestrator.cli.top.top_feed import Feed
 from orchestrator.cli.top.top_views import (
     NODES,
@@ -30,12 +30,12 @@ from orchestrator.cli.top.top_views import (
     Figures,
     View,
     headline,
-    shown,
+    visible_rows,
 )
 
 REFRESH = 0.25
 """Seconds between two redraws."""
-MOST = 500
+MAX_ROWS = 500
 """Maximum number of rows drawn; a filter finds the others."""
 _STATES = {"ready": "green", "running": "green", "pending": "yellow", "starting": "yellow"}
 _STATES |= {"down": "red", "failed": "red", "restarting": "yellow", "paused": "yellow"}
@@ -155,17 +155,17 @@ class Top(App[int]):
         """Show the latest figures; the cursor stays on its object, or moves to `at`."""
         table = self.query_one(DataTable)
         at = at or self._key()
-        rows = shown(self._view, self._figures, self._choice)
-        keys = [row["id"] for row in rows[:MOST]]
+        rows = visible_rows(self._view, self._figures, self._choice)
+        keys = [row["id"] for row in rows[:MAX_ROWS]]
         if [key.value for key in table.rows] == keys:
-            for row in rows[:MOST]:
+            for row in rows[:MAX_ROWS]:
                 for field in self._view.fields:
                     cell = _cell(field, row)
                     table.update_cell(row["id"], field.heading, cell, update_width=True)
         else:
             scroll = table.scroll_y
             table.clear()
-            for row in rows[:MOST]:
+            for row in rows[:MAX_ROWS]:
                 table.add_row(*(_cell(field, row) for field in self._view.fields), key=row["id"])
             if at in keys:
                 table.move_cursor(row=keys.index(at), scroll=False)
@@ -184,7 +184,9 @@ class Top(App[int]):
         words = [self._view.name, *(f"{k} {v}" for k, v in self._choice.scope.items())]
         if self._choice.text:
             words.append(f"with “{self._choice.text}”")
-        words.append(f"{count} of them" if count <= MOST else f"the first {MOST} of {count}")
+        words.append(
+            f"{count} of them" if count <= MAX_ROWS else f"the first {MAX_ROWS} of {count}"
+        )
         if self._paused:
             words.append("PAUSED")
         trail.update(Text(", ".join(words), style="bold"))
@@ -232,7 +234,7 @@ class Top(App[int]):
         except CliError as error:
             self.notify(error_line(error), severity="error")
             return
-        lines = aligned([titles, *([str(each[title]) for title in titles] for each in rows)])
+        lines = align_columns([titles, *([str(each[title]) for title in titles] for each in rows)])
         self.push_screen(Processes(f"processes of {row['name']} on {row['node']}", lines))
 
     def action_out(self) -> None:

@@ -74,7 +74,7 @@ def bar(level: float, width: int = BAR) -> str:
     return ("█" * whole + (_EIGHTHS[rest] if rest else "")).ljust(width)
 
 
-def shown(view: View, figures: Figures, choice: Choice) -> list[Row]:
+def visible_rows(view: View, figures: Figures, choice: Choice) -> list[Row]:
     """The rows of a view, filtered and sorted."""
     words = choice.text.lower().split()
     rows = [

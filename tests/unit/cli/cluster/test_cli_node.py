@@ -176,7 +176,7 @@ def test_a_drain_waits_until_the_node_is_empty(
     box = task(0, TaskState.RUNNING)
     two, one = task(1, TaskState.RUNNING), task(2, TaskState.RUNNING)
     gone = [task(slot, TaskState.SHUTDOWN) for slot in (1, 2)]
-    monkeypatch.setattr("orchestrator.cli.cluster.node_commands._SPEAK", 0.0)
+    monkeypatch.setattr("orchestrator.cli.cluster.node_commands._PROGRESS_INTERVAL", 0.0)
     manager.script.answers["UpdateNode"] = to_proto(Node(id="n2"))
     looks = iter([_tasks(box, one, two), _tasks(box, one), _tasks(box, *gone), _tasks(box, *gone)])
 

@@ -18,7 +18,7 @@ from orchestrator.cli.app.errors import ManagerLost
 from orchestrator.cli.container.foreground import foreground
 from orchestrator.cli.container.terminal import DETACH_KEYS, DetachKeys, parse_keys
 from orchestrator.cli.rpc.client import Client
-from orchestrator.cli.top.stats_command import Picture, pictures
+from orchestrator.cli.top.stats_command import Sample, samples
 from orchestrator.model.states import TaskState
 from orchestrator.pb import containers_pb2, interact_pb2
 
@@ -118,7 +118,7 @@ def figures(task: str, at: float, cpu: float) -> interact_pb2.ContainerStats:
 
 
 def test_rates_need_two_looks_and_a_silent_node_holds_nobody_up() -> None:
-    picture = Picture()
+    picture = Sample()
     picture.take(interact_pb2.NodeStats(node="n1", containers=[figures("a", 10.0, 1.0)]))
     assert not picture.complete(2, 0.0)
     picture.take(interact_pb2.NodeStats(node="n1", containers=[figures("a", 12.0, 2.0)]))
@@ -140,7 +140,7 @@ def test_the_first_picture_is_shown_as_soon_as_it_is_complete() -> None:
             raise AssertionError("more was waited for")
 
     said: list[str] = []
-    assert next(pictures(cast(Client, Manager()), (), said.append)) == []
+    assert next(samples(cast(Client, Manager()), (), said.append)) == []
     assert said == ["n1 is away", "n2 is away"]
 
 

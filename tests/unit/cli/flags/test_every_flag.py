@@ -13,8 +13,8 @@ import pytest
 from commandkit import ALL
 
 from orchestrator.cli.container.container_spec import container_request
-from orchestrator.cli.flags.spec_builder import edited, new_spec
-from orchestrator.cli.flags.spec_settings import JOB_SETTINGS, blank_spec
+from orchestrator.cli.flags.spec_builder import edited_spec, new_spec
+from orchestrator.cli.flags.spec_settings import JOB_SETTINGS, default_job_spec
 from orchestrator.cli.main import orc
 from orchestrator.model.jobs import JobSpec
 from orchestrator.model.specs import ContainerSpec, ServiceMode, TaskSpec
@@ -207,8 +207,8 @@ def _updated(values: dict[str, Any]) -> object:
     is_job = any(values[name] is not None for name in OF_JOBS)
     mode = ServiceMode.REPLICATED_JOB if is_job else ServiceMode.REPLICATED
     image = ContainerSpec(image="hello:1")
-    spec = replace(blank_spec("web", mode), task=TaskSpec(container=image))
-    return edited(replace(spec, job=JobSpec(schedule="@daily")) if is_job else spec, values)
+    spec = replace(default_job_spec("web", mode), task=TaskSpec(container=image))
+    return edited_spec(replace(spec, job=JobSpec(schedule="@daily")) if is_job else spec, values)
 
 
 BUILDERS: Mapping[tuple[str, ...], Callable[[dict[str, Any]], object]] = {

@@ -12,8 +12,8 @@ import pytest
 from orchestrator.cli.app.docker_hints import FLAGS
 from orchestrator.cli.container.container_spec import container_request
 from orchestrator.cli.container.run_commands import run as run_command
-from orchestrator.cli.flags.container_flags import with_many
-from orchestrator.cli.flags.spec_flags import split_publish, unnumbered
+from orchestrator.cli.flags.container_flags import with_repeatable
+from orchestrator.cli.flags.spec_flags import split_publish, unassigned_ports
 from orchestrator.cli.main import orc
 from orchestrator.model.convert import from_proto
 from orchestrator.model.specs import PortSpec, Protocol
@@ -28,13 +28,13 @@ def test_ports_with_and_without_a_number_of_the_node() -> None:
         ["8080:80", "81:81"],
         ["82"],
     )
-    assert unnumbered(["80", "81-82/udp", "80/tcp"]) == (
+    assert unassigned_ports(["80", "81-82/udp", "80/tcp"]) == (
         PortSpec(0, 80),
         PortSpec(0, 81, Protocol.UDP),
         PortSpec(0, 82, Protocol.UDP),
     )
     published = (PortSpec(8080, 80),)
-    assert unnumbered(["80/tcp", "80/udp"], published) == (PortSpec(0, 80, Protocol.UDP),)
+    assert unassigned_ports(["80/tcp", "80/udp"], published) == (PortSpec(0, 80, Protocol.UDP),)
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1:8080:80", "127.0.0.1::80", "[::1]:80:80"])
@@ -142,7 +142,9 @@ def test_annotations_are_added_replaced_and_removed() -> None:
     request = container_request(run_command.make_context("run", words).params, start=False)
     assert dict(request.spec.container.annotations) == {"a.b/c": "1=2", "flag": ""}
     known = from_proto(request.spec).container
-    after = with_many(known, {"annotation_add": ("x=y", "a.b/c=3"), "annotation_rm": ("flag",)})
+    after = with_repeatable(
+        known, {"annotation_add": ("x=y", "a.b/c=3"), "annotation_rm": ("flag",)}
+    )
     assert after.annotations == {"a.b/c": "3", "x": "y"}
     with pytest.raises(click.BadParameter, match="not of the form KEY=VALUE"):
-        with_many(known, {"annotation_add": ("=x",)})
+        with_repeatable(known, {"annotation_add": ("=x",)})

@@ -12,7 +12,13 @@ from typing import Any
 import click
 import pytest
 
-from orchestrator.cli.image.build_output import Output, flatten, parse_output, stored, write_outputs
+from orchestrator.cli.image.build_output import (
+    Output,
+    flatten,
+    is_stored,
+    parse_output,
+    write_outputs,
+)
 from orchestrator.pb import images_pb2
 
 
@@ -50,9 +56,9 @@ def test_another_form_is_refused(text: str, words: str) -> None:
 
 
 def test_an_image_that_is_only_written_here_is_not_wanted_in_the_cluster() -> None:
-    assert stored([])
-    assert stored([Output("tar", "a"), Output("registry", push=True)])
-    assert not stored([Output("tar", "a"), Output("local", "b")])
+    assert is_stored([])
+    assert is_stored([Output("tar", "a"), Output("registry", push=True)])
+    assert not is_stored([Output("tar", "a"), Output("local", "b")])
 
 
 def layer(*entries: tuple[str, str | bytes | None], links: dict[str, str] | None = None) -> bytes:

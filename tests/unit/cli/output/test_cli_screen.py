@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cli.output.screen import aligned, cells, padded
+from orchestrator.cli.output.screen import align_columns, display_width, pad_cell
 from orchestrator.pb import control_pb2 as pb
 
 ORC = str(Path(sys.executable).with_name("orc"))
@@ -24,7 +24,7 @@ ORC = str(Path(sys.executable).with_name("orc"))
 
 def test_what_fits_is_left_alone() -> None:
     lines = [["NAME", "IMAGE"], ["web", "hello:1"]]
-    assert aligned(lines, 80) == aligned(lines) == ["NAME   IMAGE", "web    hello:1"]
+    assert align_columns(lines, 80) == align_columns(lines) == ["NAME   IMAGE", "web    hello:1"]
 
 
 @pytest.mark.parametrize(
@@ -38,13 +38,13 @@ def test_what_fits_is_left_alone() -> None:
 )
 def test_the_command_gives_way_and_the_id_never_does(room: int, row: str) -> None:
     lines = [["CONTAINER ID", "COMMAND", "NAMES"], ["4f0c2d9e1b7a", "sh -c 'sleep 1000'", "web.1"]]
-    assert aligned(lines, room)[1] == row
+    assert align_columns(lines, room)[1] == row
 
 
 def test_names_are_cut_only_where_that_makes_it_fit() -> None:
     lines = [["NAME", "ID"], ["a-very-long-name-of-a-service", "uxy7ncdmuq5o"]]
-    assert aligned(lines, 30)[1] == "a-very-long-name… uxy7ncdmuq5o"
-    assert aligned(lines, 15)[1] == "a-very-long-name-of-a-service uxy7ncdmuq5o"
+    assert align_columns(lines, 30)[1] == "a-very-long-name… uxy7ncdmuq5o"
+    assert align_columns(lines, 15)[1] == "a-very-long-name-of-a-service uxy7ncdmuq5o"
 
 
 TEXTS = st.text(st.characters(exclude_categories=("C", "M", "Z")), max_size=40)
@@ -52,14 +52,14 @@ TEXTS = st.text(st.characters(exclude_categories=("C", "M", "Z")), max_size=40)
 
 @given(st.lists(st.lists(TEXTS, min_size=3, max_size=3), max_size=5), st.integers(40, 200))
 def test_columns_stay_in_line_and_in_the_room(rows: list[list[str]], room: int) -> None:
-    shown = aligned([["COMMAND", "IMAGE", "PORTS"], *rows], room)
-    assert all(cells(line) <= room for line in shown)
+    shown = align_columns([["COMMAND", "IMAGE", "PORTS"], *rows], room)
+    assert all(display_width(line) <= room for line in shown)
     assert len(shown) == len(rows) + 1
 
 
 @given(TEXTS, st.integers(1, 60))
 def test_a_cell_takes_its_width(text: str, width: int) -> None:
-    assert cells(padded(text, width)) == width
+    assert display_width(pad_cell(text, width)) == width
 
 
 def at_terminal(columns: int, *argv: str, term: str = "xterm") -> str:
@@ -96,7 +96,7 @@ def test_a_listing_fits_the_terminal_and_is_whole_in_a_pipe(manager: Any) -> Non
 COUNTING = """
 import sys
 from orchestrator.cli.output import screen
-screen.PATIENCE = 0.0
+screen.PROGRESS_DELAY = 0.0
 assert list(screen.metered([b"a", b"bc"], "loading it", 3)) == [b"a", b"bc"]
 assert list(screen.metered([b"a"], "in silence", quiet=True)) == [b"a"]
 print("rich" in sys.modules)

@@ -18,8 +18,8 @@ from orchestrator.cli.top.top_views import (
     headline,
     node_rows,
     service_rows,
-    shown,
     task_rows,
+    visible_rows,
 )
 
 
@@ -110,21 +110,21 @@ def test_nodes_and_services_use_what_their_tasks_use() -> None:
     ],
 )
 def test_order_and_filter(choice: Choice, order: list[str]) -> None:
-    assert names(shown(NODES, picture(), choice)) == order
+    assert names(visible_rows(NODES, picture(), choice)) == order
 
 
 def test_tasks_of_a_node_or_of_a_service() -> None:
-    assert names(shown(TASKS, picture(), Choice(scope={"node": "a"}))) == ["db.1", "web.2"]
+    assert names(visible_rows(TASKS, picture(), Choice(scope={"node": "a"}))) == ["db.1", "web.2"]
     of_web = Choice(scope={"service": "web"})
-    assert names(shown(TASKS, picture(), of_web)) == ["web.1", "web.2"]
-    assert names(shown(TASKS, picture(), replace(of_web, text=".2"))) == ["web.2"]
+    assert names(visible_rows(TASKS, picture(), of_web)) == ["web.1", "web.2"]
+    assert names(visible_rows(TASKS, picture(), replace(of_web, text=".2"))) == ["web.2"]
 
 
 def test_every_field_has_a_text_for_every_row_and_sorts() -> None:
     figures = picture()
     for view in VIEWS:
         for number, field in enumerate(view.fields):
-            rows = shown(view, figures, Choice(sort=number))
+            rows = visible_rows(view, figures, Choice(sort=number))
             assert all(isinstance(field.text(row), str) for row in rows)
     running = SERVICES.fields[column(SERVICES, "RUNNING")]
     assert running.text(figures.services[0]) == "2/3"

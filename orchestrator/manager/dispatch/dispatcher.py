@@ -1,12 +1,12 @@
-"""The manager's end of every agent's session.
+"""The manager's side of all agent sessions.
 
-A session begins with the node's whole set of assignments and goes on with diffs that chain
-(`nodesession`). Heartbeats stay in memory. Statuses go through the inbox and are acknowledged when
-they are in the store.
+A session begins with the node's full set of assignments and continues with chained diffs
+(`node_session`). Heartbeats stay in memory. Statuses go through the report buffer and are
+acknowledged when they are committed.
 
-Sessions belong to the manager, not to its term as leader: one that loses the lease and is elected
-again has lost no session. When it does not lead again within `TERM_GAP`, another manager may, so
-the sessions are ended, and agents dial again.
+Sessions belong to the manager, not to its term: a manager that loses the lease and is elected again
+keeps its sessions. If it does not lead again within `TERM_GAP`, another manager may, so the
+sessions are closed and agents reconnect.
 """
 
 from __future__ import annotations
@@ -46,29 +46,29 @@ from orchestrator.tracing.spans import OFF, Tracer
 log = logging.getLogger(__name__)
 
 HEARTBEAT_PERIOD = 1.0
-"""Seconds between two heartbeats of an agent; `node_timeout` is five of them by default."""
+"""Seconds between two heartbeats of an agent; the default `node_timeout` is five of them."""
 
 SPACING = 0.002
-"""Seconds a session between two broadcasts of endpoints and peers, which cost as much as there are
-sessions: in a large cluster more changes go into each."""
+"""Seconds per session between two broadcasts of endpoints and peers. A broadcast costs as much as
+there are sessions, so in a large cluster each carries more changes."""
 
 WOKEN_AT_A_TIME, ADMITTED_AT_A_TIME = 25, 4
-"""Sessions that look at what is new, and that are sent their full sets, before the event loop turns
-to something else."""
+"""Sessions that are woken, and that get their full sets, before the event loop serves other
+work."""
 
 TERM_GAP = 5.0
-"""Seconds that sessions go on while no term of this manager does."""
+"""Seconds that sessions outlive this manager's term."""
 
 SESSION_WITHIN = 5.0
-"""Seconds that an order waits for the session of a node that counts as ready."""
+"""Seconds that a message waits for the session of a ready node."""
 
 
 class _Ended(Exception):
-    """The session is over; the reason is its text."""
+    """The session is closed; the reason is its text."""
 
 
 def serve(dispatcher: Dispatcher, server: grpc.aio.Server) -> None:
-    """Add the dispatcher's calls to a server. What is sent may be encoded already."""
+    """Register the dispatcher's gRPC service. Replies may already be encoded."""
     handlers = {
         "Session": grpc.stream_stream_rpc_method_handler(
             dispatcher.Session,
@@ -90,8 +90,8 @@ def _encoded(message: Any) -> bytes:
 
 
 def concerned(view: ClusterView, changes: Iterable[Change]) -> set[str] | None:
-    """Ids of the nodes whose orders the changes may change, but for endpoints and peers; None:
-    all of them."""
+    """Ids of the nodes whose assignments the changes affect, endpoints and peers aside; None:
+    all."""
     nodes: set[str] = set()
     for change in changes:
         match change.subject:
@@ -116,7 +116,8 @@ def _disconnects(service: Object | None) -> object:
 
 
 class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
-    """Serves agents. Sessions are taken only while `serving`; else the agent is sent on."""
+    """Serves agents. Accepts sessions only while `serving`; otherwise refers the agent to another
+    manager."""
 
     def __init__(
         self,
@@ -142,19 +143,20 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._admission = asyncio.Semaphore(ADMITTED_AT_A_TIME)
         self._endpoints = EndpointFeed(cache.view, time.monotonic, LEAVE_LIMIT)
         self.serving = False
-        """Whether sessions are taken."""
+        """Whether sessions are accepted."""
         self._gap: asyncio.TimerHandle | None = None
-        """Runs out when this manager has not led for too long."""
+        """Fires when this manager has not led for too long."""
 
     def begin_term(self) -> None:
-        """This manager leads now: take sessions."""
+        """This manager leads: accept sessions."""
         self.serving = True
         if self._gap is not None:
             self._gap.cancel()
             self._gap = None
 
     def end_term(self) -> None:
-        """It does not lead any more; sessions go on for a while, since it may lead again."""
+        """This manager no longer leads; sessions continue for `TERM_GAP`, since it may lead
+        again."""
         if self.serving and self._gap is None:
             self._gap = asyncio.get_running_loop().call_later(TERM_GAP, self._stop_serving)
 
@@ -168,18 +170,18 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
 
     @property
     def sessions(self) -> int:
-        """How many agents are in session."""
+        """Number of agents in session."""
         return len(self._sessions)
 
     @property
     def waiting(self) -> int:
-        """Words to agents that are yet to be sent."""
+        """Number of messages to agents that are not sent yet."""
         return sum(session.waiting for session in self._sessions.values())
 
     @asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
-        """Follow the cache while the body runs, and wake the sessions at each change. All of them
-        end with it."""
+        """Follow the cache while the body runs, and wake sessions at changes. All sessions close
+        with it."""
         async with self._cache.subscribe() as feed:
             self._endpoints = EndpointFeed(self._cache.view, time.monotonic, LEAVE_LIMIT)
             try:
@@ -191,7 +193,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
     async def _follow(self, feed: Feed) -> None:
         endpoints, loop = self._endpoints, asyncio.get_running_loop()
         waiting: dict[str, Change] = {}
-        """Changes that the endpoint table is yet to follow."""
+        """Changes that the endpoint table has not processed."""
         told = (endpoints.revision, self._networks.revision)
         due = loop.time()
         while True:
@@ -212,15 +214,14 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             if endpoints.update(view, waiting.values()):
                 self._release()
             waiting = {}
-            # Sessions have it follow the newest view, too.
+            # Sessions bring the endpoint table up to date, too.
             self._networks.follow(self._cache.view)
             if told != (told := (endpoints.revision, self._networks.revision)):
                 await self._wake(self._sessions)
                 due = loop.time() + SPACING * len(self._sessions)
 
     async def _wake(self, nodes: Iterable[str]) -> None:
-        """Have sessions look at what is new; a few at a time, so that whatever comes in meanwhile
-        is served between them."""
+        """Wake sessions, a few at a time, so that other work is served in between."""
         for number, node_id in enumerate(list(nodes), 1):
             if (session := self._sessions.get(node_id)) is not None:
                 session.wake.set()
@@ -228,7 +229,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                 await asyncio.sleep(0)
 
     def _release(self) -> None:
-        """Wake the sessions with orders that waited for other nodes to follow the endpoints."""
+        """Wake the sessions whose stop orders waited until other nodes followed the endpoints."""
         for session in self._sessions.values():
             if session.holding:
                 session.wake.set()
@@ -240,8 +241,8 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                     self._sessions[node_id].condemn()
 
     def _part(self, changes: list[Change]) -> None:
-        """End the sessions of nodes that are down or were removed. A node that was merely silent
-        begins a new one."""
+        """Close the sessions of nodes that are down or removed. A node that was only silent
+        reconnects."""
         for change in changes:
             node = change.after
             if isinstance(node, Node) and node.state is NodeState.DOWN:
@@ -250,9 +251,8 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                 self.end(change.before.id, "this node was removed from the cluster")
 
     async def deliver(self, node_id: str, message: Any) -> None:
-        """Send a `ManagerMessage` to a node. One that counts as ready and has no session, since its
-        agent or this manager has just started, is waited for. Raises RequestError when it has none
-        then."""
+        """Send a `ManagerMessage` to a node. If a ready node has no session, because its agent or
+        this manager has just started, wait for one. Raises RequestError without a session."""
         if node_id not in self._sessions and self._ready(node_id):
             with suppress(TimeoutError):
                 async with asyncio.timeout(SESSION_WITHIN):
@@ -265,17 +265,17 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         session.push(message)
 
     async def session_of(self, node_id: str) -> None:
-        """Wait until the node has a session here."""
+        """Wait until the node has a session with this manager."""
         while node_id not in self._sessions:
             await self._arrival.wait()
 
     def connected(self, node_id: str) -> bool:
-        """Whether the node has a session here."""
+        """Whether the node has a session with this manager."""
         return node_id in self._sessions
 
     def nearest(self, nodes: Iterable[str]) -> list[str]:
-        """Those of the nodes that have a session here; if none has, those that count as ready: they
-        are about to have one."""
+        """The nodes that have a session with this manager; if none has, those that are ready, since
+        they are about to have one."""
         known = list(nodes)
         return [id for id in known if self.connected(id)] or [id for id in known if self._ready(id)]
 
@@ -284,13 +284,13 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         return node is not None and node.state is NodeState.READY
 
     def end(self, node_id: str, reason: str) -> None:
-        """End the node's session, if it has one."""
+        """Close the node's session, if it has one."""
         if (session := self._sessions.get(node_id)) is not None:
             session.end(reason)
 
     async def Session(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
         identity = peer_identity(context)
-        assert identity is not None  # the role guard saw to it
+        assert identity is not None  # guaranteed by the role guard
         if not self.serving:
             leader = self._leader_address()
             await context.write(
@@ -299,15 +299,15 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             return
         node_id = identity.id
         if node_id not in self._cache.view.nodes:
-            # Not as a revoked certificate, at which the node would stop its tasks: a node that was
-            # removed is refused before it gets here.
+            # Not the status of a revoked certificate, at which the node would stop its tasks:
+            # removed nodes are refused before they get here.
             log.warning("session of an unknown node refused", extra={"node": node_id})
             await context.abort(
                 grpc.StatusCode.PERMISSION_DENIED,
                 f"the cluster has no node {node_id}: it was restored from an older backup? Remove "
                 "this host's data folder and run 'orc cluster join'",
             )
-        # Who dials lives, though it may be a while until its turn to say hello.
+        # Connecting is a sign of life, though it may take a while until the node's turn.
         self._inbox.hear(node_id)
         requests = aiter(request_iterator)
         first = await anext(requests, None)
@@ -386,11 +386,11 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._inbox.statuses(session.node_id, statuses, acknowledge)
 
     async def _speak(self, session: NodeSession, context: Any) -> None:
-        # The welcome goes out at once: an agent that waits for it in vain dials again.
+        # The welcome goes out at once: an agent that waits in vain reconnects.
         for message in session.queued():
             await context.write(message)
-        # Full sets are large. When all nodes come at once, each has its turn, and whatever else
-        # the manager has to do goes on between them.
+        # Full sets are large. When all nodes connect at once, they take turns, and the manager's
+        # other work goes on in between.
         async with self._admission:
             messages = session.messages(self._cache.view, self._endpoints)
             await asyncio.sleep(0)
@@ -413,7 +413,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
 
     async def Tunnel(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
         identity = peer_identity(context)
-        assert identity is not None  # the role guard saw to it
+        assert identity is not None  # guaranteed by the role guard
         metadata = dict(context.invocation_metadata() or ())
         tunnel = self._tunnels.find(str(metadata.get("orc-tunnel", "")), identity.id)
         if tunnel is None:

@@ -1,14 +1,14 @@
-"""What the nodes are told of endpoints, how far each follows, and what waits for that.
+"""Delivery of the endpoint table to nodes, and draining of tasks that are about to stop.
 
-The leader has one table (`planning/endpoints.py`); each change of it is a revision, sent to every
-session as a difference that chains. A node acknowledges a revision when its names and its balance
-follow it.
+The leader has one table (`planning.networking.endpoint_table`). Each change is a revision, sent to
+every session as a chained diff. A node acknowledges a revision once its name server and load
+balancer have applied it.
 
-**A task leaves before it stops.** From the moment that a task is to stop it is no longer ready in
-the table, and its node hears of the order only when all nodes that are up have acknowledged that
-revision: so no new connection goes to a container that has been told to end. A node that does not
-answer holds it up for `LEAVE_LIMIT` at most. None of it is stored: a new leader tells everything
-anew, and counts its own patience.
+**Drain before stop.** A task that is to stop is first marked not ready in the table. Its node gets
+the stop order only when all nodes that are up have acknowledged that revision, so that no new
+connection reaches a stopping container. A node that does not answer delays the stop by
+`LEAVE_LIMIT` at most. Nothing of this is stored: a new leader sends the table again and starts its
+own timeouts.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2
 
 LEAVE_LIMIT = 2.0
-"""Seconds that nodes may take to follow; after them a task is stopped all the same."""
+"""Seconds that nodes may take to apply a revision; after that the task is stopped anyway."""
 
 _KEPT = 256
-"""Changes kept for sessions that are behind; one that is further behind gets the whole table."""
+"""Changes kept for sessions that lag behind; a session further behind gets the whole table."""
 
 
 @dataclass(slots=True)
 class _Leave:
-    """Tasks that left the table with one revision."""
+    """Tasks that were withdrawn with one revision."""
 
     tasks: frozenset[str]
     waiting: set[str]
@@ -49,11 +49,10 @@ class _Leave:
 
 
 class EndpointFeed:
-    """The endpoint table of one term, and who follows it."""
+    """The endpoint table of one term, and how far each node follows it."""
 
     def __init__(self, view: ClusterView, now: Callable[[], float], limit: float) -> None:
-        """`now` is a clock that only goes forward; `limit` is how long a task may be held up.
-        Both in seconds."""
+        """`now` is a monotonic clock; `limit` the longest delay of a stop. Both in seconds."""
         self._view = view
         self._now = now
         self._limit = limit
@@ -61,28 +60,28 @@ class EndpointFeed:
         self._revision = 1
         self._whole: dispatch_pb2.ManagerMessage | None = None
         self._encoded: dict[tuple[bool, int], bytes] = {}
-        """Messages as they are sent, by whether it is the whole table, and by revision."""
+        """Encoded messages by (whole table?, revision)."""
         self._changes: deque[dispatch_pb2.ManagerMessage] = deque(maxlen=_KEPT)
         self._leaves: dict[int, _Leave] = {}
         """By revision."""
         self._leaving: set[str] = set()
         """Ids of the tasks in `_leaves`."""
-        # What an earlier leader's nodes knew of these is not known.
+        # It is unknown what nodes of an earlier leader knew of these.
         self._leave(frozenset(task.id for task in view.tasks.values() if _to_stop(task)))
 
     @property
     def revision(self) -> int:
-        """Of the table as it is now."""
+        """The table's current revision."""
         return self._revision
 
     @property
     def deadline(self) -> float | None:
-        """When `update` should be called though nothing has changed."""
+        """When to call `update` even though nothing has changed."""
         return earliest(*(leave.until for leave in self._leaves.values()))
 
     def update(self, view: ClusterView, changes: Iterable[Change]) -> bool:
-        """Follow the view, which these changes led to, and the clock; whether that sets any task
-        free."""
+        """Process a view, which these changes led to, and the clock; whether a held task can stop
+        now."""
         changes = list(changes)
         touched = {change.subject.id for change in changes if isinstance(change.subject, Task)}
         served = {task_id for task_id in touched if self._table.serving(task_id)}
@@ -109,8 +108,8 @@ class EndpointFeed:
         return self._settle()
 
     def since(self, revision: int) -> tuple[list[dispatch_pb2.ManagerMessage], int]:
-        """The messages for a session that was told of everything up to `revision`, 0 for a new
-        one; and what it will have been told of then."""
+        """The messages for a session that is at `revision` (0 for a new one), and the revision that
+        it reaches with them."""
         behind = self._revision - revision
         if revision and behind <= len(self._changes):
             return list(self._changes)[len(self._changes) - behind :], self._revision
@@ -119,21 +118,22 @@ class EndpointFeed:
         return [self._whole], self._revision
 
     def encoded(self, message: dispatch_pb2.ManagerMessage) -> bytes:
-        """A message of `since` as it is sent: encoded once for all sessions."""
+        """A message of `since`, encoded once for all sessions."""
         key = message.endpoints.full, message.endpoints.revision
         if (encoded := self._encoded.get(key)) is None:
             encoded = self._encoded[key] = message.SerializeToString()
         return encoded
 
     def acknowledge(self, node_id: str, revision: int) -> bool:
-        """A node follows the table of `revision`; whether that sets any task free."""
+        """Record that a node has applied the table of `revision`; whether a held task can stop
+        now."""
         for number, leave in self._leaves.items():
             if number <= revision:
                 leave.waiting.discard(node_id)
         return self._settle()
 
     def holds(self, task: Task) -> bool:
-        """Whether the order to stop is yet to be kept from the task's node."""
+        """Whether to withhold the stop order from the task's node."""
         return _to_stop(task) and (task.id in self._leaving or self._table.serving(task.id))
 
     def _leave(self, tasks: frozenset[str]) -> None:
@@ -158,12 +158,12 @@ class EndpointFeed:
 
 
 def held_back(task: Task) -> Task:
-    """The order that the node of a task has for as long as that is to run on."""
+    """The task without its stop order, as its node sees it meanwhile."""
     return replace(task, desired_state=TaskState.RUNNING, run=task.status.run)
 
 
 def _to_stop(task: Task) -> bool:
-    """Whether it runs and shall not."""
+    """Whether the task runs and is to stop."""
     return task.status.state is TaskState.RUNNING and (
         task.desired_state > TaskState.RUNNING or task.run > task.status.run
     )

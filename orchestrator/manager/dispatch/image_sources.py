@@ -1,4 +1,4 @@
-"""Serves agents that need an image: where each may pull it from, and when (`pullturns`)."""
+"""gRPC service for agents that need an image: where and when each may pull it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class ImageSources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
-    """Serves the agents' questions."""
+    """Answers agents; the decisions are those of `pull_coordination`."""
 
     def __init__(
         self,
@@ -43,20 +43,20 @@ class ImageSources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
         ordered: Callable[[str, str], bool],
         turns: PullCoordinator | None = None,
     ) -> None:
-        """`ordered`: whether a node, given by its id, does something for a client now, such as a
-        build, that needs an image, given by its full name."""
+        """`ordered`: whether a node (by id) currently serves a client's request, such as a build,
+        that needs an image (by full name)."""
         self._ordered = ordered
         self._cache = cache
         self._vault = vault
         self._turns = turns or PullCoordinator()
         self._waiting: set[asyncio.Event] = set()
-        """Events of the calls that wait, to be set when another call has ended."""
+        """Events of waiting calls, set when another call has ended."""
 
     async def Acquire(self, request: Any, context: Any) -> None:
-        """Notices while the agent has to wait, then one grant, which lasts until it ends the call
-        or its turn has ended (see `pullturns`)."""
+        """Notices while the agent has to wait, then one grant, which lasts until the call ends or
+        the pull's lease expires (see `pull_coordination`)."""
         identity = peer_identity(context)
-        assert identity is not None  # the role guard saw to it
+        assert identity is not None  # guaranteed by the role guard
         pull = Pull(
             identity.id,
             request.digest or request.name,
@@ -65,7 +65,8 @@ class ImageSources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
         )
         now = asyncio.get_running_loop().time
         ticket = self._turns.ask(pull, now())
-        # Not a generator: one that is suspended when its call is cancelled ends some time later.
+        # Not a generator: one that is suspended when its call is cancelled is closed only some time
+        # later.
         try:
             source = await self._turn(ticket, pull, request, context)
             if source == REGISTRY:
@@ -83,18 +84,18 @@ class ImageSources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
                 wake.set()
 
     async def Progress(self, request: Any, context: Any) -> Any:
-        """An agent's pull goes on."""
+        """An agent reports progress of its pull."""
         identity = peer_identity(context)
-        assert identity is not None  # the role guard saw to it
+        assert identity is not None  # guaranteed by the role guard
         now = asyncio.get_running_loop().time()
         image = request.digest or request.name
         self._turns.progress(identity.id, image, request.received, now)
         return images_pb2.PullProgressReply()
 
     async def Locate(self, request: Any, context: Any) -> Any:
-        """What the cluster has under a name now."""
+        """Resolve an image name in the cluster."""
         identity = peer_identity(context)
-        assert identity is not None  # the role guard saw to it
+        assert identity is not None  # guaranteed by the role guard
         found = images_of(self._cache.view, request.name)
         return images_pb2.LocateReply(
             digest=found[0].id if found else "",
@@ -112,14 +113,14 @@ class ImageSources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
             return False
 
     def _auth(self, image: str, node_id: str) -> bytes:
-        """The cluster's credentials for an image's registry, which go to a node."""
+        """The cluster's credentials for an image's registry, which are sent to a node."""
         auth = auth_for(self._cache.view, self._vault, image)
         if auth:
             log.info("registry credentials sent", extra={"node": node_id, "image": image})
         return auth
 
     async def _turn(self, ticket: int, pull: Pull, request: Any, context: Any) -> str:
-        """Wait for the turn; return where to pull from. Sends notices to the agent meanwhile."""
+        """Wait for the grant; return the source. Sends notices to the agent meanwhile."""
         now = asyncio.get_running_loop().time
         async with self._woken() as wake:
             while True:
@@ -138,7 +139,7 @@ class ImageSources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
 
     @asynccontextmanager
     async def _woken(self) -> AsyncIterator[asyncio.Event]:
-        """An event that is set when a call ends, and when nodes or images change."""
+        """An event that is set when a call ends, or when nodes or images change."""
         wake = asyncio.Event()
         self._waiting.add(wake)
         try:
@@ -150,7 +151,7 @@ class ImageSources(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
 
 
 def must_pull(view: ClusterView, node_id: str, image: str) -> bool:
-    """Whether a node has a task that waits for this image: only then it gets the password."""
+    """Whether a node has a task that waits for this image; only then does it get credentials."""
     wanted = parse_image(image)
     return any(
         task.desired_state is TaskState.RUNNING
@@ -166,7 +167,7 @@ def _matters(changes: Iterable[Change]) -> bool:
 
 
 def _is_up(view: ClusterView, node_id: str) -> bool:
-    """Whether a node may go on with a pull that others wait for."""
+    """Whether a node is up, so that others may wait for its pull."""
     node = view.nodes.get(node_id)
     return node is not None and node.state is not NodeState.DOWN
 
@@ -187,7 +188,7 @@ def _reason(view: ClusterView, waiting: Waiting) -> str:
 
 
 def _holders(view: ClusterView, digest: str, name: str, asking: str) -> list[str]:
-    """HOST:PORT of the nodes that have the image and are up, but for the one that asks."""
+    """HOST:PORT of the nodes that are up and have the image, without the one that asks."""
     found = []
     for image in images_of(view, digest or name):
         for node_id in image.nodes:

@@ -1,8 +1,8 @@
-"""What each node is told of networks.
+"""The networks that each node is assigned, with their peers.
 
-A node has the networks that its tasks are on, the default one, and those of services and containers
-with published ports, since every node serves those. An agent with the feature "network-changes"
-gets each network in full once, then deltas; an older agent gets the full list at each change.
+A node has the networks of its tasks, the default network, and those of services and containers with
+published ports, since every node serves those. An agent with the feature "network-changes" gets
+each network in full once, then deltas; an older agent gets the full list at each change.
 """
 
 from __future__ import annotations
@@ -28,19 +28,18 @@ _Fixed = Mapping[str, Mapping[str, list[str]]]
 
 
 _MadeFor = tuple[int, Node | None, Set[str]]
-"""What a node's list was made for: the revision, the node, and the names its own tasks need."""
+"""What a node's list was computed from: revision, node, and the names of its tasks' networks."""
 
 
 class NetworkAssignments:
-    """The networks of all nodes; one object serves all sessions.
-
-    It follows views by identity: what a view shares with the one before is not looked at again, so
-    a node that joins costs one peer in each of its networks.
-    """
+    """The networks of all nodes; one object serves all sessions. Compares views by identity: what a
+    view shares with its predecessor is skipped, so a joining node costs one peer in each of its
+    networks."""
 
     def __init__(self) -> None:
         self.revision = 0
-        """Grows with whatever may change the list of any node but the one that it is about."""
+        """Increases with each change that may affect the list of any node other than its
+        subject."""
         self._view = ClusterView()
         self._fixed: _Fixed = {}
         self._path_mtu = 0
@@ -49,10 +48,10 @@ class NetworkAssignments:
         self._everywhere: frozenset[str] = frozenset()
         """Names of the networks that every node has."""
         self._of: dict[str, tuple[_MadeFor, list[Any]]] = {}
-        """Node id → what its list was made for, and the list."""
+        """Node id → what its list was computed from, and the list."""
 
     def of(self, view: ClusterView, node_id: str) -> list[Any]:
-        """The complete list for one node; the same object for as long as it is the same."""
+        """The complete list for one node; the same object as long as it is unchanged."""
         self.follow(view)
         needed = _needed(view, node_id)
         made_for = self.revision, view.nodes.get(node_id), needed
@@ -76,8 +75,8 @@ class NetworkAssignments:
     def changes(
         self, view: ClusterView, node_id: str, told: SentNetworks
     ) -> tuple[list[Any], list[str]]:
-        """What a node is to be told that was told `told`, which is updated: a `NetworkChange` for
-        each network that is not as it was, and ids of networks that it has no more."""
+        """The changes for a node that was sent `told`, which is updated: a `NetworkChange` per
+        changed network, and ids of networks that it no longer has."""
         self.follow(view)
         needed = _needed(view, node_id)
         made_for = self.revision, view.nodes.get(node_id), needed
@@ -99,7 +98,7 @@ class NetworkAssignments:
         return changes, removed
 
     def follow(self, view: ClusterView) -> None:
-        """Take in what is new in a view."""
+        """Process a new view."""
         if view is self._view:
             return
         before, self._view = self._view, view
@@ -160,19 +159,19 @@ class NetworkAssignments:
         return changed
 
     def _of_node(self, view: ClusterView, node_id: str, needed: Set[str]) -> Iterator[Network]:
-        """The networks that a node has, by id."""
+        """The networks of a node, by id."""
         named = map(view.network_by_name, self._everywhere | needed)
         for network in sorted(filter(None, named), key=lambda each: each.id):
             if is_sliced(network) and not network.slices.get(node_id):
                 continue
             if network.name not in needed and not is_ours(network.driver):
-                continue  # its ports are published where its containers are
+                continue  # its ports are published on its own node only
             if network.encrypted and not encrypts(view.nodes.get(node_id)):
                 continue
             yield network
 
     def _own(self, view: ClusterView, network: Network, node_id: str) -> Any:
-        """The network's assignment for one node, without its peers."""
+        """The network's assignment for one node, without peers."""
         order = dispatch_pb2.AssignedNetwork()
         order.CopyFrom(self._told[network.id].base)
         if slice_ := network.slices.get(node_id, ""):
@@ -188,11 +187,11 @@ class NetworkAssignments:
 
 @dataclass(slots=True)
 class SentNetworks:
-    """What a node was told of its networks."""
+    """What a node was sent of its networks."""
 
     made_for: _MadeFor | None = None
     of: dict[str, tuple[Any, int]] = field(default_factory=dict)
-    """Network id → all but the peers, and the revision of those."""
+    """Network id → the network without peers, and the revision of its peers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,23 +210,22 @@ class _NetworkState:
 
     def __init__(self) -> None:
         self.base = dispatch_pb2.AssignedNetwork()
-        """All that is the same on each node, without peers."""
+        """All that is the same on every node, without peers."""
         self.peers: dict[str, Any] = {}
         """Subnet → NetworkPeer."""
         self.revision = 1
         self._facts: dict[str, _Facts] = {}
         self._changed: dict[str, int] = {}
-        """Subnet → the revision that it last changed with, in the order of those; those that are
-        gone included."""
+        """Subnet → revision of its last change, in that order; includes removed peers."""
 
     def become(self, peers: Mapping[str, _Facts]) -> bool:
-        """Have exactly these peers; whether that changes anything."""
+        """Set all peers; whether anything has changed."""
         changed = [self.put(subnet, None) for subnet in self.peers.keys() - peers.keys()]
         changed += [self.put(subnet, facts) for subnet, facts in peers.items()]
         return any(changed)
 
     def put(self, subnet: str, facts: _Facts | None) -> bool:
-        """Have this peer, or none; whether that changes anything."""
+        """Set or remove one peer; whether anything has changed."""
         if self._facts.get(subnet) == facts:
             return False
         self.revision += 1
@@ -247,8 +245,8 @@ class _NetworkState:
         return True
 
     def since(self, revision: int, own: Any) -> Any:
-        """The change for a node that was told of the peers up to `revision`, 0 for none, and now
-        has `own`."""
+        """The change for a node that is at peer revision `revision` (0 for none), and now has
+        `own`."""
         change = dispatch_pb2.NetworkChange(network=own, complete=not revision)
         if not revision:
             change.network.peers.extend(self.peers.values())
@@ -264,7 +262,7 @@ class _NetworkState:
 
 
 def _needed(view: ClusterView, node_id: str) -> Set[str]:
-    """Names of the networks that a node's own tasks are on."""
+    """Names of the networks of a node's own tasks."""
     return {
         name
         for task in view.tasks_of_node(node_id).values()
@@ -299,7 +297,7 @@ def _everywhere(view: ClusterView) -> Iterable[str]:
 
 
 def _assignment(network: Network, path_mtu: int) -> Any:
-    """The part of a network's assignment that is the same for every node."""
+    """The part of a network's assignment that is the same on every node."""
     return dispatch_pb2.AssignedNetwork(
         id=network.id,
         name=network.name,
@@ -318,15 +316,15 @@ def _assignment(network: Network, path_mtu: int) -> Any:
 
 
 def least_path_mtu(view: ClusterView) -> int:
-    """Bytes of the largest packet that gets from each node to each other one, as far as they have
-    found out; also from those that are down, as they come back. 0: nothing is known."""
+    """The smallest path MTU between nodes in bytes, as far as it was measured, including nodes that
+    are down, since they will return; 0 if unknown."""
     known = (node.description.path_mtu for node in view.nodes.values())
     return min(filter(None, known), default=0)
 
 
 def fixed_addresses(view: ClusterView) -> _Fixed:
-    """Where the addresses are that specs fix: those of tasks that run or are about to. While a
-    replacement begins elsewhere, it has the address and not the one before it."""
+    """Locations of the addresses that specs fix: those of tasks that run or are about to. While a
+    replacement starts elsewhere, the address is there and not at its predecessor."""
     owners: dict[tuple[str, str], str] = {}
     for task in sorted(view.fixed.values(), key=lambda each: (each.created_at, each.id)):
         if not task.node_id or not TaskState.ASSIGNED <= task.status.state <= TaskState.RUNNING:

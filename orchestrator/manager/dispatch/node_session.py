@@ -1,7 +1,7 @@
-"""One agent's session: what its node was sent, and what it is yet to be told.
+"""One agent's session: what its node was sent, and what is yet to be sent.
 
-What a node acts on of a task is its `_Order`; a task whose order changed is sent again. What was
-sent is compared with what is wanted, so a wake-up that was missed costs nothing but time.
+What a node acts on of a task is its `_TaskAssignment`; a task is sent again when that changes. What
+was sent is compared with the desired state, so a missed wake-up costs only time.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from orchestrator.tracing.spans import OFF, Tracer
 from orchestrator.web.scrape import digest
 
 MOST_SOURCES = 16
-"""The most image sources that an assignment lists."""
+"""Image sources that an assignment lists at most."""
 
 
 class _TaskAssignment(NamedTuple):
-    """What of a task its node acts on: when this changes, it is sent again."""
+    """The part of a task that its node acts on: a change of it is sent to the node."""
 
     desired_state: TaskState
     run: int
-    """The run that is wanted."""
+    """The desired run."""
     placed_run: int
     """The run that was placed on the node; 0: none yet."""
     stop_signal: str
@@ -74,11 +74,9 @@ REMIND_AFTER = 10
 
 
 class NodeSession:
-    """One agent's session: what it was sent, and what it is yet to be told.
-
-    Looking costs what has changed: a view shares with the one before it whatever is as it was, so
-    the node's tasks are compared by identity, and an order is made only of those that are new.
-    """
+    """One agent's session. Its cost is proportional to what has changed: views share unchanged
+    objects, so the node's tasks are compared by identity, and messages are built only for new
+    ones."""
 
     def __init__(
         self,
@@ -96,41 +94,41 @@ class NodeSession:
         self._messages: deque[Any] = deque()
         self._sent: dict[str, _TaskAssignment] = {}
         self._sent_networks: list[Any] | None = None
-        """The complete list, of an agent that takes no changes of it."""
+        """The complete list, for an agent that takes no deltas."""
         self._told_networks = SentNetworks()
-        """Of one that does."""
+        """For an agent that takes deltas."""
         self._sent_payloads: frozenset[str] = frozenset()
-        """Keys of the data that the node has: of the tasks that it was sent."""
+        """Keys of the data that the node has, for the tasks that it was sent."""
         self._sequence = 0
         self._looked_at = ClusterView()
         self._held: set[str] = set()
-        """Ids of the tasks of which an order is yet to be told: each must first leave names and
-        balance everywhere."""
+        """Ids of the tasks whose stop order is withheld until other nodes have withdrawn their
+        endpoints."""
         self._endpoints = 0
         """The revision of the endpoint table that it was sent."""
         self._scrape_token = ""
-        """The token whose digest it was told."""
+        """The scrape token whose digest it was sent."""
         self._container_access: tuple[str, ...] | None = None
-        """What it was told to be open to containers; None before it was told."""
+        """The access for containers that it was sent; None before."""
         self._sent_revocations: Mapping[str, Revocation] = {}
-        """As the node was told of them."""
+        """As sent to the node."""
         self._revocations_sent = False
-        """Whether it was told of any in this session."""
+        """Whether any were sent in this session."""
         self._condemning = True
-        """Images may have been removed that the node has, and was not told of."""
+        """Whether images may have been removed that the node has and was not told to remove."""
         self._lingering = False
-        """The node was told of such images, and has not reported that they are gone."""
+        """Whether the node was told to remove images that it still reports."""
         self._heartbeats = 0
         self.wake = asyncio.Event()
 
     @property
     def waiting(self) -> int:
-        """Words that are yet to be sent."""
+        """Number of messages that are not sent yet."""
         return len(self._messages)
 
     @property
     def holding(self) -> bool:
-        """Whether an order waits for other nodes to follow the endpoint table."""
+        """Whether a stop order is withheld until other nodes follow the endpoint table."""
         return bool(self._held)
 
     def push(self, message: Any) -> None:
@@ -139,31 +137,31 @@ class NodeSession:
         self.wake.set()
 
     def condemn(self) -> None:
-        """Tell the node of images that it is to remove."""
+        """Have the node remove images that were removed from the cluster."""
         self._condemning = True
         self.wake.set()
 
     def heartbeat(self) -> None:
-        """The node sent one. It keeps images that a container uses, so every `REMIND_AFTER`th it is
-        told again of those that it has still: the container may be gone."""
+        """Process a heartbeat. A node keeps images that a container uses, so at every
+        `REMIND_AFTER`th heartbeat the order to remove them is repeated."""
         self._heartbeats += 1
         if self._lingering and self._heartbeats % REMIND_AFTER == 0:
             self.condemn()
 
     def end(self, reason: str) -> None:
-        """Make the session end."""
+        """Close the session."""
         self.ended = self.ended or reason
         self.wake.set()
 
     def queued(self) -> list[Any]:
-        """The queued messages, which wait for nothing else."""
+        """The queued messages, which depend on nothing else."""
         out = list(self._messages)
         self._messages.clear()
         return out
 
     def messages(self, view: ClusterView, endpoints: EndpointFeed) -> list[Any]:
-        """Everything to send now: queued messages, then what changed in the endpoints, then in
-        the assignments."""
+        """Everything to send now: queued messages, then changes of endpoints, then of
+        assignments."""
         out = self.queued()
         news, self._endpoints = endpoints.since(self._endpoints)
         out += news
@@ -195,7 +193,7 @@ class NodeSession:
         return out
 
     def _revocation_changes(self, view: ClusterView) -> Any | None:
-        """What is new of the revoked certificates; None for nothing."""
+        """The revoked certificates that are new; None without any."""
         known, now = self._sent_revocations, view.revocations
         if known is now:
             return None
@@ -211,7 +209,7 @@ class NodeSession:
         )
 
     def _dirty(self, view: ClusterView) -> Iterable[str]:
-        """Ids of the tasks whose order may be another than when this was asked before."""
+        """Ids of the tasks whose assignment may have changed since the last call."""
         seen = self._looked_at
         now, before = view.tasks_of_node(self.node_id), seen.tasks_of_node(self.node_id)
         if view.documents is not seen.documents:
@@ -277,8 +275,8 @@ class NodeSession:
     def _network_news(
         self, view: ClusterView, full: bool
     ) -> tuple[list[Any], list[Any], list[str]]:
-        """The complete list if it is another, for an agent that takes no changes; else what has
-        changed, and the ids of networks that the node has no more."""
+        """For an agent that takes no deltas: the complete list if it has changed. Otherwise the
+        changes, and the ids of networks that the node no longer has."""
         if self._takes_changes:
             changes, gone = self._networks.changes(view, self.node_id, self._told_networks)
             return [], changes, gone
@@ -288,7 +286,7 @@ class NodeSession:
         return networks if changed or full else [], [], []
 
     def _new_payloads(self, view: ClusterView) -> list[Any]:
-        """The data that the node needs and has not been sent, yet to be filled in."""
+        """The data that the node needs and was not sent, without content."""
         named = [id for id, order in self._sent.items() if order.payloads]
         if not named and not self._sent_payloads:
             return []
@@ -304,7 +302,7 @@ class NodeSession:
 
 
 def _filled_in(view: ClusterView, task: Task) -> Task:
-    """The task as its node is to make it: what its spec says of task and node has its values."""
+    """The task with its spec's placeholders replaced by values of task and node."""
     service, node = view.services.get(task.service_id), view.nodes.get(task.node_id)
     container = task.spec.container
     if service is not None and node is not None:
@@ -328,7 +326,7 @@ def _condemned(view: ClusterView, node_id: str) -> list[str]:
 
 
 def _sources(view: ClusterView, task: Task) -> list[str]:
-    """HOST:PORT of nodes that have the task's image: all, or of many some, others for each task."""
+    """HOST:PORT of nodes that have the task's image; of many nodes some, varying by task."""
     images = images_of(view, task.image_digest) if task.image_digest else []
     nodes = [node for image in images for node in image.nodes]
     first = zlib.crc32(task.id.encode()) % len(nodes) if len(nodes) > MOST_SOURCES else 0

@@ -1,15 +1,16 @@
-"""Which node pulls an image from where and when, so that a registry serves an image about once.
+"""Coordination of image pulls: which node pulls from where and when, so that a registry serves an
+image about once.
 
-The first node that asks for an image that nobody has pulls it from its registry. The others wait
-until a node has it, and pull from such nodes. Each of those serves a few at a time, so the number
-of sources grows with every turn, as in a tree.
+The first node that requests an image that no node has pulls it from its registry. The others wait
+until a node has it, and pull from such nodes. Each node serves a few others at a time, so the
+number of sources grows with every step, as in a tree.
 
-A turn ends with its call. It also ends when its node is down or removed, or has reported no
-progress for the length of a lease: so no node can block an image. A waiting node gets
-the reason at intervals; a node of an older version, which cannot receive it, goes to the registry.
+A pull ends with its call. It also ends when its node is down or removed, or has not reported
+progress for the length of a lease, so no node can block an image. A waiting node gets the reason at
+intervals; a node of an older version, which cannot receive it, is sent to the registry.
 
 Pure: the time, the nodes that are up and the nodes that have the image are arguments. State is in
-memory only, since nodes ask again when a manager is restarted.
+memory only, since nodes ask again after a manager's restart.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from dataclasses import dataclass, field
 SERVED_BY_ONE = 3
 """Nodes that pull an image from one other node at a time."""
 LEASE = 15.0
-"""Seconds that a turn lasts without progress; PATIENCE for a node that does not report it."""
+"""Seconds that a pull lasts without progress; PATIENCE for a node that does not report it."""
 REPORT_GRACE = 1.5
-"""Seconds in which a node that has pulled from the registry reports that it has the image."""
+"""Seconds in which a node that has pulled from the registry must report that it has the image."""
 FIRST_NOTICE = 3.0
 """Seconds until a waiting node gets the reason for the first time."""
 NEXT_NOTICE = 10.0
@@ -41,16 +42,16 @@ class Pull:
 
     node_id: str
     image: str
-    """A digest, or a name where that is not known."""
+    """A digest, or a name if the digest is unknown."""
     failed: frozenset[str] = frozenset()
-    """Sources that could not give it."""
+    """Sources that failed."""
     reports: bool = True
-    """The node reports progress and can be told why it waits; older versions do not."""
+    """Whether the node reports progress and receives notices; older versions do not."""
 
 
 @dataclass(slots=True)
 class ActivePull:
-    """A pull that is under way."""
+    """A pull that was granted and has not ended."""
 
     pull: Pull
     source: str
@@ -62,7 +63,7 @@ class ActivePull:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """The node's turn has come."""
+    """The node may pull now."""
 
     source: str
     """HOST:PORT of a node, or REGISTRY."""
@@ -70,13 +71,13 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Its turn has not come."""
+    """The node has to wait."""
 
     behind: tuple[ActivePull, ...]
-    """The turns that have to end first, or one of them; none: a node is about to report that it
+    """The pulls that have to end first, or one of them; empty: a node is about to report that it
     has the image."""
     notify: bool
-    """The node is to be told now."""
+    """Whether to send the node a notice now."""
     until: float
     """When to ask again at the latest."""
 
@@ -99,14 +100,14 @@ class PullCoordinator:
     _waiting: dict[int, _Wait] = field(default_factory=dict)
     _turns: dict[int, ActivePull] = field(default_factory=dict)
     _at: dict[tuple[str, str], set[int]] = field(default_factory=dict)
-    """Tickets of turns by (source, image); those at nodes, of whatever image, by (source, "")."""
+    """Tickets by (source, image); those at nodes, of any image, by (source, "")."""
     _of: dict[tuple[str, str], set[int]] = field(default_factory=dict)
-    """Tickets of turns by (node, image)."""
+    """Tickets by (node, image)."""
     _reporting: dict[str, float] = field(default_factory=dict)
     """Image → until when a node that has pulled it may take to report that."""
 
     def ask(self, pull: Pull, now: float) -> int:
-        """Register a request; its ticket, to be given to `end` in any case."""
+        """Register a request; its ticket must be given to `end` in any case."""
         ticket = next(self._tickets)
         self._waiting[ticket] = _Wait(pull, now, now + FIRST_NOTICE)
         return ticket
@@ -114,8 +115,8 @@ class PullCoordinator:
     def poll(
         self, ticket: int, now: float, holders: Sequence[str], up: Callable[[str], bool]
     ) -> Granted | Waiting:
-        """Whether the turn of a request that waits has come. `holders` are HOST:PORT of the nodes
-        that have the image and are up; `up` tells whether a node, by its id, may hold a turn."""
+        """Whether a waiting request is granted now. `holders` are HOST:PORT of the nodes that have
+        the image and are up; `up` tells whether a node (by id) may keep its pull."""
         wait = self._waiting[ticket]
         pull = wait.pull
         holders = [holder for holder in holders if holder not in pull.failed]
@@ -146,13 +147,13 @@ class PullCoordinator:
         return Waiting(tuple(behind), notify and pull.reports, min(until))
 
     def progress(self, node_id: str, image: str, received: int, now: float) -> None:
-        """Renew the turns of a node that pulls an image; fine when it has none."""
+        """Renew the pulls of a node that makes progress on an image; no-op without any."""
         for ticket in self._of.get((node_id, image), ()):
             turn = self._turns[ticket]
             turn.renewed, turn.received = now, received
 
     def end(self, ticket: int, now: float) -> None:
-        """The call of a request has ended, whether its turn had come or not."""
+        """The call of a request has ended, granted or not."""
         self._waiting.pop(ticket, None)
         turn = self._turns.get(ticket)
         if turn is None:
@@ -163,7 +164,7 @@ class PullCoordinator:
             self._reporting[turn.pull.image] = now + self.grace
 
     def turns(self) -> tuple[ActivePull, ...]:
-        """All that are under way."""
+        """All active pulls."""
         return tuple(self._turns.values())
 
     def _end_stale(self, place: tuple[str, str], now: float, up: Callable[[str], bool]) -> None:

@@ -1,8 +1,8 @@
-"""What a node is told of the secrets and configs of its tasks.
+"""Delivery of secrets and configs to the nodes whose tasks use them.
 
-An order to run a task lists its files by keys (`files_of`). The data of a key goes to a node once,
-before the first order that names it, and only to a node that runs such a task: the session asks for
-what its node lacks, and what is sent is opened at that moment. It is written down nowhere.
+An assignment lists a task's files by keys (`files_of`). The data of a key is sent to a node once,
+before the first assignment that names it, and only to a node that runs such a task. It is decrypted
+at the moment of sending and stored nowhere.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from orchestrator.pb import documents_pb2
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A reference of a task, and what it comes to now."""
+    """A reference of a task, and what it resolves to now."""
 
     kind: DocumentKind
     reference: FileReference
@@ -41,7 +41,7 @@ class _File:
 
 
 def _resolved(view: ClusterView, task: Task) -> Iterator[_File]:
-    """A task's references; none once it has ended for good, so that its node forgets the data."""
+    """A task's references; none once it has ended for good, so that its node deletes the data."""
     if is_terminal(task.status.state) and task.run <= task.status.run:
         return
     for kind, reference in references(task.spec.container):
@@ -55,10 +55,10 @@ def _resolved(view: ClusterView, task: Task) -> Iterator[_File]:
 
 
 def keys_of(view: ClusterView, task: Task) -> tuple[str, ...]:
-    """The keys of the data of a task's files: another version is another key."""
+    """The keys of the data of a task's files; each version has its own key."""
     container = task.spec.container
     if not container.secrets and not container.configs:
-        return ()  # it is asked of every task at every change
+        return ()  # called for every task at every change
     return tuple(file.key for file in _resolved(view, task))
 
 
@@ -79,7 +79,7 @@ def files_of(view: ClusterView, task: Task) -> list[documents_pb2.AssignedFile]:
 
 
 def payloads_of(view: ClusterView, task: Task) -> Iterator[documents_pb2.Payload]:
-    """The data that a task needs, by key, and yet without it."""
+    """The data that a task needs, by key, without content."""
     for file in _resolved(view, task):
         if file.document is None:
             yield documents_pb2.Payload(
@@ -96,14 +96,14 @@ def payloads_of(view: ClusterView, task: Task) -> Iterator[documents_pb2.Payload
 
 
 class SecretDelivery:
-    """Puts data into what is about to be sent."""
+    """Fills in the content of messages that are about to be sent."""
 
     def __init__(self, cache: Cache, store: DocumentStore) -> None:
         self._cache = cache
         self._store = store
 
     async def fill(self, payload: documents_pb2.Payload) -> None:
-        """Give a payload its data, or the reason why there is none. Raises StoreError."""
+        """Set a payload's data, or the reason why there is none. Raises StoreError."""
         if payload.error:
             return
         view = self._cache.view
@@ -135,7 +135,7 @@ class SecretDelivery:
             while True:
                 try:
                     return await offload(fill, data, filling)
-                except _DataNeeded as wanted:  # which ones it needs may depend on what they hold
+                except _DataNeeded as wanted:  # which files it needs may depend on their contents
                     others[wanted.key] = await self._other(view, task, *wanted.key)
         except ValueError as error:
             raise NoData(
@@ -143,7 +143,7 @@ class SecretDelivery:
             ) from None
 
     async def _other(self, view: ClusterView, task: Task, kind: DocumentKind, target: str) -> bytes:
-        """The data of another file of the task, as it is: a template is not filled in twice."""
+        """The data of another file of the task, verbatim: templates are not expanded twice."""
         for document, reference in named_documents(view, task.spec.container):
             if document.kind is kind and _is_at(kind, reference, target):
                 return await self._store.read(document, version_of(task, document, reference))
@@ -161,7 +161,7 @@ class _DataNeeded(Exception):
 def _known(
     others: Mapping[tuple[DocumentKind, str], bytes], kind: DocumentKind, target: str
 ) -> bytes:
-    """Raises _Wanted if it is not there yet."""
+    """The data, if loaded. Raises _DataNeeded otherwise."""
     if (kind, target) not in others:
         raise _DataNeeded(kind, target)
     return others[kind, target]

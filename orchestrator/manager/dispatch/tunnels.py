@@ -1,7 +1,7 @@
-"""Streams between a client's call and one node, over a connection that the agent opens.
+"""Tunnels: streams between a client's call and one node, over a connection that the agent opens.
 
-The manager orders a tunnel through the node's session; the agent dials back with the tunnel's id
-and frames flow both ways, a few at a time: a slow reader slows the sender, never the node.
+The manager requests a tunnel through the node's session; the agent connects with the tunnel's id,
+and frames flow both ways with little buffering: a slow reader slows the sender, not the node.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from orchestrator.manager.errors import unavailable
 from orchestrator.pb import dispatch_pb2
 
 _DEPTH = 16
-"""Frames in flight a direction."""
+"""Frames in flight per direction."""
 
 OPEN_TIMEOUT = 5.0
-"""Seconds in which the agent must have dialled back."""
+"""Seconds in which the agent must have connected."""
 
 
 class _Over(Exception):
-    """One side of a tunnel is done."""
+    """One side of a tunnel has closed it."""
 
 
 class Tunnel:
@@ -39,13 +39,13 @@ class Tunnel:
         self._closed = False
 
     async def send(self, frame: Any) -> None:
-        """Send a `Frame` to the agent; waits while too many are in flight. Frames for a tunnel
-        that has ended go nowhere."""
+        """Send a `Frame` to the agent; waits while too many are in flight. Frames for a closed
+        tunnel are dropped."""
         await self._put(self._to_agent, frame)
 
     async def frames(self) -> AsyncIterator[Any]:
-        """The agent's frames, up to the end of its side. Raises RequestError if the agent does not
-        dial back, or vanishes before its last word."""
+        """The agent's frames, until it closes its side. Raises RequestError if the agent does not
+        connect, or disconnects before its last frame."""
         try:
             async with asyncio.timeout(OPEN_TIMEOUT):
                 await self._joined.wait()
@@ -60,7 +60,7 @@ class Tunnel:
                 return
 
     async def carry(self, requests: AsyncIterator[Any], context: Any) -> None:
-        """The agent's call: pump frames both ways until either side is done, then end it."""
+        """The agent's call: pump frames both ways until either side closes the tunnel."""
         self._joined.set()
         try:
             async with asyncio.TaskGroup() as group:
@@ -83,12 +83,12 @@ class Tunnel:
         raise _Over
 
     async def _put(self, queue: asyncio.Queue[Any | None], item: Any | None) -> None:
-        """Put, unless the client has left and nobody will ever take it."""
+        """Put, unless the client has left and nothing will read the queue any more."""
         if not self._closed:
             await queue.put(item)
 
     def close(self) -> None:
-        """The client is done: whoever waits to put goes on, and the agent's call ends."""
+        """Close the client's side: pending puts return, and the agent's call ends."""
         self._closed = True
         for queue in (self._to_agent, self._from_agent):
             while not queue.empty():
@@ -97,7 +97,7 @@ class Tunnel:
 
 
 class Tunnels:
-    """The tunnels under way, by id."""
+    """Open tunnels by id."""
 
     def __init__(self, new_id: Callable[[], str]) -> None:
         self._new_id = new_id
@@ -105,7 +105,7 @@ class Tunnels:
 
     @property
     def count(self) -> int:
-        """How many are open."""
+        """Number of open tunnels."""
         return len(self._open)
 
     @asynccontextmanager
@@ -117,10 +117,9 @@ class Tunnels:
         deliver: Callable[[str, Any], Awaitable[None]],
         pulls: frozenset[str] = frozenset(),
     ) -> AsyncIterator[Tunnel]:
-        """Order a tunnel of `node_id`. `order` is an `OpenTunnel` without its id; `deliver` hands a
-        `ManagerMessage` to the node's session and raises RequestError when it has none. `pulls` are
-        the images, by their full names, that the node may pull for it with the cluster's
-        credentials."""
+        """Open a tunnel to `node_id`. `order` is an `OpenTunnel` without its id; `deliver` sends a
+        `ManagerMessage` in the node's session and raises RequestError without one. `pulls` are full
+        names of the images that the node may pull for it with the cluster's credentials."""
         identifier = self._new_id()
         tunnel = Tunnel(node_id, node_name, pulls)
         message = dispatch_pb2.OpenTunnel()
@@ -135,12 +134,12 @@ class Tunnels:
             tunnel.close()
 
     def pulls(self, node_id: str, image: str) -> bool:
-        """Whether what a node does for a client now needs this image, given by its full name."""
+        """Whether a node's current work for a client needs this image (by full name)."""
         return any(
             tunnel.node_id == node_id and image in tunnel.pulls for tunnel in self._open.values()
         )
 
     def find(self, identifier: str, node_id: str) -> Tunnel | None:
-        """The tunnel that was ordered of this node under this id."""
+        """The tunnel that was requested of this node under this id."""
         tunnel = self._open.get(identifier)
         return tunnel if tunnel is not None and tunnel.node_id == node_id else None

@@ -37,7 +37,7 @@ from orchestrator.model.tasks import Task, TaskStatus
 
 @dataclass(frozen=True, slots=True)
 class NetworkPlugins:
-    """What other people's networks can be had by on a node; see `NodeDescription`."""
+    """Network drivers and plugins of third parties on a node; see `NodeDescription`."""
 
     cni: tuple[str, ...]
     drivers: dict[str, str]
@@ -46,18 +46,18 @@ class NetworkPlugins:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """What a node claims when its session begins."""
+    """What a node reports about itself when its session begins."""
 
     description: NodeDescription
     boot_id: str
-    """Of its host."""
+    """Boot id of its host."""
     peer: str = ""
-    """The IP address that the session came from; empty: not known."""
+    """IP address that the session came from; empty when unknown."""
 
 
 @dataclass(slots=True)
 class Reports:
-    """One loop's worth of reports, by node id."""
+    """The reports of one round."""
 
     hellos: dict[str, Hello] = field(default_factory=dict)
     """By node id."""
@@ -68,23 +68,23 @@ class Reports:
     drivers: dict[str, dict[str, str]] = field(default_factory=dict)
     """Node id → its volume plugins and their scopes."""
     path_mtus: dict[str, int] = field(default_factory=dict)
-    """Node id → bytes of the largest packet that gets to each other node."""
+    """Node id → path MTU in bytes, the smallest over its paths to other nodes."""
     troubles: dict[str, str] = field(default_factory=dict)
-    """Node id → what is wrong with the host; empty for nothing."""
+    """Node id → what is wrong with the host; empty when it is healthy."""
     keys: dict[str, tuple[TunnelKey, ...]] = field(default_factory=dict)
     """Node id → its keys for encrypted networks."""
     network_plugins: dict[str, NetworkPlugins] = field(default_factory=dict)
     """By node id."""
     acknowledgements: dict[str, Callable[[], None]] = field(default_factory=dict)
-    """Node id → what acknowledges its newest statuses, and with them all that came before."""
+    """Node id → callback that acknowledges its newest statuses and all earlier ones."""
 
     @property
     def acknowledge(self) -> tuple[Callable[[], None], ...]:
-        """Called once the reports are committed."""
+        """Callbacks to call once the reports are committed."""
         return tuple(self.acknowledgements.values())
 
     def followed_by(self, later: Reports) -> Reports:
-        """Both in one, `later` winning."""
+        """Both merged; `later` wins."""
         statuses = {node: dict(told) for node, told in self.statuses.items()}
         for node, told in later.statuses.items():
             statuses.setdefault(node, {}).update(told)
@@ -101,7 +101,7 @@ class Reports:
         )
 
     def of(self, nodes: Set[str]) -> Reports:
-        """The reports of these nodes."""
+        """Only the reports of these nodes."""
         found = Reports()
         for each in fields(Reports):
             reports = getattr(self, each.name)
@@ -110,44 +110,44 @@ class Reports:
 
 
 class ReportBuffer:
-    """Reports under collection, and when each node was last heard of (in memory only: a new
-    leader gives every node a fresh grace)."""
+    """Collects reports, and the time when each node was last heard from (in memory only: a new
+    leader gives every node a fresh grace period)."""
 
     def __init__(
         self, now: Callable[[], float], listening: Callable[[], float] | None = None
     ) -> None:
-        """`now` is a monotonic clock; `listening` the one by which silence is measured, if it is
-        another (see `ListeningClock`)."""
+        """`now` is a monotonic clock; `listening` the clock that measures silence, if different
+        (see `LivenessClock`)."""
         self._now = now
         self._listening = listening or now
         self._reports = Reports()
         self._taken = Reports()
-        """What was taken last; it may not have been committed."""
+        """The reports taken last; they may not be committed yet."""
         self._heard: dict[str, float] = {}
-        """Node id → when its agent last said anything, by the listening clock."""
+        """Node id → when its agent last sent anything, by the listening clock."""
         self.on_report: Callable[[], None] = lambda: None
-        """Called at each report; the loop's alarm clock."""
+        """Called at each report; wakes the planning loop."""
 
     @property
     def waiting(self) -> int:
-        """How many words of agents are yet to be taken."""
+        """Number of reports that have not been taken."""
         told = self._reports
         of_nodes = len(told.hellos) + len(told.inventories) + len(told.drivers)
         return of_nodes + len(told.statuses)
 
     @property
     def heard(self) -> dict[str, float]:
-        """Node id → when its agent last said anything, by the monotonic clock; later by the time in
-        which nobody could be heard."""
+        """Node id → when its agent last sent anything, by the monotonic clock, plus the time during
+        which the manager could not listen."""
         now, listening = self._now(), self._listening()
         return {node_id: now - (listening - heard) for node_id, heard in self._heard.items()}
 
     def hear(self, node_id: str) -> None:
-        """Any sign of life."""
+        """Record a sign of life."""
         self._heard[node_id] = self._listening()
 
     def hello(self, node_id: str, hello: Hello) -> None:
-        """A session began."""
+        """Report a new session."""
         self.hear(node_id)
         self._reports.hellos[node_id] = hello
         self.on_report()
@@ -155,60 +155,60 @@ class ReportBuffer:
     def statuses(
         self, node_id: str, statuses: dict[str, TaskStatus], acknowledge: Callable[[], None]
     ) -> None:
-        """Statuses of tasks; `acknowledge` is called when they are in the store."""
+        """Report statuses of tasks; `acknowledge` is called when they are committed."""
         self.hear(node_id)
         self._reports.statuses.setdefault(node_id, {}).update(statuses)
         self._reports.acknowledgements[node_id] = acknowledge
         self.on_report()
 
     def inventory(self, node_id: str, images: tuple[Image, ...]) -> None:
-        """All images that the node has."""
+        """Report all images of the node."""
         self.hear(node_id)
         self._reports.inventories[node_id] = images
         self.on_report()
 
     def volume_drivers(self, node_id: str, scopes: dict[str, str]) -> None:
-        """All volume plugins that answer on the node."""
+        """Report all volume plugins that answer on the node."""
         self.hear(node_id)
         self._reports.drivers[node_id] = scopes
         self.on_report()
 
     def path_mtu(self, node_id: str, size: int) -> None:
-        """Bytes of the largest packet that gets from the node to each other one."""
+        """Report the node's path MTU, in bytes."""
         self.hear(node_id)
         self._reports.path_mtus[node_id] = size
         self.on_report()
 
     def trouble(self, node_id: str, words: str) -> None:
-        """What is wrong with the node's host; empty for nothing."""
+        """Report what is wrong with the node's host; empty when it is healthy."""
         self.hear(node_id)
         self._reports.troubles[node_id] = words
         self.on_report()
 
     def tunnel_keys(self, node_id: str, keys: tuple[TunnelKey, ...]) -> None:
-        """All keys that the node has for encrypted networks."""
+        """Report all keys of the node for encrypted networks."""
         self.hear(node_id)
         self._reports.keys[node_id] = keys
         self.on_report()
 
     def network_plugins(self, node_id: str, plugins: NetworkPlugins) -> None:
-        """All that other people's networks can be had by on the node."""
+        """Report third-party network drivers and plugins of the node."""
         self.hear(node_id)
         self._reports.network_plugins[node_id] = plugins
         self.on_report()
 
     def take(self) -> Reports:
-        """All reports so far; the inbox is empty after it."""
+        """Take all reports; the buffer is empty afterwards."""
         self._taken, self._reports = self._reports, Reports()
         return self._taken
 
     def give_back(self, reports: Reports) -> None:
-        """Put back what was taken and could not be committed; newer reports replace it."""
+        """Put back reports that could not be committed; newer reports win."""
         self._reports = reports.followed_by(self._reports)
         self._taken = Reports()
 
     def begin_term(self) -> None:
-        """Another term begins: it gets what the one before has not committed, since sessions go on
+        """Begin a new term. It inherits what the last term did not commit, since sessions continue
         and agents do not repeat themselves, and gives each node a fresh grace period."""
         self._reports = self._taken.followed_by(self._reports)
         self._taken = Reports()
@@ -216,14 +216,14 @@ class ReportBuffer:
 
 
 MOST_NAMES = 16
-"""Names of an image that are kept of those that nodes report."""
+"""Reported names that are kept per image."""
 
 
 def report_decisions(
     view: ClusterView, reports: Reports, now: float, refuse: Refuse = ignore
 ) -> list[Decision]:
-    """What the reports change, by what it is about: each service's tasks, and each other object.
-    One whose write conflicts holds up no other. `refuse` is called for each false claim."""
+    """The changes that the reports cause, one decision per service or other object, so that a
+    conflict on one delays no other. `refuse` is called for each rejected claim."""
     groups: dict[str, list[Change]] = {}
     for change in report_changes(view, reports, now, refuse):
         subject = change.subject
@@ -239,7 +239,7 @@ def report_decisions(
 
 
 def unwritten_reports(reports: Reports, left: Iterable[Change]) -> Reports:
-    """The reports of which some changes were not written: of the nodes that these are about."""
+    """The reports of the nodes that unwritten changes are about."""
     nodes: set[str] = set()
     for change in left:
         match change.subject:
@@ -257,8 +257,8 @@ def unwritten_reports(reports: Reports, left: Iterable[Change]) -> Reports:
 def report_changes(
     view: ClusterView, reports: Reports, now: float, refuse: Refuse = ignore
 ) -> list[Change]:
-    """What the reports change. Reports about what is gone, of a task that another node has, or
-    backwards in a task's life change nothing (the sender is behind, and will learn)."""
+    """The changes that the reports cause. Ignores reports about objects that are gone, about tasks
+    of other nodes, and state transitions backwards: the sender is behind and will catch up."""
     changes: list[Change] = []
     changes.extend(_hellos(view, reports, now, refuse))
     changes.extend(_descriptions(view.evolve(changes), reports))
@@ -280,7 +280,7 @@ def _hellos(view: ClusterView, reports: Reports, now: float, refuse: Refuse) -> 
         boot_id = hello.boot_id
         description = credible_description(view, node, hello.description, hello.peer, refuse)
         if not description.path_mtu:
-            # A new agent has not measured yet; until then the path is what it was.
+            # A new agent has not measured yet; the last known value stays until then.
             description = replace(description, path_mtu=node.description.path_mtu)
         keys = credible_keys(view, node_id, description.tunnel_keys)
         after = node_up(node, replace(description, tunnel_keys=keys), now)
@@ -290,7 +290,7 @@ def _hellos(view: ClusterView, reports: Reports, now: float, refuse: Refuse) -> 
                 yield from _rebooted(view, node_id)
         if after is not node:
             yield Change(node, after)
-            # The next of them cannot have the same hostname or address.
+            # The next node must not get the same hostname or address.
             view = view.evolve([Change(node, after)])
 
 
@@ -301,7 +301,7 @@ def _rebooted(view: ClusterView, node_id: str) -> Iterator[Change]:
 
 
 def _descriptions(view: ClusterView, reports: Reports) -> Iterator[Change]:
-    """What nodes tell of themselves while they are in session."""
+    """Changes of descriptions that nodes report during a session."""
     told = (
         *(reports.drivers, reports.path_mtus, reports.troubles),
         *(reports.keys, reports.network_plugins),
@@ -335,7 +335,7 @@ def _inventory(view: ClusterView, node_id: str, images: tuple[Image, ...]) -> It
         if node_id in image.nodes and image.id not in present:
             nodes = tuple(n for n in image.nodes if n != node_id)
             condemned = tuple(n for n in image.condemned if n != node_id)
-            # An image that no node has is gone; its names go with it.
+            # An image that no node has is deleted together with its names.
             after = replace(image, nodes=nodes, condemned=condemned) if nodes else None
             yield Change(image, after)
     for image in images:
@@ -347,13 +347,13 @@ def _inventory(view: ClusterView, node_id: str, images: tuple[Image, ...]) -> It
         else:
             nodes = tuple(sorted({*known.nodes, node_id}))
             if node_id in known.condemned:
-                reported = ()  # it was removed there, under that name, too
+                reported = ()  # the name was removed on that node, too
             indexes = tuple(sorted({*known.indexes, *image.indexes}))
             after = replace(
                 known,
                 nodes=nodes,
                 indexes=indexes,
-                # What the first node said stays: they describe the same bytes.
+                # The first node's values stay: they describe the same bytes.
                 labels=known.labels or image.labels,
                 entrypoint=known.entrypoint or image.entrypoint,
                 command=known.command or image.command,
@@ -364,7 +364,7 @@ def _inventory(view: ClusterView, node_id: str, images: tuple[Image, ...]) -> It
 
 
 def _reported_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Names that nodes say an image has, without what is none."""
+    """The valid names among those that nodes report."""
     return tuple(sorted({name for name in names if _is_name(name)})[:MOST_NAMES])
 
 

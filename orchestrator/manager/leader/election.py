@@ -44,7 +44,7 @@ RETRY = 0.2
 
 
 class LeadershipLost(Exception):
-    """This process leads no longer; the text says why. Another one may lead already."""
+    """This process no longer leads; the text says why. Another one may already lead."""
 
 
 @dataclass(slots=True)
@@ -78,11 +78,10 @@ class Election:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`ttl`: seconds after a leader's death until the next is elected. `margin`: how much
-        earlier the leader itself stops (for clocks that differ in rate and a loop that is late);
-        a sixth of the ttl if none is given. `renewal`: what a thread renews the lease with; the
-        event loop does it if none is given.
-        """
+        """`ttl`: seconds after a leader's death until the next election. `margin`: seconds by which
+        the leader itself stops earlier, which covers clock drift and a late loop; by default a
+        sixth of the ttl. `renewal` renews the lease from a thread; without it the event loop
+        does."""
         margin = ttl / 6 if margin is None else margin
         if not 0 < margin < ttl:
             raise ValueError(f"margin {margin} must lie between 0 and the ttl {ttl}")
@@ -96,7 +95,7 @@ class Election:
         self._sleep = sleep
 
     async def leader(self) -> str | None:
-        """The identity of who leads now, or None. Raises StoreUnavailable."""
+        """The current leader's identity, or None. Raises StoreUnavailable."""
         entry = await self._kv.get(self._key)
         return None if entry is None else entry.value.decode()
 
@@ -125,7 +124,7 @@ class Election:
         return Keeper(held, self._renewal, ttl=self._ttl, margin=self._margin)
 
     async def campaign(self) -> Term:
-        """Wait until elected, through any outage of the store. Nothing renews the lease yet."""
+        """Wait until elected, across outages of the store. Nothing renews the lease yet."""
         said = ""
         while True:
             try:
@@ -142,7 +141,7 @@ class Election:
             except Compacted:
                 continue
             except StoreError as error:
-                if str(error) != said:  # an outage is long, its cause the same
+                if str(error) != said:  # an outage lasts, and its cause stays the same: log it once
                     said = str(error)
                     log.warning("cannot campaign: %s", error)
                 await self._sleep(RETRY)
@@ -159,14 +158,15 @@ class Election:
                     return
 
     async def _remove(self, own: Entry) -> None:
-        """The key of an earlier process of ours, killed: no need to wait for its lease."""
+        """Delete the key of an earlier, killed process with this identity, instead of waiting for
+        its lease."""
         with suppress(Conflict):
             await self._kv.txn(
                 [Guard(self._key, create_revision=own.create_revision)], [Delete(self._key)]
             )
 
     async def _stand(self) -> Term | None:
-        """Create the key, if nobody else does first."""
+        """Create the key unless another candidate does first."""
         sent = self._clock()
         lease = await self._kv.grant(self._ttl)
         elected = False
@@ -190,7 +190,7 @@ class Election:
         )
 
     async def _hold(self, term: Term, keeper: Keeper | None) -> None:
-        """Renew until it cannot be done in time; always ends with LeadershipLost."""
+        """Renew the lease until that fails for too long; always ends with LeadershipLost."""
         if keeper is not None:
             raise LeadershipLost(await keeper.wait())
         pause = self._ttl / 3
@@ -212,7 +212,8 @@ class Election:
                 pause = RETRY
 
     async def _check(self, term: Term) -> None:
-        """The lease may live on without the key, if another process of ours removed it."""
+        """Check the key: the lease may outlive it if another process with this identity removed
+        it."""
         entry = await self._kv.get(self._key)
         if entry is None or entry.create_revision != term.revision:
             raise LeadershipLost("another process holds the leader's key")
@@ -222,6 +223,6 @@ class Election:
         log.info("resigned", extra={"leader": self._identity, "term": term.revision})
 
     async def _revoke(self, lease: int) -> None:
-        """End the lease now; where the store does not answer, time ends it."""
+        """Revoke the lease; if the store does not answer, it expires."""
         with suppress(StoreError):
             await self._kv.revoke(lease)

@@ -46,14 +46,14 @@ Attribute = Callable[[Mapping[str, Change]], Iterable[Change]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChangeGroup:
-    """Changes that belong together, in the order in which they may be cut."""
+    """Changes that are committed together, in the order in which they may be split."""
 
     changes: Sequence[Change]
     encoded: Sequence[Encoded]
     reads: Mapping[str, int]
     """Key → revision of what all of them have read."""
     owners: frozenset[str]
-    """Ids of the services and standalone containers that it is about."""
+    """Ids of the services and standalone containers concerned."""
     needs: set[ChangeGroup] = field(default_factory=set)
 
 
@@ -66,7 +66,7 @@ class _GroupDraft:
     owners: set[str] = field(default_factory=set)
 
     def take(self, other: _GroupDraft) -> None:
-        """Add what was decided after it."""
+        """Append a later decision."""
         for key, change in other.changes.items():
             earlier = self.changes.pop(key, None)
             if earlier is None:
@@ -86,16 +86,14 @@ def _as_they_are(changes: Mapping[str, Change]) -> Iterable[Change]:
 def group_changes(
     plans: Iterable[Decision], attribute: Attribute = _as_they_are
 ) -> list[ChangeGroup]:
-    """The parts of these plans, in an order in which they may be written.
-
-    Of an object that several plans change, the first `before` and the last `after` count.
-    `attribute` completes all changes of the round, by key, before they are encoded.
-    """
+    """Group the changes of these plans, in an order in which they may be committed. For an object
+    that several plans change, the first `before` and the last `after` count. `attribute` completes
+    all changes of the round, by key, before they are encoded."""
     drafts: dict[int, _GroupDraft] = {}
     holder: dict[str, _GroupDraft] = {}
     for number, plan in enumerate(plans):
         draft = _draft(number, plan)
-        # By order, not by key: the same plans give the same parts.
+        # By order, not by key: the same plans give the same groups.
         same = {id(each): each for key in draft.changes if (each := holder.get(key))}
         merged = _GroupDraft(number)
         for each in sorted(same.values(), key=lambda each: each.order):
@@ -136,7 +134,7 @@ def _part(draft: _GroupDraft, final: Mapping[str, Change]) -> ChangeGroup:
 
 
 def _link_dependencies(made: Sequence[ChangeGroup]) -> None:
-    """Note which part needs which."""
+    """Record the dependencies between groups."""
     changer = {each.key: part for part in made for each in part.encoded}
     frees: dict[str, list[ChangeGroup]] = {}
     for part in made:
@@ -151,7 +149,7 @@ def _link_dependencies(made: Sequence[ChangeGroup]) -> None:
 
 
 def _freed(change: Change) -> str:
-    """Id of the node on which the change makes room."""
+    """Id of the node on which the change frees resources."""
     before, after = change.before, change.after
     if isinstance(before, Task) and occupies(before):
         return before.node_id if not (isinstance(after, Task) and occupies(after)) else ""
@@ -159,7 +157,7 @@ def _freed(change: Change) -> str:
 
 
 def _taken(change: Change) -> str:
-    """Id of the node on which the change takes room."""
+    """Id of the node on which the change occupies resources."""
     before, after = change.before, change.after
     if isinstance(after, Task) and occupies(after):
         return after.node_id if not (isinstance(before, Task) and occupies(before)) else ""
@@ -167,7 +165,7 @@ def _taken(change: Change) -> str:
 
 
 def _sorted(made: Sequence[ChangeGroup]) -> list[ChangeGroup]:
-    """What is needed before what needs it; else, and in circles, as they were decided."""
+    """Topological order; independent groups and cycles stay in decision order."""
     done: dict[int, ChangeGroup] = {}
     begun: set[int] = set()
     number = {id(part): place for place, part in enumerate(made)}
@@ -196,41 +194,41 @@ RETRY = 0.1
 
 
 class TermEnded(StoreError):
-    """Another leader was elected: nothing of this term can be written any more."""
+    """Another leader was elected: this term can commit nothing any more."""
 
 
 @dataclass(slots=True)
 class WriteResult:
-    """What became of a round's parts."""
+    """The outcome of a round's commit."""
 
     revision: int = 0
-    """Of the store: a reader that has it has seen all that was written, and all that conflicted."""
+    """Store revision that includes all that was committed and all that conflicted."""
     conflicted: list[ChangeGroup] = field(default_factory=list)
-    """Not written, or not to the end: what they had read has changed, or what they need was not
-    written."""
+    """Groups not or only partly committed: what they read has changed, or a group that they need
+    was not committed."""
     too_large: list[ChangeGroup] = field(default_factory=list)
-    """Not written: one change of theirs is larger than the store takes."""
+    """Groups with a change that exceeds the store's limit."""
     unwritten: list[ChangeGroup] = field(default_factory=list)
-    """Not written, because of `error`."""
+    """Groups not committed because of `error`."""
     error: StoreError | None = None
-    """Why the store takes nothing now."""
+    """Why the store rejects writes."""
 
 
 @dataclass(slots=True)
 class _Transaction:
-    """One transaction in the making."""
+    """A transaction under construction."""
 
     guards: dict[str, Guard] = field(default_factory=dict)
     ops: list[Op] = field(default_factory=list)
     size: int = 0
     holders: dict[str, set[int]] = field(default_factory=dict)
-    """Key of a guard → the parts that want it, by identity."""
+    """Key of a guard → the groups that require it, by identity."""
     keys: list[str] = field(default_factory=list)
-    """Of the objects that it changes."""
+    """Keys of the objects that it changes."""
 
 
 class PlanWriter:
-    """Writes the parts of one term's rounds."""
+    """Commits the rounds of one term."""
 
     def __init__(
         self,
@@ -243,12 +241,12 @@ class PlanWriter:
         self._fence = fence
         self._sleep = sleep
         self._sequence = -1
-        """Revision of the mark; -1 before the first write."""
+        """Revision of the sequence mark; -1 before the first write."""
         self._count = 0
 
     async def write(self, parts: Sequence[ChangeGroup]) -> WriteResult:
-        """Write the parts, in their order. Raises `TermOver`; other errors of the store that last
-        are in the answer. A store that does not answer is waited for."""
+        """Commit the groups in order. Raises `TermEnded`; other lasting errors of the store are in
+        the result. Waits for a store that does not answer."""
         if self._sequence < 0:
             self._sequence = _revision(await self._mark())
         round_ = _PendingGroups(parts, self._kv.max_txn_ops)
@@ -270,12 +268,12 @@ class PlanWriter:
                 return round_.end(error)
         written = round_.end(None)
         if written.conflicted:
-            # A cache that has reached this revision includes the write that conflicted.
+            # A cache that has reached this revision includes the conflicting write.
             written.revision = (await self._again(lambda: self._kv.list(SEQUENCE))).revision
         return written
 
     async def _send(self, transaction: _Transaction) -> int:
-        """Write one transaction; its revision, also if its answer was lost."""
+        """Commit one transaction; its revision, also if the answer was lost."""
         self._count += 1
         mark = f"{self._fence.create_revision}/{self._count}".encode()
         guards = [
@@ -305,7 +303,7 @@ class PlanWriter:
         return await self._again(lambda: self._kv.get(SEQUENCE))
 
     async def _again(self, read: Callable[[], Awaitable[T]]) -> T:
-        """Read, however long the store does not answer."""
+        """Read, retrying for as long as the store does not answer."""
         while True:
             try:
                 return await read()
@@ -319,31 +317,31 @@ def _revision(entry: Entry | None) -> int:
 
 
 class _PendingGroups:
-    """The parts that are yet to be written, and how far each has come."""
+    """The groups that are not committed yet, and the progress of each."""
 
     def __init__(self, parts: Iterable[ChangeGroup], max_ops: int) -> None:
         self._left: dict[int, ChangeGroup] = {id(part): part for part in parts}
         self._done: dict[int, int] = {}
-        """Part → how many of its changes are written."""
+        """Group → number of its committed changes."""
         self._max_ops = max_ops - 2  # the fence and the sequence
         self._max_bytes = MAX_BYTES
         self._transaction = _Transaction()
-        """The one under way."""
+        """The transaction in flight."""
         self._revisions: dict[str, int] = {}
-        """Key → revision of what this round has written."""
+        """Key → revision that this round has committed."""
         self._sent: dict[int, int] = {}
-        """Part → how many of its changes will be written with the transaction under way."""
+        """Group → number of its changes committed when the transaction in flight succeeds."""
         self._written = WriteResult()
 
     def next(self) -> _Transaction | None:
-        """The next transaction: as many whole parts as go in, or some of one that is larger."""
+        """The next transaction: as many whole groups as fit, or part of one that is larger."""
         transaction = self._transaction = _Transaction()
         self._sent = {}
         for identity, part in self._left.items():
             if self._sent and any(
                 id(each) in self._left and id(each) not in self._sent for each in part.needs
             ):
-                break  # what it needs comes first; in a circle, somebody has to
+                break  # dependencies first; in a cycle, any group may be the first
             begun = self._done.get(identity, 0)
             if not self._add(transaction, identity, part, part.encoded[begun:]):
                 if self._sent:
@@ -354,7 +352,7 @@ class _PendingGroups:
         return transaction if self._sent else None
 
     def _cut(self, transaction: _Transaction, identity: int, part: ChangeGroup) -> None:
-        """As many of the part's next changes as go into one transaction, at least one."""
+        """Take as many of the group's next changes as fit into one transaction, at least one."""
         count = self._done.get(identity, 0)
         while count < len(part.encoded):
             each = part.encoded[count : count + 1]
@@ -372,7 +370,7 @@ class _PendingGroups:
         *,
         at_least: bool = False,
     ) -> bool:
-        """Put these changes into the transaction if there is room for all, or if `at_least`."""
+        """Add these changes if all fit, or if `at_least`."""
         guards = {guard.key: guard for each in changes for guard in each.guards}
         reads = dict(part.reads)
         for each in changes:
@@ -401,7 +399,7 @@ class _PendingGroups:
         return True
 
     def succeeded(self, revision: int) -> None:
-        """The transaction was written."""
+        """Record that the transaction was committed."""
         for key in self._transaction.keys:
             self._revisions[key] = revision
         self._written.revision = revision
@@ -411,13 +409,13 @@ class _PendingGroups:
                 del self._left[identity]
 
     def failed(self, keys: Iterable[str]) -> None:
-        """These guards of the transaction did not hold."""
+        """Record that these guards of the transaction failed."""
         holders = self._transaction.holders
         culprits = {identity for key in keys for identity in holders.get(key, ())}
         self._drop(culprits or set(self._sent), self._written.conflicted)
 
     def halve(self) -> None:
-        """The transaction was larger than the store takes, whatever it said."""
+        """Record that the transaction was too large, whatever its computed size."""
         if len(self._transaction.keys) > 1:
             self._max_bytes = max(self._transaction.size // 2, 1)
             self._max_ops = max(len(self._transaction.ops) // 2, 1)
@@ -430,7 +428,7 @@ class _PendingGroups:
         return self._written
 
     def _drop(self, culprits: set[int], into: list[ChangeGroup]) -> None:
-        """Leave these parts out, and those that need them."""
+        """Drop these groups and those that need them."""
         into += [self._left.pop(identity) for identity in list(self._left) if identity in culprits]
         gone = set(culprits)
         while more := [

@@ -1,25 +1,25 @@
-"""What a leader does, from election to loss: one loop of read, decide, write.
+"""The leader's planning loop: read, decide, commit.
 
-Reports of agents, the expiry of silent nodes, subnets, reconciling and scheduling are decided one
-after the other on one snapshot, each seeing what those before it want, and written in as few
+Agent reports, expiry of silent nodes, subnet allocation, reconciling and scheduling run one after
+the other on one snapshot. Each sees the changes of those before it, and all are committed in as few
 guarded transactions as possible. So a service of sixty tasks goes from declared to assigned in one
-write, and while that write is under way the next round's reports gather. A round is limited
-(`ROUND`): a service of thousands takes several, each with its own look at the cluster.
+commit, while the reports for the next round accumulate. A round is limited to `ROUND_SIZE`: a
+service of thousands of tasks takes several rounds, each on a new snapshot.
 
-Deciding and encoding are pure and run in a worker thread, so that however long they take, the
-event loop renews the lease and serves sessions and API calls.
+Deciding and encoding are pure and run in a worker thread. However long they take, the event loop
+renews the lease and serves sessions and API calls.
 
-**Faults stay where they are.** A service whose write conflicts is planned anew by itself in the
-next round, and left out of the one after if it conflicts again, so it delays the others by a round
-at the most. A service that cannot be planned, or that is too large for the store, is put aside and
-tried again with backoff. A store that takes no writes (it is full, say) makes the cluster
-read-only, and is tried again with backoff too; reports are kept until they are written.
+**Fault isolation.** A service whose commit conflicts is planned again by itself in the next round,
+and left out of the one after if it conflicts again, so it delays others by one round at most. A
+service that cannot be planned, or that is too large for the store, is set aside and retried with
+backoff. A store that rejects writes (because it is full, say) makes the cluster read-only, and is
+retried with backoff; reports are kept until they are committed.
 
-**Time.** Silence is measured with the monotonic clock. Stored delays are times of the wall clock;
-when that is stepped, they are moved along (`clockstep`).
+**Time.** Silence is measured with the monotonic clock. Stored delays are wall-clock times; when
+that clock is stepped, they are shifted by the same amount.
 
-The loop holds no state that a new leader would need: all delays are in the store, and what it
-merely remembers (when a node was last heard of) starts with a fresh grace.
+The loop holds no state that a new leader would need. All delays are in the store, and what is only
+in memory (when a node was last heard from) restarts with a fresh grace period.
 """
 
 from __future__ import annotations
@@ -64,24 +64,25 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ROUND_SIZE = 500
-"""Tasks that one round creates, and places, at the most, roughly: a commit stays small, and reports
-and other services wait for no more than that."""
+"""Tasks that one round creates, and places, at most (approximately), so that a commit stays small
+and other services and reports wait no longer than that."""
 
 CLOCK_STEP = 0.5
-"""Seconds by which the wall clock must differ from the monotonic one for a step; less is drift."""
+"""Seconds by which wall clock and monotonic clock must diverge to count as a step; less is
+drift."""
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 1.0, 30.0
-"""Seconds until what failed is tried again, at first and at the most."""
+"""Seconds until the first retry, and between retries at most."""
 
 
 def backoff(failures: int) -> float:
-    """Seconds to wait after so many failures in a row."""
+    """Seconds to wait after this many failures in a row."""
     return min(FIRST_BACKOFF * 2.0 ** min(failures - 1, 16), LONGEST_BACKOFF)
 
 
 @dataclass(frozen=True, slots=True)
 class _RoundInput:
-    """What a round is decided from; nobody changes it meanwhile."""
+    """The immutable input of a round."""
 
     view: ClusterView
     dirty: Dirty
@@ -89,13 +90,13 @@ class _RoundInput:
     hearing: Hearing
     exclude: frozenset[str]
     shifts: Mapping[str, float]
-    """Key of an object with delays → seconds by which they are to be moved."""
+    """Key of an object with delays → seconds by which to shift them."""
     now: float
 
 
 @dataclass(slots=True)
 class _RoundResult:
-    """What was decided, encoded."""
+    """The encoded decisions of a round."""
 
     parts: Sequence[ChangeGroup] = ()
     look_again_at: float | None = None
@@ -106,14 +107,15 @@ class _RoundResult:
 
 
 class _DecisionBuilder:
-    """Decisions in the making; what is decided next sees those before it."""
+    """Collects decisions; each sees the changes of earlier ones."""
 
     def __init__(self, view: ClusterView) -> None:
         self.view = view
         self.decisions: list[Decision] = []
 
     def add(self, decided: Iterable[Decision]) -> None:
-        """Take decisions in, but for changes of what cannot be decoded: that stays as it is."""
+        """Add decisions, without changes of objects that cannot be decoded: these are never
+        written."""
         frozen = self.view.quarantined
         decided = [_without(each, frozen) for each in decided] if frozen else list(decided)
         self.decisions += decided
@@ -131,27 +133,27 @@ def _without(decision: Decision, frozen: Container[str]) -> Decision:
 
 @dataclass(slots=True)
 class _Failure:
-    """A service that is put aside."""
+    """A service that is set aside."""
 
     why: str
     count: int
     until: float
-    """Time of the monotonic clock."""
+    """On the monotonic clock."""
 
 
 class Offload(Protocol):
-    """Runs a function that computes for long; its result."""
+    """Runs a long computation and returns its result."""
 
     async def __call__(self, function: Callable[[], T]) -> T: ...
 
 
 async def inline(function: Callable[[], T]) -> T:
-    """`Offload` for tests: at once, on the event loop."""
+    """An `Offload` for tests: runs on the event loop."""
     return function()
 
 
 class _Planner:
-    """`Offload` to one thread, which ends with the object: what it still computes is dropped."""
+    """An `Offload` to one thread. Closing it drops what is still computing."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "planning")
@@ -164,32 +166,33 @@ class _Planner:
 
 
 class Observer(Protocol):
-    """Is told how the leader does (`metrics.PlanningTimes`)."""
+    """Observes the planning loop (`metrics.PlanningMetrics`)."""
 
     def took(self, seconds: float) -> None:
         """A round was decided."""
 
     def conflicted(self) -> None:
-        """Something of it was not written, for what it was decided from had changed."""
+        """A commit conflicted: its input has changed."""
 
     def store_failed(self, error: str) -> None:
-        """Why the store takes no writes; empty when it does."""
+        """Why the store rejects writes; empty when it accepts them."""
 
     def put_aside(self, services: Mapping[str, str]) -> None:
-        """Id → why of the services that are put aside."""
+        """The services that are set aside: id → reason."""
 
     def doubts(self, silent: int) -> None:
-        """So many nodes are silent, too many at once to be believed; 0 when that is over."""
+        """The number of suspected nodes: silent, but too many at once to count as down; 0 when
+        resolved."""
 
     def refused(self, kind: str) -> None:
-        """A node claimed what it cannot; `kind` is a `claims.Claim`."""
+        """A node's claim was rejected; `kind` is a `claims.Claim`."""
 
     def ended(self) -> None:
-        """The term is over: reset what was reported of it."""
+        """The term has ended: reset its gauges."""
 
 
 class _NullObserver:
-    """The `Observer` who does nothing."""
+    """An `Observer` that does nothing."""
 
     def took(self, seconds: float) -> None: ...
 
@@ -207,7 +210,7 @@ class _NullObserver:
 
 
 class PlanningLoop:
-    """A leader's loop."""
+    """The loop of one term."""
 
     def __init__(
         self,
@@ -222,9 +225,9 @@ class PlanningLoop:
         times: Observer | None = None,
         offload: Offload | None = None,
     ) -> None:
-        """`now` is the wall clock, `clock` the monotonic one, which is the inbox's as well.
-        `offload` runs what computes for long, so that the lease, sessions and API calls are
-        served meanwhile; if none is given, in a thread of the term's own."""
+        """`now` is the wall clock, `clock` the monotonic one, which the report buffer uses as well.
+        `offload` runs long computations, so that the lease, sessions and API calls are served
+        meanwhile; by default in a thread of the term's own."""
         self._cache = cache
         self._inbox = inbox
         self._writer = PlanWriter(kv, fence)
@@ -236,22 +239,22 @@ class PlanningLoop:
         self._wake = asyncio.Event()
         self._started = clock()
         self._offset = now() - clock()
-        """What the wall clock is ahead of the monotonic one, as of the last round."""
+        """Wall clock minus monotonic clock, as of the last round."""
         self._dirty = EVERYTHING
         self._shifts: dict[str, float] = {}
         self._look_again_at: float | None = None
-        """The earliest time that a round asked to be made again, until it has passed."""
+        """The earliest time at which a round asked to run again, until it has passed."""
         self._silence = Silence((), None)
         self._joined: dict[str, float] = {}
         self._conflicted: dict[str, None] = {}
-        """Services and containers of which the last write conflicted, in order."""
+        """Services and containers whose last commit conflicted, in order."""
         self._alone = False
-        """Whether the last round was for these alone."""
+        """Whether the last round was only for these."""
         self._warned: dict[str, set[Claim]] = {}
-        """Node id → the kinds of its false claims that were logged."""
+        """Node id → kinds of its rejected claims that were logged."""
         self._aside: dict[str, _Failure] = {}
         self._errors = 0
-        """Rounds in a row that the store did not take, or that could not be decided."""
+        """Consecutive rounds that the store rejected or that failed."""
 
     async def run(self, revision: int) -> None:
         """Lead, from the moment that the cache has the term's own `revision`."""
@@ -275,7 +278,7 @@ class PlanningLoop:
                     await self._sleep()
 
     async def _sleep(self) -> None:
-        """Until something happens, or time may decide something."""
+        """Wait until something changes or a delay expires."""
         moments = [self._silence.look_again_at, *(each.until for each in self._aside.values())]
         if self._look_again_at is not None:
             moments.append(self._look_again_at - self._offset)
@@ -294,7 +297,7 @@ class PlanningLoop:
     # One round
 
     async def _round(self, feed: Feed, offload: Offload) -> None:
-        """Decide and write what has happened; what could not be written is for the next round."""
+        """Decide and commit one round; what could not be committed is left for the next round."""
         self._follow_clock()
         given = self._input(feed)
         began = time.perf_counter()
@@ -316,14 +319,14 @@ class PlanningLoop:
             try:
                 written = await self._writer.write(decided.parts)
             except TermEnded as over:
-                # The election ends this loop; until then there is nothing to do.
+                # The election ends this loop; nothing to do until then.
                 log.warning("cannot write", extra={"error": over})
                 await asyncio.Event().wait()
             await self._cache.wait_for(written.revision)
         self._account(given, decided, written)
 
     def _follow_clock(self) -> None:
-        """See whether the wall clock was stepped, and whether it is time to look again."""
+        """Detect steps of the wall clock, and whether a delay has expired."""
         offset = self._now() - self._clock()
         step, before = offset - self._offset, self._offset + self._clock()
         self._offset = offset
@@ -375,7 +378,7 @@ class PlanningLoop:
         )
 
     def _is_due(self, id: str, changes: Iterable[Change], now: float) -> bool:
-        """Whether a service that is put aside is tried again: after a while, or when its user has
+        """Whether to retry a service that is set aside: its backoff has passed, or its user has
         changed it."""
         return self._aside[id].until <= now or any(
             change.subject.id == id and not isinstance(change.subject, Task) for change in changes
@@ -387,7 +390,7 @@ class PlanningLoop:
         return Dirty(services=frozenset({id}))
 
     def _decide(self, given: _RoundInput) -> _RoundResult:
-        """One round's writes: a function of its arguments."""
+        """The decisions of one round; pure."""
         now, found = given.now, _DecisionBuilder(given.view)
         found.add(_moved(found.view, given.shifts))
         found.add(
@@ -416,7 +419,7 @@ class PlanningLoop:
             refused,
         )
 
-    # What became of it
+    # Handling the outcome
 
     def _hear(self, silence: Silence) -> None:
         if silence.doubt_since is not None and self._silence.doubt_since is None:
@@ -429,7 +432,7 @@ class PlanningLoop:
         self._observer.doubts(silence.silent if silence.doubt_since is not None else 0)
 
     def _warn(self, refused: Iterable[FalseClaim]) -> None:
-        """Count false claims; log the first of each kind of each node."""
+        """Count rejected claims; log the first of each kind per node."""
         for claim in refused:
             self._observer.refused(claim.kind)
             known = self._warned.setdefault(claim.node_id, set())
@@ -506,7 +509,7 @@ class PlanningLoop:
 
 
 def _moved(view: ClusterView, shifts: Mapping[str, float]) -> Iterator[Plan]:
-    """The delays that are to be moved."""
+    """The objects whose delays are to be shifted."""
     for key, seconds in shifts.items():
         kind = object_type(key)
         item = find_object(view, *kind) if kind is not None else None
@@ -515,7 +518,7 @@ def _moved(view: ClusterView, shifts: Mapping[str, float]) -> Iterator[Plan]:
 
 
 def _dirty_again(part: ChangeGroup) -> Dirty:
-    """What is to be decided again about a part that was not written: all but its own services,
+    """What to decide again about a group that was not committed: everything but its own services,
     which are planned by themselves."""
     dirty = dirty_of(part.changes)
     return replace(

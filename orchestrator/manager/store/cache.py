@@ -1,12 +1,12 @@
-"""The store's content as a `ClusterView`, kept current by one writer.
+"""The store's content as a `ClusterView`, updated by one writer.
 
-An object that cannot be decoded is set aside (`ClusterView.quarantined`), and stays in the view as
-it was before, if it was. Nothing may write it until it can be decoded again or is gone.
+An object that cannot be decoded is quarantined (`ClusterView.quarantined`) and stays in the view in
+its last decodable state, if any. Nothing may write it until it can be decoded again or is deleted.
 
-List, then watch from the next revision; on any error of the watch, list again and make the
-changes that were missed by comparing revisions. A batch of the watch is one transaction, so a
-reader never sees half of one. Readers take `view` (immutable) and decide without awaiting, or
-`wait_for` a revision that they wrote.
+List, then watch from the next revision. On any error of the watch, list again and derive the missed
+changes by comparing revisions. A batch of the watch is one transaction, so a reader never sees half
+of one. Readers take `view` (immutable) and decide without awaiting, or `wait_for` a revision that
+they wrote.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from orchestrator.pb import types_pb2
 log = logging.getLogger(__name__)
 
 _RETRY = 0.1
-"""Seconds between attempts to list while the store is away."""
+"""Seconds between attempts to list while the store is unavailable."""
 
 _AT_ONCE = 50
-"""Objects that are decoded before others have the event loop."""
+"""Objects that are decoded before the event loop serves other work."""
 
 _ID, _SERVICE_ID = (
     types_pb2.Task.DESCRIPTOR.fields_by_name[name].number for name in ("id", "service_id")
@@ -56,13 +56,13 @@ _ID, _SERVICE_ID = (
 
 
 class Feed:
-    """Changes since the holder last looked, folded to one an object."""
+    """Changes since the last take, folded to one per object."""
 
     def __init__(self) -> None:
         self._changes: dict[str, Change] = {}
         self._event = asyncio.Event()
         self.on_change: Callable[[], None] = lambda: None
-        """Called when there is something new, for holders that wait for several things."""
+        """Called when there is something new, for subscribers that wait for several things."""
 
     def push(self, changes: Iterable[Change]) -> None:
         """Add changes, newest last."""
@@ -83,8 +83,8 @@ class Feed:
 
 
 def fold(into: dict[str, Change], changes: Iterable[Change]) -> None:
-    """Merge changes of one object: the first `before`, the last `after`. An object that came and
-    went leaves nothing."""
+    """Merge changes of one object: the first `before`, the last `after`. An object that was created
+    and deleted leaves nothing."""
     for change in changes:
         key = object_key(change.subject)
         earlier = into.get(key)
@@ -97,7 +97,7 @@ def fold(into: dict[str, Change], changes: Iterable[Change]) -> None:
 
 
 class Unreadable(StoreError):
-    """A write to an object that cannot be decoded, which would lose what is in it."""
+    """A write to an object that cannot be decoded; it would lose data."""
 
     def __init__(self, found: Quarantined) -> None:
         super().__init__(
@@ -114,23 +114,23 @@ def log_undecodable(found: Quarantined) -> None:
 
 
 class Cache:
-    """The newest view, and those who wait for it."""
+    """The newest view, and its subscribers."""
 
     def __init__(self, kv: Kv) -> None:
         self._kv = kv
         self.view = ClusterView()
         self.revision = 0
-        """Of the store, up to which `view` is complete."""
+        """Store revision up to which `view` is complete."""
         self.healthy = False
         """Whether the watch is running."""
         self.on_undecodable: Callable[[Quarantined], None] = log_undecodable
-        """Called for each object that is set aside."""
+        """Called for each object that is quarantined."""
         self._feeds: set[Feed] = set()
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._order = itertools.count()
 
     async def follow(self) -> None:
-        """Keep the view current, for as long as this runs."""
+        """Keep the view current, until cancelled."""
         while True:
             try:
                 snapshot = await self._kv.list(PREFIX)
@@ -148,7 +148,7 @@ class Cache:
                 self.healthy = False
 
     async def wait_for(self, revision: int) -> None:
-        """Until the view holds all changes up to `revision`."""
+        """Wait until the view holds all changes up to `revision`."""
         if self.revision >= revision:
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -157,7 +157,7 @@ class Cache:
 
     @asynccontextmanager
     async def subscribe(self) -> AsyncIterator[Feed]:
-        """A feed of all changes from now on."""
+        """Subscribe to all changes from now on."""
         feed = Feed()
         self._feeds.add(feed)
         try:
@@ -166,7 +166,7 @@ class Cache:
             self._feeds.discard(feed)
 
     def admit(self, ops: Iterable[Op]) -> None:
-        """Raise Unreadable if one of these operations is on an object that is set aside."""
+        """Raise Unreadable if one of these operations is on a quarantined object."""
         aside = self.view.quarantined
         if aside and (found := next((aside[op.key] for op in ops if op.key in aside), None)):
             raise Unreadable(found)
@@ -224,17 +224,17 @@ class Cache:
 
 
 class _Found:
-    """What a list or a batch of the watch says, until it is published."""
+    """The content of a list or a batch of the watch, until it is published."""
 
     def __init__(self) -> None:
         self.changes: list[Change] = []
         self.aside: dict[str, Quarantined | None] = {}
-        """Key → what cannot be decoded, or None for what can be, or is gone."""
+        """Key → quarantined object, or None for one that can be decoded or is deleted."""
         self._strays: dict[str, int] = {}
-        """Keys of tasks of services unknown → the revisions at which they were created."""
+        """Keys of tasks of unknown services → the revisions at which they were created."""
 
     def read(self, key: str, entry: Entry | None, before: Object | None) -> None:
-        """Take in what is at a key. `before` is the object in the view."""
+        """Process the entry of a key. `before` is the object in the view."""
         kind = object_type(key)
         if kind is None:
             if is_foreign_key(key):
@@ -260,8 +260,8 @@ class _Found:
             self.changes.append(Change(before, after))
 
     def attribute(self, view: ClusterView, listed: Mapping[str, Entry]) -> None:
-        """Hold every service that tasks of unknown services may belong to. `listed` has what the
-        store holds, if that is known: what was created later cannot have had the task."""
+        """Hold every service that tasks of unknown services may belong to. `listed` has the store's
+        content, if known: a service that was created later cannot own the task."""
         if not self._strays:
             return
         suspects = list(incomplete_services(view.evolve(self.changes)))
@@ -280,8 +280,8 @@ class _Found:
 def _set_aside(
     view: ClusterView, found: Mapping[str, Quarantined | None]
 ) -> tuple[ClusterView, list[Change]]:
-    """The view with these set aside, or no more; and the services that are free, as changes of
-    nothing: they are to be planned."""
+    """The view with the quarantine updated; and the services that are released, as no-op changes
+    that have them planned."""
     was = view.quarantined
     merged = {**was, **found}
     view = replace(view, quarantined={key: each for key, each in merged.items() if each})
@@ -292,7 +292,7 @@ def _set_aside(
 
 
 async def _pause(number: int) -> None:
-    """Let others have the event loop now and then, so that many objects do not hold it up."""
+    """Yield to the event loop now and then, so that many objects do not block it."""
     if number % _AT_ONCE == _AT_ONCE - 1:
         await asyncio.sleep(0)
 
@@ -317,7 +317,7 @@ def find_object(view: ClusterView, type_: type[Object], identifier: str) -> Obje
 
 
 def _decoded(type_: type[Object], identifier: str, entry: Entry) -> tuple[Object | None, str]:
-    """The object in an entry, as far as it can be decoded, and why it cannot be relied upon."""
+    """The object in an entry, as far as it can be decoded, and why it is not reliable."""
     try:
         found = decode(type_, entry.value, entry.mod_revision)
     except UnknownEnumNumber as error:
@@ -330,8 +330,8 @@ def _decoded(type_: type[Object], identifier: str, entry: Entry) -> tuple[Object
 
 
 def _stand_in(type_: type[Object], identifier: str, entry: Entry, reason: str) -> Object | None:
-    """What is shown in place of an object of which nothing is known but its id. A node keeps its
-    tasks and takes no others."""
+    """A placeholder for an object of which only the id is known. A node keeps its tasks and gets no
+    others."""
     if type_ is Node:
         return Node(
             id=identifier,
@@ -344,8 +344,8 @@ def _stand_in(type_: type[Object], identifier: str, entry: Entry, reason: str) -
 
 
 def _owner(entry: Entry) -> str | None:
-    """The service in the bytes of a damaged task, empty for a standalone container; None if they
-    do not say."""
+    """The service id in the bytes of a damaged task, empty for a standalone container; None if
+    unknown."""
     fields = dict(leading_fields(entry.value))
     try:
         if fields[_ID].decode() != entry.key.rpartition("/")[2]:

@@ -1,4 +1,4 @@
-"""Changes as guarded transactions: their encoding, and the writes of the API."""
+"""Changes as guarded transactions: their encoding, and commits of API operations."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from orchestrator.model.convert import encode
 from orchestrator.model.objects import Object
 
 MAX_BYTES = 1 << 20
-"""Bytes of values in one transaction, at the most; etcd takes requests of 1.5 MiB by default."""
+"""Bytes of values in one transaction at most; etcd's default limit is 1.5 MiB per request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One change as the store takes it, guarded by the revision that was read."""
+    """One change as store operations, guarded by the revision that was read."""
 
     key: str
     guards: tuple[Guard, ...]
@@ -25,12 +25,12 @@ class Encoded:
     size: int
     """Bytes."""
     reads: Mapping[str, int]
-    """Key → revision of what was merely read for it and must not have changed."""
+    """Key → revision of what was only read for it and must not have changed."""
 
 
 def encoded(change: Change, reads: Iterable[Object] = ()) -> Encoded:
-    """A change with its guards. What is deleted gives its unique name back with it. Addresses that
-    an object comes to own are taken with it, and given back by what loses them."""
+    """A change with its guards. Deleting an object releases its unique name. Addresses that an
+    object acquires are claimed with it, and released when it loses them."""
     key = object_key(change.subject)
     had, has = address_keys(change.before), address_keys(change.after)
     owner = change.subject.id.encode()
@@ -60,15 +60,15 @@ async def commit(
     guards: Sequence[Guard] = (),
     ops: Sequence[Op] = (),
 ) -> int:
-    """Write what one call of the API wants; the revision of the last write.
+    """Commit the changes of one API operation; the revision of the last write.
 
-    `requires` are objects that were read and must not have changed, `guards` and `ops` go along
-    with the first transaction as they are (name keys). One transaction if the store takes that
-    many operations; else several, in the order of the changes, each guarded in full. Raises
-    `Conflict` when a guard fails; transactions before it stay.
+    `requires` are objects that were read and must not have changed; `guards` and `ops` are added to
+    the first transaction unchanged (name keys). One transaction if the store takes that many
+    operations; otherwise several, in the order of the changes, each fully guarded.
 
-    After `StoreUnavailable` the outcome is unknown. Repeating the call is safe: changes are guarded
-    by the revision that was read, and creations by the unique name, so a second attempt is refused.
+    Raises `Conflict` when a guard fails; earlier transactions stay. After `StoreUnavailable` the
+    outcome is unknown. Repeating the call is safe: changes are guarded by the revision that was
+    read, and creations by the unique name, so a second attempt is refused.
     """
     changed = {object_key(change.subject) for change in changes}
     read = {object_key(item): item.revision for item in requires}
@@ -89,7 +89,7 @@ async def commit(
 
 
 def _chunks(changes: Sequence[Encoded], size: int) -> Iterator[Sequence[Encoded]]:
-    """The changes in parts of at most `size` operations and as many guards."""
+    """The changes in chunks of at most `size` operations and as many guards."""
     if not changes:
         yield ()
     chunk: list[Encoded] = []

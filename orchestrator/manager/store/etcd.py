@@ -1,7 +1,9 @@
 """`Kv` over etcd v3: aetcd's generated stubs on channels of our own.
 
-aetcd's client opens one insecure channel to one host and its watches die with the connection, so
-only its protobuf messages and stubs are used, and only here.
+Of aetcd only the protobuf messages and gRPC stubs generated from etcd's protos are used, because
+its client connects to one host without TLS and its watches end with the connection. The stubs come
+with a maintained package instead of a copy of etcd's protos in this repository; no other module
+imports aetcd.
 """
 
 from __future__ import annotations
@@ -48,18 +50,18 @@ from orchestrator.manager.store.lease_renewal import Renewed
 log = logging.getLogger(__name__)
 
 PAGE = 2_000
-"""Keys that one request of a list asks for."""
+"""Keys per request of a list."""
 
 PROGRESS_INTERVAL = 1.0
-"""Seconds between a watch's questions how far it is."""
+"""Seconds between a watch's progress requests."""
 
 RENEWAL_TIMEOUT = 1.0
-"""Seconds that one of several endpoints has at least to renew a lease."""
+"""Seconds that each of several endpoints has at least to renew a lease."""
 
 WATCH_SILENCE = 2.5
-"""Seconds without any answer after which a watch takes its endpoint for dead."""
+"""Seconds without any answer after which a watch considers its endpoint dead."""
 
-# A member without a quorum refuses at once instead of letting the caller wait.
+# A member without quorum refuses at once instead of blocking the caller.
 _METADATA = (("hasleader", "true"),)
 
 
@@ -75,8 +77,8 @@ class _Stubs:
 class EtcdKv:
     """The store that a manager uses. Enter it with `async with`, in the loop that uses it.
 
-    Entering connects to nothing yet. All methods behave as `Kv` says; each asks the endpoint in
-    use and moves to the next when there is no answer within `timeout` seconds.
+    Entering does not connect. All methods behave as `Kv` says; each uses the current endpoint and
+    moves to the next when there is no answer within `timeout` seconds.
     """
 
     def __init__(
@@ -152,7 +154,7 @@ class EtcdKv:
         request = rpc_pb2.TxnRequest(
             compare=[_compare(guard) for guard in guards],
             success=[_operation(op) for op in ops],
-            # On failure, read what the guards are about, to name those that do not hold.
+            # On failure, read the guarded keys, to name the guards that failed.
             failure=[_read_revisions(guard) for guard in guards],
         )
         answer = await self._ask(lambda stubs: stubs.kv.Txn, request, repeatable=False)
@@ -172,7 +174,7 @@ class EtcdKv:
         return _Watch(self._channels, prefix, start_revision)
 
     async def grant(self, ttl: float) -> int:
-        # Repeatable: the lease of an attempt that was not answered expires unused.
+        # Repeatable: the lease of an unanswered attempt expires unused.
         request = rpc_pb2.LeaseGrantRequest(TTL=math.ceil(ttl))
         answer = await self._channels.call(
             lambda stubs: stubs.lease.LeaseGrant(
@@ -195,7 +197,7 @@ class EtcdKv:
                 call.cancel()
 
         answer = await self._channels.call(once, repeatable=True)
-        if answer.TTL <= 0:  # etcd's way to say that there is no such lease
+        if answer.TTL <= 0:  # how etcd reports that there is no such lease
             raise LeaseLost("the lease has expired or was revoked")
         return float(answer.TTL)
 
@@ -207,13 +209,13 @@ class EtcdKv:
             return
 
     async def compact(self, revision: int) -> None:
-        """Forget the history before `revision`. Members do so by themselves; for tests."""
+        """Compact the history before `revision`. Members do so by themselves; for tests."""
         request = rpc_pb2.CompactionRequest(revision=revision, physical=True)
         await self._ask(lambda stubs: stubs.kv.Compact, request, repeatable=False)
 
 
 class EtcdRenewal:
-    """Renews leases by calls that block, over connections of its own; a context manager.
+    """Renews leases by blocking calls over connections of its own; a context manager.
 
     Used by one thread, beside an `EtcdKv` that the event loop uses.
     """
@@ -248,7 +250,7 @@ class EtcdRenewal:
                 failure = cast(grpc.Call, error)
                 if (refusal := refusal_of(failure)) is not None:
                     raise refusal from error
-                if self._current == 0:  # all were asked; the caller pauses
+                if self._current == 0:  # all were tried; the caller pauses
                     raise StoreUnavailable(failure.details() or failure.code().name) from error
 
 
@@ -261,7 +263,7 @@ def _renewed(channel: grpc.Channel, lease: int, key: str, timeout: float) -> Ren
         answer = next(call, None)
     finally:
         call.cancel()
-    if answer is None or answer.TTL <= 0:  # etcd's way to say that there is no such lease
+    if answer is None or answer.TTL <= 0:  # how etcd reports that there is no such lease
         raise LeaseLost("the lease has expired or was revoked")
     found = rpc_pb2_grpc.KVStub(channel).Range(
         rpc_pb2.RangeRequest(key=key.encode(), keys_only=True), timeout=timeout, metadata=_METADATA
@@ -271,11 +273,11 @@ def _renewed(channel: grpc.Channel, lease: int, key: str, timeout: float) -> Ren
 
 
 class _Watch:
-    """A watch that outlives the streams it runs over.
+    """A watch that survives the streams it runs over.
 
-    `_next` is the first revision that was not yet received whole; every new stream starts there.
-    Once a second it asks etcd for progress. The answer proves that the member lives and has a
-    leader, and moves `_next` on, so that the start of a quiet watch is never compacted away.
+    `_next` is the first revision that was not received in full; every new stream starts there. Once
+    a second it requests progress. The answer proves that the member is alive and has a leader, and
+    advances `_next`, so that the start of an idle watch is never compacted.
     """
 
     def __init__(self, channels: EtcdChannels[_Stubs], prefix: str, start_revision: int) -> None:
@@ -327,7 +329,7 @@ class _Watch:
             self._fail(self._channels.explain(error))
             return
         except asyncio.CancelledError:
-            # grpc cancels the call with the read; the next read starts where this one was.
+            # grpc cancels the call together with the read; the next read starts where this one was.
             self._drop()
             raise
         if not isinstance(response, rpc_pb2.WatchResponse):
@@ -366,7 +368,7 @@ class _Watch:
         self._call = self._peer.stubs.watch.Watch(self._requests(self._closed), metadata=_METADATA)
 
     async def _requests(self, closed: asyncio.Event) -> AsyncIterator[Any]:
-        """What grpc sends: the watch, then questions for progress until the stream is dropped."""
+        """What grpc sends: the watch, then progress requests until the stream is dropped."""
         start, end = _prefix_range(self._prefix)
         yield rpc_pb2.WatchRequest(
             create_request=rpc_pb2.WatchCreateRequest(
@@ -419,7 +421,7 @@ def _prefix_range(prefix: str) -> tuple[bytes, bytes]:
     start = prefix.encode()
     if not start:
         return b"\0", b"\0"
-    # UTF-8 has no byte 0xff, so the last one can always be counted up.
+    # UTF-8 has no byte 0xff, so the last one can always be incremented.
     return start, start[:-1] + bytes([start[-1] + 1])
 
 
@@ -429,7 +431,7 @@ def _compare(guard: Guard) -> Any:
         result=rpc_pb2.Compare.EQUAL,
         target=rpc_pb2.Compare.CREATE if created else rpc_pb2.Compare.MOD,
         key=guard.key.encode(),
-        # None leaves a field of the target's union alone.
+        # None leaves a field of the target's union unset.
         create_revision=guard.create_revision,
         mod_revision=guard.mod_revision,
     )

@@ -1,12 +1,13 @@
-"""gRPC channels to the members of one etcd cluster: which one to ask, and what a failure means.
+"""gRPC channels to the members of one etcd cluster: endpoint selection, and the meaning of
+failures.
 
-A channel per endpoint rather than one channel with gRPC's own balancing: a member that is frozen
-or cut off keeps its TCP connection for a while, and only the caller, whose deadline passed, knows
-that it should ask another. So one endpoint is in use by all calls, and a failure moves all of them
-to the next one.
+One channel per endpoint rather than one channel with gRPC's balancing: a member that is frozen or
+partitioned keeps its TCP connection for a while, and only the caller, whose deadline passed, knows
+that it should try another. So all calls use one endpoint, and a failure moves all of them to the
+next.
 
-Whether a failed write may be repeated depends on where it failed. Before it left (no connection,
-refused before being proposed): yes. After that nobody knows whether it happened.
+Whether a failed write may be repeated depends on where it failed. Before it was sent (no
+connection, refused before being proposed): yes. After that the outcome is unknown.
 """
 
 from __future__ import annotations
@@ -43,15 +44,15 @@ LONGEST_PAUSE = 0.4
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # With data under way, the kernel drops a connection whose peer acknowledges nothing for the
-    # keepalive timeout (TCP_USER_TIMEOUT); pings more often than each 5 s would be punished by an
-    # etcd with default settings.
+    # With data in flight, the kernel drops a connection whose peer acknowledges nothing for the
+    # keepalive timeout (TCP_USER_TIMEOUT); an etcd with default settings would punish pings more
+    # often than every 5 s.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 2_000),
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 200),
-    # Endpoints fail one by one, and an HTTP proxy of the host's environment is not for us.
+    # Endpoints fail one by one, and an HTTP proxy in the host's environment does not apply.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 )
@@ -74,7 +75,7 @@ class Peer(Generic[S]):
 
 
 class EtcdChannels(Generic[S]):
-    """All endpoints of a cluster, one of them in use."""
+    """All endpoints of a cluster, one of them current."""
 
     def __init__(
         self,
@@ -83,11 +84,8 @@ class EtcdChannels(Generic[S]):
         timeout: float,
         make_stubs: Callable[[grpc.aio.Channel], S],
     ) -> None:
-        """`timeout` in seconds is that of one attempt at one endpoint.
-
-        Raises StoreError when an endpoint is no URL, or does not fit `tls`, or a file of `tls`
-        cannot be read.
-        """
+        """`timeout` in seconds applies to one attempt at one endpoint. Raises StoreError for a
+        malformed endpoint, one that does not fit `tls`, or an unreadable file of `tls`."""
         if not endpoints:
             raise StoreError("no etcd endpoint given (check --etcd-endpoints)")
         self.timeout = timeout
@@ -115,21 +113,21 @@ class EtcdChannels(Generic[S]):
 
     @property
     def current(self) -> Peer[S]:
-        """The endpoint in use."""
+        """The current endpoint."""
         return self._peers[self._current]
 
     def leave(self, peer: Peer[S]) -> None:
-        """`peer` failed: use the next endpoint, unless another caller has moved on already."""
+        """`peer` failed: move to the next endpoint, unless another caller has moved already."""
         if self.current is peer:
             self._current = (self._current + 1) % len(self._peers)
 
     async def call(self, attempt: Callable[[S], Awaitable[R]], *, repeatable: bool) -> R:
         """The answer of the first endpoint that gives one.
 
-        Every endpoint is tried at least once, and failures that come at once (a member that
-        restarts) are retried until `timeout` has passed. What is not `repeatable` is tried again
-        only if it certainly did not happen. Raises StoreUnavailable, or the StoreError that
-        etcd's answer means.
+        Every endpoint is tried at least once, and immediate failures (a restarting member) are
+        retried until `timeout` has passed. What is not `repeatable` is repeated only if it
+        certainly did not happen. Raises StoreUnavailable, or the StoreError that etcd's answer
+        means.
         """
         give_up = time.monotonic() + self.timeout
         causes: dict[str, str] = {}
@@ -163,10 +161,8 @@ class EtcdChannels(Generic[S]):
             pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _connected(self, peer: Peer[S]) -> None:
-        """Wait until the channel is connected or has failed to; TimeoutError after `timeout`.
-
-        Only so is a write that never left known from one that got no answer.
-        """
+        """Wait until the channel is connected or has failed to; TimeoutError after `timeout`. Only
+        this distinguishes a write that was never sent from one without an answer."""
         settled = (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE)
         state = peer.channel.get_state(try_to_connect=True)
         if state in settled:
@@ -185,7 +181,7 @@ class EtcdChannels(Generic[S]):
         if "certificate_verify_failed" in lower:
             ca = self._tls.ca if self._tls else "?"
             return f"its certificate is not signed by the CA in {ca} (check the etcd CA file)"
-        # In TLS 1.3 the client is done first; the server's refusal meets it as its first data.
+        # In TLS 1.3 the client finishes first; the server's refusal arrives with its first data.
         if "unwrap failed" in lower or "_alert_" in lower:
             cert = self._tls.cert if self._tls else "?"
             return f"it refuses the certificate in {cert} (check the etcd client certificate)"
@@ -199,7 +195,7 @@ class EtcdChannels(Generic[S]):
 
 
 def blocking_channels(endpoints: Sequence[str], tls: EtcdTls | None) -> list[grpc.Channel]:
-    """A channel to each endpoint whose calls block, for use outside the event loop. Raises
+    """A channel to each endpoint with blocking calls, for use outside the event loop. Raises
     StoreError as `EtcdChannels` does."""
     targets = [_target(url, tls) for url in endpoints]
     if tls is None:
@@ -210,11 +206,11 @@ def blocking_channels(endpoints: Sequence[str], tls: EtcdTls | None) -> list[grp
 
 @asynccontextmanager
 async def _cancellable() -> AsyncIterator[None]:
-    """What is cancelled in here ends so, whatever gRPC says.
+    """Let a cancellation in the body win over gRPC's own.
 
     grpc.aio takes a cancellation for its own, and where the call has just ended (an answer or an
-    error that was not looked at yet, on a host that is slow), nothing tells of it any more: a term
-    that was over would go on.
+    error that was not looked at yet, on a slow host), nothing reports it any more: a term that was
+    over would go on.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -265,7 +261,7 @@ def _not_sent(error: grpc.aio.AioRpcError) -> bool:
 
 
 def refusal_of(error: grpc.aio.AioRpcError | grpc.Call) -> StoreError | None:
-    """The answer of an etcd that is well but says no; None when it is about reaching one."""
+    """The error that an answer of a healthy etcd means; None if the error is about reaching it."""
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.NOT_FOUND and "lease" in details:
         return LeaseLost("the lease has expired or was revoked")

@@ -1,9 +1,9 @@
-"""The etcd member that a manager runs for itself where no endpoints are given.
+"""The etcd member that a manager runs if no endpoints are given.
 
-It listens on loopback only and trusts only a CA in its own data folder. It is kept outside the
-manager's life: in a session of its own, so that a manager that is killed does not take it along;
-the next manager on the same data folder finds it running and adopts it (`etcdprocess`). That no
-two managers do so at the same time is a file lock's work.
+It listens on loopback only and trusts only a CA in its own data folder. It outlives the manager: it
+has a session of its own, so that killing the manager does not kill it; the next manager on the same
+data folder finds it running and adopts it (`etcd_process`). A file lock excludes that two managers
+do so at the same time.
 """
 
 from __future__ import annotations
@@ -46,15 +46,12 @@ ADOPT_WITHIN = 5.0
 FIRST_BACKOFF = 0.1
 LONGEST_BACKOFF = 5.0
 STEADY_AFTER = 10.0
-"""Seconds of life after which a death is a new story, with the first back-off again."""
+"""Seconds of uptime after which the restart backoff is reset."""
 
 
 class EtcdMember:
-    """A running etcd, kept running while the `async with` lasts.
-
-    Raises StoreError on entry: no etcd binary, data folder in use, or etcd's own reason for not
-    starting.
-    """
+    """A running etcd, supervised while the `async with` lasts. Raises StoreError on entry: no etcd
+    binary, data folder in use, or etcd's own reason for not starting."""
 
     def __init__(
         self,
@@ -64,7 +61,7 @@ class EtcdMember:
         client_port: int | None = None,
         peer_port: int | None = None,
     ) -> None:
-        """`data_dir` is made if missing. Ports that are not given are picked and remembered."""
+        """`data_dir` is created if missing. Ports that are not given are chosen and remembered."""
         self._folder = data_dir.absolute()
         self._binary = binary
         self._given = (client_port, peer_port)
@@ -76,12 +73,12 @@ class EtcdMember:
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        """Where clients find it; valid inside the `async with`."""
+        """Its client URLs; valid inside the `async with`."""
         return (f"https://127.0.0.1:{self._ports[0]}",)
 
     @property
     def tls(self) -> EtcdTls:
-        """What clients need to be let in; valid inside the `async with`."""
+        """Client credentials; valid inside the `async with`."""
         assert self._tls is not None
         return self._tls.client
 
@@ -91,7 +88,7 @@ class EtcdMember:
 
     @property
     def pid(self) -> int:
-        """The process that runs now; another one after a restart."""
+        """The running process; changes with a restart."""
         assert self._process is not None
         return self._process.pid
 
@@ -153,7 +150,7 @@ class EtcdMember:
             f"--max-txn-ops={MAX_TXN_OPS}",
             f"--max-request-bytes={MAX_REQUEST_BYTES}",
             f"--quota-backend-bytes={QUOTA_BYTES}",
-            # With itself alone to hear from, a short timeout costs no false election, and a
+            # A single member hears only itself, so a short timeout causes no false election, and a
             # restarted member leads after 0.25 to 0.5 s instead of 1 to 2 s.
             "--heartbeat-interval=50",
             "--election-timeout=250",
@@ -182,7 +179,7 @@ class EtcdMember:
         )
 
     async def _answers(self, process: EtcdProcess, within: float) -> bool:
-        """Whether a linearizable read succeeds before the time or the process ends."""
+        """Whether a linearizable read succeeds before the deadline and while the process lives."""
         loop = asyncio.get_running_loop()
         end = loop.time() + within
         async with EtcdKv(self.endpoints, self.tls, timeout=0.5) as kv:
@@ -193,7 +190,7 @@ class EtcdMember:
         return False
 
     async def _supervise(self) -> None:
-        """Start etcd again whenever it ends."""
+        """Restart etcd whenever it ends."""
         loop = asyncio.get_running_loop()
         backoff = FIRST_BACKOFF
         while True:
@@ -226,7 +223,7 @@ class EtcdMember:
 
 
 class _Lock:
-    """An exclusive lock on a file, given back by the kernel when its holder dies."""
+    """An exclusive file lock, released by the kernel when its holder dies."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -248,7 +245,8 @@ class _Lock:
 
 
 def _known(binary: str, *arguments: str) -> tuple[str, ...]:
-    """Those that this etcd has: Debian 12 and Ubuntu 24.04 ship 3.4, which lacks some of 3.5's."""
+    """The flags that this etcd knows: Debian 12 and Ubuntu 24.04 ship 3.4, which lacks some of
+    3.5's."""
     asked = subprocess.run([binary, "--help"], capture_output=True, text=True, check=False)
     words = set((asked.stdout + asked.stderr).split())
     return tuple(each for each in arguments if each.partition("=")[0] in words)
@@ -264,7 +262,7 @@ def _find(binary: str) -> str:
 
 
 def _ports(memory: Path, given: tuple[int | None, int | None], running: bool) -> tuple[int, int]:
-    """Client and peer port: as given, else as remembered if free (or ours), else picked."""
+    """Client and peer port: as given, else as remembered if free (or ours), else chosen."""
     try:
         known = json.loads(memory.read_text())
         remembered = (int(known["client"]), int(known["peer"]))

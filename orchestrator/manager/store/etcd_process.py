@@ -1,7 +1,7 @@
-"""An etcd process: started so that it outlives its manager, and found again by the next one.
+"""An etcd process that outlives its manager, and is found again by the next one.
 
-There is no pid file, which could be missing or stale after a kill between two lines. An orphan is
-found in /proc, by a command line and a working directory that are ours.
+There is no pid file, which could be missing or stale after a kill between two statements. An orphan
+is found in /proc, by its command line and working directory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STOP_WITHIN = 5.0
 
 @dataclass(frozen=True, slots=True)
 class EtcdProcess:
-    """An etcd, our child or adopted, held by a pidfd that no other process can come to mean."""
+    """An etcd, started or adopted, held by a pidfd, which no other process can come to mean."""
 
     pid: int
     pidfd: int
@@ -39,7 +39,7 @@ class EtcdProcess:
         return False
 
     async def wait(self) -> None:
-        """Until it has ended (and, a child, is reaped)."""
+        """Wait until it has ended (and, if a child, is reaped)."""
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         loop.add_reader(self.pidfd, ended.set)
@@ -51,7 +51,7 @@ class EtcdProcess:
             self.child.wait()
 
     async def stop(self) -> None:
-        """SIGTERM, and SIGKILL for one that does not obey; closes the pidfd."""
+        """SIGTERM, then SIGKILL after `STOP_WITHIN`; closes the pidfd."""
         try:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
@@ -67,8 +67,9 @@ class EtcdProcess:
 
 
 def start(command: tuple[str, ...], folder: Path) -> EtcdProcess:
-    """Start etcd in a session of its own, so that neither Ctrl-C nor our death reaches it."""
-    # Variables such as ETCD_NAME would be settings; nothing but the command line shall count.
+    """Start etcd in a session of its own, so that neither Ctrl-C nor the manager's death reaches
+    it."""
+    # Variables such as ETCD_NAME would be settings; only the command line counts.
     environment = {name: text for name, text in os.environ.items() if name[:5] != "ETCD_"}
     with (folder / "etcd.err").open("wb") as errors:
         child = subprocess.Popen(
@@ -92,7 +93,9 @@ def find_orphan(folder: Path) -> EtcdProcess | None:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
             continue
-        if _is_ours(pid, folder):  # still, so the pidfd means the process that was looked at
+        if _is_ours(
+            pid, folder
+        ):  # again, so that the pidfd certainly means the process that was checked
             return EtcdProcess(pid, pidfd, _command_of(pid), None)
         os.close(pidfd)
     return None
@@ -103,7 +106,7 @@ def _pids() -> Iterator[int]:
 
 
 def _is_ours(pid: int, folder: Path) -> bool:
-    """By argument, and by the folder itself: the same path may be another one elsewhere."""
+    """Checks the argument and the folder itself: the same path may be another folder elsewhere."""
     if f"--data-dir={folder / 'data'}" not in _command_of(pid):
         return False
     try:

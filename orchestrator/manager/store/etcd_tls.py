@@ -1,11 +1,11 @@
-"""Certificates between Orc and the etcd member that it runs for itself.
+"""TLS between Orc and the etcd member that it runs.
 
-That member has a private CA, in its data folder, that signs nothing else. So no certificate of
-the cluster's own CA (a node's, a user's) can talk to etcd, whatever role it carries: etcd's
-`--client-cert-auth` asks only whether the CA signed it.
+That member has a private CA, in its data folder, that signs nothing else. So no certificate of the
+cluster's own CA (a node's, a user's) is accepted by etcd, whatever its role: etcd's
+`--client-cert-auth` checks only whether the CA signed it.
 
-One certificate serves etcd on both of its ports, one is the client's. All keys are ECDSA P-256
-in files of mode 0600.
+One certificate serves etcd on both of its ports, one is the client's. All keys are ECDSA P-256 in
+files of mode 0600.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from orchestrator.linux.atomicfile import write_file
 
 CA_LIFETIME = dt.timedelta(days=20 * 365)
-# Long, because nothing but a restart of the manager renews it and it never leaves loopback.
+# Long, because only a restart of the manager renews it, and it never leaves loopback.
 LEAF_LIFETIME = dt.timedelta(days=5 * 365)
 RENEW_BEFORE = dt.timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)
 class EtcdTls:
-    """PEM files with which a client proves itself to etcd and etcd to the client."""
+    """PEM files for mutual TLS with etcd."""
 
     ca: Path
     cert: Path
@@ -39,7 +39,8 @@ class EtcdTls:
 
 @dataclass(frozen=True, slots=True)
 class MemberTls:
-    """What a member and its client need. `renewed_ca`: made anew, so a running etcd is stale."""
+    """What a member and its client need. `renewed_ca`: the CA was replaced, so a running etcd is
+    stale."""
 
     server: EtcdTls
     client: EtcdTls
@@ -47,10 +48,10 @@ class MemberTls:
 
 
 def ensure_member_tls(folder: Path, now: dt.datetime) -> MemberTls:
-    """Make, or renew within 30 days of their end, the CA and certificates in `folder`.
+    """Ensure the CA and certificates in `folder`, renewed within 30 days of their expiry.
 
-    `now` is timezone-aware. Idempotent, and safe to interrupt: a pair that is not whole, or whose
-    certificate the CA did not sign, is made again. Raises OSError when the folder is not writable.
+    `now` is timezone-aware. Idempotent, and safe to interrupt: an incomplete pair, or one whose
+    certificate the CA did not sign, is replaced. Raises OSError when the folder is not writable.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     ca = EtcdTls(folder / "ca.pem", folder / "ca.pem", folder / "ca-key.pem")
@@ -96,7 +97,7 @@ def _signed_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
 
 def _make_ca(files: EtcdTls, now: dt.datetime) -> Pair:
     key = ec.generate_private_key(ec.SECP256R1())
-    # The serial in the name keeps a successor apart from the CA that it replaces.
+    # The serial number in the name distinguishes a CA from the one that it replaces.
     serial = x509.random_serial_number()
     name = _name(f"orc etcd CA {serial:x}"[:64])
     certificate = (
@@ -130,7 +131,7 @@ def _make_leaf(files: EtcdTls, name: str, authority: Pair, now: dt.datetime) -> 
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(
-            # etcd uses its server certificate as a client too, towards peers.
+            # etcd uses its server certificate also as a client, towards peers.
             x509.ExtendedKeyUsage(
                 [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
                 if name == "etcd"
@@ -177,7 +178,7 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def _write(files: EtcdTls, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
-    """Key first: a crash in between leaves a mismatch, which `_load` refuses."""
+    """Key first: a crash in between leaves a mismatch, which `_load` rejects."""
     private = key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,

@@ -1,4 +1,4 @@
-"""A store whose requests are timed, and some refused."""
+"""A store that measures the requests to another one, and rejects some."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.manager.store.lease_renewal import Renewal, Renewed
 
 
 class InstrumentedKv:
-    """Passes everything on to another store, and tells how long it took."""
+    """Passes every request on to another store, and reports its duration."""
 
     def __init__(
         self,
@@ -20,9 +20,9 @@ class InstrumentedKv:
         failed: Callable[[str], None],
         admit: Callable[[Sequence[Op]], None] = lambda _: None,
     ) -> None:
-        """`took`: the operation, and the seconds until its answer; a conflict is one, too.
-        `failed`: the operation that was not answered in time. `admit` raises for operations that
-        must not be made."""
+        """`took`: operation and seconds until its answer, which may be a conflict. `failed`:
+        operation without an answer in time. `admit` raises for operations that must not be
+        executed."""
         self._kv = kv
         self._took = took
         self._failed = failed
@@ -83,7 +83,7 @@ class InstrumentedKv:
 
 
 class InstrumentedRenewal:
-    """Passes renewals on, and tells how long each took, as `TimedKv` does of keepalives."""
+    """Passes renewals on, and reports their durations, as `InstrumentedKv` does for keepalives."""
 
     def __init__(
         self, renewal: Renewal, took: Callable[[str, float], None], failed: Callable[[str], None]

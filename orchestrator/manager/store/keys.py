@@ -1,12 +1,12 @@
-"""Where each object stands in the store: `/orc/<kind>/<id>`, encoded protobuf as the value.
+"""Keys of objects in the store: `/orc/<kind>/<id>`, encoded protobuf as the value.
 
-A unique name is a key of its own, `/orc/names/<kind>/<name>`, whose value is the object's id; it
-is created with a guard that it does not exist, so two clients cannot take one name. In the same way
-`/orc/addresses/<address>` is the owner's id of each VIP and each address that a spec fixes, so that
+A unique name is a key of its own, `/orc/names/<kind>/<name>`, whose value is the object's id; it is
+created under the guard that it does not exist, so two clients cannot take the same name. In the
+same way `/orc/addresses/<address>` holds the owner's id of each VIP and each fixed address, so that
 none has two owners: networks do not overlap.
 
-The data of a secret's or config's version, sealed, is at `/orc-sealed/<id>/<version>`: beside what
-managers keep in memory, since only a node's session reads it, when a task needs it there.
+The sealed data of a version of a secret or config is at `/orc-sealed/<id>/<version>`, outside of
+what managers cache: only a node's session reads it, when a task needs it there.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ PREFIX = "/orc/"
 SEALED = "/orc-sealed/"
 LEADER = PREFIX + "leader"
 SEQUENCE = PREFIX + "sequence"
-"""Written by every transaction of the leader, each of which requires the one before it (`writer`).
-"""
+"""Written by every transaction of the leader, each of which requires its predecessor
+(`leader.plan_commit`)."""
 _NAMES = PREFIX + "names/"
 _ADDRESSES = PREFIX + "addresses/"
 
 NETWORK_TURN = _NAMES + "networks//turn"
-"""Written with each new network, so that of two that are made at once the second sees the first:
-their subnets and numbers must differ."""
+"""Written with each new network, so that of two concurrent creations the second sees the first:
+their subnets and VNIs must differ."""
 
 PORT_TURN = _NAMES + "ports//turn"
 """Written with each service or container that publishes ports, for the same reason."""
@@ -75,22 +75,22 @@ def object_type(key: str) -> tuple[type[Object], str] | None:
 
 
 def is_foreign_key(key: str) -> bool:
-    """Whether it is an object's, of a kind that this version does not know."""
+    """Whether it is the key of an object of a kind that this version does not know."""
     kind, _, identifier = key.removeprefix(PREFIX).partition("/")
     known = kind in _TYPES or key.startswith((_NAMES, _ADDRESSES))
     return bool(identifier) and not known
 
 
 def name_key(type_: type[Object], name: str) -> str:
-    """The key that makes `name` unique among the objects of a class. Services and networks have
-    names in the DNS, where case makes no difference."""
+    """The key that makes `name` unique among the objects of a class. Names of services and networks
+    are DNS names, so they are case-insensitive."""
     if type_ in (Service, Network):
         name = name.lower()
     return f"{_NAMES}{_KINDS[type_]}/{name}"
 
 
 def unique_key(obj: Object) -> str | None:
-    """The name key that lives and dies with an object, None when it has none."""
+    """The name key of an object, created and deleted with it; None without one."""
     if isinstance(obj, Task) and obj.container_name:
         return name_key(Task, obj.container_name)
     if isinstance(obj, Network):
@@ -101,12 +101,12 @@ def unique_key(obj: Object) -> str | None:
 
 
 def sealed_key(document_id: str, version: int) -> str:
-    """Where the data of a document's version is."""
+    """The key of the data of a document's version."""
     return f"{SEALED}{document_id}/{version}"
 
 
 def address_keys(obj: Object | None) -> frozenset[str]:
-    """The keys of the addresses that an object owns; of a service's tasks the service is it."""
+    """The keys of the addresses that an object owns; the service owns those of its tasks."""
     found: list[str] = []
     if isinstance(obj, Service):
         found += [*obj.vips.values(), *obj.vips6.values()]

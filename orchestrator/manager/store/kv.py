@@ -25,12 +25,11 @@ class StoreUnavailable(StoreError):
 
 
 class StoreFull(StoreError):
-    """The store has no space left: it can be read, and nothing can be written until an operator
-    makes room."""
+    """The store has no space left: reads succeed, writes fail until an operator makes room."""
 
 
 class TooLarge(StoreError):
-    """One transaction is larger than the store takes. Nothing was written; a smaller one may be."""
+    """A transaction exceeds the store's limits. Nothing was written; a smaller one may succeed."""
 
 
 class LeaseLost(StoreError):
@@ -38,11 +37,11 @@ class LeaseLost(StoreError):
 
 
 class Compacted(StoreError):
-    """The revision asked for is no longer in the store's history: list again."""
+    """The requested revision is compacted: list again."""
 
 
 class Conflict(StoreError):
-    """A guard of a transaction did not hold: what was read has changed. Recompute, never patch.
+    """A guard of a transaction failed: what was read has changed. Recompute, never patch.
 
     `keys` are those whose guards failed, so that a caller can tell a lost term from a lost race.
     """
@@ -66,8 +65,8 @@ class Entry:
 class Guard:
     """A condition of a transaction: exactly one of the two revisions is set and compared.
 
-    0 asserts that the key does not exist. `create_revision` is for keys that are written while
-    they are held (an election key keeps its create revision for the whole term).
+    0 asserts that the key does not exist. `create_revision` is for keys that are written while they
+    are held (an election key keeps its create revision for the whole term).
     """
 
     key: str
@@ -90,7 +89,7 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Delete a key; one that does not exist is no error and no write."""
+    """Delete a key; no-op if it does not exist."""
 
     key: str
 
@@ -124,7 +123,7 @@ class Batch:
 
 
 class Kv(Protocol):
-    """What Orc asks of a key-value store. All methods raise `StoreError` subclasses only."""
+    """What Orc requires of a key-value store. All methods raise `StoreError` subclasses only."""
 
     async def get(self, key: str) -> Entry | None:
         """The key's entry (linearizable), or None."""
@@ -138,37 +137,37 @@ class Kv(Protocol):
         """Apply all `ops` atomically if all `guards` hold; the revision of the write.
 
         Raises `Conflict` when a guard fails, `LeaseLost` when a `Put` names a lease that is gone;
-        nothing is written then. At most `max_txn_ops` guards and as many ops; one op a key.
-        After `StoreUnavailable` the transaction may or may not have happened: read again. When
-        the ops change nothing (no ops, deletes of what is not there), the current revision.
+        nothing is written then. At most `max_txn_ops` guards and as many ops; one op per key. After
+        `StoreUnavailable` the transaction may or may not have happened: read again. If the ops
+        change nothing (no ops, deletes of missing keys), the current revision.
         """
         ...
 
     @property
     def max_txn_ops(self) -> int:
-        """The most guards, or ops, that one transaction may hold."""
+        """The maximum number of guards, or ops, of one transaction."""
         ...
 
     def watch(
         self, prefix: str, start_revision: int
     ) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
-        """Changes under `prefix` from `start_revision` on, in order, one `Batch` a revision.
+        """Changes under `prefix` from `start_revision` on, in order, one `Batch` per revision.
 
         `start_revision` is at least 1, usually that of a `Snapshot` plus 1. The stream survives
-        reconnects and endpoint changes without a gap or a double, for as long as it takes. It
-        raises `Compacted` if the history needed is gone. Cancelling a wait for the next batch
-        loses nothing: the next wait goes on from there.
+        reconnects and endpoint changes without gaps or duplicates. It raises `Compacted` if the
+        history needed is gone. Cancelling a wait for the next batch loses nothing: the next wait
+        continues there.
         """
         ...
 
     async def grant(self, ttl: float) -> int:
-        """A new lease of at least `ttl` seconds; its id. etcd takes whole seconds, 2 or more."""
+        """Grant a lease of at least `ttl` seconds; its id. etcd takes whole seconds, 2 or more."""
         ...
 
     async def keepalive(self, lease: int) -> float:
-        """Renew the lease; the seconds it now has. Raises `LeaseLost` if it is gone."""
+        """Renew the lease; its new seconds to live. Raises `LeaseLost` if it is gone."""
         ...
 
     async def revoke(self, lease: int) -> None:
-        """End the lease and delete its keys. Succeeds when it is already gone."""
+        """Revoke the lease and delete its keys. Succeeds if it is already gone."""
         ...

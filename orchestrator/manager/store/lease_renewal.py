@@ -1,10 +1,10 @@
-"""Keeping a leader's lease alive from a thread of its own.
+"""Renewing a leader's lease from a thread.
 
-A lease that is renewed by the event loop is lost when the loop is late: when it plans, decodes or
-serves for longer than the lease lasts. Here a thread renews it, over connections of its own, for as
-long as the loop gives a sign of life now and then. A loop that gives none for `STUCK_AFTER` seconds
-is taken for stuck for good: the renewals end, and another manager is elected when the lease has
-run out, `STUCK_AFTER` and the lease's time to live after the loop's last sign of life at most.
+A lease that the event loop renews is lost when the loop is late: when it plans, decodes or serves
+for longer than the lease lasts. Here a thread renews it, over connections of its own, for as long
+as the loop gives signs of life. A loop that gives none for `STUCK_AFTER` seconds is considered
+stuck: renewals stop, and another manager is elected when the lease expires, at most `STUCK_AFTER`
+plus the lease's time to live after the loop's last sign of life.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from orchestrator.manager.store.kv import LeaseLost, StoreError
 log = logging.getLogger(__name__)
 
 STUCK_AFTER = 30.0
-"""Seconds without a sign of life after which the event loop is taken for stuck."""
+"""Seconds without a sign of life after which the event loop is considered stuck."""
 BEAT = 0.5
 """Seconds between two signs of life of the event loop."""
 RETRY = 0.2
@@ -31,20 +31,20 @@ RETRY = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """What the store knows of a lease and the key that it holds."""
+    """A lease, and the key that it holds, as the store knows them."""
 
     seconds: float
-    """How long the lease now lasts."""
+    """Seconds to live."""
     create_revision: int
-    """Of the key; 0: it is not there."""
+    """Of the key; 0: it does not exist."""
 
 
 class Renewal(Protocol):
-    """Renews leases by calls that block, for use from any thread."""
+    """Renews leases by blocking calls, from any thread."""
 
     def renew(self, lease: int, key: str, timeout: float) -> Renewed:
-        """Renew the lease, then look at the key. Raises LeaseLost, and StoreError when no answer
-        comes within `timeout` seconds."""
+        """Renew the lease, then read the key. Raises LeaseLost, and StoreError when no answer comes
+        within `timeout` seconds."""
         ...
 
 
@@ -57,7 +57,7 @@ class Held:
     """At which the key was created."""
     lease: int
     deadline: float
-    """Monotonic time until which the lease is known to be alive, a margin deducted."""
+    """Monotonic time until which the lease is known to be valid, minus a margin."""
 
 
 class Keeper:
@@ -85,7 +85,7 @@ class Keeper:
         self._lost: asyncio.Future[str] | None = None
 
     def start(self) -> None:
-        """Have a thread renew the lease from now on. Call it in the event loop."""
+        """Start renewing from a thread. Call it in the event loop."""
         loop = asyncio.get_running_loop()
         lost = self._lost = loop.create_future()
 
@@ -109,7 +109,7 @@ class Keeper:
         return self._lost.result()
 
     def stop(self) -> None:
-        """Renew no more. A renewal that is under way ends by its timeout; nothing follows it."""
+        """Stop renewing. A renewal in flight ends by its timeout; none follows."""
         self._stopped.set()
 
     def _renew_until_lost(self) -> str:

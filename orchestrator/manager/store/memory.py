@@ -1,7 +1,7 @@
 """`Kv` in memory, with etcd's revisions, leases and watches; for the simulator and unit tests.
 
-Time is a function that the caller gives. Leases expire when it says so: on any access, or on
-`tick()` after the clock was moved, which also lets waiting watches see it.
+Time is a function that the caller gives. Leases expire by it: on any access, or on `tick()` after
+the clock was moved, which also lets waiting watches see it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class MemoryKv:
     def __init__(
         self, clock: Callable[[], float], *, max_txn_ops: int = 128, max_bytes: int = 3 << 19
     ) -> None:
-        """`clock` gives seconds that never go back; the limits are those of etcd by default."""
+        """`clock` is monotonic, in seconds; the limits default to etcd's."""
         self._clock = clock
         self._max_txn_ops = max_txn_ops
         self._max_bytes = max_bytes
@@ -136,7 +136,7 @@ class MemoryKv:
         self.fault("revoke", "after")
 
     async def compact(self, revision: int) -> None:
-        """Forget the history before `revision`."""
+        """Compact the history before `revision`."""
         if revision > self._revision:
             raise StoreError(f"revision {revision} is in the future")
         if revision <= self._compacted:
@@ -145,7 +145,7 @@ class MemoryKv:
         self._history = [batch for batch in self._history if batch.revision >= revision]
 
     def tick(self) -> None:
-        """End the leases whose time has come."""
+        """Expire leases whose time has come."""
         now = self._clock()
         for lease in [id for id, held in self._leases.items() if held.deadline <= now]:
             self._end_lease(lease)
@@ -166,7 +166,7 @@ class MemoryKv:
             self._apply([Delete(key) for key in sorted(held.keys)])
 
     def _apply(self, ops: Sequence[Op]) -> None:
-        """Carry out what changes something, at one new revision, and tell the watches."""
+        """Apply changes at one new revision, and notify the watches."""
         changes = [op for op in ops if isinstance(op, Put) or op.key in self._entries]
         if not changes:
             return
@@ -212,7 +212,7 @@ class MemoryKv:
 
 
 class _Watch:
-    """A reader of the history; it keeps nothing but its place."""
+    """A reader of the history; its only state is its position."""
 
     def __init__(self, store: MemoryKv, prefix: str, start_revision: int) -> None:
         if start_revision < 1:
@@ -247,12 +247,12 @@ class _Watch:
             mine = tuple(event for event in batch.events if event.key.startswith(self._prefix))
             if mine:
                 self._ready.append(Batch(batch.revision, mine))
-        # A quiet watch moves on too, so that compaction behind it does not end it.
+        # An idle watch advances too, so that compaction does not end it.
         self._next = max(self._next, self._store._revision + 1)
 
 
 def _refuse_duplicates(ops: Sequence[Op]) -> None:
-    """etcd takes a key once in a transaction, unless all that is done to it is to delete it."""
+    """etcd accepts a key once per transaction, unless it is only deleted."""
     put: set[str] = set()
     deleted = {op.key for op in ops if isinstance(op, Delete)}
     for op in ops:

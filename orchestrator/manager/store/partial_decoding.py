@@ -1,7 +1,7 @@
-"""What can still be read of a protobuf message that is damaged further on.
+"""What can still be read of a damaged protobuf message.
 
 The wire format (protobuf.dev, "Encoding") is a sequence of fields, each with its number and kind,
-so that all before the damage can be told.
+so everything before the damage is readable.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def leading_fields(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Number and raw value of each field, up to the first that is damaged."""
+    """Number and raw value of each field, up to the first damaged one."""
     at = 0
     try:
         while at < len(data):
@@ -36,7 +36,7 @@ def leading_fields(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number that begins at a position, and where it ends."""
+    """The number at a position, and the position after it."""
     number = shift = 0
     while True:
         byte = data[at]

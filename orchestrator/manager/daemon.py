@@ -1,4 +1,4 @@
-"""The manager's process: the store, the cache, the servers, and a term while it leads."""
+"""The manager's process: wires store, cache, servers and, while it leads, the planning loop."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ DEFAULT_VNI = 4096
 
 _SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
-    # Agents and clients ask often enough whether this end lives, and agents send heartbeats; with
-    # many of them, asking each as often would cost more than it tells.
+    # Agents and clients send keepalive pings often enough, and agents send heartbeats; with many of
+    # them, pinging each as often would cost too much.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
@@ -103,27 +103,28 @@ class CannotServe(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ManagerSettings:
-    """What `orc manager` was told."""
+    """Settings of `orc manager`."""
 
     data_dir: Path
     etcd_endpoints: tuple[str, ...] = ()
     etcd_tls: EtcdTls | None = None
     node_timeout: float | None = None
-    """Seconds of silence after which a node is down; None: as stored (5 at first)."""
+    """Seconds of silence after which a node is down; None: as stored (initially 5)."""
     otlp_endpoint: str = ""
-    """Where traces go; empty: where OpenTelemetry's variables say, else nowhere."""
+    """Where traces are sent; empty: as OpenTelemetry's environment variables say, otherwise
+    nowhere."""
     lease: float = 10.0
-    """Seconds after this manager's death, while it leads, until another one is elected."""
+    """Seconds from a leader's death until the next one is elected."""
     discard_secrets: bool = False
-    """Start also if the store holds secrets that are sealed with another key."""
+    """Start even if the store holds secrets that are sealed with another key."""
     audit_file_bytes: int = FILE_BYTES
     audit_files: int = FILES
-    """Size of one file of the audit trail, and how many are kept."""
+    """Size of one file of the audit trail, and number of files kept."""
 
 
 @asynccontextmanager
 async def _store(settings: ManagerSettings) -> AsyncIterator[tuple[Kv, Renewal]]:
-    """The store, and what renews leases in it beside the event loop."""
+    """The store, and what renews leases outside of the event loop."""
     async with AsyncExitStack() as stack:
         endpoints, tls = settings.etcd_endpoints, settings.etcd_tls
         if endpoints:
@@ -139,8 +140,7 @@ async def _store(settings: ManagerSettings) -> AsyncIterator[tuple[Kv, Renewal]]
 async def _found(
     kv: Kv, cache: Cache, identity: ManagerIdentity, settings: ManagerSettings, vault: Vault
 ) -> None:
-    """Write what a fresh cluster begins with, and settings that were given anew. Raises
-    CannotServe."""
+    """Initialise a new cluster, or update changed settings. Raises CannotServe."""
     certificate = (settings.data_dir / "ca.pem").read_text()
     cluster = cache.view.cluster
     now = time.time()
@@ -157,7 +157,7 @@ async def _found(
     vault.save()
     changes: list[Change] = []
     if any(each.kind == "cluster" for each in cache.view.quarantined.values()):
-        pass  # It is there, and for a manager that can decode it. Tasks are managed without it.
+        pass  # It exists; only a manager that can decode it may change it.
     elif cluster is None:
         fresh = Cluster(
             id=identity.cluster_id,
@@ -205,7 +205,7 @@ async def _found(
 
 
 class Manager:
-    """One manager's parts."""
+    """A running manager."""
 
     def __init__(
         self,
@@ -216,8 +216,8 @@ class Manager:
         tracer: Tracer = OFF,
         renewal: Renewal | None = None,
     ) -> None:
-        """`renewal` renews the leader's lease beside the event loop, which does it if there is
-        none."""
+        """`renewal` renews the leader's lease outside of the event loop; without it, the event loop
+        does."""
         self._settings = settings
         self._identity = identity
         self._supervisor = supervisor
@@ -239,7 +239,7 @@ class Manager:
         self._tunnels = Tunnels(new_id)
         self._leader = ""
         self._term = 0
-        """Revision of the store at which this manager's term began; 0 while it does not lead."""
+        """Store revision at which this manager's term began; 0 while it does not lead."""
         self.serving = asyncio.Event()
         """Set once the ports are open."""
         self._address = f"{identity.address}:{identity.port}"
@@ -395,7 +395,7 @@ class Manager:
         return server
 
     async def _lead(self) -> None:
-        """Campaign, lead, and campaign again when the term is lost."""
+        """Campaign, lead, and campaign again when the term ends."""
         election = Election(
             self._kv,
             LEADER,
@@ -437,7 +437,7 @@ async def serve(settings: ManagerSettings) -> None:
 
 
 def _took(times: metrics.StoreMetrics, traces: Tracer) -> Callable[[str, float], None]:
-    """What is told of each of the store's answers."""
+    """Callback that measures the store's requests."""
     if not traces.on:
         return times.took
 

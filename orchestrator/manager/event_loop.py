@@ -35,7 +35,7 @@ _threads = ThreadPoolExecutor(_THREADS, "offload")
 
 
 async def offload(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function that only computes, in a thread; its result. Raises what it raises."""
+    """Run a computation in a thread; its result. Raises what it raises."""
     call = partial(copy_context().run, function, *args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(_threads, call)
 
@@ -57,16 +57,16 @@ def _freeze(phase: str, info: dict[str, Any]) -> None:
 
 
 SAMPLE_INTERVAL = 0.1
-"""Seconds between two turns of the event loop that are looked for."""
+"""Seconds between samples."""
 LONGEST_STEP = 0.2
-"""Seconds that pass at most between two of them."""
+"""Seconds that the clock advances between two samples, at most."""
 
 
 class LivenessClock:
-    """Monotonic seconds, without those in which the event loop was late.
+    """Monotonic clock that stands still while the event loop is late.
 
-    A loop that is blocked, and a process that gets no processor, reads nothing: what agents have
-    sent meanwhile waits in its sockets. Measured by this clock, no node is silent for that.
+    A loop that is blocked, or a process without CPU time, reads nothing: data of agents waits in
+    its sockets. By this clock, no node is silent because of that.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -78,12 +78,12 @@ class LivenessClock:
         return self._passed + min(self._now() - self._turned, LONGEST_STEP)
 
     def turn(self) -> None:
-        """The event loop runs."""
+        """Record that the event loop runs."""
         self._passed = self()
         self._turned = self._now()
 
     async def run(self) -> None:
-        """Watch the event loop, until cancelled."""
+        """Sample the event loop, until cancelled."""
         while True:
             await asyncio.sleep(SAMPLE_INTERVAL)
             self.turn()

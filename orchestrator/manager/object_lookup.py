@@ -21,7 +21,7 @@ T = TypeVar("T")
 def _resolve(
     kind: str, word: str, by_id: Mapping[str, T], by_name: Iterable[tuple[str, T]], listing: str
 ) -> T:
-    """Exact id, else exact name, else unique id prefix. Raises RequestError with a near miss."""
+    """Exact id, else exact name, else unique id prefix. Raises RequestError with a suggestion."""
     if not word:
         raise invalid_argument(f"say which {kind}; see '{listing}'")
     if word in by_id:
@@ -45,14 +45,14 @@ def _resolve(
 
 
 def find_service(view: ClusterView, word: str) -> Service:
-    """The service meant by `word`; those being removed count no more."""
+    """The service that `word` identifies; services being removed do not count."""
     live = {id: service for id, service in view.services.items() if not service.removed}
     names = ((service.spec.name, service) for service in live.values())
     return _resolve("service", word, live, names, "orc service ls")
 
 
 def find_job(view: ClusterView, word: str) -> Service:
-    """The job meant by `word`."""
+    """The job that `word` identifies."""
     live = {
         id: service
         for id, service in view.services.items()
@@ -66,19 +66,19 @@ def find_job(view: ClusterView, word: str) -> Service:
 
 
 def find_node(view: ClusterView, word: str) -> Node:
-    """The node meant by `word`: id, hostname or the beginning of an id."""
+    """The node that `word` identifies: id, hostname or id prefix."""
     names = ((node.description.hostname, node) for node in view.nodes.values())
     return _resolve("node", word, view.nodes, names, "orc node ls")
 
 
 def find_network(view: ClusterView, word: str) -> Network:
-    """The network meant by `word`: id, name or the beginning of an id."""
+    """The network that `word` identifies: id, name or id prefix."""
     names = ((network.name, network) for network in view.networks.values())
     return _resolve("network", word, view.networks, names, "orc network ls")
 
 
 def find_document(view: ClusterView, kind: DocumentKind, word: str) -> Document:
-    """The secret or config meant by `word`: id, name or the beginning of an id."""
+    """The secret or config that `word` identifies: id, name or id prefix."""
     known = {id: each for id, each in view.documents.items() if each.kind is kind}
     names = ((each.name, each) for each in known.values())
     return _resolve(kind.word, word, known, names, f"orc {kind.word} ls")
@@ -87,8 +87,8 @@ def find_document(view: ClusterView, kind: DocumentKind, word: str) -> Document:
 def find_log_source(
     view: ClusterView, word: str, of_job: bool = False
 ) -> tuple[Service | None, Sequence[Task]]:
-    """The service meant by `word` with all its tasks, or no service and the one task meant; only
-    a job or a task of one with `of_job`."""
+    """The service that `word` identifies with all its tasks, or no service and one task; with
+    `of_job`, only a job or a task of one."""
     service = view.service_by_name(word)
     if service is None or service.removed:
         tasks = list(view.tasks.values())
@@ -112,8 +112,8 @@ def container_by_name(view: ClusterView, name: str) -> Task | None:
 
 
 def find_container(view: ClusterView, word: str) -> Task:
-    """The container meant by `word`: a standalone one's name, the newest task of a service's slot
-    (`web.3`), an id, or the beginning of one."""
+    """The container that `word` identifies: name of a standalone one, the newest task of a
+    service's slot (`web.3`), an id, or id prefix."""
     if (found := _exactly(view, word)) is not None:
         return found
     if (replica := _first_replica(view, word)) is not None:
@@ -127,7 +127,7 @@ def find_container(view: ClusterView, word: str) -> Task:
 
 
 def _first_replica(view: ClusterView, word: str) -> str | None:
-    """The name of a service's first task, one that runs if there is any."""
+    """The name of a service's first task, preferably a running one."""
     service = view.service_by_name(word)
     if service is None or service.removed:
         return None
@@ -137,7 +137,7 @@ def _first_replica(view: ClusterView, word: str) -> str | None:
 
 
 def _exactly(view: ClusterView, word: str) -> Task | None:
-    """The container of that very name or id, found without looking at all of them."""
+    """The container with exactly this name or id, without a scan of all."""
     if (container := container_by_name(view, word)) is not None:
         return container
     if word in view.tasks:
@@ -149,7 +149,7 @@ def _exactly(view: ClusterView, word: str) -> Task | None:
 
 
 def images_of(view: ClusterView, text: str) -> list[Image]:
-    """The images of a full name, a digest, or the digest of an index: one for each platform."""
+    """The images of a full name, a digest, or the digest of an index: one per platform."""
     if not text.startswith("sha256:"):
         image = view.image_by_name(text)
         return [image] if image else []
@@ -166,8 +166,8 @@ def find_image(view: ClusterView, name: str) -> Image:
 
 
 def find_image_by_word(view: ClusterView, word: str, *, reported: bool = False) -> Image:
-    """The image that a user means: by a name, a digest, or the unique beginning of one; with
-    `reported`, also by a name that only nodes say it has, and no other image."""
+    """The image that a user means: by name, digest, or unique digest prefix; with `reported`, also
+    by a name that only nodes report and no other image has."""
     if re.fullmatch(r"(?:sha256:)?[0-9a-f]{4,64}", word):
         digits = word.removeprefix("sha256:")
         begun = [i for id, i in view.images.items() if id.startswith(f"sha256:{digits}")]
@@ -191,7 +191,7 @@ def find_image_by_word(view: ClusterView, word: str, *, reported: bool = False) 
 
 
 def image_hint(view: ClusterView, name: object) -> str:
-    """What to do about an image that is not there: a name that was meant, else how to get it."""
+    """A remedy for a missing image: a similar name, or how to get the image."""
     names = [name for image in view.images.values() for name in image.names]
     guess = near_image(str(name), names)
     for image in view.images.values():
@@ -204,8 +204,8 @@ def image_hint(view: ClusterView, name: object) -> str:
 
 
 def matches_prune_filters(labels: Mapping[str, str], created_at: float, request: Any) -> bool:
-    """Whether an object has all labels of `request.labels` (an empty value: whatever it is), none
-    of `request.without`, and was made before `request.until` (0: whenever)."""
+    """Whether an object has all labels of `request.labels` (an empty value matches any), none of
+    `request.without`, and was created before `request.until` (0: any time)."""
     if request.until and created_at >= request.until:
         return False
     if not all(_has_label(labels, key, value) for key, value in request.labels.items()):

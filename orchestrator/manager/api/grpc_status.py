@@ -1,4 +1,4 @@
-"""From the errors of operations to gRPC status codes, with one line for the user as the details."""
+"""Errors of operations as gRPC status codes, with one line for the user as the details."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A span for each call of a user's."""
+"""gRPC interceptor that records a span for each call of a user."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from orchestrator.tracing.spans import HEADER, Tracer
 
 
 class TracingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Has each call of those who may do anything be a span, at the caller's place in a trace, or
-    as the beginning of one. Nodes' own calls are none: they go on for as long as the node."""
+    """Records calls of users as spans, in the caller's trace or a new one. Calls of nodes are not
+    recorded: they last as long as the node."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
@@ -38,7 +38,7 @@ class TracingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 try:
                     yield
                 except grpc.aio.AbortError:
-                    # The caller's words are the span's, too.
+                    # The error's text becomes the span's.
                     raise grpc.aio.AbortError(context.details()) from None
 
         return within(handler, traced)

@@ -19,26 +19,27 @@ Record = dict[str, Any]
 
 
 class RotatedLog:
-    """`NAME.log`, and `NAME.log.1` (the newest of the older ones) and so on beside it."""
+    """`NAME.log`, the older files `NAME.log.1` (the newest of them), `NAME.log.2` and so on beside
+    it."""
 
     def __init__(self, folder: Path, name: str, most_bytes: int, files: int) -> None:
-        """`most_bytes` of one file; `files` at the most, the one that is written included."""
+        """`most_bytes` per file; `files` at most, including the one that is written."""
         self._path = folder / f"{name}.log"
         self._most = most_bytes
         self._files = files
         self._lock = threading.Lock()
-        """Held while files are renamed, or opened to be read."""
+        """Held while files are renamed, or opened for reading."""
         self.sequence = 0
         """Number of the newest entry."""
 
     def open(self) -> None:
-        """Make the folder, and go on after the newest entry. Raises OSError."""
+        """Create the folder, and continue after the newest entry. Raises OSError."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         newest = next(self.backwards(), None)
         self.sequence = newest["seq"] if newest else 0
 
     def append(self, lines: Sequence[str]) -> None:
-        """Write lines, all of them or none, and wait for the disk. Raises OSError."""
+        """Append lines, all or none, and sync them to disk. Raises OSError."""
         data = "".join(f"{line}\n" for line in lines).encode()
         with suppress(FileNotFoundError):
             size = self._path.stat().st_size
@@ -72,7 +73,7 @@ class RotatedLog:
         return self._path.with_name(f"{self._path.name}.{number}") if number else self._path
 
     def _opened(self, stack: ExitStack) -> list[IO[bytes]]:
-        """Every file, the newest first."""
+        """All files, newest first."""
         found: list[IO[bytes]] = []
         with self._lock:
             for number in range(self._files):
@@ -81,7 +82,7 @@ class RotatedLog:
         return found
 
     def forwards(self, since: float = 0.0) -> Iterator[Record]:
-        """The entries, the oldest first, without files that were last written before `since`."""
+        """The entries, oldest first, without files that were last written before `since`."""
         with ExitStack() as stack:
             for file in reversed(self._opened(stack)):
                 if os.fstat(file.fileno()).st_mtime >= since:
@@ -90,7 +91,7 @@ class RotatedLog:
                             yield found
 
     def backwards(self) -> Iterator[Record]:
-        """The entries, the newest first."""
+        """The entries, newest first."""
         with ExitStack() as stack:
             for file in self._opened(stack):
                 for line in reversed(file.read().splitlines()):
@@ -99,7 +100,7 @@ class RotatedLog:
 
 
 def _parsed(line: bytes) -> Record | None:
-    """An entry; None for what a crash or an editor left."""
+    """An entry; None for a line that a crash or an editor damaged."""
     try:
         found = json.loads(line)
         return found if isinstance(found["seq"], int) and isinstance(found["at"], float) else None
@@ -111,7 +112,7 @@ SOCKET = Path("/run/systemd/journal/socket")
 
 
 class Journal:
-    """Sends lines to the journal; where there is none, nowhere."""
+    """Sends lines to the systemd journal, if there is one."""
 
     def __init__(self, path: Path = SOCKET) -> None:
         self._path = str(path)
@@ -121,8 +122,8 @@ class Journal:
             self._socket.setblocking(False)
 
     def send(self, line: str, identifier: str) -> None:
-        """Send one line. A journal that is busy or gone does not hold anything up: the files have
-        the entry."""
+        """Send one line. If the journal is busy or gone, the line is dropped: the files have the
+        entry."""
         if self._socket is None:
             return
         fields = f"MESSAGE={line}\nSYSLOG_IDENTIFIER={identifier}\nPRIORITY=6\n"
@@ -130,6 +131,6 @@ class Journal:
             self._socket.sendto(fields.encode(), self._path)
 
     def close(self) -> None:
-        """Send no more."""
+        """Close the socket."""
         if self._socket is not None:
             self._socket.close()

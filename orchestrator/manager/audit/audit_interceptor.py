@@ -1,4 +1,4 @@
-"""Observes the calls that change something, and records them."""
+"""gRPC interceptor that records mutating calls in the audit trail."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from orchestrator.manager.object_lookup import (
 from orchestrator.manager.planning.view import ClusterView
 
 REQUEST_ID = "orc-request-id"
-"""Metadata: a call's id, as a client may choose it, and as it is told."""
+"""Metadata key of a call's id: chosen by the client, or returned to it."""
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _STATUS = {status.value[0]: status.name for status in grpc.StatusCode}
 
 
 def subject_of(view: ClusterView, kind: str, word: str) -> tuple[str, str]:
-    """Name and id of what a user calls `word`; as far as it is there."""
+    """Name and id of the object that a user calls `word`, as far as it exists."""
     try:
         match kind:
             case "service":
@@ -58,7 +58,7 @@ def subject_of(view: ClusterView, kind: str, word: str) -> tuple[str, str]:
 
 
 class _Call:
-    """What is known of a call under way."""
+    """A call in progress."""
 
     def __init__(self, trail: _Recorder, method: str, rule: Rule, context: Any) -> None:
         self._trail = trail
@@ -75,7 +75,7 @@ class _Call:
         context.set_trailing_metadata(((REQUEST_ID, self._request_id),))
 
     def request(self, message: Any) -> None:
-        """The first message of the caller's."""
+        """Process the first message of the caller."""
         self._kind = self._rule.kind_of(message)
         word = next(filter(None, (value_at(message, path) for path in self._rule.asked)), "")
         if word:
@@ -85,17 +85,17 @@ class _Call:
             self._record("STARTED")
 
     def requests(self, messages: Any) -> _Watched:
-        """The caller's messages, of which the first is looked at."""
+        """The caller's messages; the first one is inspected."""
         return _Watched(messages, self.request)
 
     def reply(self, message: Any) -> None:
-        """A message of the answer."""
+        """Process a message of the reply."""
         self._name = value_at(message, self._rule.name) or self._name
         self._id = value_at(message, self._rule.id) or self._id
 
     @asynccontextmanager
     async def recorded(self, context: Any) -> AsyncIterator[None]:
-        """Record the call when the body is over."""
+        """Record the call when the body ends."""
         result = "UNKNOWN"
         try:
             yield
@@ -144,7 +144,7 @@ def _status(context: Any) -> str:
 
 
 class _Watched:
-    """A caller's messages, of which the first is shown."""
+    """A caller's messages; the first one is inspected."""
 
     def __init__(self, messages: Any, first: Callable[[Any], None]) -> None:
         self._messages = aiter(messages)
@@ -162,7 +162,7 @@ class _Watched:
 
 
 class _Context:
-    """The context of a call whose answer's messages are shown."""
+    """A call's context; the messages of its reply are inspected."""
 
     def __init__(self, context: Any, shown: Callable[[Any], None]) -> None:
         self._context = context
@@ -178,7 +178,7 @@ class _Context:
 
 @dataclass(frozen=True, slots=True)
 class _Recorder:
-    """Where calls are recorded, and by whom."""
+    """Where calls are recorded, and by which manager."""
 
     trail: AuditTrail
     manager: str
@@ -186,8 +186,8 @@ class _Recorder:
 
 
 class AuditInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Has each call that changes something recorded when it is over, also one that was refused.
-    The outermost interceptor."""
+    """Records each mutating call when it ends, including refused ones. The outermost
+    interceptor."""
 
     def __init__(self, trail: AuditTrail, manager: str, view: Callable[[], ClusterView]) -> None:
         self._recorder = _Recorder(trail, manager, view)

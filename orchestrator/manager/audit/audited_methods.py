@@ -1,7 +1,7 @@
-"""Which calls of the API change something, and what each is about.
+"""The audited RPCs, and how to find the object that each is about.
 
-Every RPC is in exactly one of three tables; a test fails for one that is in none. What is taken
-from a message is what names the object, never what is in it.
+Every RPC is in exactly one of three tables; a test fails for one that is in none. Only names and
+ids of objects are taken from messages, never their content.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Any
 from orchestrator.model.documents import DocumentKind
 
 MOST_CHARACTERS = 256
-"""Of a name that is recorded."""
+"""Longest recorded name, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a call is about. Paths are field names with dots, in the first message of a side."""
+    """The object of a call. Paths are field names with dots, in the first message of a side."""
 
     kind: str | Callable[[Any], str]
-    """Of the object, or what makes it from the request."""
+    """Kind of the object, or a function that derives it from the request."""
     asked: tuple[str, ...] = ()
-    """Paths of what the user called it in the request; the first that is set counts."""
+    """Paths of the object's name or id in the request; the first that is set counts."""
     name: str = ""
     """Path of its name in the reply."""
     id: str = ""
     """Path of its id in the reply."""
     lasts: bool = False
-    """Whether it goes on for as long as the user likes: its beginning is recorded, too."""
+    """Whether the call may last arbitrarily long: its beginning is recorded, too."""
 
     def kind_of(self, request: Any) -> str:
         """The kind of the object."""
@@ -107,7 +107,7 @@ MUTATING: dict[str, Rule] = {
     "Volumes.PruneVolumes": Rule("volume", (), "names"),
     "Volumes.RemoveVolume": Rule("volume", ("name",), "name", "name"),
 }
-"""`Service.Method` → what it is about. Recorded."""
+"""`Service.Method` → its object. Recorded."""
 
 READ_ONLY = frozenset(
     {
@@ -141,7 +141,7 @@ READ_ONLY = frozenset(
         "Volumes.ListVolumes",
     }
 )
-"""Change nothing. Not recorded."""
+"""Calls without changes. Not recorded."""
 
 AGENTS = frozenset(
     {
@@ -152,11 +152,11 @@ AGENTS = frozenset(
         "Sources.Progress",
     }
 )
-"""What agents say of their own nodes, all the time. Not recorded."""
+"""Continuous reports of agents about their own nodes. Not recorded."""
 
 
 def value_at(message: Any, path: str) -> str:
-    """The text at a path, several joined by commas; empty when there is none."""
+    """The text at a path, repeated values joined by commas; empty if unset."""
     for part in path.split(".") if path else ():
         fields = message.DESCRIPTOR.fields_by_name
         if part not in fields:

@@ -1,9 +1,9 @@
-"""A manager's audit trail, kept in files by a thread of its own.
+"""A manager's audit trail, written to files by a thread of its own.
 
-Two logs, so that somebody who is refused over and over cannot push out what others have done:
-`audit.log` has what was allowed, `refused.log` what was not. Calls never wait for the disk. What
-cannot be written is tried again until the queue is full; from then on entries are lost, which is
-counted (`lost`) and can be seen in the log, as each entry has a number.
+Two logs, so that a client whose calls are refused over and over cannot displace the entries of
+others: `audit.log` has accepted calls, `refused.log` refused ones. Calls never wait for the disk.
+Failed writes are retried until the queue is full; from then on entries are lost, which is counted
+(`lost`) and visible in the log, since entries are numbered.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from orchestrator.manager.audit.audit_files import Journal, Record, RotatedLog
 log = logging.getLogger(__name__)
 
 FILE_BYTES, FILES = 10 << 20, 10
-"""Of each log."""
+"""Size and number of files of each log."""
 _QUEUE = 10_000
-"""Entries that wait for the disk, at the most."""
+"""Longest queue of entries that wait for the disk."""
 _BATCH = 500
 _LINGER = 0.05
-"""Seconds that an entry waits for others: each write waits for the disk."""
+"""Seconds that an entry waits for others, since each write syncs the disk."""
 _RETRY = 1.0
-"""Seconds between attempts to write what the disk refused."""
+"""Seconds between attempts to repeat a failed write."""
 _FOLLOWED = 10_000
-"""Entries that wait for a follower, at the most."""
+"""Longest queue of entries for a follower."""
 
 REFUSED = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED"})
 FILTERS = ("user", "role", "method", "kind", "name", "id", "result", "from", "via", "request")
@@ -46,7 +46,7 @@ class AuditEntry:
     """One call."""
 
     at: float
-    """When it began, in seconds since 1970."""
+    """When it began, in seconds since the epoch."""
     user: str
     role: str
     certificate: str
@@ -71,7 +71,7 @@ class FollowerLagging(Exception):
 
 
 class Follower:
-    """Takes entries as they come."""
+    """Receives new entries."""
 
     def __init__(self) -> None:
         self._records: deque[Record] = deque()
@@ -87,7 +87,7 @@ class Follower:
         self._wake.set()
 
     async def next(self) -> list[Record]:
-        """Wait for entries, and take them. Raises Lagging."""
+        """Wait for entries, and take them. Raises FollowerLagging."""
         await self._wake.wait()
         self._wake.clear()
         if self._lost:
@@ -98,7 +98,7 @@ class Follower:
 
 
 class AuditTrail:
-    """Records entries and gives them back. `record` is for the event loop's thread."""
+    """Records and returns entries. `record` is for the event loop's thread."""
 
     def __init__(
         self,
@@ -115,27 +115,27 @@ class AuditTrail:
         }
         self._journal = journal or Journal()
         self._pending: list[tuple[str, str]] = []
-        """Lines, each with its log, that the thread gets at the next turn: to wake it for each
-        would cost more than all else."""
+        """Lines, each with its log, that are handed to the thread at the next turn of the loop:
+        waking it for each would cost more than everything else."""
         self._timer: asyncio.TimerHandle | None = None
         self._queue: queue.SimpleQueue[list[tuple[str, str]] | threading.Event]
         self._queue = queue.SimpleQueue()
         self._handed = self._settled = 0
-        """Lines that the thread was given, and those that it has done with."""
+        """Number of lines handed to the thread, and of those it has finished."""
         self._failing = False
-        """Whether the disk refuses to be written."""
+        """Whether writing to the disk fails."""
         self._most = waiting
         self._followers: set[Follower] = set()
         self._thread = threading.Thread(target=self._write_all, name="audit", daemon=True)
         self._closing = threading.Event()
         self.lost: Callable[[int], None] = lambda count: None
-        """Told how many entries were lost, in any thread."""
+        """Called with the number of lost entries, in any thread."""
         self.recorded: Callable[[], None] = lambda: None
         """Called for each entry."""
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Write while the body runs, and what is left at its end."""
+        """Write while the body runs, and the rest at its end."""
         for each in self._logs.values():
             try:
                 each.open()
@@ -152,7 +152,7 @@ class AuditTrail:
             self._journal.close()
 
     def record(self, entry: AuditEntry) -> None:
-        """Record an entry, soon."""
+        """Record an entry asynchronously."""
         name = "refused" if entry.result in REFUSED else "audit"
         rotated = self._logs[name]
         rotated.sequence += 1
@@ -188,7 +188,7 @@ class AuditTrail:
             self._followers.discard(follower)
 
     async def written(self) -> None:
-        """Wait until the entries so far are in the files, or the disk has refused them."""
+        """Wait until the entries so far are in the files, or writing them has failed."""
         self._hand_over()
         done = threading.Event()
         self._queue.put(done)
@@ -205,7 +205,7 @@ class AuditTrail:
         return {name: each.sequence for name, each in self._logs.items()}
 
     async def entries(self, wanted: EntryFilter, tail: int = 0) -> AsyncIterator[list[Record]]:
-        """What is in the files, the oldest first; with `tail` only so many, the newest."""
+        """The entries in the files, oldest first; with `tail` only that many of the newest."""
         if tail:
             yield await asyncio.to_thread(self._newest, wanted, tail)
             return
@@ -242,7 +242,7 @@ class AuditTrail:
             self._settled += len(item)
 
     def _write(self, name: str, lines: list[str]) -> None:
-        """Write lines, again and again."""
+        """Write lines, retrying on errors."""
         while True:
             try:
                 self._logs[name].append(lines)
@@ -267,7 +267,7 @@ def _named(name: str, records: Iterable[Record]) -> Iterator[Record]:
 
 
 def _with_gaps(records: Iterable[Record]) -> Iterator[Record]:
-    """The entries of one log, each with the number of those that are missing before it."""
+    """The entries of one log, each with the number of missing entries before it."""
     last = 0
     for record in records:
         missing = record["seq"] - last - 1 if last else 0
@@ -276,24 +276,24 @@ def _with_gaps(records: Iterable[Record]) -> Iterator[Record]:
 
 
 def _ended(record: Record) -> float:
-    """What entries are ordered by: they are recorded when their calls are over."""
+    """The order of entries: they are recorded when their calls end."""
     return float(record["at"] + record["seconds"])
 
 
 @dataclass(frozen=True, slots=True)
 class EntryFilter:
-    """Which entries are asked for."""
+    """A filter of entries."""
 
     since: float = 0.0
     until: float = 0.0
-    """0: without end."""
+    """0: unlimited."""
     filters: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Key → values, which are alternatives."""
     marks: Mapping[str, int] = field(default_factory=dict)
-    """Log → number of the newest entry that is asked for; not there: any."""
+    """Log → number of the newest entry to include; all if missing."""
 
     def holds(self, record: Record) -> bool:
-        """Whether this entry is."""
+        """Whether an entry matches."""
         if record["at"] < self.since or (self.until and record["at"] > self.until):
             return False
         if record["seq"] > self.marks.get(record["log"], record["seq"]):

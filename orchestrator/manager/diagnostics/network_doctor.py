@@ -1,8 +1,8 @@
-"""`orc network doctor`: nodes test their paths to each other, and what they found is judged.
+"""`orc network doctor`: nodes test their paths to each other, and the results are diagnosed.
 
-A tunnel to each node lasts as long as the diagnosis, and is asked step by step: what there is, then
-packets from all to all at once, then rates, in rounds in which nobody has two partners. Everything
-is bounded: in time, and of many nodes each tests some others only.
+A tunnel to each node lasts as long as the diagnosis, which goes step by step: configuration,
+packets from all to all at once, then bit rates, in rounds in which every node has one partner at
+most. Everything is bounded: in time, and in large clusters each node tests only some others.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from orchestrator.model.specs import DEFAULT_NETWORK
 from orchestrator.pb import dispatch_pb2, doctor_pb2
 
 MOST_PARTNERS = 31
-"""Other nodes that each node tests: up to 32 nodes, all of them."""
+"""Other nodes that each node tests: in clusters of up to 32 nodes, all."""
 RATED_PARTNERS = 19
-"""Of these, the ones to which the rate is measured."""
+"""Partners to which the bit rate is measured."""
 RATE_SECONDS = 0.15
 TOKEN_BYTES = 16
 
@@ -49,7 +49,7 @@ HERE_LIMIT, PROBE_LIMIT, RATE_LIMIT, RESULT_LIMIT = 10.0, 30.0, 5.0, 10.0
 
 @dataclass(slots=True)
 class _TestedNode:
-    """A node under test: its end of the tunnel, and what it has said."""
+    """A node under test: its tunnel and its answers."""
 
     node: Node
     tunnel: Tunnel
@@ -60,7 +60,7 @@ class _TestedNode:
     """Node id → ProbedPath."""
     result: Any = field(default_factory=doctor_pb2.DiagnosisResult)
     rates: dict[str, float] = field(default_factory=dict)
-    """Node id → bits a second."""
+    """Node id → bits per second."""
     trouble: str = ""
 
     @property
@@ -68,8 +68,8 @@ class _TestedNode:
         return self.node.description.hostname
 
     async def answer(self, within: float, **step: Any) -> Any:
-        """What the node answers to a step (or at once, without one): an empty answer if it does
-        not, or did not before."""
+        """The node's answer to a step (or its next one, without a step); empty if it does not
+        answer, or has failed before."""
         if not self.trouble:
             try:
                 async with asyncio.timeout(within):
@@ -102,10 +102,10 @@ class NetworkDoctorOperations(Operations):
 
 
 class _Diagnosis:
-    """One run."""
+    """One diagnosis."""
 
     def __init__(self, ctx: ManagerContext, network: Network, *, alone: bool) -> None:
-        """`alone`: only this network is asked for."""
+        """`alone`: diagnose only this network."""
         self._ctx = ctx
         self._network = network
         self._alone = alone
@@ -124,7 +124,7 @@ class _Diagnosis:
         """Node id → why there is no tunnel to it."""
 
     async def run(self) -> AsyncIterator[str]:
-        """Test; lines of progress."""
+        """Run the tests; lines of progress."""
         async with AsyncExitStack() as stack:
             yield f"asking {_number(len(self._nodes), 'node')}"
             await self._open(stack)
@@ -167,7 +167,7 @@ class _Diagnosis:
         patient.here = (await patient.answer(HERE_LIMIT)).diagnosis.here
 
     def _plan(self) -> list[list[tuple[str, str]]]:
-        """Who tests whom, by ids."""
+        """Pairs of nodes to test, by id, in rounds."""
         if self._network.driver != OVERLAY:
             return []
         return measurement_rounds([node.id for node in self._nodes], MOST_PARTNERS)
@@ -205,7 +205,7 @@ class _Diagnosis:
         patient.probed = {path.node_id: path for path in answer.diagnosis.probed.paths}
 
     async def _rate(self, one: str, two: str) -> None:
-        """From the one to the other, then back."""
+        """Measure in both directions, one after the other."""
         for source, target in ((one, two), (two, one)):
             patient, other = self._patients.get(source), self._patients.get(target)
             if patient is None or other is None or not other.here.port:
@@ -224,7 +224,7 @@ class _Diagnosis:
         patient.result = answer.result.diagnosis
 
     def reply(self) -> Any:
-        """What came of it."""
+        """The diagnosis."""
         network, nodes, paths = self._network, self._facts(), self._paths()
         others = [
             _network_facts(each)
@@ -272,7 +272,7 @@ class _Diagnosis:
         return found
 
     def _dropped(self, told: Iterable[Any]) -> Iterator[DroppedPackets]:
-        """By the names that users know."""
+        """By the container names that users know."""
         view = self._ctx.view
         for each in told:
             network, task = view.networks.get(each.network), view.tasks.get(each.container)
@@ -307,7 +307,7 @@ class _Diagnosis:
         return sorted(found, key=lambda path: (path.source, path.target))
 
     def _heard(self, node_id: str, number: int) -> Any:
-        """What a node heard of the one with that number."""
+        """What a node received from the one with that number."""
         heard = self._patients[node_id].result.heard if node_id in self._patients else ()
         return next((each for each in heard if each.number == number), doctor_pb2.Heard())
 
@@ -322,7 +322,7 @@ def _number(count: int, what: str) -> str:
 
 
 def _merged(drifts: Iterable[Any]) -> list[ConfigurationDrift]:
-    """What was seen of each network at any time."""
+    """The drift seen of each network at any time."""
     found: dict[str, ConfigurationDrift] = {}
     for each in drifts:
         before = found.get(each.network, ConfigurationDrift(each.network))

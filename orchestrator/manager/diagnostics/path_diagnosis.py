@@ -22,7 +22,7 @@ from orchestrator.manager.diagnostics.path_measurements import (
 def describe_pairs(
     bad: Collection[frozenset[str]], tested: Collection[frozenset[str]]
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Pairs of nodes as few words as can be: of all, of one node with all others, of two."""
+    """Pairs of nodes in few words: all, one node with all others, or two nodes."""
     left = set(bad)
     if len(left) > 1 and left == set(tested):
         yield "between any two nodes", tuple(sorted({name for pair in left for name in pair}))
@@ -38,7 +38,7 @@ def describe_pairs(
 
 
 def join_names(names: Iterable[str], most: int = 3) -> str:
-    """Names as a sentence has them."""
+    """Names as an enumeration."""
     found = sorted(set(names))
     if len(found) > most + 1:
         return f"{', '.join(found[:most])} and {len(found) - most} more"
@@ -46,7 +46,7 @@ def join_names(names: Iterable[str], most: int = 3) -> str:
 
 
 def format_bitrate(rate: float) -> str:
-    """A rate, in bits a second, as people say it."""
+    """A rate in bits per second, for people."""
     for factor, unit in ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s")):
         if rate >= factor:
             return f"{rate / factor:.3g} {unit}"
@@ -54,18 +54,18 @@ def format_bitrate(rate: float) -> str:
 
 
 LOSSY = 0.01
-"""Share of lost packets from which on something is wrong."""
+"""Share of lost packets from which on it is a problem."""
 FULL = 0.95
-"""Share of the connections that a kernel can track from which on something is wrong."""
+"""Share of the connection tracking table in use from which on it is a problem."""
 SLOW_RATE, SLOW_LATENCY = 4.0, 4.0
-"""Times that a pair is slower than most from which on it is worth a word."""
+"""Factors relative to the median pair from which on a pair is reported."""
 NOTABLE_LATENCY = 0.02
-"""Seconds there and back below which no latency is worth a word."""
+"""Round-trip seconds below which no latency is reported."""
 
 
 @dataclass(slots=True)
 class _Case:
-    """All facts, and the pairs of which the cause is known."""
+    """All measurements, and the pairs with a known cause."""
 
     network: NetworkFacts
     nodes: dict[str, NodeFacts]
@@ -75,7 +75,7 @@ class _Case:
 
     @property
     def open(self) -> list[PathFacts]:
-        """The paths between tested nodes that nothing is known to be wrong with yet."""
+        """Paths between tested nodes without a known problem."""
         return [
             path
             for path in self.paths
@@ -85,7 +85,7 @@ class _Case:
 
     @property
     def inside(self) -> list[PathFacts]:
-        """Of these, the ones whose both ends have the network, and as it is to be."""
+        """Of these, the ones whose ends both have the network, as configured."""
         whole = {name for name, node in self.nodes.items() if node.mtu and not self._drifted(node)}
         return [path for path in self.open if path.pair <= whole]
 
@@ -99,8 +99,8 @@ def diagnose(
     paths: Iterable[PathFacts],
     others: Iterable[NetworkFacts] = (),
 ) -> tuple[Finding, ...]:
-    """All that is worth a word, what is wrong first. `others` are networks that use the same paths
-    and were not tested themselves."""
+    """All findings, problems first. `others` are networks that use the same paths and were not
+    tested themselves."""
     case = _Case(network, {node.name: node for node in nodes}, list(paths), tuple(others))
     found = [finding for rule in _RULES for finding in rule(case)]
     return tuple(sorted(found, key=lambda finding: not finding.wrong))
@@ -110,7 +110,7 @@ def _pairs(paths: Iterable[PathFacts]) -> set[frozenset[str]]:
     return {path.pair for path in paths}
 
 
-# -- the rules, in their order ---------------------------------------------------------------------
+# -- the rules, in order ---------------------------------------------------------------------------
 
 
 def _absent(case: _Case) -> Iterator[Finding]:
@@ -142,7 +142,7 @@ def _absent(case: _Case) -> Iterator[Finding]:
 
 
 def _apart(case: _Case) -> Iterator[Finding]:
-    """No answer comes from the one to the other, of whatever kind."""
+    """No packets of any kind arrive."""
     answered = {p.pair for p in case.open if p.underlay.received or p.overlay.received}
     arrived = {(p.source, p.target) for p in case.open if _heard(p)}
     answered |= {frozenset(way) for way in arrived if way[::-1] in arrived}
@@ -173,7 +173,7 @@ def _heard(path: PathFacts) -> bool:
 
 
 def _tunnel(case: _Case) -> Iterator[Finding]:
-    """Pings get there, the tunnel's packets do not."""
+    """Pings arrive, packets of the tunnel do not."""
     inside = case.inside
     dead = _pairs(inside) - {path.pair for path in inside if path.overlay.received}
     deaf = {(p.source, p.target) for p in inside if p.pair in dead and not _heard(p)}
@@ -245,7 +245,7 @@ def _mtus(case: _Case) -> Iterator[Finding]:
 
 
 def _fitting(case: _Case) -> int:
-    """Bytes of a network's packets that every path leaves, and every peer takes."""
+    """The largest MTU of the network that every path and peer carries."""
     carried = [path.path_mtu - case.network.overhead for path in case.paths if path.path_mtu]
     taken = [node.mtu for node in case.nodes.values() if node.mtu]
     return min([*carried, *taken])
@@ -259,7 +259,7 @@ def _smaller(size: int) -> str:
 
 
 def _wishes(case: _Case) -> Iterator[Finding]:
-    """Other networks that were made with an MTU which the paths do not carry."""
+    """Other networks whose configured MTU the paths do not carry."""
     known = [path for path in case.paths if path.path_mtu]
     if not known:
         return
@@ -317,7 +317,7 @@ def _losses(case: _Case) -> Iterator[Finding]:
 
 
 def _lossy(paths: Iterable[PathFacts], kind: str) -> list[PathFacts]:
-    """Of each pair that loses packets, the direction that loses more, the lesser first."""
+    """Of each pair that loses packets, the direction that loses more, lesser losses first."""
     found = [path for path in paths if LOSSY <= getattr(path, kind).lost < 1]
     return sorted(found, key=lambda path: getattr(path, kind).lost)
 
@@ -327,7 +327,7 @@ def _percent(share: float) -> str:
 
 
 def _silent(case: _Case) -> Iterator[Finding]:
-    """Neither by pings nor through the tunnel the path's MTU could be found."""
+    """The path MTU could not be determined, neither by pings nor through the tunnel."""
     silent = [p for p in case.inside if not p.path_mtu]
     for target in sorted({path.target for path in silent}):
         yield Finding(

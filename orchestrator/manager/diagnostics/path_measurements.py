@@ -1,4 +1,4 @@
-"""What a diagnosis of the paths between nodes measures, and who tests whom. Pure."""
+"""Measurements of the paths between nodes, and the rounds in which they are taken. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EchoResult:
-    """Packets that were to come back; `latency` in seconds, the median."""
+    """Echo requests and replies; `latency` in seconds, the median."""
 
     sent: int = 0
     received: int = 0
@@ -16,13 +16,14 @@ class EchoResult:
 
     @property
     def lost(self) -> float:
-        """The share that did not come back."""
+        """The share of lost packets."""
         return 1 - self.received / self.sent if self.sent else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigurationDrift:
-    """What of a network (all, if empty) the kernel has not as it was made, and why it cannot be."""
+    """How the kernel's state of a network (all, if empty) differs from its configuration, and why
+    it cannot be repaired."""
 
     network: str
     deviations: tuple[str, ...] = ()
@@ -31,7 +32,7 @@ class ConfigurationDrift:
 
 @dataclass(frozen=True, slots=True)
 class DroppedPackets:
-    """Packets of a container, by name, that had source addresses of others."""
+    """Packets of a container, by name, that were dropped for foreign source addresses."""
 
     network: str
     container: str
@@ -40,20 +41,20 @@ class DroppedPackets:
 
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
-    """A node, and what it told of itself."""
+    """A node and its report."""
 
     name: str
     address: str = ""
     state: str = "ready"
     trouble: str = ""
-    """Why it was not tested; empty: it was."""
+    """Why it was not tested; empty if it was."""
     mtu: int = 0
-    """Of the network there, in bytes; 0: the node has not got it."""
+    """Of the network on that node, in bytes; 0: the node does not have it."""
     device: str = ""
     device_mtu: int = 0
     drifts: tuple[ConfigurationDrift, ...] = ()
     tracked: int = 0
-    """Connections that the kernel tracks, of at most `trackable`."""
+    """Tracked connections, of at most `trackable`."""
     trackable: int = 0
     dropped: tuple[DroppedPackets, ...] = ()
 
@@ -64,24 +65,24 @@ class NodeFacts:
 
 @dataclass(frozen=True, slots=True)
 class PathFacts:
-    """What was measured from one node, by name, to another."""
+    """Measurements from one node, by name, to another."""
 
     source: str
     target: str
     underlay: EchoResult = EchoResult()
     overlay: EchoResult = EchoResult()
     large: EchoResult = EchoResult()
-    """As large as the network's MTU at the source."""
+    """Echoes as large as the network's MTU at the source."""
     path_mtu: int = 0
-    """Bytes; 0: not found out."""
+    """Bytes; 0: unknown."""
     datagrams: int = 0
-    """Of each kind that were sent over the network; 0: none, or nobody tells what arrived."""
+    """Datagrams of each kind that were sent over the network; 0: none, or arrivals are unknown."""
     checked: int = 0
     """Datagrams with a checksum that arrived."""
     unchecked: int = 0
-    """Those without one."""
+    """Datagrams without a checksum that arrived."""
     rate: float = 0.0
-    """Bits a second; 0: not measured."""
+    """Bits per second; 0: not measured."""
 
     @property
     def pair(self) -> frozenset[str]:
@@ -90,7 +91,7 @@ class PathFacts:
 
 @dataclass(frozen=True, slots=True)
 class NetworkFacts:
-    """The network that was tested. `asked_mtu`: bytes that its maker wanted; 0: left to us."""
+    """The network that was tested. `asked_mtu`: the configured MTU in bytes; 0: automatic."""
 
     name: str
     vni: int = 0
@@ -99,19 +100,18 @@ class NetworkFacts:
 
     @property
     def overhead(self) -> int:
-        """Bytes by which its packets grow on their way between nodes: VXLAN over IPv4; or over
-        IPv6, in WireGuard."""
+        """Encapsulation overhead in bytes: VXLAN over IPv4; or over IPv6, in WireGuard."""
         return 130 if self.encrypted else 50
 
     @property
     def transport(self) -> str:
-        """What of a firewall lets its packets through."""
+        """What a firewall has to allow for its packets."""
         return "UDP ports 51840 and 51841" if self.encrypted else "UDP port 4789"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One sentence on what is `wrong`, or only worth knowing, and one on what mends it."""
+    """One sentence about a problem (`wrong`) or a notable fact, and one about the remedy."""
 
     wrong: bool
     nodes: tuple[str, ...]
@@ -120,8 +120,8 @@ class Finding:
 
 
 def measurement_rounds(names: Sequence[str], most: int) -> list[list[tuple[str, str]]]:
-    """Every pair once, in rounds in which nobody has two; no more rounds than `most`, so that each
-    node meets as many others. (The circle method of round-robin tournaments.)"""
+    """Every pair once, in rounds in which every node has one partner; at most `most` rounds, so
+    that each node meets as many others. (The circle method of round-robin tournaments.)"""
     ring: list[str | None] = list(names)
     if len(ring) % 2:
         ring.append(None)

@@ -1,4 +1,4 @@
-"""What this manager and the nodes tell for `orc support-bundle`."""
+"""Contents of `orc support-bundle`: facts and logs of this manager and of nodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.supportbundle import hostfacts
 from orchestrator.supportbundle.hostfacts import document, packed
 
 PATIENCE = 30.0
-"""Seconds that a node has for it."""
+"""Seconds that a node has to answer."""
 _ETCD_LOGS = ("etcd.log", "etcd.err")
 
 
@@ -24,7 +24,7 @@ class SupportBundleOperations(Operations):
     """`orc support-bundle`."""
 
     def __init__(self, ctx: ManagerContext, data_dir: Path) -> None:
-        """`data_dir` has the logs of the store's member that this manager runs, if it does."""
+        """`data_dir` has the logs of the etcd member that this manager runs, if any."""
         super().__init__(ctx)
         self._data = data_dir
 

@@ -79,7 +79,7 @@ def hostnames(view: ClusterView) -> dict[str, str]:
 
 
 def request_error(error: Exception) -> RequestError | None:
-    """What an operation raised, as an error of the request; None for a defect of the manager."""
+    """An operation's exception as an error of the request; None for a defect of the manager."""
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     match error:

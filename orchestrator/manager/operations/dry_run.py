@@ -32,7 +32,7 @@ from orchestrator.pb import control_pb2
 
 
 class DryRunOperations(Operations):
-    """`orc plan …`."""
+    """Operations of `orc plan …`."""
 
     async def plan(self, request: control_pb2.PlanRequest) -> control_pb2.PlanReply:
         """Simulate changes and return the steps that they would lead to; writes nothing."""
@@ -113,7 +113,7 @@ class _DryRunCache:
         self.revision = revision
 
     async def wait_for(self, revision: int) -> None:
-        """It is there."""
+        """Return at once: simulated writes are visible immediately."""
 
 
 class _DryRunKv:

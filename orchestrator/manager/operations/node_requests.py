@@ -24,7 +24,7 @@ from orchestrator.pb import dispatch_pb2
 
 
 async def assign_image_names(kv: Kv, cache: Cache, node_id: str, image: Image) -> Image:
-    """Record that a node has an image, and that the image's names are now its own.
+    """Record that a node has an image, and move the image's names to it.
 
     Any manager may do it. Returns the image as stored, once this manager's cache has it. Raises
     StoreError.
@@ -37,7 +37,7 @@ async def assign_image_names(kv: Kv, cache: Cache, node_id: str, image: Image) -
         try:
             revision = await commit(kv, changes)
         except Conflict:
-            # The leader recorded what a node has; nothing of that is overwritten.
+            # The leader recorded the node's inventory; retry on top of it.
             await cache.wait_for(read + 1)
         else:
             await cache.wait_for(revision)
@@ -57,7 +57,7 @@ def image_name_changes(view: ClusterView, node_id: str, image: Image) -> Iterato
         known,
         names=tuple(sorted({*known.names, *image.names})),
         nodes=tuple(sorted({*known.nodes, node_id})),
-        condemned=(),  # it is wanted again
+        condemned=(),  # no longer to be removed
         indexes=tuple(sorted({*known.indexes, *image.indexes})),
     )
     if after != known:
@@ -65,7 +65,7 @@ def image_name_changes(view: ClusterView, node_id: str, image: Image) -> Iterato
 
 
 def parse_image_name(text: str) -> ImageName:
-    """An image's name. Raises RequestError."""
+    """Parse an image's name. Raises RequestError."""
     try:
         return parse_image(text)
     except ValueError as error:
@@ -73,8 +73,8 @@ def parse_image_name(text: str) -> ImageName:
 
 
 def choose_node(ctx: ManagerContext, word: str = "", platform: str = "") -> Node:
-    """The node asked for, else the connected one with the fewest tasks; of a platform, where one
-    is asked for. Raises RequestError."""
+    """The requested node, or the connected one with the fewest tasks, optionally of a platform.
+    Raises RequestError."""
     wanted = _architecture(platform)
     if word:
         node = find_node(ctx.view, word)
@@ -103,7 +103,7 @@ def _platform(node: Node) -> str:
 
 
 def ready_nodes(ctx: ManagerContext) -> list[Node]:
-    """All nodes that take work now, by name."""
+    """All connected nodes that accept work, by name."""
     ready = (
         node.id
         for node in ctx.view.nodes.values()
@@ -125,9 +125,9 @@ def node_with_image(ctx: ManagerContext, image: Image) -> Node:
 
 
 async def stream_replies(ctx: ManagerContext, node: Node, order: Any) -> AsyncGenerator[Any, None]:
-    """Give an order that needs no upload; the frames of its answer, the result at last.
+    """Send a request without upload; the frames of the reply, with the result last.
 
-    Raises RequestError with the node's words when it failed.
+    Raises RequestError with the node's message if it failed.
     """
     async with ctx.tunnels.open(
         node.id, node.description.hostname, order, ctx.dispatcher.deliver
@@ -139,7 +139,7 @@ async def stream_replies(ctx: ManagerContext, node: Node, order: Any) -> AsyncGe
 
 
 async def send_request(ctx: ManagerContext, node: Node, order: Any) -> tuple[list[str], Any]:
-    """Give an order and wait for its end: its lines and its result. Raises RequestError."""
+    """Send a request and wait for its end: output lines and result. Raises RequestError."""
     lines: list[str] = []
     result = None
     async for frame in stream_replies(ctx, node, order):
@@ -157,11 +157,11 @@ async def register_image(
     names: Iterable[str] | None,
     digests: Container[str] | None = None,
 ) -> Image:
-    """The image of a result once it and its names are in the cluster's table.
+    """Register a resulting image and its names in the cluster.
 
-    `names` are those that the user gave it; None: those of an archive, which the node read.
-    `digests`: those that it may have, where they are known. Raises RequestError with the node's
-    words when it failed, and for an image that was not asked for.
+    `names` are those that the user gave; None: those in the archive, which the node read.
+    `digests`: the expected digests, if known. Raises RequestError with the node's message if it
+    failed, and for an unexpected image.
     """
     if result.error:
         raise failed_precondition(result.error)
@@ -180,7 +180,7 @@ async def register_image(
 async def send_to_all(
     ctx: ManagerContext, nodes: list[Node], order: dispatch_pb2.OpenTunnel
 ) -> list[str]:
-    """Give an order to several nodes at once; a line for each that could not do it."""
+    """Send a request to several nodes at once; a line for each that failed."""
 
     async def one(node: Node) -> str:
         if not ctx.dispatcher.nearest([node.id]):

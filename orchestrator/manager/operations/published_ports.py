@@ -26,15 +26,16 @@ PortKey = tuple[int, Protocol]
 
 @dataclass(frozen=True, slots=True)
 class PortClaim:
-    """What a write that publishes ports carries, so that of two at once the second sees the first:
-    the guard of one of them fails (`PORT_TURN`), and it looks again."""
+    """Guards and operations of a write that publishes ports. Of two concurrent writes, the guard of
+    one fails (`PORT_TURN`), and it checks again."""
 
     guards: tuple[Guard, ...] = ()
     ops: tuple[Put, ...] = ()
 
 
 async def claim_ports(kv: Kv, cache: Cache, spec: TaskSpec, owner_id: str) -> PortClaim:
-    """Have ports for a service or standalone container; `check_ports` of the newest there is."""
+    """Claim ports for a service or standalone container, after `check_ports` on the newest
+    state."""
     if not spec.ports:
         return PortClaim()
     turn = await kv.get(PORT_TURN)
@@ -46,8 +47,8 @@ async def claim_ports(kv: Kv, cache: Cache, spec: TaskSpec, owner_id: str) -> Po
 
 
 def with_effective_port_modes(view: ClusterView, spec: TaskSpec) -> TaskSpec:
-    """The spec with its ports in mode host where no other node could lead to it: on networks that
-    are each node's own, or made by others."""
+    """The spec with host mode for ports that other nodes could not forward: on node-local networks
+    and those of third-party drivers."""
     networks = [view.network_by_name(each.network) for each in spec.attachments]
     if not networks or any(each is None or each.driver == OVERLAY for each in networks):
         return spec
@@ -56,8 +57,8 @@ def with_effective_port_modes(view: ClusterView, spec: TaskSpec) -> TaskSpec:
 
 
 def check_ports(view: ClusterView, spec: TaskSpec, owner_id: str) -> None:
-    """Raise RequestError, which names the owner, if a port of the spec is somebody else's.
-    `owner_id` is of the service or standalone container that is to have it."""
+    """Raise RequestError, which names the owner, if a port of the spec is in use. `owner_id` is the
+    service or standalone container that publishes it."""
     wanted = {_port_key(port): port for port in spec.ports if port.published}
     if not wanted:
         return
@@ -71,7 +72,7 @@ def check_ports(view: ClusterView, spec: TaskSpec, owner_id: str) -> None:
 
 
 def _published(view: ClusterView, but: str) -> Iterator[tuple[str, PortSpec]]:
-    """Every port that is somebody's, and whose."""
+    """All published ports with their owners."""
     for service in view.services.values():
         if service.id != but and not service.removed:
             for port in service.spec.task.ports:
@@ -93,13 +94,13 @@ def _port_key(port: PortSpec) -> PortKey:
 
 
 FIRST_DYNAMIC_PORT, LAST_DYNAMIC_PORT = 32768, 60999
-"""Where they are chosen from, as in Docker."""
+"""Range for automatic choice, as in Docker."""
 
 
 def with_assigned_ports(view: ClusterView, spec: TaskSpec, id: str) -> TaskSpec:
-    """The spec with a port of the node for each that has none: one that no task of the cluster has,
-    so that the container fits on any node. The search begins at a place made from the container's
-    `id`, so that two that are made at a time do not get the same. Raises RequestError."""
+    """The spec with a host port for each port without one: free in the whole cluster, so that the
+    container fits on any node. The search starts at a hash of the container's `id`, so that
+    concurrent requests get different ports. Raises RequestError."""
     if all(port.published for port in spec.ports):
         return spec
     specs = [task.spec for task in view.tasks.values()]

@@ -41,12 +41,9 @@ from orchestrator.model.specs import (
 def resolve_networks(
     view: ClusterView, spec: ServiceSpec, before: ServiceSpec | None = None, *, name: str = ""
 ) -> list[Network]:
-    """The networks that the spec names. Raises RequestError unless it may be on them, and have the
-    addresses that it fixes.
-
-    `name` is of a standalone container, of which `spec` has only the task. `before` is what it
-    changes: what that has already it may keep.
-    """
+    """The networks that the spec names. Raises RequestError unless it may be on them and have its
+    fixed addresses. `name` is that of a standalone container, of which `spec` has only the task.
+    `before` is the spec that it replaces; what that has already is allowed."""
     found: list[Network] = []
     had = set(before.task.network_names) if before else set()
     for attachment in spec.task.networks:
@@ -78,8 +75,8 @@ def resolve_networks(
 def _check_network_options(
     network: Network, attachment: NetworkAttachment, ports: Sequence[PortSpec]
 ) -> None:
-    """Raise RequestError for what a container asks of a network and its driver cannot do; `ports`
-    are those that are published in it."""
+    """Raise RequestError for options that the network's driver does not support; `ports` are those
+    published in it."""
     if is_ours(network.driver) and attachment.options:
         raise invalid_argument(
             f"network '{network.name}' is of driver {network.driver}, which has no driver-opt"
@@ -101,7 +98,7 @@ def _existing_network(view: ClusterView, name: str) -> Network:
 
 
 def resolve_documents(view: ClusterView, spec: ContainerSpec) -> list[Document]:
-    """The secrets and configs that the container names. Raises RequestError unless it may have
+    """The secrets and configs that the container names. Raises RequestError unless it may use
     them."""
     found: dict[str, Document] = {}
     for kind, reference in references(spec):
@@ -117,7 +114,7 @@ def resolve_documents(view: ClusterView, spec: ContainerSpec) -> list[Document]:
 
 
 def unknown_document(view: ClusterView, kind: DocumentKind, word: str) -> RequestError:
-    """What is said of a secret or config that is not there."""
+    """The error for an unknown secret or config."""
     names = [each.name for each in view.documents.values() if each.kind is kind]
     guess = near_miss(word, names)
     hint = f"did you mean '{guess}'?" if guess else f"make it with 'orc {kind.word} create'"
@@ -125,8 +122,8 @@ def unknown_document(view: ClusterView, kind: DocumentKind, word: str) -> Reques
 
 
 def resolve_dependencies(view: ClusterView, spec: ServiceSpec) -> list[Service]:
-    """The services that the spec waits for, and those that they wait for in turn. Raises
-    RequestError if one is not there, can never come so far, or waits for this one."""
+    """The services that the spec depends on, transitively. Raises RequestError if one does not
+    exist, can never be ready, or depends on this one."""
     live = {item.spec.name: item for item in view.services.values() if not item.removed}
     for each in spec.depends_on:
         other = live.get(each.service)
@@ -151,7 +148,7 @@ def resolve_dependencies(view: ClusterView, spec: ServiceSpec) -> list[Service]:
 
 
 def check_no_dependents(view: ClusterView, service: Service) -> None:
-    """Raise RequestError if a service that stays cannot do without this one."""
+    """Raise RequestError if another service depends on this one."""
     users = sorted(
         other.spec.name
         for other in view.services.values()
@@ -168,7 +165,7 @@ def check_no_dependents(view: ClusterView, service: Service) -> None:
 
 
 def _always_runs(spec: ServiceSpec) -> bool:
-    """Whether its tasks are started again however they end."""
+    """Whether its tasks are restarted however they end."""
     lasting = spec.mode in (ServiceMode.REPLICATED, ServiceMode.GLOBAL)
     return lasting and spec.task.restart.condition is RestartCondition.ANY
 
@@ -178,7 +175,7 @@ def _is_independent_of(service: Service, other: Service) -> bool:
 
 
 def _transitive_dependencies(name: str, needed: dict[str, list[str]]) -> list[str]:
-    """The names that are waited for, directly and by others, sorted."""
+    """The names of all direct and transitive dependencies, sorted."""
     found: set[str] = set()
     todo = [name]
     while todo:
@@ -190,16 +187,16 @@ def _transitive_dependencies(name: str, needed: dict[str, list[str]]) -> list[st
 
 
 _MOST_NAMES = 3
-"""Users that a refusal names; the others are counted."""
+"""Users that an error names; the rest is counted."""
 _REMOVE_COMMANDS = {"service": "orc service rm {}", "container": "orc rm -f {}"}
 
 
 def in_use_error(
     what: str, users: Sequence[str], detach: dict[str, str] | None = None, hint: str = ""
 ) -> RequestError:
-    """`users` are such as `service web`, `container db` or `task web.1, which is stopping`.
-    `hint`: what else helps.
-    `detach`: kind of user → the command that takes the thing from one, its name in place of {}."""
+    """`users` are such as `service web`, `container db` or `task web.1, which is stopping`. `hint`:
+    an alternative remedy. `detach`: kind of user → the command that detaches one, with {} for its
+    name."""
     remove = _detach_commands(users, _REMOVE_COMMANDS)
     hints = [f"type {remove} first" if remove else "try again when it has stopped"]
     if detach and (commands := _detach_commands(users, detach)):
@@ -216,14 +213,14 @@ def _detach_commands(users: Iterable[str], commands: dict[str, str]) -> str:
     lines = []
     for kind, found in names.items():
         if command := commands.get(kind):
-            # A command that takes one name is shown for the first.
+            # A command for a single name is shown for the first one.
             several = command.endswith(" {}") and command in _REMOVE_COMMANDS.values()
             lines.append(command.format(" ".join(found[:_MOST_NAMES] if several else found[:1])))
     return " and ".join(f"'{line}'" for line in lines)
 
 
 def _listed_names(names: Sequence[str]) -> str:
-    """Names as a sentence has them, the last ones only as a number."""
+    """Names as an enumeration, the last ones as a number."""
     if len(names) > _MOST_NAMES + 1:
         return f"{', '.join(names[:_MOST_NAMES])} and {len(names) - _MOST_NAMES} more"
     if len(names) > 1:

@@ -1,8 +1,8 @@
-"""The cluster's certificates: issued, renewed, recorded and revoked.
+"""The cluster's certificates: issuing, renewal, records and revocation.
 
-Each certificate that the CA issues is recorded in the store (`Certificate`) until it has expired.
-Those that were issued without a manager (`orc cluster init`, `orc cluster admin`), or by an earlier
-version, are recorded when they are first used.
+Each certificate that the CA issues is recorded in the store (`Certificate`) until it expires. Those
+issued without a manager (`orc cluster init`, `orc cluster admin`), or by an earlier version, are
+recorded at their first use.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from orchestrator.pb import certificates_pb2, certificates_pb2_grpc
 log = logging.getLogger(__name__)
 
 ADMIN_RENEWAL = 365 * 86400.0
-"""Seconds for which an admin's certificate can be renewed by the next one, so that a copied context
-expires even if the copy goes unnoticed. Nodes' are renewed as long as they are nodes."""
+"""Seconds during which an admin's certificate can be renewed, so that a copied context expires even
+if the copy goes unnoticed. Certificates of nodes can be renewed for as long as they are nodes."""
 _SWEEP = 600.0
-"""Seconds between two looks for records that have expired."""
+"""Seconds between deletions of expired records."""
 _MOST_SEEN = 10_000
-"""Certificates that wait to be recorded, at the most."""
+"""Certificates waiting to be recorded, at most."""
 
 
 class CertificateAuthority:
-    """What the CA of the cluster signs, and for how long."""
+    """The cluster's CA: signs certificates with the cluster's lifetime."""
 
     def __init__(
         self, pair: KeyPair, view: Callable[[], ClusterView], now: Callable[[], float]
@@ -54,7 +54,7 @@ class CertificateAuthority:
 
     @property
     def certificate(self) -> str:
-        """The CA's own, PEM."""
+        """The CA's own certificate, PEM."""
         return self._pair.certificate
 
     def sign(
@@ -67,7 +67,8 @@ class CertificateAuthority:
         addresses: tuple[str, ...] = (),
         until: float = float("inf"),
     ) -> str:
-        """A certificate for the cluster's time, but not beyond `until`. Raises `ca.BadRequest`."""
+        """Sign a certificate with the cluster's lifetime, but not beyond `until`. Raises
+        `ca.BadRequest`."""
         stored, now = self._view().cluster, self._now()
         most = lifetime(stored.certificate_lifetime if stored else 0.0)
         if until - now < most.total_seconds():
@@ -85,14 +86,14 @@ class CertificateAuthority:
 
 
 def lifetime(seconds: float) -> dt.timedelta:
-    """Of certificates, where a cluster says so many seconds; 0: it says nothing."""
+    """Lifetime of certificates for the cluster's setting in seconds; 0: the default."""
     return dt.timedelta(seconds=seconds) if seconds else ca.LIFETIME
 
 
 def record(
     issued: Issued, *, role: str, name: str, address: str, hostname: str = "", since: float = 0.0
 ) -> Certificate:
-    """What the store keeps of a certificate; `address` is gRPC's text of the peer."""
+    """The record of a certificate; `address` is gRPC's text of the peer."""
     return Certificate(
         id=issued.serial,
         role=role,
@@ -107,7 +108,7 @@ def record(
 
 
 def as_revoked(revocation: Revocation) -> Revoked:
-    """What a server refuses by."""
+    """A revocation as servers check it."""
     return Revoked(
         revocation.serial, revocation.role, revocation.name, revocation.at, revocation.reason
     )
@@ -116,8 +117,8 @@ def as_revoked(revocation: Revocation) -> Revoked:
 def revocation_of(
     view: ClusterView, *, role: str, name: str, now: float, reason: str, by: str
 ) -> Revocation:
-    """The revocation of all certificates that a holder has, with those that nobody has used yet.
-    Replaces an earlier one of the same holder."""
+    """The revocation of all certificates of a holder, including unknown ones. Replaces an earlier
+    one of the same holder."""
     known = certificates_of(view, role, name)
     longest = max(ca.LIFETIME, lifetime(view.cluster.certificate_lifetime if view.cluster else 0))
     before = view.revocations.get(f"{role}.{name}")
@@ -125,7 +126,7 @@ def revocation_of(
         id=f"{role}.{name}",
         role=role,
         name=name,
-        # The clocks of hosts on which certificates are issued may be ahead.
+        # The clocks of hosts that issue certificates may be ahead.
         at=max([now, *(each.issued_at for each in known)]),
         expires_at=max(
             now + longest.total_seconds(),
@@ -139,14 +140,14 @@ def revocation_of(
 
 
 def certificates_of(view: ClusterView, role: str, name: str) -> list[Certificate]:
-    """Those of a holder that are recorded."""
+    """The recorded certificates of a holder."""
     return [each for each in view.certificates.values() if (each.role, each.name) == (role, name)]
 
 
 def revocation_for(
     revocations: Mapping[str, Revocation], certificate: Certificate
 ) -> Revocation | None:
-    """Why a certificate is refused; None if it counts."""
+    """The revocation of a certificate; None if it is valid."""
     for id in (certificate.id, f"{certificate.role}.{certificate.name}"):
         found = revocations.get(id)
         if found is not None and as_revoked(found).covers(
@@ -159,9 +160,8 @@ def revocation_for(
 async def commit_serialized(
     kv: Kv, cache: Cache, choose: Callable[[ClusterView], Sequence[Change]]
 ) -> Sequence[Change]:
-    """Write the changes that `choose` makes of a view that has every renewal and revocation so far;
-    it is asked again when there was another one meanwhile. Raises StoreError, and what `choose`
-    raises."""
+    """Commit the changes that `choose` returns for a view that has every renewal and revocation so
+    far. Retried after a concurrent one. Raises StoreError, and what `choose` raises."""
     while True:
         turn = await kv.get(CERTIFICATE_TURN)
         stamp = turn.mod_revision if turn else 0
@@ -184,7 +184,7 @@ async def commit_serialized(
 
 
 class CertificateRenewal(certificates_pb2_grpc.CertificatesServicer):  # type: ignore[misc]
-    """Whoever has a certificate of the cluster gets the next one, for the same name and role."""
+    """gRPC service: issues the next certificate to a holder, for the same name and role."""
 
     def __init__(self, authority: CertificateAuthority, kv: Kv, cache: Cache) -> None:
         self._authority = authority
@@ -251,11 +251,11 @@ class CertificateRenewal(certificates_pb2_grpc.CertificatesServicer):  # type: i
 
 
 class _RenewedForLong(Exception):
-    """The next certificate would not count for longer than the one that there is."""
+    """The next certificate would not be valid longer than the current one."""
 
 
 class _Removed(Exception):
-    """The node whose certificate is to be renewed is no node of the cluster."""
+    """The certificate belongs to a node that was removed."""
 
 
 def refuse_revoked(view: ClusterView, caller: Identity) -> None:
@@ -268,11 +268,8 @@ def refuse_revoked(view: ClusterView, caller: Identity) -> None:
 
 
 class CertificateRegistry:
-    """Follows what the store has of certificates, and keeps it complete and small.
-
-    Has `revocations` refuse what is revoked; records certificates that are used and unknown;
-    deletes what has expired.
-    """
+    """Maintains the records of certificates. Updates `revocations`, records certificates at their
+    first use, and deletes expired records."""
 
     def __init__(
         self, kv: Kv, cache: Cache, revocations: Revocations, now: Callable[[], float]
@@ -286,7 +283,7 @@ class CertificateRegistry:
         self._wake = asyncio.Event()
 
     def seen(self, identity: Identity, peer: str) -> None:
-        """A caller with this identity has been let in."""
+        """A caller with this identity was admitted."""
         issued = identity.certificate
         if (
             issued is None
@@ -301,7 +298,7 @@ class CertificateRegistry:
         self._wake.set()
 
     async def run(self) -> None:
-        """Do all this until cancelled."""
+        """Maintain the records until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow())
             group.create_task(self._record())
@@ -347,7 +344,7 @@ class CertificateRegistry:
 
 
 async def write_record(kv: Kv, cache: Cache, change: Change) -> None:
-    """Write what somebody else may have written at the same time. Raises StoreError."""
+    """Commit a record that other managers may write concurrently. Raises StoreError."""
     with suppress(Conflict):
         await cache.wait_for(await commit(kv, [change]))
 
@@ -359,8 +356,7 @@ async def keep_own(
     unit: float,
     records: CertificateRegistry,
 ) -> None:
-    """Record this manager's certificate, and renew it whenever its time has come, until
-    cancelled."""
+    """Record this manager's certificate, and renew it whenever it is due, until cancelled."""
 
     def note(certificate: str) -> None:
         own = Identity(identity.manager_id, "manager", identity.cluster_id, Issued.of(certificate))

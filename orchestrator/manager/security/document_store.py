@@ -1,4 +1,5 @@
-"""The data of secrets and configs: sealed in the store, opened for nodes that run their tasks."""
+"""The data of secrets and configs: sealed in the store, decrypted for nodes that run their
+tasks."""
 
 from __future__ import annotations
 
@@ -9,23 +10,23 @@ from orchestrator.model.documents import Document
 
 
 class NoData(Exception):
-    """A version's data cannot be had; the text says why, in the user's words."""
+    """A version's data is not available; the text says why."""
 
 
 class DocumentStore:
-    """Seals what comes in, opens what goes out. Nothing of it is kept in memory."""
+    """Encrypts data on writing and decrypts it on reading. Caches nothing."""
 
     def __init__(self, kv: Kv, vault: Vault) -> None:
         self._kv = kv
         self._vault = vault
 
     def write(self, document: Document, data: bytes) -> Put:
-        """What writes the data of the document's newest version."""
+        """The operation that writes the data of the document's newest version."""
         sealed = self._vault.seal_data(data, _purpose(document.id, document.version))
         return Put(sealed_key(document.id, document.version), sealed)
 
     async def read(self, document: Document, version: int) -> bytes:
-        """The data of a version. Raises NoData, and StoreError when the store is away."""
+        """The data of a version. Raises NoData, and StoreError when the store is unavailable."""
         what = f"{document.kind.word} '{document.name}'"
         entry = await self._kv.get(sealed_key(document.id, version))
         if entry is None:
@@ -37,12 +38,12 @@ class DocumentStore:
 
 
 def deleted_data(document: Document) -> list[Op]:
-    """What deletes the data of all versions."""
+    """The operations that delete the data of all versions."""
     return [Delete(sealed_key(document.id, version)) for version in document.kept]
 
 
 def opens(vault: Vault, entry: Entry, document_id: str, version: int) -> bool:
-    """Whether the vault has the key that a version was sealed with."""
+    """Whether the vault's key is the one that a version was sealed with."""
     try:
         vault.open_data(entry.value, _purpose(document_id, version))
     except VaultError:
@@ -51,5 +52,5 @@ def opens(vault: Vault, entry: Entry, document_id: str, version: int) -> bool:
 
 
 def _purpose(document_id: str, version: int) -> str:
-    """What a version is sealed for, so that none can be put in the place of another."""
+    """The purpose that a version is sealed for, so that none can be substituted for another."""
     return f"document {document_id} {version}"

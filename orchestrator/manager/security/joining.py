@@ -1,4 +1,4 @@
-"""The join port: where a host without a certificate gets one for its token."""
+"""The join port: a host without a certificate gets one for its join token."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
-    """Hands out the CA's certificate, and node certificates for the right secret."""
+    """gRPC service: hands out the CA's certificate, and node certificates for a valid token."""
 
     def __init__(
         self,
@@ -126,8 +126,8 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
         )
 
     async def _add(self, node: Node, issued: Certificate) -> Node | None:
-        """Write a node that joins, and its certificate. Returns the node that has its hostname
-        already, in which case nothing is written. Raises StoreError."""
+        """Commit a joining node and its certificate. If another node has its hostname, return that
+        node and write nothing. Raises StoreError."""
         while True:
             turn = await self._kv.get(NODE_TURN)
             stamp = turn.mod_revision if turn else 0

@@ -1,4 +1,4 @@
-"""Whether a manager has the key that its cluster's secrets are sealed with."""
+"""Check that a manager has the key that its cluster's secrets are sealed with."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from orchestrator.manager.store.kv import Kv
 
 
 class WrongKey(Exception):
-    """The key is missing or is another; one line that says what to do."""
+    """The key is missing or is another one; one line that says what to do."""
 
 
 async def check_key(kv: Kv, view: ClusterView, vault: Vault, folder: Path) -> None:
-    """Raise WrongKey if the store holds secrets, and none that `vault`, that of `folder`, opens.
+    """Raise WrongKey if the store holds secrets that the key of `vault`, in `folder`, does not
+    open.
 
-    The cluster has the id of its key; where it has another, or none, as one of an earlier version,
-    what is sealed is tried. While nothing is, a key is as good as any other. Raises StoreError.
+    The cluster stores the id of its key. If that differs, or is missing as in an earlier version,
+    sealed objects are tried. Without any, every key is right. Raises StoreError.
     """
     if view.cluster and view.cluster.secrets_key_id == vault.key_id:
         return
@@ -44,7 +45,7 @@ def _advice(vault: Vault, path: Path) -> str:
 
 
 async def _sealed(kv: Kv, view: ClusterView, vault: Vault) -> AsyncIterator[bool]:
-    """For each thing that is sealed, whether the vault opens it."""
+    """For each sealed object, whether the vault opens it."""
     for credential in view.credentials.values():
         try:
             vault.open(credential.sealed, purpose(credential.id))

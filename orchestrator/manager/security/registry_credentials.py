@@ -1,4 +1,4 @@
-"""What the cluster shows to registries: kept sealed, opened at each pull, for who pulls."""
+"""The cluster's registry credentials: stored sealed, opened for each pull."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ _HUB_NAMES = frozenset(
 
 
 def registry_name(text: str) -> str:
-    """A registry as its credentials are kept: HOST[:PORT], without a scheme or a path.
-
-    Raises ValueError for what cannot be one.
-    """
+    """The key of a registry's credentials: HOST[:PORT], without scheme or path. Raises ValueError
+    if invalid."""
     if text in _HUB_NAMES:
         return HUB
     host = text.removeprefix("https://").removeprefix("http://").partition("/")[0]
@@ -30,7 +28,7 @@ def registry_name(text: str) -> str:
 
 
 def purpose(registry: str) -> str:
-    """What a password is sealed for."""
+    """The purpose that a password is sealed for."""
     return f"registry {registry}"
 
 
@@ -44,7 +42,7 @@ def _basic(username: str, password: str) -> str:
 
 
 def given_auth(image: str, login: images_pb2.RegistryLogin) -> bytes:
-    """An auth.json of what a client has for an image's registry; empty where it has nothing."""
+    """An auth.json of a client's credentials for an image's registry; empty without any."""
     registry = parse_image(image).registry or HUB
     if login.identity_token:
         entry = {"auth": _basic("<token>", ""), "identitytoken": login.identity_token}
@@ -55,7 +53,7 @@ def given_auth(image: str, login: images_pb2.RegistryLogin) -> bytes:
 
 
 def auth_for(view: ClusterView, vault: Vault, image: str) -> bytes:
-    """The auth.json for an image's registry; empty where the cluster has no credentials."""
+    """The auth.json for an image's registry; empty if the cluster has no credentials."""
     registry = parse_image(image).registry or HUB
     credential = view.credentials.get(registry)
     if credential is None:

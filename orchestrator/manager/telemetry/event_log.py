@@ -1,8 +1,8 @@
-"""What happened in the cluster, told from the changes of the store.
+"""Events of the cluster, derived from changes of the store.
 
-Every manager follows the store, so every one of them can tell: it remembers the newest events
-since it started, in memory, and shows others as they happen. An event is what a change means to a
-user; a change that means nothing to one (a heartbeat's, a retry's) makes none.
+Every manager follows the store, so each can derive them: it keeps the newest events since its start
+in memory, and streams new ones. An event is what a change means to a user; changes without meaning
+to users (heartbeats, retries) produce none.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.tasks import Health, Task, TaskStatus
 
 REMEMBERED = 4096
-"""Events that a manager remembers."""
+"""Events that a manager keeps."""
 REMOVED = 256
-"""Containers that a manager remembers after their removal."""
+"""Removed containers that a manager keeps."""
 
 _TROUBLE = re.compile(
     "fail|oom|unhealthy|down|trouble|undecodable|set_aside|read_only|rolling back"
 )
-"""In the actions of events that tell of something that went wrong."""
+"""Substrings of actions that report a failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +51,13 @@ class Event:
     id: str
     name: str
     node: str = ""
-    """Hostname, of a container or node, and of those that have got or lost an image."""
+    """Hostname of a container's node, of a node, or of the nodes that have got or lost an image."""
     attributes: dict[str, str] = field(default_factory=dict)
 
     @property
     def troubling(self) -> bool:
-        """Whether it tells of something that went wrong. A container's end does if it failed, and
-        was not ordered."""
+        """Whether it reports a failure. The end of a container does if it failed and was not
+        requested."""
         if self.action == "die":
             failed = self.attributes.get("exitCode", "0") != "0"
             return failed and "reason" in self.attributes
@@ -65,7 +65,7 @@ class Event:
 
 
 class EventLog:
-    """The newest events, and those who wait for more."""
+    """The newest events, and their followers."""
 
     def __init__(self, cache: Cache, now: Callable[[], float]) -> None:
         self._cache = cache
@@ -74,13 +74,13 @@ class EventLog:
         self._followers: dict[int, tuple[deque[Event], Callable[[], None]]] = {}
         self._next = 0
         self._removed: dict[str, Task] = {}
-        """The newest that were removed, by id, as they were last."""
+        """The last state of the newest removed containers, by id."""
 
     @asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
-        """Take events down for as long as this lasts."""
+        """Record events while the body runs."""
         async with self._cache.subscribe() as feed:
-            # At once, for the feed folds what it holds, and every change counts.
+            # Immediately, because the feed folds what it holds, and every change counts.
             feed.on_change = lambda: self._take(feed.take())
             yield
 
@@ -95,7 +95,7 @@ class EventLog:
                     del self._removed[next(iter(self._removed))]
 
     def removed(self, id: str) -> Task | None:
-        """A container of this id that was removed lately, as it was last."""
+        """The last state of a recently removed container."""
         return self._removed.get(id)
 
     def _add(self, event: Event) -> None:
@@ -110,7 +110,7 @@ class EventLog:
         self._add(Event(self._now(), "store", "undecodable", found.id, found.key, "", about))
 
     def set_aside(self, id: str, reason: str) -> None:
-        """A service or standalone container cannot be planned or written; it is tried again."""
+        """A service or standalone container cannot be planned or committed; it is retried."""
         view = self._cache.view
         if (task := view.tasks.get(id)) is not None:
             kind, name = "container", task.name
@@ -120,21 +120,21 @@ class EventLog:
         self._add(Event(self._now(), kind, "set_aside", id, name, "", {"reason": reason}))
 
     def read_only(self, reason: str) -> None:
-        """The store takes no writes."""
+        """The store rejects writes."""
         self._add(Event(self._now(), "store", "read_only", "", "store", "", {"reason": reason}))
 
     def writable(self) -> None:
-        """The store takes writes again."""
+        """The store accepts writes again."""
         self._add(Event(self._now(), "store", "writable", "", "store"))
 
     def since(self, moment: float) -> list[Event]:
-        """The events from `moment` on that are remembered, oldest first."""
+        """The recorded events since `moment`, oldest first."""
         return [event for event in self._events if event.at >= moment]
 
     @asynccontextmanager
     async def follow(self, wake: Callable[[], None]) -> AsyncIterator[deque[Event]]:
-        """A queue that gets each event from now on; `wake` is called when it has got one. A reader
-        that falls too far behind loses the oldest."""
+        """A queue of new events; `wake` is called for each. A reader that lags too far behind loses
+        the oldest."""
         number, self._next = self._next, self._next + 1
         queue: deque[Event] = deque(maxlen=REMEMBERED)
         self._followers[number] = (queue, wake)
@@ -145,7 +145,7 @@ class EventLog:
 
 
 def events_of(change: Change, view: ClusterView, now: float) -> Iterator[Event]:
-    """What a change means to a user. `view` names the nodes."""
+    """The events of a change. `view` resolves node names."""
     before, after = change.before, change.after
     match change.subject:
         case Task() as task:
@@ -182,7 +182,7 @@ _UPDATES = {
 
 
 def _of_update(before: Service, after: Service, now: float) -> Iterator[Event]:
-    """Where an update of the service's tasks has come to."""
+    """Transitions of a service's update."""
     old, new = before.update, after.update
     if new.state not in _UPDATES or (old.state, old.started_at) == (new.state, new.started_at):
         return
@@ -199,7 +199,7 @@ def _of_update(before: Service, after: Service, now: float) -> Iterator[Event]:
 
 
 def _transition(before: Object | None, after: Object | None) -> dict[str, str]:
-    """What of a node an operator has changed, in Docker's words."""
+    """What an operator has changed of a node, in Docker's words."""
     if not isinstance(before, Node) or not isinstance(after, Node):
         return {}
     if before.availability is after.availability:
@@ -222,7 +222,7 @@ _ENDS = {JobState.COMPLETE: "complete", JobState.FAILED: "fail", JobState.STOPPE
 
 
 def _of_runs(before: Service | None, after: Service, now: float) -> Iterator[Event]:
-    """The runs of a job that began, and those that ended."""
+    """The runs of a job that began or ended."""
     known = {run.number: run.state for run in before.job.runs} if before is not None else {}
     for run in reversed(after.job.runs):
         was = known.get(run.number)
@@ -249,7 +249,7 @@ def _of_task(
 def _of_networks(
     before: Task | None, after: Task | None, task: Task, view: ClusterView, now: float
 ) -> Iterator[Event]:
-    """The networks that a container came to be on, and those that it left."""
+    """The networks that a container was connected to or disconnected from."""
     had, has = _on(before), _on(after)
     node = view.nodes.get(task.node_id)
     hostname = node.description.hostname if node else ""
@@ -281,7 +281,8 @@ def _task_actions(before: Task | None, after: Task | None) -> Iterator[tuple[str
     new = after.status
     same_run = old is not None and old.run == new.run
     if alive and not same_run:
-        # Its end and the next run were written as one; only one that waits knows how it ended.
+        # Its end and the next run were committed together; only a waiting task records how it
+        # ended.
         waits = new.state is TaskState.PENDING
         extra = {"reason": new.message} if new.message else {}
         yield "die", {"exitCode": str(new.exit_code)} | extra if waits else {}
@@ -306,7 +307,7 @@ def _task_actions(before: Task | None, after: Task | None) -> Iterator[tuple[str
 
 
 def _updated(before: TaskSpec, after: TaskSpec) -> bool:
-    """Whether limits or the restart policy have changed in place."""
+    """Whether limits or the restart policy were changed in place."""
     return before is not after and (
         resized(before, after) != before or before.restart != after.restart
     )
@@ -320,19 +321,19 @@ def _hooks(task: Task) -> list[tuple[str, Hook]]:
 
 
 def _sounds(status: TaskStatus) -> bool:
-    """Whether it runs, and its probes have come to a result."""
+    """Whether it runs and its probes have reported a result."""
     settled = status.health in (Health.HEALTHY, Health.UNHEALTHY)
     return status.state is TaskState.RUNNING and settled
 
 
 def _action(before: Object | None, after: Object | None) -> str:
-    """What happened to an object that is no task; empty for what is no news to a user."""
+    """The action on an object other than a task; empty if it does not concern users."""
     if isinstance(after or before, Certificate | Revocation | PageSession):
-        return ""  # the audit trail has it
+        return ""  # recorded in the audit trail
     if before is None:
         return "create"
     if after is None:
-        gone = isinstance(before, Service) and before.removed  # that was told when it was ordered
+        gone = isinstance(before, Service) and before.removed  # reported when it was requested
         return "" if gone else "remove"
     match before, after:
         case Node(), Node():
@@ -362,14 +363,14 @@ def _action(before: Object | None, after: Object | None) -> str:
             changed = (before.version, before.labels) != (after.version, after.labels)
             return "update" if changed else ""
         case Network(), Network():
-            # Nodes got their slices.
+            # Nodes were assigned their subnets.
             return ""
         case _:
             return "update"
 
 
 def _where(before: Object | None, after: Object | None, view: ClusterView) -> str:
-    """The hostname of a node, or those of the nodes on which an image came or went."""
+    """The hostname of a node, or those of the nodes that got or lost an image."""
     match after or before:
         case Node() as node:
             return _name(node)

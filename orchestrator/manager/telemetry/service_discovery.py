@@ -23,16 +23,16 @@ from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
 
 MANAGERS, AGENTS, SERVICES = JOBS = ("orc-managers", "orc-agents", "orc-services")
-"""The values of the label `job`."""
+"""Values of the label `job`."""
 
 _PORT, _PATH = "prometheus.port", "prometheus.path"
 _SCHEME, _NETWORK = "prometheus.scheme", "prometheus.network"
 
 Group = dict[str, Any]
-"""One group as Prometheus reads it."""
+"""One group of targets in Prometheus' format."""
 
 WEB_PORT = 2
-"""Of a manager's HTTPS server, counted from its control port."""
+"""Port of a manager's HTTPS server, relative to its control port."""
 
 
 def web_address(identity: ManagerIdentity) -> str:
@@ -41,8 +41,8 @@ def web_address(identity: ManagerIdentity) -> str:
 
 
 def scrape_targets(view: ClusterView, managers: Iterable[str], job: str = "") -> list[Group]:
-    """What is to be scraped. `managers` are HOST:PORT of their HTTPS servers; `job` is one of
-    `JOBS`, or empty for all."""
+    """All scrape targets. `managers` are HOST:PORT of their HTTPS servers; `job` is one of `JOBS`,
+    or empty for all."""
     found: list[Group] = []
     if job in ("", MANAGERS):
         found += [_group(each, MANAGERS, {"__scheme__": "https"}) for each in managers]
@@ -98,7 +98,7 @@ def _of_task(task: Task, node: Node, labels: Mapping[str, str]) -> dict[str, str
 
 
 def _address(task: Task, network: str) -> str:
-    """The task's address in a network, or in the first that it is on."""
+    """The task's address in a network, or in its first network."""
     has = task.status.addresses
     order = [network] if network else [each.network for each in task.spec.networks] + sorted(has)
     found = (has.get(name, "") for name in order)

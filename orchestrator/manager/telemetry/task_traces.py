@@ -1,9 +1,9 @@
-"""The manager's spans of tasks: from the call that wanted one, over its node, until it works.
+"""Trace spans of tasks: from the call that requested a task, over its node, until it runs.
 
-Planning knows nothing of traces. What it makes is given its place in one where it leaves for the
-store (`attributed`), and spans are taken from the changes as they come back (`TaskSpans`). The
-place of a task's own span follows from its id, so that all managers name the same one without a
-word, and a new leader ends what another began.
+Planning knows nothing of traces. New tasks get their trace context before they are committed
+(`with_trace_contexts`), and spans are recorded from the changes as they come back (`TaskSpans`).
+The id of a task's own span is derived from the task's id, so all managers agree on it without
+communication, and a new leader ends spans that another one began.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from orchestrator.model.tasks import Health, Task, TaskStatus
 from orchestrator.tracing.spans import Tracer
 
 LASTS = 3600.0
-"""Seconds for which what is made counts as made by a call."""
+"""Seconds during which new tasks count as caused by a call."""
 
 _GOOD_ENDS = (TaskState.COMPLETE, TaskState.SHUTDOWN)
 
@@ -31,9 +31,8 @@ _GOOD_ENDS = (TaskState.COMPLETE, TaskState.SHUTDOWN)
 def with_trace_contexts(
     view: ClusterView, changes: Mapping[str, Change], now: float
 ) -> list[Change]:
-    """The changes, with new tasks at the place of the call that wanted them. `view` has the new
-    tasks. One that replaces another of what the call wanted is nobody's: that failed, or its node.
-    """
+    """The changes, with new tasks in the trace of the call that requested them. `view` has the new
+    tasks. A task that replaces another one of the same request gets none: a failure caused it."""
     found: list[Change] = []
     filled: dict[str, Counter[_Part]] = {}
     for change in changes.values():
@@ -54,12 +53,12 @@ _Part = tuple[int, int, int]
 
 
 def _part(task: Task) -> _Part:
-    """The part of what a call wanted that a task is for: one that comes second replaces another."""
+    """The part of the request that a task fulfils; a second task for it is a replacement."""
     return task.slot, task.spec_version, task.job_run
 
 
 def _by_call(service: Service, task: Task, now: float) -> bool:
-    """Whether it is a call that had the task made, not the clock or a node that came later."""
+    """Whether a call caused the task, rather than a schedule or a new node."""
     since = service.updated_at
     if task.job_run:
         run = next((run for run in service.job.runs if run.number == task.job_run), None)
@@ -70,8 +69,8 @@ def _by_call(service: Service, task: Task, now: float) -> bool:
 
 
 def trace_context_of(tracer: Tracer, task: Task) -> str:
-    """The place of what is done to begin a task: its own span; where a container begins again, the
-    call that said so. Empty where there is none."""
+    """The trace context for starting a task: its own span; for a restarted container the call that
+    requested it. Empty if none."""
     if not tracer.on:
         return ""
     if task.run <= 1:
@@ -80,7 +79,7 @@ def trace_context_of(tracer: Tracer, task: Task) -> str:
 
 
 class TaskSpans:
-    """Records what the changes of the store tell, while this manager leads."""
+    """Records spans from changes of the store, while this manager leads."""
 
     def __init__(
         self,
@@ -96,7 +95,7 @@ class TaskSpans:
 
     @asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
-        """Record for as long as this lasts."""
+        """Record while the body runs."""
         if not self._tracer.on:
             yield
             return
@@ -105,7 +104,7 @@ class TaskSpans:
             yield
 
     def take(self, changes: Iterable[Change]) -> None:
-        """Look at changes as they happen."""
+        """Process changes."""
         for change in changes:
             if isinstance(change.after, Task) and self._leads():
                 before = change.before if isinstance(change.before, Task) else None
@@ -148,7 +147,7 @@ class TaskSpans:
 
 
 def _settled(status: TaskStatus) -> bool:
-    """Whether it is known what became of its beginning."""
+    """Whether the outcome of its start is known."""
     if status.state is TaskState.RUNNING:
         return status.health is not Health.STARTING
     return is_terminal(status.state)

@@ -1,9 +1,8 @@
-"""The cluster as the page draws it: JSON by kind and id, whole or only what changed. Pure.
+"""The cluster as JSON for the web page: by kind and id, complete or only changes. Pure.
 
-A cluster of 5,000 tasks is sent whole to each browser that opens the page, and then a message for
-every few of them that change: so the whole leaves out what is empty, and a change has only the
-fields that differ. What is no longer is None. Nothing of a container's environment or command is in
-it.
+A snapshot of 5,000 tasks is sent to each browser that opens the page, followed by messages about
+changes. The snapshot therefore omits empty fields, and a change has only the fields that differ.
+Removed objects are None. Environment and commands of containers are not included.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.tasks import Health, Task
 
 Picture = dict[str, dict[str, Any]]
-"""Kind (`nodes`, `services`, `tasks`, `networks`) → id → what is drawn, or None."""
+"""Kind (`nodes`, `services`, `tasks`, `networks`) → id → fields, or None if removed."""
 
 _KINDS: dict[type, str] = {
     Node: "nodes",
@@ -34,7 +33,7 @@ _KINDS: dict[type, str] = {
 
 
 def full_snapshot(view: ClusterView) -> Picture:
-    """Everything, without the fields that are empty."""
+    """Everything, without empty fields."""
     found: Picture = {kind: {} for kind in _KINDS.values()}
     for item in view.objects():
         kind = _KINDS.get(type(item))
@@ -44,8 +43,8 @@ def full_snapshot(view: ClusterView) -> Picture:
 
 
 def snapshot_changes(view: ClusterView, changes: Sequence[Change]) -> Picture:
-    """What these changes make of it: the fields that differ, all where it was not there before. A
-    kind without any is not there."""
+    """The changed fields of changed objects, and all fields of new ones. Kinds without changes are
+    missing."""
     found: Picture = {}
     for change in changes:
         subject = change.subject
@@ -62,7 +61,7 @@ def snapshot_changes(view: ClusterView, changes: Sequence[Change]) -> Picture:
             after = _filled(after)
         found.setdefault(kind, {})[subject.id] = after
     if any(isinstance(change.subject, Node) for change in changes):
-        # How many tasks such a service wants is a matter of the nodes.
+        # The number of desired tasks of such a service depends on the nodes.
         for service in view.services.values():
             if service.spec.mode in (ServiceMode.GLOBAL, ServiceMode.GLOBAL_JOB):
                 told = found.setdefault("services", {}).setdefault(service.id, {})
@@ -110,7 +109,7 @@ def _node(node: Node) -> dict[str, Any]:
 
 
 def _extent(view: ClusterView, service: Service) -> dict[str, Any]:
-    """How much there is to run, and of a job's newest run how much of it is `done` `of` what."""
+    """Number of desired tasks, and for a job's newest run `done` `of` how many."""
     if not service.spec.mode.is_job:
         return {"wanted": desired_tasks(view, service), "done": 0, "of": 0, "job": ""}
     done, of = job_count(view, service)

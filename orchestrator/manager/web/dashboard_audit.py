@@ -1,4 +1,4 @@
-"""The page's actions in the audit trail."""
+"""Entries in the audit trail for the web page's requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def client_address(request: Request) -> str:
 
 
 class AuditedRequest:
-    """One request of the page that changes something."""
+    """A request of the web page that changes something."""
 
     def __init__(
         self, ctx: ManagerContext, session: Session, request: Request, method: str = "Page.act"
@@ -41,13 +41,13 @@ class AuditedRequest:
         if action not in KINDS:
             return
         self._method, self._kind = f"Page.{action}", KINDS[action]
-        # JSON can hold halves of characters, which no other text can.
+        # JSON can hold lone surrogates, which other texts cannot.
         word = str(fields.get("to", ""))[:MOST_CHARACTERS].encode(errors="replace").decode()
         if word:
             self._name, self._id = subject_of(self._ctx.view, self._kind, word)
 
     def record(self, result: str) -> None:
-        """Record it with its result, a gRPC status."""
+        """Record the request with its result, a gRPC status."""
         self._ctx.record(
             AuditEntry(
                 at=self._began,

@@ -1,4 +1,4 @@
-"""What changes, worked out and written down once for all browsers that look."""
+"""Changes of the cluster for open web pages, encoded once for all."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from orchestrator.manager.web import cluster_snapshot
 from orchestrator.manager.web.server_sent_events import compact_json, event, raw_event
 
 SHORTEST_INTERVAL = 0.1
-"""Seconds between two pictures of changes at the least: no eye sees more, and a hundred tasks that
-start are told of in a few."""
+"""Seconds between two messages about changes, at least: one message covers the start of a hundred
+tasks."""
 PAST_EVENTS = 200
-"""Events of before that one who opens the page is shown."""
+"""Past events that a newly opened page gets."""
 LONGEST_QUEUE = 50
-"""Messages that wait for a slow browser, before it is given the whole anew instead."""
+"""Messages that wait for a slow browser, before it gets a new snapshot instead."""
 
 
 class Viewer:
-    """What one browser has yet to be told."""
+    """The message queue of one browser."""
 
     def __init__(self) -> None:
         self._waiting: deque[bytes] = deque()
         self._event = asyncio.Event()
         self.behind = True
-        """Whether it needs the whole: it is new, or too slow for all that changed."""
+        """Whether it needs a snapshot: it is new, or lags too far behind."""
 
     def tell(self, text: bytes) -> None:
-        """Queue a message; what is told before the whole is in the whole."""
+        """Queue a message; dropped while a snapshot is due, which includes it."""
         if self.behind:
             return
         self._waiting.append(text)
@@ -45,7 +45,7 @@ class Viewer:
         self._event.set()
 
     async def next(self) -> bytes:
-        """Wait for messages, and take all of them; empty when it needs the whole."""
+        """Wait for messages, and take all of them; empty if a snapshot is due."""
         if not self.behind:
             await self._event.wait()
         self._event.clear()
@@ -55,7 +55,7 @@ class Viewer:
 
 
 class LiveUpdates:
-    """Follows the store for all that look; where nobody does, it costs nothing to speak of."""
+    """Follows the store for all open pages; without any, its cost is negligible."""
 
     def __init__(self, ctx: ManagerContext) -> None:
         self._ctx = ctx
@@ -67,7 +67,7 @@ class LiveUpdates:
 
     @asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
-        """Tell viewers of what changes for as long as this lasts."""
+        """Send updates while the body runs."""
         async with (
             self._ctx.cache.subscribe() as self._feed,
             self._ctx.events.follow(self._due) as self._happened,
@@ -81,7 +81,7 @@ class LiveUpdates:
 
     @contextmanager
     def viewer(self) -> Iterator[Viewer]:
-        """One more that looks, while the block lasts."""
+        """Register a browser while the block lasts."""
         viewer = Viewer()
         self._viewers.add(viewer)
         try:
@@ -90,10 +90,10 @@ class LiveUpdates:
             self._viewers.discard(viewer)
 
     async def next(self, viewer: Viewer) -> bytes:
-        """Wait for what a viewer is to be told next."""
+        """Wait for a viewer's next message."""
         if text := await viewer.next():
             return text
-        # The others hear now of what is new: it is in this one's whole.
+        # Other viewers get pending changes now, which this one's snapshot includes.
         self._tell()
         viewer.behind = False
         ctx = self._ctx
@@ -125,9 +125,9 @@ class LiveUpdates:
 
 
 def _whole(view: ClusterView, leader: str, past: list[Event]) -> bytes:
-    """All that there is, and what happened last."""
+    """A snapshot and past events."""
     about = {"id": view.cluster.id if view.cluster else "", "leader": leader}
-    # Object by object: the interpreter stays with one call of the encoder until it is done.
+    # Object by object: one call of the encoder holds the interpreter until it is done.
     kinds = [f'"cluster":{compact_json(about)}']
     for kind, items in cluster_snapshot.full_snapshot(view).items():
         found = ",".join(f"{compact_json(id)}:{compact_json(drawn)}" for id, drawn in items.items())

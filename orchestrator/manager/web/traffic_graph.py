@@ -1,8 +1,8 @@
-"""Who talks to whom in the cluster: nodes are asked while somebody looks, and their answers joined.
+"""Connections between services, collected from nodes while a web page shows them.
 
-A node knows connections by addresses; whose these are the manager knows. A connection from node to
-node is known to both of them, and counts where its client is; one from outside where its server is.
-What a node itself says to its containers, as probes and answers of the name server, is left out.
+A node knows connections by address; the manager knows whose addresses these are. A connection
+between nodes is known to both, and counted at its client; one from outside at its server. A node's
+own traffic with its containers, such as probes and DNS answers, is left out.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2, flows_pb2
 
 PERIOD = 2.0
-"""Seconds between two pictures, and between a node's two looks at its connections."""
+"""Seconds between two graphs, and between two samples on a node."""
 MOST_EDGES = 300
-"""That a picture has: those with the most bytes."""
+"""Edges of a graph at most: those with the most bytes."""
 OUTSIDE = ""
-"""Stands for whoever is no task of the cluster."""
+"""Peers that are no tasks of the cluster."""
 
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
 
@@ -43,7 +43,7 @@ class _Edge:
 
 
 class Traffic:
-    """What one browser is told of who talks, for as long as it looks."""
+    """The traffic data for one browser."""
 
     def __init__(self, ctx: ManagerContext) -> None:
         self._ctx = ctx
@@ -51,7 +51,7 @@ class Traffic:
         self._asked: set[str] = set()
 
     async def ask(self) -> None:
-        """Have all nodes tell, those too that come later, until cancelled."""
+        """Collect from all nodes, including later ones, until cancelled."""
         async with asyncio.TaskGroup() as group:
             while True:
                 for node in self._ctx.view.nodes.values():
@@ -62,7 +62,7 @@ class Traffic:
                 await asyncio.sleep(PERIOD)
 
     async def pictures(self) -> AsyncIterator[dict[str, Any]]:
-        """What is known, every few seconds, and soon once it begins to be."""
+        """Graphs every few seconds; more often until all nodes have answered."""
         while True:
             yield await offload(traffic_graph, self._ctx.view, dict(self._told))
             complete = self._told and all(told.seconds for told in self._told.values())
@@ -78,17 +78,17 @@ class Traffic:
                 if frame.WhichOneof("kind") == "flows":
                     self._told[node.id] = frame.flows
         except RequestError:
-            pass  # it is away, or too old: the picture says how many nodes tell
+            pass  # unavailable or too old: the graph says how many nodes report
         finally:
             self._told.pop(node.id, None)
             self._asked.discard(node.id)
 
 
 def traffic_graph(view: ClusterView, told: Mapping[str, flows_pb2.NodeFlows]) -> dict[str, Any]:
-    """What nodes (by id) tell, by service; pure.
+    """Merge the reports of nodes (by id) into a graph by service; pure.
 
-    An edge is between a service's id, or that of a task of none, or `OUTSIDE`; `begun`, `sent` and
-    `received` are of a second, the latter two bytes.
+    An edge connects the ids of services, of standalone tasks, or `OUTSIDE`; `begun`, `sent` and
+    `received` are per second, the latter two in bytes.
     """
     owners = _owners(view)
     own = [
@@ -141,7 +141,7 @@ def traffic_graph(view: ClusterView, told: Mapping[str, flows_pb2.NodeFlows]) ->
 
 
 def _owners(view: ClusterView) -> dict[bytes, list[Task]]:
-    """Packed address → whose it is; on networks that each node has for itself, several's."""
+    """Packed address → its owners; addresses of node-local networks have several."""
     found: dict[bytes, list[Task]] = {}
     for task in view.tasks.values():
         if is_terminal(task.status.state):

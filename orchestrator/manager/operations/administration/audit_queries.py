@@ -1,4 +1,4 @@
-"""Calls about the audit trail."""
+"""Queries of the audit trail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.pb import audit_pb2
 
 
 class AuditOperations(Operations):
-    """`orc audit`."""
+    """Operations of `orc audit`."""
 
     def __init__(self, ctx: ManagerContext, trail: AuditTrail) -> None:
         super().__init__(ctx)
@@ -32,7 +32,7 @@ class AuditOperations(Operations):
             raise invalid_argument("the number of entries cannot be negative")
         wanted = EntryFilter(request.since, request.until, filters)
         with self._trail.follow() as follower:
-            # The files have all entries up to here, and the follower gets all after.
+            # The files have all entries up to here, and the follower gets all later ones.
             kept = replace(wanted, marks=self._trail.marks)
             await self._trail.written()
             async for chunk in self._trail.entries(kept, request.tail):

@@ -1,4 +1,4 @@
-"""Calls about certificates: which there are, and their revocation."""
+"""Listing and revoking certificates."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from orchestrator.pb import access_pb2
 
 _LISTING = "orc cluster certificates"
 _SHORTEST = 4
-"""Digits of a serial number or fingerprint that name a certificate, at least."""
+"""Digits of a serial number or fingerprint that identify a certificate, at least."""
 
 
 class CertificateOperations(Operations):
-    """`orc cluster certificates|revoke`."""
+    """Operations of `orc cluster certificates|revoke`."""
 
     async def list_certificates(
         self, request: access_pb2.ListCertificatesRequest, caller: Caller
@@ -102,8 +102,8 @@ class CertificateOperations(Operations):
         made = change.after
         assert isinstance(made, Revocation)
         if not made.serial:
-            # Certificates know whole seconds. One that is issued once this call has returned is not
-            # meant.
+            # Certificates have a resolution of one second. One that is issued after this call
+            # returns must be valid.
             await asyncio.sleep(min(1.0, max(0.0, math.floor(made.at) + 1 - ctx.now())))
         return access_pb2.RevokeReply(
             revocation=to_proto(made), certificates=[to_proto(each) for each in affected]
@@ -168,7 +168,7 @@ def _order(certificate: Certificate) -> tuple[str, str, float]:
 
 
 def _certificate(view: ClusterView, word: str) -> Certificate:
-    """The one whose serial number or fingerprint begins with `word`; colons do not count."""
+    """The certificate whose serial number or fingerprint begins with `word`; colons are ignored."""
     digits = word.lower().replace(":", "").removeprefix("0x")
     serial = digits.lstrip("0")
     found = [
@@ -187,7 +187,7 @@ def _certificate(view: ClusterView, word: str) -> Certificate:
 
 
 def _node(view: ClusterView, word: str) -> str:
-    """The id of a node, also of one that was removed."""
+    """The id of a node, including removed ones."""
     try:
         return find_node(view, word).id
     except RequestError as refusal:

@@ -1,4 +1,4 @@
-"""Calls about the cluster as a whole, and its networks."""
+"""The cluster's settings, status and join tokens, and the list of networks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from orchestrator.pb import control_pb2
 
 
 class ClusterOperations(Operations):
-    """`orc cluster info|update|token`, `orc network ls`."""
+    """Operations of `orc cluster info|update|token`, `orc network ls`."""
 
     def _cluster(self) -> Cluster:
         cluster = self.ctx.view.cluster
@@ -118,7 +118,7 @@ class ClusterOperations(Operations):
 
 
 def _undecodable(view: ClusterView) -> list[Any]:
-    """What is set aside, by key, each with the services that wait for it."""
+    """Quarantined objects by key, each with the services that it holds up."""
     waiting: dict[str, list[str]] = {}
     for id, found in quarantined_services(view).items():
         service = view.services.get(id)

@@ -1,4 +1,4 @@
-"""Calls about nodes."""
+"""Operations on nodes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from orchestrator.pb import control_pb2, types_pb2
 
 
 class NodeOperations(Operations):
-    """`orc node ls|inspect|update|rm`."""
+    """Operations of `orc node ls|inspect|update|rm`."""
 
     async def list_nodes(self, request: control_pb2.ListNodesRequest) -> control_pb2.ListNodesReply:
         """List nodes with their reserved resources."""
@@ -64,7 +64,7 @@ class NodeOperations(Operations):
                     f"node {node.description.hostname} is up; stop 'orc agent' there first, "
                     "or use --force (its agent then stops its containers and leaves the cluster)"
                 )
-            # Its certificates with it, or it could go on fetching images from other nodes.
+            # With its certificates, or it could still fetch images from other nodes.
             revocation = revocation_of(
                 view,
                 role="worker",
@@ -99,7 +99,7 @@ def _list(view: ClusterView) -> Any:
 
 
 def _moved(view: ClusterView, node: Node, address: str) -> Node:
-    """The node with the address that its operator gives it. Raises RequestError."""
+    """The node with the address that its operator sets. Raises RequestError."""
     if reason := false_node_address(view, node, address, address):
         raise failed_precondition(
             f"node {node.description.hostname} cannot have {address}: {reason}"
@@ -128,7 +128,7 @@ def _updated(node: Node, request: Any, now: float) -> Node:
         if not 0 <= most <= MAX_REPLICAS or not 0 <= deadline < float("inf"):
             raise invalid_argument("max-unavailable and deadline cannot be negative or without end")
         if availability is Availability.ACTIVE:
-            node = replace(node, downs=())  # its operator says that it can be trusted
+            node = replace(node, downs=())  # the operator vouches for it
         node = replace(node, drain_most=most, drain_deadline=now + deadline if deadline else 0.0)
     rotation = node.key_rotation
     if request.rotate_key:

@@ -29,18 +29,18 @@ from orchestrator.model.convert import to_proto
 from orchestrator.pb import dashboard_pb2
 
 PRECISION = 60.0
-"""Seconds between two writes of when a session was used."""
+"""Seconds between two writes of a session's last use."""
 
 _TICKET, _SESSION = "dashboard ticket", "dashboard session"
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Who looks."""
+    """An open session."""
 
     id: str
     role: str
-    """`admin`, or `viewer` who may change nothing."""
+    """`admin`, or `viewer`, which is read-only."""
     until: float
     user: str = ""
     """Name of the admin who opened the page."""
@@ -49,13 +49,14 @@ class Session:
 
 
 class WebSessions:
-    """Makes and opens tickets and cookies."""
+    """Issues and checks tickets and cookies."""
 
     def __init__(self, ctx: ManagerContext) -> None:
         self._ctx = ctx
 
     def ticket(self, role: str, admin: Identity) -> str:
-        """Text with which somebody in this role logs in once, soon, for this admin."""
+        """A sealed ticket with which one browser can log in once, within `TICKET_LIFE`, for this
+        admin."""
         issued = admin.certificate
         facts = [
             secrets.token_hex(8),
@@ -68,7 +69,8 @@ class WebSessions:
         return self._ctx.vault.seal(json.dumps(facts), _TICKET)
 
     async def log_in(self, ticket: str, address: str = "") -> str | None:
-        """The cookie for a ticket; None where it is none (any more). Raises StoreError."""
+        """The cookie for a ticket; None if the ticket is invalid, expired or used. Raises
+        StoreError."""
         ctx, now = self._ctx, self._ctx.now()
         try:
             id, role, until, user, serial, issued_at = json.loads(ctx.vault.open(ticket, _TICKET))
@@ -96,7 +98,7 @@ class WebSessions:
         return ctx.vault.seal(id, _SESSION)
 
     def session(self, cookie: str) -> Session | None:
-        """Whose cookie it is; None where it is none (any more)."""
+        """The session of a cookie; None if the cookie is invalid or the session has ended."""
         try:
             id = self._ctx.vault.open(cookie, _SESSION)
         except (VaultError, binascii.Error, ValueError):
@@ -107,7 +109,7 @@ class WebSessions:
         return Session(id, found.role, found.until, found.user, found.certificate)
 
     def counts(self, session: Session) -> bool:
-        """Whether the session goes on."""
+        """Whether the session is still valid."""
         return self._alive(session.id) is not None
 
     def _alive(self, id: str) -> PageSession | None:
@@ -117,36 +119,36 @@ class WebSessions:
         return found
 
     def revoked(self, session: PageSession) -> bool:
-        """Whether the certificate of the admin who opened it was revoked."""
+        """Whether the certificate of the admin who opened it is revoked."""
         issued = Issued(session.certificate, "", session.issued_at, 0.0)
         admin = Identity(session.user, "admin", self._ctx.identity.cluster_id, issued)
         return self._ctx.revocations.of(admin) is not None
 
     async def used(self, session: Session) -> None:
-        """The page is open; noted now and then."""
+        """Record the use of a session, at most once per `PRECISION`."""
         stored, now = self._alive(session.id), self._ctx.now()
         if stored is not None and now - stored.used_at >= PRECISION:
-            with suppress(StoreError):  # it is noted with the next use
+            with suppress(StoreError):  # recorded at the next use
                 await commit(self._ctx.kv, [Change(stored, replace(stored, used_at=now))])
 
     async def end(self, id: str) -> None:
-        """End a session that is there. Raises StoreError."""
+        """End a session if it exists. Raises StoreError."""
         while (stored := self._ctx.view.page_sessions.get(id)) and not stored.ended_at:
             read = self._ctx.cache.revision
             after = replace(stored, ended_at=self._ctx.now())
             try:
                 revision = await commit(self._ctx.kv, [Change(stored, after)])
             except Conflict:
-                await self._ctx.cache.wait_for(read + 1)  # it was used at the same time
+                await self._ctx.cache.wait_for(read + 1)  # its use was recorded concurrently
             else:
                 await self._ctx.cache.wait_for(revision)
 
 
 class WebSessionOperations(Operations):
-    """`orc dashboard`, `orc cluster sessions`."""
+    """Operations of `orc dashboard`, `orc cluster sessions`."""
 
     def __init__(self, ctx: ManagerContext, folder: Path) -> None:
-        """`folder` has the certificate that the page has."""
+        """`folder` has the certificate of the HTTPS server."""
         super().__init__(ctx)
         self._sessions = WebSessions(ctx)
         self._pair = TlsFiles.of(folder, "manager").pair

@@ -1,4 +1,4 @@
-"""Calls about archives and containers' layers: `save`, `import`, `commit`, `diff`, `export`."""
+"""Image archives and containers' layers: `save`, `import`, `commit`, `diff`, `export`."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from orchestrator.pb import control_pb2, dispatch_pb2, images_pb2, types_pb2
 
 
 class ImageArchiveOperations(Operations):
-    """Images and containers as files."""
+    """Operations on images and containers as archives."""
 
     async def save(
         self, request: images_pb2.SaveImageRequest
     ) -> AsyncIterator[images_pb2.FileData]:
-        """One archive of images that may be on different nodes, each of which adds its own."""
+        """Stream one archive of images, which may be on different nodes; each node adds its own."""
         if not request.images:
             raise invalid_argument("say which image to save")
         ctx = self.ctx
@@ -60,7 +60,8 @@ class ImageArchiveOperations(Operations):
                     before = frame.result.saved
 
     def _spread(self, digests: list[str]) -> dict[str, str]:
-        """For each image a connected node that has it, few nodes in all. Raises RequestError."""
+        """For each image a connected node that has it, with as few nodes as possible. Raises
+        RequestError."""
         ctx = self.ctx
         images = [ctx.view.images[digest] for digest in digests]
         holders = {image.id: set(ctx.dispatcher.nearest(image.nodes)) for image in images}
@@ -70,7 +71,7 @@ class ImageArchiveOperations(Operations):
             best = counts.most_common(1)[0][0] if counts else ""
             for image in left:
                 if not holders[image.id]:
-                    node_with_image(ctx, image)  # says why
+                    node_with_image(ctx, image)  # raises the reason
                 if best in holders[image.id]:
                     found[image.id] = best
         return found
@@ -129,7 +130,7 @@ class ImageArchiveOperations(Operations):
                 yield images_pb2.FileData(data=frame.data)
 
     def _container(self, word: str) -> tuple[Task, Node]:
-        """The one container meant, and its node. Raises RequestError."""
+        """The container and its node. Raises RequestError."""
         task = find_container(self.ctx.view, word)
         node = self.ctx.view.nodes.get(task.node_id)
         if node is None:

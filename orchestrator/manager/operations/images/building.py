@@ -30,12 +30,12 @@ from orchestrator.pb import control_pb2, dispatch_pb2, images_pb2
 
 
 class BuildCacheOperations(Operations):
-    """`orc builder`."""
+    """Operations of `orc builder`."""
 
     async def build_caches(
         self, request: images_pb2.BuildCachesRequest
     ) -> images_pb2.BuildCachesReply:
-        """List, or prune and list, the caches of one node or of all."""
+        """List, or prune and list, the build caches of one node or of all."""
         ctx = self.ctx
         nodes = [find_node(ctx.view, request.node)] if request.node else ctx.view.nodes.values()
         cache = images_pb2.BuildCacheOrder(prune=request.prune, all=request.all)
@@ -59,19 +59,19 @@ class BuildCacheOperations(Operations):
 
 
 def base_images(header: Any, node: Node) -> frozenset[str]:
-    """Full names of the images that a build starts or copies from, as its Dockerfile says: what
-    its node may pull with the cluster's credentials."""
+    """Full names of the images that a build starts or copies from, according to its Dockerfile: its
+    node may pull these with the cluster's credentials."""
     text = (header.dockerfile_content or header.dockerfile_inside).decode(errors="replace")
     arguments = platform_arguments("linux", architecture(node.description.arch))
     found = set()
     for base in bases(text, header.build_args, arguments, header.target):
-        with suppress(ValueError):  # nonsense, of which the node says so
+        with suppress(ValueError):  # invalid; the node reports it
             found.add(str(parse_image(base.name)))
     return frozenset(found)
 
 
 class ImageBuildOperations(Operations):
-    """`orc images`, `orc load`, `orc build`."""
+    """Operations of `orc images`, `orc load`, `orc build`."""
 
     async def list_images(
         self, request: control_pb2.ListImagesRequest
@@ -94,7 +94,7 @@ class ImageBuildOperations(Operations):
             yield progress
 
     async def _on_a_node(self, uploads: AsyncIterator[Any], work: str) -> AsyncIterator[Any]:
-        """Stream an upload to a node, its lines back, and at last the image that came of it."""
+        """Stream an upload to a node, its output back, and finally the resulting image."""
         uploads = aiter(uploads)
         first = await anext(uploads, None)
         if first is None or first.WhichOneof("part") != "header":
@@ -129,7 +129,7 @@ class ImageBuildOperations(Operations):
 
 def _list(view: ClusterView) -> Any:
     images = [
-        # What is only yet to be removed is no longer there for a user.
+        # Images whose removal is pending are hidden.
         replace(image, nodes=tuple(n for n in image.nodes if n not in image.condemned))
         for image in sorted(view.images.values(), key=lambda i: (-i.created_at, i.id))
     ]

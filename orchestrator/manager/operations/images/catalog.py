@@ -1,4 +1,4 @@
-"""Calls about images' names and ends: `orc tag`, `rmi`, `image prune`, `image inspect`."""
+"""Names, removal and inspection of images: `orc tag`, `rmi`, `image prune`, `image inspect`."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from orchestrator.pb import dispatch_pb2, images_pb2, types_pb2
 
 
 def users(view: ClusterView, image: Image) -> list[str]:
-    """What needs the image, each in a few words: containers, then services."""
+    """Descriptions of the containers and services that use the image."""
     known = {image.id, *image.indexes}
 
     def needs(digest: str, container: ContainerSpec) -> bool:
-        # Without a digest, each node has looked the name up for itself.
+        # Without a digest, each node has resolved the name itself.
         names = {*image.names, *image.reported_names}
         return digest in known if digest else _name(container.image) in names
 
@@ -57,7 +57,7 @@ def users(view: ClusterView, image: Image) -> list[str]:
 
 
 class ImageCatalogOperations(Operations):
-    """Names, removal, and what an image is."""
+    """Operations on the images that the cluster has."""
 
     async def tag(self, request: images_pb2.TagImageRequest) -> types_pb2.Image:
         """Give an image another name, on all its nodes."""
@@ -79,8 +79,8 @@ class ImageCatalogOperations(Operations):
         return to_proto(after)
 
     async def _named(self, word: str) -> Image:
-        """The image that is to get a name. Of the digest of an index, a node shows the index: that
-        it has an image of it, it could merely say. Raises RequestError."""
+        """The image to tag. For the digest of an index, a node must present the index: merely
+        claiming an image of it is not enough. Raises RequestError."""
         image = find_image_by_word(self.ctx.view, word)
         index = word.partition("@")[2]
         if not index or index == image.id:
@@ -144,7 +144,7 @@ class ImageCatalogOperations(Operations):
         reply.untagged.append(name)
 
     async def _delete(self, image: Image, reply: Any) -> None:
-        """Remove it from every node that can be reached, and take its names first."""
+        """Remove an image from all reachable nodes, after taking its names."""
         ctx = self.ctx
         nodes = self._nodes(image)
         away = [node for node in nodes if not ctx.dispatcher.connected(node.id)]
@@ -217,7 +217,7 @@ def _digest(document: str) -> str:
 
 
 def _config_of(manifest: str) -> str:
-    """The digest of the config that a manifest names."""
+    """The digest of a manifest's config."""
     return str(json.loads(manifest)["config"]["digest"])
 
 

@@ -1,4 +1,4 @@
-"""From an image's name to the digest that all replicas of a service run."""
+"""Resolution of an image name to the digest that all replicas of a service run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.model.specs import ContainerSpec
 from orchestrator.registries.registry_errors import AccessDenied, ImageError, TooMany, Unreachable
 
 WITHIN = 3.0
-"""Seconds in which a registry must answer a user who waits for a service."""
+"""Seconds that a registry has to answer while a user waits."""
 
 
 async def resolve_digest(
@@ -23,12 +23,14 @@ async def resolve_digest(
     ask_registry: bool = True,
     newest: bool = True,
 ) -> str:
-    """The digest that a container's image stands for now, empty where the node's own files take
-    its place: by a name that a user gave an image of the cluster, else by this manager's own
-    request to the registry. With `ask_registry` off, or where the registry denies access and nodes
-    have credentials of their own, the empty text for what the cluster lacks: each node then looks
-    it up. Without `newest`, the registry is not asked again for what a name stood for before, as
-    long as a node has that. Raises RequestError in one line when it is nowhere.
+    """The digest that a container's image resolves to now: by a name in the cluster, otherwise by
+    this manager's own request to the registry. Empty if the container has a root file system of its
+    own.
+
+    With `ask_registry` off, or if the registry denies access and nodes have credentials of their
+    own, images that the cluster lacks resolve to the empty string: each node then resolves the name
+    itself. Without `newest`, a name that was resolved before is not resolved again as long as a
+    node has the image. Raises RequestError if the image is found nowhere.
     """
     if container.rootfs:
         return ""
@@ -52,7 +54,7 @@ async def _resolved(ctx: ManagerContext, name: ImageName, ask_registry: bool, ne
         return (await ctx.registries.resolve(str(name), auth, WITHIN)).digest
     except ImageError as error:
         if isinstance(error, AccessDenied) and not auth and _nodes_may(ctx.view):
-            return name.digest  # each node looks it up, with its own credentials
+            return name.digest  # each node resolves it with its own credentials
         silent = isinstance(error, (Unreachable, TooMany))
         if silent and (known := _resolved_before(ctx.view, name)):
             return known
@@ -62,13 +64,12 @@ async def _resolved(ctx: ManagerContext, name: ImageName, ask_registry: bool, ne
 
 
 def _nodes_may(view: ClusterView) -> bool:
-    """Whether a node has credentials of its own, which this manager has not."""
+    """Whether a node has credentials of its own, which this manager lacks."""
     return any(REGISTRY_CREDENTIALS in node.description.features for node in view.nodes.values())
 
 
 def _resolved_before(view: ClusterView, name: ImageName) -> str:
-    """What a manager found that the name stood for when a service or a container was last given
-    it; empty for none."""
+    """The digest that the name was last resolved to for a service or container; empty for none."""
     given = [
         (service.updated_at, service.image_digest)
         for service in view.services.values()

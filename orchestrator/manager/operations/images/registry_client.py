@@ -1,6 +1,6 @@
-"""A manager's own requests to registries: what a name stands for.
+"""The manager's own requests to registries.
 
-A node is never asked for that: it could answer with an image of its own making.
+Nodes are not asked to resolve names: a node could answer with an image of its own making.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from orchestrator.registries.skopeo import PATIENCE, Skopeo
 
 _IN_MEMORY = (Path("/dev/shm"), Path("/run"))
 AT_A_TIME = 8
-"""Requests that are under way at a time: each is a process."""
+"""Concurrent requests: each is a process."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedImage:
-    """What a name stood for at its registry."""
+    """The image that a name resolves to at its registry."""
 
     digest: str
-    """Of the manifest, or of the index of several platforms."""
+    """Digest of the manifest, or of a multi-platform index."""
     manifests: frozenset[str]
-    """Digests of the manifests of an index; else its own alone."""
+    """Digests of an index' manifests; otherwise the image's own alone."""
 
 
 class RegistryClient:
-    """Asks registries."""
+    """A client of image registries."""
 
     def __init__(self, skopeo: Skopeo | None = None) -> None:
         self._skopeo = skopeo or Skopeo(host="manager")
@@ -42,7 +42,7 @@ class RegistryClient:
     async def resolve(
         self, name: str, auth: bytes = b"", within: float = PATIENCE
     ) -> ResolvedImage:
-        """What a name stands for now; `auth` is an auth.json. Raises ImageError."""
+        """Resolve a name; `auth` is an auth.json. Raises ImageError."""
         async with self._turns:
             data = await self._skopeo.inspect(name, "", auth, within)
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
@@ -52,7 +52,7 @@ class RegistryClient:
         return ResolvedImage(digest, manifests_of(data) or frozenset({digest}))
 
     async def login(self, registry: str, username: str, password: str) -> None:
-        """Prove credentials to a registry. Raises ImageError with its answer."""
+        """Check credentials at a registry. Raises ImageError with its answer."""
         async with self._turns:
             await self._skopeo.login(registry, username, password, _scratch())
 

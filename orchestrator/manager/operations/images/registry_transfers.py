@@ -1,4 +1,4 @@
-"""Calls about registries: `orc pull`, `push`, `login`, `logout`."""
+"""Transfers from and to registries, and credentials: `orc pull`, `push`, `login`, `logout`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from orchestrator.registries.registry_errors import ImageError
 
 
 class RegistryOperations(Operations):
-    """Images from and to registries, and what is shown to them."""
+    """Operations on registries."""
 
     async def pull(
         self, request: images_pb2.PullImageRequest
@@ -62,7 +62,7 @@ class RegistryOperations(Operations):
             else:
                 yield progress
         if len(nodes) > 1:
-            # One node has asked the registry; the others ask it.
+            # One node has pulled from the registry; the others pull from that node.
             order.sources[:] = self._sources(digest)
             order.registry = False
             order.ClearField("auth")
@@ -122,8 +122,8 @@ class RegistryOperations(Operations):
         yield control_pb2.ImageProgress(image=to_proto(image))
 
     async def _unproved(self, name: str, image: Image, auth: bytes) -> str:
-        """Why this manager cannot tell whether a node pushed what it was to; empty if it did.
-        Raises RequestError if the registry has something else."""
+        """Why this manager cannot verify the pushed image at the registry; empty if it is verified.
+        Raises RequestError if the registry has another image."""
         try:
             resolved = await self.ctx.registries.resolve(name, auth)
         except ImageError as error:
@@ -172,6 +172,6 @@ class RegistryOperations(Operations):
 
 
 def _tagged(name: str) -> str:
-    """The name without a digest; empty where nothing else says which image it is."""
+    """The name without a digest; empty if only the digest identifies the image."""
     parsed = parse_image(name)
     return str(replace(parsed, digest="")) if parsed.tag else ""

@@ -1,9 +1,9 @@
-"""Networks, secrets and configs that are removed as soon as the last task that uses them has
-stopped, as `orc stack rm -d` asks.
+"""Removal of networks, secrets and configs once the last task that uses them has stopped, as `orc
+stack rm -d` requests.
 
 The mark is in the store (`remove_when_unused`), so the removal survives managers and clients. Each
-manager deletes what it sees marked and unused; a delete is guarded by the revision that was read,
-and what is marked takes no new user, so several managers do not disturb each other.
+manager deletes what it sees marked and unused. Deletes are guarded by the revision that was read,
+and marked objects take no new users, so several managers do not interfere.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from orchestrator.model.objects import Network, Object
 log = logging.getLogger(__name__)
 
 RETRY = 1.0
-"""Seconds after which a delete that the store did not take is tried again."""
+"""Seconds until a failed delete is retried."""
 
 
 class DeferredRemoval:
-    """Deletes what is marked once nothing uses it."""
+    """Deletes marked objects that nothing uses."""
 
     def __init__(self, kv: Kv, cache: Cache) -> None:
         self._kv, self._cache = kv, cache
@@ -61,8 +61,7 @@ class DeferredRemoval:
         }
 
     async def _collect(self, id: str) -> bool:
-        """Delete what has this id if it is still marked, and nothing uses it. False if the store
-        failed."""
+        """Delete the object if it is still marked and unused. False if the store failed."""
         view = self._cache.view
         found = view.networks.get(id) or view.documents.get(id)
         if found is None or not found.remove_when_unused:
@@ -77,7 +76,7 @@ class DeferredRemoval:
         try:
             await self._cache.wait_for(await commit(self._kv, [Change(found, None)], ops=ops))
         except Conflict:
-            return True  # the change that was first is about to arrive
+            return True  # the conflicting change is about to arrive
         except StoreError as error:
             log.warning(
                 "cannot delete what is no longer used",

@@ -1,4 +1,4 @@
-"""Calls about the nodes' disks: what is on them."""
+"""Disk usage of nodes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from orchestrator.model.nodes import Node, NodeState
 from orchestrator.pb import dispatch_pb2, system_pb2
 
 COUNT_TIMEOUT = 20.0
-"""Seconds that a node gets to count what its disk holds."""
+"""Seconds that a node has to measure its disk usage."""
 
 
 class DiskUsageOperations(Operations):
-    """`orc system df`, `orc ps -s`."""
+    """Operations of `orc system df`, `orc ps -s`."""
 
     async def disk_usage(self, request: system_pb2.DiskUsageRequest) -> system_pb2.DiskUsageReply:
         """Report disk usage of images, containers, volumes and build caches on each node."""
@@ -39,7 +39,7 @@ class DiskUsageOperations(Operations):
         return sorted(self.ctx.view.nodes.values(), key=lambda node: node.description.hostname)
 
     async def _ask(self, node: Node, order: Any) -> Any:
-        """A node's TunnelResult, or the line that says why there is none."""
+        """A node's TunnelResult, or a line that says why there is none."""
         hostname = node.description.hostname
         if node.state is not NodeState.READY:
             return f"node {hostname} is {node.state.name.lower()}; what it has is not shown"

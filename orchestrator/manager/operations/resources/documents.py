@@ -1,4 +1,4 @@
-"""Calls about secrets and configs. The data of a secret comes in, and never goes out by here."""
+"""Operations on secrets and configs. The data of a secret is write-only here."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from orchestrator.pb import documents_pb2, types_pb2
 
 
 class DocumentOperations(Operations):
-    """`orc secret …` and `orc config …`."""
+    """Operations of `orc secret …` and `orc config …`."""
 
     def __init__(self, ctx: ManagerContext) -> None:
         super().__init__(ctx)
@@ -120,8 +120,9 @@ class DocumentOperations(Operations):
     async def remove_document(
         self, request: documents_pb2.RemoveDocumentRequest
     ) -> documents_pb2.RemoveDocumentReply:
-        """Mark it, so that it takes no new user, check that it has none, and delete it. With
-        `when_unused`, tasks of removed services may still use it, and `Tombstones` deletes it."""
+        """Remove a secret or config: mark it, so that it takes no new users, check that it has
+        none, and delete it. With `when_unused`, stopping tasks may still use it, and
+        `DeferredRemoval` deletes it."""
         ctx, kind = self.ctx, DocumentKind(request.kind)
         document = find_document(ctx.view, kind, request.document)
         when_unused = request.when_unused
@@ -142,8 +143,8 @@ class DocumentOperations(Operations):
         return documents_pb2.RemoveDocumentReply(id=document.id)
 
     def _next(self, document: Document, data: bytes) -> tuple[Document, list[Op]]:
-        """The document with another version, and what writes that and forgets older ones: all but
-        the newest and those that somebody has."""
+        """The document with a new version, and the operations that write it and delete old ones:
+        all but the newest and those in use."""
         version = document.version + 1
         kept = (*document.kept, version)
         used = versions_in_use(self.ctx.view, document.id)
@@ -164,7 +165,7 @@ class DocumentOperations(Operations):
             raise failed_precondition(str(error)) from None
 
     async def _is(self, document: Document, data: bytes) -> bool:
-        """Whether that is its data already. What cannot be opened is another."""
+        """Whether this is its current data. Data that cannot be opened counts as different."""
         try:
             return await self._store.read(document, document.version) == data
         except NoData:
@@ -172,7 +173,7 @@ class DocumentOperations(Operations):
 
 
 def _list(view: ClusterView, kind: DocumentKind, word: str) -> tuple[list[Document], Any]:
-    """The documents of a kind, or the one meant by a word, and the reply that lists them."""
+    """The documents of a kind, or the one that `word` identifies, and the reply that lists them."""
     if word:
         found = [find_document(view, kind, word)]
     else:
@@ -195,8 +196,7 @@ def _check(document: Document, data: bytes) -> None:
 
 
 def _check_unused(document: Document, found: Sequence[str], when_unused: bool) -> None:
-    """Raise RequestError if something uses it; with `when_unused`, what is stopping does not
-    count."""
+    """Raise RequestError if it is in use; with `when_unused`, stopping tasks do not count."""
     if not_stopping(found) if when_unused else found:
         word, name = document.kind.word, document.name
         detach = {"service": f"orc service update --{word}-rm {name} {{}}"}

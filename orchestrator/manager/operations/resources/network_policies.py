@@ -1,4 +1,4 @@
-"""Calls about the policies of networks."""
+"""Operations on the policies of networks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from orchestrator.pb import policies_pb2, types_pb2
 
 
 class NetworkPolicyOperations(Operations):
-    """`orc network policy …`."""
+    """Operations of `orc network policy …`."""
 
     async def add_policy(self, request: policies_pb2.AddPolicyRequest) -> types_pb2.NetworkPolicy:
         """Add a policy to a network: which sources may connect to a destination."""
@@ -67,7 +67,7 @@ class NetworkPolicyOperations(Operations):
         return to_proto(removed[0])
 
     async def _edit(self, word: str, edit: Callable[[Network], Network]) -> None:
-        """Write a change of a network; anew while nodes that come and go change it, too."""
+        """Commit a change of a network; retried while joining nodes change it, too."""
         ctx = self.ctx
         while True:
             read = ctx.cache.revision
@@ -82,8 +82,8 @@ class NetworkPolicyOperations(Operations):
 
 
 def _check(view: ClusterView, policy: NetworkPolicy) -> None:
-    """Raise RequestError for a name that nobody has, since a policy that names nobody protects
-    nobody, and for a port that there is not."""
+    """Raise RequestError for an unknown name, since such a policy would protect nothing, and for an
+    invalid port."""
     known = {each.spec.name for each in view.services.values() if not each.removed}
     known |= {task.name for task in view.tasks_of_service("").values()}
     for name in (policy.destination, *policy.sources):

@@ -50,9 +50,8 @@ from orchestrator.pb import networks_pb2, types_pb2
 
 
 async def create_network(kv: Kv, cache: Cache, choose: Callable[[ClusterView], Network]) -> Network:
-    """Write the network that `choose` makes of a view with all networks in it; it is asked again
-    when somebody else made one meanwhile. Raises Conflict when that one has the name, and what
-    `choose` raises."""
+    """Commit the network that `choose` returns for a view with all networks; retried after a
+    concurrent creation. Raises Conflict if the name is in use, and what `choose` raises."""
     while True:
         turn = await kv.get(NETWORK_TURN)
         stamp = turn.mod_revision if turn else 0
@@ -75,11 +74,11 @@ async def create_network(kv: Kv, cache: Cache, choose: Callable[[ClusterView], N
 
 
 SETTLE_TIMEOUT = 10.0
-"""Seconds that a node has to connect or disconnect a container that runs."""
+"""Seconds that a node has to connect or disconnect a running container."""
 
 
 class NetworkOperations(Operations):
-    """`orc network …`."""
+    """Operations of `orc network …`."""
 
     async def create_network(self, request: networks_pb2.CreateNetworkRequest) -> types_pb2.Network:
         """Create a network with free subnets, or the given ones."""
@@ -187,7 +186,7 @@ class NetworkOperations(Operations):
         return to_proto(task if request.force else await self._settled(task))
 
     async def _edit(self, word: str, edit: Callable[[Task], tuple[Task, list[Network]]]) -> Task:
-        """Change a container of its own; anew for as long as others change it meanwhile."""
+        """Change a standalone container; retried on conflicts."""
         cache = self.ctx.cache
         while True:
             read = cache.revision
@@ -210,7 +209,7 @@ class NetworkOperations(Operations):
                 return replace(after, revision=revision)
 
     async def _settled(self, task: Task) -> Task:
-        """The container, once its node has it on the networks that it is to be on."""
+        """Wait until the container's node has applied its networks; the container then."""
         try:
             async with asyncio.timeout(SETTLE_TIMEOUT), self.ctx.cache.subscribe() as feed:
                 while True:
@@ -233,12 +232,12 @@ class NetworkOperations(Operations):
             ) from None
 
     async def _remove(self, network: Network, *, when_unused: bool = False) -> None:
-        """Mark it, so that it takes no new user, check that it has none, and delete it. With
-        `when_unused`, tasks of removed services may still use it, and `Tombstones` deletes it."""
+        """Mark the network, so that it takes no new users, check that it has none, and delete it.
+        With `when_unused`, stopping tasks may still use it, and `DeferredRemoval` deletes it."""
         ctx = self.ctx
         if network.name in BUILT_IN:
             raise failed_precondition(f"network '{network.name}' is part of every cluster")
-        # Before anything is written, where that shows it already.
+        # Fail before anything is written, if possible.
         self._check_unused(network, when_unused)
         marked = await self._mark(network, when_unused=when_unused)
         try:
@@ -252,15 +251,14 @@ class NetworkOperations(Operations):
             try:
                 revision = await commit(ctx.kv, [Change(marked, None)])
             except Conflict:
-                # Nodes that come and go change it, too.
+                # Joining nodes change it, too.
                 marked = await self._mark(marked)
             else:
                 await ctx.cache.wait_for(revision)
                 return
 
     def _check_unused(self, network: Network, when_unused: bool) -> None:
-        """Raise RequestError if something uses it; with `when_unused`, what is stopping does not
-        count."""
+        """Raise RequestError if it is in use; with `when_unused`, stopping tasks do not count."""
         found = network_consumers(self.ctx.view, network)
         if not_stopping(found) if when_unused else found:
             detach = {
@@ -272,7 +270,7 @@ class NetworkOperations(Operations):
     async def _mark(
         self, network: Network, *, removing: bool = True, when_unused: bool = False
     ) -> Network:
-        """The network as it is now, marked or not. Raises RequestError when it is gone."""
+        """The current network, marked or unmarked. Raises RequestError if it is gone."""
         ctx = self.ctx
         while True:
             read = ctx.cache.revision
@@ -289,8 +287,7 @@ class NetworkOperations(Operations):
 
 
 def _check_allowed(view: ClusterView, task: Task, name: str) -> None:
-    """Raise RequestError if the container's node does not allow its containers to be on a
-    network."""
+    """Raise RequestError if the container's node does not allow its containers on a network."""
     network, node = view.network_by_name(name), view.nodes.get(task.node_id)
     if network is None or node is None or not takes_foreign_sources(network.options):
         return
@@ -299,7 +296,7 @@ def _check_allowed(view: ClusterView, task: Task, name: str) -> None:
 
 
 def _completed(view: ClusterView, wanted: NewNetwork) -> Network:
-    """The network to be, checked. Raises RequestError."""
+    """The new network with all fields, validated. Raises RequestError."""
     try:
         check_network_name(wanted.network.name)
         if view.network_by_name(wanted.network.name) is not None:
@@ -315,7 +312,7 @@ def _name_taken(name: str) -> RequestError:
 
 
 def _options(given: Mapping[str, str], driver: str) -> dict[str, str]:
-    """Options by our names, of networks that are ours."""
+    """The options, with Docker's names translated for our drivers."""
     if driver and not is_ours(driver):
         return dict(given)
     return {MTU if key == DOCKER_MTU else key: value for key, value in given.items()}

@@ -1,4 +1,4 @@
-"""Calls about volumes: objects of the store, and what nodes and their plugins have besides."""
+"""Operations on volumes: declared ones, and those that nodes and their plugins report."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from orchestrator.model.validation.mount_specs import check_driver_options
 from orchestrator.pb import dispatch_pb2, types_pb2, volumes_pb2
 
 LIST_TIMEOUT = 1.0
-"""Seconds that a listing waits for the nodes; who has not answered by then is named."""
+"""Seconds that a listing waits for nodes; nodes that have not answered by then are named."""
 
 CREATE_TIMEOUT, REMOVE_TIMEOUT = 60.0, 60.0
-"""Seconds that a node's driver gets to make or remove a volume."""
+"""Seconds that a node's driver has to create or remove a volume."""
 
 
 @dataclass(slots=True)
 class _Seen:
-    """What the nodes answered."""
+    """The answers of the nodes."""
 
     volumes: dict[str, list[tuple[Node, Any]]] = field(default_factory=dict)
     """Name → the nodes that have it, each with its NodeVolume."""
@@ -48,7 +48,7 @@ class _Seen:
 
 
 class VolumeOperations(Operations):
-    """`orc volume …`."""
+    """Operations of `orc volume …`."""
 
     async def create_volume(self, request: volumes_pb2.CreateVolumeRequest) -> types_pb2.Volume:
         """Declare a volume; creating an identical one again is no error."""
@@ -118,11 +118,9 @@ class VolumeOperations(Operations):
         return reply
 
     def _settle(self, volume: Volume, node: Node | None) -> tuple[Node | None, Volume]:
-        """Where the volume is to be made now, and the volume as it is to be stored.
-
-        A local one with no node named is made where its first user comes to run; a plugin's of
-        global scope at once, by any node that has the plugin.
-        """
+        """The node on which to create the volume now, and the volume to store. A local volume
+        without a given node is created where its first user is placed; one of a plugin with global
+        scope at once, by any node that has the plugin."""
         able = [
             one
             for one in sorted(self.ctx.view.nodes.values(), key=lambda n: n.description.hostname)
@@ -144,7 +142,8 @@ class VolumeOperations(Operations):
         return node, replace(volume, node_id=node.id if node else "")
 
     async def _remove(self, name: str, hostname: str, force: bool) -> None:
-        """Mark it, so that nobody new may have it; look who has it; remove data; forget it."""
+        """Mark the volume, so that it takes no new users; check for users; remove its data; delete
+        it."""
         ctx = self.ctx
         volume = ctx.view.volumes.get(name)
         if volume is None:
@@ -228,7 +227,7 @@ class VolumeOperations(Operations):
         await self._ask(node, order, REMOVE_TIMEOUT)
 
     async def _look(self, name: str) -> _Seen:
-        """Ask the nodes that can have it (all, for no name), at the same time."""
+        """Ask the nodes that may have it (all, without a name), in parallel."""
         seen = _Seen()
         view = self.ctx.view
         volume = view.volumes.get(name)
@@ -247,7 +246,7 @@ class VolumeOperations(Operations):
         return seen
 
     async def _ask_what(self, node: Node) -> Any:
-        """A node's NodeVolumes, or the line that says why there is none."""
+        """A node's NodeVolumes, or a line that says why there is none."""
         hostname = node.description.hostname
         if node.state is not NodeState.READY:
             return f"node {hostname} is {node.state.name.lower()}; what it has is not shown"
@@ -258,7 +257,7 @@ class VolumeOperations(Operations):
             return refusal.text
 
     async def _ask(self, node: Node, order: Any, timeout: float) -> Any:
-        """The TunnelResult of an order to a node. Raises RequestError."""
+        """The TunnelResult of a request to a node. Raises RequestError."""
         ctx, hostname = self.ctx, node.description.hostname
         try:
             async with (
@@ -322,7 +321,7 @@ class VolumeOperations(Operations):
 
 
 def _same(known: Volume, wanted: Volume, node: Node | None) -> Volume:
-    """Creating what there is already is no error, unless it is something else."""
+    """Raise RequestError if the existing volume differs: creating an identical one is a no-op."""
     if known.driver != wanted.driver:
         raise already_exists(
             f"there is a volume '{known.name}' already, with the driver {known.driver}"
@@ -335,7 +334,7 @@ def _same(known: Volume, wanted: Volume, node: Node | None) -> Volume:
 
 
 def _selected(row: Any, request: Any) -> bool:
-    """Docker's rule: without `all`, only volumes that nobody named."""
+    """Docker's rule: without `all`, only anonymous volumes."""
     if not request.all and (row.declared or not row.seen.anonymous):
         return False
     return matches_prune_filters(row.volume.labels, row.volume.created_at, request)

@@ -1,7 +1,7 @@
-"""What a user's order changes of a standalone container: pure, and refused in the user's words.
+"""State changes of standalone containers that users request. Pure.
 
-An order is written as what is wanted (`desired_state`, `run`, how to stop); the planner and the
-node bring it about. So none is lost with the client, the manager or the agent.
+A request is written as desired state (`desired_state`, `run`, how to stop); the planner and the
+node carry it out. So it survives the client, the manager and the agent. Raises RequestError.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from orchestrator.model.tasks import Task
 from orchestrator.model.units import format_memory
 
 NO_GRACE = -1.0
-"""`Task.stop_grace` for a stop that begins with SIGKILL or is not to wait."""
+"""`Task.stop_grace` for a stop without a grace period."""
 
 
 def start(task: Task) -> Task:
-    """Run it: for the first time, or again once it has ended. One that runs is left as it is."""
+    """Run it, for the first time or again after it has ended. No-op if it runs."""
     _check(task)
     if waits(task) or (not ended(task) and task.desired_state < TaskState.RUNNING):
         return replace(task, desired_state=TaskState.RUNNING, not_before=0.0, attempt=0)
@@ -35,13 +35,13 @@ def start(task: Task) -> Task:
 
 
 def prepare(task: Task) -> Task:
-    """Make its next run ready, and let it wait for `start`. One that runs is left as it is."""
+    """Prepare its next run, which waits for `start`. No-op if it runs."""
     after = start(task)
     return task if after == task else replace(after, desired_state=TaskState.READY)
 
 
 def stop(task: Task, signal: str, grace: float | None) -> Task:
-    """End it and leave it ended. One that does not run is left as it is, but not restarted."""
+    """Stop it and keep it stopped. If it does not run, it is not restarted."""
     _check(task)
     if not waits(task) and task.desired_state < TaskState.RUNNING:
         return task
@@ -55,7 +55,7 @@ def stop(task: Task, signal: str, grace: float | None) -> Task:
 
 
 def restart(task: Task, signal: str, grace: float | None) -> Task:
-    """End it, if it runs, and run it again; one order, which nothing can cut in two."""
+    """Stop it, if it runs, and run it again, in one atomic change."""
     if waits(task) or ended(task) or task.desired_state < TaskState.RUNNING:
         return start(task)
     _check(task)
@@ -63,8 +63,8 @@ def restart(task: Task, signal: str, grace: float | None) -> Task:
 
 
 def update(view: ClusterView, task: Task, spec: TaskSpec) -> Task:
-    """Give it the reservation, limits and restart policy of `spec`. One that is on a node needs
-    room for them there."""
+    """Set reservation, limits and restart policy of `spec`. A placed container needs room for them
+    on its node."""
     if not task.standalone:
         name = task.service_name
         raise failed_precondition(
@@ -111,8 +111,8 @@ def _cores(shares: int) -> str:
 
 
 def remove(view: ClusterView, task: Task, force: bool, volumes: bool = False) -> Task:
-    """Let it and its files go, and `volumes` those of it without a name. One that runs must be
-    stopped first, or forced."""
+    """Remove it and its files, with `volumes` also its anonymous volumes. A running container must
+    be stopped first, or forced."""
     _check(task, going=True)
     if task.desired_state is TaskState.REMOVE:
         return task
@@ -139,7 +139,7 @@ def remove(view: ClusterView, task: Task, force: bool, volumes: bool = False) ->
         task,
         run=task.status.run,
         desired_state=TaskState.REMOVE,
-        # A container that goes by itself takes its nameless volumes along.
+        # With auto-remove, its anonymous volumes are removed, too.
         auto_remove=task.auto_remove or volumes,
         stop_signal="SIGKILL",
         stop_grace=NO_GRACE,

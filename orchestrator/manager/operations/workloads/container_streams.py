@@ -1,7 +1,8 @@
-"""Calls about what runs: programs, terminals, files and figures, relayed to the container's node.
+"""Streams to running containers: exec, attach, copies, processes and statistics, relayed to the
+node.
 
-A session's messages pass through as they are. A few frames are under way in each direction, so
-that a slow end slows the other; nothing is gathered or delayed.
+Messages of a session pass through unchanged. A few frames are in flight in each direction, so that
+a slow end slows the other; nothing is collected or delayed.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from orchestrator.model.validation.host_access import PRIVILEGED, allows, refusa
 from orchestrator.pb import dispatch_pb2, interact_pb2
 
 _END_TOLD = 5.0
-"""Seconds that a client waits for its container's node to report what the client saw."""
+"""Seconds that a client waits for its container's node to report the end that the client saw."""
 
 _AGAIN = 0.5
-"""Seconds after which a node whose figures broke off is asked anew."""
+"""Seconds until a node whose statistics broke off is asked again."""
 
 _PICTURES = 64
-"""Nodes' figures that wait for a slow client."""
+"""Statistics of nodes that wait for a slow client, at most."""
 
 
 class ContainerStreamOperations(Operations):
-    """`orc exec`, `attach`, `cp`, `top`, `stats`."""
+    """Operations of `orc exec`, `attach`, `cp`, `top`, `stats`."""
 
     async def session(
         self, request: AsyncIterator[interact_pb2.SessionInput]
@@ -70,8 +71,8 @@ class ContainerStreamOperations(Operations):
             raise failed_precondition(refusal(PRIVILEGED, node.description.hostname))
 
     async def _until_over(self, task: Task) -> None:
-        """Until the store knows of the end of a container's run, or its node has not told for a
-        while: whoever was told of it may start the container again at once."""
+        """Wait until the store has the end of a container's run, or a timeout: a client that saw
+        the end may start the container again at once."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_END_TOLD), self.ctx.cache.subscribe() as feed:
                 while (known := self.ctx.view.tasks.get(task.id)) is not None:
@@ -143,7 +144,7 @@ class ContainerStreamOperations(Operations):
         return [node.id for node in nodes if node.state is NodeState.READY]
 
     def _stats_orders(self, containers: Sequence[str]) -> dict[str, Any]:
-        """What to ask of each node that has some of the containers."""
+        """The statistics request for each node that has some of the containers."""
         view = self.ctx.view
         orders: dict[str, Any] = {}
         for word in containers:
@@ -160,7 +161,7 @@ class ContainerStreamOperations(Operations):
                 group.create_task(self._follow(node_id, order, lambda: len(orders), rows))
 
     async def _collect_all(self, rows: asyncio.Queue[Any]) -> None:
-        """The figures of all nodes, also of those that become ready later."""
+        """The statistics of all nodes, including those that become ready later."""
         asked: set[str] = set()
         order = interact_pb2.StatsRequest()
         async with asyncio.TaskGroup() as group, self.ctx.cache.subscribe() as feed:
@@ -173,7 +174,7 @@ class ContainerStreamOperations(Operations):
     async def _follow(
         self, node_id: str, order: Any, nodes: Callable[[], int], rows: asyncio.Queue[Any]
     ) -> None:
-        """A node's figures, also when it has been away. `nodes`: how many are asked in all."""
+        """The statistics of one node, across interruptions. `nodes`: number of nodes in total."""
         node = self.ctx.view.nodes.get(node_id)
         name = node.description.hostname if node else node_id
         deliver = self.ctx.dispatcher.deliver
@@ -209,7 +210,7 @@ class ContainerStreamOperations(Operations):
 
 
 def _unplaced(view: ClusterView, task: Task) -> str:
-    """Why a task that has no node can do nothing, and what became of the one before it."""
+    """Why an unplaced task cannot be used, and the state of its predecessor."""
     why = f": {task.status.message}" if task.status.message else ""
     text = f"container {task.name} waits for a node{why}"
     before = [

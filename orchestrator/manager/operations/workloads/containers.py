@@ -73,7 +73,7 @@ _ADJECTIVES, _NOUNS = _ADJECTIVES_TEXT.split(), _NOUNS_TEXT.split()
 
 
 def generate_container_name(id: str, taken: Callable[[str], bool]) -> str:
-    """A name that nobody has, made from the container's id; with a number once names run short."""
+    """An unused name, derived from the container's id; with a suffix if it collides too often."""
     count = len(_ADJECTIVES) * len(_NOUNS)
     first = crc32(id.encode())
     for turn in range(16):
@@ -88,7 +88,8 @@ _LIVE = (TaskState.STARTING, TaskState.RUNNING)
 
 
 class ContainerOperations(Operations):
-    """`orc run|create|start|stop|restart|kill|pause|unpause|rm|rename|ps|wait|events`."""
+    """Operations of `orc
+    run|create|start|stop|restart|kill|pause|unpause|rm|rename|ps|wait|events`."""
 
     async def create_container(
         self, request: containers_pb2.CreateContainerRequest
@@ -239,7 +240,7 @@ class ContainerOperations(Operations):
                 after = container_lifecycle.update(self.ctx.view, task, spec)
                 if after == task:
                     return to_proto(task)
-                # The node goes first: what its kernel refuses must not become the desired state.
+                # The node first: limits that its kernel rejects must not become the desired state.
                 running = task.status.state is TaskState.RUNNING
                 if running and limits_of(spec) != limits_of(task.spec):
                     await self._resize(task, spec)
@@ -271,7 +272,7 @@ class ContainerOperations(Operations):
         number = signal_number(request.signal or "SIGKILL")
         task = self._live(request.container)
         if task.standalone and number == signal_number("SIGKILL"):
-            # As an order it holds whatever happens, and no restart policy undoes it.
+            # As desired state, so that it survives failures and no restart policy undoes it.
             return to_proto(
                 await self._order(
                     task.id,
@@ -305,7 +306,7 @@ class ContainerOperations(Operations):
         async with cache.subscribe() as feed:
             word = request.container
             if word not in cache.view.tasks and (gone := self.ctx.events.removed(word)):
-                # It may have failed and gone by itself before its caller came to watch it.
+                # It may have failed and been removed before its caller began to watch it.
                 yield _row(cache.view, gone, removed=True)
                 return
             task = find_container(cache.view, word)
@@ -313,7 +314,7 @@ class ContainerOperations(Operations):
             rows: deque[Any] = deque([_row(cache.view, task)])
 
             def take() -> None:
-                # At once, for the feed folds what it holds: no state is left out.
+                # Immediately, because the feed folds what it holds: no state may be left out.
                 nonlocal node_id
                 for change in feed.take():
                     found = change.subject
@@ -364,8 +365,8 @@ class ContainerOperations(Operations):
         return await self._order(request.container, lambda task: order(task, request.signal, grace))
 
     async def _order(self, word: str, edit: Callable[[Task], Task], *, ports: bool = False) -> Task:
-        """Write an order; anew for as long as the leader writes what its node reports. With `ports`
-        it takes the container's, and is refused when they have become somebody else's."""
+        """Commit a change of a container; retried while the leader commits reports about it. With
+        `ports`, claim its published ports."""
         cache = self.ctx.cache
         while True:
             read = cache.revision
@@ -396,7 +397,7 @@ class ContainerOperations(Operations):
         return task
 
     async def _act(self, task: Task, action: Any, **details: Any) -> None:
-        """Have the container's node do something to it at once. Raises RequestError."""
+        """Have the container's node act on it immediately. Raises RequestError."""
         node = self.ctx.view.nodes.get(task.node_id)
         hostname = node.description.hostname if node else task.node_id
         order = dispatch_pb2.OpenTunnel(
@@ -427,7 +428,7 @@ class ContainerOperations(Operations):
 
 
 def _updated(spec: TaskSpec, request: Any) -> TaskSpec:
-    """The spec with what a request changes of it."""
+    """The spec with the changes of a request."""
 
     def given(name: str, value: Any) -> Any:
         return getattr(request, name) if request.HasField(name) else value

@@ -1,4 +1,4 @@
-"""Calls about the runs of jobs."""
+"""Operations on the runs of jobs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from orchestrator.tracing.spans import current
 
 
 class JobOperations(Operations):
-    """`orc job …`, as far as it is about runs."""
+    """Operations of `orc job …` on runs."""
 
     async def start_job(self, request: jobs_pb2.StartJobRequest) -> types_pb2.Service:
         """Begin a run of a job."""
@@ -50,7 +50,7 @@ class JobOperations(Operations):
         return job_runs.stop_runs(job, self.ctx.now(), "stopped by its user")
 
     async def _changed(self, word: str, change: Callable[[Service], Service]) -> Any:
-        """Change a job, anew if the planner was faster, and answer with it."""
+        """Commit a change of a job, retried on conflicts; return the job."""
         ctx = self.ctx
         while True:
             read = ctx.cache.revision

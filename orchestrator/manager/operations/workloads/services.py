@@ -1,4 +1,4 @@
-"""Calls about services and their tasks."""
+"""Operations on services and their tasks."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ from orchestrator.pb import control_pb2, types_pb2
 from orchestrator.tracing.spans import current
 
 PROGRESS_INTERVAL = 0.02
-"""Seconds between two pictures of a service at the least: a picture of sixty tasks that start
-tells of many changes, not of one."""
+"""Seconds between two progress messages, at least: one message about the start of sixty tasks
+covers many changes."""
 
 
 class ServiceOperations(Operations):
-    """`orc service …`."""
+    """Operations of `orc service …`."""
 
     async def create_service(self, request: control_pb2.CreateServiceRequest) -> types_pb2.Service:
         """Create a service. The image's tag is resolved to a digest once for all replicas."""
@@ -144,8 +144,8 @@ class ServiceOperations(Operations):
         )
 
     def _read(self, spec: ServiceSpec, service: Service) -> list[Object]:
-        """What a new spec of a service builds on, which must not change until it is written.
-        Raises RequestError if that cannot be."""
+        """The objects that a new spec refers to, which must not change until it is committed.
+        Raises RequestError if the spec is not allowed."""
         view = self.ctx.view
         read: list[Object] = [*resolve_networks(view, spec, service.spec)]
         read += resolve_documents(view, spec.task.container)
@@ -201,7 +201,7 @@ class ServiceOperations(Operations):
     async def _written(
         self, service: Service, change: Callable[[Service], Service], requires: Iterable[Object]
     ) -> Any:
-        """Write a changed service, and answer with it."""
+        """Commit a changed service; return it."""
         ctx = self.ctx
         while True:
             after, turn = replace(change(service), trace=current()), PortClaim()
@@ -224,15 +224,15 @@ class ServiceOperations(Operations):
                 return to_proto(replace(after, revision=revision))
 
     async def _as_it_is(self, service: Service, conflict: Conflict) -> Service:
-        """The service as it is now, if only how it goes has changed: the planner writes that as
-        often as it likes. Raises the Conflict if anything else has."""
+        """The current service, if only its status has changed, which the planner writes often.
+        Raises the Conflict otherwise."""
         now = await self._newer(service, conflict)
         if (now.spec, now.update) != (service.spec, service.update):
             raise conflict
         return now
 
     async def _newer(self, service: Service, conflict: Conflict) -> Service:
-        """The service as it is now. Raises the Conflict if that is about something else, or if the
+        """The current service. Raises the Conflict if that is about something else, or if the
         service was removed."""
         if object_key(service) not in conflict.keys:
             raise conflict
@@ -296,8 +296,8 @@ class ServiceOperations(Operations):
                         await feed.next()
 
     def _picture(self, service_id: str, watch: Watch, sent: dict[str, tuple[Task, Any]]) -> Any:
-        """The service now. `sent` keeps each task's message for as long as the task is the same:
-        most of them are, from one picture to the next."""
+        """The service's progress. `sent` caches each task's message as long as the task is
+        unchanged: most are, from one message to the next."""
         view = self.ctx.view
         service = view.services.get(service_id)
         if service is None:
@@ -364,7 +364,7 @@ def _with_effective_port_modes(view: ClusterView, spec: ServiceSpec) -> ServiceS
 
 
 def _with_vips(view: ClusterView, service: Service) -> Service:
-    """A new service with its VIPs, which the leader would otherwise give it a moment later."""
+    """A new service with its VIPs, which the leader would otherwise allocate a moment later."""
     for change in allocate_vips(view.evolve([Change(None, service)]), [service.id]):
         if isinstance(change.after, Service):
             return change.after
@@ -372,10 +372,10 @@ def _with_vips(view: ClusterView, service: Service) -> Service:
 
 
 def _check_base(request: Any, service: Service) -> None:
-    """Raise RequestError if somebody else has changed the spec that an update was made from."""
+    """Raise RequestError if the spec that an update is based on was modified."""
     base = from_proto(request.base) if request.HasField("base") else None
     if base == service.spec:
-        return  # only how it goes has changed
+        return  # only its status has changed
     what = f": {told(base, service.spec)}" if base is not None else ""
     raise aborted(
         f"service '{service.spec.name}' was changed by somebody else meanwhile{what}; "

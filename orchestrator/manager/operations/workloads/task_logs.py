@@ -1,7 +1,7 @@
-"""`orc service logs`: the lines of many tasks on many nodes as one stream.
+"""`orc service logs`: log lines of many tasks on many nodes as one stream.
 
-A node that is away gives one line that says so; the others flow. Who follows a service also gets
-the lines of tasks that it has later, and those of a node that is back, each once.
+An unreachable node produces one notice; the others continue. Following a service includes tasks
+that are created later, and resumes for nodes that return, without duplicates.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from orchestrator.model.tasks import Task
 from orchestrator.pb import control_pb2, dispatch_pb2
 
 _BUFFER = 16
-"""Batches of lines held for a slow client before the nodes are made to wait."""
+"""Batches of lines buffered for a slow client before nodes have to wait."""
 _RETRY = 0.5
-"""Seconds between two looks at whether there still is what is followed."""
+"""Seconds between two checks whether the followed object still exists."""
 
 
 class LogOperations(Operations):
-    """Logs."""
+    """Operations of `orc service logs`, `orc logs`."""
 
     async def logs(
         self, request: control_pb2.LogsRequest
@@ -46,18 +46,18 @@ class LogOperations(Operations):
 
 
 class _LogStream:
-    """The logs that one client asked for."""
+    """The logs that one client requested."""
 
     def __init__(self, ctx: ManagerContext, request: Any) -> None:
         self.batches: asyncio.Queue[Any | None] = asyncio.Queue(_BUFFER)
-        """What the client gets; None at the end."""
+        """Batches for the client; None at the end."""
         self._ctx = ctx
         self._request = request
         self._noted: set[tuple[str, str]] = set()
-        """Node and text of what the client was told, until lines of that node come."""
+        """Node and text of notices that the client got, until lines of that node arrive."""
 
     async def pump(self, service: Service | None, tasks: Sequence[Task]) -> None:
-        """Put everything into `batches`."""
+        """Put all batches into `batches`."""
         placed = [task for task in tasks if task.node_id]
         async with asyncio.TaskGroup() as group:
             for task in placed:
@@ -69,7 +69,7 @@ class _LogStream:
     async def _send_later_ones(
         self, service_id: str, known: set[str], group: asyncio.TaskGroup
     ) -> None:
-        """Follow what the service runs from now on, for as long as there is such a service."""
+        """Follow tasks that the service gets from now on, for as long as the service exists."""
         async with self._ctx.cache.subscribe() as feed:
             while service_id in self._ctx.view.services:
                 for task in self._ctx.view.tasks_of_service(service_id).values():
@@ -79,7 +79,7 @@ class _LogStream:
                 await feed.next()
 
     async def _send(self, task: Task, tail: int) -> None:
-        """All of one task, over the breaks of its node's connection when it is followed."""
+        """All lines of one task; if followed, across interruptions of its node's connection."""
         if not await self._given(task):
             return
         node = self._ctx.view.nodes.get(task.node_id)
@@ -102,7 +102,7 @@ class _LogStream:
                         await self._ctx.dispatcher.session_of(task.node_id)
 
     async def _given(self, task: Task) -> bool:
-        """Whether the task's node has it; one that is followed is waited for."""
+        """Whether the task's node has it; if followed, wait for that."""
         async with self._ctx.cache.subscribe() as feed:
             while (newest := self._ctx.view.tasks.get(task.id)) is not None:
                 if newest.status.state >= TaskState.ACCEPTED or newest.run > 1:

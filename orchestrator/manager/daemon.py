@@ -47,7 +47,7 @@ from orchestrator.manager.security.certificates import (
     CertificateAuthority,
     CertificateRegistry,
     CertificateRenewal,
-    keep_own,
+    maintain_own_certificate,
 )
 from orchestrator.manager.security.document_store import DocumentStore
 from orchestrator.manager.security.joining import JoinService
@@ -137,7 +137,7 @@ async def _store(settings: ManagerSettings) -> AsyncIterator[tuple[Kv, Renewal]]
         yield await stack.enter_async_context(kv), renewal
 
 
-async def _found(
+async def _initialise_cluster(
     kv: Kv, cache: Cache, identity: ManagerIdentity, settings: ManagerSettings, vault: Vault
 ) -> None:
     """Initialise a new cluster, or update changed settings. Raises CannotServe."""
@@ -225,14 +225,14 @@ class Manager:
         times = metrics.StoreMetrics(self._registry)
         self._tracer = tracer
         self._kv = kv = InstrumentedKv(
-            kv, _took(times, tracer), times.failed, lambda ops: self.cache.admit(ops)
+            kv, _store_timer(times, tracer), times.failed, lambda ops: self.cache.admit(ops)
         )
         self._renewal = InstrumentedRenewal(renewal, times.took, times.failed) if renewal else None
         self.cache = Cache(kv)
         self._latencies = metrics.TaskMetrics(self.cache, self._registry)
         self._spans = TaskSpans(self.cache, tracer, lambda: bool(self._leader))
         self._listening = LivenessClock()
-        self.inbox = ReportBuffer(time.monotonic, self._listening)
+        self.report_buffer = ReportBuffer(time.monotonic, self._listening)
         self._events = EventLog(self.cache, time.time)
         self._planning = metrics.PlanningMetrics(self._registry, self._events)
         self.cache.on_undecodable = self._undecodable
@@ -263,7 +263,7 @@ class Manager:
         self._records = CertificateRegistry(kv, self.cache, self._revocations, time.time)
         self._dispatcher = Dispatcher(
             self.cache,
-            self.inbox,
+            self.report_buffer,
             self._tunnels,
             SecretDelivery(self.cache, DocumentStore(kv, self._vault)),
             lambda: self._address,
@@ -293,7 +293,9 @@ class Manager:
             group.create_task(self.cache.follow())
             await self.cache.wait_for(1)
             group.create_task(self._records.run())
-            await _found(self._kv, self.cache, self._identity, self._settings, self._vault)
+            await _initialise_cluster(
+                self._kv, self.cache, self._identity, self._settings, self._vault
+            )
             async with (
                 self._events.following(),
                 self._latencies.following(),
@@ -309,7 +311,7 @@ class Manager:
             leader=bool(self._leader),
             term=self._term,
             sessions=self._dispatcher.sessions,
-            reports=self.inbox.waiting,
+            reports=self.report_buffer.waiting,
             orders=self._dispatcher.waiting,
             streams=self._tunnels.count,
         )
@@ -323,7 +325,7 @@ class Manager:
                 serve_web(api, self._settings.data_dir, self._registry, self._state),
                 background(self._supervisor.attend()),
                 background(
-                    keep_own(
+                    maintain_own_certificate(
                         self._authority,
                         self._identity,
                         self._tls,
@@ -406,13 +408,13 @@ class Manager:
         while True:
             try:
                 async with election.term() as won:
-                    self.inbox.begin_term()
+                    self.report_buffer.begin_term()
                     self._dispatcher.begin_term()
                     self._leader, self._term = self._identity.manager_id, won.revision
                     term = PlanningLoop(
                         self._kv,
                         self.cache,
-                        self.inbox,
+                        self.report_buffer,
                         fence=won.guard,
                         now=time.time,
                         new_id=new_id,
@@ -436,7 +438,7 @@ async def serve(settings: ManagerSettings) -> None:
             await Manager(settings, identity, kv, supervisor, traces, renewal).run()
 
 
-def _took(times: metrics.StoreMetrics, traces: Tracer) -> Callable[[str, float], None]:
+def _store_timer(times: metrics.StoreMetrics, traces: Tracer) -> Callable[[str, float], None]:
     """Callback that measures the store's requests."""
     if not traces.on:
         return times.took

@@ -122,8 +122,8 @@ async def test_an_adopted_etcd_with_other_settings_is_restarted(folder: Path) ->
 
 
 async def test_a_frozen_orphan_is_restarted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.manager.store.etcd_member.ADOPT_WITHIN", 0.5)
-    monkeypatch.setattr("orchestrator.manager.store.etcd_process.STOP_WITHIN", 0.1)
+    monkeypatch.setattr("orchestrator.manager.store.etcd_member.ADOPT_TIMEOUT", 0.5)
+    monkeypatch.setattr("orchestrator.manager.store.etcd_process.STOP_TIMEOUT", 0.1)
     with hosted(folder / "etcd") as host:
         freeze(host.first_pid)
         host.process.kill()

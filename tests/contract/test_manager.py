@@ -283,7 +283,7 @@ async def test_sessions_and_reports_outlive_a_lost_term(running: Running, contro
 async def test_a_manager_that_leads_no_longer_ends_its_sessions(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatcher, "TERM_GAP", 0.05)
+    monkeypatch.setattr(dispatcher, "LEADERLESS_GRACE", 0.05)
     async with agent(running, "one") as node:
         while True:
             await running.kv.txn([], [Delete(LEADER)])
@@ -368,7 +368,7 @@ async def test_removing_waits_for_the_node_and_leaves_nothing(
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The leader waits as long as it takes for nodes to follow."""
-    monkeypatch.setattr("orchestrator.manager.dispatch.dispatcher.LEAVE_LIMIT", 60.0)
+    monkeypatch.setattr("orchestrator.manager.dispatch.dispatcher.DRAIN_TIMEOUT", 60.0)
 
 
 @pytest.mark.usefixtures("patient")

@@ -217,7 +217,7 @@ def at(clock: Clock, seconds: float) -> None:
 async def test_a_closed_page_ends_its_session_and_an_open_one_keeps_it(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions_module, "PRECISION", 0.01)
+    monkeypatch.setattr(sessions_module, "LAST_USE_PRECISION", 0.01)
     async with manager_in(tmp_path / "manager", node_timeout=30.0) as running:
         browser = Browser(running)
         await browser.log_in(await ticket(running))
@@ -233,7 +233,7 @@ async def test_a_closed_page_ends_its_session_and_an_open_one_keeps_it(
 async def test_a_session_ends_after_hours_of_use(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions_module, "PRECISION", 0.01)
+    monkeypatch.setattr(sessions_module, "LAST_USE_PRECISION", 0.01)
     async with manager_in(tmp_path / "manager", node_timeout=30.0) as running:
         browser = Browser(running)
         await browser.log_in(await ticket(running))

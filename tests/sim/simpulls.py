@@ -14,8 +14,8 @@ from typing import Any
 from orchestrator.manager.dispatch.pull_coordination import (
     NEXT_NOTICE,
     PATIENCE,
+    PULLS_PER_SOURCE,
     REGISTRY,
-    SERVED_BY_ONE,
     Granted,
     Pull,
     PullCoordinator,
@@ -302,7 +302,9 @@ class SimPulls:
             if turn.pull.reports
         )
         for (source, _), count in at.items():
-            assert count <= (SERVED_BY_ONE if source else 1), f"{count} at {source or 'registry'}"
+            assert count <= (PULLS_PER_SOURCE if source else 1), (
+                f"{count} at {source or 'registry'}"
+            )
         held = {id(call) for _, call in self.open.values()}
         assert len(self.turns.turns()) <= len(held)
 
@@ -321,7 +323,7 @@ class SimPulls:
         if isinstance(self.turns, PullCoordinator):
             assert self.turns.turns() == ()
             left = PullCoordinator(self.turns.lease, self.turns.grace)
-            for table in ("_waiting", "_turns", "_at", "_of"):
+            for table in ("_waiting", "_turns", "_by_source", "_by_node"):
                 assert getattr(self.turns, table) == getattr(left, table)
 
 

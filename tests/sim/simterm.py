@@ -93,7 +93,7 @@ class TermCluster:
         self.cache = Cache(self.kv)
         self.truth = Cache(self.memory)
         """What is stored, without delay."""
-        self.inbox = ReportBuffer(self.loop_time)
+        self.report_buffer = ReportBuffer(self.loop_time)
         self.agents: dict[str, Agent] = {}
         self.lease = 0
         self._ids = 0
@@ -117,7 +117,7 @@ class TermCluster:
         while True:
             number += 1
             revision = await self._elect(number)
-            self.inbox.begin_term()
+            self.report_buffer.begin_term()
             for agent in self.agents.values():
                 agent.leave()
             if self.kind is Kind.OUTCOMES:
@@ -132,7 +132,7 @@ class TermCluster:
         return PlanningLoop(
             self.kv,
             self.cache,
-            self.inbox,
+            self.report_buffer,
             fence=Guard(LEADER, create_revision=revision),
             clock=self.loop_time,
             now=self.wall,
@@ -197,7 +197,7 @@ class TermCluster:
             if not agent.greeted and (not self.trouble or self.random.random() < 0.5):
                 self._greet(agent)
             if agent.greeted:
-                self.inbox.hear(agent.node_id)
+                self.report_buffer.hear(agent.node_id)
                 agent.orders = assigned_tasks(self.cache.view, agent.node_id)
             obey(self, agent)
             advance(self, agent)
@@ -207,7 +207,7 @@ class TermCluster:
     def _greet(self, agent: Agent) -> None:
         size = Resources(1024, 1024 * MIB)
         about = NodeDescription(agent.node_id, resources=size)
-        self.inbox.hello(agent.node_id, Hello(about, "boot"))
+        self.report_buffer.hello(agent.node_id, Hello(about, "boot"))
         agent.greeted = True
 
     def _report(self, agent: Agent) -> None:
@@ -218,7 +218,7 @@ class TermCluster:
                 if agent.unreported.get(id) is status:
                     del agent.unreported[id]
 
-        self.inbox.statuses(agent.node_id, statuses, acknowledge)
+        self.report_buffer.statuses(agent.node_id, statuses, acknowledge)
 
     # Its life
 

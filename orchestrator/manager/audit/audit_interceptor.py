@@ -84,9 +84,9 @@ class _Call:
         if self._rule.lasts:
             self._record("STARTED")
 
-    def requests(self, messages: Any) -> _Watched:
+    def requests(self, messages: Any) -> _InspectedRequests:
         """The caller's messages; the first one is inspected."""
-        return _Watched(messages, self.request)
+        return _InspectedRequests(messages, self.request)
 
     def reply(self, message: Any) -> None:
         """Process a message of the reply."""
@@ -143,14 +143,14 @@ def _status(context: Any) -> str:
     return code.name if isinstance(code, grpc.StatusCode) else _STATUS.get(code or 0, "UNKNOWN")
 
 
-class _Watched:
+class _InspectedRequests:
     """A caller's messages; the first one is inspected."""
 
     def __init__(self, messages: Any, first: Callable[[Any], None]) -> None:
         self._messages = aiter(messages)
         self._first: Callable[[Any], None] | None = first
 
-    def __aiter__(self) -> _Watched:
+    def __aiter__(self) -> _InspectedRequests:
         return self
 
     async def __anext__(self) -> Any:
@@ -161,7 +161,7 @@ class _Watched:
         return message
 
 
-class _Context:
+class _InspectedContext:
     """A call's context; the messages of its reply are inspected."""
 
     def __init__(self, context: Any, shown: Callable[[Any], None]) -> None:
@@ -234,7 +234,7 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         async def stream(request: Any, context: Any) -> None:
             call = _Call(self._recorder, method, rule, context)
             async with call.recorded(context):
-                shown = _Context(context, call.reply) if rule.name or rule.id else context
+                shown = _InspectedContext(context, call.reply) if rule.name or rule.id else context
                 answer = inner(watched(call, request), shown)
                 if inspect.isasyncgen(answer):
                     async for message in answer:

@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.model.documents import DocumentKind
 
-MOST_CHARACTERS = 256
+MAX_NAME_LENGTH = 256
 """Longest recorded name, in characters."""
 
 
@@ -168,4 +168,4 @@ def value_at(message: Any, path: str) -> str:
     if not path or message is None:
         return ""
     text = message if isinstance(message, str) else ",".join(map(str, message))
-    return text[:MOST_CHARACTERS]
+    return text[:MAX_NAME_LENGTH]

@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 
 FILE_BYTES, FILES = 10 << 20, 10
 """Size and number of files of each log."""
-_QUEUE = 10_000
+_MAX_QUEUE = 10_000
 """Longest queue of entries that wait for the disk."""
 _BATCH = 500
-_LINGER = 0.05
+_BATCH_DELAY = 0.05
 """Seconds that an entry waits for others, since each write syncs the disk."""
 _RETRY = 1.0
 """Seconds between attempts to repeat a failed write."""
-_FOLLOWED = 10_000
+_MAX_FOLLOWER_QUEUE = 10_000
 """Longest queue of entries for a follower."""
 
 REFUSED = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED"})
@@ -80,7 +80,7 @@ class Follower:
 
     def push(self, record: Record) -> None:
         """Add an entry."""
-        if len(self._records) < _FOLLOWED:
+        if len(self._records) < _MAX_FOLLOWER_QUEUE:
             self._records.append(record)
         else:
             self._lost = True
@@ -107,7 +107,7 @@ class AuditTrail:
         journal: Journal | None = None,
         file_bytes: int = FILE_BYTES,
         files: int = FILES,
-        waiting: int = _QUEUE,
+        waiting: int = _MAX_QUEUE,
     ) -> None:
         self._folder = folder
         self._logs = {
@@ -164,7 +164,7 @@ class AuditTrail:
         else:
             self._pending.append((name, _ENCODER.encode(record)))
             if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(_LINGER, self._hand_over)
+                self._timer = asyncio.get_running_loop().call_later(_BATCH_DELAY, self._hand_over)
         for follower in self._followers:
             follower.push({**record, "log": name})
 
@@ -194,7 +194,7 @@ class AuditTrail:
         self._queue.put(done)
 
         def wait() -> None:
-            while not (done.wait(_LINGER) or self._failing):
+            while not (done.wait(_BATCH_DELAY) or self._failing):
                 pass
 
         await asyncio.to_thread(wait)
@@ -215,7 +215,7 @@ class AuditTrail:
 
     def _newest(self, wanted: EntryFilter, tail: int) -> list[Record]:
         both = (_named(name, each.backwards()) for name, each in self._logs.items())
-        found = filter(wanted.holds, heapq.merge(*both, key=_ended, reverse=True))
+        found = filter(wanted.holds, heapq.merge(*both, key=_end_time, reverse=True))
         return list(islice(found, tail))[::-1]
 
     def _in_order(self, wanted: EntryFilter) -> Iterator[Record]:
@@ -223,7 +223,7 @@ class AuditTrail:
             _with_gaps(_named(name, each.forwards(wanted.since)))
             for name, each in self._logs.items()
         )
-        return filter(wanted.holds, heapq.merge(*both, key=_ended))
+        return filter(wanted.holds, heapq.merge(*both, key=_end_time))
 
     def _write_all(self) -> None:
         while True:
@@ -275,7 +275,7 @@ def _with_gaps(records: Iterable[Record]) -> Iterator[Record]:
         yield {**record, "missing": missing} if missing > 0 else record
 
 
-def _ended(record: Record) -> float:
+def _end_time(record: Record) -> float:
     """The order of entries: they are recorded when their calls end."""
     return float(record["at"] + record["seconds"])
 

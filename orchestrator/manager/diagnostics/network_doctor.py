@@ -43,7 +43,7 @@ RATED_PARTNERS = 19
 RATE_SECONDS = 0.15
 TOKEN_BYTES = 16
 
-HERE_LIMIT, PROBE_LIMIT, RATE_LIMIT, RESULT_LIMIT = 10.0, 30.0, 5.0, 10.0
+HERE_TIMEOUT, PROBE_TIMEOUT, RATE_TIMEOUT, RESULT_TIMEOUT = 10.0, 30.0, 5.0, 10.0
 """Seconds for a node's answer to each step."""
 
 
@@ -119,7 +119,7 @@ class _Diagnosis:
                 for node in self._nodes
                 if any(order.id == network.id for order in orders.of(view, node.id))
             ]
-        self._patients: dict[str, _TestedNode] = {}
+        self._tested: dict[str, _TestedNode] = {}
         self._untested: dict[str, str] = {}
         """Node id → why there is no tunnel to it."""
 
@@ -128,7 +128,7 @@ class _Diagnosis:
         async with AsyncExitStack() as stack:
             yield f"asking {_number(len(self._nodes), 'node')}"
             await self._open(stack)
-            await asyncio.gather(*map(self._ask_here, self._patients.values()))
+            await asyncio.gather(*map(self._ask_here, self._tested.values()))
             plan = self._plan()
             if plan:
                 pairs = sum(map(len, plan))
@@ -137,7 +137,7 @@ class _Diagnosis:
             for index, pairs_of_round in enumerate(plan[:RATED_PARTNERS], 1):
                 yield f"measuring rates, round {index} of {min(len(plan), RATED_PARTNERS)}"
                 await asyncio.gather(*(self._rate(*pair) for pair in pairs_of_round))
-            await asyncio.gather(*map(self._finish, self._patients.values()))
+            await asyncio.gather(*map(self._finish, self._tested.values()))
 
     async def _open(self, stack: AsyncExitStack) -> None:
         ctx = self._ctx
@@ -161,10 +161,10 @@ class _Diagnosis:
                 self._untested[node.id] = refusal.text
             else:
                 frames = tunnel.frames()
-                self._patients[node.id] = _TestedNode(node, tunnel, aiter(frames), number)
+                self._tested[node.id] = _TestedNode(node, tunnel, aiter(frames), number)
 
     async def _ask_here(self, patient: _TestedNode) -> None:
-        patient.here = (await patient.answer(HERE_LIMIT)).diagnosis.here
+        patient.here = (await patient.answer(HERE_TIMEOUT)).diagnosis.here
 
     def _plan(self) -> list[list[tuple[str, str]]]:
         """Pairs of nodes to test, by id, in rounds."""
@@ -179,7 +179,7 @@ class _Diagnosis:
             partners[one].append(two)
             partners[two].append(one)
         await asyncio.gather(
-            *(self._send(patient, partners[id]) for id, patient in self._patients.items())
+            *(self._send(patient, partners[id]) for id, patient in self._tested.items())
         )
 
     async def _send(self, patient: _TestedNode, others: Collection[str]) -> None:
@@ -189,7 +189,7 @@ class _Diagnosis:
             node = view.nodes.get(id)
             if node is None:
                 continue
-            here = self._patients[id].here if id in self._patients else doctor_pb2.Here()
+            here = self._tested[id].here if id in self._tested else doctor_pb2.Here()
             targets.append(
                 doctor_pb2.ProbeTarget(
                     node_id=id,
@@ -201,13 +201,13 @@ class _Diagnosis:
         if not targets:
             return
         probe = doctor_pb2.Probe(number=patient.number, targets=targets)
-        answer = await patient.answer(PROBE_LIMIT, probe=probe)
+        answer = await patient.answer(PROBE_TIMEOUT, probe=probe)
         patient.probed = {path.node_id: path for path in answer.diagnosis.probed.paths}
 
     async def _rate(self, one: str, two: str) -> None:
         """Measure in both directions, one after the other."""
         for source, target in ((one, two), (two, one)):
-            patient, other = self._patients.get(source), self._patients.get(target)
+            patient, other = self._tested.get(source), self._tested.get(target)
             if patient is None or other is None or not other.here.port:
                 continue
             path = patient.probed.get(target)
@@ -216,11 +216,11 @@ class _Diagnosis:
             order = doctor_pb2.RateOrder(
                 address=other.here.address, port=other.here.port, seconds=RATE_SECONDS
             )
-            answer = await patient.answer(RATE_LIMIT, rate=order)
+            answer = await patient.answer(RATE_TIMEOUT, rate=order)
             patient.rates[target] = answer.diagnosis.rated.rate
 
     async def _finish(self, patient: _TestedNode) -> None:
-        answer = await patient.answer(RESULT_LIMIT, finish=True)
+        answer = await patient.answer(RESULT_TIMEOUT, finish=True)
         patient.result = answer.result.diagnosis
 
     def reply(self) -> Any:
@@ -243,7 +243,7 @@ class _Diagnosis:
     def _facts(self) -> list[NodeFacts]:
         found = []
         for node in self._nodes:
-            patient = self._patients.get(node.id)
+            patient = self._tested.get(node.id)
             facts = NodeFacts(
                 node.description.hostname,
                 node.description.address,
@@ -287,7 +287,7 @@ class _Diagnosis:
     def _paths(self) -> list[PathFacts]:
         found = []
         names = {node.id: node.description.hostname for node in self._nodes}
-        for patient in self._patients.values():
+        for patient in self._tested.values():
             for id, path in patient.probed.items():
                 heard = self._heard(id, patient.number)
                 found.append(
@@ -308,7 +308,7 @@ class _Diagnosis:
 
     def _heard(self, node_id: str, number: int) -> Any:
         """What a node received from the one with that number."""
-        heard = self._patients[node_id].result.heard if node_id in self._patients else ()
+        heard = self._tested[node_id].result.heard if node_id in self._tested else ()
         return next((each for each in heard if each.number == number), doctor_pb2.Heard())
 
 

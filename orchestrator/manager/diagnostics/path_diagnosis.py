@@ -53,9 +53,9 @@ def format_bitrate(rate: float) -> str:
     return f"{rate:.0f} bit/s"
 
 
-LOSSY = 0.01
+LOSS_THRESHOLD = 0.01
 """Share of lost packets from which on it is a problem."""
-FULL = 0.95
+TABLE_THRESHOLD = 0.95
 """Share of the connection tracking table in use from which on it is a problem."""
 SLOW_RATE, SLOW_LATENCY = 4.0, 4.0
 """Factors relative to the median pair from which on a pair is reported."""
@@ -141,7 +141,7 @@ def _absent(case: _Case) -> Iterator[Finding]:
             yield Finding(True, (node.name,), f"{node.name} is {node.state}")
 
 
-def _apart(case: _Case) -> Iterator[Finding]:
+def _unreachable(case: _Case) -> Iterator[Finding]:
     """No packets of any kind arrive."""
     answered = {p.pair for p in case.open if p.underlay.received or p.overlay.received}
     arrived = {(p.source, p.target) for p in case.open if _heard(p)}
@@ -258,7 +258,7 @@ def _smaller(size: int) -> str:
     )
 
 
-def _wishes(case: _Case) -> Iterator[Finding]:
+def _oversized_networks(case: _Case) -> Iterator[Finding]:
     """Other networks whose configured MTU the paths do not carry."""
     known = [path for path in case.paths if path.path_mtu]
     if not known:
@@ -318,7 +318,7 @@ def _losses(case: _Case) -> Iterator[Finding]:
 
 def _lossy(paths: Iterable[PathFacts], kind: str) -> list[PathFacts]:
     """Of each pair that loses packets, the direction that loses more, lesser losses first."""
-    found = [path for path in paths if LOSSY <= getattr(path, kind).lost < 1]
+    found = [path for path in paths if LOSS_THRESHOLD <= getattr(path, kind).lost < 1]
     return sorted(found, key=lambda path: getattr(path, kind).lost)
 
 
@@ -377,9 +377,9 @@ def _drifts(case: _Case) -> Iterator[Finding]:
                 )
 
 
-def _crowded(case: _Case) -> Iterator[Finding]:
+def _full_tracking_tables(case: _Case) -> Iterator[Finding]:
     for node in case.nodes.values():
-        if node.trackable and node.tracked >= node.trackable * FULL:
+        if node.trackable and node.tracked >= node.trackable * TABLE_THRESHOLD:
             yield Finding(
                 True,
                 (node.name,),
@@ -390,7 +390,7 @@ def _crowded(case: _Case) -> Iterator[Finding]:
             )
 
 
-def _forgers(case: _Case) -> Iterator[Finding]:
+def _spoofing_containers(case: _Case) -> Iterator[Finding]:
     for node in case.nodes.values():
         for each in node.dropped:
             yield Finding(
@@ -411,16 +411,16 @@ def _some(deviations: Sequence[str], most: int = 3) -> str:
 
 _RULES = (
     _absent,
-    _apart,
+    _unreachable,
     _tunnel,
     _checksums,
     _losses,
     _mtus,
-    _wishes,
+    _oversized_networks,
     _narrow,
     _silent,
     _slow,
     _drifts,
-    _crowded,
-    _forgers,
+    _full_tracking_tables,
+    _spoofing_containers,
 )

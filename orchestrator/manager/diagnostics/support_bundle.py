@@ -15,7 +15,7 @@ from orchestrator.pb import dispatch_pb2, support_pb2
 from orchestrator.supportbundle import hostfacts
 from orchestrator.supportbundle.hostfacts import document, packed
 
-PATIENCE = 30.0
+NODE_TIMEOUT = 30.0
 """Seconds that a node has to answer."""
 _ETCD_LOGS = ("etcd.log", "etcd.err")
 
@@ -70,14 +70,14 @@ class SupportBundleOperations(Operations):
     async def _ask(self, node: Node, order: Any) -> Any:
         hostname = node.description.hostname
         part = support_pb2.SupportPart(host=hostname)
-        if not self.ctx.dispatcher.nearest([node.id]):
+        if not self.ctx.dispatcher.reachable_nodes([node.id]):
             part.notice = f"node {hostname} is {node.state.name.lower()} and has no session"
             return part
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(NODE_TIMEOUT):
                 result = (await send_request(self.ctx, node, order))[1]
         except TimeoutError:
-            part.notice = f"node {hostname} did not answer within {PATIENCE:g} seconds"
+            part.notice = f"node {hostname} did not answer within {NODE_TIMEOUT:g} seconds"
         except RequestError as refusal:
             part.notice = f"node {hostname}: {refusal.text}"
         else:

@@ -5,7 +5,7 @@ A session begins with the node's full set of assignments and continues with chai
 acknowledged when they are committed.
 
 Sessions belong to the manager, not to its term: a manager that loses the lease and is elected again
-keeps its sessions. If it does not lead again within `TERM_GAP`, another manager may, so the
+keeps its sessions. If it does not lead again within `LEADERLESS_GRACE`, another manager may, so the
 sessions are closed and agents reconnect.
 """
 
@@ -22,7 +22,7 @@ import grpc
 
 from orchestrator.daemon.background import background
 from orchestrator.identity.tls import peer_address, peer_identity
-from orchestrator.manager.dispatch.endpoint_delivery import LEAVE_LIMIT, EndpointFeed
+from orchestrator.manager.dispatch.endpoint_delivery import DRAIN_TIMEOUT, EndpointFeed
 from orchestrator.manager.dispatch.network_assignments import NetworkAssignments
 from orchestrator.manager.dispatch.node_session import NodeSession
 from orchestrator.manager.dispatch.secret_delivery import SecretDelivery
@@ -48,22 +48,22 @@ log = logging.getLogger(__name__)
 HEARTBEAT_PERIOD = 1.0
 """Seconds between two heartbeats of an agent; the default `node_timeout` is five of them."""
 
-SPACING = 0.002
+BROADCAST_INTERVAL = 0.002
 """Seconds per session between two broadcasts of endpoints and peers. A broadcast costs as much as
 there are sessions, so in a large cluster each carries more changes."""
 
-WOKEN_AT_A_TIME, ADMITTED_AT_A_TIME = 25, 4
+WAKE_BATCH, ADMISSION_BATCH = 25, 4
 """Sessions that are woken, and that get their full sets, before the event loop serves other
 work."""
 
-TERM_GAP = 5.0
+LEADERLESS_GRACE = 5.0
 """Seconds that sessions outlive this manager's term."""
 
-SESSION_WITHIN = 5.0
+SESSION_TIMEOUT = 5.0
 """Seconds that a message waits for the session of a ready node."""
 
 
-class _Ended(Exception):
+class _SessionClosed(Exception):
     """The session is closed; the reason is its text."""
 
 
@@ -122,7 +122,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
     def __init__(
         self,
         cache: Cache,
-        inbox: ReportBuffer,
+        report_buffer: ReportBuffer,
         tunnels: Tunnels,
         payloads: SecretDelivery,
         leader_address: Callable[[], str],
@@ -130,7 +130,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         tracer: Tracer = OFF,
     ) -> None:
         self._cache = cache
-        self._inbox = inbox
+        self._report_buffer = report_buffer
         self._tunnels = tunnels
         self._payloads = payloads
         self._leader_address = leader_address
@@ -140,8 +140,8 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._arrival = asyncio.Event()
         """Set when the next session begins."""
         self._networks = NetworkAssignments()
-        self._admission = asyncio.Semaphore(ADMITTED_AT_A_TIME)
-        self._endpoints = EndpointFeed(cache.view, time.monotonic, LEAVE_LIMIT)
+        self._admission = asyncio.Semaphore(ADMISSION_BATCH)
+        self._endpoints = EndpointFeed(cache.view, time.monotonic, DRAIN_TIMEOUT)
         self.serving = False
         """Whether sessions are accepted."""
         self._gap: asyncio.TimerHandle | None = None
@@ -155,10 +155,10 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             self._gap = None
 
     def end_term(self) -> None:
-        """This manager no longer leads; sessions continue for `TERM_GAP`, since it may lead
+        """This manager no longer leads; sessions continue for `LEADERLESS_GRACE`, since it may lead
         again."""
         if self.serving and self._gap is None:
-            self._gap = asyncio.get_running_loop().call_later(TERM_GAP, self._stop_serving)
+            self._gap = asyncio.get_running_loop().call_later(LEADERLESS_GRACE, self._stop_serving)
 
     def _stop_serving(self) -> None:
         self.serving = False
@@ -183,7 +183,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         """Follow the cache while the body runs, and wake sessions at changes. All sessions close
         with it."""
         async with self._cache.subscribe() as feed:
-            self._endpoints = EndpointFeed(self._cache.view, time.monotonic, LEAVE_LIMIT)
+            self._endpoints = EndpointFeed(self._cache.view, time.monotonic, DRAIN_TIMEOUT)
             try:
                 async with background(self._follow(feed)):
                     yield
@@ -204,7 +204,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                     changes = await feed.next()
             view = self._cache.view
             self._condemn(changes)
-            self._part(changes)
+            self._close_sessions(changes)
             nodes = concerned(view, changes)
             await self._wake(self._sessions if nodes is None else nodes)
             fold(waiting, changes)
@@ -218,14 +218,14 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             self._networks.follow(self._cache.view)
             if told != (told := (endpoints.revision, self._networks.revision)):
                 await self._wake(self._sessions)
-                due = loop.time() + SPACING * len(self._sessions)
+                due = loop.time() + BROADCAST_INTERVAL * len(self._sessions)
 
     async def _wake(self, nodes: Iterable[str]) -> None:
         """Wake sessions, a few at a time, so that other work is served in between."""
         for number, node_id in enumerate(list(nodes), 1):
             if (session := self._sessions.get(node_id)) is not None:
                 session.wake.set()
-            if number % WOKEN_AT_A_TIME == 0:
+            if number % WAKE_BATCH == 0:
                 await asyncio.sleep(0)
 
     def _release(self) -> None:
@@ -240,7 +240,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                 if node_id in self._sessions:
                     self._sessions[node_id].condemn()
 
-    def _part(self, changes: list[Change]) -> None:
+    def _close_sessions(self, changes: list[Change]) -> None:
         """Close the sessions of nodes that are down or removed. A node that was only silent
         reconnects."""
         for change in changes:
@@ -255,7 +255,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         this manager has just started, wait for one. Raises RequestError without a session."""
         if node_id not in self._sessions and self._ready(node_id):
             with suppress(TimeoutError):
-                async with asyncio.timeout(SESSION_WITHIN):
+                async with asyncio.timeout(SESSION_TIMEOUT):
                     await self.session_of(node_id)
         session = self._sessions.get(node_id)
         if session is None:
@@ -273,7 +273,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         """Whether the node has a session with this manager."""
         return node_id in self._sessions
 
-    def nearest(self, nodes: Iterable[str]) -> list[str]:
+    def reachable_nodes(self, nodes: Iterable[str]) -> list[str]:
         """The nodes that have a session with this manager; if none has, those that are ready, since
         they are about to have one."""
         known = list(nodes)
@@ -308,7 +308,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                 "this host's data folder and run 'orc cluster join'",
             )
         # Connecting is a sign of life, though it may take a while until the node's turn.
-        self._inbox.hear(node_id)
+        self._report_buffer.hear(node_id)
         requests = aiter(request_iterator)
         first = await anext(requests, None)
         if first is None or first.WhichOneof("kind") != "hello":
@@ -322,7 +322,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._arrival.set()
         self._arrival = asyncio.Event()
         hello = Hello(description, first.hello.boot_id, peer_address(context))
-        self._inbox.hello(node_id, hello)
+        self._report_buffer.hello(node_id, hello)
         session.push(
             dispatch_pb2.ManagerMessage(
                 welcome=dispatch_pb2.Welcome(
@@ -336,7 +336,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._listen(session, requests))
                 group.create_task(self._speak(session, context))
-        except* _Ended as ended:
+        except* _SessionClosed as ended:
             reason = str(ended.exceptions[0])
         finally:
             if self._sessions.get(node_id) is session:
@@ -346,7 +346,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
     async def _listen(self, session: NodeSession, requests: AsyncIterator[Any]) -> None:
         node_id = session.node_id
         async for message in requests:
-            self._inbox.hear(node_id)
+            self._report_buffer.hear(node_id)
             match message.WhichOneof("kind"):
                 case "heartbeat":
                     session.heartbeat()
@@ -358,23 +358,23 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                     self._take_statuses(session, message.statuses)
                 case "images":
                     images = tuple(from_proto(image) for image in message.images.images)
-                    self._inbox.inventory(node_id, images)
+                    self._report_buffer.inventory(node_id, images)
                 case "volume_drivers":
-                    self._inbox.volume_drivers(node_id, dict(message.volume_drivers.scopes))
+                    self._report_buffer.volume_drivers(node_id, dict(message.volume_drivers.scopes))
                 case "path_mtu":
-                    self._inbox.path_mtu(node_id, message.path_mtu)
+                    self._report_buffer.path_mtu(node_id, message.path_mtu)
                 case "trouble":
-                    self._inbox.trouble(node_id, message.trouble)
+                    self._report_buffer.trouble(node_id, message.trouble)
                 case "tunnel_keys":
                     keys = tuple(from_proto(key) for key in message.tunnel_keys.keys)
-                    self._inbox.tunnel_keys(node_id, keys)
+                    self._report_buffer.tunnel_keys(node_id, keys)
                 case "network_plugins":
                     found = message.network_plugins
                     plugins = NetworkPlugins(
                         tuple(found.cni), dict(found.drivers), tuple(found.ipam)
                     )
-                    self._inbox.network_plugins(node_id, plugins)
-        raise _Ended("the agent closed it")
+                    self._report_buffer.network_plugins(node_id, plugins)
+        raise _SessionClosed("the agent closed it")
 
     def _take_statuses(self, session: NodeSession, report: Any) -> None:
         statuses = {id: from_proto(status) for id, status in report.statuses.items()}
@@ -383,7 +383,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         def acknowledge() -> None:
             session.push(dispatch_pb2.ManagerMessage(ack=dispatch_pb2.StatusAck(sequence=sequence)))
 
-        self._inbox.statuses(session.node_id, statuses, acknowledge)
+        self._report_buffer.statuses(session.node_id, statuses, acknowledge)
 
     async def _speak(self, session: NodeSession, context: Any) -> None:
         # The welcome goes out at once: an agent that waits in vain reconnects.
@@ -403,13 +403,13 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             await session.wake.wait()
             session.wake.clear()
             messages = session.messages(self._cache.view, self._endpoints)
-        raise _Ended(session.ended)
+        raise _SessionClosed(session.ended)
 
     async def _fill(self, payload: Any) -> None:
         try:
             await self._payloads.fill(payload)
         except StoreError as error:
-            raise _Ended(f"the store is away: {error}") from error
+            raise _SessionClosed(f"the store is away: {error}") from error
 
     async def Tunnel(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
         identity = peer_identity(context)

@@ -7,8 +7,8 @@ balancer have applied it.
 **Drain before stop.** A task that is to stop is first marked not ready in the table. Its node gets
 the stop order only when all nodes that are up have acknowledged that revision, so that no new
 connection reaches a stopping container. A node that does not answer delays the stop by
-`LEAVE_LIMIT` at most. Nothing of this is stored: a new leader sends the table again and starts its
-own timeouts.
+`DRAIN_TIMEOUT` at most. Nothing of this is stored: a new leader sends the table again and starts
+its own timeouts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2
 
-LEAVE_LIMIT = 2.0
+DRAIN_TIMEOUT = 2.0
 """Seconds that nodes may take to apply a revision; after that the task is stopped anyway."""
 
 _KEPT = 256
@@ -39,7 +39,7 @@ _KEPT = 256
 
 
 @dataclass(slots=True)
-class _Leave:
+class _Drain:
     """Tasks that were withdrawn with one revision."""
 
     tasks: frozenset[str]
@@ -62,12 +62,12 @@ class EndpointFeed:
         self._encoded: dict[tuple[bool, int], bytes] = {}
         """Encoded messages by (whole table?, revision)."""
         self._changes: deque[dispatch_pb2.ManagerMessage] = deque(maxlen=_KEPT)
-        self._leaves: dict[int, _Leave] = {}
+        self._drains: dict[int, _Drain] = {}
         """By revision."""
-        self._leaving: set[str] = set()
-        """Ids of the tasks in `_leaves`."""
+        self._draining: set[str] = set()
+        """Ids of the tasks in `_drains`."""
         # It is unknown what nodes of an earlier leader knew of these.
-        self._leave(frozenset(task.id for task in view.tasks.values() if _to_stop(task)))
+        self._start_drain(frozenset(task.id for task in view.tasks.values() if _is_stopping(task)))
 
     @property
     def revision(self) -> int:
@@ -77,7 +77,7 @@ class EndpointFeed:
     @property
     def deadline(self) -> float | None:
         """When to call `update` even though nothing has changed."""
-        return earliest(*(leave.until for leave in self._leaves.values()))
+        return earliest(*(leave.until for leave in self._drains.values()))
 
     def update(self, view: ClusterView, changes: Iterable[Change]) -> bool:
         """Process a view, which these changes led to, and the clock; whether a held task can stop
@@ -96,16 +96,16 @@ class EndpointFeed:
                 for (full, revision), encoded in self._encoded.items()
                 if not full and revision > self._revision - _KEPT
             }
-        self._leave(
+        self._start_drain(
             frozenset(
                 task_id
                 for task_id in served
-                if (task := view.tasks.get(task_id)) and _to_stop(task)
+                if (task := view.tasks.get(task_id)) and _is_stopping(task)
             )
         )
-        for leave in self._leaves.values():
+        for leave in self._drains.values():
             leave.waiting = {node_id for node_id in leave.waiting if _up(view, node_id)}
-        return self._settle()
+        return self._finish_drains()
 
     def since(self, revision: int) -> tuple[list[dispatch_pb2.ManagerMessage], int]:
         """The messages for a session that is at `revision` (0 for a new one), and the revision that
@@ -127,42 +127,42 @@ class EndpointFeed:
     def acknowledge(self, node_id: str, revision: int) -> bool:
         """Record that a node has applied the table of `revision`; whether a held task can stop
         now."""
-        for number, leave in self._leaves.items():
+        for number, leave in self._drains.items():
             if number <= revision:
                 leave.waiting.discard(node_id)
-        return self._settle()
+        return self._finish_drains()
 
     def holds(self, task: Task) -> bool:
         """Whether to withhold the stop order from the task's node."""
-        return _to_stop(task) and (task.id in self._leaving or self._table.serving(task.id))
+        return _is_stopping(task) and (task.id in self._draining or self._table.serving(task.id))
 
-    def _leave(self, tasks: frozenset[str]) -> None:
+    def _start_drain(self, tasks: frozenset[str]) -> None:
         if tasks:
             waiting = {node.id for node in self._view.nodes.values() if _up(self._view, node.id)}
             until = self._now() + self._limit
-            known = self._leaves.get(self._revision)
+            known = self._drains.get(self._revision)
             tasks |= known.tasks if known else frozenset()
-            self._leaves[self._revision] = _Leave(tasks, waiting, until)
-            self._leaving |= tasks
+            self._drains[self._revision] = _Drain(tasks, waiting, until)
+            self._draining |= tasks
 
-    def _settle(self) -> bool:
+    def _finish_drains(self) -> bool:
         now = self._now()
         over = [
             revision
-            for revision, leave in self._leaves.items()
+            for revision, leave in self._drains.items()
             if not leave.waiting or leave.until <= now
         ]
         for revision in over:
-            self._leaving -= self._leaves.pop(revision).tasks
+            self._draining -= self._drains.pop(revision).tasks
         return bool(over)
 
 
-def held_back(task: Task) -> Task:
+def without_stop_order(task: Task) -> Task:
     """The task without its stop order, as its node sees it meanwhile."""
     return replace(task, desired_state=TaskState.RUNNING, run=task.status.run)
 
 
-def _to_stop(task: Task) -> bool:
+def _is_stopping(task: Task) -> bool:
     """Whether the task runs and is to stop."""
     return task.status.state is TaskState.RUNNING and (
         task.desired_state > TaskState.RUNNING or task.run > task.status.run

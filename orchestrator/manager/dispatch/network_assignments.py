@@ -53,14 +53,14 @@ class NetworkAssignments:
     def of(self, view: ClusterView, node_id: str) -> list[Any]:
         """The complete list for one node; the same object as long as it is unchanged."""
         self.follow(view)
-        needed = _needed(view, node_id)
+        needed = _networks_of_tasks(view, node_id)
         made_for = self.revision, view.nodes.get(node_id), needed
         known = self._of.get(node_id)
         if known is not None and known[0] == made_for:
             return known[1]
         found = []
         for network in self._of_node(view, node_id, needed):
-            order = self._own(view, network, node_id)
+            order = self._own_assignment(view, network, node_id)
             order.peers.extend(
                 peer
                 for subnet, peer in self._told[network.id].peers.items()
@@ -78,7 +78,7 @@ class NetworkAssignments:
         """The changes for a node that was sent `told`, which is updated: a `NetworkChange` per
         changed network, and ids of networks that it no longer has."""
         self.follow(view)
-        needed = _needed(view, node_id)
+        needed = _networks_of_tasks(view, node_id)
         made_for = self.revision, view.nodes.get(node_id), needed
         if told.made_for == made_for:
             return [], []
@@ -88,7 +88,7 @@ class NetworkAssignments:
         for network in self._of_node(view, node_id, needed):
             wanted.add(network.id)
             here, (known, revision) = self._told[network.id], told.of.get(network.id, (None, 0))
-            own = self._own(view, network, node_id)
+            own = self._own_assignment(view, network, node_id)
             if known != own or revision != here.revision:
                 told.of[network.id] = own, here.revision
                 changes.append(here.since(revision, own))
@@ -124,17 +124,17 @@ class NetworkAssignments:
         same_mtu, self._path_mtu = path_mtu == self._path_mtu, path_mtu
         for id, network in view.networks.items():
             if network is not networks.get(id):
-                self._look(view, network, None)
+                self._refresh(view, network, None)
                 grown = True
             elif looked_at is None or looked_at or not same_mtu:
-                grown = self._look(view, network, looked_at) or grown
+                grown = self._refresh(view, network, looked_at) or grown
         if view.networks is not networks:
             for id in self._told.keys() - view.networks.keys():
                 del self._told[id]
                 grown = True
         self.revision += grown
 
-    def _look(self, view: ClusterView, network: Network, nodes: Set[str] | None) -> bool:
+    def _refresh(self, view: ClusterView, network: Network, nodes: Set[str] | None) -> bool:
         """Refresh the network's record, considering only peers in `nodes` (None: all nodes). Return
         whether it changed."""
         told = self._told.get(network.id)
@@ -146,16 +146,16 @@ class NetworkAssignments:
         told.base = base
         fixed = self._fixed.get(network.name, {})
         if network.driver != OVERLAY:
-            return told.become({}) or changed
+            return told.set_peers({}) or changed
         if nodes is None:
-            peers: dict[str, _Facts] = {}
+            peers: dict[str, _PeerAttributes] = {}
             for id, subnet in sorted(network.slices.items()):
                 if (facts := _peer(view, network, id, subnet, fixed)) is not None:
                     peers[subnet] = facts
-            return told.become(peers) or changed
+            return told.set_peers(peers) or changed
         for id in nodes:
             if subnet := network.slices.get(id, ""):
-                changed = told.put(subnet, _peer(view, network, id, subnet, fixed)) or changed
+                changed = told.set_peer(subnet, _peer(view, network, id, subnet, fixed)) or changed
         return changed
 
     def _of_node(self, view: ClusterView, node_id: str, needed: Set[str]) -> Iterator[Network]:
@@ -170,7 +170,7 @@ class NetworkAssignments:
                 continue
             yield network
 
-    def _own(self, view: ClusterView, network: Network, node_id: str) -> Any:
+    def _own_assignment(self, view: ClusterView, network: Network, node_id: str) -> Any:
         """The network's assignment for one node, without peers."""
         order = dispatch_pb2.AssignedNetwork()
         order.CopyFrom(self._told[network.id].base)
@@ -195,7 +195,7 @@ class SentNetworks:
 
 
 @dataclass(frozen=True, slots=True)
-class _Facts:
+class _PeerAttributes:
     """The node attributes that a peer entry is made from."""
 
     subnet: str
@@ -214,17 +214,17 @@ class _NetworkState:
         self.peers: dict[str, Any] = {}
         """Subnet → NetworkPeer."""
         self.revision = 1
-        self._facts: dict[str, _Facts] = {}
+        self._facts: dict[str, _PeerAttributes] = {}
         self._changed: dict[str, int] = {}
         """Subnet → revision of its last change, in that order; includes removed peers."""
 
-    def become(self, peers: Mapping[str, _Facts]) -> bool:
+    def set_peers(self, peers: Mapping[str, _PeerAttributes]) -> bool:
         """Set all peers; whether anything has changed."""
-        changed = [self.put(subnet, None) for subnet in self.peers.keys() - peers.keys()]
-        changed += [self.put(subnet, facts) for subnet, facts in peers.items()]
+        changed = [self.set_peer(subnet, None) for subnet in self.peers.keys() - peers.keys()]
+        changed += [self.set_peer(subnet, facts) for subnet, facts in peers.items()]
         return any(changed)
 
-    def put(self, subnet: str, facts: _Facts | None) -> bool:
+    def set_peer(self, subnet: str, facts: _PeerAttributes | None) -> bool:
         """Set or remove one peer; whether anything has changed."""
         if self._facts.get(subnet) == facts:
             return False
@@ -261,7 +261,7 @@ class _NetworkState:
         return change
 
 
-def _needed(view: ClusterView, node_id: str) -> Set[str]:
+def _networks_of_tasks(view: ClusterView, node_id: str) -> Set[str]:
     """Names of the networks of a node's own tasks."""
     return {
         name
@@ -273,11 +273,11 @@ def _needed(view: ClusterView, node_id: str) -> Set[str]:
 
 def _peer(
     view: ClusterView, network: Network, id: str, subnet: str, fixed: Mapping[str, list[str]]
-) -> _Facts | None:
+) -> _PeerAttributes | None:
     node = view.nodes.get(id)
     if node is None or not node.description.address:
         return None
-    return _Facts(
+    return _PeerAttributes(
         subnet,
         node.description.address,
         slice6(network, subnet),

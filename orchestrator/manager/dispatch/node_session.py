@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from orchestrator.manager.dispatch.endpoint_delivery import EndpointFeed, held_back
+from orchestrator.manager.dispatch.endpoint_delivery import EndpointFeed, without_stop_order
 from orchestrator.manager.dispatch.network_assignments import NetworkAssignments, SentNetworks
 from orchestrator.manager.dispatch.secret_delivery import files_of, keys_of, payloads_of
 from orchestrator.manager.object_lookup import images_of
@@ -69,7 +69,7 @@ def _task_assignment(view: ClusterView, task: Task) -> _TaskAssignment:
     )
 
 
-REMIND_AFTER = 10
+REMINDER_INTERVAL = 10
 """Heartbeats between two orders to remove the same images, while the node still reports them."""
 
 
@@ -95,13 +95,13 @@ class NodeSession:
         self._sent: dict[str, _TaskAssignment] = {}
         self._sent_networks: list[Any] | None = None
         """The complete list, for an agent that takes no deltas."""
-        self._told_networks = SentNetworks()
+        self._delta_networks = SentNetworks()
         """For an agent that takes deltas."""
         self._sent_payloads: frozenset[str] = frozenset()
         """Keys of the data that the node has, for the tasks that it was sent."""
         self._sequence = 0
         self._looked_at = ClusterView()
-        self._held: set[str] = set()
+        self._withheld: set[str] = set()
         """Ids of the tasks whose stop order is withheld until other nodes have withdrawn their
         endpoints."""
         self._endpoints = 0
@@ -129,7 +129,7 @@ class NodeSession:
     @property
     def holding(self) -> bool:
         """Whether a stop order is withheld until other nodes follow the endpoint table."""
-        return bool(self._held)
+        return bool(self._withheld)
 
     def push(self, message: Any) -> None:
         """Queue a `ManagerMessage` that is not an assignment."""
@@ -143,9 +143,9 @@ class NodeSession:
 
     def heartbeat(self) -> None:
         """Process a heartbeat. A node keeps images that a container uses, so at every
-        `REMIND_AFTER`th heartbeat the order to remove them is repeated."""
+        `REMINDER_INTERVAL`th heartbeat the order to remove them is repeated."""
         self._heartbeats += 1
-        if self._lingering and self._heartbeats % REMIND_AFTER == 0:
+        if self._lingering and self._heartbeats % REMINDER_INTERVAL == 0:
             self.condemn()
 
     def end(self, reason: str) -> None:
@@ -184,7 +184,7 @@ class NodeSession:
             if images:
                 order = dispatch_pb2.RemoveImages(images=images)
                 out.append(dispatch_pb2.ManagerMessage(remove_images=order))
-        if view is not self._looked_at or self._held:
+        if view is not self._looked_at or self._withheld:
             assignments = self._difference(view, endpoints)
             if assignments is not None:
                 out += self._new_payloads(view)
@@ -225,27 +225,27 @@ class NodeSession:
                 for id, task in now.items()
                 if (order := self._sent.get(id)) and order.stop_after != _stop_after(view, task)
             }
-        return changed | self._held
+        return changed | self._withheld
 
     def _difference(self, view: ClusterView, endpoints: EndpointFeed) -> Any | None:
         added: list[Task] = []
         removed: list[str] = []
         for id in sorted(self._dirty(view)):
-            self._held.discard(id)
+            self._withheld.discard(id)
             task = view.tasks.get(id)
             if task is None or not is_assigned(task, self.node_id):
                 if self._sent.pop(id, None) is not None:
                     removed.append(id)
                 continue
             if endpoints.holds(task):
-                self._held.add(id)
-                task = held_back(task)
+                self._withheld.add(id)
+                task = without_stop_order(task)
             order = _task_assignment(view, task)
             if self._sent.get(id) != order:
                 self._sent[id] = order
                 added.append(task)
         full = self._sequence == 0
-        networks, changes, gone = self._network_news(view, full)
+        networks, changes, gone = self._network_changes(view, full)
         if not (full or added or removed or networks or changes or gone):
             return None
         self._sequence += 1
@@ -272,13 +272,13 @@ class NodeSession:
             removed_networks=gone,
         )
 
-    def _network_news(
+    def _network_changes(
         self, view: ClusterView, full: bool
     ) -> tuple[list[Any], list[Any], list[str]]:
         """For an agent that takes no deltas: the complete list if it has changed. Otherwise the
         changes, and the ids of networks that the node no longer has."""
         if self._takes_changes:
-            changes, gone = self._networks.changes(view, self.node_id, self._told_networks)
+            changes, gone = self._networks.changes(view, self.node_id, self._delta_networks)
             return [], changes, gone
         networks = self._networks.of(view, self.node_id)
         changed = networks != self._sent_networks

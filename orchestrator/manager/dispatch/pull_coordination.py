@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-SERVED_BY_ONE = 3
+PULLS_PER_SOURCE = 3
 """Nodes that pull an image from one other node at a time."""
 LEASE = 15.0
 """Seconds that a pull lasts without progress; PATIENCE for a node that does not report it."""
@@ -99,9 +99,9 @@ class PullCoordinator:
     _tickets: Iterator[int] = field(default_factory=itertools.count)
     _waiting: dict[int, _Wait] = field(default_factory=dict)
     _turns: dict[int, ActivePull] = field(default_factory=dict)
-    _at: dict[tuple[str, str], set[int]] = field(default_factory=dict)
+    _by_source: dict[tuple[str, str], set[int]] = field(default_factory=dict)
     """Tickets by (source, image); those at nodes, of any image, by (source, "")."""
-    _of: dict[tuple[str, str], set[int]] = field(default_factory=dict)
+    _by_node: dict[tuple[str, str], set[int]] = field(default_factory=dict)
     """Tickets by (node, image)."""
     _reporting: dict[str, float] = field(default_factory=dict)
     """Image → until when a node that has pulled it may take to report that."""
@@ -121,11 +121,11 @@ class PullCoordinator:
         pull = wait.pull
         holders = [holder for holder in holders if holder not in pull.failed]
         at = [(holder, "") for holder in holders] or [(REGISTRY, pull.image)]
-        room = SERVED_BY_ONE if holders else 1
+        room = PULLS_PER_SOURCE if holders else 1
         for place in at:
-            if len(self._at.get(place, ())) >= room:
+            if len(self._by_source.get(place, ())) >= room:
                 self._end_stale(place, now, up)
-        load, best = min((len(self._at.get(place, ())), place) for place in at)
+        load, best = min((len(self._by_source.get(place, ())), place) for place in at)
         reporting = 0.0 if holders else self._reporting.get(pull.image, 0.0)
         full = load >= room or now < reporting
         if full and not pull.reports and now - wait.since >= PATIENCE:
@@ -134,7 +134,7 @@ class PullCoordinator:
             del self._waiting[ticket]
             self._begin(ticket, ActivePull(pull, best[0], now))
             return Granted(best[0])
-        tickets = sorted(other for place in at for other in self._at.get(place, ()))
+        tickets = sorted(other for place in at for other in self._by_source.get(place, ()))
         behind = [self._turns[other] for other in tickets]
         notify = now >= wait.notice
         if notify:
@@ -148,7 +148,7 @@ class PullCoordinator:
 
     def progress(self, node_id: str, image: str, received: int, now: float) -> None:
         """Renew the pulls of a node that makes progress on an image; no-op without any."""
-        for ticket in self._of.get((node_id, image), ()):
+        for ticket in self._by_node.get((node_id, image), ()):
             turn = self._turns[ticket]
             turn.renewed, turn.received = now, received
 
@@ -168,7 +168,7 @@ class PullCoordinator:
         return tuple(self._turns.values())
 
     def _end_stale(self, place: tuple[str, str], now: float, up: Callable[[str], bool]) -> None:
-        for ticket in list(self._at.get(place, ())):
+        for ticket in list(self._by_source.get(place, ())):
             turn = self._turns[ticket]
             if now >= self._expiry(turn) or not up(turn.pull.node_id):
                 self._remove(ticket)
@@ -193,4 +193,4 @@ class PullCoordinator:
     ) -> list[tuple[dict[tuple[str, str], set[int]], tuple[str, str]]]:
         image = turn.pull.image
         place = (turn.source, "") if turn.source else (REGISTRY, image)
-        return [(self._at, place), (self._of, (turn.pull.node_id, image))]
+        return [(self._by_source, place), (self._by_node, (turn.pull.node_id, image))]

@@ -130,19 +130,21 @@ class SecretDelivery:
             filling = Filling(
                 facts(task, view.services.get(task.service_id), node),
                 env=lambda name: env.get(name, ""),
-                data=lambda kind, target: _known(others, kind, target),
+                data=lambda kind, target: _loaded(others, kind, target),
             )
             while True:
                 try:
                     return await offload(fill, data, filling)
                 except _DataNeeded as wanted:  # which files it needs may depend on their contents
-                    others[wanted.key] = await self._other(view, task, *wanted.key)
+                    others[wanted.key] = await self._other_file(view, task, *wanted.key)
         except ValueError as error:
             raise NoData(
                 f"{document.kind.word} '{document.name}' cannot be filled in: {error}"
             ) from None
 
-    async def _other(self, view: ClusterView, task: Task, kind: DocumentKind, target: str) -> bytes:
+    async def _other_file(
+        self, view: ClusterView, task: Task, kind: DocumentKind, target: str
+    ) -> bytes:
         """The data of another file of the task, verbatim: templates are not expanded twice."""
         for document, reference in named_documents(view, task.spec.container):
             if document.kind is kind and _is_at(kind, reference, target):
@@ -158,7 +160,7 @@ class _DataNeeded(Exception):
         self.key = kind, target
 
 
-def _known(
+def _loaded(
     others: Mapping[tuple[DocumentKind, str], bytes], kind: DocumentKind, target: str
 ) -> bytes:
     """The data, if loaded. Raises _DataNeeded otherwise."""

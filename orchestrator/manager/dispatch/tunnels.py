@@ -14,14 +14,14 @@ from typing import Any
 from orchestrator.manager.errors import unavailable
 from orchestrator.pb import dispatch_pb2
 
-_DEPTH = 16
+_MAX_IN_FLIGHT = 16
 """Frames in flight per direction."""
 
 OPEN_TIMEOUT = 5.0
 """Seconds in which the agent must have connected."""
 
 
-class _Over(Exception):
+class _TunnelClosed(Exception):
     """One side of a tunnel has closed it."""
 
 
@@ -33,8 +33,8 @@ class Tunnel:
         self.pulls = pulls
         self.node_id = node_id
         self.node_name = node_name
-        self._to_agent: asyncio.Queue[Any | None] = asyncio.Queue(_DEPTH)
-        self._from_agent: asyncio.Queue[Any | None] = asyncio.Queue(_DEPTH)
+        self._to_agent: asyncio.Queue[Any | None] = asyncio.Queue(_MAX_IN_FLIGHT)
+        self._from_agent: asyncio.Queue[Any | None] = asyncio.Queue(_MAX_IN_FLIGHT)
         self._joined = asyncio.Event()
         self._closed = False
 
@@ -66,7 +66,7 @@ class Tunnel:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._inward(requests))
                 group.create_task(self._outward(context))
-        except* _Over:
+        except* _TunnelClosed:
             pass
 
     async def _inward(self, requests: AsyncIterator[Any]) -> None:
@@ -75,12 +75,12 @@ class Tunnel:
                 await self._put(self._from_agent, frame)
         finally:
             await self._put(self._from_agent, None)
-        raise _Over
+        raise _TunnelClosed
 
     async def _outward(self, context: Any) -> None:
         while (frame := await self._to_agent.get()) is not None:
             await context.write(frame)
-        raise _Over
+        raise _TunnelClosed
 
     async def _put(self, queue: asyncio.Queue[Any | None], item: Any | None) -> None:
         """Put, unless the client has left and nothing will read the queue any more."""

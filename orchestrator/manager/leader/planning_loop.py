@@ -177,10 +177,10 @@ class Observer(Protocol):
     def store_failed(self, error: str) -> None:
         """Why the store rejects writes; empty when it accepts them."""
 
-    def put_aside(self, services: Mapping[str, str]) -> None:
+    def set_aside(self, services: Mapping[str, str]) -> None:
         """The services that are set aside: id → reason."""
 
-    def doubts(self, silent: int) -> None:
+    def suspected(self, silent: int) -> None:
         """The number of suspected nodes: silent, but too many at once to count as down; 0 when
         resolved."""
 
@@ -200,9 +200,9 @@ class _NullObserver:
 
     def store_failed(self, error: str) -> None: ...
 
-    def put_aside(self, services: Mapping[str, str]) -> None: ...
+    def set_aside(self, services: Mapping[str, str]) -> None: ...
 
-    def doubts(self, silent: int) -> None: ...
+    def suspected(self, silent: int) -> None: ...
 
     def refused(self, kind: str) -> None: ...
 
@@ -216,7 +216,7 @@ class PlanningLoop:
         self,
         kv: Kv,
         cache: Cache,
-        inbox: ReportBuffer,
+        report_buffer: ReportBuffer,
         *,
         fence: Guard,
         now: Callable[[], float],
@@ -229,7 +229,7 @@ class PlanningLoop:
         `offload` runs long computations, so that the lease, sessions and API calls are served
         meanwhile; by default in a thread of the term's own."""
         self._cache = cache
-        self._inbox = inbox
+        self._report_buffer = report_buffer
         self._writer = PlanWriter(kv, fence)
         self._now = now
         self._clock = clock
@@ -242,7 +242,7 @@ class PlanningLoop:
         """Wall clock minus monotonic clock, as of the last round."""
         self._dirty = EVERYTHING
         self._shifts: dict[str, float] = {}
-        self._look_again_at: float | None = None
+        self._requeue_at: float | None = None
         """The earliest time at which a round asked to run again, until it has passed."""
         self._silence = Silence((), None)
         self._joined: dict[str, float] = {}
@@ -266,7 +266,7 @@ class PlanningLoop:
 
     async def _lead(self, revision: int, offload: Offload) -> None:
         await self._cache.wait_for(revision)
-        self._inbox.on_report = self._wake.set
+        self._report_buffer.on_report = self._wake.set
         async with self._cache.subscribe() as feed:
             feed.on_change = self._wake.set
             while True:
@@ -280,8 +280,8 @@ class PlanningLoop:
     async def _sleep(self) -> None:
         """Wait until something changes or a delay expires."""
         moments = [self._silence.look_again_at, *(each.until for each in self._aside.values())]
-        if self._look_again_at is not None:
-            moments.append(self._look_again_at - self._offset)
+        if self._requeue_at is not None:
+            moments.append(self._requeue_at - self._offset)
         moment = earliest(*moments)
         if moment is None:
             await self._wake.wait()
@@ -298,7 +298,7 @@ class PlanningLoop:
 
     async def _round(self, feed: Feed, offload: Offload) -> None:
         """Decide and commit one round; what could not be committed is left for the next round."""
-        self._follow_clock()
+        self._check_clock()
         given = self._input(feed)
         began = time.perf_counter()
         try:
@@ -307,13 +307,13 @@ class PlanningLoop:
             log.exception("a round cannot be decided")
             self._errors += 1
             self._dirty |= given.dirty
-            self._inbox.give_back(given.reports)
+            self._report_buffer.give_back(given.reports)
             return
         self._observer.took(time.perf_counter() - began)
-        self._look_again_at = earliest(self._look_again_at, decided.look_again_at)
+        self._requeue_at = earliest(self._requeue_at, decided.look_again_at)
         self._dirty |= decided.rest
-        self._hear(decided.silence)
-        self._warn(decided.refused)
+        self._update_silence(decided.silence)
+        self._report_rejected_claims(decided.refused)
         written = WriteResult()
         if decided.parts:
             try:
@@ -323,9 +323,9 @@ class PlanningLoop:
                 log.warning("cannot write", extra={"error": over})
                 await asyncio.Event().wait()
             await self._cache.wait_for(written.revision)
-        self._account(given, decided, written)
+        self._handle_outcome(given, decided, written)
 
-    def _follow_clock(self) -> None:
+    def _check_clock(self) -> None:
         """Detect steps of the wall clock, and whether a delay has expired."""
         offset = self._now() - self._clock()
         step, before = offset - self._offset, self._offset + self._clock()
@@ -336,15 +336,15 @@ class PlanningLoop:
                 key = object_key(item)
                 self._shifts[key] = self._shifts.get(key, 0.0) + step
             self._dirty |= Dirty(timer=True)
-        if self._look_again_at is not None and self._look_again_at <= self._now():
-            self._look_again_at = None
+        if self._requeue_at is not None and self._requeue_at <= self._now():
+            self._requeue_at = None
             self._dirty |= Dirty(timer=True)
 
     def _input(self, feed: Feed) -> _RoundInput:
         changes = feed.take()
         self._dirty |= dirty_of(changes)
         now = self._clock()
-        for id in [id for id in self._aside if self._is_due(id, changes, now)]:
+        for id in [id for id in self._aside if self._should_retry(id, changes, now)]:
             self._aside[id].until = now
             self._dirty |= self._dirty_of_owner(id)
         view = self._cache.view
@@ -363,11 +363,11 @@ class PlanningLoop:
         return _RoundInput(
             view,
             dirty,
-            self._inbox.take(),
+            self._report_buffer.take(),
             Hearing(
                 self._started,
                 now,
-                self._inbox.heard,
+                self._report_buffer.heard,
                 dict(self._joined),
                 self._silence.doubt_since,
                 self._silence.fewest,
@@ -377,7 +377,7 @@ class PlanningLoop:
             self._now(),
         )
 
-    def _is_due(self, id: str, changes: Iterable[Change], now: float) -> bool:
+    def _should_retry(self, id: str, changes: Iterable[Change], now: float) -> bool:
         """Whether to retry a service that is set aside: its backoff has passed, or its user has
         changed it."""
         return self._aside[id].until <= now or any(
@@ -392,7 +392,7 @@ class PlanningLoop:
     def _decide(self, given: _RoundInput) -> _RoundResult:
         """The decisions of one round; pure."""
         now, found = given.now, _DecisionBuilder(given.view)
-        found.add(_moved(found.view, given.shifts))
+        found.add(_shifted_delays(found.view, given.shifts))
         found.add(
             Plan((change,), reason="clock step")
             for change in clock_steps.delays_from_the_future(found.view, now)
@@ -421,7 +421,7 @@ class PlanningLoop:
 
     # Handling the outcome
 
-    def _hear(self, silence: Silence) -> None:
+    def _update_silence(self, silence: Silence) -> None:
         if silence.doubt_since is not None and self._silence.doubt_since is None:
             log.warning(
                 "most nodes are silent at once: waiting for another grace period before they count "
@@ -429,9 +429,9 @@ class PlanningLoop:
                 extra={"silent": silence.silent},
             )
         self._silence = silence
-        self._observer.doubts(silence.silent if silence.doubt_since is not None else 0)
+        self._observer.suspected(silence.silent if silence.doubt_since is not None else 0)
 
-    def _warn(self, refused: Iterable[FalseClaim]) -> None:
+    def _report_rejected_claims(self, refused: Iterable[FalseClaim]) -> None:
         """Count rejected claims; log the first of each kind per node."""
         for claim in refused:
             self._observer.refused(claim.kind)
@@ -449,14 +449,16 @@ class PlanningLoop:
                 },
             )
 
-    def _account(self, given: _RoundInput, decided: _RoundResult, written: WriteResult) -> None:
+    def _handle_outcome(
+        self, given: _RoundInput, decided: _RoundResult, written: WriteResult
+    ) -> None:
         left = [*written.conflicted, *written.too_large, *written.unwritten]
         changes = [change for part in left for change in part.changes]
         unwritten = {object_key(change.subject) for change in changes}
         for key in given.shifts.keys() - unwritten:
             self._shifts.pop(key, None)
         waiting = unwritten_reports(given.reports, changes)
-        self._inbox.give_back(waiting)
+        self._report_buffer.give_back(waiting)
         for node_id, acknowledge in given.reports.acknowledgements.items():
             if node_id not in waiting.acknowledgements:
                 acknowledge()
@@ -465,7 +467,7 @@ class PlanningLoop:
         owners = {owner: None for part in written.conflicted for owner in part.owners}
         self._conflicted |= owners
         for part in written.conflicted:
-            self._dirty |= _dirty_again(part)
+            self._dirty |= _dirty_after_failure(part)
         for part in written.unwritten:
             self._dirty |= dirty_of(part.changes)
             for owner in part.owners:
@@ -473,10 +475,10 @@ class PlanningLoop:
         for part in written.too_large:
             for owner in part.owners:
                 decided.failed = {**decided.failed, owner: "it is too large for the store"}
-        self._put_aside(decided.failed, given)
+        self._set_aside(decided.failed, given)
         self._store(written.error)
 
-    def _put_aside(self, failed: Mapping[str, str], given: _RoundInput) -> None:
+    def _set_aside(self, failed: Mapping[str, str], given: _RoundInput) -> None:
         for id, why in failed.items():
             count = self._aside[id].count + 1 if id in self._aside else 1
             wait = backoff(count)
@@ -491,7 +493,7 @@ class PlanningLoop:
             gone = id not in view.services and id not in view.tasks
             if gone or (id in tried and id not in failed and id not in given.exclude):
                 del self._aside[id]
-        self._observer.put_aside({id: failure.why for id, failure in self._aside.items()})
+        self._observer.set_aside({id: failure.why for id, failure in self._aside.items()})
 
     def _store(self, error: StoreError | None) -> None:
         if error is None:
@@ -508,7 +510,7 @@ class PlanningLoop:
         self._observer.store_failed(str(error))
 
 
-def _moved(view: ClusterView, shifts: Mapping[str, float]) -> Iterator[Plan]:
+def _shifted_delays(view: ClusterView, shifts: Mapping[str, float]) -> Iterator[Plan]:
     """The objects whose delays are to be shifted."""
     for key, seconds in shifts.items():
         kind = object_type(key)
@@ -517,7 +519,7 @@ def _moved(view: ClusterView, shifts: Mapping[str, float]) -> Iterator[Plan]:
             yield Plan((Change(item, clock_steps.shifted(item, seconds)),), reason="clock step")
 
 
-def _dirty_again(part: ChangeGroup) -> Dirty:
+def _dirty_after_failure(part: ChangeGroup) -> Dirty:
     """What to decide again about a group that was not committed: everything but its own services,
     which are planned by themselves."""
     dirty = dirty_of(part.changes)

@@ -109,13 +109,13 @@ def ready_nodes(ctx: ManagerContext) -> list[Node]:
         for node in ctx.view.nodes.values()
         if node.state is NodeState.READY and node.availability is Availability.ACTIVE
     )
-    near = [ctx.view.nodes[node_id] for node_id in ctx.dispatcher.nearest(ready)]
+    near = [ctx.view.nodes[node_id] for node_id in ctx.dispatcher.reachable_nodes(ready)]
     return sorted(near, key=lambda node: node.description.hostname)
 
 
 def node_with_image(ctx: ManagerContext, image: Image) -> Node:
     """A connected node that has the image. Raises RequestError."""
-    for node_id in ctx.dispatcher.nearest(image.nodes):
+    for node_id in ctx.dispatcher.reachable_nodes(image.nodes):
         if (node := ctx.view.nodes.get(node_id)) is not None:
             return node
     name = next(iter(image.names or image.reported_names), image.id)
@@ -183,7 +183,7 @@ async def send_to_all(
     """Send a request to several nodes at once; a line for each that failed."""
 
     async def one(node: Node) -> str:
-        if not ctx.dispatcher.nearest([node.id]):
+        if not ctx.dispatcher.reachable_nodes([node.id]):
             return f"node {node.description.hostname} is away"
         try:
             await send_request(ctx, node, order)

@@ -38,7 +38,7 @@ ADMIN_RENEWAL = 365 * 86400.0
 if the copy goes unnoticed. Certificates of nodes can be renewed for as long as they are nodes."""
 _SWEEP = 600.0
 """Seconds between deletions of expired records."""
-_MOST_SEEN = 10_000
+_MAX_UNRECORDED = 10_000
 """Certificates waiting to be recorded, at most."""
 
 
@@ -114,7 +114,7 @@ def as_revoked(revocation: Revocation) -> Revoked:
     )
 
 
-def revocation_of(
+def new_revocation(
     view: ClusterView, *, role: str, name: str, now: float, reason: str, by: str
 ) -> Revocation:
     """The revocation of all certificates of a holder, including unknown ones. Replaces an earlier
@@ -289,7 +289,7 @@ class CertificateRegistry:
             issued is None
             or issued.serial in self._cache.view.certificates
             or issued.serial in self._seen
-            or len(self._seen) >= _MOST_SEEN
+            or len(self._seen) >= _MAX_UNRECORDED
         ):
             return
         self._seen[issued.serial] = record(
@@ -349,7 +349,7 @@ async def write_record(kv: Kv, cache: Cache, change: Change) -> None:
         await cache.wait_for(await commit(kv, [change]))
 
 
-async def keep_own(
+async def maintain_own_certificate(
     authority: CertificateAuthority,
     identity: ManagerIdentity,
     files: TlsFiles,

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 _RETRY = 0.1
 """Seconds between attempts to list while the store is unavailable."""
 
-_AT_ONCE = 50
+_DECODE_BATCH = 50
 """Objects that are decoded before the event loop serves other work."""
 
 _ID, _SERVICE_ID = (
@@ -175,13 +175,13 @@ class Cache:
         """Make the view equal to a full list, as if each difference had been watched."""
         known = {object_key(item): item for item in self.view.objects()}
         listed = {entry.key: entry for entry in entries}
-        found = _Found()
+        found = _Update()
         for number, entry in enumerate(entries):
             before = known.pop(entry.key, None)
             aside = entry.key in self.view.quarantined
             if before is None or before.revision != entry.mod_revision or aside:
                 found.read(entry.key, entry, before)
-            await _pause(number)
+            await _yield_to_loop(number)
         for key in self.view.quarantined.keys() - listed.keys():
             found.aside[key] = None
         found.changes.extend(Change(gone, None) for gone in known.values())
@@ -189,10 +189,10 @@ class Cache:
         self._publish(found, revision)
 
     async def _apply(self, events: Sequence[Event], revision: int) -> None:
-        found = _Found()
+        found = _Update()
         for number, event in enumerate(events):
             found.read(event.key, event.entry, self._current(event.key))
-            await _pause(number)
+            await _yield_to_loop(number)
         found.attribute(self.view, {})
         self._publish(found, revision)
 
@@ -200,14 +200,14 @@ class Cache:
         found = object_type(key)
         return find_object(self.view, *found) if found else None
 
-    def _publish(self, found: _Found, revision: int) -> None:
+    def _publish(self, found: _Update, revision: int) -> None:
         view, changes = self.view.evolve(found.changes), found.changes
         if aside := {
             key: each
             for key, each in found.aside.items()
             if each is not None or key in view.quarantined
         }:
-            view, freed = _set_aside(view, aside)
+            view, freed = _with_quarantine(view, aside)
             changes = [*changes, *freed]
         self.view = view
         self.revision = max(self.revision, revision)
@@ -223,7 +223,7 @@ class Cache:
                 waiter.set_result(None)
 
 
-class _Found:
+class _Update:
     """The content of a list or a batch of the watch, until it is published."""
 
     def __init__(self) -> None:
@@ -246,7 +246,7 @@ class _Found:
         if entry is None or not reason:
             self.aside[key] = None
         else:
-            after = after or before or _stand_in(type_, identifier, entry, reason)
+            after = after or before or _placeholder(type_, identifier, entry, reason)
             services = frozenset({identifier} if type_ is Service else ())
             if type_ is Task:
                 service_id = after.service_id if isinstance(after, Task) else _owner(entry)
@@ -277,7 +277,7 @@ class _Found:
             self.aside[key] = replace(record, services=held)
 
 
-def _set_aside(
+def _with_quarantine(
     view: ClusterView, found: Mapping[str, Quarantined | None]
 ) -> tuple[ClusterView, list[Change]]:
     """The view with the quarantine updated; and the services that are released, as no-op changes
@@ -291,9 +291,9 @@ def _set_aside(
     return view, [Change(service, service) for service in services]
 
 
-async def _pause(number: int) -> None:
+async def _yield_to_loop(number: int) -> None:
     """Yield to the event loop now and then, so that many objects do not block it."""
-    if number % _AT_ONCE == _AT_ONCE - 1:
+    if number % _DECODE_BATCH == _DECODE_BATCH - 1:
         await asyncio.sleep(0)
 
 
@@ -329,7 +329,7 @@ def _decoded(type_: type[Object], identifier: str, entry: Entry) -> tuple[Object
     return found, ""
 
 
-def _stand_in(type_: type[Object], identifier: str, entry: Entry, reason: str) -> Object | None:
+def _placeholder(type_: type[Object], identifier: str, entry: Entry, reason: str) -> Object | None:
     """A placeholder for an object of which only the id is known. A node keeps its tasks and gets no
     others."""
     if type_ is Node:

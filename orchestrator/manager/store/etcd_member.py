@@ -37,15 +37,15 @@ QUOTA_BYTES = 4 << 30
 HISTORY = "10m"
 """How long etcd keeps history; a watch is never further behind than its reconnect takes."""
 
-READY_WITHIN = 30.0
+READY_TIMEOUT = 30.0
 """Seconds until a started member must answer (a large log is replayed first)."""
 
-ADOPT_WITHIN = 5.0
+ADOPT_TIMEOUT = 5.0
 """Seconds that an etcd found running has to answer before it is restarted."""
 
 FIRST_BACKOFF = 0.1
 LONGEST_BACKOFF = 5.0
-STEADY_AFTER = 10.0
+STABLE_AFTER = 10.0
 """Seconds of uptime after which the restart backoff is reset."""
 
 
@@ -105,7 +105,7 @@ class EtcdMember:
                 log.info("etcd %d runs with other settings: restarting it", orphan.pid)
                 await orphan.stop()
                 orphan = None
-            if orphan is not None and not await self._answers(orphan, ADOPT_WITHIN):
+            if orphan is not None and not await self._answers(orphan, ADOPT_TIMEOUT):
                 log.warning("etcd %d runs but does not answer: restarting it", orphan.pid)
                 await orphan.stop()
                 orphan = None
@@ -170,12 +170,12 @@ class EtcdMember:
 
     async def _ready(self, process: EtcdProcess) -> None:
         """Wait until it serves; StoreError with etcd's reason if it does not."""
-        if await self._answers(process, READY_WITHIN):
+        if await self._answers(process, READY_TIMEOUT):
             return
         if process.ended:
-            raise StoreError(f"etcd does not start: {_last_words(self._folder)}")
+            raise StoreError(f"etcd does not start: {_exit_reason(self._folder)}")
         raise StoreError(
-            f"etcd did not get ready within {READY_WITHIN:g} s; see {self._folder / 'etcd.log'}"
+            f"etcd did not get ready within {READY_TIMEOUT:g} s; see {self._folder / 'etcd.log'}"
         )
 
     async def _answers(self, process: EtcdProcess, within: float) -> bool:
@@ -197,7 +197,7 @@ class EtcdMember:
             assert self._process is not None
             since = loop.time()
             await self._process.wait()
-            if loop.time() - since >= STEADY_AFTER:
+            if loop.time() - since >= STABLE_AFTER:
                 backoff = FIRST_BACKOFF
             log.warning("etcd %d ended: %s", self._process.pid, self._cause(self._process))
             await asyncio.sleep(backoff)
@@ -215,7 +215,7 @@ class EtcdMember:
             return "its status went to another parent"
         if process.child.returncode < 0:
             return f"killed by {signal.Signals(-process.child.returncode).name}"
-        return f"status {process.child.returncode}, {_last_words(self._folder)}"
+        return f"status {process.child.returncode}, {_exit_reason(self._folder)}"
 
     async def _stop(self) -> None:
         assert self._process is not None
@@ -298,7 +298,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _last_words(folder: Path) -> str:
+def _exit_reason(folder: Path) -> str:
     """The reason that etcd gave for its end, as short as it can be found."""
     for line in reversed(_tail(folder / "etcd.log")):
         with suppress(ValueError, KeyError, TypeError):

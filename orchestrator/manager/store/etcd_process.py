@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-STOP_WITHIN = 5.0
+STOP_TIMEOUT = 5.0
 """Seconds between SIGTERM and SIGKILL."""
 
 
@@ -51,12 +51,12 @@ class EtcdProcess:
             self.child.wait()
 
     async def stop(self) -> None:
-        """SIGTERM, then SIGKILL after `STOP_WITHIN`; closes the pidfd."""
+        """SIGTERM, then SIGKILL after `STOP_TIMEOUT`; closes the pidfd."""
         try:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
             try:
-                async with asyncio.timeout(STOP_WITHIN):
+                async with asyncio.timeout(STOP_TIMEOUT):
                     await self.wait()
             except TimeoutError:
                 with suppress(ProcessLookupError):

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 STUCK_AFTER = 30.0
 """Seconds without a sign of life after which the event loop is considered stuck."""
-BEAT = 0.5
+HEARTBEAT_INTERVAL = 0.5
 """Seconds between two signs of life of the event loop."""
 RETRY = 0.2
 """Seconds between attempts while the store does not answer."""
@@ -105,7 +105,7 @@ class Keeper:
         assert self._lost is not None
         while not self._lost.done():
             self._beaten = self._clock()
-            await asyncio.wait((self._lost,), timeout=BEAT)
+            await asyncio.wait((self._lost,), timeout=HEARTBEAT_INTERVAL)
         return self._lost.result()
 
     def stop(self) -> None:

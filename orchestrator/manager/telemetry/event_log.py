@@ -29,12 +29,12 @@ from orchestrator.model.specs import TaskSpec
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.tasks import Health, Task, TaskStatus
 
-REMEMBERED = 4096
+MAX_EVENTS = 4096
 """Events that a manager keeps."""
-REMOVED = 256
+MAX_REMOVED = 256
 """Removed containers that a manager keeps."""
 
-_TROUBLE = re.compile(
+_FAILURE_WORDS = re.compile(
     "fail|oom|unhealthy|down|trouble|undecodable|set_aside|read_only|rolling back"
 )
 """Substrings of actions that report a failure."""
@@ -55,13 +55,13 @@ class Event:
     attributes: dict[str, str] = field(default_factory=dict)
 
     @property
-    def troubling(self) -> bool:
+    def is_failure(self) -> bool:
         """Whether it reports a failure. The end of a container does if it failed and was not
         requested."""
         if self.action == "die":
             failed = self.attributes.get("exitCode", "0") != "0"
             return failed and "reason" in self.attributes
-        return bool(_TROUBLE.search(self.action))
+        return bool(_FAILURE_WORDS.search(self.action))
 
 
 class EventLog:
@@ -70,7 +70,7 @@ class EventLog:
     def __init__(self, cache: Cache, now: Callable[[], float]) -> None:
         self._cache = cache
         self._now = now
-        self._events: deque[Event] = deque(maxlen=REMEMBERED)
+        self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._followers: dict[int, tuple[deque[Event], Callable[[], None]]] = {}
         self._next = 0
         self._removed: dict[str, Task] = {}
@@ -91,7 +91,7 @@ class EventLog:
                 self._add(event)
             if change.after is None and isinstance(change.before, Task):
                 self._removed[change.before.id] = change.before
-                if len(self._removed) > REMOVED:
+                if len(self._removed) > MAX_REMOVED:
                     del self._removed[next(iter(self._removed))]
 
     def removed(self, id: str) -> Task | None:
@@ -136,7 +136,7 @@ class EventLog:
         """A queue of new events; `wake` is called for each. A reader that lags too far behind loses
         the oldest."""
         number, self._next = self._next, self._next + 1
-        queue: deque[Event] = deque(maxlen=REMEMBERED)
+        queue: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._followers[number] = (queue, wake)
         try:
             yield queue
@@ -292,7 +292,7 @@ def _task_actions(before: Task | None, after: Task | None) -> Iterator[tuple[str
         yield "start", {}
     if same_run and old is not None and old.paused != new.paused and not is_terminal(new.state):
         yield "pause" if new.paused else "unpause", {}
-    if _sounds(new) and not (same_run and old and old.health is new.health):
+    if _health_settled(new) and not (same_run and old and old.health is new.health):
         word = new.health.name.lower()
         yield f"health_status: {word}", {"output": new.health_output} if new.health_output else {}
     if is_terminal(new.state) and not (same_run and old and is_terminal(old.state)):
@@ -320,7 +320,7 @@ def _hooks(task: Task) -> list[tuple[str, Hook]]:
     return [(phase, hook) for phase, hooks in phases for hook in hooks]
 
 
-def _sounds(status: TaskStatus) -> bool:
+def _health_settled(status: TaskStatus) -> bool:
     """Whether it runs and its probes have reported a result."""
     settled = status.health in (Health.HEALTHY, Health.UNHEALTHY)
     return status.state is TaskState.RUNNING and settled

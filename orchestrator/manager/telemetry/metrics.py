@@ -168,7 +168,7 @@ class PlanningMetrics:
             "Services that cannot be planned or committed; they are retried with backoff",
             registry=registry,
         )
-        self._doubted = Gauge(
+        self._suspected = Gauge(
             "orc_nodes_suspected",
             "Silent nodes that do not count as down yet, because too many are silent at once",
             registry=registry,
@@ -200,7 +200,7 @@ class PlanningMetrics:
         self._store_error = error
         self._read_only.set(bool(error))
 
-    def put_aside(self, services: Mapping[str, str]) -> None:
+    def set_aside(self, services: Mapping[str, str]) -> None:
         """Set the services that cannot be planned or committed: id → reason."""
         for id, why in services.items():
             if self._reasons.get(id) != why:
@@ -208,9 +208,9 @@ class PlanningMetrics:
         self._reasons = services
         self._aside.set(len(services))
 
-    def doubts(self, silent: int) -> None:
+    def suspected(self, silent: int) -> None:
         """Set the number of suspected nodes."""
-        self._doubted.set(silent)
+        self._suspected.set(silent)
 
     def refused(self, kind: str) -> None:
         """Count a rejected claim."""
@@ -219,7 +219,7 @@ class PlanningMetrics:
     def ended(self) -> None:
         """Reset the gauges: this manager no longer leads."""
         self._store_error, self._reasons = "", {}
-        for gauge in (self._read_only, self._aside, self._doubted):
+        for gauge in (self._read_only, self._aside, self._suspected):
             gauge.set(0)
 
 

@@ -79,7 +79,7 @@ class Dashboard:
             session = self._sessions.session(request.cookies.get(_COOKIE, ""))
             if session is None:
                 raise HTTPException(401, "log in with the address that 'orc dashboard' prints")
-            await self._sessions.used(session)
+            await self._sessions.touch(session)
             return await handler(request, session)
 
         return checked
@@ -144,9 +144,9 @@ class Dashboard:
         """Send events until the browser disconnects or its session ends."""
 
         async def expiry() -> None:
-            while self._sessions.counts(session):
+            while self._sessions.is_valid(session):
                 await asyncio.sleep(_SESSION_CHECK)
-                await self._sessions.used(session)
+                await self._sessions.touch(session)
 
         return EventStream(events, expiry(), source)
 
@@ -165,10 +165,10 @@ class Dashboard:
         traffic = Traffic(self._ctx)
 
         async def events() -> AsyncIterator[bytes]:
-            async for graph in traffic.pictures():
+            async for graph in traffic.graphs():
                 yield event("traffic", graph)
 
-        return self._stream(session, events(), traffic.ask())
+        return self._stream(session, events(), traffic.collect())
 
     async def _logs(self, request: Request, session: Session) -> Response:
         """The last lines of a service or task (`?of=`), and new ones as they are written."""

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 
 from orchestrator.manager.audit.audit_interceptor import subject_of
-from orchestrator.manager.audit.audited_methods import MOST_CHARACTERS
+from orchestrator.manager.audit.audited_methods import MAX_NAME_LENGTH
 from orchestrator.manager.audit.trail import AuditEntry
 from orchestrator.manager.operations.administration.web_sessions import Session
 from orchestrator.manager.operations.context import ManagerContext
@@ -42,7 +42,7 @@ class AuditedRequest:
             return
         self._method, self._kind = f"Page.{action}", KINDS[action]
         # JSON can hold lone surrogates, which other texts cannot.
-        word = str(fields.get("to", ""))[:MOST_CHARACTERS].encode(errors="replace").decode()
+        word = str(fields.get("to", ""))[:MAX_NAME_LENGTH].encode(errors="replace").decode()
         if word:
             self._name, self._id = subject_of(self._ctx.view, self._kind, word)
 

@@ -31,22 +31,22 @@ class Viewer:
     def __init__(self) -> None:
         self._waiting: deque[bytes] = deque()
         self._event = asyncio.Event()
-        self.behind = True
+        self.needs_snapshot = True
         """Whether it needs a snapshot: it is new, or lags too far behind."""
 
     def tell(self, text: bytes) -> None:
         """Queue a message; dropped while a snapshot is due, which includes it."""
-        if self.behind:
+        if self.needs_snapshot:
             return
         self._waiting.append(text)
         if len(self._waiting) > LONGEST_QUEUE:
             self._waiting.clear()
-            self.behind = True
+            self.needs_snapshot = True
         self._event.set()
 
     async def next(self) -> bytes:
         """Wait for messages, and take all of them; empty if a snapshot is due."""
-        if not self.behind:
+        if not self.needs_snapshot:
             await self._event.wait()
         self._event.clear()
         taken = b"".join(self._waiting)
@@ -61,7 +61,7 @@ class LiveUpdates:
         self._ctx = ctx
         self._viewers: set[Viewer] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._told = 0.0
+        self._last_sent = 0.0
         self._feed = Feed()
         self._happened: deque[Event] = deque()
 
@@ -70,9 +70,9 @@ class LiveUpdates:
         """Send updates while the body runs."""
         async with (
             self._ctx.cache.subscribe() as self._feed,
-            self._ctx.events.follow(self._due) as self._happened,
+            self._ctx.events.follow(self._schedule) as self._happened,
         ):
-            self._feed.on_change = self._due
+            self._feed.on_change = self._schedule
             try:
                 yield
             finally:
@@ -94,29 +94,31 @@ class LiveUpdates:
         if text := await viewer.next():
             return text
         # Other viewers get pending changes now, which this one's snapshot includes.
-        self._tell()
-        viewer.behind = False
+        self._send_changes()
+        viewer.needs_snapshot = False
         ctx = self._ctx
         past = ctx.events.since(0.0)[-PAST_EVENTS:]
-        return await offload(_whole, ctx.view, ctx.leader(), past)
+        return await offload(_snapshot, ctx.view, ctx.leader(), past)
 
-    def _due(self) -> None:
+    def _schedule(self) -> None:
         if self._timer is None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_at(max(loop.time(), self._told + SHORTEST_INTERVAL), self._tell)
+            self._timer = loop.call_at(
+                max(loop.time(), self._last_sent + SHORTEST_INTERVAL), self._send_changes
+            )
 
-    def _tell(self) -> None:
+    def _send_changes(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._told = asyncio.get_running_loop().time()
+        self._last_sent = asyncio.get_running_loop().time()
         changes, events = self._feed.take(), list(self._happened)
         self._happened.clear()
         if not self._viewers:
             return
         text = b""
-        if news := cluster_snapshot.snapshot_changes(self._ctx.view, changes):
-            text += event("changed", news)
+        if changed := cluster_snapshot.snapshot_changes(self._ctx.view, changes):
+            text += event("changed", changed)
         if events:
             text += event("happened", [_event_data(each) for each in events])
         if text:
@@ -124,7 +126,7 @@ class LiveUpdates:
                 viewer.tell(text)
 
 
-def _whole(view: ClusterView, leader: str, past: list[Event]) -> bytes:
+def _snapshot(view: ClusterView, leader: str, past: list[Event]) -> bytes:
     """A snapshot and past events."""
     about = {"id": view.cluster.id if view.cluster else "", "leader": leader}
     # Object by object: one call of the encoder holds the interpreter until it is done.
@@ -145,5 +147,5 @@ def _event_data(event: Event) -> dict[str, Any]:
         "id": event.id,
         "name": event.name,
         "node": event.node,
-        "bad": event.troubling,
+        "bad": event.is_failure,
     }

@@ -47,25 +47,25 @@ class Traffic:
 
     def __init__(self, ctx: ManagerContext) -> None:
         self._ctx = ctx
-        self._told: dict[str, flows_pb2.NodeFlows] = {}
-        self._asked: set[str] = set()
+        self._reports: dict[str, flows_pb2.NodeFlows] = {}
+        self._following: set[str] = set()
 
-    async def ask(self) -> None:
+    async def collect(self) -> None:
         """Collect from all nodes, including later ones, until cancelled."""
         async with asyncio.TaskGroup() as group:
             while True:
                 for node in self._ctx.view.nodes.values():
                     ready = node.state is NodeState.READY
-                    if ready and node.id not in self._asked and self._connected(node):
-                        self._asked.add(node.id)
+                    if ready and node.id not in self._following and self._connected(node):
+                        self._following.add(node.id)
                         group.create_task(self._follow(node))
                 await asyncio.sleep(PERIOD)
 
-    async def pictures(self) -> AsyncIterator[dict[str, Any]]:
+    async def graphs(self) -> AsyncIterator[dict[str, Any]]:
         """Graphs every few seconds; more often until all nodes have answered."""
         while True:
-            yield await offload(traffic_graph, self._ctx.view, dict(self._told))
-            complete = self._told and all(told.seconds for told in self._told.values())
+            yield await offload(traffic_graph, self._ctx.view, dict(self._reports))
+            complete = self._reports and all(told.seconds for told in self._reports.values())
             await asyncio.sleep(PERIOD if complete else PERIOD / 4)
 
     def _connected(self, node: Node) -> bool:
@@ -76,12 +76,12 @@ class Traffic:
         try:
             async for frame in stream_replies(self._ctx, node, order):
                 if frame.WhichOneof("kind") == "flows":
-                    self._told[node.id] = frame.flows
+                    self._reports[node.id] = frame.flows
         except RequestError:
             pass  # unavailable or too old: the graph says how many nodes report
         finally:
-            self._told.pop(node.id, None)
-            self._asked.discard(node.id)
+            self._reports.pop(node.id, None)
+            self._following.discard(node.id)
 
 
 def traffic_graph(view: ClusterView, told: Mapping[str, flows_pb2.NodeFlows]) -> dict[str, Any]:

@@ -54,11 +54,11 @@ async def test_a_blocked_loop_stops_it() -> None:
 def test_nodes_are_not_silent_while_nobody_listens() -> None:
     clock = Clock()
     listening = LivenessClock(clock)
-    inbox = ReportBuffer(clock, listening)
-    inbox.hear("a")
+    report_buffer = ReportBuffer(clock, listening)
+    report_buffer.hear("a")
     clock.now += 60.0
-    assert clock() - inbox.heard["a"] == pytest.approx(LONGEST_STEP)
+    assert clock() - report_buffer.heard["a"] == pytest.approx(LONGEST_STEP)
     for _ in range(10):
         listening.turn()
         clock.now += SAMPLE_INTERVAL
-    assert clock() - inbox.heard["a"] == pytest.approx(LONGEST_STEP + 10 * SAMPLE_INTERVAL)
+    assert clock() - report_buffer.heard["a"] == pytest.approx(LONGEST_STEP + 10 * SAMPLE_INTERVAL)

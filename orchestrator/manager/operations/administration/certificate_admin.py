@@ -21,9 +21,9 @@ from orchestrator.manager.security.certificates import (
     as_revoked,
     certificates_of,
     commit_serialized,
+    new_revocation,
     record,
     revocation_for,
-    revocation_of,
     write_record,
 )
 from orchestrator.model.access import Certificate, Revocation
@@ -153,7 +153,7 @@ class CertificateOperations(Operations):
                 raise invalid_argument(
                     f"'{other}' cannot be revoked; say node, manager, admin, certificate or session"
                 )
-        return revocation_of(view, role=role, name=holder, now=now, reason=request.reason, by=by)
+        return new_revocation(view, role=role, name=holder, now=now, reason=request.reason, by=by)
 
     def _check_manager(self, name: str) -> None:
         if name == self.ctx.identity.manager_id:

@@ -15,7 +15,7 @@ from orchestrator.manager.planning.scheduling.capacity import node_usage
 from orchestrator.manager.planning.scheduling.generic_pool import free_on_node
 from orchestrator.manager.planning.scheduling.network_filters import encrypts
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.manager.security.certificates import commit_serialized, revocation_of
+from orchestrator.manager.security.certificates import commit_serialized, new_revocation
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict
 from orchestrator.model.convert import to_proto
@@ -65,7 +65,7 @@ class NodeOperations(Operations):
                     "or use --force (its agent then stops its containers and leaves the cluster)"
                 )
             # With its certificates, or it could still fetch images from other nodes.
-            revocation = revocation_of(
+            revocation = new_revocation(
                 view,
                 role="worker",
                 name=node.id,

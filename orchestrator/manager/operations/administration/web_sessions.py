@@ -28,7 +28,7 @@ from orchestrator.model.access import IDLE, SESSION_LIFE, TICKET_LIFE, PageSessi
 from orchestrator.model.convert import to_proto
 from orchestrator.pb import dashboard_pb2
 
-PRECISION = 60.0
+LAST_USE_PRECISION = 60.0
 """Seconds between two writes of a session's last use."""
 
 _TICKET, _SESSION = "dashboard ticket", "dashboard session"
@@ -103,16 +103,16 @@ class WebSessions:
             id = self._ctx.vault.open(cookie, _SESSION)
         except (VaultError, binascii.Error, ValueError):
             return None
-        found = self._alive(id)
+        found = self._valid(id)
         if found is None:
             return None
         return Session(id, found.role, found.until, found.user, found.certificate)
 
-    def counts(self, session: Session) -> bool:
+    def is_valid(self, session: Session) -> bool:
         """Whether the session is still valid."""
-        return self._alive(session.id) is not None
+        return self._valid(session.id) is not None
 
-    def _alive(self, id: str) -> PageSession | None:
+    def _valid(self, id: str) -> PageSession | None:
         found = self._ctx.view.page_sessions.get(id)
         if found is None or found.is_over(self._ctx.now()) or self.revoked(found):
             return None
@@ -124,10 +124,10 @@ class WebSessions:
         admin = Identity(session.user, "admin", self._ctx.identity.cluster_id, issued)
         return self._ctx.revocations.of(admin) is not None
 
-    async def used(self, session: Session) -> None:
-        """Record the use of a session, at most once per `PRECISION`."""
-        stored, now = self._alive(session.id), self._ctx.now()
-        if stored is not None and now - stored.used_at >= PRECISION:
+    async def touch(self, session: Session) -> None:
+        """Record the use of a session, at most once per `LAST_USE_PRECISION`."""
+        stored, now = self._valid(session.id), self._ctx.now()
+        if stored is not None and now - stored.used_at >= LAST_USE_PRECISION:
             with suppress(StoreError):  # recorded at the next use
                 await commit(self._ctx.kv, [Change(stored, replace(stored, used_at=now))])
 

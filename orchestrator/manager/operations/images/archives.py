@@ -64,7 +64,7 @@ class ImageArchiveOperations(Operations):
         RequestError."""
         ctx = self.ctx
         images = [ctx.view.images[digest] for digest in digests]
-        holders = {image.id: set(ctx.dispatcher.nearest(image.nodes)) for image in images}
+        holders = {image.id: set(ctx.dispatcher.reachable_nodes(image.nodes)) for image in images}
         found: dict[str, str] = {}
         while left := [image for image in images if image.id not in found]:
             counts = Counter(id for image in left for id in sorted(holders[image.id]))

@@ -44,7 +44,7 @@ class BuildCacheOperations(Operations):
 
         async def one(node: Node) -> None:
             hostname = node.description.hostname
-            if not ctx.dispatcher.nearest([node.id]):
+            if not ctx.dispatcher.reachable_nodes([node.id]):
                 reply.notices.append(f"node {hostname} is away")
                 return
             try:

@@ -12,7 +12,7 @@ from orchestrator.model.nodes import REGISTRY_CREDENTIALS
 from orchestrator.model.specs import ContainerSpec
 from orchestrator.registries.registry_errors import AccessDenied, ImageError, TooMany, Unreachable
 
-WITHIN = 3.0
+REGISTRY_TIMEOUT = 3.0
 """Seconds that a registry has to answer while a user waits."""
 
 
@@ -51,7 +51,7 @@ async def _resolved(ctx: ManagerContext, name: ImageName, ask_registry: bool, ne
         return known
     auth = auth_for(ctx.view, ctx.vault, str(name))
     try:
-        return (await ctx.registries.resolve(str(name), auth, WITHIN)).digest
+        return (await ctx.registries.resolve(str(name), auth, REGISTRY_TIMEOUT)).digest
     except ImageError as error:
         if isinstance(error, AccessDenied) and not auth and _nodes_may(ctx.view):
             return name.digest  # each node resolves it with its own credentials

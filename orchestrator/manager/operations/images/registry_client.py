@@ -18,7 +18,7 @@ from orchestrator.registries.registry_errors import Damaged
 from orchestrator.registries.skopeo import PATIENCE, Skopeo
 
 _IN_MEMORY = (Path("/dev/shm"), Path("/run"))
-AT_A_TIME = 8
+MAX_CONCURRENT = 8
 """Concurrent requests: each is a process."""
 
 
@@ -37,7 +37,7 @@ class RegistryClient:
 
     def __init__(self, skopeo: Skopeo | None = None) -> None:
         self._skopeo = skopeo or Skopeo(host="manager")
-        self._turns = asyncio.Semaphore(AT_A_TIME)
+        self._turns = asyncio.Semaphore(MAX_CONCURRENT)
 
     async def resolve(
         self, name: str, auth: bytes = b"", within: float = PATIENCE

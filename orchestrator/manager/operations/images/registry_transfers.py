@@ -96,7 +96,7 @@ class RegistryOperations(Operations):
         found = []
         for image in self.ctx.view.images.values():
             if digest == image.id or digest in image.indexes:
-                for node_id in self.ctx.dispatcher.nearest(image.nodes):
+                for node_id in self.ctx.dispatcher.reachable_nodes(image.nodes):
                     about = self.ctx.view.nodes[node_id].description
                     found.append(f"{about.address}:{about.blob_port}")
         return sorted(set(found))

@@ -161,7 +161,7 @@ class NetworkOperations(Operations):
             return replace(task, spec=spec), networks
 
         task = await self._edit(request.container, edit)
-        return to_proto(await self._settled(task))
+        return to_proto(await self._wait_until_applied(task))
 
     async def disconnect_network(
         self, request: networks_pb2.DisconnectNetworkRequest
@@ -183,7 +183,7 @@ class NetworkOperations(Operations):
             return replace(task, spec=disconnected(task.spec, request.network)), []
 
         task = await self._edit(request.container, edit)
-        return to_proto(task if request.force else await self._settled(task))
+        return to_proto(task if request.force else await self._wait_until_applied(task))
 
     async def _edit(self, word: str, edit: Callable[[Task], tuple[Task, list[Network]]]) -> Task:
         """Change a standalone container; retried on conflicts."""
@@ -208,7 +208,7 @@ class NetworkOperations(Operations):
                 await cache.wait_for(revision)
                 return replace(after, revision=revision)
 
-    async def _settled(self, task: Task) -> Task:
+    async def _wait_until_applied(self, task: Task) -> Task:
         """Wait until the container's node has applied its networks; the container then."""
         try:
             async with asyncio.timeout(SETTLE_TIMEOUT), self.ctx.cache.subscribe() as feed:

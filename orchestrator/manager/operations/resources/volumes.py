@@ -39,7 +39,7 @@ CREATE_TIMEOUT, REMOVE_TIMEOUT = 60.0, 60.0
 
 
 @dataclass(slots=True)
-class _Seen:
+class _NodeAnswers:
     """The answers of the nodes."""
 
     volumes: dict[str, list[tuple[Node, Any]]] = field(default_factory=dict)
@@ -67,8 +67,8 @@ class VolumeOperations(Operations):
             raise invalid_argument(str(error)) from None
         node = find_node(ctx.view, request.node) if request.node else None
         if (known := ctx.view.volumes.get(volume.name)) is not None:
-            return to_proto(_same(known, volume, node))
-        node, volume = self._settle(volume, node)
+            return to_proto(_check_identical(known, volume, node))
+        node, volume = self._creation_node(volume, node)
         if node is not None:
             order = dispatch_pb2.OpenTunnel(create_volume=to_proto(volume))
             await self._ask(node, order, CREATE_TIMEOUT)
@@ -83,7 +83,7 @@ class VolumeOperations(Operations):
         self, request: volumes_pb2.ListVolumesRequest
     ) -> volumes_pb2.ListVolumesReply:
         """List declared volumes and those that nodes report."""
-        seen = await self._look(request.name)
+        seen = await self._ask_nodes(request.name)
         rows = self._rows(seen)
         if request.name:
             rows = [row for row in rows if row.volume.id == request.name]
@@ -102,11 +102,11 @@ class VolumeOperations(Operations):
         self, request: volumes_pb2.PruneVolumesRequest
     ) -> volumes_pb2.PruneVolumesReply:
         """Remove volumes that nothing uses, with their data."""
-        seen = await self._look("")
+        seen = await self._ask_nodes("")
         reply = volumes_pb2.PruneVolumesReply(notices=seen.notices)
         for row in self._rows(seen):
             managed = row.declared or row.seen.managed
-            if row.used_by or not managed or not _selected(row, request):
+            if row.used_by or not managed or not _matches(row, request):
                 continue
             try:
                 await self._remove(row.volume.id, row.node if not row.declared else "", False)
@@ -117,7 +117,7 @@ class VolumeOperations(Operations):
             reply.reclaimed += max(0, row.seen.size)
         return reply
 
-    def _settle(self, volume: Volume, node: Node | None) -> tuple[Node | None, Volume]:
+    def _creation_node(self, volume: Volume, node: Node | None) -> tuple[Node | None, Volume]:
         """The node on which to create the volume now, and the volume to store. A local volume
         without a given node is created where its first user is placed; one of a plugin with global
         scope at once, by any node that has the plugin."""
@@ -200,11 +200,11 @@ class VolumeOperations(Operations):
             for node in view.nodes.values()
             if volume.driver in node.description.volume_drivers
         )
-        first = min(self.ctx.dispatcher.nearest(able), default="")
+        first = min(self.ctx.dispatcher.reachable_nodes(able), default="")
         return view.nodes.get(first)
 
     async def _remove_undeclared(self, name: str, hostname: str, force: bool) -> None:
-        seen = await self._look(name)
+        seen = await self._ask_nodes(name)
         found = [
             (node, one)
             for node, one in seen.volumes.get(name, ())
@@ -226,9 +226,9 @@ class VolumeOperations(Operations):
         )
         await self._ask(node, order, REMOVE_TIMEOUT)
 
-    async def _look(self, name: str) -> _Seen:
+    async def _ask_nodes(self, name: str) -> _NodeAnswers:
         """Ask the nodes that may have it (all, without a name), in parallel."""
-        seen = _Seen()
+        seen = _NodeAnswers()
         view = self.ctx.view
         volume = view.volumes.get(name)
         nodes = sorted(view.nodes.values(), key=lambda node: node.description.hostname)
@@ -273,7 +273,7 @@ class VolumeOperations(Operations):
             pass
         raise failed_precondition(f"node {hostname} did not answer within {timeout:g} s")
 
-    def _rows(self, seen: _Seen) -> list[Any]:
+    def _rows(self, seen: _NodeAnswers) -> list[Any]:
         view = self.ctx.view
         used = volume_consumers(view)
         rows = []
@@ -320,7 +320,7 @@ class VolumeOperations(Operations):
         return not_found(f"no volume '{name}'; {hint}")
 
 
-def _same(known: Volume, wanted: Volume, node: Node | None) -> Volume:
+def _check_identical(known: Volume, wanted: Volume, node: Node | None) -> Volume:
     """Raise RequestError if the existing volume differs: creating an identical one is a no-op."""
     if known.driver != wanted.driver:
         raise already_exists(
@@ -333,7 +333,7 @@ def _same(known: Volume, wanted: Volume, node: Node | None) -> Volume:
     return known
 
 
-def _selected(row: Any, request: Any) -> bool:
+def _matches(row: Any, request: Any) -> bool:
     """Docker's rule: without `all`, only anonymous volumes."""
     if not request.all and (row.declared or not row.seen.anonymous):
         return False

@@ -24,13 +24,13 @@ from orchestrator.model.tasks import Task
 from orchestrator.model.validation.host_access import PRIVILEGED, allows, refusal
 from orchestrator.pb import dispatch_pb2, interact_pb2
 
-_END_TOLD = 5.0
+_END_TIMEOUT = 5.0
 """Seconds that a client waits for its container's node to report the end that the client saw."""
 
-_AGAIN = 0.5
+_RETRY = 0.5
 """Seconds until a node whose statistics broke off is asked again."""
 
-_PICTURES = 64
+_MAX_QUEUED_STATS = 64
 """Statistics of nodes that wait for a slow client, at most."""
 
 
@@ -59,7 +59,7 @@ class ContainerStreamOperations(Operations):
                 match frame.WhichOneof("kind"):
                     case "session_output":
                         if kind == "attach" and frame.session_output.HasField("exited"):
-                            await self._until_over(task)
+                            await self._wait_for_end(task)
                         yield frame.session_output
                     case "result" if frame.result.error:
                         raise failed_precondition(frame.result.error)
@@ -70,11 +70,11 @@ class ContainerStreamOperations(Operations):
         if node is not None and not allows(node, PRIVILEGED):
             raise failed_precondition(refusal(PRIVILEGED, node.description.hostname))
 
-    async def _until_over(self, task: Task) -> None:
+    async def _wait_for_end(self, task: Task) -> None:
         """Wait until the store has the end of a container's run, or a timeout: a client that saw
         the end may start the container again at once."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(_END_TOLD), self.ctx.cache.subscribe() as feed:
+            async with asyncio.timeout(_END_TIMEOUT), self.ctx.cache.subscribe() as feed:
                 while (known := self.ctx.view.tasks.get(task.id)) is not None:
                     status = known.status
                     if status.run > task.run:
@@ -128,7 +128,7 @@ class ContainerStreamOperations(Operations):
         self, request: interact_pb2.StatsRequest
     ) -> AsyncIterator[interact_pb2.NodeStats]:
         """Stream resource usage of containers, per node."""
-        rows: asyncio.Queue[Any] = asyncio.Queue(_PICTURES)
+        rows: asyncio.Queue[Any] = asyncio.Queue(_MAX_QUEUED_STATS)
         if request.containers:
             work = self._collect_some(self._stats_orders(request.containers), rows)
         elif self._ready_nodes():
@@ -194,14 +194,14 @@ class ContainerStreamOperations(Operations):
             if notice != told:
                 told = notice
                 await rows.put(interact_pb2.NodeStats(node=name, nodes=nodes(), notice=notice))
-            await asyncio.sleep(_AGAIN)
+            await asyncio.sleep(_RETRY)
             await self.ctx.dispatcher.session_of(node_id)
 
     @asynccontextmanager
     async def _tunnel(self, task: Task, order: Any) -> AsyncIterator[Tunnel]:
         """A tunnel to the node of a task."""
         if not task.node_id:
-            raise failed_precondition(_unplaced(self.ctx.view, task))
+            raise failed_precondition(_unplaced_reason(self.ctx.view, task))
         node = self.ctx.view.nodes.get(task.node_id)
         name = node.description.hostname if node else task.node_id
         deliver = self.ctx.dispatcher.deliver
@@ -209,7 +209,7 @@ class ContainerStreamOperations(Operations):
             yield tunnel
 
 
-def _unplaced(view: ClusterView, task: Task) -> str:
+def _unplaced_reason(view: ClusterView, task: Task) -> str:
     """Why an unplaced task cannot be used, and the state of its predecessor."""
     why = f": {task.status.message}" if task.status.message else ""
     text = f"container {task.name} waits for a node{why}"

@@ -160,23 +160,25 @@ class ContainerOperations(Operations):
 
     async def start_container(self, request: containers_pb2.ContainerRequest) -> types_pb2.Task:
         """Run a container that does not run."""
-        return to_proto(await self._order(request.container, container_lifecycle.start, ports=True))
+        return to_proto(
+            await self._change(request.container, container_lifecycle.start, ports=True)
+        )
 
     async def prepare_container(self, request: containers_pb2.ContainerRequest) -> types_pb2.Task:
         """Prepare a container's next run, so that `start_container` only needs to start it."""
         return to_proto(
-            await self._order(request.container, container_lifecycle.prepare, ports=True)
+            await self._change(request.container, container_lifecycle.prepare, ports=True)
         )
 
     async def stop_container(self, request: containers_pb2.StopContainerRequest) -> types_pb2.Task:
         """Stop a container and keep it stopped."""
-        return to_proto(await self._ending(request, container_lifecycle.stop))
+        return to_proto(await self._stop_with(request, container_lifecycle.stop))
 
     async def restart_container(
         self, request: containers_pb2.StopContainerRequest
     ) -> types_pb2.Task:
         """Stop a container, if it runs, and run it again."""
-        return to_proto(await self._ending(request, container_lifecycle.restart))
+        return to_proto(await self._stop_with(request, container_lifecycle.restart))
 
     async def remove_container(
         self, request: containers_pb2.RemoveContainerRequest
@@ -186,7 +188,7 @@ class ContainerOperations(Operations):
         def edit(task: Task) -> Task:
             return container_lifecycle.remove(self.ctx.view, task, request.force, request.volumes)
 
-        return to_proto(await self._order(request.container, edit))
+        return to_proto(await self._change(request.container, edit))
 
     async def rename_container(
         self, request: containers_pb2.RenameContainerRequest
@@ -261,7 +263,7 @@ class ContainerOperations(Operations):
 
     async def _resize(self, task: Task, spec: TaskSpec) -> None:
         """Have the node enforce the limits of `spec` on a running container."""
-        await self._act(task, dispatch_pb2.ContainerOrder.RESIZE, spec=to_proto(spec))
+        await self._send_order(task, dispatch_pb2.ContainerOrder.RESIZE, spec=to_proto(spec))
 
     async def kill_container(self, request: containers_pb2.KillContainerRequest) -> types_pb2.Task:
         """Send a signal to a running container."""
@@ -270,27 +272,27 @@ class ContainerOperations(Operations):
                 f"signal {request.signal!r} is unknown; write such as SIGTERM or SIGINT"
             )
         number = signal_number(request.signal or "SIGKILL")
-        task = self._live(request.container)
+        task = self._running(request.container)
         if task.standalone and number == signal_number("SIGKILL"):
             # As desired state, so that it survives failures and no restart policy undoes it.
             return to_proto(
-                await self._order(
+                await self._change(
                     task.id,
                     lambda found: container_lifecycle.stop(
                         found, "SIGKILL", container_lifecycle.NO_GRACE
                     ),
                 )
             )
-        await self._act(task, dispatch_pb2.ContainerOrder.SIGNAL, signal=number)
+        await self._send_order(task, dispatch_pb2.ContainerOrder.SIGNAL, signal=number)
         return to_proto(task)
 
     async def pause_container(self, request: containers_pb2.ContainerRequest) -> types_pb2.Task:
         """Freeze a container's processes; return once its node reports it."""
-        return await self._freeze(request.container, True)
+        return await self._set_paused(request.container, True)
 
     async def unpause_container(self, request: containers_pb2.ContainerRequest) -> types_pb2.Task:
         """Thaw a container's processes; return once its node reports it."""
-        return await self._freeze(request.container, False)
+        return await self._set_paused(request.container, False)
 
     async def list_containers(
         self, request: containers_pb2.ListContainersRequest
@@ -356,15 +358,21 @@ class ContainerOperations(Operations):
             except TimeoutError:
                 return
 
-    async def _ending(self, request: Any, order: Callable[[Task, str, float | None], Task]) -> Task:
+    async def _stop_with(
+        self, request: Any, order: Callable[[Task, str, float | None], Task]
+    ) -> Task:
         if request.signal and not known_signal(request.signal):
             raise invalid_argument(
                 f"signal {request.signal!r} is unknown; write such as SIGTERM or SIGINT"
             )
         grace = request.grace if request.HasField("grace") else None
-        return await self._order(request.container, lambda task: order(task, request.signal, grace))
+        return await self._change(
+            request.container, lambda task: order(task, request.signal, grace)
+        )
 
-    async def _order(self, word: str, edit: Callable[[Task], Task], *, ports: bool = False) -> Task:
+    async def _change(
+        self, word: str, edit: Callable[[Task], Task], *, ports: bool = False
+    ) -> Task:
         """Commit a change of a container; retried while the leader commits reports about it. With
         `ports`, claim its published ports."""
         cache = self.ctx.cache
@@ -390,13 +398,13 @@ class ContainerOperations(Operations):
                 await cache.wait_for(revision)
                 return replace(after, revision=revision)
 
-    def _live(self, word: str) -> Task:
+    def _running(self, word: str) -> Task:
         task = find_container(self.ctx.view, word)
         if task.status.state not in _LIVE:
             raise failed_precondition(f"container '{task.name}' is not running")
         return task
 
-    async def _act(self, task: Task, action: Any, **details: Any) -> None:
+    async def _send_order(self, task: Task, action: Any, **details: Any) -> None:
         """Have the container's node act on it immediately. Raises RequestError."""
         node = self.ctx.view.nodes.get(task.node_id)
         hostname = node.description.hostname if node else task.node_id
@@ -410,14 +418,14 @@ class ContainerOperations(Operations):
                 if frame.WhichOneof("kind") == "result" and frame.result.error:
                     raise failed_precondition(f"container '{task.name}': {frame.result.error}")
 
-    async def _freeze(self, word: str, paused: bool) -> Any:
-        task = self._live(word)
+    async def _set_paused(self, word: str, paused: bool) -> Any:
+        task = self._running(word)
         if task.status.paused is paused:
             word = "is paused already" if paused else "is not paused"
             raise failed_precondition(f"container '{task.name}' {word}")
         actions = dispatch_pb2.ContainerOrder
         async with self.ctx.cache.subscribe() as feed:
-            await self._act(task, actions.PAUSE if paused else actions.UNPAUSE)
+            await self._send_order(task, actions.PAUSE if paused else actions.UNPAUSE)
             while True:
                 known = self.ctx.view.tasks.get(task.id)
                 if known is None or known.status.paused is paused:

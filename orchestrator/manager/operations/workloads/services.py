@@ -128,7 +128,7 @@ class ServiceOperations(Operations):
             raise invalid_argument("a service's mode cannot be changed; create another service")
         validate_service(spec)
         validate_tasks_of_service(spec.task.container)
-        read = self._read(spec, service)
+        read = self._references(spec, service)
         check_ports(ctx.view, spec.task, service.id)
         digest = service.image_digest
         image_named = (
@@ -139,11 +139,11 @@ class ServiceOperations(Operations):
                 ctx, spec.task.container, ask_registry=not request.no_resolve_image
             )
         documents = newest_versions(ctx.view, spec.task.container)
-        return await self._written(
+        return await self._commit_change(
             service, lambda now: with_spec(now, spec, digest, ctx.now(), documents), read
         )
 
-    def _read(self, spec: ServiceSpec, service: Service) -> list[Object]:
+    def _references(self, spec: ServiceSpec, service: Service) -> list[Object]:
         """The objects that a new spec refers to, which must not change until it is committed.
         Raises RequestError if the spec is not allowed."""
         view = self.ctx.view
@@ -171,11 +171,11 @@ class ServiceOperations(Operations):
                 f"service '{name}' remembers no version {version}; there are {known}"
             )
         past = service.history[versions.index(version)]
-        read = self._read(past.spec, service)
+        read = self._references(past.spec, service)
         check_ports(self.ctx.view, past.spec.task, service.id)
         documents = versions_for_rollback(self.ctx.view, past.spec.task.container, past.documents)
         words = f"back to version {version}"
-        return await self._written(
+        return await self._commit_change(
             service,
             lambda now: rolled_back(now, past, self.ctx.now(), words, documents=documents),
             read,
@@ -196,9 +196,9 @@ class ServiceOperations(Operations):
                 f"'orc service inspect {service.spec.name}'"
             )
         update = replace(service.update, state=goes_on, promoted=True, finished_at=0.0, message="")
-        return await self._written(service, lambda now: replace(now, update=update), ())
+        return await self._commit_change(service, lambda now: replace(now, update=update), ())
 
-    async def _written(
+    async def _commit_change(
         self, service: Service, change: Callable[[Service], Service], requires: Iterable[Object]
     ) -> Any:
         """Commit a changed service; return it."""
@@ -218,20 +218,20 @@ class ServiceOperations(Operations):
                 )
             except Conflict as conflict:
                 if conflict.keys != (PORT_TURN,):
-                    service = await self._as_it_is(service, conflict)
+                    service = await self._unless_modified(service, conflict)
             else:
                 await ctx.cache.wait_for(revision)
                 return to_proto(replace(after, revision=revision))
 
-    async def _as_it_is(self, service: Service, conflict: Conflict) -> Service:
+    async def _unless_modified(self, service: Service, conflict: Conflict) -> Service:
         """The current service, if only its status has changed, which the planner writes often.
         Raises the Conflict otherwise."""
-        now = await self._newer(service, conflict)
+        now = await self._current(service, conflict)
         if (now.spec, now.update) != (service.spec, service.update):
             raise conflict
         return now
 
-    async def _newer(self, service: Service, conflict: Conflict) -> Service:
+    async def _current(self, service: Service, conflict: Conflict) -> Service:
         """The current service. Raises the Conflict if that is about something else, or if the
         service was removed."""
         if object_key(service) not in conflict.keys:
@@ -258,7 +258,7 @@ class ServiceOperations(Operations):
             try:
                 revision = await commit(ctx.kv, [Change(service, after)], ops=[name])
             except Conflict as conflict:
-                service = await self._newer(service, conflict)
+                service = await self._current(service, conflict)
             else:
                 break
         await ctx.cache.wait_for(revision)
@@ -285,7 +285,7 @@ class ServiceOperations(Operations):
         async with self.ctx.cache.subscribe() as feed:
             while True:
                 watch = Watch(self.ctx.now(), since, monitor, request.since)
-                picture = await offload(self._picture, service_id, watch, sent)
+                picture = await offload(self._progress_message, service_id, watch, sent)
                 yield picture
                 if picture.removed:
                     return
@@ -295,7 +295,9 @@ class ServiceOperations(Operations):
                     async with asyncio.timeout(picture.stable_in or None):
                         await feed.next()
 
-    def _picture(self, service_id: str, watch: Watch, sent: dict[str, tuple[Task, Any]]) -> Any:
+    def _progress_message(
+        self, service_id: str, watch: Watch, sent: dict[str, tuple[Task, Any]]
+    ) -> Any:
         """The service's progress. `sent` caches each task's message as long as the task is
         unchanged: most are, from one message to the next."""
         view = self.ctx.view

@@ -53,7 +53,7 @@ class _LogStream:
         """Batches for the client; None at the end."""
         self._ctx = ctx
         self._request = request
-        self._noted: set[tuple[str, str]] = set()
+        self._sent_notices: set[tuple[str, str]] = set()
         """Node and text of notices that the client got, until lines of that node arrive."""
 
     async def pump(self, service: Service | None, tasks: Sequence[Task]) -> None:
@@ -63,10 +63,10 @@ class _LogStream:
             for task in placed:
                 group.create_task(self._send(task, self._request.tail))
             if service is not None and self._request.follow:
-                await self._send_later_ones(service.id, {task.id for task in placed}, group)
+                await self._follow_new_tasks(service.id, {task.id for task in placed}, group)
         await self.batches.put(None)
 
-    async def _send_later_ones(
+    async def _follow_new_tasks(
         self, service_id: str, known: set[str], group: asyncio.TaskGroup
     ) -> None:
         """Follow tasks that the service gets from now on, for as long as the service exists."""
@@ -80,7 +80,7 @@ class _LogStream:
 
     async def _send(self, task: Task, tail: int) -> None:
         """All lines of one task; if followed, across interruptions of its node's connection."""
-        if not await self._given(task):
+        if not await self._accepted(task):
             return
         node = self._ctx.view.nodes.get(task.node_id)
         name = node.description.hostname if node else task.node_id
@@ -101,7 +101,7 @@ class _LogStream:
                     async with asyncio.timeout(_RETRY):
                         await self._ctx.dispatcher.session_of(task.node_id)
 
-    async def _given(self, task: Task) -> bool:
+    async def _accepted(self, task: Task) -> bool:
         """Whether the task's node has it; if followed, wait for that."""
         async with self._ctx.cache.subscribe() as feed:
             while (newest := self._ctx.view.tasks.get(task.id)) is not None:
@@ -128,7 +128,9 @@ class _LogStream:
             async for frame in tunnel.frames():
                 match frame.WhichOneof("kind"):
                     case "log":
-                        self._noted = {note for note in self._noted if note[0] != name}
+                        self._sent_notices = {
+                            note for note in self._sent_notices if note[0] != name
+                        }
                         batch = frame.log
                         place.advance(batch.records)
                         if batch.records:
@@ -138,8 +140,8 @@ class _LogStream:
                         await self._note(task, name, frame.result.error)
 
     async def _note(self, task: Task, node: str, text: str) -> None:
-        if (node, text) in self._noted:
+        if (node, text) in self._sent_notices:
             return
-        self._noted.add((node, text))
+        self._sent_notices.add((node, text))
         note = control_pb2.LogRecord(notice=True, line=text.encode())
         await self.batches.put(control_pb2.LogBatch(task_id=task.id, node=node, records=[note]))

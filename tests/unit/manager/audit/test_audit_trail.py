@@ -251,7 +251,7 @@ async def test_a_follower_gets_what_comes_and_is_told_when_it_lags(
         trail.record(entry(1))
         trail.record(entry(2, result="UNAUTHENTICATED"))
         assert names(await follower.next()) == ["web1", "web2"]
-        monkeypatch.setattr(trail_module, "_FOLLOWED", 1)
+        monkeypatch.setattr(trail_module, "_MAX_FOLLOWER_QUEUE", 1)
         trail.record(entry(3))
         trail.record(entry(4))
         with pytest.raises(FollowerLagging):

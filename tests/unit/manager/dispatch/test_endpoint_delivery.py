@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orchestrator.manager.dispatch.endpoint_delivery import EndpointFeed, held_back
+from orchestrator.manager.dispatch.endpoint_delivery import EndpointFeed, without_stop_order
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import Node, NodeState
@@ -100,7 +100,7 @@ def test_a_task_is_held_back_until_all_nodes_follow_without_it() -> None:
     assert not leader.feed.holds(running("a"))
     stopped = leader.stop(running("a"))
     assert leader.feed.holds(stopped)
-    assert held_back(stopped).desired_state is TaskState.RUNNING
+    assert without_stop_order(stopped).desired_state is TaskState.RUNNING
     revision = leader.revision()
     assert not leader.feed.acknowledge("n1", revision)
     assert not leader.feed.acknowledge("n2", revision - 1)
@@ -135,7 +135,7 @@ def test_a_restart_of_a_container_is_held_back_as_its_stop_is() -> None:
     again = replace(box, run=2)
     leader.change(box, again)
     assert leader.feed.holds(again)
-    assert held_back(again).run == 1
+    assert without_stop_order(again).run == 1
     for node in NODES:
         leader.feed.acknowledge(node.id, leader.revision())
     assert not leader.feed.holds(again)

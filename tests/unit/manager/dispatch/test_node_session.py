@@ -11,7 +11,7 @@ import pytest
 from orchestrator.manager.dispatch.dispatcher import concerned
 from orchestrator.manager.dispatch.endpoint_delivery import EndpointFeed
 from orchestrator.manager.dispatch.network_assignments import NetworkAssignments
-from orchestrator.manager.dispatch.node_session import REMIND_AFTER, NodeSession
+from orchestrator.manager.dispatch.node_session import REMINDER_INTERVAL, NodeSession
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.documents import Document, FileReference
@@ -145,7 +145,7 @@ def test_a_node_that_keeps_a_removed_image_is_told_again() -> None:
         return [image for each in messages for image in each.remove_images.images]
 
     def a_while() -> None:
-        for _ in range(REMIND_AFTER):
+        for _ in range(REMINDER_INTERVAL):
             session.heartbeat()
 
     assert told(view) == ["sha256:1"]

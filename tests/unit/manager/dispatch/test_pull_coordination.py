@@ -10,9 +10,9 @@ from orchestrator.manager.dispatch.pull_coordination import (
     LEASE,
     NEXT_NOTICE,
     PATIENCE,
+    PULLS_PER_SOURCE,
     REGISTRY,
     REPORT_GRACE,
-    SERVED_BY_ONE,
     Granted,
     Pull,
     PullCoordinator,
@@ -75,11 +75,11 @@ def test_the_next_waits_until_the_first_has_reported_that_it_has_the_image() -> 
 
 def test_a_few_at_a_time_at_each_node() -> None:
     world = World()
-    tickets = [world.ask(f"n{n}") for n in range(2 * SERVED_BY_ONE)]
+    tickets = [world.ask(f"n{n}") for n in range(2 * PULLS_PER_SOURCE)]
     given = [world.source(ticket, "a:1", "b:1") for ticket in tickets]
-    assert sorted(given) == ["a:1"] * SERVED_BY_ONE + ["b:1"] * SERVED_BY_ONE
+    assert sorted(given) == ["a:1"] * PULLS_PER_SOURCE + ["b:1"] * PULLS_PER_SOURCE
     late = world.ask("late")
-    assert len(world.waits(late, "a:1", "b:1").behind) == 2 * SERVED_BY_ONE
+    assert len(world.waits(late, "a:1", "b:1").behind) == 2 * PULLS_PER_SOURCE
     world.turns.end(tickets[given.index("b:1")], world.now)
     assert world.source(late, "a:1", "b:1") == "b:1"
 
@@ -107,7 +107,7 @@ def test_a_turn_without_progress_ends() -> None:
 
 def test_a_turn_at_a_node_without_progress_ends() -> None:
     world = World()
-    for number in range(SERVED_BY_ONE):
+    for number in range(PULLS_PER_SOURCE):
         world.source(world.ask(f"stuck{number}"), "a:1")
     waiting = world.ask("b")
     until = world.waits(waiting, "a:1").until

@@ -66,12 +66,12 @@ class Said:
         else:
             self.store_is_well.set()
 
-    def put_aside(self, services: Mapping[str, str]) -> None:
+    def set_aside(self, services: Mapping[str, str]) -> None:
         self.aside = services
         if services:
             self.has_put_aside.set()
 
-    def doubts(self, silent: int) -> None: ...
+    def suspected(self, silent: int) -> None: ...
 
     def ended(self) -> None: ...
 

@@ -199,11 +199,11 @@ def test_what_holds_the_leader_up_is_a_figure_and_an_event() -> None:
     events = EventLog(cache, lambda: NOW)
     planning = PlanningMetrics(made, events)
     for _ in range(2):  # said once, however often it is tried again
-        planning.put_aside({"s1": "ValueError: a defect"})
+        planning.set_aside({"s1": "ValueError: a defect"})
         planning.store_failed("the database is full")
     assert made.get_sample_value("orc_planning_failed_services") == 1
     assert made.get_sample_value("orc_store_read_only") == 1
-    planning.put_aside({})
+    planning.set_aside({})
     planning.store_failed("")
     said = [(each.type, each.action, each.name, each.attributes) for each in events.since(0)]
     assert said == [
@@ -219,9 +219,9 @@ def test_a_manager_that_leads_no_longer_says_nothing_of_the_leader() -> None:
     made, cache = CollectorRegistry(), Cache(MemoryKv(lambda: NOW))
     events = EventLog(cache, lambda: NOW)
     planning = PlanningMetrics(made, events)
-    planning.put_aside({"s1": "ValueError: a defect"})
+    planning.set_aside({"s1": "ValueError: a defect"})
     planning.store_failed("the database is full")
-    planning.doubts(3)
+    planning.suspected(3)
     planning.ended()
     names = ("orc_planning_failed_services", "orc_store_read_only", "orc_nodes_suspected")
     assert [made.get_sample_value(name) for name in names] == [0, 0, 0]

@@ -147,7 +147,7 @@ def test_a_service_that_names_no_network_is_on_the_default_one() -> None:
 )
 def test_which_events_tell_of_trouble(action: str, attributes: dict[str, str], bad: bool) -> None:
     event = Event(1.0, "container", action, "t1", "web.1", attributes=attributes)
-    assert event.troubling is bad
+    assert event.is_failure is bad
 
 
 def test_what_is_gone_is_told() -> None:

@@ -86,14 +86,14 @@ async def test_one_who_does_not_keep_up_gets_the_whole_instead() -> None:
     viewer = Viewer()
     viewer.tell(b"before")
     assert await viewer.next() == b""
-    viewer.behind = False
+    viewer.needs_snapshot = False
     for number in range(LONGEST_QUEUE):
         viewer.tell(b"%d " % number)
     assert (await viewer.next()).startswith(b"0 1 2 ")
     for _ in range(LONGEST_QUEUE + 1):
         viewer.tell(b"x")
     assert await viewer.next() == b""
-    assert viewer.behind
+    assert viewer.needs_snapshot
 
 
 def test_what_is_told_is_one_line() -> None:

@@ -193,15 +193,15 @@ async def _initialise_cluster(
         try:
             await cache.wait_for(await commit(kv, changes))
         except Conflict:
-            log.info("another manager founded the cluster at the same time")
+            log.info("another manager initialised the cluster concurrently")
     if cache.view.network_by_name(BRIDGE_NETWORK) is None:
         bridge = Network(id=new_id(), name=BRIDGE_NETWORK, created_at=now, driver=BRIDGE)
         try:
             await create_network(kv, cache, lambda view: complete(view, NewNetwork(bridge)))
         except Conflict:
-            log.info("another manager made network %s at the same time", BRIDGE_NETWORK)
+            log.info("another manager created network %s concurrently", BRIDGE_NETWORK)
         except AddressRefused as refusal:
-            log.warning("there is no network %s: %s", BRIDGE_NETWORK, refusal)
+            log.warning("cannot create network %s: %s", BRIDGE_NETWORK, refusal)
 
 
 class Manager:

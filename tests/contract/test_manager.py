@@ -306,7 +306,7 @@ async def test_an_update_from_a_stale_copy_is_refused(running: Running, control:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await control.UpdateService(update)
         assert refused.value.code() is grpc.StatusCode.ABORTED
-        assert "somebody else" in (refused.value.details() or "")
+        assert "modified concurrently" in (refused.value.details() or "")
         update.base.CopyFrom(to_proto(from_proto(service.spec)))
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await control.UpdateService(update)

@@ -58,7 +58,7 @@ def test_a_node_that_was_away_removes_its_copy_when_it_is_back(cluster: Cluster,
         eventually(lambda: cluster.nodes()["node3"]["state"] == "down")
         done = cluster.orc("rmi", mine)
         assert f"deleted: {image['id']}" in done.stdout
-        assert "node node3 is away and removes its copy when it is back" in done.stderr
+        assert "node node3 is unavailable and removes its copy when it returns" in done.stderr
         assert image["id"] not in {i["id"] for i in cluster.json("images")}
         assert blob.exists()
     finally:

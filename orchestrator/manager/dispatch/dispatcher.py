@@ -409,7 +409,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         try:
             await self._payloads.fill(payload)
         except StoreError as error:
-            raise _SessionClosed(f"the store is away: {error}") from error
+            raise _SessionClosed(f"etcd is unavailable: {error}") from error
 
     async def Tunnel(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
         identity = peer_identity(context)
@@ -417,6 +417,6 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         metadata = dict(context.invocation_metadata() or ())
         tunnel = self._tunnels.find(str(metadata.get("orc-tunnel", "")), identity.id)
         if tunnel is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "nobody waits for this tunnel any more")
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no call waits for this tunnel any more")
             return
         await tunnel.carry(request_iterator, context)

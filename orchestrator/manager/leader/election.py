@@ -9,7 +9,7 @@ cannot be known to be alive any more: a *local* deadline, counted from when the 
 was *sent*, minus a margin. So a leader that hangs, or is cut off, has stopped before another one
 starts. What it still had under way fails on `term.guard`, which is the real fence.
 
-A term ends only by its lease. A store that is away for less than that costs nothing. Given a
+A term ends only by its lease. An outage of the store shorter than that has no effect. Given a
 `Renewal`, a thread renews the lease, so that a loop that is late does not lose it (`renewal`).
 """
 

@@ -304,7 +304,7 @@ class PlanningLoop:
         try:
             decided = await offload(partial(self._decide, given))
         except Exception:
-            log.exception("a round cannot be decided")
+            log.exception("a planning round failed; retrying")
             self._errors += 1
             self._dirty |= given.dirty
             self._report_buffer.give_back(given.reports)
@@ -331,7 +331,7 @@ class PlanningLoop:
         step, before = offset - self._offset, self._offset + self._clock()
         self._offset = offset
         if abs(step) >= CLOCK_STEP:
-            log.warning("the clock was stepped; delays are moved along", extra={"seconds": step})
+            log.warning("wall clock stepped; shifting stored delays", extra={"seconds": step})
             for item in clock_steps.objects_with_delays(self._cache.view, before):
                 key = object_key(item)
                 self._shifts[key] = self._shifts.get(key, 0.0) + step
@@ -440,7 +440,7 @@ class PlanningLoop:
                 continue
             known.add(claim.kind)
             log.warning(
-                "refused a claim of a node",
+                "rejected a claim of a node",
                 extra={
                     "node": claim.node_id,
                     "kind": claim.kind,
@@ -484,7 +484,7 @@ class PlanningLoop:
             wait = backoff(count)
             self._aside[id] = _Failure(why, count, self._clock() + wait)
             log.error(
-                "a service is put aside",
+                "service set aside; retrying with backoff",
                 extra={"service": id, "error": why, "retry_in": wait},
             )
         view = self._cache.view
@@ -498,13 +498,13 @@ class PlanningLoop:
     def _store(self, error: StoreError | None) -> None:
         if error is None:
             if self._errors:
-                log.info("the store takes writes again")
+                log.info("the store accepts writes again")
             self._errors = 0
             self._observer.store_failed("")
             return
         self._errors += 1
         log.error(
-            "the store takes no writes; the cluster stays as it is until it does",
+            "the store rejects writes; the cluster is read-only until it accepts them",
             extra={"error": error, "retry_in": backoff(self._errors)},
         )
         self._observer.store_failed(str(error))

@@ -184,7 +184,7 @@ async def send_to_all(
 
     async def one(node: Node) -> str:
         if not ctx.dispatcher.reachable_nodes([node.id]):
-            return f"node {node.description.hostname} is away"
+            return f"node {node.description.hostname} is unavailable"
         try:
             await send_request(ctx, node, order)
         except Exception as error:

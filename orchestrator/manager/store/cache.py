@@ -140,9 +140,9 @@ class Cache:
                     async for batch in batches:
                         await self._apply(batch.events, batch.revision)
             except Compacted:
-                log.info("the watch fell behind the store's history; listing again")
+                log.info("the watch was overtaken by compaction; listing again")
             except StoreUnavailable as error:
-                log.warning("the store is away", extra={"error": error})
+                log.warning("etcd is unavailable; retrying", extra={"error": error})
                 await asyncio.sleep(_RETRY)
             finally:
                 self.healthy = False

@@ -119,7 +119,7 @@ class EtcdKv:
                 return await self._list(prefix)
             except Compacted:
                 # Compaction overtook the pages between the first and the last: start again.
-                log.info("list of %s was overtaken by compaction, again", prefix)
+                log.info("list of %s was overtaken by compaction; retrying", prefix)
 
     async def _list(self, prefix: str) -> Snapshot:
         start, end = _prefix_range(prefix)
@@ -347,7 +347,7 @@ class _Watch:
             self._fail(response.cancel_reason or "ended the watch")
             return
         if self._failures:
-            log.info("watch of %s goes on from revision %d", self._prefix, self._next)
+            log.info("watch of %s resumes at revision %d", self._prefix, self._next)
             self._failures = 0
         self._fragments.extend(response.events)
         if response.fragment or response.created:

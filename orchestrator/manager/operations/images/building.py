@@ -45,7 +45,7 @@ class BuildCacheOperations(Operations):
         async def one(node: Node) -> None:
             hostname = node.description.hostname
             if not ctx.dispatcher.reachable_nodes([node.id]):
-                reply.notices.append(f"node {hostname} is away")
+                reply.notices.append(f"node {hostname} is unavailable")
                 return
             try:
                 _, result = await send_request(ctx, node, order)

@@ -155,7 +155,7 @@ class ImageCatalogOperations(Operations):
         order = images_pb2.RemoveOrder(image=image.id)
         there = [node for node in nodes if node not in away]
         notices = [
-            f"node {node.description.hostname} is away and removes its copy when it is back"
+            f"node {node.description.hostname} is unavailable and removes its copy when it returns"
             for node in away
         ]
         notices += await send_to_all(ctx, there, dispatch_pb2.OpenTunnel(remove_image=order))

@@ -79,7 +79,7 @@ class DeferredRemoval:
             return True  # the conflicting change is about to arrive
         except StoreError as error:
             log.warning(
-                "cannot delete what is no longer used",
+                "cannot delete an unused object; retrying",
                 extra={"object": found.name, "error": str(error)},
             )
             return False

@@ -75,7 +75,9 @@ class VolumeOperations(Operations):
         try:
             revision = await commit(ctx.kv, [Change(None, volume)])
         except Conflict:
-            raise already_exists(f"somebody else made volume '{volume.name}' just now") from None
+            raise already_exists(
+                f"volume '{volume.name}' was created concurrently; retry"
+            ) from None
         await ctx.cache.wait_for(revision)
         return to_proto(replace(volume, revision=revision))
 

@@ -380,6 +380,6 @@ def _check_base(request: Any, service: Service) -> None:
         return  # only its status has changed
     what = f": {told(base, service.spec)}" if base is not None else ""
     raise aborted(
-        f"service '{service.spec.name}' was changed by somebody else meanwhile{what}; "
+        f"service '{service.spec.name}' was modified concurrently{what}; "
         f"look at 'orc service inspect {service.spec.name}' and try again"
     )

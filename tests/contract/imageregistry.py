@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.agent.images.transfer.layout import lay_out
+from orchestrator.agent.images.transfer.layout import make_dir_layout
 
 
 def _free_port() -> int:
@@ -103,5 +103,5 @@ def layout_of(tmp_path: Path, size: int, docker: bool = False) -> Path:
         "layers": [blob(layer, kinds["layer"])],
     }
     digest = str(blob(json.dumps(manifest).encode(), "")["digest"])
-    lay_out(tmp_path / "layout", blobs / digest.removeprefix("sha256:"))
+    make_dir_layout(tmp_path / "layout", blobs / digest.removeprefix("sha256:"))
     return tmp_path / "layout"

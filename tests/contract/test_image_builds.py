@@ -1,4 +1,4 @@
-"""Dockerfiles, built by the real buildah."""
+"""Building Dockerfiles with the real buildah."""
 
 # ruff: noqa: ASYNC110, ASYNC221, ASYNC240 (a test may block its own loop)
 
@@ -118,7 +118,7 @@ async def no_fetch(blob: IncomingBlob) -> None:
     raise AssertionError(f"{blob.digest} was fetched")
 
 
-async def test_an_image_from_scratch_is_built_named_and_ready(
+async def test_building_an_image_from_scratch(
     tmp_path: Path, store: ImageStore, builder: Builder
 ) -> None:
     lines: list[str] = []
@@ -142,7 +142,7 @@ async def test_an_image_from_scratch_is_built_named_and_ready(
     assert os.listdir(tmp_path / "build/tmp") == []
 
 
-async def test_a_run_may_use_what_was_copied_and_its_output_is_shown(
+async def test_a_run_uses_copied_files_and_shows_its_output(
     tmp_path: Path, store: ImageStore, builder: Builder
 ) -> None:
     lines: list[str] = []
@@ -161,7 +161,7 @@ async def test_a_run_may_use_what_was_copied_and_its_output_is_shown(
         (f"RUN {MORE}; echo in vain; \\\n  # a remark\n  exit 7", 4),
     ],
 )
-async def test_a_failing_run_shows_its_output_and_raises_with_its_line(
+async def test_a_failing_run_shows_its_output_and_line(
     tmp_path: Path, store: ImageStore, builder: Builder, step: str, line: int
 ) -> None:
     lines: list[str] = []
@@ -191,7 +191,7 @@ async def test_a_failing_run_shows_its_output_and_raises_with_its_line(
         ("FROM 127.0.0.1:1/lacking:1\n", "", "127.0.0.1:1"),
     ],
 )
-async def test_a_bad_dockerfile_is_one_clear_error(
+async def test_invalid_dockerfiles(
     tmp_path: Path, store: ImageStore, builder: Builder, text: str, dockerfile: str, words: str
 ) -> None:
     with pytest.raises(ImageError, match=words) as caught:
@@ -230,7 +230,7 @@ async def test_from_an_image_that_the_node_has(
         assert (local.layers[-1] / "extra").read_text() == "more"
 
 
-async def test_dockerignore_is_obeyed(tmp_path: Path, store: ImageStore, builder: Builder) -> None:
+async def test_dockerignore(tmp_path: Path, store: ImageStore, builder: Builder) -> None:
     archive = context(
         tmp_path, "FROM scratch\nCOPY . /\n", keep="1", secret="2", **{".dockerignore": "secret\n"}
     )
@@ -241,7 +241,7 @@ async def test_dockerignore_is_obeyed(tmp_path: Path, store: ImageStore, builder
     assert "secret" not in there
 
 
-async def test_builds_at_once_on_several_nodes_and_on_one(
+async def test_concurrent_builds_on_several_nodes_and_on_one(
     tmp_path: Path, sandboxes: Sandboxes
 ) -> None:
     text = "FROM scratch\nCOPY busybox /bin/sh\nRUN echo $0 > /file\n"
@@ -259,7 +259,7 @@ async def test_builds_at_once_on_several_nodes_and_on_one(
     await asyncio.gather(node("one"), node("two"))
 
 
-async def test_a_build_that_is_given_up_leaves_nothing(
+async def test_a_cancelled_build_leaves_nothing(
     tmp_path: Path, store: ImageStore, builder: Builder
 ) -> None:
     running = asyncio.Event()
@@ -345,7 +345,7 @@ asyncio.run(main(Path(sys.argv[1])))
 """
 
 
-async def test_it_works_on_a_host_that_is_namespaces(tmp_path: Path) -> None:
+async def test_building_on_a_dev_host(tmp_path: Path) -> None:
     context(tmp_path, "FROM scratch\nCOPY busybox /bin/sh\nRUN echo inside\n")
     script = 'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"'
     command = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
@@ -359,7 +359,7 @@ async def test_it_works_on_a_host_that_is_namespaces(tmp_path: Path) -> None:
     assert b"inside" in output
 
 
-async def test_the_demo_image_is_built(tmp_path: Path, store: ImageStore, builder: Builder) -> None:
+async def test_building_the_demo_image(tmp_path: Path, store: ImageStore, builder: Builder) -> None:
     demo = tmp_path / "hello"
     shutil.copytree(HELLO, demo)
     for command in ([demo / "prepare"], ["tar", "-C", demo, "-cf", tmp_path / "d.tar", "."]):
@@ -371,7 +371,7 @@ async def test_the_demo_image_is_built(tmp_path: Path, store: ImageStore, builde
     assert image.size < 2 << 20
 
 
-async def test_what_only_dockers_format_keeps(
+async def test_fields_of_dockers_format_only(
     tmp_path: Path, store: ImageStore, builder: Builder
 ) -> None:
     text = (
@@ -400,9 +400,7 @@ def config_of(store: ImageStore, image: Image) -> dict[str, Any]:
     return dict(json.loads(path.read_bytes())["config"])
 
 
-async def test_what_a_run_can_see_of_the_world(
-    tmp_path: Path, store: ImageStore, builder: Builder
-) -> None:
+async def test_view_of_a_run(tmp_path: Path, store: ImageStore, builder: Builder) -> None:
     lines: list[str] = []
     text = (
         "FROM scratch\nCOPY busybox /bin/busybox\nCOPY busybox /bin/sh\n"
@@ -426,7 +424,7 @@ async def test_what_a_run_can_see_of_the_world(
     assert kept.stdout == b""
 
 
-async def test_bases_by_variables_by_number_and_of_stages_that_count(
+async def test_base_images_by_variable_and_stage(
     tmp_path: Path, store: ImageStore, builder: Builder
 ) -> None:
     await built(builder, context(tmp_path, "FROM scratch\nCOPY busybox /bb\n"), "base:1",
@@ -445,7 +443,7 @@ async def test_bases_by_variables_by_number_and_of_stages_that_count(
     assert image.names == ("one:1", "two:2")
 
 
-async def test_the_cache_is_counted_and_emptied(tmp_path: Path, builder: Builder) -> None:
+async def test_usage_and_pruning_of_the_cache(tmp_path: Path, builder: Builder) -> None:
     text = "FROM scratch\nCOPY busybox /bin/sh\nRUN echo 1\n"
     await built(builder, context(tmp_path, text), "a:1", lambda line: None)
     await built(builder, context(tmp_path, "FROM a:1\nRUN echo 2\n"), "b:1", lambda line: None)
@@ -462,7 +460,7 @@ async def test_the_cache_is_counted_and_emptied(tmp_path: Path, builder: Builder
     assert not any("Using cache" in line for line in lines)
 
 
-async def test_a_signature_policy_says_nothing_of_what_is_here(
+async def test_a_signature_policy_does_not_apply_to_local_images(
     tmp_path: Path, builder: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = tmp_path / "home/.config/containers/policy.json"
@@ -581,7 +579,7 @@ async def test_a_run_cannot_reach_the_host(
     assert "Seccomp:\t2" in lines
 
 
-async def test_owners_modes_and_attributes_are_those_that_the_build_set(
+async def test_owners_modes_and_attributes_of_built_files(
     tmp_path: Path, store: ImageStore, builder: Builder
 ) -> None:
     text = (
@@ -610,7 +608,7 @@ async def test_owners_modes_and_attributes_are_those_that_the_build_set(
     assert stat.S_IMODE((local.layers[2] / "copied").stat().st_mode) == 0o4711
 
 
-async def test_the_mounts_of_a_run(tmp_path: Path, builder: Builder) -> None:
+async def test_mounts_of_a_run(tmp_path: Path, builder: Builder) -> None:
     lines: list[str] = []
     text = (
         "FROM scratch AS one\nCOPY busybox /bin/sh\nCOPY busybox /bin/busybox\n"
@@ -651,7 +649,7 @@ async def test_a_fork_bomb_ends_its_own_build_only(tmp_path: Path, builder: Buil
     )
 
 
-async def test_a_build_without_memory_says_so(tmp_path: Path, builder: Builder) -> None:
+async def test_a_build_killed_for_memory_is_reported(tmp_path: Path, builder: Builder) -> None:
     text = "FROM scratch\nCOPY busybox /bin/sh\nCOPY busybox /bin/tail\nRUN tail /dev/zero\n"
     limits = BuildLimits(memory=192 << 20)
     with pytest.raises(BuildError, match=r"ran out of memory \(limit 192 ?MiB\).*--memory"):
@@ -662,7 +660,7 @@ async def test_a_build_without_memory_says_so(tmp_path: Path, builder: Builder) 
         )
 
 
-async def test_the_limits_of_a_build_are_the_kernels(
+async def test_limits_of_a_build_are_enforced_by_the_kernel(
     tmp_path: Path, store: ImageStore, sandboxes: Sandboxes, cgroups: Cgroups
 ) -> None:
     async def provide(name: str, fresh: bool, progress: Callable[[str], None]) -> str:

@@ -1,4 +1,5 @@
-"""Blobs from node to node over real gRPC on loopback, with sources that die, hang and lie."""
+"""Transfer of blobs between nodes over real gRPC on loopback, with sources that fail, hang or send
+wrong data."""
 
 from __future__ import annotations
 
@@ -114,13 +115,13 @@ def real(tmp_path: Path) -> BlobService:
     return BlobService(blob_path)
 
 
-async def test_a_blob_arrives_whole(real: BlobService, target: Path) -> None:
+async def test_a_blob_arrives_complete(real: BlobService, target: Path) -> None:
     async with serving(real) as sources:
         assert await get(sources, target) == BLOB
 
 
 @pytest.mark.parametrize("offset", [0, 1, CHUNK, len(BLOB) - 1, len(BLOB)])
-async def test_the_service_goes_on_from_any_offset(real: BlobService, offset: int) -> None:
+async def test_the_service_resumes_at_any_offset(real: BlobService, offset: int) -> None:
     async with serving(real) as [source], grpc.aio.insecure_channel(source) as channel:
         request = blobs_pb2.GetBlobRequest(digest=DIGEST, offset=offset)
         chunks = [chunk async for chunk in blobs_pb2_grpc.BlobsStub(channel).Get(request)]
@@ -139,7 +140,7 @@ async def test_the_service_goes_on_from_any_offset(real: BlobService, offset: in
     ],
     ids=["unknown", "no digest", "behind its end", "before its start"],
 )
-async def test_the_service_refuses_by_the_right_code(
+async def test_error_codes_of_the_service(
     real: BlobService, digest: str, offset: int, code: grpc.StatusCode
 ) -> None:
     async with serving(real) as [source], grpc.aio.insecure_channel(source) as channel:
@@ -150,7 +151,7 @@ async def test_the_service_refuses_by_the_right_code(
 
 
 @pytest.mark.parametrize("script", [dies, ends_early])
-async def test_where_one_breaks_off_the_next_goes_on(
+async def test_an_interrupted_transfer_resumes_from_the_next_source(
     target: Path, script: Callable[[int], AsyncIterator[blobs_pb2.BlobChunk]]
 ) -> None:
     first, second = Source(script), Source(whole)
@@ -159,7 +160,7 @@ async def test_where_one_breaks_off_the_next_goes_on(
     assert (first.offsets, second.offsets) == ([0], [CHUNK])
 
 
-async def test_a_silent_source_is_given_up(target: Path) -> None:
+async def test_a_silent_source_times_out(target: Path) -> None:
     second = Source(whole)
     async with serving(Source(hangs), second) as sources:
         assert await get(sources, target, stall=0.2) == BLOB
@@ -167,7 +168,7 @@ async def test_a_silent_source_is_given_up(target: Path) -> None:
 
 
 @pytest.mark.parametrize("script", [lies, floods])
-async def test_what_a_liar_sent_is_fetched_anew(
+async def test_damaged_data_is_fetched_again(
     target: Path, script: Callable[[int], AsyncIterator[blobs_pb2.BlobChunk]]
 ) -> None:
     second = Source(whole)
@@ -176,7 +177,7 @@ async def test_what_a_liar_sent_is_fetched_anew(
     assert second.offsets == [0]
 
 
-async def test_a_lone_source_that_keeps_breaking_off_is_asked_until_it_is_done(
+async def test_a_single_source_that_breaks_off_is_retried_while_it_progresses(
     target: Path,
 ) -> None:
     source = Source(dies)
@@ -187,7 +188,7 @@ async def test_a_lone_source_that_keeps_breaking_off_is_asked_until_it_is_done(
     assert source.offsets == [0, *range(CHUNK, 6 * CHUNK, CHUNK), len(BLOB)]
 
 
-async def test_one_error_names_every_source_and_its_trouble(target: Path) -> None:
+async def test_the_error_names_every_source_with_its_reason(target: Path) -> None:
     async with serving(BlobService(lambda digest: None), Source(lies)) as sources:
         with pytest.raises(ImageError) as caught:
             await get([*sources, "127.0.0.1:1"], target)
@@ -199,9 +200,7 @@ async def test_one_error_names_every_source_and_its_trouble(target: Path) -> Non
         await get([], target)
 
 
-async def test_a_node_whose_agent_is_started_anew_is_waited_for(
-    real: BlobService, target: Path
-) -> None:
+async def test_a_node_with_a_restarting_agent_is_retried(real: BlobService, target: Path) -> None:
     async with serving(BlobService(lambda digest: None), real) as sources:
         gone = sources[1]
     # Nobody listens there now.
@@ -219,7 +218,9 @@ async def test_a_node_whose_agent_is_started_anew_is_waited_for(
             await server.stop(None)
 
 
-async def test_each_blob_draws_its_own_order_of_sources(real: BlobService, tmp_path: Path) -> None:
+async def test_each_blob_has_its_own_random_order_of_sources(
+    real: BlobService, tmp_path: Path
+) -> None:
     services = [Source(whole), Source(whole), Source(whole)]
     async with serving(*services) as sources:
         fetch = fetch_from(sources, grpc.aio.insecure_channel, random.Random(7))

@@ -1,7 +1,7 @@
-"""The control group of a build: what all of it together may take from its node.
+"""The cgroup of a build, which limits all of its processes together.
 
-A build's processes end with the agent, however that ends, but a control group stays: what an
-agent that was killed left is removed by the next one.
+A build's processes end with the agent, also if that is killed, but a cgroup does not: the next
+agent removes leftover ones.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from orchestrator.model.units import format_memory
 
 log = logging.getLogger(__name__)
 
-_LOOK_AGAIN = 0.01
-"""Seconds between two attempts to remove a control group whose last processes are dying."""
-_REMOVE_WITHIN = 10.0
-"""Seconds after which a control group is left for the next attempt."""
-_LEAST_SHARES, _MOST_SHARES = 2, 262_144
+_REMOVE_POLL = 0.01
+"""Seconds between attempts to remove a cgroup whose last processes are ending."""
+_REMOVE_TIMEOUT = 10.0
+"""Seconds after which a cgroup is left to the next agent."""
+_MIN_SHARES, _MAX_SHARES = 2, 262_144
 
 
 @dataclass(frozen=True, slots=True)
 class BuildLimits:
-    """Limits of a build; 0 and empty: the default."""
+    """Limits of a build; 0 or empty: the default."""
 
     memory: int = 0
     """Bytes."""
     memory_swap: int = 0
     """Bytes of memory and swap together; 0: as `memory`; -1: no limit."""
     cpu_shares: int = 0
-    """Weight against others; 1024 is the kernel's default."""
+    """CPU weight; 1024 is the kernel's default."""
     cpu_quota: int = 0
     """Microseconds of CPU time in each `cpu_period`."""
     cpu_period: int = 0
@@ -55,27 +55,27 @@ class BuildLimits:
 
 @dataclass(frozen=True, slots=True)
 class BuildGroup:
-    """The control group of one build."""
+    """The cgroup of one build."""
 
     folders: tuple[Path, ...] = ()
-    """One for each tree of controllers."""
+    """One per hierarchy of controllers."""
     memory: int = 0
     """Its limit in bytes; 0: none."""
 
 
 class BuildGroups:
-    """Makes the control groups of builds."""
+    """Manages the cgroups of builds."""
 
     def __init__(self, cgroups: Cgroups, memory: int = 0) -> None:
-        """`cgroups`: those of the containers, among which builds have a place of their own.
-        `memory`: the limit in bytes of builds that name none; 0: no limit."""
+        """`cgroups`: those of the containers, whose parent builds share. `memory`: the default
+        limit in bytes; 0: no limit."""
         self._cgroups = replace(cgroups, parent=f"{cgroups.parent}/{BUILDS}")
         self._memory = memory
 
     @asynccontextmanager
     async def group(self, limits: BuildLimits) -> AsyncIterator[BuildGroup]:
-        """A control group with these limits, which is removed afterwards with what is in it.
-        Raises ImageError."""
+        """A cgroup with these limits, whose processes are killed, and which is removed, at the end
+        of the block. Raises ImageError."""
         limits = replace(
             limits,
             memory=limits.memory or self._memory,
@@ -94,11 +94,11 @@ class BuildGroups:
             await asyncio.shield(self._remove(name))
 
     def out_of_memory(self, group: BuildGroup) -> bool:
-        """Whether the kernel's OOM killer has ended a process of the build."""
+        """Whether the OOM killer has killed a process of the build."""
         return bool(group.folders) and self._cgroups.oom_kills(group.folders[0].name) > 0
 
     async def recover(self) -> None:
-        """Remove what an earlier agent left."""
+        """Remove cgroups left by an earlier agent."""
         for name in self._cgroups.ids():
             await self._remove(name)
 
@@ -110,9 +110,9 @@ class BuildGroups:
                 continue
             folder = self._cgroups.folder(controller, name)
             try:
-                self._reach(controller, folder, v2=v2)
+                self._make_folder(controller, folder, v2=v2)
                 for file, text in files:
-                    # Swap is counted only where the kernel was told to.
+                    # The files for swap exist only with swap accounting.
                     if ("swap" not in file and "memsw" not in file) or (folder / file).exists():
                         (folder / file).write_text(text)
             except OSError as error:
@@ -123,8 +123,8 @@ class BuildGroups:
             found[folder] = None
         return tuple(found)
 
-    def _reach(self, controller: str, folder: Path, *, v2: bool) -> None:
-        """Make a folder and those above it, with the controller in force there."""
+    def _make_folder(self, controller: str, folder: Path, *, v2: bool) -> None:
+        """Make a folder and its parents, with the controller enabled."""
         root = self._cgroups.hierarchy.controllers.get(controller, self._cgroups.hierarchy.tracking)
         folder.mkdir(parents=True, exist_ok=True)
         above = [each for each in reversed(folder.parents) if each.is_relative_to(root)]
@@ -139,13 +139,13 @@ class BuildGroups:
 
     async def _remove(self, name: str) -> None:
         loop = asyncio.get_running_loop()
-        until = loop.time() + _REMOVE_WITHIN
+        until = loop.time() + _REMOVE_TIMEOUT
         self._cgroups.kill(name)
         while not self._cgroups.remove(name):
             if loop.time() > until:
-                log.warning("the control group of a build is still in use", extra={"group": name})
+                log.warning("the cgroup of a build is still in use", extra={"group": name})
                 return
-            await asyncio.sleep(_LOOK_AGAIN)
+            await asyncio.sleep(_REMOVE_POLL)
             self._cgroups.kill(name)
         self._cgroups.remove_empty()
 
@@ -154,11 +154,11 @@ _Files = list[tuple[str, str]]
 
 
 def _shares(limits: BuildLimits) -> int:
-    return min(max(limits.cpu_shares, _LEAST_SHARES), _MOST_SHARES)
+    return min(max(limits.cpu_shares, _MIN_SHARES), _MAX_SHARES)
 
 
 def _v1(limits: BuildLimits) -> dict[str, _Files]:
-    """What to write for each controller on version 1."""
+    """Files and values for each controller on version 1."""
     memory: _Files = []
     if limits.memory:
         swap = limits.memory_swap or limits.memory
@@ -172,14 +172,14 @@ def _v1(limits: BuildLimits) -> dict[str, _Files]:
     if limits.cpu_quota:
         cpu.append(("cpu.cfs_period_us", str(limits.cpu_period or QUOTA_PERIOD)))
         cpu.append(("cpu.cfs_quota_us", str(limits.cpu_quota)))
-    found = {"memory": memory, "cpu": cpu, "pids": [("pids.max", _most(limits.pids))]}
+    found = {"memory": memory, "cpu": cpu, "pids": [("pids.max", _maximum(limits.pids))]}
     if limits.cpuset_cpus:
         found["cpuset"] = [("cpuset.cpus", limits.cpuset_cpus)]
     return found
 
 
 def _v2(limits: BuildLimits) -> dict[str, _Files]:
-    """What to write for each controller on version 2."""
+    """Files and values for each controller on version 2."""
     memory: _Files = []
     if limits.memory:
         swap = limits.memory_swap or limits.memory
@@ -189,21 +189,21 @@ def _v2(limits: BuildLimits) -> dict[str, _Files]:
         ]
     cpu: _Files = []
     if limits.cpu_shares:
-        # As the OCI runtimes have it: the ranges 2 to 262144 and 1 to 10000.
+        # As OCI runtimes convert it: from 2…262144 to 1…10000.
         cpu.append(("cpu.weight", str(1 + (_shares(limits) - 2) * 9999 // 262_142)))
     if limits.cpu_quota:
         cpu.append(("cpu.max", f"{limits.cpu_quota} {limits.cpu_period or QUOTA_PERIOD}"))
-    found = {"memory": memory, "cpu": cpu, "pids": [("pids.max", _most(limits.pids))]}
+    found = {"memory": memory, "cpu": cpu, "pids": [("pids.max", _maximum(limits.pids))]}
     if limits.cpuset_cpus:
         found["cpuset"] = [("cpuset.cpus", limits.cpuset_cpus)]
     return found
 
 
-def _most(number: int) -> str:
+def _maximum(number: int) -> str:
     return "max" if number < 0 else str(number)
 
 
 def out_of_memory(group: BuildGroup) -> str:
-    """The reason why a build failed that had no memory left."""
+    """The error of a build that exceeded its memory limit."""
     limit = f" (limit {format_memory(group.memory)})" if group.memory else ""
     return f"the build ran out of memory{limit}; give more with --memory"

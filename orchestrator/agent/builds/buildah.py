@@ -1,4 +1,4 @@
-"""The buildah command, on a storage of its own and with nothing of it left when it ends."""
+"""Running buildah on a storage of its own, without leftover mounts or processes."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from orchestrator.agent.images.errors import ImageError
 from orchestrator.linux.priority import with_default_priority
 
 Progress = Callable[[str], None]
-"""Is told each line of output, without its newline."""
+"""Called with each line of output, without its newline."""
 
 _CHUNK = 64 << 10
-_KEPT = 200
-"""Lines of output, the last ones, among which an error is looked for."""
+_KEPT_LINES = 200
+"""Last lines of output, which are searched for an error."""
 
-# Its mounts and processes are made in namespaces that end with it, however it ends: with a kill,
-# be it the agent's own, nothing stays mounted in the agent's view and no RUN goes on.
-_CONTAINED = (
+# Its mounts and processes are in namespaces that end with it, also if it or the agent is killed:
+# nothing stays mounted on the host and no RUN continues.
+_IN_NAMESPACES = (
     *("setpriv", "--pdeathsig", "KILL"),
     *("unshare", "--mount", "--propagation", "private"),
     *("--pid", "--fork", "--kill-child", "--mount-proc"),
 )
 
-_GROUPED = (
+_IN_CGROUPS = (
     *("sh", "-c"),
     'n=$1; shift; while [ "$n" -gt 0 ]; do echo 0 >"$1/cgroup.procs" || exit 125; shift; '
     'n=$((n - 1)); done; exec "$@"',
     "sh",
 )
-"""Enters the control groups whose folders follow their number, and runs the rest."""
+"""Enters cgroups, given as their number and folders, and runs the rest."""
 
-_APART = ("unshare", "--mount", "--propagation", "private", "--ipc", "--uts", "--cgroup")
+_SEPARATE = ("unshare", "--mount", "--propagation", "private", "--ipc", "--uts", "--cgroup")
 
-_SEEN = Path("/tmp")
-"""Where what a build works on is mounted: folders above its own place may be closed to others."""
-BLOBS = _SEEN / "blobs"
+_SANDBOX_FILES = Path("/tmp")
+"""Mount point of a build's files: their parent folders may not be accessible to other users."""
+BLOBS = _SANDBOX_FILES / "blobs"
 _GROUPS = Path("/sys/fs/cgroup")
 
 _AS_HOST = f"""
@@ -52,18 +52,17 @@ mapped() {{
     mkdir "$2"
     mount --bind -o "$3,X-mount.idmap=$users" "$1" "$2"
 }}
-# First at a place that hides none of them.
+# First at a mount point that hides none of them.
 mount -t tmpfs -o mode=755,nosuid,nodev none {_GROUPS}
 mapped "$top" {_GROUPS}/build rw
 mapped "$secrets" {_GROUPS}/secrets ro
 [ -z "$blobs" ] || mapped "$blobs" {_GROUPS}/blobs ro
-mount --move {_GROUPS} {_SEEN}
+mount --move {_GROUPS} {_SANDBOX_FILES}
 "$@"
 exit
 """
-"""With the rights of the host's root, in a mount namespace apart: give what the build works on the
-owners that its user namespace sees. Its shell is the first process of
-the pid namespace, so with it everything ends."""
+"""As the host's root, in a separate mount namespace: idmap the build's files to its user namespace.
+The shell is the first process of the PID namespace, which ends with it."""
 
 _AS_ROOT = f"""
 set -e
@@ -83,29 +82,29 @@ fi
 mount -t tmpfs -o ro,nosuid,nodev,noexec none {_GROUPS}
 HOME=$work TMPDIR=$work exec "$@"
 """
-"""As root of the user namespace: a `/run` of its own, which hides the host's sockets, the `/sys` of
-its network, and no control groups."""
+"""As root of the user namespace: an empty `/run`, which hides the host's sockets, the `/sys` of its
+network namespace, and no cgroups."""
 
 
 class Buildah:
-    """Runs buildah on the storage under `root`, which is this object's alone."""
+    """Runs buildah on the storage under `root`, which nothing else uses."""
 
     def __init__(self, top: Path, root: Path, secrets: Path) -> None:
-        """`top`: a folder that has `root` and the folders that commands run in. Those of `secrets`
-        are seen, too."""
+        """`top`: a folder with `root` and the folders in which commands run. Commands also see
+        those of `secrets`."""
         self._top, self._secrets = top, secrets
-        storage = self.seen(root)
+        storage = self.path_in_sandbox(root)
         self._storage = (
             *("--root", str(storage / "root"), "--runroot", str(storage / "run")),
             *("--storage-driver", "overlay"),
         )
 
-    def seen(self, path: Path) -> Path:
-        """The path by which a command knows a file of `top` or of the secrets."""
+    def path_in_sandbox(self, path: Path) -> Path:
+        """The path of a file of `top` or of the secrets in the sandbox."""
         for folder, name in ((self._top, "build"), (self._secrets, "secrets")):
             if path.is_relative_to(folder):
-                return _SEEN / name / path.relative_to(folder)
-        raise ValueError(f"{path} is not there for a build")
+                return _SANDBOX_FILES / name / path.relative_to(folder)
+        raise ValueError(f"{path} is not visible to a build")
 
     async def run(
         self,
@@ -115,10 +114,9 @@ class Buildah:
         progress: Progress | None = None,
         blobs: Path | None = None,
     ) -> str:
-        """Run one command in the folder `work`, which also takes its temporary files; its output.
+        """Run one command in the folder `work`, also for its temporary files; returns its output.
 
-        It sees the folder `blobs` as `BLOBS`.
-        Raises `ImageError` with its error when it fails.
+        It sees the folder `blobs` as `BLOBS`. Raises `ImageError` with its error when it fails.
         """
         (work / "resolv.conf").write_text(sandbox.resolver)
         self._secrets.mkdir(parents=True, exist_ok=True)
@@ -127,18 +125,29 @@ class Buildah:
             enter, own = [*enter, f"--net={_by_number(sandbox.netns)}"], "own"
         environment = {**os.environ}
         if sandbox.netns is not None:
-            # The names of the host's own /etc/hosts are about its network.
+            # The host's /etc/hosts applies to the host's network only.
             (work / "containers.conf").write_text('[containers]\nbase_hosts_file = "none"\n')
-            environment["CONTAINERS_CONF_OVERRIDE"] = str(self.seen(work / "containers.conf"))
+            environment["CONTAINERS_CONF_OVERRIDE"] = str(
+                self.path_in_sandbox(work / "containers.conf")
+            )
         given = (_by_number(sandbox.userns), str(self._top), str(self._secrets), str(blobs or ""))
         try:
             groups = sandbox.group.folders
             process = await asyncio.create_subprocess_exec(
-                *(*_GROUPED, str(len(groups)), *map(str, groups)),
+                *(*_IN_CGROUPS, str(len(groups)), *map(str, groups)),
                 *with_default_priority(),
-                *_CONTAINED,
+                *_IN_NAMESPACES,
                 *("sh", "-c", _AS_HOST, "sh", *given),
-                *(*enter, *_APART, "sh", "-c", _AS_ROOT, "sh", own, str(self.seen(work))),
+                *(
+                    *enter,
+                    *_SEPARATE,
+                    "sh",
+                    "-c",
+                    _AS_ROOT,
+                    "sh",
+                    own,
+                    str(self.path_in_sandbox(work)),
+                ),
                 *("buildah", *self._storage, *arguments),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
@@ -148,7 +157,7 @@ class Buildah:
             )
         except FileNotFoundError:
             raise ImageError("unshare is not installed on this node: install util-linux") from None
-        lines: deque[str] = deque(maxlen=_KEPT)
+        lines: deque[str] = deque(maxlen=_KEPT_LINES)
         assert process.stdout is not None
         output = _lines(process.stdout)
         try:
@@ -170,8 +179,8 @@ class Buildah:
 
 
 def limits(wanted: Sequence[str] = ()) -> tuple[str, ...]:
-    """The limits of RUN: those that are wanted (NAME=SOFT:HARD), and else the agent's own, since
-    buildah's default may be more than it is allowed to set."""
+    """Resource limits of RUN: the wanted ones (NAME=SOFT:HARD), else the agent's own, since buildah
+    may not be permitted to set its defaults."""
     most = 1 << 20
     found = {text.partition("=")[0]: text for text in wanted}
     for key, which in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
@@ -186,7 +195,7 @@ def _by_number(descriptor: int) -> str:
 
 
 async def _ended(process: asyncio.subprocess.Process) -> None:
-    """Until every process of the command is gone: then its output ends."""
+    """Wait until every process of the command has ended, when its output ends."""
     assert process.stdout is not None
     while await process.stdout.read(_CHUNK):
         pass
@@ -194,7 +203,7 @@ async def _ended(process: asyncio.subprocess.Process) -> None:
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
-    """Lines without their ends. One of more than 64 KiB comes in pieces."""
+    """Lines without newlines; one of more than 64 KiB is split."""
     rest = b""
     while data := await stream.read(_CHUNK):
         *whole, rest = (rest + data).split(b"\n")

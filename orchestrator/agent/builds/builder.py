@@ -1,15 +1,15 @@
-"""Dockerfiles, built by buildah in a storage of the node's own.
+"""Building Dockerfiles with buildah, in a storage of the agent's own.
 
-buildah runs in a user namespace of its own (`sandbox`), and each RUN in a container made by crun,
-with Docker's default capabilities, a seccomp profile and a network apart from the host's. Overlay
-storage does not copy everything for each layer, as vfs does. With `--isolation chroot`, the process
-that passes on the output of a RUN ends with the RUN and does not read the pipe to its end (buildah
-1.39, and newer); with `oci`, buildah itself does.
+buildah runs in a user namespace (`sandbox`), and each RUN in a container of crun, with Docker's
+default capabilities, a seccomp profile and a network separate from the host's. Overlay storage does
+not copy all files for each layer, unlike vfs. With `--isolation chroot`, the process that forwards
+the output of a RUN ends with the RUN and may lose its end (buildah 1.39 and newer); with `oci`,
+buildah itself forwards it.
 
-buildah itself never asks a registry: what a Dockerfile starts or copies from is brought here as
-any image is, from other nodes or with the cluster's credentials, and lent to buildah. An image is
-exchanged with buildah through `dir:`, the one transport that keeps what Docker's format has more
-than the OCI's (HEALTHCHECK, SHELL, ONBUILD).
+buildah never contacts a registry: base images are pulled as any image is, from other nodes or with
+the cluster's credentials, and given to buildah. Images are exchanged with buildah through `dir:`,
+the only transport that keeps what Docker's format has beyond the OCI's (HEALTHCHECK, SHELL,
+ONBUILD).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from orchestrator.agent.images.errors import BuildError, ImageError
 from orchestrator.agent.images.layers.unpack import unpack_context
 from orchestrator.agent.images.names import full_name
 from orchestrator.agent.images.store import ImageStore
-from orchestrator.agent.images.transfer.layout import lay_out, take_over
+from orchestrator.agent.images.transfer.layout import convert_dir_layout, make_dir_layout
 from orchestrator.agent.runtime.spec.privileges import DEFAULT_CAPABILITIES
 from orchestrator.agent.runtime.spec.seccomp import DEFAULT_PROFILE
 from orchestrator.linux.trees import remove_tree, tree_usage
@@ -42,9 +42,9 @@ log = logging.getLogger(__name__)
 _ISOLATION = (
     "--isolation=oci",
     "--runtime=crun",
-    # Control groups are the agent's: nothing in a user namespace may make one.
+    # The agent manages cgroups: processes in a user namespace cannot create one.
     "--runtime-flag=cgroup-manager=disabled",
-    # The sandbox's network is buildah's, so it is the host's in buildah's terms.
+    # buildah runs in the sandbox's network namespace, which is "host" in its terms.
     "--network=host",
     *(f"--cap-add={name}" for name in DEFAULT_CAPABILITIES),
 )
@@ -53,49 +53,48 @@ _UNKNOWN = re.compile(r'Unknown instruction: "(.*?)"')
 _FAILED_STEP = re.compile(r'building at STEP "(.*?)": (.*)$')
 
 Provide = Callable[[str, bool, Progress], Awaitable[str]]
-"""Brings the image of a name into the store, the newest of its registry if so told, and returns
+"""Pulls the image of a name into the store, with the flag the newest of its registry, and returns
 its digest. Raises `ImageError`."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuildSpec:
-    """What is to be built, and how."""
+    """The input and options of a build."""
 
     names: tuple[str, ...] = ()
-    """Of the image; it may have none."""
+    """Names of the image; may be empty."""
     dockerfile: str = ""
-    """Its path inside the context; without it, `Dockerfile` or `Containerfile`."""
+    """Its path in the context; empty: `Dockerfile` or `Containerfile`."""
     content: bytes = b""
-    """Of the Dockerfile, where it did not come inside the context. Then what a `.dockerignore`
-    names did not come either."""
+    """Content of a Dockerfile outside the context. Then the client has applied `.dockerignore`."""
     build_args: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     target: str = ""
-    """The stage to stop at; empty: the last."""
+    """The stage to build; empty: the last."""
     no_cache: bool = False
     pull: bool = False
-    """Whether registries are asked for newer images to start from."""
+    """Whether to pull newer base images from registries."""
     oci: bool = False
-    """Whether the image is of the OCI's format, and not of Docker's."""
+    """Whether to build an image in OCI format instead of Docker's."""
     network: str = ""
-    """Of RUN: `sandbox.HOST`, `sandbox.NONE`, or the builds' own."""
+    """Network of RUN: `sandbox.HOST`, `sandbox.NONE`, else the builds' network."""
     add_hosts: tuple[str, ...] = ()
-    """HOST:IP, for the /etc/hosts of RUN."""
+    """HOST:IP entries for the /etc/hosts of RUN."""
     secrets: Mapping[str, bytes] = field(default_factory=dict)
     limits: BuildLimits = field(default_factory=BuildLimits)
 
 
 @dataclass(frozen=True, slots=True)
 class CacheUsage:
-    """What earlier builds left for the next ones."""
+    """The build cache."""
 
     entries: int
     size: int
-    """Bytes on the disk."""
+    """Bytes on disk."""
 
 
 class Builder:
-    """Builds images on one node. Builds may run at the same time; they share a layer cache."""
+    """Builds images on one node. Concurrent builds share a layer cache."""
 
     def __init__(
         self,
@@ -106,26 +105,26 @@ class Builder:
         sandboxes: Sandboxes,
         groups: BuildGroups,
     ) -> None:
-        """`root`: a folder of the agent's own, for buildah's storage and temporary files.
-        `secrets`: one of the agent's own too, on a tmpfs."""
+        """`root`: a private folder of the agent for buildah's storage and temporary files.
+        `secrets`: another one, on a tmpfs."""
         self._store = store
         self._scratch = staging.Scratch(root / "tmp")
         self._secrets = staging.Scratch(secrets)
         self._old_storage = root / "storage"
         self._storage = root / "cache"
         self._buildah = Buildah(root, self._storage, secrets)
-        self._seen = self._buildah.seen
+        self._path_in_sandbox = self._buildah.path_in_sandbox
         self._sandboxes = sandboxes
         self._groups = groups
         self._provide = provide
         self._turn = asyncio.Lock()
         self._building = 0
-        # An earlier agent may have been killed in the middle of one.
-        self._cut_off = True
+        # An earlier agent may have been killed during a build.
+        self._interrupted = True
 
     async def recover(self) -> None:
-        """Take away what is left of builds that ended with an earlier agent, their secrets first:
-        the next build, which would, may never come."""
+        """Remove leftovers of builds that ended with an earlier agent, secrets first. The next
+        build would do so, too, but may never come."""
         await self._groups.recover()
         async with self._turn:
             left = self._secrets.used() or self._scratch.used() or self._old_storage.exists()
@@ -134,11 +133,11 @@ class Builder:
             try:
                 await self._clean()
             except (ImageError, OSError) as error:
-                self._cut_off = True
-                log.warning("what is left of a build cannot be removed: %s", error)
+                self._interrupted = True
+                log.warning("cannot remove leftovers of a build: %s", error)
 
     async def build(self, context: Path, spec: BuildSpec, progress: Progress) -> Image:
-        """Build a context, a tar (plain, gzip or zstd), and take the image into the store.
+        """Build a context, a tar (uncompressed, gzip or zstd), and load the image into the store.
 
         Raises `BuildError` when an instruction fails, with its line; `ImageError` for the rest.
         """
@@ -149,10 +148,10 @@ class Builder:
             await unpack_context(context, folder)
             file, shown, ignores = _dockerfile(folder, work, spec)
             text = file.read_text(errors="replace")
-            # It gets no name in buildah's storage, where it stays as the cache of the next build.
-            identity, seen = work / "identity", self._seen
+            # The image has no name in buildah's storage, which keeps it as cache for later builds.
+            identity, seen = work / "identity", self._path_in_sandbox
             options = [
-                self._trusting(work),
+                self._trust_option(work),
                 *_ISOLATION,
                 "--layers",
                 "--force-rm",
@@ -168,7 +167,7 @@ class Builder:
             profile = work / "seccomp.json"
             profile.write_bytes(await asyncio.to_thread(DEFAULT_PROFILE.read_bytes))
             options.append(f"--security-opt=seccomp={seen(profile)}")
-            lent = await self._lend(text, shown, spec, work, sandbox, progress)
+            lent = await self._import_bases(text, shown, spec, work, sandbox, progress)
             for base, id in lent:
                 options.append(f"--build-context={base.written}=container-image://{id}")
 
@@ -182,7 +181,7 @@ class Builder:
                     path = secrets / str(number)
                     path.touch(0o600)
                     path.write_bytes(value)
-                    options.append(f"--secret=id={key},src={self._seen(path)}")
+                    options.append(f"--secret=id={key},src={self._path_in_sandbox(path)}")
                 try:
                     await self._buildah.run(
                         sandbox,
@@ -201,19 +200,19 @@ class Builder:
                     work,
                     "push",
                     "--quiet",
-                    self._trusting(work),
+                    self._trust_option(work),
                     built,
                     f"dir:{seen(made)}",
                 )
             )
-            await asyncio.to_thread(take_over, made, layout)
+            await asyncio.to_thread(convert_dir_layout, made, layout)
             image = await self._store.load(layout, names[0] if names else "")
             for name in names[1:]:
                 await self._store.tag(image.id, name)
             return next(each for each in self._store.inventory() if each.id == image.id)
 
     async def cache(self) -> CacheUsage:
-        """What the cache holds. Raises `ImageError`."""
+        """The usage of the build cache. Raises `ImageError`."""
         async with self._place() as (work, sandbox):
             listed = await self._buildah.run(
                 sandbox, work, "images", "--all", "--quiet", "--no-trunc"
@@ -222,13 +221,13 @@ class Builder:
         return CacheUsage(len(set(listed.split())), size)
 
     async def prune(self, everything: bool) -> int:
-        """Empty the cache of the steps of earlier builds, with `everything` also of the images
-        that they started from; the bytes that are free then. Raises `ImageError`."""
+        """Remove the cached steps of earlier builds, with `everything` also their base images;
+        returns the freed bytes. Raises `ImageError`."""
         if not self._storage.exists():
             return 0
         async with self._turn:
             if self._building:
-                raise ImageError("a build is under way, so the cache stays as it is")
+                raise ImageError("a build is running, so the cache cannot be pruned")
             await self._clean()
             before = await asyncio.to_thread(tree_usage, self._storage)
             options = ["--all"] if everything else []
@@ -238,15 +237,15 @@ class Builder:
             return max(0, before - await asyncio.to_thread(tree_usage, self._storage))
 
     def usage(self) -> int:
-        """Bytes of what builds have left. Blocks."""
+        """Disk usage of the build cache in bytes. Blocks."""
         return tree_usage(self._storage)
 
     @asynccontextmanager
     async def _place(
         self, network: str = NONE, limits: BuildLimits | None = None
     ) -> AsyncIterator[tuple[Path, Sandbox]]:
-        """A folder for one build, and where it runs. What builds that were cut off left is removed
-        when no other runs."""
+        """A folder and a sandbox for one build. Leftovers of interrupted builds are removed when no
+        other build runs."""
         async with self._turn:
             await self._clean()
             self._building += 1
@@ -258,20 +257,20 @@ class Builder:
                 with self._scratch.folder() as work:
                     yield work, replace(sandbox, group=group)
         except asyncio.CancelledError:
-            self._cut_off = True
+            self._interrupted = True
             raise
         finally:
             self._building -= 1
-            await asyncio.shield(self._turned())
+            await asyncio.shield(self._clean_up())
 
-    async def _turned(self) -> None:
+    async def _clean_up(self) -> None:
         async with self._turn:
             await self._clean()
 
     async def _clean(self) -> None:
-        if not self._cut_off or self._building:
+        if not self._interrupted or self._building:
             return
-        self._cut_off = False
+        self._interrupted = False
         await asyncio.to_thread(self._secrets.clear)
         await asyncio.to_thread(self._scratch.clear)
         if self._old_storage.exists():
@@ -280,15 +279,15 @@ class Builder:
             with self._scratch.folder() as work:
                 await self._buildah.run(sandbox, work, "rm", "--all")
 
-    def _trusting(self, work: Path) -> str:
-        """An option that has buildah take what comes from this node itself: whether to trust an
-        image was asked when it came to the node."""
+    def _trust_option(self, work: Path) -> str:
+        """An option by which buildah accepts images from this node: the trust policy was checked
+        when they were pulled."""
         policy = work / "policy.json"
         if not policy.exists():
             policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
-        return f"--signature-policy={self._seen(policy)}"
+        return f"--signature-policy={self._path_in_sandbox(policy)}"
 
-    async def _lend(
+    async def _import_bases(
         self,
         text: str,
         shown: str,
@@ -297,7 +296,7 @@ class Builder:
         sandbox: Sandbox,
         progress: Progress,
     ) -> list[tuple[dockerfile.Base, str]]:
-        """Give buildah's storage the images that the Dockerfile needs: each with its id there."""
+        """Import the Dockerfile's base images into buildah's storage; each with its id there."""
         lent: list[tuple[dockerfile.Base, str]] = []
         platform = self._store.platform
         arguments = dockerfile.platform_arguments(
@@ -307,7 +306,7 @@ class Builder:
             try:
                 full_name(base.name)
             except ImageError:
-                continue  # nonsense: buildah's to judge
+                continue  # invalid: buildah reports it
             try:
                 digest = await self._provide(base.name, spec.pull, progress)
             except ImageError as error:
@@ -318,21 +317,21 @@ class Builder:
                     f"{shown}:{base.line}: the image {base.name} has just been removed"
                 )
             folder = work / f"lent-{len(lent)}"
-            await asyncio.to_thread(lay_out, folder, manifest, BLOBS)
-            said = await self._buildah.run(
-                *(sandbox, work, "pull", "--quiet", self._trusting(work)),
-                f"dir:{self._seen(folder)}",
+            await asyncio.to_thread(make_dir_layout, folder, manifest, BLOBS)
+            output = await self._buildah.run(
+                *(sandbox, work, "pull", "--quiet", self._trust_option(work)),
+                f"dir:{self._path_in_sandbox(folder)}",
                 blobs=manifest.parent,
             )
-            id = said.split()[-1]
-            # A name keeps it when the cache is pruned of steps.
+            id = output.split()[-1]
+            # With a name, it is kept when cached steps are pruned.
             await self._buildah.run(sandbox, work, "tag", id, f"localhost/lent:{manifest.name}")
             lent.append((base, id))
         return lent
 
 
 def _dockerfile(folder: Path, work: Path, spec: BuildSpec) -> tuple[Path, str, list[str]]:
-    """The Dockerfile, what it is called in messages, and options about what is ignored."""
+    """The Dockerfile, its name in messages, and options for ignored files."""
     if spec.content:
         file = work / "Dockerfile"
         file.write_bytes(spec.content)
@@ -360,7 +359,7 @@ def _options(spec: BuildSpec) -> list[str]:
 
 
 def _explain(error: str, file: str, text: str) -> BuildError:
-    """What failed, with its line in the Dockerfile where buildah names the instruction."""
+    """The failure, with its line in the Dockerfile if buildah names the instruction."""
     match = _FAILED_STEP.search(error)
     if match is None:
         return BuildError(f"the build failed: {error}")

@@ -1,9 +1,9 @@
-"""Namespaces that builds run in: a user namespace, and the network namespace that it owns.
+"""Namespaces of builds: a user namespace, and the network namespace that it owns.
 
-The whole of buildah runs in there, so neither a RUN nor a fault of buildah itself has the rights of
-the host's root: its root is an ordinary user of the host that owns nothing. Its storage and
-its context are idmapped mounts (mount_setattr(2)), so files on disk have the owners that the image
-records, whichever range of ids a build has.
+buildah itself runs in them, so neither a RUN nor a vulnerability of buildah has the privileges of
+the host's root: its root is an unprivileged user of the host without files. Its storage and context
+are idmapped mounts (mount_setattr(2)), so files on disk have the owners that the image records,
+independent of the build's id range.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from orchestrator.agent.runtime.isolation.userns import NamespaceMaker
 from orchestrator.agent.runtime.spec.node_facts import RESOLVER, read_resolver
 
 HOST, NONE = "host", "none"
-"""Networks of a RUN besides the default, which is the builds' own."""
+"""Networks of a RUN other than the default, the builds' network."""
 
 
-class Outside(Protocol):
-    """Connects a network namespace with the world outside the node; see
-    `agent.buildnetwork.BuildNetwork`."""
+class ExternalNetwork(Protocol):
+    """Connects a network namespace with networks outside the node; see
+    `agent.network.build_network.BuildNetwork`."""
 
     async def attach(self, name: str, netns: int) -> None: ...
 
@@ -47,20 +47,20 @@ class Sandbox:
     resolver: str
     """The text of its resolv.conf(5)."""
     group: BuildGroup = field(default_factory=BuildGroup)
-    """Its control group."""
+    """Its cgroup."""
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """What a process needs in order to enter them."""
+        """Descriptors that a process needs to enter the namespaces."""
         return (self.userns,) if self.netns is None else (self.userns, self.netns)
 
 
 class Sandboxes:
-    """Makes sandboxes; an async context manager, which ends the helper that makes namespaces."""
+    """Makes sandboxes; an async context manager, which ends the helper for namespaces."""
 
-    def __init__(self, outside: Outside | None = None) -> None:
-        """Without `outside`, the default network has a loopback interface only."""
-        self._outside = outside
+    def __init__(self, external: ExternalNetwork | None = None) -> None:
+        """Without `external`, the default network has a loopback interface only."""
+        self._external = external
         self._maker = NamespaceMaker()
         self._free = list(range(BUILD_IDS.start, BUILD_IDS.stop, SIZE))
         self._returned = asyncio.Condition()
@@ -79,12 +79,12 @@ class Sandboxes:
 
     @asynccontextmanager
     async def sandbox(self, network: str = NONE) -> AsyncIterator[Sandbox]:
-        """A sandbox with ids that no other one has: on the network `HOST` or `NONE`, else on the
-        builds' own. Raises ImageError."""
+        """A sandbox with a range of ids of its own, on the network `HOST` or `NONE`, else on the
+        builds' network. Raises ImageError."""
         async with AsyncExitStack() as stack:
-            ids = await self._hold()
+            ids = await self._allocate_ids()
             stack.callback(self._free.append, ids)
-            stack.push_async_callback(self._tell)
+            stack.push_async_callback(self._notify_free)
             try:
                 userns, netns = await self._maker.make(IdRange(ids))
             except RuntimeFailure as error:
@@ -94,18 +94,18 @@ class Sandboxes:
             if network == HOST:
                 yield Sandbox(userns, None, _host_resolver())
                 return
-            if network != NONE and self._outside is not None:
+            if network != NONE and self._external is not None:
                 name = f"build-{uuid.uuid4().hex[:12]}"
-                stack.push_async_callback(self._outside.detach, name)
-                await self._outside.attach(name, netns)
+                stack.push_async_callback(self._external.detach, name)
+                await self._external.attach(name, netns)
             yield Sandbox(userns, netns, _resolver())
 
-    async def _hold(self) -> int:
+    async def _allocate_ids(self) -> int:
         async with self._returned:
             await self._returned.wait_for(lambda: bool(self._free))
             return self._free.pop(0)
 
-    async def _tell(self) -> None:
+    async def _notify_free(self) -> None:
         async with self._returned:
             self._returned.notify()
 

@@ -1,4 +1,4 @@
-"""Blobs and unpacked layers by their digests: whole or not there, and made once."""
+"""Blobs and unpacked layers by digest: complete or absent, and fetched once."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Faulty:
-    """A whole blob that does not unpack to what it was said to be."""
+    """A complete blob whose unpacked content is not as declared."""
 
     diff_id: str
     error: ImageError
 
 
 class BlobStore:
-    """The folders `blobs` and `layers` of a store; an async context manager that ends its work."""
+    """The folders `blobs` and `layers` of a store; an async context manager."""
 
     def __init__(self, root: Path, scratch: staging.Scratch, max_layer: int) -> None:
         """`max_layer`: bytes that a layer may unpack to."""
@@ -57,29 +57,29 @@ class BlobStore:
         await self._flights.__aexit__(kind, error, trace)
 
     def open(self) -> None:
-        """See that the folders exist."""
+        """Create the folders."""
         for folder in (self._blobs, self._layers):
             folder.mkdir(parents=True, exist_ok=True)
 
     def blob(self, digest: str) -> Path:
-        """Where a blob is, or would be. Raises ImageError for what is no digest."""
+        """The path of a blob, whether it exists or not. Raises ImageError for an invalid one."""
         return self._blobs / hex_of(digest)
 
     def layer(self, diff_id: str) -> Path:
-        """Where a layer is unpacked, or would be."""
+        """The path of an unpacked layer, also if it does not exist."""
         return self._layers / hex_of(diff_id)
 
     def stack(self, diff_ids: Sequence[str]) -> tuple[Path, ...]:
-        """The folders of unpacked layers as they are mounted, lowest first.
+        """The folders of unpacked layers to mount, lowest first.
 
-        Of a layer that occurs more than once only the topmost is mounted, since overlayfs takes no
-        folder twice. The tree is the same, whatever is in between. A lower occurrence would show
-        a name only where the layers above have folders, neither opaque nor removed, on the whole
-        path to it, so the topmost occurrence is looked at first; that has the same entry at that
-        name and either shows it or hides what is below.
+        Of a layer that occurs more than once only the topmost is mounted, since overlayfs accepts
+        no folder twice. The resulting tree is the same: a lower occurrence would show a name only
+        where the layers above have folders, neither opaque nor removed, on the whole path to it, so
+        the lookup reaches the topmost occurrence first, which has the same entry at that name and
+        either shows it or hides those below.
 
-        A layer whose root is opaque hides all below it, which overlayfs does not see: it merges
-        roots whatever they say.
+        A layer whose root is opaque hides all layers below it, which overlayfs ignores: it always
+        merges roots.
         """
         topmost = list(dict.fromkeys(reversed(diff_ids)))
         folders = [self.layer(diff_id) for diff_id in reversed(topmost)]
@@ -87,24 +87,25 @@ class BlobStore:
         return tuple(folders[lowest:])
 
     def find(self, digest: str) -> Path | None:
-        """The file of a blob; None if it is not here."""
+        """The file of a blob; None if the store lacks it."""
         path = self.blob(digest)
         return path if path.exists() else None
 
-    async def fetched(self, digest: str, size: int | None, fetch: FetchBlob) -> None:
-        """See that a blob is here; a `size` of None is any that a document may have."""
+    async def ensure_blob(self, digest: str, size: int | None, fetch: FetchBlob) -> None:
+        """Fetch a blob unless the store has it; `size` None: any up to the limit of a document."""
         if self.find(digest) is None:
             await self._shared(digest, partial(self._fetch, digest, size, fetch))
 
-    async def unpacked(self, layer: Descriptor, diff_id: str, fetch: FetchBlob) -> None:
-        """See that a layer is here, as its blob and as a folder."""
+    async def ensure_layer(self, layer: Descriptor, diff_id: str, fetch: FetchBlob) -> None:
+        """Fetch and unpack a layer unless the store has its blob and folder."""
         if self.find(layer.digest) is None or not self.layer(diff_id).exists():
             key = f"{layer.digest} as {diff_id}"
             await self._shared(key, partial(self._make_layer, layer, diff_id, fetch))
 
     def hide_all_but(self, blobs: Collection[str], layers: Collection[str]) -> list[Path]:
-        """Take all but what is named (digits of digests) out of the store, each at once and whole,
-        to where it may be removed slowly. Only while nothing is fetched or unpacked."""
+        """Move everything except the named blobs and layers (hex digits of digests) out of the
+        store, each atomically, and return the new paths, to be removed later. Only while nothing is
+        fetched or unpacked."""
         return [
             path.rename(self._scratch.path())
             for folder, needed in ((self._blobs, blobs), (self._layers, layers))
@@ -115,23 +116,23 @@ class BlobStore:
     async def _shared(
         self, key: str, work: Callable[[], Awaitable[_Faulty | None]]
     ) -> _Faulty | None:
-        """Do work, or wait for those who do it; what they fetch with may go with them. Only for
-        callers from outside: they are here, and so is what they fetch with."""
+        """Run shared work. It uses the first caller's source, which ends with that caller; then
+        the work starts again with the source of another. Only for calls from outside this class."""
         while True:
             try:
                 return await self._flights.run(key, work)
             except SourceGone as error:
-                log.info("a fetch is begun anew: %s", error, extra={"blob": key})
+                log.info("restarting a fetch: %s", error, extra={"blob": key})
 
     async def _fetch(self, digest: str, size: int | None, fetch: FetchBlob) -> None:
         with self._incoming(digest, size) as blob:
-            await self._arrived(blob, fetch)
+            await self._receive(blob, fetch)
 
     async def _make_layer(self, layer: Descriptor, diff_id: str, fetch: FetchBlob) -> None:
         if self.find(layer.digest) is None:
             work = partial(self._fetch_layer, layer, diff_id, fetch)
             found = await self._flights.run(layer.digest, work)
-            # Of another image that says something else of this blob, the fault is its own.
+            # An error with the diff id of another image is an error of that image only.
             if found is not None and found.diff_id == diff_id:
                 raise found.error
         if not self.layer(diff_id).exists():
@@ -140,16 +141,16 @@ class BlobStore:
     async def _fetch_layer(
         self, layer: Descriptor, diff_id: str, fetch: FetchBlob
     ) -> _Faulty | None:
-        """Get the blob of a layer, and unpack it as it comes unless another blob was the same.
-        The blob is here then; what is wrong with its content is the result."""
+        """Fetch the blob of a layer, and unpack it while it arrives, unless the layer was unpacked
+        from another blob. Returns an error of its content; the blob is in the store then."""
         with self._incoming(layer.digest, layer.size) as blob, self._scratch.folder() as made:
             if self.layer(diff_id).exists():
-                await self._arrived(blob, fetch)
+                await self._receive(blob, fetch)
                 return None
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    unpacking = tasks.create_task(self._followed(blob, made, diff_id))
-                    await self._arrived(blob, fetch)
+                    unpacking = tasks.create_task(self._unpack_arriving(blob, made, diff_id))
+                    await self._receive(blob, fetch)
             except ExceptionGroup as group:
                 raise group.exceptions[0] from None
             error = unpacking.result()
@@ -157,14 +158,16 @@ class BlobStore:
                 self._publish_layer(made, diff_id)
             elif not blob.restarts:
                 return _Faulty(diff_id, error)
-            # Else what it read may have been thrown away since, and the whole blob is unpacked.
+            # Otherwise it may have read discarded content, and the complete blob is unpacked again.
             return None
 
-    async def _followed(self, blob: IncomingBlob, made: Path, diff_id: str) -> ImageError | None:
-        """Unpack a blob that is coming. What is wrong with it counts only if it comes whole, for
-        else it is wrong for being damaged."""
+    async def _unpack_arriving(
+        self, blob: IncomingBlob, made: Path, diff_id: str
+    ) -> ImageError | None:
+        """Unpack a blob while it arrives. The returned error counts only if the blob is complete;
+        otherwise damage in transfer may be the cause."""
         try:
-            await unpack_layer(blob.path, made, diff_id, self._max_layer, blob.whole)
+            await unpack_layer(blob.path, made, diff_id, self._max_layer, blob.complete)
         except ImageError as error:
             return error
         return None
@@ -176,19 +179,19 @@ class BlobStore:
                 try:
                     await unpack_layer(blob, made, diff_id, self._max_layer)
                 except ImageError:
-                    if again or not await asyncio.to_thread(_rotten, blob, layer):
+                    if again or not await asyncio.to_thread(_is_damaged, blob, layer):
                         raise
                 else:
                     self._publish_layer(made, diff_id)
                     return
-            # The disk has damaged the blob since it was verified: get it once more.
+            # The disk has damaged the blob since it was verified: fetch it again.
             blob.unlink(missing_ok=True)
             work = partial(self._fetch, layer.digest, layer.size, fetch)
             await self._flights.run(layer.digest, work)
 
     def _publish_layer(self, made: Path, diff_id: str) -> None:
         final = self.layer(diff_id)
-        if not final.exists():  # blobs that differ may unpack to the same layer
+        if not final.exists():  # different blobs may unpack to the same layer
             staging.publish(made, final)
 
     @contextmanager
@@ -200,15 +203,15 @@ class BlobStore:
         finally:
             made.unlink(missing_ok=True)
 
-    async def _arrived(self, blob: IncomingBlob, fetch: FetchBlob) -> None:
+    async def _receive(self, blob: IncomingBlob, fetch: FetchBlob) -> None:
         await fetch(blob)
         blob.check()
         await asyncio.to_thread(blob.flush)
         staging.publish(blob.path, self.blob(blob.digest))
-        blob.whole.set()
+        blob.complete.set()
 
 
-def _rotten(blob: Path, layer: Descriptor) -> bool:
+def _is_damaged(blob: Path, layer: Descriptor) -> bool:
     try:
         staging.verify(blob, layer.digest, layer.size)
     except ImageError:

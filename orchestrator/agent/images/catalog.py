@@ -1,4 +1,4 @@
-"""Which images a node has, and by which names: the store's index, one small JSON file."""
+"""The store's index: the images of a node and their names, in one small JSON file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.model.objects import Image
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is told of an image and what it is made of."""
+    """Metadata of an image, and its parts."""
 
     digest: str
     config_digest: str
@@ -28,7 +28,7 @@ class Record:
     entrypoint: tuple[str, ...]
     command: tuple[str, ...]
     blobs: frozenset[str]
-    """Digests of all blobs, the manifest among them."""
+    """Digests of all blobs, including the manifest."""
 
     @classmethod
     def of(cls, digest: str, size: int, manifest: Manifest, config: ConfigFile) -> Self:
@@ -56,31 +56,31 @@ class Catalog:
         self._indexes: dict[str, set[str]] = {}
         """Digest of an image → digests of the indexes that it was taken from."""
         self._made: set[str] = set()
-        """Digests of the images that began on this node."""
+        """Digests of the images that were built, loaded or imported on this node."""
 
     def has(self, digest: str) -> bool:
-        """Whether the image is here."""
+        """Whether the store has the image."""
         return digest in self._records
 
     def identified(self, digest: str) -> str | None:
-        """The digest of the image that a manifest's or an index's digest stands for."""
+        """The digest of the image with this digest of a manifest or index."""
         if digest in self._records:
             return digest
         return next((image for image, above in self._indexes.items() if digest in above), None)
 
     def add_indexes(self, digest: str, indexes: Iterable[str]) -> bool:
-        """Note indexes that an image here was taken from; whether one of them is new."""
+        """Record indexes that contain an image of the store; returns whether one is new."""
         known = self._indexes.setdefault(digest, set())
         before = len(known)
         known.update(indexes)
         return len(known) > before
 
     def note_made(self, digest: str) -> None:
-        """Note that an image here began on this node."""
+        """Record that an image was built, loaded or imported on this node."""
         self._made.add(digest)
 
     def made_here(self, digest: str) -> bool:
-        """Whether an image began on this node."""
+        """Whether an image was built, loaded or imported on this node."""
         return digest in self._made
 
     def named(self, name: str) -> str | None:
@@ -88,11 +88,11 @@ class Catalog:
         return self._names.get(name)
 
     def record(self, digest: str) -> Record:
-        """The record of an image that is here."""
+        """The record of an image of the store."""
         return self._records[digest]
 
     def image(self, digest: str) -> Image:
-        """An image that is here, as it is reported."""
+        """An image of the store, as reported to managers."""
         record = self._records[digest]
         return Image(
             id=digest,
@@ -117,7 +117,7 @@ class Catalog:
         self._names.update(dict.fromkeys(names, record.digest))
 
     def drop(self, digest: str) -> None:
-        """Forget an image and its names."""
+        """Remove an image and its names."""
         self._records.pop(digest, None)
         self._indexes.pop(digest, None)
         self._made.discard(digest)
@@ -125,11 +125,11 @@ class Catalog:
             del self._names[name]
 
     def drop_name(self, name: str) -> None:
-        """Take a name from its image."""
+        """Remove a name from its image."""
         del self._names[name]
 
     def needed(self) -> tuple[frozenset[str], frozenset[str]]:
-        """Digits of the digests of all blobs, and of all layers, that some image is made of."""
+        """Hex digits of the digests of all blobs, and of all layers, that an image needs."""
         records = self._records.values()
         return (
             frozenset(hex_of(blob) for record in records for blob in record.blobs)
@@ -138,7 +138,7 @@ class Catalog:
         )
 
     def dump(self) -> bytes:
-        """The file's content."""
+        """The content of the index file."""
         document = {
             "version": 1,
             "images": sorted(self._records),
@@ -151,7 +151,7 @@ class Catalog:
 
 @dataclass(frozen=True, slots=True)
 class IndexFile:
-    """What the file holds; all empty without one."""
+    """The content of the index file; empty if there is none."""
 
     images: tuple[str, ...] = ()
     """Digests."""
@@ -160,11 +160,11 @@ class IndexFile:
     indexes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Digest of an image → digests of the indexes that it was taken from."""
     made: frozenset[str] = frozenset()
-    """Digests of the images that began on this node."""
+    """Digests of the images that were built, loaded or imported on this node."""
 
 
 def read_index(path: Path) -> IndexFile:
-    """Read the file. Raises `ImageError` for one that this version cannot read."""
+    """Read the index file. Raises `ImageError` if this version cannot read it."""
     try:
         document = json.loads(path.read_bytes())
         if document["version"] != 1:
@@ -173,7 +173,7 @@ def read_index(path: Path) -> IndexFile:
             images=tuple(document["images"]),
             names=dict(document["names"]),
             indexes=dict(document.get("indexes", {})),
-            # One that was written before this was noted does not say who else has an image.
+            # A file of an older version has no such field: no other node may have its images.
             made=frozenset(document.get("made", document["images"])),
         )
     except FileNotFoundError:

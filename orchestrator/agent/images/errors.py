@@ -1,4 +1,4 @@
-"""What can go wrong with an image, in the user's words."""
+"""Errors of images; the text is one line for the user."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ class BuildError(ImageError):
 
 
 class ImageInUse(ImageError):
-    """The image cannot be removed now, because a container is made from it."""
+    """The image cannot be removed, because a container uses it."""
 
 
 class NoSpace(ImageError):
-    """The node's disk is too small for the image and what else is there."""
+    """The node's disk has too little space for the image."""
 
 
 class SourceGone(ImageError):
-    """Whoever was fetching a blob has gone; the others fetch it themselves."""
+    """The caller that fetched a shared blob was cancelled; other waiters fetch it again."""

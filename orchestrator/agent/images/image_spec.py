@@ -31,14 +31,14 @@ class ImageConfig:
     workdir: str = ""
     stop_signal: str = ""
     volumes: tuple[str, ...] = ()
-    """Folders that are to be volumes, absolute, sorted."""
+    """Folders declared as volumes, absolute, sorted."""
     labels: dict[str, str] = field(default_factory=dict)
     health: HealthCheck = field(default_factory=HealthCheck)
 
 
 @dataclass(frozen=True, slots=True)
 class LocalImage:
-    """An image whose layers are unpacked on this node."""
+    """An image with unpacked layers on this node."""
 
     digest: str
     """Of the manifest, `sha256:…`."""
@@ -48,7 +48,7 @@ class LocalImage:
 
 
 NO_IMAGE = LocalImage("", (), ImageConfig())
-"""Of a container that runs on the node's own files."""
+"""For a container whose root is the node's own files."""
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -57,7 +57,7 @@ OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What a program is compiled for, by Go's names."""
+    """An operating system and architecture, by Go's names."""
 
     os: str
     architecture: str
@@ -75,9 +75,9 @@ class Descriptor:
     size: int
     media_type: str = ""
     platform: Platform | None = None
-    """Only set in an index."""
+    """Set in an index only."""
     name: str = ""
-    """The image's name, where an archive's index has one."""
+    """The image's name, if an archive's index has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Several images: one for each platform, or all that an archive holds."""
+    """Several images: one per platform, or all of an archive."""
 
     manifests: tuple[Descriptor, ...]
 
@@ -104,7 +104,7 @@ class ConfigFile:
     diff_ids: tuple[str, ...]
     """Digests of the uncompressed layers, lowest first."""
     created_at: float
-    """Seconds since the epoch; 0.0 if the image does not say."""
+    """Seconds since the epoch; 0.0 if unknown."""
     platform: Platform | None
 
 
@@ -160,7 +160,7 @@ def parse_config(data: bytes) -> ConfigFile:
 
 
 def _health(document: dict[str, Any]) -> HealthCheck:
-    """Docker's `Healthcheck`, which the OCI's config has no word for; its times are in ns."""
+    """Docker's `Healthcheck`, which the OCI config lacks; its times are in nanoseconds."""
 
     def seconds(key: str) -> float:
         return int(document.get(key) or 0) / 1e9
@@ -176,7 +176,7 @@ def _health(document: dict[str, Any]) -> HealthCheck:
 
 
 def choose(candidates: Sequence[Descriptor], wanted: Platform) -> Descriptor:
-    """The candidate for the wanted platform. Raises `ImageError`, which lists what there is."""
+    """The candidate for the wanted platform. Raises `ImageError` with the available ones."""
     fitting = [c for c in candidates if c.platform is None or _fits(c.platform, wanted)]
     if not fitting:
         raise wrong_platform([c.platform for c in candidates], wanted)
@@ -189,13 +189,13 @@ def choose(candidates: Sequence[Descriptor], wanted: Platform) -> Descriptor:
 
 
 def check_platform(config: ConfigFile, wanted: Platform) -> None:
-    """Raises `ImageError` when the image is for another platform than the wanted one."""
+    """Raises `ImageError` if the image is not for the wanted platform."""
     if config.platform is not None and not _fits(config.platform, wanted):
         raise wrong_platform([config.platform], wanted)
 
 
 def wrong_platform(there: Sequence[Platform | None], wanted: Platform) -> ImageError:
-    """The error for an image that does not exist for this node."""
+    """The error for an image that lacks this node's platform."""
     known = sorted({str(p) for p in there if p is not None and p.os != "unknown"})
     return ImageError(
         f"the image is not for this node's platform {wanted}: it has {', '.join(known) or 'none'}"

@@ -16,23 +16,23 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def is_digest(text: str) -> bool:
-    """Whether `text` is a full SHA-256 digest, the only kind that is stored."""
+    """Whether `text` is a full SHA-256 digest, the only supported kind."""
     return _DIGEST.fullmatch(text) is not None
 
 
 def hex_of(digest: str) -> str:
-    """The digest's 64 hex digits. Raises `ImageError` for anything else, so that the result is
-    always safe as a file name."""
+    """The digest's 64 hex digits, which are safe as a file name. Raises `ImageError` for anything
+    else."""
     if not is_digest(digest):
         raise ImageError(f"{digest[:100]!r} is not a digest: sha256: and 64 hex digits are needed")
     return digest.removeprefix("sha256:")
 
 
 def full_name(text: str) -> str:
-    """The name as it is kept: with its tag (`latest` if it has none), and without the server and
-    folder that Docker leaves out (`docker.io/library/hello` is `hello:latest`).
+    """The normalized name: with its tag (`latest` if it has none), and without the server and
+    folder that Docker omits (`docker.io/library/hello` is `hello:latest`).
 
-    Raises `ImageError` for what is no image name.
+    Raises `ImageError` for an invalid name.
     """
     name, _, digest = text.partition("@")
     if digest:

@@ -1,4 +1,4 @@
-"""Work that several callers want at once, done once."""
+"""Sharing of concurrent work: several callers that need the same result wait for one run."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ V = TypeVar("V")
 
 
 class SingleFlight(Generic[K, V]):
-    """Runs at most one piece of work a key; whoever asks meanwhile gets its result or its error.
+    """Runs at most one call per key; concurrent callers share its result or error.
 
-    The work belongs to the object's lifetime, not to the caller that happened to come first: it
-    is cancelled when all who wait for it have gone, or when the object is closed.
+    The call is not bound to its first caller: it is cancelled when all waiters have gone, or when
+    the object is closed.
     """
 
     def __init__(self) -> None:
         self._tasks = asyncio.TaskGroup()
-        self._flying: dict[K, _Flight[V]] = {}
+        self._calls: dict[K, _Call[V]] = {}
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
@@ -32,46 +32,46 @@ class SingleFlight(Generic[K, V]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for flight in list(self._flying.values()):
-            flight.task.cancel()
+        for call in list(self._calls.values()):
+            call.task.cancel()
         # The caller's error, if any, is the caller's: it does not become one of a group.
         await self._tasks.__aexit__(None, None, None)
 
     async def run(self, key: K, work: Callable[[], Awaitable[V]]) -> V:
-        """The result of `work` for `key`, joined if it is under way. Raises what it raises."""
-        while (flight := self._flying.get(key)) is not None and flight.abandoned:
-            await asyncio.wait([flight.task])  # never two at once, not even while one is undone
-        if flight is None:
+        """The result of `work` for `key`, joined if it is running. Raises what `work` raises."""
+        while (call := self._calls.get(key)) is not None and call.abandoned:
+            await asyncio.wait([call.task])  # never two at a time, not even while one ends
+        if call is None:
             outcome: asyncio.Future[V] = asyncio.get_running_loop().create_future()
-            task = self._tasks.create_task(_fly(work, outcome))
-            task.add_done_callback(lambda _: self._land(key))
-            flight = self._flying[key] = _Flight(task, outcome)
-        flight.waiting += 1
+            task = self._tasks.create_task(_run_call(work, outcome))
+            task.add_done_callback(lambda _: self._finish(key))
+            call = self._calls[key] = _Call(task, outcome)
+        call.waiting += 1
         try:
-            return await asyncio.shield(flight.outcome)
+            return await asyncio.shield(call.outcome)
         finally:
-            flight.waiting -= 1
-            if not flight.waiting and not flight.outcome.done():
-                flight.abandoned = True
-                flight.task.cancel()
+            call.waiting -= 1
+            if not call.waiting and not call.outcome.done():
+                call.abandoned = True
+                call.task.cancel()
 
-    def _land(self, key: K) -> None:
-        flight = self._flying.pop(key)
-        if not flight.outcome.done():
-            flight.outcome.cancel()
+    def _finish(self, key: K) -> None:
+        call = self._calls.pop(key)
+        if not call.outcome.done():
+            call.outcome.cancel()
 
 
-async def _fly(work: Callable[[], Awaitable[V]], outcome: asyncio.Future[V]) -> None:
+async def _run_call(work: Callable[[], Awaitable[V]], outcome: asyncio.Future[V]) -> None:
     try:
         result = await work()
     except Exception as error:
         outcome.set_exception(error)
-        outcome.exception()  # the last to wait may have gone, and then it is no news to log
+        outcome.exception()  # retrieved, also if all waiters have gone
     else:
         outcome.set_result(result)
 
 
-class _Flight(Generic[V]):
+class _Call(Generic[V]):
     __slots__ = ("abandoned", "outcome", "task", "waiting")
 
     def __init__(self, task: asyncio.Task[None], outcome: asyncio.Future[V]) -> None:

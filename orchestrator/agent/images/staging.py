@@ -21,26 +21,26 @@ from orchestrator.linux.atomicfile import flush_folder
 from orchestrator.linux.trees import remove_tree
 
 _CHUNK = 1 << 20
-_LAST_WRITES = 10.0
-"""Seconds in which an unpacker notices that its agent was killed; it takes one chunk."""
+_UNPACKER_EXIT = 10.0
+"""Seconds until an unpacker has noticed that its agent was killed: after at most one chunk."""
 
 
 class Scratch:
-    """A folder of half-made things on the same file system as what they become."""
+    """A folder of temporary files and folders, on the file system of their destinations."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def used(self) -> bool:
-        """Whether there is anything."""
+        """Whether the folder has any content."""
         return self._root.is_dir() and any(self._root.iterdir())
 
     def clear(self) -> None:
-        """Remove what an earlier run left, and see that the folder exists. Blocks until those who
-        still write there have noticed that it is over."""
+        """Remove leftovers of an earlier run, and create the folder. Blocks until processes that
+        still write to it have ended."""
         self._root.mkdir(parents=True, exist_ok=True)
         for left in self._root.iterdir():
-            deadline = time.monotonic() + _LAST_WRITES
+            deadline = time.monotonic() + _UNPACKER_EXIT
             while True:
                 try:
                     remove_tree(left)
@@ -50,12 +50,12 @@ class Scratch:
                         raise
 
     def path(self) -> Path:
-        """A new name."""
+        """A new, unused path."""
         return self._root / uuid.uuid4().hex
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
-        """A new folder of mode 0755, removed at the end if it is still there."""
+        """A new folder of mode 0755, removed at the end of the block if it still exists."""
         path = self.path()
         path.mkdir()
         path.chmod(0o755)
@@ -66,13 +66,13 @@ class Scratch:
 
 
 def publish(made: Path, final: Path) -> None:
-    """Give a whole, flushed file or folder its final name, durably."""
+    """Rename a complete, flushed file or folder to its final name, durably."""
     made.rename(final)
     flush_folder(final.parent)
 
 
 def write_verified(source: IO[bytes], target: Path, digest: str, size: int) -> None:
-    """Copy and flush a blob. Raises `ImageError` when its size or digest is another."""
+    """Copy and flush a blob. Raises `ImageError` when its size or digest does not match."""
     found = hashlib.sha256()
     count = 0
     with target.open("wb") as out:
@@ -94,7 +94,7 @@ def verify(path: Path, digest: str, size: int | None) -> None:
 
 
 def compare(digest: str, found: str, size: int, count: int) -> None:
-    """Raises ImageError unless what was found is what a blob is to be."""
+    """Raises ImageError unless digest and size of a blob are as expected."""
     if count != size:
         raise ImageError(f"blob {digest} is damaged: it has {count} bytes instead of {size}")
     if found != digest:
@@ -102,22 +102,22 @@ def compare(digest: str, found: str, size: int, count: int) -> None:
 
 
 class IncomingBlob:
-    """A file that grows to be the blob `digest`; a context manager that closes it.
+    """A file to which the blob `digest` is written; a context manager that closes it.
 
-    Whoever reads it meanwhile sees the blob's beginning, unless `restarts` has grown since. Its
-    writer is one thread at a time.
+    A concurrent reader sees the beginning of the blob, unless `restarts` has increased since. Only
+    one thread may write at a time.
     """
 
     def __init__(self, path: Path, digest: str, size: int | None, limit: int) -> None:
-        """`path` does not exist yet. `size`: bytes of the blob; None: any, up to `limit`."""
+        """`path` must not exist. `size`: bytes of the blob; None: any, up to `limit`."""
         self.path = path
         self.digest = digest
         self.received = 0
-        """Bytes so far."""
+        """Bytes written."""
         self.restarts = 0
-        """How often what had come was thrown away."""
-        self.whole = asyncio.Event()
-        """Set when all is there, and right."""
+        """How often the content was discarded."""
+        self.complete = asyncio.Event()
+        """Set when the blob is complete and verified."""
         self._size = size
         self._limit = limit if size is None else size
         self._hash = hashlib.sha256()
@@ -130,7 +130,7 @@ class IncomingBlob:
         self._file.close()
 
     def write(self, data: bytes) -> None:
-        """Add to it. Raises ImageError for more than the blob has, OSError of the disk."""
+        """Append data. Raises ImageError if it exceeds the blob's size, OSError of the disk."""
         if self.received + len(data) > self._limit:
             raise ImageError(f"blob {self.digest} is damaged: it has over {self._limit} bytes")
         self._hash.update(data)
@@ -140,7 +140,7 @@ class IncomingBlob:
         self.received += len(data)
 
     def restart(self) -> None:
-        """Throw away what has come."""
+        """Discard the content."""
         if self.received:
             self._file.seek(0)
             self._file.truncate()
@@ -149,7 +149,7 @@ class IncomingBlob:
             self.restarts += 1
 
     def check(self) -> None:
-        """Raises ImageError unless it is the blob that it is to be."""
+        """Raises ImageError unless size and digest are as expected."""
         size = self.received if self._size is None else self._size
         compare(self.digest, f"sha256:{self._hash.hexdigest()}", size, self.received)
 
@@ -159,4 +159,4 @@ class IncomingBlob:
 
 
 FetchBlob = Callable[[IncomingBlob], Awaitable[None]]
-"""Brings all of a blob. Raises `ImageError`."""
+"""Fetches a complete blob. Raises `ImageError`."""

@@ -60,8 +60,8 @@ class ImageStore:
     def __init__(
         self, root: Path, platform: Platform | None = None, max_layer: int = MAX_LAYER
     ) -> None:
-        """`platform`: for which images are taken; None: this machine's. `max_layer`: bytes that a
-        layer may unpack to."""
+        """`platform`: the platform of images to use; None: this machine's. `max_layer`: maximum
+        bytes of an unpacked layer."""
         self._root = root
         self._index = root / "index.json"
         self._scratch = staging.Scratch(root / "tmp")
@@ -92,13 +92,13 @@ class ImageStore:
         await self._closing.__aexit__(kind, error, trace)
 
     def inventory(self) -> tuple[Image, ...]:
-        """All images of this node, sorted by id; `nodes` is left for the manager to fill."""
+        """All images of this node, sorted by id; the manager fills in `nodes`."""
         return self._catalog.images()
 
     def resolve(self, reference: str) -> str | None:
-        """The manifest digest of an image here, by its name or digest; None if it is not here.
+        """The manifest digest of an image, by name or digest; None if the store lacks it.
 
-        Raises `ImageError` for what is neither a name nor a digest.
+        Raises `ImageError` for an invalid reference.
         """
         digest = reference if is_digest(reference) else reference.partition("@")[2]
         if digest:
@@ -106,26 +106,26 @@ class ImageStore:
         return self._catalog.named(full_name(reference))
 
     def blob_path(self, digest: str) -> Path | None:
-        """The file of a blob, whole and not to be written to; None if it is not here."""
+        """The file of a blob, complete and read-only; None if the store lacks it."""
         return self._blobs.find(digest)
 
     @property
     def swept(self) -> bool:
-        """Whether all that no image needs has gone; not so while others are at work."""
+        """Whether all unneeded blobs and layers were removed, which waits for running work."""
         return not self._garbage
 
     def made_here(self, digest: str) -> bool:
-        """Whether an image here was built, loaded or imported, so that no other place may have it;
-        the others were fetched."""
+        """Whether an image was built, loaded or imported on this node, and not fetched: it may be
+        the only copy."""
         return self._catalog.made_here(digest)
 
     def touch(self, digest: str) -> None:
-        """Note that an image is in use now."""
+        """Record that an image is in use now."""
         if (path := self.blob_path(digest)) is not None:
             os.utime(path)
 
     def last_used(self, digest: str) -> float:
-        """When an image here was last made ready or touched, in seconds since the epoch."""
+        """When an image was last made ready or touched, in seconds since the epoch."""
         return self._blobs.blob(digest).stat().st_mtime
 
     async def load(self, archive: Path, name: str = "") -> Image:
@@ -133,10 +133,10 @@ class ImageStore:
         return (await self.load_all(archive, name))[0]
 
     async def load_all(self, archive: Path, name: str = "") -> tuple[Image, ...]:
-        """Take in an image archive: a tar, compressed or not, or a folder in the OCI layout.
+        """Load an image archive: a tar, compressed or not, or a folder in the OCI layout.
 
-        `name` is given to its image instead of the archive's own names. Raises `ImageError`, and
-        then nothing has changed.
+        `name` replaces the archive's own names. Raises `ImageError`, and then the store is
+        unchanged.
         """
         given = full_name(name) if name else ""
         async with self._working():
@@ -159,11 +159,11 @@ class ImageStore:
         return loaded
 
     async def ensure(self, digest: str, fetch: FetchBlob, name: str = "") -> LocalImage:
-        """The image of a manifest's or index's digest, ready to run: what is missing is fetched
-        and unpacked. With `name`, it gets that name, which any other image loses.
+        """The image of a manifest's or index's digest, ready to run: missing blobs are fetched and
+        layers unpacked. With `name`, that name moves to this image.
 
-        Callers that want the same blobs or layers meanwhile share the work. Raises `ImageError`;
-        what was complete by then is kept for the next attempt.
+        Concurrent callers share the work on common blobs and layers. Raises `ImageError`; complete
+        blobs and layers are kept for the next attempt.
         """
         hex_of(digest)
         names = (full_name(name),) if name else ()
@@ -174,22 +174,22 @@ class ImageStore:
             return ready
         indexes: list[str] = []
         async with self._working():
-            await self._blobs.fetched(digest, None, fetch)
+            await self._blobs.ensure_blob(digest, None, fetch)
             parsed = await asyncio.to_thread(self._manifest, digest)
             while not isinstance(parsed, Manifest):
                 chosen = choose(parsed.manifests, self.platform)
                 indexes.append(digest)
                 digest = chosen.digest
-                await self._blobs.fetched(digest, chosen.size, fetch)
+                await self._blobs.ensure_blob(digest, chosen.size, fetch)
                 parsed = await asyncio.to_thread(self._manifest, digest)
-            await self._blobs.fetched(parsed.config.digest, parsed.config.size, fetch)
+            await self._blobs.ensure_blob(parsed.config.digest, parsed.config.size, fetch)
             config = await asyncio.to_thread(self._config, parsed)
             check_platform(config, self.platform)
             slots = asyncio.Semaphore(_PARALLEL)
 
             async def layer(descriptor: Descriptor, diff_id: str) -> None:
                 async with slots:
-                    await self._blobs.unpacked(descriptor, diff_id, fetch)
+                    await self._blobs.ensure_layer(descriptor, diff_id, fetch)
 
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -204,7 +204,7 @@ class ImageStore:
             )
             record = await asyncio.to_thread(self._record, digest)
             self.touch(digest)
-            # From here to the end of the method, nobody can have removed it in between.
+            # There is no await from here on at which the image could be removed.
             self._ready[digest] = local
             new = not self._catalog.has(digest)
             if new:
@@ -214,8 +214,8 @@ class ImageStore:
             return local
 
     async def config(self, digest: str) -> ImageConfig | None:
-        """What an image here says of its containers; None if it is not here, or damaged. Nothing is
-        fetched. Raises OSError."""
+        """The process defaults of an image; None if the store lacks it or it is damaged. Fetches
+        nothing. Raises OSError."""
         if (here := self.resolve(digest)) is None:
             return None
         if (ready := self._ready.get(here)) is not None:
@@ -232,16 +232,16 @@ class ImageStore:
             return None
 
     async def tag(self, reference: str, name: str) -> None:
-        """Give an image here another name, which any other image loses. Raises `ImageError`."""
+        """Add a name to an image; any other image loses it. Raises `ImageError`."""
         digest = self._require(reference)
         self._catalog.add(self._catalog.record(digest), (full_name(name),))
         await self._save()
 
     async def remove(self, reference: str, in_use: Collection[str] = ()) -> None:
-        """Remove a name, and with its last name the image and all that no other image needs.
+        """Remove a name, and with its last name the image and all parts that no other image needs.
 
-        By its digest, an image goes with all of its names. `in_use`: the digests from which
-        there are containers. Raises `ImageInUse` for those, `ImageError` for what is not here.
+        By digest, an image is removed with all of its names. `in_use`: digests of images with
+        containers. Raises `ImageInUse` for those, `ImageError` for an unknown reference.
         """
         digest = self._require(reference)
         names = self._catalog.image(digest).names
@@ -258,26 +258,26 @@ class ImageStore:
             self._garbage = True
         await self._save()
         async with self._working():
-            pass  # sweeps, unless others are at work: then the last of them does
+            pass  # removes garbage at its end, unless other work is running: then that does
 
     async def untag(self, name: str, digest: str) -> None:
-        """Take a name from the image `digest`, which stays; fine when it is another's."""
+        """Remove a name from the image `digest`, which is kept; no-op if another image has it."""
         full = full_name(name)
         if self._catalog.named(full) == digest:
             self._catalog.drop_name(full)
             await self._save()
 
     def layers(self, digest: str) -> tuple[Path, ...]:
-        """The unpacked folders of an image here, lowest first. Raises `ImageError`."""
+        """The unpacked layers of an image, lowest first. Raises `ImageError`."""
         record = self._catalog.record(self._require(digest))
         return self._blobs.stack(record.diff_ids)
 
     def parts(self, digest: str) -> tuple[Path, ...]:
-        """Where the blobs and the unpacked layers of an image here are; images share them. Raises
+        """The paths of the blobs and unpacked layers of an image, which images share. Raises
         `ImageError`."""
         record = self._catalog.record(self._require(digest))
         blobs = tuple(self._blobs.blob(blob) for blob in sorted(record.blobs))
-        # Also those that a layer above hides, and each once.
+        # Each layer once, including those hidden by a layer above.
         return blobs + tuple(self._blobs.layer(each) for each in dict.fromkeys(record.diff_ids))
 
     def _require(self, reference: str) -> str:
@@ -304,7 +304,7 @@ class ImageStore:
             try:
                 record = self._record(digest)
             except (ImageError, OSError) as error:
-                log.warning("image %s is dropped, its blobs are not whole: %s", digest, error)
+                log.warning("dropping image %s, its blobs are incomplete: %s", digest, error)
             else:
                 owned = tuple(name for name, owner in index.names.items() if owner == digest)
                 self._catalog.add(record, owned)
@@ -314,7 +314,7 @@ class ImageStore:
         _remove_all(self._hide_garbage())
 
     async def _save(self) -> None:
-        """Write the index down and tell of it. What is written last is newest."""
+        """Write the index and notify of the change. Writes are serialized: the last is newest."""
         async with self._saving:
             data = self._catalog.dump()
             draft = self._scratch.path()
@@ -376,8 +376,8 @@ class ImageStore:
 
     @asynccontextmanager
     async def _working(self) -> AsyncIterator[None]:
-        """While blobs are being collected, those that no image needs yet must stay. What came of
-        them goes again where the disk is too small for all: the image could never be used."""
+        """Keep blobs that no image needs yet while an image is being collected. If the disk is too
+        small for all of them, they are removed again: the image could never be used."""
         self._busy += 1
         try:
             yield
@@ -397,7 +397,7 @@ class ImageStore:
                 await asyncio.to_thread(_remove_all, self._hide_garbage())
 
     def _hide_garbage(self) -> list[Path]:
-        """Take out of the store what no image needs. Only while nobody is at work."""
+        """Move unneeded blobs and layers out of the store. Only while no work is running."""
         self._garbage = False
         return self._blobs.hide_all_but(*self._catalog.needed())
 

@@ -120,7 +120,7 @@ class ImageRequests:
             raise ImageError(f"this node lacks the image {order.name}")
         with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
             place = Path(folder) / "image"
-            await asyncio.to_thread(layout.lay_out, place, manifest)
+            await asyncio.to_thread(layout.make_dir_layout, place, manifest)
             async with Frames.sending(call) as frames:
                 digest = await self._registry.push(place, order.name, order.auth, *_telling(frames))
             await call.write(dispatch_pb2.Frame(line=f"digest: {digest}"))

@@ -2,7 +2,7 @@
 """A node in a network and mount namespace of its own: an agent's process on the real kernel, and a
 manager over mutual TLS whose every word a test decides.
 
-For programs that are run as `enclosed(["python", PROGRAM, FOLDER], "--net")`: in there nothing that
+For programs that are run by `run_enclosed(PROGRAM, FOLDER)`: in there nothing that
 they make outlives them but cgroups, which `run` removes.
 """
 

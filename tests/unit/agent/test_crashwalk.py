@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.enclosure import enclosed
+from tests.enclosure import run_enclosed
 
 PARTS = 4
 """Of a container's life, which has many steps: each part is a test of its own."""
@@ -29,15 +27,7 @@ def test_an_agent_killed_at_any_step_loses_and_leaves_nothing(
     tmp_path: Path, way: str, part: int, parts: int, among: set[str], least: int
 ) -> None:
     program = Path(__file__).with_name("crashwalk.py")
-    done = subprocess.run(
-        enclosed(
-            [sys.executable, str(program), str(tmp_path), way, str(part), str(parts)], "--net"
-        ),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_enclosed(program, tmp_path, way, part, parts)
     tried = json.loads(done.stdout.splitlines()[-1])
     # The steps are found, not listed; these must be among them.
     assert among <= set(tried)

@@ -10,33 +10,19 @@ from pathlib import Path
 import pytest
 from nodeworld import START
 
-from tests.enclosure import enclosed
+from tests.enclosure import run_enclosed
 
 
 @pytest.mark.root
-def test_a_node_from_its_first_order_to_its_last(tmp_path: Path) -> None:
-    program = Path(__file__).with_name("realnode.py")
-    done = subprocess.run(
-        enclosed([sys.executable, str(program), str(tmp_path)], "--net"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+def test_a_node_through_its_whole_life(tmp_path: Path) -> None:
+    done = run_enclosed(Path(__file__).with_name("realnode.py"), tmp_path)
     memory = json.loads(done.stdout.splitlines()[-1])
     assert memory["agent"] + memory["helper"] < 90, "MiB: an idle agent and its helper are small"
 
 
 @pytest.mark.root
-def test_a_removed_node_stops_its_tasks_and_leaves(tmp_path: Path) -> None:
-    program = Path(__file__).with_name("removednode.py")
-    done = subprocess.run(
-        enclosed([sys.executable, str(program), str(tmp_path)], "--net"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+def test_a_removed_node_stops_its_tasks_and_leaves_the_cluster(tmp_path: Path) -> None:
+    done = run_enclosed(Path(__file__).with_name("removednode.py"), tmp_path)
     assert "this node has left the cluster, its volumes are kept" in done.stderr
     again = subprocess.run(
         [sys.executable, "-c", START, f"--data-dir={tmp_path}/a"],

@@ -1,7 +1,7 @@
-"""What is in a layer's blob: its bytes as they come, uncompressed.
+"""Decompression of a layer's blob while it arrives.
 
-Standard library only, but for `isal` where it is found, as the program `untar` uses it. What goes
-wrong is one line for the user.
+Standard library only, and `isal` if it is installed, since the program `untar` uses it. The text of
+an error is one line for the user.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 CHUNK = 1 << 20
-_MOMENT = 0.02
-"""Seconds between two looks at a blob that is still growing."""
+_POLL = 0.02
+"""Seconds between reads of a blob that is still growing."""
 
 
 class BadLayer(Exception):
@@ -26,29 +26,29 @@ class Blob:
     """The compressed bytes of a layer, an open file that may still grow."""
 
     def __init__(self, file: int, whole: int | None = None) -> None:
-        """`whole`: the pipe that tells when all is there; None when it is."""
+        """`whole`: a pipe that gets a byte when the blob is complete; None if it is."""
         self._file = file
         self._whole = whole
 
     def magic(self) -> bytes:
-        """The first four bytes, fewer in a shorter blob; they are read once more by `read`."""
+        """The first four bytes, fewer of a shorter blob; `read` returns them, too."""
         while len(data := os.pread(self._file, 4, 0)) < 4:
             if self._complete():
-                return os.pread(self._file, 4, 0)  # it has come since the look
+                return os.pread(self._file, 4, 0)  # written since the first read
         return data
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes as soon as there are some; none at the end."""
+        """Up to `size` bytes, waiting for the first; empty at the end."""
         while not (data := os.read(self._file, size)):
             if self._complete():
                 return os.read(self._file, size)
         return data
 
     def _complete(self) -> bool:
-        """Whether all is there, asked for no longer than a moment."""
+        """Whether the blob is complete; waits at most for a short time."""
         if self._whole is None:
             return True
-        if not select.select([self._whole], [], [], _MOMENT)[0]:
+        if not select.select([self._whole], [], [], _POLL)[0]:
             return False
         if not os.read(self._whole, 1):
             raise BadLayer("the agent is gone")
@@ -57,8 +57,8 @@ class Blob:
 
 
 def content(blob: Blob) -> Iterator[bytes]:
-    """The uncompressed content of a blob, in pieces of at most `CHUNK`. What is needed for it is
-    imported by this call, before the first piece."""
+    """The uncompressed content of a blob, in pieces of at most `CHUNK`. Modules are imported by
+    this call, before the first piece."""
     magic = blob.magic()
     if magic[:2] == b"\x1f\x8b":
         return _gunzip(blob, _inflate())
@@ -72,7 +72,7 @@ def content(blob: Blob) -> Iterator[bytes]:
 
 
 def _inflate() -> Any:
-    """The fastest module here that has zlib's interface."""
+    """The fastest installed module with zlib's interface."""
     try:
         from isal import isal_zlib
     except ImportError:
@@ -135,17 +135,17 @@ def write_all(pipe: int, piece: bytes) -> None:
 
 
 def attempt(step: Callable[[], None]) -> int:
-    """Do a step of the program; on failure print one line. The exit status."""
+    """Run a step of the program; on failure print one line. Returns the exit status."""
     try:
         step()
     except BadLayer as error:
         print(error, file=sys.stderr, flush=True)
     except BrokenPipeError:
-        pass  # the other process has failed and says why
+        pass  # the other process has failed and reports why
     except OSError as error:
         print(f"cannot unpack: {error.strerror}", file=sys.stderr, flush=True)
     except MemoryError:
-        print("the layer takes more memory to unpack than it may", file=sys.stderr, flush=True)
+        print("unpacking the layer exceeds the memory limit", file=sys.stderr, flush=True)
     else:
         return 0
     return 1

@@ -1,4 +1,4 @@
-"""The agent's side of reading a container's files: starts the program `rootreader`."""
+"""Exporting a container's files: starts the confined program `rootreader`."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ _CHUNK = 1 << 20
 
 
 async def read_root(root: Path, layers: Sequence[Path], ids: range) -> AsyncIterator[bytes]:
-    """All files of a container as a tar, in pieces, as fast as they are taken.
+    """All files of a container as a tar, in pieces, at the speed of the reader.
 
-    `root` is where a running container's root is mounted. Of one that does not run, `layers` (the
-    lowest first, its own the last) are mounted there for the program alone, read-only. `ids` are
-    the host's ids of the container's users, 0 and on. Raises ImageError.
+    `root` is the mount point of a running container's root. Of a stopped one, `layers` (lowest
+    first, its own the last) are mounted there, read-only, in the program's mount namespace. `ids`
+    are the host's ids of the container's users 0, 1, …. Raises ImageError.
     """
-    order = {"verb": "root", "root": str(root), "layers": _paths(layers), "ids": _pair(ids)}
-    async for piece in _output(order):
+    request = {"verb": "root", "root": str(root), "layers": _paths(layers), "ids": _pair(ids)}
+    async for piece in _output(request):
         yield piece
 
 
 async def read_changes(
     upper: Path, layers: Sequence[Path], mounts: frozenset[str]
 ) -> list[tuple[str, str]]:
-    """See `layerfiles.changes`. Raises ImageError."""
-    order = {
+    """See `rootreader.changes`. Raises ImageError."""
+    request = {
         "verb": "changes",
         "upper": str(upper),
         "layers": _paths(layers),
         "mounts": sorted(mounts),
     }
-    output = b"".join([piece async for piece in _output(order)])
+    output = b"".join([piece async for piece in _output(request)])
     names = (os.fsdecode(entry) for entry in output.split(b"\0")[:-1])
     return [(name[0], name[1:]) for name in names]
 
 
 async def write_layer(upper: Path, target: IO[bytes], mounts: frozenset[str], ids: range) -> None:
-    """See `layerfiles.write_layer`; `target` is a file. Raises ImageError."""
-    order = {"verb": "layer", "upper": str(upper), "mounts": sorted(mounts), "ids": _pair(ids)}
-    async for _ in _output(order, target.fileno()):
+    """See `rootreader.write_layer`; `target` is a file. Raises ImageError."""
+    request = {"verb": "layer", "upper": str(upper), "mounts": sorted(mounts), "ids": _pair(ids)}
+    async for _ in _output(request, target.fileno()):
         pass
 
 
@@ -59,10 +59,10 @@ def _pair(ids: range) -> list[int]:
     return [ids.start, len(ids)]
 
 
-async def _output(order: dict[str, Any], stdout: int = PIPE) -> AsyncIterator[bytes]:
-    """What the program writes, unless it writes to a descriptor `stdout`. Raises ImageError."""
+async def _output(request: dict[str, Any], stdout: int = PIPE) -> AsyncIterator[bytes]:
+    """The output of the program, unless it writes to a descriptor `stdout`. Raises ImageError."""
     process = await asyncio.create_subprocess_exec(
-        *_PROGRAM, json.dumps(order), stdin=DEVNULL, stdout=stdout, stderr=PIPE, limit=_CHUNK
+        *_PROGRAM, json.dumps(request), stdin=DEVNULL, stdout=stdout, stderr=PIPE, limit=_CHUNK
     )
     assert process.stderr is not None
     try:

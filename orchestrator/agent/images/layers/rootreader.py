@@ -36,13 +36,13 @@ from orchestrator.linux.confine import (
 from orchestrator.linux.mounts import detached, mount_overlay, unshare_mounts
 
 HOST_IDS = range(0)
-"""Of a container that has the host's users."""
+"""Of a container with the host's users."""
 WHITEOUT = ".wh."
 OPAQUE = ".wh..wh..opq"
 
 _CAPABILITY_V2 = 0x02000000
 
-# What the OCI runtime makes in a root to mount on: as little the container's as its mounts are.
+# Mount points that the OCI runtime creates in a root; they are no change by the container.
 _MOUNT_POINTS = frozenset(
     {"dev", "proc", "sys", "etc/hosts", "etc/hostname", "etc/resolv.conf", "etc/mtab"}
 )
@@ -51,9 +51,9 @@ _MOUNT_POINTS = frozenset(
 def changes(
     upper: Path, layers: Sequence[Path], mounts: frozenset[str] = frozenset()
 ) -> list[tuple[str, str]]:
-    """(`A`, `C` or `D`; path) of what is other than in `layers` (lowest first), by path.
+    """The differences from `layers` (lowest first) as (`A`, `C` or `D`; path), by path.
 
-    `mounts` are further mount points, without their first slash.
+    `mounts` are additional mount points, without the leading slash.
     """
     found: list[tuple[str, str]] = []
     for name, info in _walk(upper):
@@ -66,7 +66,7 @@ def changes(
         else:
             found.append(("A" if below is None else "C", f"/{name}"))
     kept = {path for _, path in found}
-    # A folder of which only mount points were touched is not the container's doing.
+    # /etc alone is changed by the creation of its mount points.
     return [
         (kind, path)
         for kind, path in found
@@ -82,7 +82,7 @@ def write_layer(
 ) -> None:
     """Write a writable layer as the tar of an image's layer, with owners, links and attributes.
 
-    `ids` are the host's ids of the container's users, 0 and on.
+    `ids` are the host's ids of the container's users 0, 1, ….
     """
     inodes: dict[tuple[int, int], str] = {}
     with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as archive:
@@ -99,7 +99,7 @@ def write_layer(
 
 
 def write_root(root: Path, target: IO[bytes], ids: range = HOST_IDS) -> None:
-    """Write a whole mounted root as a plain tar."""
+    """Write a complete mounted root as an uncompressed tar."""
     inodes: dict[tuple[int, int], str] = {}
     with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         for name, info in _walk(root):
@@ -107,14 +107,14 @@ def write_root(root: Path, target: IO[bytes], ids: range = HOST_IDS) -> None:
 
 
 def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """The files below `root` by their paths, a folder before what is in it."""
+    """The files below `root` by path, a folder before its content."""
     waiting = [iter(_listed(root, ""))]
     while waiting:
         for name in waiting[-1]:
             try:
                 info = os.lstat(root / name)
             except (FileNotFoundError, NotADirectoryError):
-                continue  # gone meanwhile
+                continue  # removed concurrently
             yield name, info
             if stat.S_ISDIR(info.st_mode):
                 waiting.append(iter(_listed(root, name)))
@@ -152,7 +152,7 @@ def _add(
         for header, value in member.pax_headers.items()
         if not header.startswith((f"{XATTR}trusted.overlay.", f"{XATTR}user.overlay."))
     }
-    # Root can open every file, but no device where the mount forbids them: the file is one by now.
+    # Root can open any file except a device on a mount that forbids them: the file was replaced.
     with suppress(PermissionError):
         add_entry(archive, member, str(path))
 
@@ -185,13 +185,13 @@ def _hidden(name: str, mounts: frozenset[str]) -> bool:
 
 
 def _below(layers: Sequence[Path], name: str) -> os.stat_result | None:
-    """What the highest of the layers has under this name, if it does not hide it."""
+    """The entry of the highest layer that has this name, unless it is hidden."""
     parts = name.split("/")
     for layer in reversed(layers):
         path, hides, info = layer, False, None
         for part in parts:
             if info is not None and not stat.S_ISDIR(info.st_mode):
-                # Not even a link to a folder is one: nothing of it, or below it, shows.
+                # Not a folder (a link to one neither): it hides this layer and those below.
                 hides = True
                 break
             hides = hides or (path != layer and _attribute(path, "trusted.overlay.opaque"))
@@ -221,7 +221,7 @@ def _attribute(path: Path, key: str) -> bool:
 
 
 def main(argv: list[str]) -> None:
-    """Do what the order says."""
+    """Serve the request."""
     limit_memory()
     try:
         _read(json.loads(argv[0]))
@@ -230,30 +230,30 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         sys.exit(f"the container's files cannot be read: {(error.strerror or str(error)).lower()}")
     except MemoryError:
-        sys.exit("the container's files take more memory to read than they may")
+        sys.exit("reading the container's files exceeds the memory limit")
 
 
-def _read(order: dict[str, Any]) -> None:
+def _read(request: dict[str, Any]) -> None:
     output = sys.stdout.buffer
-    mounts = frozenset(order.get("mounts", ()))
-    first, count = order.get("ids", (0, 0))
+    mounts = frozenset(request.get("mounts", ()))
+    first, count = request.get("ids", (0, 0))
     ids = range(first, first + count)
-    match order["verb"]:
+    match request["verb"]:
         case "root":
-            root, layers = order["root"], order["layers"]
+            root, layers = request["root"], request["layers"]
             if layers:
                 unshare_mounts(receive=False)
                 mount_overlay(layers, root)
             confine({"root": detached(root, READ_ONLY)})
             write_root(Path("/root"), output, ids)
         case "layer":
-            confine({"upper": detached(order["upper"], READ_ONLY)})
+            confine({"upper": detached(request["upper"], READ_ONLY)})
             write_layer(Path("/upper"), output, mounts, ids)
         case "changes":
-            places = {str(number): path for number, path in enumerate(order["layers"])}
-            places["upper"] = order["upper"]
+            places = {str(number): path for number, path in enumerate(request["layers"])}
+            places["upper"] = request["upper"]
             confine({name: detached(path, READ_ONLY) for name, path in places.items()})
-            below = [Path(f"/{number}") for number in range(len(order["layers"]))]
+            below = [Path(f"/{number}") for number in range(len(request["layers"]))]
             for kind, path in changes(Path("/upper"), below, mounts):
                 output.write(os.fsencode(kind + path) + b"\0")
     output.flush()

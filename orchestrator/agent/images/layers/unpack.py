@@ -1,4 +1,4 @@
-"""The agent's side of unpacking: start the confined program, wait, pass on what it says."""
+"""Unpacking layers and build contexts: starts the confined program `untar`, reports its error."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from orchestrator.daemon import bareprogram
 
 _PROGRAM = bareprogram.command("orchestrator.agent.images.layers.untar", "-X", "utf8")
 MAX_LAYER = 64 << 30
-"""Bytes that a layer's content may have, unless told otherwise: more than any that is meant."""
+"""Default maximum of bytes of an unpacked layer: more than any legitimate one has."""
 MAX_ENTRIES = 4_000_000
-"""Files and folders that a layer may have: each takes an inode of the node's disk."""
+"""Maximum of files and folders of a layer: each takes an inode of the node's disk."""
 
 
 async def unpack_layer(
@@ -31,16 +31,16 @@ async def unpack_layer(
 
     `folder` must exist and be empty; it is flushed to disk at the end. The content's digest must
     be `diff_id`, its size at most `limit` bytes, and its files and folders at most `entries`. With
-    `whole`, the blob still grows, and is read as it does, until that is set. Raises `ImageError`;
-    the folder is then to be thrown away.
+    `whole`, the blob is still growing until that is set, and is read as it does. Raises
+    `ImageError`; the folder must then be removed.
     """
     await _run(blob, folder, diff_id, limit, whole, entries)
 
 
 async def unpack_context(archive: Path, folder: Path) -> None:
-    """Unpack a build context, a tar as a client sent it, confined like a layer.
+    """Unpack a build context, a tar from a client, confined like a layer.
 
-    `folder` must exist and be empty. Raises `ImageError`; the folder is then to be thrown away.
+    `folder` must exist and be empty. Raises `ImageError`; the folder must then be removed.
     """
     await _run(archive, folder, "-", MAX_LAYER, None, MAX_ENTRIES)
 
@@ -53,54 +53,61 @@ async def _run(
     whole: asyncio.Event | None,
     entries: int,
 ) -> None:
-    told, tell = os.pipe()
-    with FileIO(tell, "wb") as news:
+    complete_read, complete_write = os.pipe()
+    with FileIO(complete_write, "wb") as completion:
         try:
             with blob.open("rb") as source:
                 process = await asyncio.create_subprocess_exec(
                     *_PROGRAM,
-                    *(str(folder), diff_id, str(limit), str(entries), str(told), _packages()),
+                    *(
+                        str(folder),
+                        diff_id,
+                        str(limit),
+                        str(entries),
+                        str(complete_read),
+                        _packages(),
+                    ),
                     stdin=source,
                     stdout=asyncio.subprocess.DEVNULL,
                     stderr=asyncio.subprocess.PIPE,
-                    pass_fds=(told,),
+                    pass_fds=(complete_read,),
                 )
         finally:
-            os.close(told)
-        said = await _said(process, news, whole)
+            os.close(complete_read)
+        output = await _error_output(process, completion, whole)
     if process.returncode:
-        lines = said.decode(errors="replace").splitlines()
+        lines = output.decode(errors="replace").splitlines()
         raise ImageError(lines[0] if lines else f"unpacking ended with status {process.returncode}")
 
 
-async def _said(
-    process: asyncio.subprocess.Process, news: FileIO, whole: asyncio.Event | None
+async def _error_output(
+    process: asyncio.subprocess.Process, completion: FileIO, whole: asyncio.Event | None
 ) -> bytes:
-    """What the program wrote of errors by its end; it is told when its blob is whole."""
+    """Wait for the program's end and return its stderr; signal to it when its blob is complete."""
     try:
         async with asyncio.TaskGroup() as tasks:
-            telling = tasks.create_task(_tell(news, whole))
-            _, said = await process.communicate()
-            telling.cancel()
+            signalling = tasks.create_task(_signal_complete(completion, whole))
+            _, output = await process.communicate()
+            signalling.cancel()
     except asyncio.CancelledError:
         with suppress(ProcessLookupError):
             process.kill()
-        news.close()
-        # Its error pipe closes when all of its processes have ended, so that nobody writes into
-        # the folder any more when it is removed.
+        completion.close()
+        # Its error pipe closes when all of its processes have ended, so that nothing writes to the
+        # folder any more when it is removed.
         await asyncio.shield(process.communicate())
         raise
-    return said
+    return output
 
 
-async def _tell(news: FileIO, whole: asyncio.Event | None) -> None:
+async def _signal_complete(completion: FileIO, whole: asyncio.Event | None) -> None:
     if whole is not None:
         await whole.wait()
-    with suppress(BrokenPipeError):  # it has failed already, and says why
-        news.write(b"w")
+    with suppress(BrokenPipeError):  # it has failed already, and reports why
+        completion.write(b"w")
 
 
 def _packages() -> str:
-    """The folder of Python packages that `isal` is in; empty where it is not installed."""
+    """The folder of Python packages that has `isal`; empty if it is not installed."""
     found = find_spec("isal")
     return str(Path(found.origin).parent.parent) if found and found.origin else ""

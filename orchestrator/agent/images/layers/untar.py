@@ -2,19 +2,18 @@
 
 Arguments: FOLDER DIFF_ID LIMIT ENTRIES WHOLE PACKAGES; BLOB is its standard input (`bareprogram`).
 
-Two processes, so that both cores work: the first decompresses and hashes, as nobody, for it needs
-no files but the two that are open; the second changes its root into FOLDER and makes what the tar
-says. Of what is in PACKAGES, a folder or nothing, it takes `isal`, which inflates twice as fast as
-zlib. On failure it prints one line and exits with status 1; FOLDER then holds rubbish that the
-caller throws away.
+Two processes, to use two cores: the first decompresses and hashes as the user nobody, since it
+needs only its two open files; the second changes its root to FOLDER and makes the files of the tar.
+From PACKAGES, a folder or empty, it imports `isal`, which inflates twice as fast as zlib. On
+failure it prints one line and exits with status 1; the caller must then remove FOLDER.
 
-BLOB may still grow. WHOLE is the descriptor of a pipe: a byte in it says that all of BLOB is there,
-and its end without one that nobody needs the layer any more.
+BLOB may still grow. WHOLE is the descriptor of a pipe: a byte in it means that BLOB is complete,
+and its end without one that the layer is not needed any more.
 
-LIMIT is how many bytes the content may have, and ENTRIES how many files and folders. Whatever the
-tar says, neither process takes more than a fixed amount of memory: headers have a limit, and what
-must be remembered of folders is in a file. DIFF_ID `-` takes a tar that is no layer (a build
-context): nothing is verified, and whiteouts are names like any other.
+LIMIT is the maximum of bytes of the content, ENTRIES that of files and folders. For any input, both
+processes use a bounded amount of memory: headers are limited, and the times of folders are kept in
+a file. DIFF_ID `-` means a tar that is no layer (a build context): nothing is verified, and
+whiteouts are ordinary names.
 
 Layer rules: OCI image-spec, layer.md. Overlay's marks: kernel, filesystems/overlayfs.rst.
 """
@@ -49,14 +48,14 @@ _OPAQUE = ".wh..wh..opq"
 _XATTR = "SCHILY.xattr."
 _NOBODY = 65534
 MAX_HEADER = 8 << 20
-"""Bytes of all that describes one file: long names, extended attributes, the places of holes. Far
-more than Linux can store of any file."""
+"""Maximum bytes of one file's headers: long names, extended attributes, holes. Far more than Linux
+can store for any file."""
 _LONG_HEADERS = f"the layer has a file with more than {MAX_HEADER >> 20} MiB of headers"
 _LARGE = 64 << 20
-"""Bytes of a file from which on it is looked first whether the disk has room for it."""
+"""Size of a file from which free disk space is checked first, in bytes."""
 NO_SPACE = (
-    "no space left on this node's disk for the image: remove images there that nobody needs "
-    "('orc image prune'), or give it a larger disk"
+    "no space left on this node's disk for the image: remove unused images ('orc image prune'), or "
+    "give it a larger disk"
 )
 
 _Made = TypeVar("_Made")
@@ -67,7 +66,7 @@ class Source(Protocol):
 
 
 class Forward:
-    """A pipe as tarfile wants it: it knows its position and can skip ahead."""
+    """A pipe with the interface that tarfile needs: it has a position and can skip forward."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -78,11 +77,11 @@ class Forward:
         return self._position
 
     def begin_header(self) -> None:
-        """What `read` reads from now on belongs to the next file."""
+        """Start the header of the next file: reset its limit."""
         self._header = MAX_HEADER
 
     def read(self, size: int) -> bytes:
-        """For tarfile, which reads headers alone: as long as they say that they are."""
+        """For tarfile, which reads only headers; their length is limited."""
         self._header -= size
         if self._header < 0:
             raise BadLayer(f"the layer has a file with more than {MAX_HEADER >> 20} MiB of headers")
@@ -100,10 +99,10 @@ class Forward:
 
 
 class Unpacker:
-    """Makes files in the current root, which must hold nothing that it may not overwrite."""
+    """Makes files in the current root, where it may overwrite everything."""
 
     def __init__(self, layer: bool, entries: int) -> None:
-        """`entries`: how many files and folders there may be."""
+        """`entries`: maximum number of files and folders."""
         self._layer = layer
         self._entries = self._left = entries
         self._times = _FolderTimes()
@@ -125,15 +124,15 @@ class Unpacker:
                 if sum(map(len, archive.pax_headers.values())) > MAX_HEADER:
                     raise BadLayer(_LONG_HEADERS)
                 try:
-                    # Not next(): that takes a broken header for the end of the archive.
+                    # Not next(), which treats a broken header as the end of the archive.
                     member = tarfile.TarInfo.fromtarfile(archive)
                 except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
                     member = None
         except (tarfile.TarError, ValueError, OverflowError) as error:
             raise BadLayer(f"the layer is not a valid tar: {error}") from error
         except RecursionError:
-            raise BadLayer("the layer is not a valid tar: a header follows a header") from None
-        # Making files in a folder changes its time, so these come last.
+            raise BadLayer("the layer is not a valid tar: too many consecutive headers") from None
+        # Last, since creating files in a folder changes its time.
         self._times.set()
         while reader.read_content(CHUNK):
             pass
@@ -204,7 +203,7 @@ class Unpacker:
             _check_room(member.size)
         fd = self._place(path, lambda: os.open(path, flags, 0o600))
         try:
-            # A file whose holes were left out says where its pieces go.
+            # A sparse file lists the offsets of its data.
             pieces: Any = member.sparse if member.sparse is not None else [(0, member.size)]
             for offset, size in pieces:
                 while size > 0:
@@ -242,11 +241,11 @@ class Unpacker:
                 os.unlink(path)
                 os.mkdir(path, 0o755)
                 if self._layer and _is_whiteout(found):
-                    # It was removed below and made anew here: nothing from below shows through.
+                    # Removed and created again in this layer: hide the content of lower layers.
                     _make_opaque(path)
 
     def _place(self, path: str, make: Callable[[], _Made]) -> _Made:
-        """Make something that is no folder, in place of whatever the layer had there before."""
+        """Make a non-folder, replacing an earlier entry of the layer at this path."""
         try:
             return make()
         except (FileNotFoundError, NotADirectoryError):
@@ -261,7 +260,7 @@ class Unpacker:
             return make()
 
     def _parents(self, path: str) -> None:
-        """Make the folders above `path` that the tar has not listed."""
+        """Make the parent folders of `path` that are not in the tar."""
         folder = ""
         for part in path.split("/")[1:-1]:
             folder += "/" + part
@@ -281,16 +280,16 @@ class Unpacker:
         self._parents(folder + "/x")
         if name == _OPAQUE:
             _make_opaque(folder)
-        elif not name.startswith(_WHITEOUT + _WHITEOUT):  # others are AUFS's own book-keeping
+        elif not name.startswith(_WHITEOUT + _WHITEOUT):  # others are AUFS metadata
             hidden = os.path.join(folder, name.removeprefix(_WHITEOUT))
             if os.path.basename(hidden) in ("", ".", ".."):
-                raise BadLayer(f"{name!r} removes nothing that has a name")
+                raise BadLayer(f"{name!r} is a whiteout without a name")
             try:
                 os.mknod(hidden, stat.S_IFCHR, 0)
                 _hide_whiteouts(folder)
             except FileExistsError:
-                # A whiteout speaks of the layers below. What this layer has there stays, and a
-                # folder no longer shows what is under it.
+                # A whiteout concerns lower layers only: an entry of this layer is kept, and a
+                # folder becomes opaque.
                 if stat.S_ISDIR(os.lstat(hidden).st_mode):
                     _make_opaque(hidden)
 
@@ -300,7 +299,7 @@ class Unpacker:
                 continue
             name = key.removeprefix(_XATTR)
             if name.startswith("trusted.overlay."):
-                continue  # these would steer the overlay mount, not the file
+                continue  # these would control the overlay mount, not the file
             value = text.encode("utf-8", "surrogateescape")
             try:
                 if isinstance(target, int):
@@ -308,8 +307,8 @@ class Unpacker:
                 else:
                     os.setxattr(target, name, value, follow_symlinks=False)
             except OSError as error:
-                # Labels of a security module or a file system that is not here mean nothing
-                # here; a lost capability would make a program fail later and elsewhere.
+                # Labels of a security module or file system that this node lacks have no effect
+                # here; a lost capability would make a program fail later.
                 if name == "security.capability" or error.errno not in (
                     errno.ENOTSUP,
                     errno.EPERM,
@@ -319,7 +318,7 @@ class Unpacker:
 
 
 def disk_is_full(error: OSError) -> bool:
-    """Whether it is for want of space, or of what the owner may use of it."""
+    """Whether the error means that the disk or a quota is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -332,16 +331,16 @@ def _make_opaque(folder: str) -> None:
 
 
 def _hide_whiteouts(folder: str) -> None:
-    """Keep whiteouts out of the folder's listings, also where no layer below has it.
+    """Hide whiteouts in the folder's listings, also if no lower layer has it.
 
-    The kernel looks for whiteouts only in folders that it merged, in this mount or, as the presence
-    of this attribute tells it, in an earlier one.
+    The kernel filters whiteouts only in folders that it merged, in this mount or, as this attribute
+    indicates, in an earlier one.
     """
     os.setxattr(folder, "trusted.overlay.origin", b"")
 
 
 def is_opaque(folder: os.PathLike[str]) -> bool:
-    """Whether nothing from below shows through a folder of a layer."""
+    """Whether a folder of a layer hides the same folder of lower layers."""
     try:
         return os.getxattr(folder, "trusted.overlay.opaque") == b"y"
     except OSError:
@@ -349,8 +348,8 @@ def is_opaque(folder: os.PathLike[str]) -> bool:
 
 
 class _FolderTimes:
-    """Folders' times of change, for the end: in a file without a name, since there may be more of
-    them than memory should hold."""
+    """Modification times of folders, applied at the end. They are kept in an anonymous file, since
+    their number is not bounded."""
 
     def __init__(self) -> None:
         name = "/.times"
@@ -359,11 +358,11 @@ class _FolderTimes:
         os.unlink(name)
 
     def add(self, path: str, time: int) -> None:
-        """The last time of a path counts."""
+        """Record a time; the last one of a path applies."""
         self._file.write(b"%d %s\0" % (time, os.fsencode(path)))
 
     def set(self) -> None:
-        """Set the times of those that are still folders."""
+        """Set the times of paths that are still folders."""
         self._file.seek(0)
         rest = b""
         while piece := self._file.read(CHUNK):
@@ -377,14 +376,14 @@ class _FolderTimes:
 
 
 def _check_room(size: int) -> None:
-    """Refuse a file that the disk has no room for before it is written."""
+    """Reject a file that exceeds the free disk space before it is written."""
     disk = os.statvfs("/")
     if size > disk.f_bavail * disk.f_frsize:
         raise BadLayer(NO_SPACE)
 
 
 def _nanoseconds(member: tarfile.TarInfo) -> int:
-    """The time of change. The PAX text is exact, tarfile's float of it is not."""
+    """The modification time. The PAX text is exact, tarfile's float is not."""
     text = member.pax_headers.get("mtime")
     if text is None:
         return int(member.mtime) * 1_000_000_000
@@ -394,7 +393,7 @@ def _nanoseconds(member: tarfile.TarInfo) -> int:
 
 
 def _feed(blob: Blob, pipe: int, diff_id: str, limit: int, parent: int) -> None:
-    """Decompress into the pipe, and check at the end that it was the layer that was meant."""
+    """Decompress to the pipe, and verify the digest at the end."""
     digest = hashlib.sha256()
     size = 0
     pieces = content(blob)
@@ -434,7 +433,7 @@ def _flush(folder: int) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """The whole program; its exit status."""
+    """Run the program; returns its exit status."""
     folder, diff_id, packages = argv[0], argv[1], argv[5]
     limit, entries, whole = (int(text) for text in argv[2:5])
     if packages:
@@ -455,6 +454,6 @@ def main(argv: list[str]) -> int:
     os.close(inlet)
     status |= os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
     if status == 0 and diff_id != "-":
-        # One flush for all files of the layer, before its name promises that it is whole.
+        # One flush for all files of the layer, before it gets its final name.
         status = attempt(lambda: _flush(target))
     return status

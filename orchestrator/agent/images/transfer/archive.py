@@ -42,14 +42,14 @@ from orchestrator.agent.images.image_spec import (
 from orchestrator.agent.images.names import full_name, hex_of
 
 MAX_DOCUMENT = 8 << 20
-"""Bytes of JSON that are read at most: no real manifest or config comes near."""
+"""Maximum bytes of a JSON document: no real manifest or config is close to it."""
 
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """One blob of an archive: where it lies in it, or its bytes."""
+    """One blob of an archive: its path there, or its bytes."""
 
     digest: str
     size: int
@@ -74,7 +74,7 @@ class Files(Protocol):
     def has(self, path: str) -> bool: ...
 
     def open(self, path: str) -> IO[bytes]:
-        """Raises `ImageError` when it is not there or is no file."""
+        """Raises `ImageError` when there is no such file."""
         ...
 
 
@@ -117,8 +117,8 @@ class TarFiles:
 
 @contextmanager
 def open_archive(path: Path, scratch: Path) -> Iterator[Files]:
-    """The files of an archive: a folder, or a tar that may be compressed as a whole (it is then
-    decompressed into the folder `scratch` first, since a tar is read here and there).
+    """The files of an archive: a folder, or a tar, which may be compressed (it is then decompressed
+    to the folder `scratch` first, since members are read in any order).
 
     Raises `ImageError` when it is neither.
     """
@@ -141,12 +141,12 @@ def open_archive(path: Path, scratch: Path) -> Iterator[Files]:
 
 
 NOT_COMPRESSED = (EOFError, lzma.LZMAError, zlib.error, CalledProcessError)
-"""What `decompressed` raises, beside OSError, for a file that is not what its beginning says."""
+"""Errors of `decompressed`, in addition to OSError, for a file that is damaged."""
 
 
 def decompressed(path: Path, scratch: Path) -> Path:
-    """A file with the content of one that gzip, zstd, bzip2 or xz has compressed, in the folder
-    `scratch`; the file itself if none has."""
+    """Decompress a file (gzip, zstd, bzip2 or xz) to the folder `scratch`; returns the file itself
+    if it is not compressed."""
     with path.open("rb") as file:
         magic = file.read(6)
     plain = scratch / "decompressed"
@@ -165,14 +165,14 @@ def decompressed(path: Path, scratch: Path) -> Path:
         with opener(path) as source, plain.open("wb") as target:
             shutil.copyfileobj(source, target, _CHUNK)
     except OSError as error:
-        if error.errno is None:  # bz2's word for damage
+        if error.errno is None:  # bz2 reports damage like this
             raise EOFError(str(error)) from error
         raise
     return plain
 
 
 def not_an_archive() -> ImageError:
-    """The error for a file of another kind."""
+    """The error for a file that is no archive."""
     return ImageError(
         "this is not an image archive: "
         "make one with `docker save`, `podman save` or `skopeo copy … oci-archive:FILE`"
@@ -180,10 +180,10 @@ def not_an_archive() -> ImageError:
 
 
 def read_images(files: Files, wanted: Platform) -> tuple[ArchivedImage, ...]:
-    """All images of an archive that are for the wanted platform, at least one.
+    """All images of an archive for the wanted platform, at least one.
 
-    Raises `ImageError` when there is none, or when it is no image archive or is damaged. Blobs are
-    not verified here: that happens while they are copied.
+    Raises `ImageError` when there is none, or when the archive is invalid. Blobs are verified
+    later, while they are copied.
     """
     if files.has("index.json"):
         images = _oci_images(files, wanted)
@@ -201,7 +201,7 @@ def _oci_images(files: Files, wanted: Platform) -> tuple[ArchivedImage, ...]:
     if not isinstance(index, Index):
         raise ImageError("the archive's index.json is not an index")
     by_config = _docker_names(files)
-    # Entries with one name and platforms of their own are one image; all others are one each.
+    # Entries with the same name and different platforms are one image; all others are one each.
     groups: dict[tuple[str, str], list[Descriptor]] = {}
     for descriptor in index.manifests:
         key = (descriptor.name, "" if descriptor.platform else descriptor.digest)
@@ -220,7 +220,7 @@ def _oci_images(files: Files, wanted: Platform) -> tuple[ArchivedImage, ...]:
 def _oci_image(
     files: Files, descriptor: Descriptor, wanted: Platform, by_config: dict[str, list[str]]
 ) -> ArchivedImage:
-    for _ in range(4):  # indexes may be nested; nobody nests them deeper
+    for _ in range(4):  # indexes may be nested, in practice less deeply
         data = read_document(files, _blob(descriptor.digest))
         _verify(data, descriptor.digest)
         manifest = parse_manifest(data)
@@ -243,7 +243,7 @@ def _oci_image(
 
 
 def _docker_image(files: Files, entry: dict[str, Any], wanted: Platform) -> ArchivedImage:
-    """`docker save` keeps no manifest, so one is made; the same input makes the same digest."""
+    """`docker save` writes no manifest, so one is made, deterministically."""
     config_data = read_document(files, entry["Config"])
     config = parse_config(config_data)
     check_platform(config, wanted)
@@ -253,7 +253,7 @@ def _docker_image(files: Files, entry: dict[str, Any], wanted: Platform) -> Arch
     for path, diff_id in zip(entry["Layers"], config.diff_ids, strict=True):
         with files.open(path) as file:
             identity, kind = _digest_and_size(file), _layer_type(file)
-        # The only digest that such an archive has of a layer. A packed one is checked as it is
+        # The only digest of a layer in such an archive. A compressed layer is verified when it is
         # unpacked.
         if kind == OCI_LAYER and identity[0] != diff_id:
             raise ImageError(
@@ -313,7 +313,7 @@ def _blob(digest: str) -> str:
 
 
 def read_document(files: Files, path: str) -> bytes:
-    """A small JSON file of the archive, whole."""
+    """The content of a small JSON file of the archive."""
     with files.open(path) as file:
         data = file.read(MAX_DOCUMENT + 1)
     if len(data) > MAX_DOCUMENT:

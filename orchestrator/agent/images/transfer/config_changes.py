@@ -1,5 +1,5 @@
-"""What changes an image's config: `--change`, which takes instructions of a Dockerfile as `docker
-commit` and `docker import` do, and what a container that is committed was run with."""
+"""Changes of an image's config: `--change` with Dockerfile instructions, as of `docker commit` and
+`docker import`, and the settings of a committed container."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def apply(config: dict[str, Any], changes: Iterable[str]) -> dict[str, Any]:
 
 
 def of_container(config: dict[str, Any], spec: ContainerSpec) -> dict[str, Any]:
-    """The config of an image, changed to what a container of it was run with, as Docker does."""
+    """The config of an image with the settings of a container of it, as Docker does."""
     config = dict(config)
     if spec.entrypoint:
         config["Entrypoint"], config["Cmd"] = [*filter(None, spec.entrypoint)], list(spec.command)

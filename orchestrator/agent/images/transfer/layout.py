@@ -1,5 +1,4 @@
-"""Images as the tools lay them out, over the store's blobs: to push, to lend, to save, and for what
-is made here."""
+"""Image layouts of other tools, over the store's blobs: for push, build, save, commit, import."""
 
 from __future__ import annotations
 
@@ -24,11 +23,11 @@ _CHUNK = 1 << 20
 _VERSION = b'{"imageLayoutVersion":"1.0.0"}'
 
 
-def lay_out(folder: Path, manifest: Path, blobs: Path | None = None) -> None:
-    """A folder for the tools' transport `dir:`, with one image over the store's own blobs, which
-    the tool finds in `blobs` if it does not see the store's own folder.
+def make_dir_layout(folder: Path, manifest: Path, blobs: Path | None = None) -> None:
+    """Make a folder for the transport `dir:` of skopeo and buildah, with links to the blobs of one
+    image; `blobs` is the path of the store's blobs for the tool, if it is another.
 
-    That transport takes a manifest of any kind as it is; `oci:` refuses Docker's.
+    That transport accepts any manifest; `oci:` rejects Docker's.
     """
     blobs = blobs or manifest.resolve().parent
     folder.mkdir()
@@ -41,8 +40,8 @@ def lay_out(folder: Path, manifest: Path, blobs: Path | None = None) -> None:
             (folder / name).symlink_to(blobs / name)
 
 
-def take_over(folder: Path, layout: Path) -> None:
-    """Make an OCI layout of one image out of what a tool wrote through `dir:`, which goes."""
+def convert_dir_layout(folder: Path, layout: Path) -> None:
+    """Convert a folder that a tool wrote by `dir:`, which is consumed, to an OCI layout."""
     blobs = layout / "blobs" / "sha256"
     blobs.mkdir(parents=True)
     manifest = (folder / "manifest.json").read_bytes()
@@ -67,7 +66,7 @@ def _entry(manifest: bytes, annotations: dict[str, str]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class SavedSoFar:
-    """What an archive has already, where its images come from several nodes."""
+    """The state of a partially written archive, whose images come from several nodes."""
 
     index: tuple[dict[str, Any], ...] = ()
     """Entries of its index.json."""
@@ -78,14 +77,14 @@ class SavedSoFar:
 
     @classmethod
     def parse(cls, data: bytes) -> SavedSoFar:
-        """From what `dump` made; nothing so far for nothing."""
+        """From the output of `dump`; an empty state from empty data."""
         if not data:
             return cls()
         words = json.loads(data)
         return cls(tuple(words["index"]), tuple(words["docker"]), frozenset(words["blobs"]))
 
     def dump(self) -> bytes:
-        """As JSON, for the node that goes on."""
+        """As JSON, for the node that continues."""
         words = {"index": self.index, "docker": self.docker, "blobs": sorted(self.blobs)}
         return json.dumps(words).encode()
 
@@ -93,9 +92,9 @@ class SavedSoFar:
 def with_images(
     store: ImageStore, images: Sequence[tuple[str, Sequence[str]]], before: SavedSoFar
 ) -> SavedSoFar:
-    """What an archive has once images (digest, names) of this node are in it too.
+    """The state of an archive after adding images (digest, names) of this node.
 
-    Raises ImageError when one is not here.
+    Raises ImageError when the store lacks one.
     """
     index, docker, blobs = list(before.index), list(before.docker), set(before.blobs)
     for digest, names in images:

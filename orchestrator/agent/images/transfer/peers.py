@@ -1,4 +1,4 @@
-"""Blobs from node to node: the server side of `Blobs.Get`, and a fetcher over several sources."""
+"""Transfer of blobs between nodes: the server of `Blobs.Get`, and a client for several sources."""
 
 from __future__ import annotations
 
@@ -16,26 +16,25 @@ from orchestrator.agent.images.staging import FetchBlob, IncomingBlob
 from orchestrator.pb import blobs_pb2, blobs_pb2_grpc
 
 CHUNK = 1 << 20
-"""Bytes in a message."""
+"""Bytes per message."""
 
 _STALL = 5.0
-"""Seconds without a byte after which a source is given up."""
+"""Seconds without data after which a source has failed."""
 
-_RETURN = 10.0
-"""Seconds in which a node that cannot be reached may come back, when no other has the blob: its
-agent has perhaps just been started anew."""
+_RECONNECT = 10.0
+"""Seconds to wait for an unreachable node if no other has the blob: its agent may restart."""
 
-_AWAY = "cannot be reached"
+_UNREACHABLE = "cannot be reached"
 
 ChannelFactory = Callable[[str], grpc.aio.Channel]
-"""Opens a channel to `HOST:PORT`, with the credentials of the caller's choice."""
+"""Opens a channel to `HOST:PORT`, with the caller's credentials."""
 
 
 class BlobService(blobs_pb2_grpc.BlobsServicer):  # type: ignore[misc]
     """Serves the blobs of a store, read-only."""
 
     def __init__(self, blob_path: Callable[[str], Path | None]) -> None:
-        """`blob_path`: where the blob of a digest is, such as `ImageStore.blob_path`."""
+        """`blob_path` returns the file of a blob, such as `ImageStore.blob_path`."""
         self._blob_path = blob_path
 
     async def Get(
@@ -70,15 +69,15 @@ def fetch_from(
     channel_factory: ChannelFactory,
     rng: random.Random,
     stall: float = _STALL,
-    back: float = _RETURN,
+    back: float = _RECONNECT,
 ) -> FetchBlob:
-    """A fetcher that takes a blob from one of `sources` (`HOST:PORT`), in an order drawn from
-    `rng` for each blob, so that many nodes spread over many sources.
+    """A fetcher of blobs from `sources` (`HOST:PORT`), in random order by `rng` for each blob, so
+    that many nodes spread over many sources.
 
-    Where a source breaks off, says nothing for `stall` seconds, or lacks the blob, the next one
-    goes on at the same byte. Where none is left, those that cannot be reached have `back` seconds
-    to return. The digest is verified; what was wrong is fetched anew. It raises `ImageError`,
-    which names each source and what was the matter with it.
+    If a source breaks the transfer off, sends nothing for `stall` seconds, or lacks the blob, the
+    next one continues at the same byte. When all have failed, unreachable ones are retried for
+    `back` seconds. The digest is verified; damaged data is fetched again. Raises `ImageError`, with
+    the error of each source.
     """
 
     async def fetch(blob: IncomingBlob) -> None:
@@ -94,18 +93,18 @@ def fetch_from(
                         await _resume(blob, channel, stall)
                     return
                 except grpc.aio.AioRpcError as error:
-                    failures[source] = _words(error)
+                    failures[source] = _describe(error)
                 except TimeoutError:
                     failures[source] = f"silent for {stall:g} s"
-                except _Wrong as error:
+                except _BadTransfer as error:
                     failures[source] = str(error)
-            # All have failed once; those that gave some of it may have come back.
+            # All have failed once; those that sent a part of it may be reachable again.
             if blob.received > before:
                 patience = back
                 continue
             began = now()
-            away = [source for source in order if failures[source] == _AWAY]
-            if not await _one_is_back(away, channel_factory, patience):
+            unreachable = [source for source in order if failures[source] == _UNREACHABLE]
+            if not await _any_reachable(unreachable, channel_factory, patience):
                 break
             patience -= now() - began
         tried = ", ".join(f"{source} ({failures[source]})" for source in order)
@@ -114,8 +113,8 @@ def fetch_from(
     return fetch
 
 
-async def _one_is_back(sources: Sequence[str], dial: ChannelFactory, within: float) -> bool:
-    """Whether one of the sources can be reached within so many seconds."""
+async def _any_reachable(sources: Sequence[str], dial: ChannelFactory, within: float) -> bool:
+    """Whether one of the sources becomes reachable within so many seconds."""
     if not sources:
         return False
     async with AsyncExitStack() as stack:
@@ -128,12 +127,12 @@ async def _one_is_back(sources: Sequence[str], dial: ChannelFactory, within: flo
         return bool(done)
 
 
-class _Wrong(Exception):
-    """A source sent what it should not."""
+class _BadTransfer(Exception):
+    """A source sent wrong or incomplete data."""
 
 
 async def _resume(blob: IncomingBlob, channel: grpc.aio.Channel, stall: float) -> None:
-    """Take the rest of the blob from this source, all of it, and verify the whole."""
+    """Fetch the rest of the blob from this source, and verify the complete blob."""
     request = blobs_pb2.GetBlobRequest(digest=blob.digest, offset=blob.received)
     call = blobs_pb2_grpc.BlobsStub(channel).Get(request)
     total: int | None = None
@@ -146,24 +145,24 @@ async def _resume(blob: IncomingBlob, channel: grpc.aio.Channel, stall: float) -
             total = chunk.total if total is None else total
             if blob.received + len(chunk.data) > total:
                 blob.restart()
-                raise _Wrong("it sent more than it announced")
+                raise _BadTransfer("it sent more than it announced")
             await asyncio.to_thread(blob.write, chunk.data)
     finally:
         call.cancel()
     if blob.received != total:
-        raise _Wrong("it broke off")
+        raise _BadTransfer("it broke off")
     try:
         blob.check()
     except ImageError:
         blob.restart()
-        raise _Wrong("what it sent is damaged") from None
+        raise _BadTransfer("what it sent is damaged") from None
 
 
-def _words(error: grpc.aio.AioRpcError) -> str:
+def _describe(error: grpc.aio.AioRpcError) -> str:
     match error.code():
         case grpc.StatusCode.NOT_FOUND:
             return "does not have it"
         case grpc.StatusCode.UNAVAILABLE:
-            return _AWAY
+            return _UNREACHABLE
         case code:
             return f"{code.name.lower().replace('_', ' ')}: {error.details()}"

@@ -32,23 +32,23 @@ from orchestrator.model.names import parse_image
 from orchestrator.registries.skopeo import PATIENCE, Skopeo, credentials, registry_of, remote
 
 LayerProgress = Callable[[str, int, int], None]
-"""Is told a blob's digest, how many bytes of it have come, and how many there are."""
+"""Called with a blob's digest, its received bytes and its size."""
 
 _PARALLEL = 3
-"""Blobs of one image that are on their way at a time."""
+"""Concurrent blobs of one image."""
 _ATTEMPTS = 3
-"""How often a blob that breaks off is asked for."""
+"""Attempts to fetch a blob whose transfer breaks off."""
 _STALL = 30.0
-"""Seconds without a byte after which a blob is given up."""
+"""Seconds without data after which a transfer has failed."""
 _OPENING = 60.0
-"""Seconds that a registry may take until an image can be fetched from it."""
+"""Seconds until a registry must have opened an image."""
 _CHUNK = 1 << 20
 _PACKET = 1 << 16
 _GONE = "the pull that fetched this was cancelled"
 
 
 class ProxyError(Exception):
-    """What the proxy answered instead of doing what it was asked."""
+    """An error response of the proxy."""
 
 
 class Proxy:
@@ -57,13 +57,13 @@ class Proxy:
     def __init__(self, process: asyncio.subprocess.Process, link: socket.socket) -> None:
         self._process = process
         self._link = link
-        # Of its own: it waits for a registry for as long as that takes.
+        # A separate thread, since a registry may take any time.
         self._thread = ThreadPoolExecutor(1, "registry")
         self._image: Any = None
 
     @classmethod
     async def started(cls, command: tuple[str, ...], fds: tuple[int, ...]) -> Self:
-        """A new process. Raises ImageError where there is no skopeo."""
+        """Start a process. Raises ImageError if skopeo is not installed."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             process = await asyncio.create_subprocess_exec(
@@ -85,37 +85,37 @@ class Proxy:
         await self._run(self._ask, "Initialize")
         self._image, _ = await self._run(self._ask, "OpenImage", reference)
 
-    async def bring(self, blob: IncomingBlob, size: int) -> None:
-        """Bring a blob, or the rest of one that has begun to come. Raises ProxyError."""
-        await self._run(self._bring, blob, size)
+    async def fetch_blob(self, blob: IncomingBlob, size: int) -> None:
+        """Fetch a blob, or the rest of a partial one. Raises ProxyError."""
+        await self._run(self._fetch_blob, blob, size)
 
     async def close(self) -> None:
-        """End the process. Threads that wait for it end with it."""
+        """Kill the process, with which its thread ends."""
         with suppress(ProcessLookupError):
             self._process.kill()
         await self._process.wait()
-        # The thread sees the other end close; only then may the descriptor's number be reused.
+        # The thread sees the other end close; only then may the descriptor be closed and reused.
         await asyncio.to_thread(self._thread.shutdown)
         self._link.close()
 
     async def _run(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
-    def _bring(self, blob: IncomingBlob, size: int) -> None:
+    def _fetch_blob(self, blob: IncomingBlob, size: int) -> None:
         _, (pipe, number) = self._ask("GetBlob", self._image, blob.digest, size)
         known = blob.received
         with open(pipe, "rb", buffering=0) as source:
             self._send("FinishPipe", number)
             while piece := source.read(_CHUNK):
-                # skopeo always begins at the beginning. Its digest is checked at the end, so what
-                # came before need not be compared.
+                # skopeo always starts at the beginning. The digest is verified at the end, so data
+                # that was received before need not be compared.
                 if len(piece) > known:
                     blob.write(piece[known:])
                 known = max(0, known - len(piece))
         self._answer()
 
     def _ask(self, method: str, *arguments: Any) -> tuple[Any, tuple[int, int]]:
-        """The answer's value, and the pipe with its number if one came. Blocks."""
+        """The response's value, and the pipe with its id if there is one. Blocks."""
         self._send(method, *arguments)
         return self._answer()
 
@@ -158,8 +158,9 @@ class BlobSource:
         there: Callable[[str], Path | None],
         opening: float = _OPENING,
     ) -> None:
-        """`document` brings a manifest by its digest; `failed` words what a proxy says; `opening`:
-        seconds that the registry may take until an image can be fetched."""
+        """`document` fetches a manifest by its digest; `failed` converts a proxy's error; `there`
+        returns the file of a blob that the node has; `opening`: seconds until the registry must
+        have opened the image."""
         self._command = command
         self._fds = fds
         self._reference = reference
@@ -175,7 +176,7 @@ class BlobSource:
         self._ended = False
 
     async def __aenter__(self) -> Self:
-        """Opens the image: policy, credentials and the way there are in order then."""
+        """Open the image, which checks policy, credentials and connection."""
         try:
             self._idle.append(await self._connect())
         except BaseException:
@@ -187,13 +188,13 @@ class BlobSource:
         await self._end()
 
     def learn(self, digest: str) -> None:
-        """Know what a manifest names, if it is here already."""
+        """Read the blobs' sizes from a manifest that the node has."""
         path = self._there(digest)
         if path is not None:
             self._read(path.read_bytes())
 
     async def fetch(self, blob: IncomingBlob) -> None:
-        """See `incoming.Fetch`: what is not known to be a blob is a manifest."""
+        """See `staging.FetchBlob`: a digest of unknown size is a manifest."""
         if (size := self._sizes.get(blob.digest)) is None:
             data = await self._document(blob.digest)
             await asyncio.to_thread(blob.write, data)
@@ -210,7 +211,7 @@ class BlobSource:
                     if self._ended:
                         raise SourceGone(_GONE) from error
                     if blob.received == size:
-                        blob.restart()  # all of it came, and is something else
+                        blob.restart()  # received completely, but with another digest
                     if attempt == _ATTEMPTS or "unknown" in str(error):
                         raise self._failed(str(error)) from error
                 else:
@@ -227,8 +228,8 @@ class BlobSource:
             self._sizes[part.digest] = part.size
 
     async def _watched(self, proxy: Proxy, blob: IncomingBlob, size: int) -> None:
-        """Bring a blob, tell of it about twice a second, and give up one that stands still."""
-        work = asyncio.ensure_future(proxy.bring(blob, size))
+        """Fetch a blob, report progress twice a second, and fail when it stalls."""
+        work = asyncio.ensure_future(proxy.fetch_blob(blob, size))
         loop = asyncio.get_running_loop()
         last, moved = blob.received, loop.time()
         try:
@@ -237,7 +238,7 @@ class BlobSource:
                 if blob.received != last:
                     last, moved = blob.received, loop.time()
                 elif loop.time() - moved > _STALL:
-                    raise ProxyError(f"timeout: nothing came for {_STALL:g} seconds")
+                    raise ProxyError(f"timeout: no data for {_STALL:g} seconds")
             await work
             self._progress(blob.digest, size, size)
         except BaseException:
@@ -252,7 +253,7 @@ class BlobSource:
             async with asyncio.timeout(self._opening):
                 await proxy.open(self._reference)
         except TimeoutError:
-            await asyncio.shield(proxy.close())  # else its thread would wait on
+            await asyncio.shield(proxy.close())  # otherwise its thread would continue to wait
             text = f"timeout: no answer within {self._opening:g} seconds"
             raise self._failed(text) from None
         except ProxyError as error:
@@ -265,25 +266,25 @@ class BlobSource:
             await asyncio.shield(proxy.close())
 
 
-_REMEMBERED = 4
-"""Manifests that are kept of names that were looked up, for the pulls that follow at once."""
-_LOOK = 0.2
-"""Seconds between looks at how far a push is."""
+_CACHED = 4
+"""Cached manifests of resolved names, for the pulls that follow immediately."""
+_PUSH_POLL = 0.2
+"""Seconds between updates of a push's progress."""
 _SKIPPED = re.compile(r"Skipping blob (sha256:[0-9a-f]{64}) \(already present\)")
-"""In its log when a registry has a layer."""
+"""Log line of skopeo for a layer that the registry has."""
 
 
 class Registry:
-    """This node's way to all registries."""
+    """Client for all registries."""
 
     def __init__(self, scratch: Path, program: str = "skopeo") -> None:
-        """`scratch`: an existing folder on a tmpfs, for the one file that skopeo must write."""
+        """`scratch`: an existing folder on a tmpfs, for skopeo's credentials file."""
         self._scratch = scratch
         self._skopeo = Skopeo(program)
-        self._resolved: deque[tuple[str, bytes]] = deque(maxlen=_REMEMBERED)
+        self._resolved: deque[tuple[str, bytes]] = deque(maxlen=_CACHED)
 
     async def resolve(self, name: str, auth: bytes = b"", within: float = PATIENCE) -> str:
-        """The digest of the manifest or index that `name` stands for now. Raises ImageError."""
+        """The present digest of the manifest or index of `name`. Raises ImageError."""
         data = await self._skopeo.inspect(name, "", auth, within)
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         self._resolved.append((digest, data))
@@ -297,7 +298,7 @@ class Registry:
         return await self._skopeo.inspect(name, digest, auth)
 
     async def login(self, registry: str, username: str, password: str) -> None:
-        """Prove credentials to a registry. Raises ImageError with its answer."""
+        """Verify credentials with a registry. Raises ImageError with its response."""
         await self._skopeo.login(registry, username, password, self._scratch)
 
     @asynccontextmanager
@@ -311,8 +312,8 @@ class Registry:
     ) -> AsyncIterator[FetchBlob]:
         """A fetcher of the blobs of an image, `digest` in the repository of `name`.
 
-        The node's policy.json is asked before anything is fetched. `there` tells which blobs the
-        node has already. Raises ImageError.
+        The node's policy.json is checked before anything is fetched. `there` returns the file of a
+        blob that the node has. Raises ImageError.
         """
         parsed = parse_image(name)
         async with credentials(registry_of(parsed), auth) as (options, fds):
@@ -337,9 +338,9 @@ class Registry:
         progress: LayerProgress,
         there: Callable[[str], None] = lambda digest: None,
     ) -> str:
-        """Copy an image to a registry from a folder as `layout.lay_out` makes it; its digest there.
+        """Push an image from a folder of `layout.make_dir_layout`; returns its digest there.
 
-        `there` is told of layers that the registry has already. Raises ImageError.
+        `there` is called with layers that the registry has already. Raises ImageError.
         """
         parsed = parse_image(name)
         output = folder.parent / "digest"
@@ -358,10 +359,10 @@ class Registry:
                     if path in blobs:
                         digest, size = blobs[path]
                         progress(digest, offset, size)
-                await asyncio.sleep(_LOOK)
+                await asyncio.sleep(_PUSH_POLL)
 
         async with credentials(registry_of(parsed), auth) as (options, fds):
-            # What is pushed is this node's own: whether to trust it was asked when it came.
+            # No policy for the node's own images: it was checked when they were pulled.
             command = ("--debug", "--insecure-policy", "copy", *options, "--preserve-digests")
             command += (f"--digestfile={output}", f"dir:{folder}", remote(parsed))
             await self._skopeo.run(registry_of(parsed), name, command, fds, said=said, watch=watch)
@@ -371,7 +372,7 @@ class Registry:
 
 
 def _blobs(folder: Path) -> dict[str, tuple[str, int]]:
-    """Of each blob that is laid out, its file: digest and bytes."""
+    """File of each blob of a layout → its digest and size."""
     return {
         str(path.resolve()): (f"sha256:{path.name}", path.stat().st_size)
         for path in folder.iterdir()
@@ -380,7 +381,7 @@ def _blobs(folder: Path) -> dict[str, tuple[str, int]]:
 
 
 def _read_so_far(pid: int) -> dict[str, int]:
-    """The files that a process has open, and how far it is in each (proc(5): fd, fdinfo)."""
+    """The open files of a process with their offsets (proc(5): fd, fdinfo)."""
     found: dict[str, int] = {}
     with suppress(OSError):
         for entry in os.scandir(f"/proc/{pid}/fd"):

@@ -13,7 +13,7 @@ SOME = BuildLimits(
 )
 
 
-def test_version_2() -> None:
+def test_limits_on_cgroup_version_2() -> None:
     assert _v2(SOME) == {
         "memory": [("memory.max", "1073741824"), ("memory.swap.max", "0")],
         "cpu": [("cpu.weight", "39"), ("cpu.max", "150000 100000")],
@@ -32,7 +32,7 @@ def test_version_2() -> None:
     }
 
 
-def test_version_1() -> None:
+def test_limits_on_cgroup_version_1() -> None:
     assert _v1(SOME) == {
         "memory": [
             ("memory.limit_in_bytes", "1073741824"),

@@ -127,7 +127,7 @@ def images(channel: grpc.aio.Channel, registry: Registry, **more: float) -> Imag
     )
 
 
-async def test_the_reasons_for_waiting_are_told_and_taken_back() -> None:
+async def test_reasons_for_waiting_are_reported_and_cleared() -> None:
     manager = Manager(notices_then(registry_at_once, "waiting for n1", "waiting for n2"))
     told: list[str] = []
     async with served(manager) as channel:
@@ -137,7 +137,7 @@ async def test_the_reasons_for_waiting_are_told_and_taken_back() -> None:
     assert told == ["waiting for n1", "waiting for n2", ""]
 
 
-async def test_a_node_that_hears_nothing_of_its_manager_goes_to_the_registry() -> None:
+async def test_a_node_pulls_from_the_registry_if_its_manager_does_not_respond() -> None:
     manager = Manager(notices_then(silence, "waiting for n1"))
     told: list[str] = []
     async with served(manager) as channel:
@@ -147,7 +147,7 @@ async def test_a_node_that_hears_nothing_of_its_manager_goes_to_the_registry() -
     assert told == ["waiting for n1", ""]
 
 
-async def test_a_node_that_waits_when_its_manager_is_restarted_asks_again() -> None:
+async def test_a_waiting_node_asks_again_after_a_restart_of_its_manager() -> None:
     asked: list[str] = []
 
     async def again(request: images_pb2.AcquireRequest, context: Any) -> None:
@@ -161,7 +161,7 @@ async def test_a_node_that_waits_when_its_manager_is_restarted_asks_again() -> N
     assert asked == [DIGEST]
 
 
-async def test_progress_is_reported_while_there_is_any() -> None:
+async def test_progress_is_reported() -> None:
     manager = Manager(registry_at_once)
     registry = Registry(b"abc", b"defg", b"h")
     async with served(manager) as channel:
@@ -178,7 +178,7 @@ async def test_progress_is_reported_while_there_is_any() -> None:
         await manager.ended.wait()
 
 
-async def test_a_registry_that_says_nothing_is_given_up(tmp_path: Path) -> None:
+async def test_a_pull_from_a_silent_registry_times_out(tmp_path: Path) -> None:
     dumb = tmp_path / "skopeo"
     dumb.write_text("#!/bin/sh\nexec sleep 1000\n")
     dumb.chmod(0o755)

@@ -36,7 +36,7 @@ def config(**more: Any) -> bytes:
         "",
     ],
 )
-def test_docker_and_oci_manifests_read_alike(kind: str) -> None:
+def test_docker_and_oci_manifests_are_equivalent(kind: str) -> None:
     part = {"digest": DIGEST, "size": 7, "mediaType": "x"}
     data = {"schemaVersion": 2, "mediaType": kind, "config": part, "layers": [part, part]}
     parsed = parse_manifest(json.dumps(data).encode())
@@ -75,7 +75,7 @@ def test_an_index_lists_platforms_and_names() -> None:
         json.dumps({"manifests": [{"digest": DIGEST, "size": -1}]}).encode(),
     ],
 )
-def test_a_malformed_manifest_is_one_clear_error(data: bytes) -> None:
+def test_malformed_manifests(data: bytes) -> None:
     with pytest.raises(ImageError, match=r"manifest|is not a digest"):
         parse_manifest(data)
 
@@ -91,17 +91,17 @@ def test_a_malformed_manifest_is_one_clear_error(data: bytes) -> None:
         (["linux/arm/v7", "linux/arm/v6"], Platform("linux", "arm", "v6"), "linux/arm/v6"),
     ],
 )
-def test_the_nodes_platform_is_chosen(there: list[str], wanted: Platform, chosen: str) -> None:
+def test_choosing_the_nodes_platform(there: list[str], wanted: Platform, chosen: str) -> None:
     assert choose([described(t) for t in there], wanted).name == chosen
 
 
-def test_a_platform_that_is_lacking_lists_what_there_is() -> None:
+def test_the_error_for_a_missing_platform_lists_the_available_ones() -> None:
     there = [described(t) for t in ("linux/s390x", "linux/arm64", "unknown/unknown")]
     with pytest.raises(ImageError, match=r"linux/amd64: it has linux/arm64, linux/s390x$"):
         choose(there, AMD)
 
 
-def test_a_config_gives_the_process_its_defaults() -> None:
+def test_process_defaults_of_a_config() -> None:
     process = {
         "Entrypoint": ["/bin/a"],
         "Cmd": None,
@@ -134,7 +134,7 @@ def test_a_config_gives_the_process_its_defaults() -> None:
         (None, 0.0),
     ],
 )
-def test_times_of_creation(created: str | None, seconds: float) -> None:
+def test_creation_times(created: str | None, seconds: float) -> None:
     assert parse_config(config(created=created)).created_at == pytest.approx(seconds, abs=1e-6)
 
 
@@ -142,6 +142,6 @@ def test_times_of_creation(created: str | None, seconds: float) -> None:
     "data",
     [b"{}", b'{"rootfs":{"diff_ids":["x"]}}', config(config={"Cmd": "sh"}), config(created="now")],
 )
-def test_a_malformed_config_is_one_clear_error(data: bytes) -> None:
+def test_malformed_configs(data: bytes) -> None:
     with pytest.raises(ImageError):
         parse_config(data)

@@ -41,7 +41,7 @@ def members(data: bytes) -> dict[str, tarfile.TarInfo]:
         return {member.name: member for member in tar.getmembers()}
 
 
-def test_a_layer_belongs_to_the_containers_own_users(upper: Path) -> None:
+def test_owners_in_a_layer_are_the_containers_ids(upper: Path) -> None:
     written = io.BytesIO()
     write_layer(upper, written, ids=IDS)
     found = members(written.getvalue())
@@ -59,7 +59,7 @@ def test_a_layer_belongs_to_the_containers_own_users(upper: Path) -> None:
     assert words == (0x02000001, 1 << 10, 0, 0, 0)
 
 
-def test_access_lists_name_the_containers_own_users(upper: Path) -> None:
+def test_access_lists_have_the_containers_ids(upper: Path) -> None:
     entries = ((0x01, 6, 0xFFFFFFFF), (0x02, 4, FIRST + 7), (0x04, 4, 0xFFFFFFFF),
                (0x10, 4, 0xFFFFFFFF), (0x20, 0, 0xFFFFFFFF))  # fmt: skip
     packed = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
@@ -72,13 +72,13 @@ def test_access_lists_name_the_containers_own_users(upper: Path) -> None:
     assert len(value) == len(packed)
 
 
-def test_with_the_hosts_users_ids_are_as_they_are(upper: Path) -> None:
+def test_ids_are_unchanged_with_the_hosts_users(upper: Path) -> None:
     written = io.BytesIO()
     write_layer(upper, written)
     assert members(written.getvalue())["seven"].uid == FIRST + 7
 
 
-def test_what_a_layer_hides_is_new_when_it_is_made_again(tmp_path: Path) -> None:
+def test_a_hidden_path_is_an_addition_when_created_again(tmp_path: Path) -> None:
     low, high, upper = (tmp_path / name for name in ("low", "high", "upper"))
     for folder in ("opaque/sub", "plain/sub", "file"):
         (low / folder).mkdir(parents=True)

@@ -7,7 +7,7 @@ import pytest
 from orchestrator.agent.images.singleflight import SingleFlight
 
 
-async def test_all_who_ask_meanwhile_share_one_piece_of_work() -> None:
+async def test_concurrent_callers_share_one_call() -> None:
     started, go = 0, asyncio.Event()
 
     async def work() -> int:
@@ -26,7 +26,7 @@ async def test_all_who_ask_meanwhile_share_one_piece_of_work() -> None:
     assert started == 2
 
 
-async def test_all_get_the_error_and_the_next_one_starts_anew() -> None:
+async def test_all_waiters_get_the_error_and_the_next_call_starts_again() -> None:
     async def broken() -> int:
         await asyncio.sleep(0)
         raise ValueError("no")
@@ -42,7 +42,7 @@ async def test_all_get_the_error_and_the_next_one_starts_anew() -> None:
         assert await flights.run("k", fine) == 1
 
 
-async def test_the_first_may_leave_without_harm_and_the_last_ends_the_work() -> None:
+async def test_work_is_cancelled_with_its_last_waiter_only() -> None:
     begun, ended = asyncio.Event(), asyncio.Event()
 
     async def work() -> int:
@@ -70,7 +70,7 @@ async def test_the_first_may_leave_without_harm_and_the_last_ends_the_work() -> 
         assert await flights.run("k", fine) == 2
 
 
-async def test_work_that_is_given_up_before_it_began_leaves_nothing() -> None:
+async def test_work_cancelled_before_its_start_leaves_nothing() -> None:
     async def work() -> int:
         return 3
 

@@ -7,8 +7,6 @@ import errno
 import json
 import socket
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -19,7 +17,7 @@ import pytest
 from orchestrator.manager.audit import trail as trail_module
 from orchestrator.manager.audit.audit_files import Journal, RotatedLog
 from orchestrator.manager.audit.trail import AuditEntry, AuditTrail, EntryFilter, FollowerLagging
-from tests.enclosure import enclosed
+from tests.enclosure import run_enclosed
 
 
 def entry(number: int = 0, **fields: Any) -> AuditEntry:
@@ -274,5 +272,4 @@ async def test_the_journal_gets_each_entry(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_a_full_disk_loses_nothing_that_fits_into_memory(tmp_path: Path) -> None:
-    program = Path(__file__).with_name("auditfulldisk.py")
-    subprocess.run(enclosed([sys.executable, str(program), str(tmp_path)]), check=True, timeout=100)
+    run_enclosed(Path(__file__).with_name("auditfulldisk.py"), tmp_path, namespaces=())

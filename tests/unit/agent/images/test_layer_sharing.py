@@ -1,4 +1,4 @@
-"""Layers as they come: shared, unpacked on the way, and nothing false of them kept."""
+"""Layers are shared, unpacked while they arrive, and discarded when damaged."""
 
 # ruff: noqa: ASYNC110 (a test may look for files)
 
@@ -48,7 +48,7 @@ def unpacked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-async def test_images_share_layers_and_all_who_wait_share_the_work(
+async def test_images_share_layers_and_waiters_share_work(
     layout: Layout, root: Path, unpacked: list[str]
 ) -> None:
     first, second = layout.image([BASE, ONE]), layout.image([TWO, BASE])
@@ -64,9 +64,7 @@ async def test_images_share_layers_and_all_who_wait_share_the_work(
     assert len(list((root / "layers").iterdir())) == 3
 
 
-async def test_one_who_leaves_does_not_end_the_work_of_the_others(
-    layout: Layout, root: Path
-) -> None:
+async def test_a_cancelled_waiter_does_not_affect_others(layout: Layout, root: Path) -> None:
     digest = layout.image([BASE])
     begun, go = asyncio.Event(), asyncio.Event()
 
@@ -95,7 +93,7 @@ PACKED = {
 
 
 @pytest.mark.parametrize("kind", PACKED)
-async def test_a_layer_is_unpacked_while_it_comes(layout: Layout, root: Path, kind: str) -> None:
+async def test_a_layer_is_unpacked_while_it_arrives(layout: Layout, root: Path, kind: str) -> None:
     layer = tar(entry("early", b"1"), entry("late", os.urandom(4 << 20)))
     digest = layout.image([layer], blobs=[PACKED[kind](layer)])
 
@@ -114,7 +112,7 @@ async def test_a_layer_is_unpacked_while_it_comes(layout: Layout, root: Path, ki
     assert not left_over(root)
 
 
-async def test_what_was_unpacked_of_a_blob_that_began_wrong_is_not_used(
+async def test_content_unpacked_from_a_restarted_blob_is_not_used(
     layout: Layout, root: Path
 ) -> None:
     digest = layout.image([BASE])
@@ -134,7 +132,7 @@ async def test_what_was_unpacked_of_a_blob_that_began_wrong_is_not_used(
     assert not left_over(root)
 
 
-async def test_an_image_that_lies_about_a_layer_does_not_spoil_it_for_others(
+async def test_a_wrong_diff_id_of_one_image_does_not_affect_others(
     layout: Layout, root: Path
 ) -> None:
     honest, liar = layout.image([BASE]), layout.image([TWO], blobs=[BASE])
@@ -151,7 +149,7 @@ async def test_an_image_that_lies_about_a_layer_does_not_spoil_it_for_others(
         assert [image.id for image in store.inventory()] == [honest]
 
 
-async def test_a_layer_that_begins_anew_hides_all_below_it(layout: Layout, root: Path) -> None:
+async def test_a_layer_with_an_opaque_root_hides_lower_layers(layout: Layout, root: Path) -> None:
     anew = tar(entry(".wh..wh..opq"), entry("anew", b"1"))
     digest = layout.image([BASE, anew, TWO])
     async with ImageStore(root) as store:
@@ -160,7 +158,7 @@ async def test_a_layer_that_begins_anew_hides_all_below_it(layout: Layout, root:
         assert store.layers(digest) == local.layers
 
 
-async def test_a_source_that_sends_too_much_is_stopped(layout: Layout, root: Path) -> None:
+async def test_a_source_that_sends_too_much_is_rejected(layout: Layout, root: Path) -> None:
     digest = layout.image([BASE])
 
     async def floods(blob: IncomingBlob) -> None:
@@ -204,7 +202,7 @@ async def test_a_broken_download_leaves_nothing_and_the_next_one_works(
         assert [image.id for image in store.inventory()] == [digest]
 
 
-async def test_a_layer_that_is_not_what_the_config_says_is_never_used(
+async def test_a_layer_with_another_digest_than_the_configs_is_never_used(
     layout: Layout, root: Path
 ) -> None:
     digest = layout.image([ONE], "x:1", blobs=[gzip.compress(TWO)])
@@ -216,7 +214,7 @@ async def test_a_layer_that_is_not_what_the_config_says_is_never_used(
     assert not left_over(root)
 
 
-async def test_a_blob_that_the_disk_damaged_is_fetched_anew(layout: Layout, root: Path) -> None:
+async def test_a_blob_damaged_on_disk_is_fetched_again(layout: Layout, root: Path) -> None:
     digest = layout.image([BASE], "x:1")
     fetched: list[str] = []
     async with ImageStore(root) as store:
@@ -229,7 +227,9 @@ async def test_a_blob_that_the_disk_damaged_is_fetched_anew(layout: Layout, root
         assert (local.layers[0] / "base").read_bytes() == b"base" * 1000
 
 
-async def test_an_image_whose_blob_was_cut_is_dropped_at_start(layout: Layout, root: Path) -> None:
+async def test_an_image_with_a_truncated_blob_is_dropped_at_start(
+    layout: Layout, root: Path
+) -> None:
     layout.image([BASE, ONE], "x:1")
     whole = layout.image([BASE, TWO], "y:1")
     async with ImageStore(root) as store:

@@ -1,4 +1,4 @@
-"""Credential helpers: a real registry whose password rotates, and programs that know it."""
+"""Credential helpers for a real registry whose password rotates."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ CONFIGURED = [
 
 
 @pytest.mark.parametrize("configure", CONFIGURED)
-async def test_a_helper_is_asked_at_each_pull_so_a_rotated_password_needs_no_login(
+async def test_a_helper_is_called_at_each_pull_so_a_rotated_password_needs_no_login(
     tmp_path: Path, vault: Vault, name: str, configure: Callable[[Path, str], None]
 ) -> None:
     registry = Registry(tmp_path)
@@ -137,7 +137,7 @@ async def test_a_helper_that_fails_is_named(tmp_path: Path, vault: Vault, name: 
 
 
 @pytest.mark.parametrize("configure", CONFIGURED)
-def test_a_host_tells_whether_it_has_credentials(
+def test_a_host_reports_whether_it_has_credentials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configure: Callable[[Path, str], None]
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -150,7 +150,7 @@ def test_a_host_tells_whether_it_has_credentials(
     assert has_credentials()
 
 
-async def test_a_service_whose_registry_only_nodes_may_ask_is_left_to_them(
+async def test_managers_leave_registries_that_only_nodes_can_use_to_them(
     tmp_path: Path, vault: Vault, name: str
 ) -> None:
     spec = ServiceSpec(name="web", task=TaskSpec(container=ContainerSpec(image=name)))

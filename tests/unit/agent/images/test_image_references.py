@@ -1,4 +1,4 @@
-"""Image names, by Docker's rules."""
+"""Image references, by Docker's rules."""
 
 import pytest
 
@@ -22,7 +22,7 @@ from orchestrator.agent.images.names import full_name, hex_of
         ("hello:1@sha256:" + "a" * 64, "hello:1"),
     ],
 )
-def test_a_name_is_kept_in_full(given: str, kept: str) -> None:
+def test_names_are_normalized(given: str, kept: str) -> None:
     assert full_name(given) == kept
 
 
@@ -31,12 +31,12 @@ def test_a_name_is_kept_in_full(given: str, kept: str) -> None:
     ["", "Hello", "a b", "hello:", "hello:-1", "a//b", "/a", "a/", "-a", "a..b", "a___b", "a:b:c",
      "hello:" + "x" * 129, "hello@sha256:12", "ho st.x/a", "../x", "a\n"],
 )  # fmt: skip
-def test_what_is_no_name_is_refused_with_the_name_in_the_message(bad: str) -> None:
+def test_invalid_names_are_named_in_the_error(bad: str) -> None:
     with pytest.raises(ImageError, match=r"is not (an image name|a digest)"):
         full_name(bad)
 
 
 @pytest.mark.parametrize("bad", ["sha256:", "sha256:../../etc", "sha512:" + "a" * 128, "A" * 64])
-def test_only_a_whole_digest_becomes_a_file_name(bad: str) -> None:
+def test_only_a_complete_digest_becomes_a_file_name(bad: str) -> None:
     with pytest.raises(ImageError, match="is not a digest"):
         hex_of(bad)

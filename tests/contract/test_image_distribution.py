@@ -1,4 +1,4 @@
-"""Twenty nodes and one registry: a manager says whose turn it is, over real gRPC and TLS."""
+"""Twenty nodes and one registry: a manager coordinates the pulls, over real gRPC and TLS."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ async def test_a_registry_serves_twenty_nodes_once(tmp_path: Path) -> None:
         await known_everywhere(running, digest, len(nodes))
 
 
-async def test_a_node_is_told_for_whom_it_waits(tmp_path: Path) -> None:
+async def test_a_node_learns_for_whom_it_waits(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         name, _ = stack.enter_context(registry_in(tmp_path))
         running = await stack.enter_async_context(manager_in(tmp_path / "manager"))
@@ -149,7 +149,7 @@ async def test_a_node_is_told_for_whom_it_waits(tmp_path: Path) -> None:
         assert told.get_nowait() == ""
 
 
-async def test_a_node_that_sends_damaged_content_is_passed_over(tmp_path: Path) -> None:
+async def test_a_node_that_sends_damaged_content_is_skipped(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         name, _ = stack.enter_context(registry_in(tmp_path))
         running = await stack.enter_async_context(manager_in(tmp_path / "manager"))

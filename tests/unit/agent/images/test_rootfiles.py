@@ -1,4 +1,4 @@
-"""Export, commit and diff of a container that changes its files meanwhile, by programs that are
+"""Export, commit and diff of a container that changes its files concurrently, by programs
 confined to them."""
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ async def collect(pieces: AsyncIterator[bytes]) -> bytes:
 
 
 @pytest.mark.parametrize("swapped", ["folder", "file"])
-async def test_a_swapped_link_shows_nothing_of_the_host(
+async def test_a_swapped_link_exposes_nothing_of_the_host(
     upper: Path, tmp_path: Path, swapped: str
 ) -> None:
     host = tmp_path / "host" if swapped == "folder" else tmp_path / "host/7"
@@ -129,6 +129,6 @@ async def test_a_stopped_container_is_read_from_its_layers(tmp_path: Path) -> No
     assert os.listdir(root) == []
 
 
-async def test_files_that_are_gone_are_one_line(tmp_path: Path) -> None:
+async def test_missing_files_are_one_error(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="files cannot be read: no such file"):
         await collect(read_root(tmp_path / "gone", (), NO_IDS))

@@ -1,4 +1,4 @@
-"""A disk that fills up, for real: which images go, in which order, and which never do."""
+"""Garbage collection of images on a real disk that fills up: order and exceptions."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def under(
     )
 
 
-async def test_the_least_recently_used_go_until_the_low_mark_and_never_what_is_needed(
+async def test_least_recently_used_images_are_removed_down_to_the_low_mark(
     disk: Path, layout: Layout, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with ImageStore(disk / "images") as store:
@@ -108,7 +108,7 @@ async def test_the_least_recently_used_go_until_the_low_mark_and_never_what_is_n
         assert {i.id for i in store.inventory()} == {made, runs}
 
 
-async def test_what_builds_have_left_goes_first_and_once(disk: Path, layout: Layout) -> None:
+async def test_the_build_cache_is_pruned_first_and_once(disk: Path, layout: Layout) -> None:
     left = disk / "left"
     left.write_bytes(os.urandom(10 * MIB))
     emptied = 0
@@ -142,7 +142,9 @@ async def test_what_builds_have_left_goes_first_and_once(disk: Path, layout: Lay
         assert emptied == 3
 
 
-async def test_what_a_container_has_needed_until_now_is_not_old(disk: Path, layout: Layout) -> None:
+async def test_an_image_counts_as_used_until_its_container_is_removed(
+    disk: Path, layout: Layout
+) -> None:
     async with ImageStore(disk / "images") as store:
         served, idle = image(layout, 1), image(layout, 2)
         for digest, hours in ((served, 9), (idle, 1)):
@@ -153,6 +155,6 @@ async def test_what_a_container_has_needed_until_now_is_not_old(disk: Path, layo
         assert await under(store, disk, set(), DiskThresholds(2, 1)).relieve() == (idle,)
 
 
-def test_percents_are_those_of_df() -> None:
+def test_percentages_match_df() -> None:
     assert Disk(used=85, free=15).percent == 85
     assert Disk(used=0, free=0).percent == 0

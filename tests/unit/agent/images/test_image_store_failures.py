@@ -1,4 +1,4 @@
-"""A disk that is full, an agent that is killed: one line, nothing left, nothing half-made used."""
+"""The image store on a full disk, with oversized layers, and after a kill of the agent."""
 
 # ruff: noqa: ASYNC110 (what is waited for is a file)
 
@@ -53,7 +53,7 @@ def content(root: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("where", ["pull", "unpack"])
-async def test_a_full_disk_is_one_line_and_all_of_it_is_given_back(
+async def test_a_full_disk_is_one_error_and_frees_all_space(
     layout: Layout, disk: Path, where: str
 ) -> None:
     small = layout.image([SMALL])
@@ -102,7 +102,7 @@ asyncio.run(main())
 """
 
 
-async def test_an_agent_that_is_killed_as_it_unpacks_is_followed_by_one_that_begins_clean(
+async def test_an_agent_killed_while_unpacking_leaves_nothing_to_the_next(
     layout: Layout, tmp_path: Path
 ) -> None:
     many = tar(*(entry(f"d{n % 50}/f{n}", os.urandom(600)) for n in range(20_000)))

@@ -1,4 +1,4 @@
-"""Pulling from a real registry on loopback, by the store: whole, cut off, refused."""
+"""Pulling from a real registry on loopback: complete, interrupted and denied transfers."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def _cutting(
 
 
 @pytest.mark.parametrize("docker", [False, True])
-async def test_there_and_back(tmp_path: Path, port: int, docker: bool) -> None:
+async def test_push_and_pull(tmp_path: Path, port: int, docker: bool) -> None:
     _insecure(tmp_path, f"127.0.0.1:{port}")
     registry, name = Registry(tmp_path), f"127.0.0.1:{port}/some/web:1"
     pushed = await registry.push(
@@ -114,7 +114,7 @@ async def test_there_and_back(tmp_path: Path, port: int, docker: bool) -> None:
         await registry.resolve(f"127.0.0.1:{port}/some/web:2")
 
 
-async def test_a_blob_that_breaks_off_goes_on_or_leaves_nothing(tmp_path: Path, port: int) -> None:
+async def test_an_interrupted_blob_is_resumed_or_leaves_nothing(tmp_path: Path, port: int) -> None:
     layout = layout_of(tmp_path, 3_000_000)
     _insecure(tmp_path, f"127.0.0.1:{port}")
     registry = Registry(tmp_path)
@@ -152,7 +152,7 @@ async def test_a_registry_that_sends_damaged_content_is_named(tmp_path: Path, po
         assert list((tmp_path / "store" / "layers").iterdir()) == []
 
 
-async def test_a_pull_goes_on_when_the_one_that_it_joined_is_cancelled(
+async def test_a_pull_continues_when_the_one_it_joined_is_cancelled(
     tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _insecure(tmp_path, f"127.0.0.1:{port}")
@@ -201,7 +201,7 @@ def _note(told: list[tuple[str, int, int]], *news: Any) -> None:
     told.append(news)
 
 
-async def test_a_push_tells_of_each_layer_once_it_is_there(tmp_path: Path, port: int) -> None:
+async def test_a_push_reports_each_layer_once_pushed(tmp_path: Path, port: int) -> None:
     _insecure(tmp_path, f"127.0.0.1:{port}")
     registry, folder = Registry(tmp_path), layout_of(tmp_path, 3_000_000)
     sizes = {f"sha256:{p.name}": p.stat().st_size for p in folder.iterdir() if len(p.name) == 64}
@@ -238,14 +238,14 @@ async def _limiting() -> AsyncIterator[int]:
         server.close()
 
 
-async def test_a_registry_that_limits_is_not_waited_for_in_vain(tmp_path: Path, port: int) -> None:
+async def test_a_rate_limited_pull_fails_with_the_reason(tmp_path: Path, port: int) -> None:
     async with _limiting() as way:
         _insecure(tmp_path, f"127.0.0.1:{way}")
         with pytest.raises(TooMany, match=f"127.0.0.1:{way} limits how often"):
             await Registry(tmp_path).resolve(f"127.0.0.1:{way}/web:1", within=2.0)
 
 
-async def test_a_mirror_is_asked_in_place_of_the_registry(tmp_path: Path, port: int) -> None:
+async def test_a_mirror_replaces_the_registry(tmp_path: Path, port: int) -> None:
     registry = Registry(tmp_path)
     _insecure(tmp_path, f"127.0.0.1:{port}")
     folder = layout_of(tmp_path, 1000)
@@ -263,7 +263,7 @@ async def test_a_mirror_is_asked_in_place_of_the_registry(tmp_path: Path, port: 
         assert store.resolve("docker.io/library/web:1") == pushed
 
 
-async def test_a_signature_policy_is_obeyed_in_a_line(tmp_path: Path, port: int) -> None:
+async def test_a_signature_policy_is_enforced(tmp_path: Path, port: int) -> None:
     registry, name = Registry(tmp_path), f"127.0.0.1:{port}/web:1"
     _insecure(tmp_path, f"127.0.0.1:{port}")
     policy = tmp_path / "home/.config/containers/policy.json"
@@ -279,7 +279,7 @@ async def test_a_signature_policy_is_obeyed_in_a_line(tmp_path: Path, port: int)
         assert store.inventory() == ()
 
 
-async def test_of_an_index_this_nodes_platform_is_taken(tmp_path: Path, port: int) -> None:
+async def test_the_nodes_platform_is_pulled_from_an_index(tmp_path: Path, port: int) -> None:
     registry = Registry(tmp_path)
     _insecure(tmp_path, f"127.0.0.1:{port}")
     folder = layout_of(tmp_path, 1000)
@@ -323,7 +323,7 @@ async def test_of_an_index_this_nodes_platform_is_taken(tmp_path: Path, port: in
         ("remote error: tls: certificate required", "put client.cert and client.key"),
     ],
 )
-def test_what_is_wrong_with_a_certificate(said: str, words: str) -> None:
+def test_certificate_errors(said: str, words: str) -> None:
     error = explain("r", "r/x:1", f'time="…" level=fatal msg="{said}"')
     assert type(error) is NotTrusted
     assert words in str(error)
@@ -345,13 +345,13 @@ def test_what_is_wrong_with_a_certificate(said: str, words: str) -> None:
         ("pinging r: Get https://r/v2/: Proxy Authentication Required", Unreachable),
     ],
 )
-def test_what_went_wrong_is_told_apart(said: str, kind: type[RegistryError]) -> None:
+def test_errors_of_registries_are_distinguished(said: str, kind: type[RegistryError]) -> None:
     error = explain("r", "r/x:1", f'time="…" level=fatal msg="{said}"')
     assert type(error) is kind
     assert "\n" not in str(error)
 
 
-def test_names_for_skopeo() -> None:
+def test_references_for_skopeo() -> None:
     assert remote(parse_image("alpine")) == "docker://docker.io/library/alpine:latest"
     assert remote(parse_image("me/x:2")) == "docker://docker.io/me/x:2"
     assert remote(parse_image("r:5/x:2"), "sha256:" + "0" * 64).endswith("r:5/x@sha256:" + "0" * 64)

@@ -1,4 +1,4 @@
-"""Images that real tools made, and the mounts that the kernel makes of them."""
+"""Images of real tools, and their mounts by the kernel."""
 
 from __future__ import annotations
 
@@ -85,9 +85,7 @@ def mounted(image: LocalImage, command: str, work: Path) -> str:
     "form",
     ["oci", "oci zstd", "oci-archive", "docker-archive", "dir of plain layers"],
 )
-async def test_an_image_of_real_tools_mounts_as_it_was_built(
-    layout: Path, tmp_path: Path, form: str
-) -> None:
+async def test_images_of_real_tools_mount_as_built(layout: Path, tmp_path: Path, form: str) -> None:
     source, given = f"oci:{layout}:two:1", tmp_path / "given"
     match form:
         case "oci":
@@ -110,7 +108,7 @@ async def test_an_image_of_real_tools_mounts_as_it_was_built(
     assert listing.split() == ["data/changed", "data/kept", "data/replaced/new", "2", "1"]
 
 
-async def test_gnu_tar_and_we_agree_on_a_big_tree(tmp_path: Path) -> None:
+async def test_unpacking_a_big_tree_matches_gnu_tar(tmp_path: Path) -> None:
     """The distribution's own files, as one layer: each name, mode, owner, time and content."""
     layer, blob = tmp_path / "plain", tmp_path / "layer.tar"
     trees = ("zoneinfo", "bash-completion")
@@ -136,7 +134,7 @@ async def test_gnu_tar_and_we_agree_on_a_big_tree(tmp_path: Path) -> None:
     assert run("diff", "-r", "--no-dereference", layer, local.layers[0]) == ""
 
 
-async def test_one_node_gets_an_image_from_another(layout: Path, tmp_path: Path) -> None:
+async def test_transfer_of_an_image_between_nodes(layout: Path, tmp_path: Path) -> None:
     async with (
         ImageStore(tmp_path / "one") as one,
         ImageStore(tmp_path / "two") as two,

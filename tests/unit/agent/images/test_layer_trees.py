@@ -1,5 +1,4 @@
-"""Images of every shape give containers the tree that their layers describe, by another tool's
-account."""
+"""Containers see the tree that an image's layers describe, compared with another tool."""
 
 from __future__ import annotations
 
@@ -135,7 +134,7 @@ async def test_a_container_sees_what_its_layers_describe(tmp_path: Path, case: s
     assert found == by_umoci(layout, "image", tmp_path / "reference")
 
 
-async def test_a_file_with_holes_of_more_than_4_gib(tmp_path: Path) -> None:
+async def test_a_sparse_file_of_more_than_4_gib(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "layout")
     digest = layout.image([BASE, sparse()], "image")
     async with ImageStore(tmp_path / "store") as store:
@@ -180,7 +179,7 @@ def random_layer(rng: random.Random, prefix: str = "", depth: int = 0) -> Iterat
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_any_stack_in_which_layers_recur(tmp_path: Path, seed: int) -> None:
+async def test_any_stack_of_recurring_layers(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     pool = [tar(*random_layer(rng)) for _ in range(rng.randint(1, 4))]
     if rng.random() < 0.2:

@@ -1,4 +1,4 @@
-"""The node's image store: whole or nothing, once or never."""
+"""The node's image store: loading, names, removal and restarts."""
 
 # ruff: noqa: ASYNC221, ASYNC240 (a test may block its own loop)
 
@@ -38,9 +38,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-async def test_what_was_loaded_is_listed_and_ready_and_still_there_after_a_restart(
-    layout: Layout, root: Path
-) -> None:
+async def test_loaded_images_are_ready_also_after_a_restart(layout: Layout, root: Path) -> None:
     digest = layout.image([BASE, ONE], "hello:1", process={"Cmd": ["/one"], "Env": ["A=b"]})
     async with ImageStore(root) as store:
         image = await store.load(layout.archive())
@@ -62,7 +60,7 @@ async def test_what_was_loaded_is_listed_and_ready_and_still_there_after_a_resta
 
 
 @pytest.mark.parametrize("form", ["folder", "tar", "tar.gz", "tar.bz2", "tar.xz", "tar.zst"])
-async def test_archives_in_each_form(layout: Layout, root: Path, form: str) -> None:
+async def test_archives_in_each_format(layout: Layout, root: Path, form: str) -> None:
     digest = layout.image([ONE], "quay.io/a/b:2", blobs=[gzip.compress(ONE)])
     archive = layout.finish() if form == "folder" else layout.archive()
     compress = {"tar.gz": gzip.compress, "tar.bz2": bz2.compress, "tar.xz": lzma.compress}
@@ -78,7 +76,7 @@ async def test_archives_in_each_form(layout: Layout, root: Path, form: str) -> N
     assert not left_over(root)
 
 
-async def test_a_given_name_takes_the_place_of_the_archives(layout: Layout, root: Path) -> None:
+async def test_a_given_name_replaces_the_archives(layout: Layout, root: Path) -> None:
     layout.image([ONE], "theirs:1")
     async with ImageStore(root) as store:
         assert (await store.load(layout.archive(), "ours")).names == ("ours:latest",)
@@ -104,7 +102,7 @@ async def test_a_name_moves_to_the_image_that_got_it_last(layout: Layout, root: 
         assert {i.id: i.names for i in store.inventory()} == {first: (), second: ("x:1",)}
 
 
-async def test_the_nodes_platform_is_taken_from_an_index(layout: Layout, root: Path) -> None:
+async def test_the_nodes_platform_is_loaded_from_an_index(layout: Layout, root: Path) -> None:
     entries = []
     for layer, architecture in ((ONE, "s390x"), (TWO, "riscv64")):
         digest = layout.image([layer], architecture=architecture, listed=False)
@@ -130,7 +128,7 @@ async def test_the_nodes_platform_is_taken_from_an_index(layout: Layout, root: P
     assert not list((root / "other/blobs/sha256").iterdir())
 
 
-async def test_an_image_of_another_platform_is_refused(layout: Layout, root: Path) -> None:
+async def test_an_image_of_another_platform_is_rejected(layout: Layout, root: Path) -> None:
     digest = layout.image([ONE], "x:1", architecture="s390x")
     async with ImageStore(root) as store:
         with pytest.raises(ImageError, match="it has linux/s390x"):
@@ -139,9 +137,7 @@ async def test_an_image_of_another_platform_is_refused(layout: Layout, root: Pat
             await store.ensure(digest, fetch_of(layout, []))
 
 
-async def test_what_is_no_image_archive_is_refused_and_changes_nothing(
-    tmp_path: Path, root: Path
-) -> None:
+async def test_invalid_archives_change_nothing(tmp_path: Path, root: Path) -> None:
     text, other, lacking = tmp_path / "t.txt", tmp_path / "o.tar", tmp_path / "no.tar"
     text.write_text("hello")
     other.write_bytes(ONE)
@@ -203,9 +199,7 @@ def docker_archive(path: Path, layers: list[bytes], names: list[str]) -> Path:
     return path
 
 
-async def test_an_old_docker_archive_gets_the_same_digest_each_time(
-    tmp_path: Path, root: Path
-) -> None:
+async def test_an_old_docker_archive_gets_a_stable_digest(tmp_path: Path, root: Path) -> None:
     archive = docker_archive(tmp_path / "d.tar", [BASE, ONE], ["docker.io/library/x:1", "y:2"])
     async with ImageStore(root) as store:
         image = await store.load(archive)
@@ -215,7 +209,7 @@ async def test_an_old_docker_archive_gets_the_same_digest_each_time(
         assert [os.listdir(path) for path in local.layers] == [["base"], ["one"]]
 
 
-async def test_removal_keeps_what_others_need(layout: Layout, root: Path) -> None:
+async def test_removal_keeps_parts_of_other_images(layout: Layout, root: Path) -> None:
     first, second = layout.image([BASE, ONE], "x:1"), layout.image([BASE, TWO], "y:1")
     async with ImageStore(root) as store:
         await store.load(layout.archive())
@@ -241,7 +235,7 @@ async def test_removal_keeps_what_others_need(layout: Layout, root: Path) -> Non
         assert not list((root / kind).iterdir())
 
 
-async def test_removal_waits_for_those_at_work(layout: Layout, root: Path) -> None:
+async def test_removal_waits_for_running_work(layout: Layout, root: Path) -> None:
     first, second = layout.image([BASE, ONE], "x:1"), layout.image([BASE, TWO])
     begun, go = asyncio.Event(), asyncio.Event()
 
@@ -262,7 +256,7 @@ async def test_removal_waits_for_those_at_work(layout: Layout, root: Path) -> No
         assert store.blob_path(digest_of(ONE)) is None
 
 
-async def test_a_store_has_one_user(root: Path) -> None:
+async def test_a_store_is_locked(root: Path) -> None:
     async with ImageStore(root):
         with pytest.raises(ImageError, match="another process uses"):
             async with ImageStore(root):
@@ -286,7 +280,7 @@ asyncio.run(main())
 """
 
 
-async def test_a_kill_in_the_middle_leaves_nothing_after_the_next_start(
+async def test_leftovers_of_a_killed_process_are_removed_at_the_next_start(
     layout: Layout, root: Path
 ) -> None:
     layout.image([BASE], "x:1")
@@ -309,7 +303,7 @@ async def test_a_kill_in_the_middle_leaves_nothing_after_the_next_start(
         assert [image.names for image in store.inventory()] == [("x:1",)]
 
 
-async def test_a_damaged_index_says_so(root: Path) -> None:
+async def test_a_damaged_index_is_reported(root: Path) -> None:
     root.mkdir()
     (root / "index.json").write_text("{")
     with pytest.raises(ImageError, match=r"index\.json is damaged"):

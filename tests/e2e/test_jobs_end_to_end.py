@@ -58,7 +58,7 @@ def test_a_job_that_always_fails_ends_with_its_last_error(cluster: Cluster, hell
     assert done.stderr.splitlines()[-1] == (
         "orc: job 'bad' failed: bad.1 failed 3 times: exit status 3; see 'orc job logs bad'"
     )
-    assert "trying again in 1 s (retry 2 of 2)" in done.stderr
+    assert "retrying in 1 s (retry 2 of 2)" in done.stderr
     assert [task["exit_code"] for task in cluster.json("job", "ps", "bad")] == [3, 3, 3]
 
 

@@ -23,7 +23,7 @@ def test_it_starts_when_the_other_is_healthy_and_stops_before_it(
                 "while [ ! -e /go ]; do sleep 0.1; done; exec httpd -f -p 80")  # fmt: skip
     cluster.orc("service", "create", "-d", "--name", "web", "--depends-on", "db:healthy",
                 *RUNS, hello)  # fmt: skip
-    waits = "waits for service db: no task of it is healthy yet"
+    waits = "waits for service db: no task is healthy yet"
     eventually(lambda: cluster.task("web")["error"] == waits)
     go = ("exec", "db.1", "/bin/busybox", "touch", "/go")
     eventually(lambda: cluster.orc(*go).returncode == 0)

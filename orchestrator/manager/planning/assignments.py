@@ -1,4 +1,4 @@
-"""What a node must have: the agent's orders."""
+"""Assignments: the tasks that a node must run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from orchestrator.model.tasks import Task
 
 
 def is_assigned(task: Task, node_id: str) -> bool:
-    """Whether a task is one of the node's, which it must have.
+    """Whether a task is in the node's assignment.
 
     One to be stopped is, since the agent obeys `desired_state`, and one that has ended, for as long
     as the store remembers it: the node keeps its logs. One given up is not, so that a node that

@@ -1,5 +1,5 @@
-"""Stored delays when the leader's wall clock is stepped: they move along, so that they last as long
-as they were meant to.
+"""Clock steps: stored delays are shifted when the leader's wall clock is stepped, so that they last
+as long as intended.
 
 What is stored as a point in time and stands for a delay is moved by as much as the clock was. A
 schedule of a job is not: it is about the time of day, and follows the clock.
@@ -64,8 +64,8 @@ def shifted(item: Object, seconds: float) -> Object:
 
 
 def delays_from_the_future(view: ClusterView, now: float) -> Iterable[Change]:
-    """Delays that were begun in the future, so by a manager whose clock was ahead or before this
-    one's was set back: they begin now."""
+    """Delays that began in the future (by a manager whose clock was ahead, or before this clock was
+    set back) are restarted now."""
     for task in view.pending.values():
         ahead = task.status.at - now
         if task.not_before > now and ahead > LONGEST_WAIT_BACK:

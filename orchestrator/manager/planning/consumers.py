@@ -1,4 +1,4 @@
-"""Who uses a network, volume, secret or config, in the words of a listing or a refusal."""
+"""Consumers of networks, volumes, secrets and configs, named for listings and errors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ STOPPING = ", which is stopping"
 
 
 def consumer(view: ClusterView, task: Task) -> str:
-    """What needs the things that a task has: `service web`, `container db`, or the task itself if
-    its service was removed and it has yet to stop."""
+    """The consumer on whose behalf a task uses objects: `service web`, `container db`, or the task
+    itself while it stops after its service was removed."""
     if task.standalone:
         return f"container {task.name}"
     service = view.services.get(task.service_id)
@@ -32,13 +32,13 @@ def in_order(users: set[str]) -> list[str]:
 
 
 def not_stopping(users: Iterable[str]) -> list[str]:
-    """The users without the tasks that are stopping, since their service was removed."""
+    """The consumers without tasks that are stopping because their service was removed."""
     return [each for each in users if not each.endswith(STOPPING)]
 
 
 def network_consumers(view: ClusterView, network: Network) -> list[str]:
-    """Who uses a network, such as `service web`: services, and containers that have not
-    ended. In the order of their names, services first.
+    """Consumers of a network, such as `service web`: services, and containers that have not ended.
+    Ordered by kind and name.
 
     A task of a removed service that waits for a node is none: it is never placed.
     """

@@ -1,12 +1,12 @@
-"""What a change would do: the planner itself on a copy of the cluster, with agents that obey.
+"""Dry runs (`orc plan`): the planner itself on a copy of the cluster, with simulated agents.
 
 Nothing is guessed: the view with the change in it is planned pass by pass, as the leader would, and
 between two passes each agent does at once what it is told, in perfect health. Time passes only
 where the planner asks for it. What comes of it is compared with what there was, slot by slot. On a
-cluster in which nothing else happens, that is what then happens. Of a job is told what begins at
-once and what has to wait for its turn, not what its schedule will do.
+cluster in which nothing else happens, that is what then happens. Of a job, the result has what
+starts at once and what is queued, not what its schedule will do.
 
-A failure that only running would show is not foreseen, nor how long anything takes.
+Failures that occur only at run time are not predicted, nor how long anything takes.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Health, Task
 
 _HORIZON = 3600.0
-"""Seconds that are foreseen at the most."""
+"""Maximum simulated seconds."""
 _PASSES = 100_000
 _ENDING = (RestartCondition.ON_FAILURE, RestartCondition.NONE)
 """With which a task that has done its work is not started again."""
 
 
 class Action(IntEnum):
-    """What happens to a slot."""
+    """What a change does to a slot."""
 
     START = 0
     STOP = 1
@@ -67,8 +67,8 @@ class Step:
 def simulate(
     view: ClusterView, changes: Iterable[Change], now: float, new_id: Callable[[], str]
 ) -> list[Step]:
-    """What these changes would lead to, by service and slot. What is under way already counts as
-    done: only what comes of the changes is told."""
+    """The steps that these changes would cause, by service and slot. Steps in progress count as
+    done: only those caused by the changes are returned."""
     before = _converged(view, (), now, new_id)
     after = _converged(before, changes, now, new_id)
     steps = []
@@ -98,7 +98,7 @@ def _slots(view: ClusterView, service_id: str) -> dict[tuple[int, int], Slot]:
 
 
 def _queued_indexes(before: ClusterView, after: ClusterView, service_id: str) -> Iterator[Step]:
-    """What is new of a job and has to wait for its turn."""
+    """Indexes of a job's new runs that are queued by its concurrency limit."""
     service, known = after.services.get(service_id), before.services.get(service_id)
     if service is None or not service.spec.mode.is_job:
         return
@@ -111,7 +111,7 @@ def _queued_indexes(before: ClusterView, after: ClusterView, service_id: str) ->
 
 
 def _containers(before: ClusterView, after: ClusterView) -> Iterator[Step]:
-    """What becomes of containers of their own that are new."""
+    """Steps of new standalone containers."""
     known = before.tasks_of_service(STANDALONE)
     for id, task in sorted(after.tasks_of_service(STANDALONE).items()):
         if id in known:
@@ -127,7 +127,7 @@ def _step(service: str, number: int, old: Slot | None, new: Slot | None) -> Step
     name = f"{service}.{number}"
     ran, runs = _running(was), _running(now)
     if was is not None and was.status.state is TaskState.COMPLETE:
-        # It has done its work: what becomes of it is no news, but that it does it once more is.
+        # It has completed: only a further run of it is a step.
         if now is None or now.id == was.id:
             return None
         was = None
@@ -162,7 +162,7 @@ def _running(task: Task | None) -> bool:
 def _converged(
     view: ClusterView, changes: Iterable[Change], now: float, new_id: Callable[[], str]
 ) -> ClusterView:
-    """The cluster once nothing is left to do about the changes."""
+    """The cluster once it has converged after the changes."""
     made = list(changes)
     view = view.evolve(made)
     view = view.evolve(_without_schedules(view))
@@ -190,7 +190,7 @@ def _converged(
 
 
 def _pulls(view: ClusterView, obeyed: Iterable[Change]) -> Iterator[Change]:
-    """The images that nodes have once they run what they were told to."""
+    """The images that nodes have once they run their assignments."""
     holders: dict[str, set[str]] = {}
     for change in obeyed:
         task = change.after
@@ -205,7 +205,7 @@ def _pulls(view: ClusterView, obeyed: Iterable[Change]) -> Iterator[Change]:
 
 
 def _completions(view: ClusterView, now: float) -> Iterator[Change]:
-    """The tasks that do their work, as others wait for it."""
+    """Completions of the tasks that other services wait for."""
     live = [service for service in view.services.values() if not service.removed]
     awaited = {
         each.service
@@ -224,7 +224,7 @@ def _completions(view: ClusterView, now: float) -> Iterator[Change]:
 
 
 def _without_schedules(view: ClusterView) -> Iterator[Change]:
-    """Jobs as they are if no time passes: none is late, and no schedule begins a run."""
+    """Jobs without deadlines and schedules, since no time passes."""
     for service in view.services.values():
         if service.spec.mode.is_job:
             job = replace(service.spec.job, deadline=0.0, suspended=True)
@@ -236,7 +236,8 @@ def _everything() -> Dirty:
 
 
 def _agent_reports(view: ClusterView, now: float) -> Iterator[Change]:
-    """What agents would report next if all went well: tasks end that shall, then others run."""
+    """What agents would report next without failures: tasks that are to stop end, then others
+    run."""
     on_nodes = [
         task
         for task in view.tasks.values()

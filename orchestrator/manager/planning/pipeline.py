@@ -1,4 +1,4 @@
-"""One pass of planning: slices, VIPs, reconciling, placing; a plan a service.
+"""One pass of planning: slices, VIPs, reconciling, scheduling; one plan per service.
 
 A pass looks only at what something happened to (`Dirty`). Its cost is that of the dirty
 services, of the tasks that wait, and of the nodes' loads if anything is to be placed.
@@ -59,7 +59,7 @@ class Dirty:
     containers: frozenset[str] = field(default_factory=frozenset)
     """Ids of standalone containers that have changed."""
     documents: bool = False
-    """A secret or config has a new version: who names one may be given it."""
+    """A secret or config has a new version, which may update services."""
 
     def __or__(self, other: Dirty) -> Dirty:
         return Dirty(
@@ -101,9 +101,9 @@ def dirty_of(changes: Iterable[Change]) -> Dirty:
                 freed = freed or change.after is None or ended(task)
             case Service() as service:
                 services.add(service.id)
-                freed = freed or _is_liked_otherwise(change)
+                freed = freed or _affects_affinities(change)
             case Node() | Network():
-                nodes = nodes or not _is_same_to_plans(change)
+                nodes = nodes or not _does_not_affect_plans(change)
             case Image() | Volume():
                 freed = True
             case Document():
@@ -115,9 +115,9 @@ def dirty_of(changes: Iterable[Change]) -> Dirty:
     )
 
 
-def _is_same_to_plans(change: Change) -> bool:
-    """Whether a change of a node or network changes nothing that is planned by, such as what a node
-    has measured, or a network's policies: those go to agents, not into plans."""
+def _does_not_affect_plans(change: Change) -> bool:
+    """Whether a change of a node or network does not affect plans, such as measurements of a node
+    or a network's policies, which only agents use."""
     match change.before, change.after:
         case Node() as old, Node() as new:
             return _planned_by(old) == _planned_by(new)
@@ -128,7 +128,7 @@ def _is_same_to_plans(change: Change) -> bool:
 
 
 def _planned_by(node: Node) -> Node:
-    """A node without what is not planned by."""
+    """The node without the fields that do not affect plans."""
     description = replace(
         node.description, path_mtu=0, trouble="", blob_port=0, metrics_port=0, tunnel_keys=()
     )
@@ -137,8 +137,8 @@ def _planned_by(node: Node) -> Node:
     )
 
 
-def _is_liked_otherwise(change: Change) -> bool:
-    """Whether others may be near to a service now that might not before."""
+def _affects_affinities(change: Change) -> bool:
+    """Whether the change of a service may satisfy affinities of others."""
     before, after = change.before, change.after
     if not isinstance(before, Service) or not isinstance(after, Service):
         return False
@@ -224,7 +224,7 @@ def plan(
                 ahead = ahead.evolve(changes)
                 placements[task.id] = _Placed((decision.node, *read), changes)
             else:
-                draft.keep_waiting(task, decision.reason)
+                draft.set_pending(task, decision.reason)
     due = [task for task in waiting if task.not_before <= now]
     more = len(decisions) < len(due)
     if more:
@@ -242,7 +242,7 @@ def plan(
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """What the placement of a task read and brings about beside the task."""
+    """The objects that a placement read, and its changes besides the task."""
 
     read: tuple[Object, ...]
     changes: tuple[Change, ...]
@@ -255,7 +255,7 @@ def _services_to_reconcile(view: ClusterView, dirty: Dirty) -> set[str]:
         for id in dirty.services
         if (item := view.services.get(id)) and item.removed and item.spec.depends_on
     ]
-    # What these need may be waiting for their end with its own.
+    # Services that these depend on may keep running until these are gone.
     services |= {
         other.id
         for item in ordered
@@ -279,7 +279,7 @@ def _services_to_reconcile(view: ClusterView, dirty: Dirty) -> set[str]:
 
 
 def _timed(service: Service) -> bool:
-    """Whether time alone may decide something of it."""
+    """Whether the passing of time alone may change its plan."""
     return bool(
         service.policy.delay > 0
         or service.update.moving
@@ -296,12 +296,12 @@ def _has_files(service: Service) -> bool:
 def _explain_wait(
     due: Iterable[Task], decisions: Iterable[Placement | Unplaced], drafts: Mapping[str, Draft]
 ) -> None:
-    """Say why those wait that this very pass created and did not try to place."""
+    """Set the reason of tasks that this pass created and did not try to place."""
     tried = {decision.task.id for decision in decisions}
     for task in due:
         draft = drafts.get(task.service_id)
         if draft is not None and task.id not in tried and not task.status.message:
-            draft.keep_waiting(task, "waiting to be scheduled")
+            draft.set_pending(task, "waiting to be scheduled")
 
 
 def _draft(
@@ -338,8 +338,8 @@ def _reconcile(
 def _waiting(
     ahead: ClusterView, dirty: Dirty, services: Collection[str], now: float
 ) -> Iterable[Task]:
-    """The waiting tasks worth a try: those of the services that were reconciled, those whose delay
-    is over, and all of them if there may be room."""
+    """The pending tasks to schedule: those of reconciled services, those whose delay is over, and
+    all of them if capacity may have been freed."""
     everything = dirty.nodes_changed or dirty.capacity_freed
     for task in ahead.pending.values():
         service = ahead.services.get(task.service_id)
@@ -350,14 +350,15 @@ def _waiting(
         else:
             touched = task.service_id in services
         due = everything or touched or 0 < task.not_before <= now
-        # What waits for another container's place, or for other services, may go with any change.
+        # Tasks that depend on another container's node, or on other services, may start after any
+        # change.
         follows = task.spec.container.volumes_from or network_container(task.spec)
         if due or follows or task.affinities or (service is not None and _follows(service)):
             yield task
 
 
 def _follows(service: Service) -> bool:
-    """Whether what its tasks may do depends on other services."""
+    """Whether the scheduling of its tasks depends on other services."""
     return bool(service.spec.depends_on or service.spec.affinities)
 
 
@@ -413,6 +414,6 @@ def _summary(draft: Draft, changes: Sequence[Change]) -> str:
     if draft.service is not None:
         name = draft.service.spec.name
     else:
-        gone = "tasks of a service that is gone"
+        gone = "tasks of a removed service"
         name = "containers" if all(_standalone(each) for each in changes) else gone
     return f"{name}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)

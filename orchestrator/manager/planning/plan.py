@@ -22,7 +22,7 @@ from orchestrator.model.tasks import Task
 
 
 class IllegalChange(Exception):
-    """A plan wants what the rules of a task's life forbid: a defect of the planner."""
+    """A plan contains an illegal change of a task: a bug of the planner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Plan(Decision):
     """
 
     requeue_at: float | None = None
-    """When to decide again although nothing has changed (seconds since the epoch)."""
+    """When to plan again even if nothing changes (seconds since the epoch)."""
 
     def __post_init__(self) -> None:
         for change in self.changes:
@@ -104,7 +104,7 @@ def earliest(*times: float | None) -> float | None:
 
 
 def requeue(plans: Iterable[Plan]) -> float | None:
-    """When the first of these plans wants to be made again."""
+    """When the first of these plans is to be computed again."""
     return earliest(*(plan.requeue_at for plan in plans))
 
 
@@ -114,7 +114,7 @@ def _may_be_running(task: Task) -> bool:
 
 def _check_birth(task: Task) -> None:
     if task.status.state not in (TaskState.NEW, TaskState.PENDING, TaskState.ASSIGNED):
-        raise IllegalChange(f"task {task.id} is born {task.status.state.name}")
+        raise IllegalChange(f"task {task.id} is created as {task.status.state.name}")
     if task.status.state is TaskState.ASSIGNED and not task.node_id:
         raise IllegalChange(f"task {task.id} is assigned to no node")
 

@@ -1,4 +1,4 @@
-"""A service's tasks by slot, and the draft in which a decision about them grows."""
+"""Slots: a service's tasks by replica number, and the draft of the next plan for them."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from orchestrator.model.tasks import Task, TaskStatus
 
 
 def placed(task: Task) -> bool:
-    """Whether the task has ever been given to a node."""
+    """Whether the task has been assigned to a node."""
     return bool(task.node_id) and not waits(task)
 
 
 def waits(task: Task) -> bool:
-    """Whether the task waits for a node."""
+    """Whether the task is pending."""
     return task.status.state <= TaskState.PENDING
 
 
 def ended(task: Task) -> bool:
-    """Whether the task has ended for good."""
+    """Whether the task is in a terminal state."""
     return is_terminal(task.status.state)
 
 
 def is_current(service: Service, task: Task) -> bool:
-    """Whether the task is made from what the service declares now.
+    """Whether the task has the service's current spec.
 
     The versions of its secrets and configs count, and all of the task's spec but the restart
-    policy, which is read from the service when it is needed, so that a change of it restarts
+    policy, which is read from the service when it is needed, so that changing it restarts
     nothing.
     """
     wanted = service.spec.task
@@ -59,7 +59,7 @@ class Slot:
 
     @property
     def live(self) -> tuple[Task, ...]:
-        """The tasks that may run: at most one, but for an update that starts the new one first."""
+        """The tasks that may run: at most one, except during an update that starts first."""
         return tuple(
             task
             for task in self.tasks
@@ -74,14 +74,14 @@ class Slot:
 
     @property
     def stopping(self) -> bool:
-        """Whether a task of it was told to stop and has not ended."""
+        """Whether a task of it is being stopped."""
         return any(
             not ended(task) and task.desired_state > TaskState.RUNNING for task in self.tasks
         )
 
     @property
     def kept(self) -> bool:
-        """Whether the slot goes on once its tasks have ended."""
+        """Whether the slot remains once its tasks have ended."""
         return any(task.desired_state < TaskState.REMOVE for task in self.tasks)
 
 
@@ -97,19 +97,19 @@ def slots_of(tasks: Mapping[str, Task]) -> dict[int, Slot]:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """How a slot is filled anew."""
+    """How a slot is refilled."""
 
     not_before: float = 0.0
     attempt: int = 0
     message: str = ""
     node_id: str = ""
-    """The only node that will do; empty: any."""
+    """The only eligible node; empty: any."""
     job_run: int = 0
-    """The run of a job that it is of."""
+    """Number of the job's run."""
 
 
 class Draft:
-    """The tasks of one service as a decision would leave them.
+    """The tasks of one service as a plan would leave them.
 
     Only legal changes can be drafted, and what a draft does twice it does once.
     """
@@ -124,14 +124,14 @@ class Draft:
     ) -> None:
         """`limit`: the most slots that may be added."""
         self.service = service
-        """As it is to be; a decision may change it."""
+        """As planned: reconciling may change it."""
         self.service_before = service
         self.now = now
         self.requeue_at: float | None = None
         self.service_gone = False
-        """The service's last task has gone, and so it goes too."""
+        """The last task of a removed service is gone, so the service is deleted, too."""
         self.limited = False
-        """More slots are to be added than this draft may add."""
+        """More slots are needed than this draft may add."""
         self._room = limit
         self._before = tasks
         self._tasks = dict(tasks)
@@ -145,7 +145,7 @@ class Draft:
 
     @property
     def touched(self) -> int:
-        """How many tasks were drafted anew so far."""
+        """How many tasks were changed so far."""
         return len(self._touched)
 
     def may_add(self, count: int) -> int:
@@ -162,7 +162,7 @@ class Draft:
         return self._slots
 
     def kept_slots(self) -> list[Slot]:
-        """The slots that go on, in ascending order."""
+        """The slots that remain, in ascending order."""
         return [slot for slot in self.slots().values() if slot.kept]
 
     def free_numbers(self, count: int) -> list[int]:
@@ -177,7 +177,7 @@ class Draft:
         return free
 
     def create(self, service: Service, number: int, start: Start, old: Slot | None) -> None:
-        """Fill a slot with a new task, which waits for its node; `old` is what is known of it.
+        """Fill a slot with a new pending task; `old` is the slot's history, if any.
 
         Times of creation grow within a slot even if clocks do not, so that "newest" is certain.
         """
@@ -205,22 +205,21 @@ class Draft:
         )
 
     def assign(self, task: Task, node_id: str, generic: Mapping[str, str]) -> None:
-        """Give a waiting task its node, and what it is given of the node's generic resources."""
+        """Assign a pending task to a node, with its share of the node's generic resources."""
         status = TaskStatus(TaskState.ASSIGNED, at=self.now, run=task.run)
         given = dict(generic)
         self._put(replace(task, node_id=node_id, status=status, generic_resources=given))
 
-    def keep_waiting(self, task: Task, reason: str) -> None:
-        """Say why a task still waits; nothing is written if that has been said already."""
+    def set_pending(self, task: Task, reason: str) -> None:
+        """Set the reason why a task is pending; no change if it has that reason already."""
         if task.status.state is not TaskState.PENDING or task.status.message != reason:
             status = replace(task.status, state=TaskState.PENDING, at=self.now, message=reason)
             self._put(replace(task, status=status))
 
     def stop(self, task: Task, desired: TaskState, reason: str = "") -> None:
-        """Order a task to end: SHUTDOWN when its slot goes on, REMOVE when it does not.
+        """Stop a task: SHUTDOWN if its slot remains, REMOVE if it does not.
 
-        One that never had a node ends here and now; one that this very draft has made was never
-        there.
+        A pending one ends at once; one that this draft created is dropped from it.
         """
         if ended(task):
             return
@@ -243,8 +242,8 @@ class Draft:
         restarts: int = 0,
         message: str = "",
     ) -> None:
-        """Begin another run of a standalone container that has ended, on the node that it has. How
-        the run before ended is remembered until this one is assigned."""
+        """Begin another run of a standalone container that has ended, on its node. The result
+        of the previous run is kept until this one is assigned."""
         status = TaskStatus(
             TaskState.PENDING,
             at=self.now,
@@ -267,31 +266,31 @@ class Draft:
             )
         )
 
-    def redocument(self, task: Task, documents: Mapping[str, int]) -> None:
-        """Give a task other versions of its secrets and configs."""
+    def set_documents(self, task: Task, documents: Mapping[str, int]) -> None:
+        """Set the versions of a task's secrets and configs."""
         self._put(replace(task, documents=dict(documents)))
 
-    def say(self, task: Task, message: str) -> None:
-        """Tell something of a task; nothing is written if that has been said already."""
+    def set_message(self, task: Task, message: str) -> None:
+        """Set a task's message; no change if it has that message already."""
         if task.status.message != message:
             self._put(replace(task, status=replace(task.status, message=message)))
 
-    def dismiss(self, task: Task) -> None:
-        """Order what has ended to go. It is forgotten by the next pass, not by this one, so that
-        whoever watches the store sees its end."""
+    def mark_removed(self, task: Task) -> None:
+        """Mark an ended task for removal. The next pass deletes it, so that watchers of the store
+        see its end."""
         self._put(replace(task, desired_state=TaskState.REMOVE))
 
-    def give_up(self, task: Task, reason: str) -> None:
-        """The task's node is lost: nobody knows what became of it, and it must stop if it lives."""
+    def orphan(self, task: Task, reason: str) -> None:
+        """Give up a task whose node is down or removed: it must stop if it still runs."""
         status = replace(task.status, state=TaskState.ORPHANED, at=self.now, message=reason)
         desired = max(task.desired_state, TaskState.SHUTDOWN)
         self._put(replace(task, desired_state=desired, status=status))
 
     def delete(self, task: Task) -> None:
-        """Forget a task that has ended or never had a node.
+        """Delete a task that has ended or is pending.
 
-        One that this very draft has given up stays until that is written; it is marked REMOVE, so
-        that it goes with the next pass.
+        One that this draft has orphaned stays until that is written; it is marked REMOVE, so that
+        the next pass deletes it.
         """
         before = self._before.get(task.id)
         if before is not None and not (ended(before) or waits(before)):
@@ -301,20 +300,20 @@ class Draft:
         self._touched.add(task.id)
         self._slots = None
 
-    def abandon(self, slot: Slot) -> None:
-        """Give a slot up: stop what runs, forget what has ended."""
+    def remove_slot(self, slot: Slot) -> None:
+        """Remove a slot: stop its tasks, delete those that have ended."""
         for task in slot.tasks:
             if ended(task):
                 self.delete(task)
             else:
                 self.stop(task, TaskState.REMOVE)
 
-    def look_again(self, at: float | None) -> None:
+    def requeue_by(self, at: float | None) -> None:
         self.requeue_at = earliest(self.requeue_at, at)
 
     def changes(self) -> tuple[Change, ...]:
-        """What differs from before: what makes room (stops, ends) before what takes it, then by
-        slot and by age; the service itself comes last."""
+        """The changes: what frees capacity (stops, ends) before what takes it, then by slot and
+        age; the service comes last."""
         changed = [
             Change(self._before.get(id), self._tasks.get(id))
             for id in self._touched

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class PlanningErrors:
-    """Collects what goes wrong in one pass, by service or standalone container."""
+    """Collects the errors of one pass, by service or standalone container."""
 
     def __init__(self) -> None:
         self.found: dict[str, str] = {}
@@ -30,7 +30,7 @@ class PlanningErrors:
 
     @contextmanager
     def of(self, owner: str) -> Iterator[None]:
-        """Whatever is raised in the block is noted for `owner`, and raised no further."""
+        """Record an exception of the block for `owner`, and suppress it."""
         try:
             yield
         except Exception as error:
@@ -39,7 +39,7 @@ class PlanningErrors:
 
 
 def quarantined_services(view: ClusterView) -> Mapping[str, Quarantined]:
-    """The services that must not be planned, by id, each with the object that holds it."""
+    """The services that must not be planned, by id, each with the object that is the reason."""
     held = {id: each for each in view.quarantined.values() for id in each.services}
     lost = [each for each in view.quarantined.values() if each.kind == "network"]
     if lost:
@@ -52,7 +52,7 @@ def quarantined_services(view: ClusterView) -> Mapping[str, Quarantined]:
 
 
 def incomplete_services(view: ClusterView) -> Iterable[Service]:
-    """The services with fewer tasks than slots: a task that nobody can attribute may be theirs.
+    """The services with fewer tasks than slots: a task that cannot be attributed may be theirs.
 
     A slot whose task has failed or waits for a node is not missing, for that task is known.
     """

@@ -32,7 +32,7 @@ class Quarantined:
     """`task`, `service`, …; empty for a kind of object that this version does not know."""
     id: str
     reason: str
-    """Why it cannot be decoded, in the user's words."""
+    """Why it cannot be decoded."""
     services: frozenset[str] = frozenset()
     """Ids of the services that are not planned while the object is quarantined."""
 
@@ -62,13 +62,13 @@ class ClusterView:
     revocations: Mapping[str, Revocation] = field(default_factory=dict)
     page_sessions: Mapping[str, PageSession] = field(default_factory=dict)
     pending: Mapping[str, Task] = field(default_factory=dict)
-    """The tasks that wait for a node."""
+    """The pending tasks."""
     fixed: Mapping[str, Task] = field(default_factory=dict)
     """The tasks with addresses that their specs fix."""
     publishing: Mapping[str, Task] = field(default_factory=dict)
     """The standalone containers that publish ports and name their networks."""
     quarantined: Mapping[str, Quarantined] = field(default_factory=dict)
-    """What the store holds and nobody here can decode, by key. An object that was readable before
+    """Stored objects that cannot be decoded, by key. An object that was readable before
     is still in the view as it was then, and must not be changed."""
     _by_service: Mapping[str, Mapping[str, Task]] = field(default_factory=dict)
     _by_node: Mapping[str, Mapping[str, Task]] = field(default_factory=dict)
@@ -160,7 +160,7 @@ class _Table(Generic[T]):
 
 
 class _Groups:
-    """Tasks grouped by a key of theirs; a group is copied when it is first changed."""
+    """Tasks grouped by a key; a group is copied when it is first changed."""
 
     def __init__(self, groups: Mapping[str, Mapping[str, Task]]) -> None:
         self._outer = _Table(groups)
@@ -209,7 +209,7 @@ class _NameIndex:
 
 
 class _Edit:
-    """The making of one view out of another: each dictionary is copied when first touched."""
+    """An edit of a view into another one: each dictionary is copied when first changed."""
 
     def __init__(self, base: ClusterView) -> None:
         self._cluster = base.cluster

@@ -36,12 +36,12 @@ class JobOperations(Operations):
         if under_way and overlap is Overlap.FORBID:
             name = job.spec.name
             raise failed_precondition(
-                f"run {under_way[0].number} of job '{name}' is still under way; wait for it, or "
+                f"run {under_way[0].number} of job '{name}' is still in progress; wait for it, or "
                 f"stop it with 'orc job stop {name}'"
             )
         now = self.ctx.now()
         if overlap is Overlap.REPLACE:
-            job = job_runs.stop_runs(job, now, "another run has taken its place")
+            job = job_runs.stop_runs(job, now, "replaced by another run")
         return job_runs.begin_run(job, now)
 
     def _stopped(self, job: Service) -> Service:

@@ -1,4 +1,4 @@
-"""Which addresses of a network are whose; pure.
+"""Addresses of networks: subnets, VNIs, slices, and addresses with an owner. Pure.
 
 A network's pool is cut into slices. Nodes have one each and give out its addresses themselves. The
 first slice is no node's: VIPs come from it. An address that a spec fixes may be any of the subnet
@@ -42,7 +42,7 @@ FIRST_VNI, LAST_VNI = 4097, (1 << 24) - 1
 """Numbers of the networks that users make; the default network has the one before."""
 
 PRIVATE = (IPv4Network("10.0.0.0/8"), IPv4Network("172.16.0.0/12"))
-"""What subnets are chosen from where nobody says (RFC 1918)."""
+"""Pools from which subnets are chosen by default (RFC 1918)."""
 
 CHOSEN_PREFIX = 16
 UNIQUE_LOCAL = 0xFD << 120
@@ -50,7 +50,7 @@ UNIQUE_LOCAL = 0xFD << 120
 
 
 class AddressRefused(Exception):
-    """A subnet or address that cannot be had; one line for the user."""
+    """A subnet or address that is not available; one line for the user."""
 
 
 # -- slices ---------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ class AddressRefused(Exception):
 
 @lru_cache(1024)
 def _parsed(subnet: str) -> IPv4Network:
-    """It is asked of each slice in each pass."""
+    """Cached: every pass parses it for each slice."""
     return IPv4Network(subnet)
 
 
@@ -119,8 +119,7 @@ def fixed_of(attachment: NetworkAttachment) -> Iterator[Address]:
 
 
 def owned_addresses(view: ClusterView) -> dict[str, dict[Address, str]]:
-    """Network id → addresses that belong to somebody for as long as that lives, and to whom: VIPs,
-    what specs fix, gateways."""
+    """Network id → addresses that are owned, and their owner: VIPs, fixed addresses, gateways."""
     found: dict[str, dict[Address, str]] = {}
     for network in view.networks.values():
         if network.gateway:
@@ -216,7 +215,7 @@ def _check_place(view: ClusterView, network: Network, address: Address) -> None:
 
 @dataclass(frozen=True, slots=True)
 class NewNetwork:
-    """What a user says of a network; what is not said is chosen."""
+    """A new network as given by a user; the rest is chosen."""
 
     network: Network
     subnets: tuple[str, ...] = ()
@@ -225,7 +224,7 @@ class NewNetwork:
 
 
 def complete(view: ClusterView, new: NewNetwork) -> Network:
-    """The network with all that was not said. Raises AddressRefused and ValueError."""
+    """The network with all fields set. Raises AddressRefused and ValueError."""
     network = new.network
     subnet, subnet6 = given_subnets(new)
     network = replace(
@@ -250,12 +249,12 @@ def given_subnets(new: NewNetwork) -> tuple[str, str]:
 
 
 def with_prefix(network: Network) -> Network:
-    """The network with the length of its nodes' slices, as it is told or else chosen."""
-    told = network.options.get(NODE_PREFIX, "")
+    """The network with the length of its nodes' slices, as given or chosen."""
+    given = network.options.get(NODE_PREFIX, "")
     try:
-        prefix = int(told) if told else node_prefix(IPv4Network(network.pool))
+        prefix = int(given) if given else node_prefix(IPv4Network(network.pool))
     except ValueError:
-        prefix = network.node_prefix  # the check has the words
+        prefix = network.node_prefix  # check_network reports it
     return replace(network, node_prefix=prefix)
 
 

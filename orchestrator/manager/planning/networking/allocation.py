@@ -119,7 +119,7 @@ def _networks(view: ClusterView, spec: ServiceSpec) -> Iterator[Network]:
 
 
 def _taken(view: ClusterView) -> dict[str, set[int]]:
-    """Network id → the IPv4 addresses in it that are somebody's."""
+    """Network id → the IPv4 addresses in it that are owned."""
     return {
         network_id: {int(address) for address in owners if isinstance(address, IPv4Address)}
         for network_id, owners in owned_addresses(view).items()

@@ -1,11 +1,11 @@
-"""Where services and containers can be reached: the table that every node gets.
+"""The endpoint table: the addresses of services and containers, which every node gets.
 
 The table has an entry for each (service or standalone container, network). It follows the view by
 the changes of it: a change of one task costs that one task, however many its service has.
 
 An endpoint is in the table from the moment that its address is known until its task has ended.
-`ready` says whether it is named and balanced: it runs, on a node that is up, and was not told to
-stop. So a task that is to stop is out of both before it hears of it; see `manager/endpoints.py`.
+`ready` says whether it is named and balanced: it runs, on a node that is up, and is not being
+stopped. So a task that is to stop is out of both before it hears of it; see `manager.dispatch`.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class _Difference:
 
 
 class _Edit:
-    """The bringing of a table to a view."""
+    """An edit of a table to match a view."""
 
     def __init__(self, table: Table, view: ClusterView) -> None:
         self._table = table

@@ -1,5 +1,5 @@
-"""Networks that others make, CNI plugins or those of Docker's protocol: what is chosen for a new
-one, which nodes can have it, and what a node is told of it. Pure."""
+"""Networks of plugins (CNI plugins, or plugins of Docker's protocol): completing a new one, which
+nodes support it, and its configuration for a node. Pure."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ FOLDERS = "/opt/cni/bin or /usr/lib/cni"
 """Where nodes look for CNI plugins."""
 
 _MOST_NAMED = 3
-"""Nodes that are named where some lack something."""
+"""Maximum number of nodes that are named."""
 
 
 def complete_plugin_network(view: ClusterView, new: NewNetwork) -> Network:
-    """A new network with all that was not said. Raises AddressRefused and ValueError."""
+    """A new network with all fields set. Raises AddressRefused and ValueError."""
     network = new.network
     subnet, subnet6 = given_subnets(new)
     if network.driver == CNI:
@@ -78,7 +78,7 @@ def _chain(network: Network) -> Conflist:
 
 
 def _check_alone(view: ClusterView, network: Network, chain: Conflist) -> None:
-    """By its name plugins know a network, so no other may have it."""
+    """Plugins identify a network by its list's name, so it must be unique."""
     for other in view.networks.values():
         if other.conflist and parse_conflist(other.conflist).name == chain.name:
             raise ValueError(
@@ -111,7 +111,7 @@ def _scope(view: ClusterView, network: Network) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Lack:
-    """What some nodes have not that a network needs."""
+    """Something that a network needs and some nodes lack."""
 
     words: str
     node_ids: frozenset[str]
@@ -122,7 +122,7 @@ class Lack:
 
 
 def lacks(network: Network, nodes: Iterable[Node]) -> Iterator[Lack]:
-    """What keeps which nodes from having a network; nothing of what all of them have."""
+    """What a network needs and some of these nodes lack."""
     every = sorted(nodes, key=lambda node: node.description.hostname)
     if network.driver == CNI:
         found = _lacks_of_chain(network, every)
@@ -162,7 +162,7 @@ def _lacks_of_plugin(network: Network, nodes: Sequence[Node]) -> Iterator[tuple[
 
 
 def conflist_for(network: Network, node: Node, slice6: str, gateway: str) -> str:
-    """The list as a node is to run it: what it says of the node has its values."""
+    """The configuration list for a node, with its placeholders filled in."""
     labels = {**node.description.labels, **node.labels}
     fields = {
         "Node.ID": node.id,

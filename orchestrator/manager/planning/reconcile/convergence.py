@@ -1,4 +1,4 @@
-"""How far a service is on its way to what its spec says."""
+"""Convergence: how far a service is from its spec, for listings and waiting commands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from orchestrator.model.states import TaskState
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What a command that waits for a service asks for."""
+    """What a command that waits for convergence observes."""
 
     now: float
     since: int = 0
@@ -38,7 +38,7 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Tasks wanted and running, and whether all is as it should be."""
+    """Desired and running tasks, and whether the service has converged."""
 
     desired: int
     running: int
@@ -48,13 +48,13 @@ class Progress:
     completions: int = 0
     given_up: int = 0
     """Slots whose task failed and is not started again, once nothing else is left to do: the
-    service is what it will be until somebody changes it."""
+    service stays as it is until a user changes it."""
     stable_in: float = 0.0
-    """Seconds that tasks have yet to stay up, once all of them work; 0: none has to."""
+    """Seconds until all tasks are stable, once all of them work; 0: they are."""
     crashed: tuple[str, ...] = ()
     """Ids of the tasks that ended before they were stable, by slot and age."""
     failing: bool = False
-    """More of them crashed than the update policy allows, with no update under way that would act
+    """More of them crashed than the update policy allows, with no update in progress that would act
     on it."""
 
 
@@ -98,7 +98,7 @@ def progress(view: ClusterView, service_id: str, watch: Watch | None = None) -> 
 def _watched(
     service: Service, slots: list[Slot], state: Progress, there: bool, watch: Watch
 ) -> Progress:
-    """The progress with what the monitor period says; `there`: all tasks work."""
+    """The progress, judged by the monitor period; `there`: all tasks work."""
     policy = service.policy
     monitor = policy.monitor if watch.monitor is None else watch.monitor
     settled = state.converged
@@ -121,7 +121,7 @@ def _watched(
 
 
 def _stable_in(service: Service, slots: list[Slot], monitor: float, watch: Watch) -> float:
-    """Seconds that tasks have yet to stay up."""
+    """Seconds until all tasks are stable."""
     at = max(
         (
             stable_at(service, task, monitor, watch.now)
@@ -154,7 +154,7 @@ def _arrived(service: Service, slot: Slot) -> bool:
 
 
 def running_tasks(view: ClusterView, service_id: str) -> int:
-    """How many tasks of the service do their work, on a node that is not down, and are not being
+    """How many tasks of the service work, on a node that is not down, and are not being
     stopped."""
     return sum(
         task.status.works

@@ -1,10 +1,10 @@
-"""Which version of a secret or config who has, and what a new one does to its users.
+"""Versions of secrets and configs: which one each task gets, and what a new version does.
 
 A service's tasks have the versions of `Service.documents`. Where a reference says *roll*, a new
 version is given to the service by the planner, from what the store says, so that nothing of it is
 lost with a manager: it is an update of the service, which ends, fails and is rolled back as any
-other. Where it says *signal*, containers have the newest as they run, so nobody's version is
-written down.
+other. Where it says *signal*, containers get the newest while they run, so no version is
+recorded.
 
 A service that was rolled back from a version keeps the one that it has: it is given the next. One
 whose update is under way, or stands, is given it afterwards, so that nothing is mixed up.
@@ -57,15 +57,14 @@ def versions_for_rollback(
 
 
 def version_of(task: Task, document: Document, reference: FileReference) -> int:
-    """The version that a task is to have now."""
+    """The version that a task should have now."""
     if reference.on_update is OnUpdate.SIGNAL:
         return document.version
     return task.documents.get(document.id, document.version)
 
 
 def update_documents(view: ClusterView, service: Service, draft: Draft) -> Service:
-    """The service with the versions that it is to have now; it is what the draft is about from here
-    on."""
+    """The service with the versions that it should have now; the draft is of that from here on."""
     if service.spec.mode.is_job:
         return _for_next_run(view, service, draft)
     if service.update.state not in _SETTLED:
@@ -83,7 +82,8 @@ def update_documents(view: ClusterView, service: Service, draft: Draft) -> Servi
 
 
 def _for_next_run(view: ClusterView, service: Service, draft: Draft) -> Service:
-    """A job's tasks have what is newest when they are made; none is replaced for it."""
+    """A job's tasks get the newest versions when they are created; none is replaced for a new
+    one."""
     documents = newest_versions(view, service.spec.task.container)
     if documents == service.documents:
         return service
@@ -98,8 +98,8 @@ def _pinned(view: ClusterView, spec: ContainerSpec) -> Iterator[Document]:
 
 
 def document_consumers(view: ClusterView, document: Document) -> list[str]:
-    """Who has the document, such as `service web`: services, and containers that may run again.
-    A service that may still be rolled back to a spec that names it is one of them."""
+    """Consumers of the document, such as `service web`: services, and containers that may run
+    again. A service that may still be rolled back to a spec that names it is one of them."""
     found = {
         f"service {service.spec.name}"
         for service in view.services.values()
@@ -134,7 +134,7 @@ def versions_in_use(view: ClusterView, document_id: str) -> set[int]:
 
 
 def update_effects(view: ClusterView, document: Document) -> dict[OnUpdate, list[str]]:
-    """What a new version does to whom, by the names of `users`."""
+    """What a new version does → the consumers that it does it to."""
     found: dict[OnUpdate, list[str]] = {each: [] for each in OnUpdate}
     holders = [
         (

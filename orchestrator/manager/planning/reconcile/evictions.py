@@ -28,14 +28,15 @@ from orchestrator.model.tasks import Task
 
 
 def evict_from_failed_nodes(view: ClusterView, draft: Draft) -> None:
-    """Give up the tasks whose node is gone, or down for as long as their service bears."""
+    """Give up the tasks whose node is removed, or down for longer than their service's policy
+    allows."""
     rule = draft.service.spec.on_disconnect if draft.service is not None else Disconnect()
     for task in list(draft.tasks.values()):
         if waits(task) or ended(task):
             continue
         node = view.nodes.get(task.node_id)
         if node is None:
-            draft.give_up(task, "its node was removed from the cluster")
+            draft.orphan(task, "its node was removed from the cluster")
         elif node.state is NodeState.DOWN:
             _evict(task, node, rule, draft)
 
@@ -43,14 +44,14 @@ def evict_from_failed_nodes(view: ClusterView, draft: Draft) -> None:
 def _evict(task: Task, node: Node, rule: Disconnect, draft: Draft) -> None:
     name = node.description.hostname or node.id
     if rule.action is DisconnectAction.KEEP and task.desired_state <= TaskState.RUNNING:
-        draft.say(task, f"{KEPT}{name}, which is down")
+        draft.set_message(task, f"{KEPT}{name}, which is down")
         return
     patience = _disconnect_timeout(task, rule)
     at = node.state_since + patience
     if not patience or draft.now >= at:
-        draft.give_up(task, f"node {name} is down")
+        draft.orphan(task, f"node {name} is down")
     else:
-        draft.look_again(at)
+        draft.requeue_by(at)
 
 
 def _disconnect_timeout(task: Task, rule: Disconnect) -> float:
@@ -65,7 +66,7 @@ def _disconnect_timeout(task: Task, rule: Disconnect) -> float:
 
 
 def enforce_drain_deadlines(view: ClusterView, draft: Draft) -> None:
-    """Stop what is still on a node whose drain waits no more; asks the draft to look again at the
+    """Stop the remaining tasks of nodes whose drain deadline has passed; requeues the draft at the
     next deadline."""
     for task in list(draft.tasks.values()):
         node = view.nodes.get(task.node_id)
@@ -74,11 +75,11 @@ def enforce_drain_deadlines(view: ClusterView, draft: Draft) -> None:
         if draft.now >= node.drain_deadline:
             draft.stop(task, TaskState.SHUTDOWN)
         elif task.desired_state <= TaskState.RUNNING:
-            draft.look_again(node.drain_deadline)
+            draft.requeue_by(node.drain_deadline)
 
 
 def may_evict_now(view: ClusterView, task: Task, draft: Draft) -> bool:
-    """Whether a task that stops first, and has no place on its node any more, is stopped now."""
+    """Whether a task that stops first, and is no longer eligible for its node, is stopped now."""
     node = view.nodes.get(task.node_id)
     if node is None or node.availability is not Availability.DRAIN:
         return True
@@ -88,10 +89,10 @@ def may_evict_now(view: ClusterView, task: Task, draft: Draft) -> bool:
 
 
 def has_drain_deadline(node: Node) -> bool:
-    """Whether time alone may decide something of its tasks."""
+    """Whether it is drained with a deadline."""
     return node.availability is Availability.DRAIN and node.drain_deadline > 0
 
 
 def _unavailable(slots: Iterable[Slot]) -> int:
-    """How many slots have no task that works."""
+    """How many slots have no working task."""
     return sum(not any(task.status.works for task in slot.live) for slot in slots)

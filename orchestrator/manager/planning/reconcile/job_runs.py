@@ -1,4 +1,4 @@
-"""The runs of a job: how one begins, and what becomes of those under way.
+"""Runs of a job: starting, stopping and ending one, and changing the job's spec.
 
 Only numbers and reasons are written here; `jobs` makes and stops the tasks. A run begins in a write
 of its own, before any task of it is made, so that a number is never given twice.
@@ -13,7 +13,7 @@ from orchestrator.model.specs import RestartPolicy, ServiceSpec
 
 
 def begin_run(service: Service, now: float, due_at: float = 0.0) -> Service:
-    """The job with another run, of its present spec."""
+    """The job with another run, of its current spec."""
     runs = service.job.runs
     run = JobRun(
         number=runs[0].number + 1 if runs else 1,
@@ -34,17 +34,17 @@ def with_first_run(service: Service) -> Service:
 
 
 def active_runs(service: Service) -> tuple[JobRun, ...]:
-    """The runs under way, the newest first."""
+    """The runs in progress, the newest first."""
     return tuple(run for run in service.job.runs if run.state is JobState.RUNNING)
 
 
 def end_run(run: JobRun, state: JobState, now: float, message: str = "") -> JobRun:
-    """The run at its end."""
+    """The run, ended."""
     return replace(run, state=state, finished_at=now, message=message)
 
 
 def stop_runs(service: Service, now: float, reason: str) -> Service:
-    """The job with no run under way."""
+    """The job with its runs in progress stopped."""
     runs = tuple(
         end_run(run, JobState.STOPPED, now, reason) if run.state is JobState.RUNNING else run
         for run in service.job.runs
@@ -53,8 +53,8 @@ def stop_runs(service: Service, now: float, reason: str) -> Service:
 
 
 def service_at_run(service: Service, run: JobRun) -> Service:
-    """The job as it was when the run began: what its tasks are, and how many. How many at a time,
-    how often a task is tried and how long it may take are as they are now."""
+    """The job as it was when the run began: what its tasks are, and how many. Concurrency,
+    retries and deadline are the current ones."""
     past = next((past for past in service.history if past.version == run.version), None)
     if run.version == service.spec_version or past is None:
         return service
@@ -85,7 +85,7 @@ def with_job_spec(
     other = _work(spec) != _work(before) or image_digest != service.image_digest
     job = service.job
     if _timing(spec) != _timing(before):
-        # Never back, though the clock of whoever leads was ahead: no firing counts twice.
+        # Never back, even if a former leader's clock was ahead: no firing counts twice.
         job = replace(job, decided_until=max(job.decided_until, now))
     after = replace(
         service,
@@ -97,7 +97,7 @@ def with_job_spec(
         job=job,
     )
     if other and not spec.job.schedule:
-        return begin_run(stop_runs(after, now, "another run has taken its place"), now)
+        return begin_run(stop_runs(after, now, "replaced by another run"), now)
     return after
 
 

@@ -1,10 +1,11 @@
-"""When a schedule begins a run, and when it leaves one out.
+"""Job schedules: when a run starts, and when one is skipped.
 
-Of all firings since the last one decided about, only the latest counts: however long no manager
-was there, at most one run is made up for. It is *missed* if it is decided about more than a minute
-late. `decided_until` is stored with the run that it begins, so that no firing counts twice, whoever
-leads and however its clock goes. Only when the clock is set back by more than an hour the schedule
-begins anew with the time that it shows now, rather than stand still until it has caught up.
+Of all firings since the last one decided about, only the latest counts: however long no manager was
+there, at most one run is made up for. It is *missed* if it is decided about more than a minute
+late. `decided_until` is stored with the run that it begins, so that no firing counts twice, even
+after a change of leader or a clock step. Only when the clock is set back by more than an hour the
+schedule begins anew with the time that it shows now, rather than stand still until it has caught
+up.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from orchestrator.model.services import Service
 from orchestrator.model.units import format_duration
 
 SET_BACK = 3600.0
-"""Seconds by which a decided firing may lie in the future: more, and the clock was set back."""
+"""Seconds by which `decided_until` may lie in the future: more, and the clock was set back."""
 
 LATE = 60.0
 """Seconds after which a run that has not begun was missed."""
 
 
 def begin_due_run(service: Service, draft: Draft) -> Service:
-    """The job with the run that is due, if one is; asks the draft to look again at the next."""
+    """The job with the run that is due, if one is; requeues the draft at the next."""
     job, now = service.spec.job, draft.now
     if not job.schedule or job.suspended:
         return service
@@ -42,7 +43,7 @@ def begin_due_run(service: Service, draft: Draft) -> Service:
         due = _latest(job, service.job.decided_until, now)
         if due is not None:
             service = _decided(service, due, now)
-        draft.look_again(_next(job, service.job.decided_until))
+        draft.requeue_by(_next(job, service.job.decided_until))
     except ScheduleError:  # of a newer version; validation lets none through
         return service
     return service
@@ -57,10 +58,10 @@ def _decided(service: Service, due: float, now: float) -> Service:
         late = format_duration(float(round(now - due)))
         return _skip(service, f"the run due at {moment} was missed by {late}")
     if under_way and job.overlap is Overlap.FORBID:
-        reason = f"run {under_way[0].number} was still under way"
-        return _skip(service, f"the run due at {moment} was left out: {reason}")
+        reason = f"run {under_way[0].number} was still in progress"
+        return _skip(service, f"the run due at {moment} was skipped: {reason}")
     if job.overlap is Overlap.REPLACE:
-        service = job_runs.stop_runs(service, now, "another run has taken its place")
+        service = job_runs.stop_runs(service, now, "replaced by another run")
     return job_runs.begin_run(service, now, due_at=due)
 
 

@@ -1,4 +1,4 @@
-"""Jobs: services whose tasks do their work once, and end.
+"""Jobs: services whose tasks run to completion.
 
 A job's work is a number of indexes, or of nodes. For each there is one task at a time until one
 has COMPLETEd; the slot of a task is its index. A run is complete when all are done, and fails when
@@ -12,10 +12,10 @@ only when the store has its index in the set.
 **Retries.** `task.attempt` counts the failures of an index before this task, and `not_before` holds
 a retry back, by the same back-off as a service's. What was lost with its node, stopped because its
 node was drained, or not seen to end over a restart of its node is tried again at once and is no
-failure of its own. So work may be done twice (nobody knows how far a lost node came), but counts
+failure of its own. So work may be done twice (how far a lost task came is unknown), but counts
 once.
 
-A retry that waits keeps its place among those that may run at a time.
+A delayed retry counts against the concurrency limit.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from orchestrator.model.units import format_duration
 INDEX_HISTORY = 5
 """Tasks remembered of an index."""
 MAX_COMPLETED_TASKS = 1000
-"""Tasks that are done and remembered of a run; of more, the newest are."""
+"""Maximum completed tasks that are remembered of a run, the newest ones."""
 
 Slots = Mapping[int, Slot]
 
@@ -80,12 +80,12 @@ def job_tasks(view: ClusterView, service: Service) -> int:
 
 
 def job_count(view: ClusterView, service: Service) -> tuple[int, int]:
-    """Completions of the newest run, and how many there are to be; of a job everywhere, as many as
-    there are nodes for it now."""
+    """Completions of the newest run, and how many there are to be; of a global job, as many as
+    there are eligible nodes now."""
     run = service.job.runs[0] if service.job.runs else JobRun(version=service.spec_version)
     work = _Work(view, job_runs.service_at_run(service, run), run, {})
     if work.everywhere:
-        return len(run.nodes), len({*run.nodes, *work.homes()})
+        return len(run.nodes), len({*run.nodes, *work.eligible_nodes()})
     return len(parse_indexes(run.completed)), work.service.spec.replicas
 
 
@@ -98,7 +98,7 @@ def queued_indexes(view: ClusterView, service: Service, run: JobRun) -> list[int
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """A run and what there is to do in it."""
+    """A run and the work that is left in it."""
 
     view: ClusterView
     service: Service
@@ -126,8 +126,8 @@ class _Work:
         new = {task.slot for task in complete} - done
         return replace(self.run, completed=format_indexes(done | new)) if new else self.run
 
-    def homes(self) -> set[str]:
-        """Ids of the nodes that a job everywhere runs on now."""
+    def eligible_nodes(self) -> set[str]:
+        """Ids of the nodes that a global job runs on now."""
         return {
             id
             for id, node in self.view.nodes.items()
@@ -139,7 +139,7 @@ class _Work:
     def done(self, run: JobRun) -> bool:
         """Whether nothing is left to do."""
         if self.everywhere:
-            homes = self.homes()
+            homes = self.eligible_nodes()
             return bool(homes) and homes <= set(run.nodes)
         return len(parse_indexes(run.completed)) >= self.service.spec.replicas
 
@@ -154,7 +154,7 @@ class _Work:
             return
         known = {slot.newest.node_id: slot for slot in self.slots.values()}
         fresh = max(self.slots, default=0)
-        for home in sorted(self.homes() - set(run.nodes)):
+        for home in sorted(self.eligible_nodes() - set(run.nodes)):
             if (slot := known.get(home)) is None:
                 fresh += 1
                 yield fresh, home
@@ -182,7 +182,7 @@ def _advance(work: _Work, draft: Draft, *, newest: bool, starts: bool) -> JobRun
         _stop(work.slots, draft, run.message)
         return run
     if deadline:
-        draft.look_again(run.since + deadline)
+        draft.requeue_by(run.since + deadline)
     _leave(work, draft)
     if starts:
         _start(work, run, draft)
@@ -190,11 +190,11 @@ def _advance(work: _Work, draft: Draft, *, newest: bool, starts: bool) -> JobRun
 
 
 def _goes_on(work: _Work) -> bool:
-    """Whether a job everywhere has found another node since it was complete. One with a schedule
-    finds it with its next run."""
+    """Whether a global job got another eligible node since it completed. One with a schedule runs
+    there with its next run."""
     if not work.everywhere or work.service.spec.job.schedule:
         return False
-    return not work.homes() <= set(work.run.nodes)
+    return not work.eligible_nodes() <= set(work.run.nodes)
 
 
 def _blocked(view: ClusterView, service: Service) -> bool:
@@ -220,11 +220,11 @@ def _leave(work: _Work, draft: Draft) -> None:
         node = work.view.nodes.get(task.node_id)
         bound = work.everywhere or not waits(task)
         if not ended(task) and node is not None and bound and not is_eligible(node, work.service):
-            draft.stop(task, TaskState.SHUTDOWN, "its node has no place for it any more")
+            draft.stop(task, TaskState.SHUTDOWN, "its node is no longer eligible")
 
 
 def _start(work: _Work, run: JobRun, draft: Draft) -> None:
-    """Make tasks, as many as may run at a time."""
+    """Create tasks, up to the concurrency limit."""
     policy, most = work.service.spec.task.restart, work.service.spec.job.parallelism
     at_work = sum(not ended(draft.tasks[task.id]) for task in _tasks(work.slots))
     room = None if not most else max(most - at_work, 0)
@@ -236,13 +236,13 @@ def _start(work: _Work, run: JobRun, draft: Draft) -> None:
 
 
 def _again(policy: RestartPolicy, task: Task, now: float) -> Start:
-    """How an index is tried once more whose task has ended."""
+    """How an index is retried after its task has ended."""
     if not _own_failure(task):
         return Start(attempt=task.attempt)
     attempt = task.attempt + 1
     delay = backoff(policy, attempt)
     of = f" of {policy.max_attempts}" if policy.max_attempts else ""
-    message = f"trying again in {delay:g} s (retry {attempt}{of})" if delay > 0 else ""
+    message = f"retrying in {delay:g} s (retry {attempt}{of})" if delay > 0 else ""
     return Start(now + delay if delay > 0 else 0.0, attempt, message)
 
 

@@ -29,13 +29,13 @@ from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Health, Task
 
 SETTLED = 10.0
-"""Seconds of running after which a task no longer counts as one of a row of failures."""
+"""Seconds of running after which a task ends the row of failures."""
 
 LONGEST_DELAY = 300.0
 """Seconds at which back-off stops growing."""
 
 _LEAST_STEP = 0.5
-"""Seconds that back-off starts from when the policy's delay is less."""
+"""Minimum base of the back-off in seconds."""
 
 
 def decide_restart(service: Service, slot: Slot, now: float) -> Start | None:
@@ -45,7 +45,7 @@ def decide_restart(service: Service, slot: Slot, now: float) -> Start | None:
         return _after_loss(policy)
     if task.desired_state > TaskState.RUNNING:
         return Start()
-    # Its node stopped it for want of a manager, or its agent ended as it was started.
+    # Its node stopped it while disconnected, or its agent ended during the start.
     if task.status.state is TaskState.SHUTDOWN or task.status.lost:
         return _after_loss(policy)
     if not runs_again(policy, task) or _exhausted(policy, slot):
@@ -57,7 +57,7 @@ def decide_restart(service: Service, slot: Slot, now: float) -> Start | None:
 
 
 def _after_loss(policy: RestartPolicy) -> Start | None:
-    """Of a task that ended through no fault of its own."""
+    """The restart of a task that did not fail itself."""
     return Start() if policy.condition is not RestartCondition.NONE else None
 
 
@@ -70,7 +70,7 @@ def backoff(policy: RestartPolicy, attempt: int) -> float:
 
 
 def finished(service: Service, slot: Slot) -> bool:
-    """Whether the slot has done its work: its task COMPLETEd and is not to run again."""
+    """Whether the slot is complete: its task COMPLETEd and is not restarted."""
     policy, task = service.spec.task.restart, slot.newest
     return (
         slot.vacant
@@ -81,7 +81,7 @@ def finished(service: Service, slot: Slot) -> bool:
 
 
 def given_up(service: Service, slot: Slot) -> bool:
-    """Whether the slot's task failed and is not to run again."""
+    """Whether the slot's task failed and is not restarted."""
     done = slot.newest.status.state is TaskState.COMPLETE
     return slot.vacant and not done and decide_restart(service, slot, now=0.0) is None
 
@@ -118,8 +118,8 @@ def _exhausted(policy: RestartPolicy, slot: Slot) -> bool:
 
 
 def _settled(task: Task) -> bool:
-    """Whether it ran well for a while. One that ended for its bad health has not, however long
-    its probes took to say so."""
+    """Whether it ran long enough to end the row of failures. One that ended as unhealthy did
+    not."""
     return run_time(task) >= SETTLED and task.status.health is not Health.UNHEALTHY
 
 
@@ -146,8 +146,8 @@ def stable_at(service: Service, task: Task, monitor: float, now: float) -> float
 
 
 def crashed(service: Service, task: Task, monitor: float) -> bool:
-    """Whether a task ended by itself before it was stable. Work that is done, and is not to be
-    done again, is no crash; nor is what was lost with its node."""
+    """Whether a task ended by itself before it was stable. A completion that is not
+    restarted is no crash, nor is a task lost with its node."""
     status = task.status
     if task.desired_state > TaskState.RUNNING:
         return False

@@ -1,10 +1,10 @@
-"""Services that wait for others.
+"""Dependencies between services: tasks wait for what their service depends on.
 
-A task is placed only while all that its service depends on holds; until then it waits, and says
-for what. That goes for every new task, also for one that replaces another: what its service cannot
-do without may have gone with the same node.
+A task is scheduled only while all conditions of its service's dependencies hold; until then it is
+pending, with the reason. That holds for every new task, also for one that replaces another: the
+dependency may have failed with the same node.
 
-The other way round: of services that are being removed, one keeps its tasks until those that depend
+On removal the order is reversed: a service keeps its tasks until the removed services that depend
 on it have none left on a node.
 """
 
@@ -20,7 +20,7 @@ from orchestrator.model.states import TaskState
 
 
 def unmet_dependency(view: ClusterView, service: Service | None) -> str | None:
-    """What tasks of the service wait for first, in the user's words; None if nothing is left."""
+    """The first unmet dependency as a pending reason; None if all are met."""
     for each in service.spec.depends_on if service is not None else ():
         if (reason := _unmet(view, each)) is not None:
             return f"waits for service {each.service}: {reason}"
@@ -28,7 +28,7 @@ def unmet_dependency(view: ClusterView, service: Service | None) -> str | None:
 
 
 def has_completed(view: ClusterView, service: Service) -> bool:
-    """Whether the service has done its work and does nothing any more; a job, its newest run."""
+    """Whether the service has completed; of a job, its newest run."""
     if service.spec.mode.is_job:
         return any(run.state is JobState.COMPLETE for run in service.job.runs[:1])
     slots = [slot for slot in slots_of(view.tasks_of_service(service.id)).values() if slot.kept]
@@ -55,16 +55,16 @@ def depends_on(service: Service, other: Service) -> bool:
 def _unmet(view: ClusterView, dependency: Dependency) -> str | None:
     other = view.service_by_name(dependency.service)
     if other is None or other.removed:
-        return None if dependency.optional else "there is no such service"
+        return None if dependency.optional else "it does not exist"
     tasks = view.tasks_of_service(other.id).values()
     live = [task for task in tasks if task.desired_state <= TaskState.RUNNING]
     match dependency.condition:
         case DependencyCondition.STARTED:
             runs = any(task.status.state is TaskState.RUNNING for task in live)
-            return None if runs or has_completed(view, other) else "no task of it runs yet"
+            return None if runs or has_completed(view, other) else "no task is running yet"
         case DependencyCondition.HEALTHY:
             works = any(task.status.works for task in live)
-            return None if works else "no task of it is healthy yet"
+            return None if works else "no task is healthy yet"
         case DependencyCondition.COMPLETED:
             return None if has_completed(view, other) else _unfinished(view, other)
 

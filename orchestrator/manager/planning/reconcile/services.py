@@ -25,7 +25,7 @@ from orchestrator.model.states import TaskState
 
 
 def remove_service(draft: Draft) -> None:
-    """Stop what runs, forget what has ended; with the last task, the service goes."""
+    """Stop its tasks, delete ended ones; with the last task, delete the service."""
     for task in list(draft.tasks.values()):
         if ended(task):
             draft.delete(task)
@@ -39,7 +39,7 @@ TASK_HISTORY = 5
 
 
 def collect_ended(service: Service, draft: Draft) -> None:
-    """Forget ended tasks: at once those of slots that were given up, else the oldest."""
+    """Delete ended tasks: those of removed slots at once, else the oldest."""
     most = max(TASK_HISTORY, max_remembered(service.spec.task.restart))
     for slot in list(draft.slots().values()):
         for age, task in enumerate(reversed(slot.tasks)):
@@ -74,7 +74,7 @@ def _scale(service: Service, draft: Draft) -> None:
             draft.create(service, number, Start(), known.get(number))
     elif missing < 0:
         for slot in scale_down_order(kept, -missing):
-            draft.abandon(slot)
+            draft.remove_slot(slot)
 
 
 def scale_down_order(slots: list[Slot], count: int) -> list[Slot]:
@@ -102,7 +102,7 @@ _VACANT, _WAITING, _ON_NODE, _RUNNING = range(4)
 
 
 def _stage(slot: Slot) -> int:
-    """How far the slot's task has come, in the order in which slots may go."""
+    """How far the slot's task has advanced; slots with less are removed first."""
     task = slot.runnable
     if task is None:
         return _VACANT
@@ -114,16 +114,16 @@ def _stage(slot: Slot) -> int:
 def reconcile_global(view: ClusterView, service: Service, draft: Draft) -> None:
     """Bring the service's tasks one step nearer to one on each node that may have it."""
     evict_from_failed_nodes(view, draft)
-    homes = {id for id, node in view.nodes.items() if is_eligible(node, service)}
+    eligible = {id for id, node in view.nodes.items() if is_eligible(node, service)}
     served: set[str] = set()
     for slot in draft.kept_slots():
         home = slot.newest.node_id
-        if home not in homes or home in served:
-            draft.abandon(slot)
+        if home not in eligible or home in served:
+            draft.remove_slot(slot)
         served.add(home)
     new = [
         id
-        for id in sorted(homes - served)
+        for id in sorted(eligible - served)
         if view.nodes[id].state is NodeState.READY
         and view.nodes[id].availability is Availability.ACTIVE
     ]

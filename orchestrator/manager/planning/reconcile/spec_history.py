@@ -1,4 +1,4 @@
-"""The specs that a service had, and going back to one of them."""
+"""Spec history: the earlier specs of a service, and rollback to one of them."""
 
 from __future__ import annotations
 
@@ -69,8 +69,7 @@ def rolled_back(
 ) -> Service:
     """The service on its way back to an earlier spec, with these versions of its secrets and
     configs (none: those that it had). How many replicas there are stays, as it
-    is more often scaled than meant by a spec. One that `failed` is not remembered: nobody wants to
-    go back to it."""
+    is more often scaled than meant by a spec. One that `failed` is not remembered."""
     history = service.history if failed else _with(service, now)
     spec = replace(past.spec, replicas=service.spec.replicas)
     if spec.mode.is_job:
@@ -96,7 +95,7 @@ def _with(service: Service, now: float) -> tuple[PastSpec, ...]:
 
 
 def _declined(service: Service) -> dict[str, int]:
-    """What it was given already, when it goes back from there."""
+    """The versions that it is rolled back from."""
     ids = service.documents.keys() | service.declined.keys()
     return {
         id: max(service.documents.get(id, 0), service.declined.get(id, 0)) for id in sorted(ids)

@@ -1,4 +1,4 @@
-"""Containers of their own: tasks without a service, which may be run again on their node.
+"""Standalone containers: tasks without a service, which may run again on their node.
 
 A standalone container stays on its node for life. It is never given up for a node that is silent
 (it waits for its node, and says so), and never replaced: what a user or its restart policy starts
@@ -27,7 +27,7 @@ FIRST_DELAY, LONGEST_DELAY = 0.1, 60.0
 
 
 def reconcile_standalone(view: ClusterView, draft: Draft, ids: Iterable[str]) -> None:
-    """Bring these containers one step nearer to what was ordered."""
+    """Bring these containers one step nearer to their desired state."""
     for id in sorted(ids):
         if (task := draft.tasks.get(id)) is not None:
             _advance(view, draft, task)
@@ -39,7 +39,7 @@ def _advance(view: ClusterView, draft: Draft, task: Task) -> None:
         if ended(task) or waits(task):
             draft.delete(task)
         else:
-            draft.give_up(task, "its node was removed from the cluster")
+            draft.orphan(task, "its node was removed from the cluster")
     elif task.desired_state is TaskState.REMOVE:
         if ended(task) or waits(task):
             draft.delete(task)
@@ -56,7 +56,7 @@ def _give_newest(view: ClusterView, draft: Draft, id: str) -> None:
     if task is not None and waits(task):
         documents = newest_versions(view, task.spec.container)
         if documents != task.documents:
-            draft.redocument(task, documents)
+            draft.set_documents(task, documents)
 
 
 def _after_end(draft: Draft, task: Task) -> None:
@@ -74,7 +74,7 @@ def _after_end(draft: Draft, task: Task) -> None:
             message=f"restarting in {delay:g} s",
         )
     elif task.auto_remove:
-        draft.dismiss(task)
+        draft.mark_removed(task)
 
 
 def after_reboot(task: Task) -> Task:
@@ -87,7 +87,7 @@ def after_reboot(task: Task) -> Task:
 
 
 def next_run(task: Task) -> Task:
-    """The container as it is when it is to run anew, at once and whatever became of it before."""
+    """The container with a new run, to start at once regardless of how the last one ended."""
     return replace(
         task,
         run=task.status.run + 1,
@@ -104,7 +104,7 @@ def backoff(attempt: int) -> float:
 
 
 def _restarts(task: Task) -> bool:
-    """Whether its policy starts a container that has ended."""
+    """Whether its restart policy restarts an ended container."""
     status, policy = task.status, task.spec.restart
     if task.desired_state is not TaskState.RUNNING or status.state is TaskState.REJECTED:
         return False

@@ -132,7 +132,7 @@ def _arrived(service: Service, slot: Slot) -> bool:
 
 
 def _monitored(service: Service, slots: list[Slot], draft: Draft) -> bool:
-    """Whether a new task is not stable yet; asks the draft to look again when it should be."""
+    """Whether a new task is not stable yet; requeues the draft when it should be."""
     at = max(
         (
             stable_at(service, task, service.policy.monitor, draft.now)
@@ -144,7 +144,7 @@ def _monitored(service: Service, slots: list[Slot], draft: Draft) -> bool:
     )
     if at <= draft.now:
         return False
-    draft.look_again(at)
+    draft.requeue_by(at)
     return True
 
 
@@ -253,7 +253,7 @@ def _failed_beside(view: ClusterView, service: Service, slot: Slot) -> bool:
 
 
 def _allowed_now(view: ClusterView, service: Service, slots: list[Slot], draft: Draft) -> int:
-    """How many more slots may be set on the way now; asks the draft to look again when time
+    """How many more slots may be set on the way now; requeues the draft when time
     decides."""
     policy = service.policy
     most = policy.parallelism or len(slots)
@@ -264,7 +264,7 @@ def _allowed_now(view: ClusterView, service: Service, slots: list[Slot], draft: 
         return 0
     resume = _last_arrival(service, slots, draft.now) + policy.delay
     if resume > draft.now:
-        draft.look_again(resume)
+        draft.requeue_by(resume)
         return 0
     return most
 

@@ -60,7 +60,7 @@ class Claim(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FalseClaim:
-    """A claim that was left out."""
+    """A claim that was dropped."""
 
     node_id: str
     kind: Claim
@@ -219,7 +219,7 @@ def with_hostname(view: ClusterView, hostname: str) -> Node | None:
 
 
 def sane(claimed: NodeDescription) -> NodeDescription:
-    """The description without values that nothing can be: they would stop whoever plans with them.
+    """The description without impossible values, which would break planning.
 
     What a node can be, it may claim: its resources, platform, plugins and routes count.
     """
@@ -283,7 +283,7 @@ def _is_route(text: str) -> bool:
 
 
 def sane_images(claimed: Iterable[Image]) -> tuple[Image, ...]:
-    """The images of an inventory as far as they have digests, with what is told of each cut to
+    """The images of an inventory as far as they have digests, with texts cut to
     length."""
     found = (image for image in claimed if _DIGEST.fullmatch(image.id))
     return tuple(map(_sane_image, islice(found, MOST_IMAGES)))
@@ -354,16 +354,16 @@ def false_node_address(view: ClusterView, node: Node, text: str, peer: str) -> s
 
 
 MAX_TUNNEL_KEYS = 2
-"""Keys that a node has at once: one, and the one that takes its place."""
+"""Maximum keys of a node: the current one and, during a rotation, the next."""
 
 
 def credible_keys(
     view: ClusterView, node_id: str, keys: tuple[TunnelKey, ...]
 ) -> tuple[TunnelKey, ...]:
-    """Of what a node says, the newest that are keys and nobody else's.
+    """The newest of a node's keys that are valid and not another node's.
 
-    One that is no key would stop the tunnels of whoever is told it; with another node's a node
-    would lead that one's packets to itself, where they would be lost.
+    An invalid key would break the tunnels of its peers; with another node's key, a node would
+    attract that node's packets, which would be lost.
     """
     taken = {
         key.public
@@ -380,7 +380,7 @@ def _is_key(key: TunnelKey) -> bool:
         raw = base64.b64decode(key.public, validate=True)
     except ValueError:
         return False
-    # The same key is written in one way only, or two would differ that are one.
+    # Only the canonical encoding, so that equal keys have equal texts.
     return (
         len(raw) == 32 and base64.b64encode(raw).decode() == key.public and 0 < key.port < 1 << 16
     )

@@ -1,6 +1,6 @@
-"""Which nodes are up, judged by when they were last heard of.
+"""Liveness: which nodes are down, judged by the time of their last heartbeat.
 
-When a node was heard of is only in the leader's memory: heartbeats are not written. A new leader
+Heartbeats are only in the leader's memory, not in the store. A new leader
 therefore gives each node twice the timeout from the start of its own term, long enough for every
 agent to find it, before it calls a node down. So a change of leader moves no tasks.
 
@@ -24,10 +24,10 @@ from orchestrator.model.nodes import Node, NodeDescription, NodeState
 from orchestrator.model.objects import Cluster
 
 FLAPS = 2
-"""Times that a node goes down lately which make it one to avoid."""
+"""Failures within `STEADY` that make a node unsteady."""
 
 STEADY = 300.0
-"""Seconds after which a node that has stayed up is as good as any."""
+"""Seconds of being up after which a node is steady."""
 
 
 FEWEST_TO_DOUBT = 3
@@ -36,13 +36,13 @@ FEWEST_TO_DOUBT = 3
 
 @dataclass(frozen=True, slots=True)
 class Hearing:
-    """What a leader has heard; all times are of its monotonic clock."""
+    """The heartbeats that a leader has received; all times are of its monotonic clock."""
 
     started: float
     """When its term began."""
     now: float
     heard: Mapping[str, float] = field(default_factory=dict)
-    """Node id → when it was last heard of."""
+    """Node id → time of its last heartbeat."""
     joined: Mapping[str, float] = field(default_factory=dict)
     """Node id → when the leader first saw a node that joined in its term."""
     doubt_since: float | None = None
@@ -103,18 +103,18 @@ def _goes_down(node: Node, seconds: float, now: float) -> Plan:
 
 
 def node_down(node: Node, message: str, now: float) -> Node:
-    """The node as it is once it is known to be down."""
+    """The node, marked DOWN."""
     downs = (*node.downs, now)[-FLAPS:]
     return replace(node, state=NodeState.DOWN, state_since=now, message=message, downs=downs)
 
 
 def unsteady(node: Node, now: float) -> bool:
-    """Whether the node was down more than once lately: what is placed there would be lost again."""
+    """Whether the node was down repeatedly of late."""
     return len(node.downs) >= FLAPS and node.downs[0] > now - STEADY
 
 
 def node_up(node: Node, description: NodeDescription, now: float) -> Node:
-    """The node as it is once it has said hello; the same object if that is nothing new."""
+    """The node, marked READY with its description; the same object if nothing changed."""
     if node.state is NodeState.READY and node.description == description and not node.message:
         return node
     since = node.state_since if node.state is NodeState.READY else now

@@ -1,4 +1,4 @@
-"""What agents report of their tasks, checked before it is believed."""
+"""Task statuses in agents' reports, checked before they are stored."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def accept_reports(
 ) -> tuple[Change, ...]:
     """The changes that a node's reports make, by task id.
 
-    Left out, since reports are repeated and reordered: what is not news, what is older than what
-    is known (of an earlier run of a container, too), and tasks that are gone or were given up.
+    Dropped, since reports are repeated and reordered: statuses that change nothing, that are older
+    than the stored one (or of an earlier run), and of tasks that are deleted or orphaned.
     Statuses of other nodes' tasks and addresses that a task cannot have are refused. How long a
     task has been up is measured from `now`, so that the clocks of nodes do not matter.
     """
@@ -53,12 +53,12 @@ def _reported(task: Task, status: TaskStatus, now: float) -> Task:
 
 
 def is_change(task: Task, reported: TaskStatus) -> bool:
-    """Whether an agent's report changes what is known of the task, by the table of states."""
+    """Whether an agent's report changes the stored status, by the table of states."""
     return is_recent(task, reported) and reported != task.status
 
 
 def is_recent(task: Task, reported: TaskStatus) -> bool:
-    """Whether a report is not older than what is known of the task, by the table of states."""
+    """Whether a report is not older than the stored status, by the table of states."""
     known = task.status
     if reported.run != known.run:
         return False

@@ -39,7 +39,7 @@ def moved(state: TaskState, **fields: object) -> Object:
             replace(RUNNING, desired_state=TaskState.SHUTDOWN),
             "shrink from REMOVE to SHUTDOWN",
         ),
-        (None, RUNNING, "born RUNNING"),
+        (None, RUNNING, "created as RUNNING"),
         (None, task("t", TaskState.ASSIGNED), "assigned to no node"),
         (WAITING, task("t", TaskState.ASSIGNED), "assigned to no node"),
     ],

@@ -85,7 +85,7 @@ def test_a_run_that_is_due_while_another_is_under_way(
     if overlap is Overlap.FORBID:
         assert world.job.job.skipped == 1
         assert world.job.job.message == (
-            "the run due at 2026-01-01 14:00 UTC was left out: run 1 was still under way"
+            "the run due at 2026-01-01 14:00 UTC was skipped: run 1 was still in progress"
         )
     if overlap is Overlap.REPLACE:
         assert world.newest().desired_state is SHUTDOWN

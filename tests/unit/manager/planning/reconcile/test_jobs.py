@@ -66,11 +66,11 @@ def test_a_failed_index_is_tried_again_with_back_off_and_then_fails_the_job() ->
     world.end(1, FAILED, exit_code=3)
     waiting = world.newest(1)
     assert (waiting.status.state, waiting.not_before) == (PENDING, world.now + 5)
-    assert waiting.status.message == "trying again in 5 s (retry 1 of 2)"
+    assert waiting.status.message == "retrying in 5 s (retry 1 of 2)"
     world.pass_time(5.0)
     assert world.newest(1).status.state is ASSIGNED
     world.end(1, FAILED, exit_code=3)
-    assert world.newest(1).status.message == "trying again in 10 s (retry 2 of 2)"
+    assert world.newest(1).status.message == "retrying in 10 s (retry 2 of 2)"
     world.pass_time(10.0)
     world.end(1, FAILED, exit_code=3)
     run = world.runs[0]
@@ -173,7 +173,7 @@ def test_another_spec_is_another_run_once_the_first_has_stopped() -> None:
     world = JobWorld.of(2, parallelism=1)
     world.change(task=task_spec(image="web:2"))
     assert world.states == [(2, JobState.RUNNING), (1, JobState.STOPPED)]
-    assert world.runs[1].message == "another run has taken its place"
+    assert world.runs[1].message == "replaced by another run"
     assert world.live(run=2) == [], "it waits for the first to end"
     world.report(world.newest(), SHUTDOWN)
     world.settle()

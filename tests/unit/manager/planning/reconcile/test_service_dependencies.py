@@ -43,7 +43,7 @@ def test_it_starts_once_a_task_of_the_other_runs() -> None:
     world.settle()
     assert named(world, "db") == "assigned"
     for slot in (1, 2):
-        assert named(world, "web", slot) == "pending: waits for service db: no task of it runs yet"
+        assert named(world, "web", slot) == "pending: waits for service db: no task is running yet"
     report(world, "db", TaskState.STARTING)
     assert named(world, "web").startswith("pending")
     report(world, "db", TaskState.RUNNING)
@@ -54,7 +54,7 @@ def test_it_starts_once_a_task_of_the_other_is_healthy() -> None:
     world = World(node(), service("db"), web(HEALTHY))
     world.settle()
     report(world, "db", TaskState.RUNNING, health=Health.STARTING)
-    assert named(world, "web") == "pending: waits for service db: no task of it is healthy yet"
+    assert named(world, "web") == "pending: waits for service db: no task is healthy yet"
     report(world, "db", TaskState.RUNNING, health=Health.HEALTHY)
     assert named(world, "web") == "assigned"
 
@@ -94,7 +94,7 @@ def test_what_has_completed_was_started() -> None:
 def test_one_that_is_not_there(optional: bool) -> None:
     world = World(node(), needing(service("web"), Dependency("db", STARTED, optional)))
     world.settle()
-    waits = "pending: waits for service db: there is no such service"
+    waits = "pending: waits for service db: it does not exist"
     assert named(world, "web") == ("assigned" if optional else waits)
 
 

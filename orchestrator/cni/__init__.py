@@ -34,11 +34,12 @@ Two ways in, one body
     network namespace changes the calling thread only, which no event loop or thread pool survives
     in a predictable way.
 
-Why rtnetlink is spoken directly
-    The usual library costs 100 ms and 25 MB to import and about a millisecond a call, because it
-    wraps an event loop. A container needs about ten messages, a network a thousand peers. Sent as
-    batches of bytes they take the kernel's time only. The format is small, stable and documented
-    (rtnetlink(7), include/uapi/linux).
+pyroute2, and where not
+    pyroute2's message classes encode what makes devices, WireGuard tunnels, routing rules and their
+    tables; `netlink.messages` alone imports it. What connects a container, and what is read at
+    every pass over a thousand peers, is encoded and read by hand in `netlink.links` and
+    `netlink.routing`, for the reasons measured there. One blocking socket sends all of it, in
+    batches: rtnetlink(7), include/uapi/linux.
 
 Found again after any crash
     Names derive from identities (`orcv` + a hash of the attachment for a veth, the container's id

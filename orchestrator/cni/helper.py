@@ -16,7 +16,7 @@ About one network, given as a configuration (`config`); `apply` remembers it unt
                                         configuration say what the attachment asks for
     check       conf container ifname
     status      conf
-    deviations  conf                    what the next `apply` would mend, in words
+    deviations  conf                    what the next `apply` would repair, as text
 
 About all networks:
 
@@ -28,18 +28,19 @@ About all networks:
     networks                            the names of those that `apply` remembers, and of these the
                                         ones that no container is on
     remove      network                 the network, and everything attached to it
-    balance     table                   VIPs, published ports and policies; see `endpoints`
+    balance     table                   VIPs, published ports and policies; see `endpointtable`
     connections                         how many the kernel tracks, and of how many at most
     underlay    address vxlan           the interface with that address of this host, and its MTU;
                                         also the MTU of a tunnel device, 0 if it is not there
     expose      exposure                what of the cluster's hosts is closed to containers; see
-                                        `exposure`
-    unbalanced                          what the next `balance` would mend, in words
-    tunnels     tunnels                 those of encrypted networks; see `tunnel`
+                                        `hostaccess`
+    unbalanced                          what the next `balance` would repair, as text
+    tunnels     tunnels                 those of encrypted networks; see
+                                        `wireguardtunnels`
     untunnel                            have none
     encryption                          why this kernel cannot encrypt, empty if it can; its keys
-    bring       container interface     one that somebody else has made, into the container; see
-                                        `transfer`
+    bring       container interface     one that another program made, into the container; see
+                                        `interfacemove`
     take_back   container interface     the other way
 """
 

@@ -1,9 +1,9 @@
-"""What the kernel must hold about the other hosts of an overlay, and how far it is from that.
+"""The kernel's entries for the other hosts of an overlay: desired, and the difference to present.
 
 Pure: no socket, no clock. A peer is three entries (see the package's docstring), two more where the
-network has IPv6, and a route for each address that its containers have outside of its part. All of
-them are compared with what the kernel has on our own device at each pass, so an entry that somebody
-removed comes back, one that nobody wants goes, and a lost message loses nothing.
+network has IPv6, and a route for each address that its containers have outside of its subnet. All
+of them are compared with the kernel at each pass, so an entry that somebody removed comes back, a
+stale one is removed, and a lost message loses nothing.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def desired(
 ) -> frozenset[Entry]:
     """The entries for all peers but myself; packets of this host itself come from `source`.
 
-    An address that is `held` here is not looked for elsewhere: who told so has not heard yet.
+    An address that is `held` here has no route to another host: such a peer's data is outdated.
     Raises ValueError, with words for the user, if two hosts claim the same or overlapping subnets.
     """
     mine = (me.subnet, me.address)
@@ -180,8 +180,8 @@ def diff(wanted: frozenset[Entry], present: frozenset[Entry]) -> Operations:
     """What turns `present` into `wanted`. Entries in both are left alone.
 
     An entry that a wanted one replaces is not removed first, so its traffic is not interrupted.
-    Where a hand has appended a second one with the same key, replacing would keep one of them: then
-    all that are unwanted are removed.
+    If somebody appended a second one with the same key, replacing would keep one of them: then all
+    stale ones are removed.
     """
     kept = {_key(entry) for entry in wanted}
     count = Counter(_key(entry) for entry in present)

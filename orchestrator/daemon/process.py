@@ -1,4 +1,7 @@
-"""A daemon's process: one coroutine until SIGTERM or SIGINT, and sd_notify(3) for systemd."""
+"""A daemon's process: one coroutine until SIGTERM or SIGINT, and sd_notify(3) for systemd.
+
+Without systemd nothing is sent.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +40,12 @@ _MICROSECONDS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Supervisor:
-    """Whoever started this process and wants to know how it does."""
+    """The process manager (systemd) that started this process."""
 
     address: str
-    """Path of a datagram socket, or `@` and an abstract name; empty: nobody wants to know."""
+    """Path of a datagram socket, or `@` and an abstract name; empty: none."""
     watchdog: float
-    """Seconds of silence after which the process is taken to hang; 0: never."""
+    """Seconds without a notification after which systemd considers the process hung; 0: never."""
 
     @classmethod
     def taken(cls) -> Supervisor:
@@ -55,7 +58,7 @@ class Supervisor:
         return cls(address, int(period) / _MICROSECONDS if ours else 0.0)
 
     def tell(self, text: str) -> None:
-        """Say something; one that does not listen (any more) is none of our business."""
+        """Send a notification; errors are ignored."""
         if not self.address:
             return
         address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
@@ -65,7 +68,7 @@ class Supervisor:
                 sender.sendto(text.encode(), address)
 
     async def attend(self) -> None:
-        """Say that the daemon is ready, then that its event loop turns, until cancelled."""
+        """Report that the daemon is ready, then that its event loop runs, until cancelled."""
         self.tell("READY=1")
         while self.watchdog:
             self.tell("WATCHDOG=1")

@@ -68,7 +68,7 @@ def _locked(directory: Path) -> Iterator[None]:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # Whoever had it before may have removed the folder: then this lock holds nothing.
+            # The last holder may have removed the folder: then this lock protects nothing.
             if not directory.exists() or not os.path.samestat(
                 os.fstat(descriptor), directory.stat()
             ):

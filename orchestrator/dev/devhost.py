@@ -38,7 +38,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def _tracing() -> dict[str, str]:
-    """What whoever starts a daemon says of traces, by OpenTelemetry's variables."""
+    """The caller's OpenTelemetry variables, passed on to a daemon."""
     return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
 
 
@@ -87,7 +87,7 @@ class Host:
         return self.directory / "partition"
 
     def pid(self) -> int | None:
-        """The pid of its init, None when the host is off: whoever holds its lock."""
+        """The pid of its init, None when the host is off: the holder of its lock."""
         try:
             descriptor = os.open(self.directory / hostinit.LOCK, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:

@@ -22,7 +22,7 @@ _FIRST_MANAGER, _FIRST_NODE = 11, 21
 
 
 class DevError(Exception):
-    """A refusal or failure of the dev cluster, in words for its user."""
+    """A refusal or failure of the dev cluster, with a message for its user."""
 
 
 @dataclass(frozen=True, slots=True)

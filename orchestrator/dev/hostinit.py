@@ -6,7 +6,7 @@ few megabytes. The process that is started leaves the machine's namespaces, fork
 PID namespace, and exits as soon as that one listens. Killing PID 1 from outside kills everything
 in the host at once: a power loss.
 
-PID 1 holds a POSIX lock on `DIRECTORY/lock` for as long as it lives. Whoever wants its pid asks
+PID 1 holds a POSIX lock on `DIRECTORY/lock` for as long as it lives. To find its pid, ask
 the kernel who holds the lock (`F_GETLK` answers in the asker's PID namespace), so there is no pid
 file that a crash could leave stale, and never a doubt whose process it is.
 
@@ -253,7 +253,7 @@ def _own_cgroup_folder() -> None:
         elif entry.path in places:
             os.mkdir(target)
             libc.mount(entry.path, target, flags=libc.MS_BIND)
-    # The machine's is taken away, not covered: whoever reads the list of mounts sees one of each.
+    # The machine's is unmounted, not covered, so that the list of mounts has one of each.
     unmount(folder)
     libc.mount(staged, folder, flags=libc.MS_MOVE)
     os.rmdir(staged)

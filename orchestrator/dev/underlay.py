@@ -79,7 +79,7 @@ def _is_whole(cluster: str) -> bool:
 def ensure_switch(plan: ClusterPlan) -> None:
     """Make the switch and the machine's cable to it, whole or not at all.
 
-    The caller holds `locked()`. Raises DevError if somebody else uses the cluster's subnet.
+    The caller holds `locked()`. Raises DevError if another program uses the cluster's subnet.
     """
     link, switch = link_name(plan.tag), _switch(plan.name)
     if exists(plan.name, plan.tag) and _is_whole(plan.name):

@@ -2,8 +2,8 @@
 
 One process a node (`python -m orchestrator.nameserver SOCKET`), started by the agent and not ended
 with it. It listens on the gateway's address of each of the node's networks, port 53, UDP and TCP,
-and the containers' resolv.conf names it. A container is told of the networks that it is on and of
-no other; everything else is asked of the host's own name servers.
+and the containers' resolv.conf names it. A container gets names of the networks that it is on,
+and of no other; everything else is forwarded to the host's own name servers.
 
 Names, in each network
     web                 the service's VIP, or its ready tasks if it has none; a container
@@ -14,8 +14,8 @@ Names, in each network
     _80._tcp.web        SRV: a published port, by the published or the container's number
     2.0.128.10.in-addr.arpa   PTR, of VIPs and tasks
 
-Only a task that is ready is named. Answers live for a second, so that whoever keeps them is never
-further behind than that.
+Only ready tasks have names. The TTL of answers is a second, so no cache is further behind than
+that.
 
 Why a server of our own. aardvark-dns answers names of containers out of a file a network, which it
 reads again whole at a change; it knows no SRV and no order of networks. unbound can hold such data
@@ -25,7 +25,8 @@ once: an answer of this server is a look-up of the question's bytes and two syst
 by turns on one core of a busy machine with dnsperf (`make bench`), 10,000 tasks: aardvark-dns
 36,000 answers a second, unbound 45,000, this one 39,000.
 
-What is where: `wire` the format of messages, `records` which names there are (both pure),
-`answers` a question's answer, `upstream` the host's name servers, `server` sockets and the agent's
-orders. The package stands alone, with nothing but the standard library: it starts in 0.1 s.
+`dnswire` is the format of messages, `zones` the names of each network, `answers` the answer to a
+question (all pure); `feed` parses what the agent sends, `upstream` asks the host's name servers,
+`listeners` has the sockets. The package imports nothing but the standard library and starts in
+0.1 s.
 """

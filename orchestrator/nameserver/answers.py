@@ -1,4 +1,4 @@
-"""The answer to a question, of whoever asks. Pure."""
+"""The answer to a question, by the asker's networks. Pure."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def answer(records: Records, scope: Scope, question: Question, limit: int) -> tu
 
 
 def failure(question: Question) -> bytes:
-    """The answer when nobody can be asked, without its first two bytes."""
+    """The answer when no server can be asked, without its first two bytes."""
     return write_answer(
         question, Code.SERVER_FAILURE, ttl=TTL, limit=question.size, authoritative=False
     )
@@ -82,7 +82,7 @@ def _answers(name: Name, asked: int) -> Iterator[Record]:
 
 
 def _targets(records: Records, scope: Scope, name: Name) -> Iterator[Record]:
-    """The addresses of what a SRV record names, so that nobody must ask again."""
+    """The addresses of what a SRV record names, which saves the asker a question."""
     for target in dict.fromkeys(target for _, target in name.services):
         found = records.find(scope.networks, target.lower())
         if found is not None:

@@ -1,4 +1,7 @@
-"""The name server's sockets (UDP and TCP) and the table that they answer from."""
+"""The name server's sockets, UDP and TCP, and the table that they answer from.
+
+TCP connections of all listeners are limited to a number that one process can serve.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,7 @@ PORT = 53
 _IP_FREEBIND, _IPV6_FREEBIND = 15, 78
 """Bind to an address that the host does not have yet (ip(7), linux/in6.h)."""
 _BATCH = 64
-"""Questions that are answered before others get their turn."""
+"""Questions that are answered before other events."""
 _BUFFER = 4 << 20
 """Bytes of questions that wait."""
 _MOST_ANSWERS = 4096
@@ -139,7 +142,7 @@ class Listener:
         self._askers.clear()
 
     def _drain(self, sock: socket.socket) -> None:
-        """Answer what waits. This is the way that matters: keep it short."""
+        """Answer what waits. The hot path: keep it short."""
         for _ in range(_BATCH):
             try:
                 query, asker = sock.recvfrom(4096)
@@ -176,7 +179,7 @@ class Listener:
         return b""
 
     def _asker(self, address: str) -> tuple[Scope, _Answers] | None:
-        """What is known of an asker; None if it has no business here."""
+        """What is known of an asker; None if it is not in the network."""
         known = self._askers.get(address)
         if known is None and self._network.has(address):
             if len(self._askers) >= _MOST_ASKERS:

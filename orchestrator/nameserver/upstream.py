@@ -67,7 +67,7 @@ async def ask(query: bytes, among: Sequence[str]) -> bytes | None:
 
 
 async def _exchange(query: bytes, server: str) -> bytes:
-    """One question over UDP, with a port and an id that nobody can guess."""
+    """One question over UDP, with an unpredictable port and id."""
     loop = asyncio.get_running_loop()
     number = secrets.token_bytes(2)
     question = query[HEADER.size :]

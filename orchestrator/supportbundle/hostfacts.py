@@ -1,4 +1,8 @@
-"""What a host reports of itself: kernel, network, programs, the logs of Orc's daemons; encoding."""
+"""What a host reports of itself: kernel, network, programs, the logs of Orc's daemons.
+
+Nothing is changed, and nothing takes longer than a few seconds. A fact that is not available is a
+file that says why. `packed` and `unpacked` are the form in which facts travel, deflated.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from orchestrator.pb import support_pb2
 from orchestrator.supportbundle.redaction import cleaned, scrubbed
 
 LOG_BYTES = 1 << 20
-"""Bytes of a log's end, unless told otherwise."""
+"""Bytes of a log's end, unless given."""
 COMMAND_BYTES = 1 << 20
 """Most bytes of what a program prints."""
 PATIENCE = 5.0

@@ -1,7 +1,7 @@
 """Texts and documents without passwords, tokens and private keys. Pure.
 
 What is removed leaves `(removed)` in its place, so that one sees that there was something. Rather
-too much is removed than too little: of environment variables all values, as nobody can tell a
+too much is removed than too little: of environment variables all values, as no rule can tell a
 password by its look.
 """
 

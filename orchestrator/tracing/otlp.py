@@ -2,7 +2,7 @@
 
 All that the specification's variables say holds (OTEL_EXPORTER_OTLP_HEADERS, OTEL_TRACES_SAMPLER,
 OTEL_RESOURCE_ATTRIBUTES, …; opentelemetry.io, "Environment Variable Specification"). Spans are sent
-by a thread from a queue with a bound: a receiver that is away costs nothing but the spans.
+by a thread from a queue with a bound: an unavailable receiver costs nothing but the spans.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ class Tracer(Protocol):
     ) -> AbstractContextManager[str]:
         """A span as long as the block, which gets its place; an exception is its error.
 
-        `parent` is where we are unless told; in no trace, nothing is made, but by what has a
-        `kind`: that begins a trace where there is none.
+        `parent` is the current span by default; outside of a trace no span is made, except with a
+        `kind`, which starts a trace.
         """
         ...
 

@@ -1,7 +1,7 @@
 """An HTTPS listener inside a daemon's event loop.
 
-The server's library is imported when the first client knocks: an agent that nobody scrapes does not
-pay for it.
+The server's library is imported at the first connection: an agent without a scraper does not pay
+for it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 _BACKLOG = 64
 _MOST_CONNECTIONS = 256
-_LOOK = 2.0
+_CHECK_PERIOD = 2.0
 """Seconds between two looks at the certificate's files."""
 _CLOSING = 1
 """Seconds that requests under way have when the listener closes."""
@@ -41,11 +41,11 @@ def _tls(files: TlsFiles) -> ssl.SSLContext:
     return context
 
 
-async def _show_what_counts(context: ssl.SSLContext, files: TlsFiles) -> None:
-    """Let new connections see the certificate that is in the files, also when it is another."""
+async def _follow_certificate(context: ssl.SSLContext, files: TlsFiles) -> None:
+    """Reload the certificate for new connections when the files change."""
     shown = files.pair.stamp()
     while True:
-        await asyncio.sleep(_LOOK)
+        await asyncio.sleep(_CHECK_PERIOD)
         try:
             if (found := files.pair.stamp()) != shown:
                 _load(context, files)
@@ -86,21 +86,21 @@ async def listening(app: App, address: str, port: int, files: TlsFiles) -> Async
 
 
 async def _serve(app: App, listener: socket.socket, files: TlsFiles) -> None:
-    await _knock(listener)
+    await _first_connection(listener)
     from orchestrator.web.uvicornserver import run
 
     context = _tls(files)
     _load(context, files)
-    async with background(_show_what_counts(context, files)):
+    async with background(_follow_certificate(context, files)):
         await run(app, listener, context, most_connections=_MOST_CONNECTIONS, closing=_CLOSING)
 
 
-async def _knock(listener: socket.socket) -> None:
-    """Until somebody wants to connect."""
+async def _first_connection(listener: socket.socket) -> None:
+    """Wait until a client connects."""
     loop = asyncio.get_running_loop()
-    knocked = loop.create_future()
-    loop.add_reader(listener, lambda: None if knocked.done() else knocked.set_result(None))
+    connected = loop.create_future()
+    loop.add_reader(listener, lambda: None if connected.done() else connected.set_result(None))
     try:
-        await knocked
+        await connected
     finally:
         loop.remove_reader(listener)

@@ -95,7 +95,7 @@ async def _rendered(registry: CollectorRegistry) -> bytes:
 
 
 async def refuse(send: Send) -> None:
-    """Answer that nobody knows who asks."""
+    """Answer 401: the caller is unknown."""
     await respond(
         send,
         401,

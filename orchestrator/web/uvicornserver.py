@@ -62,7 +62,7 @@ async def run(
     server = _Server(config)
     serving = asyncio.ensure_future(server.serve(sockets=[listener]))
     try:
-        # A cancelled `serve` would leave its connections as they are: it is told to end instead.
+        # A cancelled `serve` would leave its connections open: ask it to end instead.
         await asyncio.shield(serving)
     except asyncio.CancelledError:
         server.should_exit = True

@@ -22,6 +22,7 @@ from tests.bench import (
     cni,
     commands,
     docker,
+    encoding,
     endurance,
     latency,
     machine,
@@ -51,6 +52,7 @@ PARTS = (
     "planner",
     "store",
     "cni",
+    "encoding",
     "pull",
     "balance",
     "names",
@@ -106,6 +108,7 @@ class Run:
         self.part("planner", lambda: planner.report(planner.measure()))
         self.part("store", lambda: store.report(asyncio.run(store.measure(self.folder))))
         self.part("cni", lambda: cni.report(asyncio.run(cni.measure(self.folder))))
+        self.part("encoding", lambda: encoding.report(encoding.measure()))
         self.part("pull", lambda: pull.report(pull.measure(self.folder)))
         self.part("balance", lambda: balance.report(asyncio.run(balance.measure(self.folder))))
         self.part("names", lambda: names.report(asyncio.run(names.measure(self.folder))))

@@ -188,7 +188,7 @@ def delete(host: Host, conf: NetConf, attachment: Attachment) -> None:
 
 
 def retire(host: Host, container: str, netns: Path) -> None:
-    """Disconnect a container from all networks, and remove its namespace, which nobody uses.
+    """Disconnect a container from all networks, and remove its namespace, which is unused.
 
     Several times faster than `delete` of each.
     """
@@ -246,7 +246,7 @@ def cable_of(host: Host, conf: NetConf, attachment: Attachment) -> tuple[Cable, 
 
 
 def unpublished(host: Host, lease: Lease) -> str:
-    """Which of an attachment's ports is not published, in words; empty if all are."""
+    """A description of a port of an attachment that is not published; empty if all are."""
     return portmap.missing(host.nft, _targets([lease])) if lease.ports else ""
 
 
@@ -293,7 +293,7 @@ def forgeries(host: Host, conf: NetConf) -> dict[str, int]:
         try:
             listed = host.nft.run(f"list set {name}")
         except NftError:
-            continue  # removed by a hand just now
+            continue  # somebody removed it just now
         for mac, packets in antispoofing.dropped(listed).items():
             if mac in owners:
                 found[owners[mac]] = found.get(owners[mac], 0) + packets
@@ -340,7 +340,7 @@ def apply(host: Host, conf: NetConf) -> None:
 
 
 def _lay_again(host: Host, link: links.Link, laid: Cable, lease: Lease) -> None:
-    """A hand has cut the cable: lay it again, if the container is still there."""
+    """Connect a container again whose veth pair was removed, if it still exists."""
     if not namespaces.exists(lease.netns):
         return
     with namespaces.opened(lease.netns) as namespace:

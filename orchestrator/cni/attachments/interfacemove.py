@@ -1,7 +1,7 @@
-"""Interfaces that somebody else has made on this host: put into a container, and taken back.
+"""Moving interfaces that another program made on this host into a container, and back.
 
-A network plugin of Docker's protocol makes an interface and names it; its mover is whoever runs the
-containers. Taking it back gives it its old name, so that the plugin finds it to remove it.
+A network plugin of Docker's protocol makes an interface and names it; the container engine moves
+it. Moving it back restores its old name, by which the plugin finds it to remove it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,15 @@
-"""IP address management: the choice of an address (pure) and this host's leases, in SQLite."""
+"""IP address management: the choice of an address (pure) and this host's leases, in SQLite.
+
+Addresses are given out in turn, so that a released one is used again only after all others. It also
+rests for a while, unless no other is left: late packets for its former owner should not reach
+another container.
+
+Leases are one SQLite file, a transaction per change: no address is given out twice, whether fifty
+processes ask at once or one is killed half-way. The file is written before the kernel on ADD and
+after it on DEL, so it never lacks something that exists; `attachment.collect` removes what it has
+too much. WAL mode costs no fsync per change: a power failure may lose the last changes, but then
+the containers are gone too, and the file is whole.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +105,7 @@ def pool(conf: NetConf) -> Pool:
 
 
 def full(conf: NetConf) -> CniError:
-    """No address is left, in the user's words."""
+    """The error that no address is left."""
     count = (whole := pool(conf)).left(whole.kept)
     return CniError(
         Code.TRY_AGAIN_LATER,
@@ -104,7 +115,7 @@ def full(conf: NetConf) -> CniError:
 
 
 def refuse_reserved(conf: NetConf, address: Address) -> None:
-    """Raise `CniError` if no container can have this address, whoever asks."""
+    """Raise `CniError` if no container can have this address."""
     hosts: set[Address] = {
         conf.gateway,
         conf.subnet.network_address,
@@ -425,7 +436,7 @@ class Ipam:
     # -- networks --------------------------------------------------------------------------------
 
     def networks(self) -> dict[str, str]:
-        """The networks that this host was told to have: by name, the configuration's text."""
+        """The networks that this host has: by name, the configuration's text."""
         try:
             return dict(self._db.execute("SELECT name, conf FROM network").fetchall())
         except sqlite3.Error as error:

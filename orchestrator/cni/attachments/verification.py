@@ -1,4 +1,8 @@
-"""CHECK, STATUS and drift detection: compare the kernel with the desired state; change nothing."""
+"""CHECK, STATUS and drift detection: compare the kernel with the desired state; change nothing.
+
+CHECK compares one attachment with what ADD made, STATUS says whether ADD would work. `deviations`
+reports what `attachment.apply` would repair.
+"""
 
 from __future__ import annotations
 
@@ -167,7 +171,7 @@ def _leads(path: str, target: Attachment, namespace: int) -> bool:
 
 
 def _missing(within: RouteSocket, laid: Cable, claims: Claims) -> str:
-    """What a result says that the container does not have, in words; empty if it has all."""
+    """A description of what a result names and the container lacks; empty if it has all."""
     inside = links.get_link(within, laid.ifname)
     index = inside.index if inside is not None else 0
     present = links.addresses(within, index)
@@ -210,7 +214,7 @@ def status(host: Host, conf: NetConf) -> None:
 
 
 def _damage(host: Host, conf: NetConf) -> str:
-    """What of the network is gone that its containers need, in words; empty if nothing is."""
+    """A description of what the network's containers need and is gone; empty if nothing is."""
     if links.get_link(host.sock, conf.bridge) is None:
         return f"bridge {conf.bridge} is gone"
     if off := hostnetwork.switched_off(conf):

@@ -1,4 +1,4 @@
-"""The endpoint table as this host has it: applied to the kernel, mended, changed by differences."""
+"""This host's endpoint table: applied to the kernel, repaired, changed by differences."""
 
 from __future__ import annotations
 
@@ -86,10 +86,10 @@ def _run(nft: Nftables, script: str, rules: Ruleset, *, check: bool) -> None:
     try:
         if script:
             nft.run(script)
-        mended = not check or nftables.counts(ruleset.TABLES) == rules.counts()
+        repaired = not check or nftables.counts(ruleset.TABLES) == rules.counts()
     except NftError:
-        mended = False  # somebody's hand was in our tables
-    if not mended:
+        repaired = False  # somebody changed our tables by hand
+    if not repaired:
         nft.run(rules.script())
 
 

@@ -1,9 +1,9 @@
-"""The endpoint table as a node's balance needs it: parsed, checked, typed; pure.
+"""The endpoint table of a node's load balancing: parsed, validated, typed; pure.
 
 A `Table` is complete (`base` None) or a change of the table of revision `base`. A change names the
 entries that are new or differ, each in full, and those that are gone; `networks` and `policies`
-are given in whole where one of them changed. A change that changes nothing (`base` = `revision`)
-asks that the kernel be compared with what was applied, and mended.
+are given in whole where one of them changed. An empty change (`base` = `revision`) asks for
+a comparison of the kernel with what was applied, and for a repair.
 
 The same as JSON, the request `balance` of the helper:
 

@@ -1,4 +1,29 @@
-"""Ingress: published ports on every node, with the client's own address, and the return path."""
+"""Ingress: published ports on every node, with the client's own address, and the return path.
+
+The node that a client connects to (the ingress node) translates the destination only, and sends the
+packet through the tunnel to the chosen task's node. There the reply's destination is the client, to
+which that node has a route of its own; the client would not recognise a packet that came that way.
+So the reply must return through the ingress node:
+
+    the task's node    a connection that begins with a packet from the tunnel and a source outside
+                       the network is marked with the ingress node's tunnel end
+    then               packets of such a connection from the bridge are routed into the tunnel
+    and there          leave for the tunnel end that the mark names, whatever the route's was
+
+A client may connect to two nodes from one port, and both may choose the same task: there, the two
+connections have the same addresses and ports. So connections that begin in a node's tunnel end are
+also told apart by that node (a conntrack zone, of the direction to the task only). The translation
+takes another client port where the first is in use, as for any two that clash.
+
+The last step is a rewritten MAC address (the netdev family's egress hook, since Linux 5.16), looked
+up in a map. Every packet walks the routing rules one after the other: one rule for each node would
+make each packet of a large cluster slower. So there is one per network, and only on a node that has
+a task with a published port there: without any, the kernel takes a short cut for every packet.
+
+The ingress node may be the client itself. A packet from 127.0.0.1 cannot be answered over a wire,
+so it leaves with the address of the node's tunnel end. So does one that returns to the node that it
+came from, which would not accept its own address as a source.
+"""
 
 from __future__ import annotations
 

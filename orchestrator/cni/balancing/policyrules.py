@@ -1,15 +1,15 @@
-"""What may connect to what inside a network, as nftables rules; pure.
+"""Network policies: what may connect to what inside a network, as nftables rules; pure.
 
 A guarded service's addresses lead, in one look-up, to a chain of its own; packets to all others
-pass that look-up only. Its rules know the other side by sets that hold the addresses of a service's
-tasks, ready or not, and follow the endpoint table. They see the packets of every connection towards
-the service, so that a connection which exists when a policy denies it ends. The check comes after
-translation: it is the endpoint's address and the container's port that count. Both ends check: the
-sender's node and the receiver's.
+cost that look-up only. Its rules match the other side by sets that hold the addresses of a
+service's tasks, ready or not, and follow the endpoint table. They see every packet towards the
+service, so an existing connection ends when a policy denies it. The check follows translation: it
+matches the endpoint's address and the container's port. Both the sender's and the receiver's node
+check.
 
-Who is denied is told at once. But where bridged packets pass netfilter (br_netfilter), a VIP of a
-neighbour is translated below routing, and the kernel sends the refusal from there, untranslated:
-such a client waits in vain.
+A denied client is refused at once. But where bridged packets pass netfilter (br_netfilter), a VIP
+of a neighbour is translated below routing, and the kernel sends the refusal from there,
+untranslated: such a client runs into its timeout.
 """
 
 from __future__ import annotations

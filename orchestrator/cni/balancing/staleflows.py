@@ -1,12 +1,11 @@
 """Which tracked connections a change of the endpoint table ends; pure.
 
-A flow follows the choice that was made for its first packet. UDP clients that never stop would so
-reach an endpoint that left, or none, for as long as they go on: what a client sends next begins
-anew when its endpoint is not ready any more, and when the VIP or port that it asks came, went or
-leads elsewhere. A TCP connection to an endpoint that is about to stop is left to end by itself, and
-ends at once when the endpoint is gone. One to a VIP that is not translated never began: somebody
-asked before the rules were there, and what he asks again would go nowhere for minutes, as the
-first.
+A flow keeps the endpoint that was chosen for its first packet. UDP clients that never stop would
+keep sending to an endpoint that left: their flow is forgotten when its endpoint is no longer ready,
+and when the VIP or port that it was sent to came, went or leads elsewhere, so that the next packet
+starts a new flow. A TCP connection to an endpoint that is about to stop may end by itself; it is
+forgotten when the endpoint is gone. A flow to a VIP without a translation began before the rules
+existed: its retransmissions would go nowhere for minutes.
 """
 
 from __future__ import annotations
@@ -84,8 +83,8 @@ def obsolete(before: Collection[Service], after: Collection[Service]) -> Obsolet
 def stranded(
     services: Collection[Service], networks: Iterable[IPv4Network | IPv6Network]
 ) -> Obsolete:
-    """The flows that cannot be from these services as they are, of whatever was before: towards
-    an address of the networks that is nobody's, or to a VIP or port without being translated."""
+    """The flows that do not fit these services: to an address of the networks that no endpoint has,
+    or to a VIP or port without a translation."""
     now, ranges = _endpoints(services), tuple(networks)
     vips, ports = _vips(services), {port for port, _ in _ports(services)}
 

@@ -5,7 +5,7 @@ own addresses. What it sends is checked where it enters this host, before routin
 policies:
 
 Hardware address    The port of the bridge is locked: the bridge drops frames from another address
-                    than the one that is stated to be behind the port (`netlink.port_request`).
+                    than the one that is stated to be behind the port (`links.port_request`).
 IP                  The pair of hardware address and source address must be one of a container of
                     this network, else the packet is dropped. Of IPv6, each container also has the
                     link-local address that derives from its hardware address (RFC 4291, appendix
@@ -14,8 +14,8 @@ Neighbours (IPv6)   An advertisement must be for an address of the sender's. Rou
                     and redirects are dropped: a container is no router.
 Neighbours (IPv4)   The sender of an ARP packet, in the frame as in the packet, must be such a pair.
 Bridged frames      Where bridged packets pass the rules (br_netfilter), ports are not isolated from
-                    each other (see `cable`). What would pass no rule is dropped between them: all
-                    but IP, which nobody needs, since all containers send to the gateway.
+                    each other (`overlay.veth`). What would pass no rule is dropped between them:
+                    all but IP, which is not needed, since all containers send to the gateway.
 
 A network whose containers forward for others (VPN gateways, floating addresses) has none of this
 if its configuration says so (`sourceCheck`): ports are not locked, and sources not looked at.
@@ -53,7 +53,7 @@ BRIDGED_PASS_RULES = {
 }
 """By family, as nftables names it."""
 VETHS = '"orcv*"'
-"""The ports of our bridges; see `cable.VETH_PREFIX`."""
+"""The ports of our bridges; see `overlay.veth.VETH_PREFIX`."""
 
 
 @record

@@ -3,7 +3,7 @@
 Where such a container's interface is a veth whose other end is on this host, as the plugins
 `bridge` and `ptp` make it, what it sends is checked at that end: in a chain of its own at the
 netdev ingress hook, before bridges, routing and the rules of others. The checks are those of
-`binding`: the hardware address, the sources in IPv4 and IPv6, the sender in ARP, the target of
+`antispoofing`: the hardware address, the sources in IPv4 and IPv6, the sender in ARP, the target of
 neighbor advertisements; router advertisements and redirects are dropped. They go by the addresses
 that the plugins answered with:
 
@@ -92,6 +92,8 @@ def _guest(raw: Any) -> Guest:
 
 def ports(sock: RouteSocket, guests: Iterable[Guest]) -> list[Port]:
     """This host's ends, of those guests that have one."""
+    from orchestrator.cni.netlink import devices  # with pyroute2, which takes 0.2 s to import
+
     found = []
     for guest in guests:
         if not namespaces.exists(guest.netns):
@@ -109,7 +111,7 @@ def ports(sock: RouteSocket, guests: Iterable[Guest]) -> list[Port]:
                 host is not None
                 and host.kind == "veth"
                 and host.peer == inside.index
-                and host.peer_namespace == links.namespace_id(sock, namespace)
+                and host.peer_namespace == devices.namespace_id(sock, namespace)
             ):
                 found.append(Port(host.index, host.name, guest))
     return found
@@ -191,7 +193,7 @@ def _clear(nft: Nftables, wanted: Set[str]) -> None:
 
 
 def deviations(sock: RouteSocket, guests: Iterable[Guest]) -> Iterator[str]:
-    """What the next `ensure` would mend, in words."""
+    """Descriptions of what the next `ensure` would repair."""
     wanted = ports(sock, guests)
     found = nftables.counts([TABLE])
     rules = {f"{TABLE} {port.name}": len(list(_rules(port.guest, ""))) for port in wanted}

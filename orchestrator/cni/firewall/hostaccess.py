@@ -1,4 +1,4 @@
-"""What of the cluster's hosts is closed to containers, and who is a host of the cluster; pure.
+"""Which ports of the cluster's hosts are closed to containers, and the list of hosts; pure.
 
     hosts      addresses of all hosts of the cluster on the underlay, this one included
     ports      TCP ports of these hosts that are closed to containers
@@ -9,8 +9,8 @@
 Also set down is by which interface hosts are expected, the one with this host's own address: what
 comes from them that way is not looked at further.
 
-The agent says so for all networks at once. The rules are `firewall`'s, and the sets are there from
-the first network on, empty but for the hosts that the network's configuration names.
+The agent sends it for all networks at once. The rules are in `networkfirewall`, and the sets exist
+from the first network on, empty but for the hosts that the network's configuration names.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def elements(exposure: Exposure, underlay: Iterable[str]) -> dict[str, list[str]
 
 
 def deviations(nft: Nftables, exposure: Exposure, underlay: Iterable[str]) -> Iterator[str]:
-    """What of it the kernel has not, or has beyond it, in words."""
+    """Descriptions of what the kernel lacks of it, or has beyond it."""
     counts = nftables.counts([nft.qualified(TABLE)])
     for name, wanted in elements(exposure, underlay).items():
         label = f"{TABLE} {name}"

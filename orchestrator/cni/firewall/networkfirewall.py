@@ -1,5 +1,5 @@
-"""Which packets of a network go where: the table `inet orc`, ours alone; `inet orc_cni` of the
-networks of other container runtimes, which may be on the same host.
+"""The packet filter of networks: the table `inet orc`, and `inet orc_cni` for the networks of other
+container runtimes on the same host.
 
 Between networks    what is for a network's containers comes from the network itself, from this
                     host, or by a published port; all else that another network's container or a
@@ -8,19 +8,19 @@ To the outside      what leaves a network takes the host's address (masquerade).
 To itself           a container that reaches itself by a translated address (a published port, a
                     service) would get a packet from its own address, and drop it: it gets the
                     host's. Each container's pair of addresses is in the sets `itself4`, `itself6`.
-Sources             what comes from a container has its own addresses as source (see `binding`).
-Tunnels             nobody behind this host sends to the tunnel ports (VXLAN, WireGuard) of a host
-                    of the cluster, masqueraded or not: it would be taken for a host, and could
-                    speak into networks that it is not on. And this host takes VXLAN of our networks
+Sources             what comes from a container has its own addresses as source (`antispoofing`).
+Tunnels             nothing behind this host sends to the tunnel ports (VXLAN, WireGuard) of a host
+                    of the cluster, masqueraded or not: it could pose as a host and inject packets
+                    into networks that it is not on. And this host takes VXLAN of our networks
                     from hosts of the cluster only, by the interface that leads to them.
 Closed              containers reach neither the control plane's ports on hosts of the cluster nor
-                    the metadata services of clouds, as far as these are closed (see `exposure`).
+                    the metadata services of clouds, as far as these are closed (see `hostaccess`).
 Redirects           none is sent: packets between neighbours pass this host on purpose.
 Name server         questions to the gateway, and its answers, are not tracked. A resolver asks each
                     from a port of its own, so each would be a connection in the kernel's table for
-                    half a minute: a busy container would fill it, and then nobody on the host could
-                    connect. Nothing is translated on that way. Who asks more than some thousand
-                    questions a second is not heard beyond that, so that the others are.
+                    half a minute: a busy container would fill it, and then no connection of the
+                    host could be made. Nothing is translated there. Questions beyond some thousand
+                    a second from one address are dropped, so that the others are answered.
 Loopback            route_localnet makes 127.0.0.1 reachable through the bridge's device, which
                     published ports need and containers must not use (cf. CVE-2020-8558).
 

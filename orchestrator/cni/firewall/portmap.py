@@ -1,4 +1,4 @@
-"""Published ports of this host alone, in the table `inet orc` (see `firewall`).
+"""Published ports of this host alone, in the table `inet orc` (see `networkfirewall`).
 
 A published port is one element of a map, so that publishing one touches no other, and a look-up
 costs the same for one port and for ten thousand. There are four maps: of each family one for ports
@@ -169,7 +169,7 @@ def withdraw(nft: Nftables, ports: Iterable[PortMapping], end: End | None) -> No
 
 
 def missing(nft: Nftables, targets: Iterable[Target]) -> str:
-    """Which of these ports is not published as it should be, in words; empty if all are."""
+    """A description of a port that is not published as it should be; empty if all are."""
     for port, address in targets:
         if not _leads(port, address):
             continue

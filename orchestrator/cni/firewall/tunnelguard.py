@@ -1,15 +1,15 @@
-"""What keeps encrypted networks in their tunnels; pure. All of it is in the table `inet orc`.
+"""The rules that keep encrypted networks inside their tunnels, in the table `inet orc`; pure.
 
 Out     packets of such a network leave by a tunnel's device or not at all: also when the device is
         gone, and when there is a default route that would take them.
-In      what comes in the clear and says that it is of such a network, or of a host behind a tunnel,
-        is dropped.
-WireGuard is heard from hosts of the cluster only, by the interface that leads to them.
+In      what comes unencrypted and claims to be of such a network, or of a host behind a tunnel, is
+        dropped. WireGuard is accepted from hosts of the cluster only, by the interface that leads
+        to them.
 Through nothing is forwarded into a tunnel or out of one: only this host's VXLAN goes there, so no
-        container can speak for a host. ICMPv6 is let pass, for whoever looks for a fault.
+        container can pose as a host. ICMPv6 may pass, for troubleshooting.
 
-The kernel is a second lock: a network that is encrypted has a VXLAN socket of IPv6 only, to which a
-packet of the IPv4 underlay does not lead.
+The kernel is a second lock: an encrypted network's VXLAN socket is IPv6 only, which a packet of the
+IPv4 underlay does not reach.
 """
 
 from __future__ import annotations

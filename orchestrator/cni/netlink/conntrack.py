@@ -195,16 +195,16 @@ def _read(bodies: Collection[bytes], addresses: Collection[bytes]) -> Iterator[C
                 continue
         if client not in addresses and server not in addresses:
             continue
-        told = attributes(body, rest)
+        details = attributes(body, rest)
         yield Connection(
             original,
             protocol,
             client,
             server,
             int.from_bytes(port, "big"),
-            _open(protocol, told),
-            _counted(told.get(CTA_COUNTERS_ORIG, b"")),
-            _counted(told.get(CTA_COUNTERS_REPLY, b"")),
+            _open(protocol, details),
+            _counted(details.get(CTA_COUNTERS_ORIG, b"")),
+            _counted(details.get(CTA_COUNTERS_REPLY, b"")),
         )
 
 
@@ -217,11 +217,11 @@ def _ends(nested: bytes) -> tuple[bytes, int, bytes]:
     return source, int.from_bytes(transport.get(1, b""), "big"), transport.get(2, b"")
 
 
-def _open(protocol: int, told: dict[int, bytes]) -> bool:
+def _open(protocol: int, details: dict[int, bytes]) -> bool:
     if protocol == socket.IPPROTO_TCP:
-        about = attributes(attributes(told.get(CTA_PROTOINFO, b"")).get(CTA_PROTOINFO_TCP, b""))
+        about = attributes(attributes(details.get(CTA_PROTOINFO, b"")).get(CTA_PROTOINFO_TCP, b""))
         return about.get(CTA_PROTOINFO_TCP_STATE, b"")[:1] == bytes([TCP_ESTABLISHED])
-    return bool(int.from_bytes(told.get(CTA_STATUS, b""), "big") & IPS_SEEN_REPLY)
+    return bool(int.from_bytes(details.get(CTA_STATUS, b""), "big") & IPS_SEEN_REPLY)
 
 
 def _counted(counters: bytes) -> int:

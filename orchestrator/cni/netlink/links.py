@@ -1,4 +1,6 @@
-"""Links and addresses, typed; `routing` has what hangs on them.
+"""Links and addresses, typed: read, changed, removed, and veth pairs made.
+
+`routing` has routes and neighbours, `devices` makes the devices of networks.
 
 Reads return what the kernel has, as plain values. Writes come in two shapes: functions that act
 at once, and functions named `*_request` that return a message, so that callers can batch them.
@@ -45,10 +47,9 @@ IFLA_BRPORT_STATE, IFLA_BRPORT_MODE, IFLA_BRPORT_LEARNING = 1, 4, 8
 BR_STATE_DISABLED, BR_STATE_FORWARDING = 0, 3
 VETH_INFO_PEER = 1
 IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT = 1, 4, 7, 15
-IFLA_VXLAN_LOCAL6, IFLA_VXLAN_UDP_ZERO_CSUM6_TX, IFLA_VXLAN_UDP_ZERO_CSUM6_RX = 17, 19, 20
+IFLA_VXLAN_UDP_ZERO_CSUM6_RX = 20
 IFLA_BRPORT_ISOLATED, IFLA_BRPORT_LOCKED = 33, 39
 IFLA_LINK_NETNSID = 37
-RTM_GETNSID, NETNSA_NSID, NETNSA_FD = 90, 1, 3  # include/uapi/linux/net_namespace.h
 RTEXT_FILTER_SKIP_STATS = 8
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x02, 0x200
@@ -100,7 +101,7 @@ class Link:
     """An interface as the kernel reports it.
 
     `peer` is the index of a veth's other end, `peer_namespace` the number of the namespace that it
-    is in, if it is in another (`namespace_id`); `port` tells a bridge's port's way to be one.
+    is in, if it is in another (`devices.namespace_id`); `port` is set for ports of bridges.
     """
 
     index: int
@@ -155,7 +156,8 @@ def _string(raw: bytes | None) -> str:
 # -- links ---------------------------------------------------------------------------------------
 
 
-def _link(body: bytes) -> Link:
+def read_link(body: bytes) -> Link:
+    """An interface in an answer."""
     _, _, index, flags, _ = IFINFO.unpack_from(body)
     found = attributes(body, IFINFO.size)
     info = attributes(found.get(IFLA_LINKINFO, b""))
@@ -198,23 +200,22 @@ def _ifinfo(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
     return IFINFO.pack(socket.AF_UNSPEC, 0, index, flags, change)
 
 
-def get_link(sock: RouteSocket, name: str = "", index: int = 0) -> Link | None:
-    """The interface of that name or index, or None."""
+def link_query(name: str = "", index: int = 0) -> Request:
+    """Ask for the interface of that name or index."""
     body = _ifinfo(index) + u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
     if name:
         body += text(IFLA_IFNAME, name)
+    return Request(RTM_GETLINK, body)
+
+
+def get_link(sock: RouteSocket, name: str = "", index: int = 0) -> Link | None:
+    """The interface of that name or index, or None."""
     try:
-        return _link(sock.get(Request(RTM_GETLINK, body)))
+        return read_link(sock.get(link_query(name, index)))
     except NetlinkError as error:
         if error.errno == errno.ENODEV:
             return None
         raise
-
-
-def namespace_id(sock: RouteSocket, namespace: int) -> int:
-    """The number that the socket's namespace has for another one (a descriptor)."""
-    body = b"\0\0\0\0" + u32(NETNSA_FD, namespace)
-    return number(attributes(sock.get(Request(RTM_GETNSID, body)), 4).get(NETNSA_NSID))
 
 
 def links(sock: RouteSocket, master: int = 0) -> list[Link]:
@@ -222,43 +223,7 @@ def links(sock: RouteSocket, master: int = 0) -> list[Link]:
     body = _ifinfo() + u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
     if master:
         body += u32(IFLA_MASTER, master)
-    return [_link(answer) for answer in sock.dump(Request(RTM_GETLINK, body))]
-
-
-def _create(sock: RouteSocket, head: bytes, kind: str, data: bytes = b"") -> None:
-    info = text(IFLA_INFO_KIND, kind)
-    if data:
-        info += attribute(IFLA_INFO_DATA, data)
-    body = head + attribute(IFLA_LINKINFO, info)
-    sock.execute(Request(RTM_NEWLINK, body, NLM_F_CREATE | NLM_F_EXCL))
-
-
-def create_bridge(sock: RouteSocket, name: str, mac: str) -> None:
-    """Make a bridge, up, with a pinned MAC: else it would take the lowest of its ports'."""
-    head = _ifinfo(0, IFF_UP, IFF_UP) + text(IFLA_IFNAME, name)
-    _create(sock, head + attribute(IFLA_ADDRESS, mac_bytes(mac)), "bridge")
-
-
-def create_vxlan(sock: RouteSocket, name: str, mac: str, mtu: int, vxlan: Vxlan) -> None:
-    """Make a VXLAN device, up, with no default destination."""
-    data = (
-        u32(IFLA_VXLAN_ID, vxlan.vni)
-        + attribute(IFLA_VXLAN_LEARNING, bytes([vxlan.learning]))
-        + attribute(IFLA_VXLAN_PORT, vxlan.port.to_bytes(2, "big"))
-    )
-    if vxlan.ipv6:  # from any address of this host
-        data += attribute(IFLA_VXLAN_LOCAL6, IPv6Address(0).packed)
-        data += attribute(IFLA_VXLAN_UDP_ZERO_CSUM6_TX, b"\1")
-        data += attribute(IFLA_VXLAN_UDP_ZERO_CSUM6_RX, b"\1")
-    else:
-        data += attribute(IFLA_VXLAN_LOCAL, vxlan.local.packed)
-    head = _ifinfo(0, IFF_UP, IFF_UP) + text(IFLA_IFNAME, name) + u32(IFLA_MTU, mtu)
-    _create(sock, head + attribute(IFLA_ADDRESS, mac_bytes(mac)), "vxlan", data)
-
-
-def create_wireguard(sock: RouteSocket, name: str, mtu: int) -> None:
-    """Make a WireGuard device, down and without a key."""
-    _create(sock, _ifinfo() + text(IFLA_IFNAME, name) + u32(IFLA_MTU, mtu), "wireguard")
+    return [read_link(answer) for answer in sock.dump(Request(RTM_GETLINK, body))]
 
 
 @record
@@ -272,7 +237,7 @@ class VethPair:
     mtu: int
 
 
-def create_veth(sock: RouteSocket, pair: VethPair, namespace: int) -> None:
+def veth_request(pair: VethPair, namespace: int) -> Request:
     """Make a veth pair whose other end is born in `namespace` (a descriptor), under its name."""
     peer = (
         _ifinfo()
@@ -287,7 +252,9 @@ def create_veth(sock: RouteSocket, pair: VethPair, namespace: int) -> None:
         + u32(IFLA_MTU, pair.mtu)
         + u32(IFLA_MASTER, pair.master)
     )
-    _create(sock, head, "veth", attribute(VETH_INFO_PEER, peer))
+    data = attribute(IFLA_INFO_DATA, attribute(VETH_INFO_PEER, peer))
+    body = head + attribute(IFLA_LINKINFO, text(IFLA_INFO_KIND, "veth") + data)
+    return Request(RTM_NEWLINK, body, NLM_F_CREATE | NLM_F_EXCL)
 
 
 def link_request(index: int, *, mtu: int = 0, mac: str = "", master: int = 0) -> Request:

@@ -1,4 +1,4 @@
-"""Routes of marked packets: rules of the routing policy, and a table for each (rtnetlink).
+"""Routes of marked packets: rules of the routing policy, and a table for each.
 
 A rule and its table are ours by the rule's priority. The number of a table is that of the bridge
 that the packets come from, so tables of two networks never meet.
@@ -8,29 +8,24 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from orchestrator.cni.netlink import links, routing
-from orchestrator.cni.netlink.links import number
+from orchestrator.cni.netlink import links
+from orchestrator.cni.netlink.messages import ROUTE, RULE, parsed, request
 from orchestrator.cni.netlink.netlinksocket import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
     Request,
     RouteSocket,
-    attribute,
-    attributes,
-    text,
-    u32,
 )
 
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
-FRA_IIFNAME, FRA_PRIORITY, FRA_FWMARK, FRA_TABLE, FRA_FWMASK = 3, 6, 10, 15, 16
 FR_ACT_TO_TBL = 1
-RULE = struct.Struct("=BBBBBBBBI")  # fib_rule_hdr, include/uapi/linux/fib_rules.h
+RTPROT_STATIC, RTN_UNICAST, RTNH_F_ONLINK, RT_SCOPE_NOWHERE = 4, 1, 4, 255
 PRIORITY = 0x4F72
 TABLES = 0x4F000000  # ours begin here; the bridge's index follows
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -56,16 +51,20 @@ class _Rule:
     table: int
 
     def request(self, kind: int) -> Request:
-        head = RULE.pack(self.family, 0, 0, 0, 0, 0, 0, FR_ACT_TO_TBL, 0)
-        body = (
-            head
-            + u32(FRA_PRIORITY, PRIORITY)
-            + text(FRA_IIFNAME, self.source)
-            + u32(FRA_FWMARK, self.mark)
-            + u32(FRA_FWMASK, self.mask)
-            + u32(FRA_TABLE, self.table)
+        """The request to make it (RTM_NEWRULE) or to remove it."""
+        return request(
+            RULE,
+            kind,
+            {"family": self.family, "action": FR_ACT_TO_TBL},
+            [
+                ("FRA_PRIORITY", PRIORITY),
+                ("FRA_IIFNAME", self.source),
+                ("FRA_FWMARK", self.mark),
+                ("FRA_FWMASK", self.mask),
+                ("FRA_TABLE", self.table),
+            ],
+            NLM_F_CREATE | NLM_F_EXCL if kind == RTM_NEWRULE else 0,
         )
-        return Request(kind, body, NLM_F_CREATE | NLM_F_EXCL if kind == RTM_NEWRULE else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ class _Default:
     family: int
     table: int
     device: int
-    gateway: bytes
+    gateway: IPv4Address | IPv6Address | None
 
 
 def ensure(sock: RouteSocket, ways: Iterable[Way]) -> None:
@@ -88,7 +87,7 @@ def ensure(sock: RouteSocket, ways: Iterable[Way]) -> None:
         family = socket.AF_INET if isinstance(way.gateway, IPv4Address) else socket.AF_INET6
         table = TABLES + bridge.index
         rules.add(_Rule(family, way.source, way.mark, way.mask, table))
-        routes.add(_Default(family, table, way.device, way.gateway.packed))
+        routes.add(_Default(family, table, way.device, way.gateway))
     present = _rules(sock)
     tables = {(rule.family, rule.table) for rule in present | rules}
     standing = {route for family, table in tables for route in _routes(sock, family, table)}
@@ -107,55 +106,60 @@ def ensure(sock: RouteSocket, ways: Iterable[Way]) -> None:
 def _rules(sock: RouteSocket) -> set[_Rule]:
     found = set()
     for family in FAMILIES:
-        for body in sock.dump(Request(RTM_GETRULE, RULE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))):
-            parts = attributes(body, RULE.size)
-            if number(parts.get(FRA_PRIORITY)) == PRIORITY:
+        for body in sock.dump(request(RULE, RTM_GETRULE, {"family": family})):
+            rule = parsed(RULE, body)
+            if rule.get_attr("FRA_PRIORITY") == PRIORITY:
                 found.add(
                     _Rule(
                         family,
-                        parts.get(FRA_IIFNAME, b"").rstrip(b"\0").decode(errors="replace"),
-                        number(parts.get(FRA_FWMARK)),
-                        number(parts.get(FRA_FWMASK)),
-                        number(parts.get(FRA_TABLE)),
+                        rule.get_attr("FRA_IIFNAME") or "",
+                        rule.get_attr("FRA_FWMARK") or 0,
+                        rule.get_attr("FRA_FWMASK") or 0,
+                        rule.get_attr("FRA_TABLE") or 0,
                     )
                 )
     return found
 
 
 def _routes(sock: RouteSocket, family: int, table: int) -> list[_Default]:
-    head = routing.RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+    ask = request(ROUTE, RTM_GETROUTE, {"family": family}, [("RTA_TABLE", table)])
     try:
-        answers = sock.dump(Request(routing.RTM_GETROUTE, head + u32(routing.RTA_TABLE, table)))
+        answers = sock.dump(ask)
     except OSError as error:
         if error.errno == errno.ENOENT:  # there is no such table yet
             return []
         raise
     found = []
     for body in answers:
-        parts = attributes(body, routing.RTMSG.size)
-        device, gateway = number(parts.get(routing.RTA_OIF)), parts.get(routing.RTA_GATEWAY, b"")
-        found.append(_Default(family, table, device, gateway))
+        route = parsed(ROUTE, body)
+        gateway = route.get_attr("RTA_GATEWAY")
+        found.append(
+            _Default(
+                family,
+                table,
+                route.get_attr("RTA_OIF") or 0,
+                ip_address(gateway) if gateway else None,
+            )
+        )
     return found
 
 
 def _put(route: _Default) -> Request:
-    head = routing.RTMSG.pack(
-        route.family,
-        0,
-        0,
-        0,
-        0,
-        routing.RTPROT_STATIC,
-        0,
-        routing.RTN_UNICAST,
-        routing.RTNH_F_ONLINK,
-    )
-    body = head + u32(routing.RTA_TABLE, route.table) + u32(routing.RTA_OIF, route.device)
-    body += attribute(routing.RTA_GATEWAY, route.gateway)
-    return Request(routing.RTM_NEWROUTE, body, NLM_F_CREATE | NLM_F_REPLACE)
+    fields = {
+        "family": route.family,
+        "proto": RTPROT_STATIC,
+        "type": RTN_UNICAST,
+        "flags": RTNH_F_ONLINK,
+    }
+    attributes = [
+        ("RTA_TABLE", route.table),
+        ("RTA_OIF", route.device),
+        ("RTA_GATEWAY", str(route.gateway)),
+    ]
+    return request(ROUTE, RTM_NEWROUTE, fields, attributes, NLM_F_CREATE | NLM_F_REPLACE)
 
 
 def _drop(route: _Default) -> Request:
-    head = routing.RTMSG.pack(route.family, 0, 0, 0, 0, 0, 255, 0, 0)
-    body = head + u32(routing.RTA_TABLE, route.table) + u32(routing.RTA_OIF, route.device)
-    return Request(routing.RTM_DELROUTE, body)
+    fields = {"family": route.family, "scope": RT_SCOPE_NOWHERE}
+    attributes = [("RTA_TABLE", route.table), ("RTA_OIF", route.device)]
+    return request(ROUTE, RTM_DELROUTE, fields, attributes)

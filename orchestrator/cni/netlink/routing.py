@@ -70,21 +70,25 @@ def routes(sock: RouteSocket, index: int) -> list[RouteEntry]:
         head = RTMSG.pack(kind, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
         body = head + u32(RTA_OIF, index) + u32(RTA_TABLE, RT_TABLE_MAIN)
         for answer in sock.dump(Request(RTM_GETROUTE, body)):
-            _, length, _, _, _, protocol, _, _, flags = RTMSG.unpack_from(answer)
-            if protocol in (RTPROT_KERNEL, RTPROT_RA):
-                continue
-            parts = attributes(answer, RTMSG.size)
-            metric = number(parts.get(RTA_PRIORITY))
-            found.append(
-                RouteEntry(
-                    destination=_network(kind, parts.get(RTA_DST), length),
-                    gateway=address(parts.get(RTA_GATEWAY)),
-                    source=address(parts.get(RTA_PREFSRC)),
-                    metric=0 if kind == socket.AF_INET6 and metric == USUAL_METRIC6 else metric,
-                    onlink=bool(flags & RTNH_F_ONLINK),
-                )
-            )
+            if (route := read_route(answer)) is not None:
+                found.append(route)
     return found
+
+
+def read_route(body: bytes) -> RouteEntry | None:
+    """A route in an answer; None if the kernel made it itself."""
+    kind, length, _, _, _, protocol, _, _, flags = RTMSG.unpack_from(body)
+    if protocol in (RTPROT_KERNEL, RTPROT_RA):
+        return None
+    parts = attributes(body, RTMSG.size)
+    metric = number(parts.get(RTA_PRIORITY))
+    return RouteEntry(
+        destination=_network(kind, parts.get(RTA_DST), length),
+        gateway=address(parts.get(RTA_GATEWAY)),
+        source=address(parts.get(RTA_PREFSRC)),
+        metric=0 if kind == socket.AF_INET6 and metric == USUAL_METRIC6 else metric,
+        onlink=bool(flags & RTNH_F_ONLINK),
+    )
 
 
 def _network(kind: int, raw: bytes | None, length: int) -> Network:
@@ -162,12 +166,19 @@ def neighbours(sock: RouteSocket, index: int) -> list[tuple[Address, str]]:
     for kind in FAMILIES:
         body = NDMSG.pack(kind, 0, 0, 0, 0) + u32(NDA_IFINDEX, index)
         for answer in sock.dump(Request(RTM_GETNEIGH, body)):
-            _, _, state, _, _ = NDMSG.unpack_from(answer)
-            parts = attributes(answer, NDMSG.size)
-            whose = address(parts.get(NDA_DST))
-            if whose is not None and state & NUD_PERMANENT and NDA_LLADDR in parts:
-                found.append((whose, mac_text(parts[NDA_LLADDR])))
+            if (neighbour := read_neighbour(answer)) is not None:
+                found.append(neighbour)
     return found
+
+
+def read_neighbour(body: bytes) -> tuple[Address, str] | None:
+    """(address, MAC) in an answer; None if the entry is not permanent."""
+    _, _, state, _, _ = NDMSG.unpack_from(body)
+    parts = attributes(body, NDMSG.size)
+    whose = address(parts.get(NDA_DST))
+    if whose is None or not state & NUD_PERMANENT or NDA_LLADDR not in parts:
+        return None
+    return whose, mac_text(parts[NDA_LLADDR])
 
 
 def forwarding(sock: RouteSocket, index: int) -> list[tuple[str, Address]]:

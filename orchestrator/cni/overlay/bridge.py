@@ -25,8 +25,10 @@ def ensure(
     mac = peers.derived_mac("b", gateway.ip)
     link = links.get_link(sock, name)
     if link is None:
+        from orchestrator.cni.netlink import devices  # with pyroute2, which takes 0.2 s to import
+
         try:
-            links.create_bridge(sock, name, mac)
+            devices.create_bridge(sock, name, mac)
         except NetlinkError as error:
             # Another process that connects a container may have been faster.
             if error.errno == errno.EPERM:
@@ -62,7 +64,7 @@ def ports(sock: RouteSocket, name: str) -> list[Link]:
 def ensure_plugged(sock: RouteSocket, bridge: Link, cables: Collection[Cable]) -> list[Cable]:
     """Have the ends of these cables in the bridge, up; return the cables that have none.
 
-    A bridge that a hand removes lets go of its ports, and comes back without them.
+    A bridge that somebody removed comes back without its ports.
     """
     isolated = cables_.isolated()
     plugged = {port.name: port for port in links.links(sock, master=bridge.index)}

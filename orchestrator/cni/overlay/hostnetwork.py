@@ -109,8 +109,8 @@ def switched_off(conf: NetConf) -> list[str]:
 def _forward_ipv6() -> None:
     """Switch IPv6 forwarding on.
 
-    A host that forwards no longer listens to routers' advertisements, and so would lose its own way
-    out: interfaces that do listen are told to go on (accept_ra 2).
+    A host that forwards ignores router advertisements, and so would lose its own default route:
+    interfaces that accept them are set to do so still (accept_ra 2).
     """
     if _read("ipv6/conf/all/forwarding") != "0":
         return
@@ -122,12 +122,12 @@ def _forward_ipv6() -> None:
 
 
 def _send_no_redirects(bridge: str) -> None:
-    """Have the kernel think of no redirect when a packet goes from neighbour to neighbour.
+    """Switch ICMP redirects off for packets from neighbour to neighbour.
 
-    It would not only send some, which our rules drop, but also count them with the errors that it
-    sends to a host so often only (icmp_ratelimit): who has just talked to a neighbour would wait a
-    second to be told that a service refuses. The switch of `all` counts beside each interface's
-    own, which is on unless somebody switched it off.
+    Our rules drop redirects, but the kernel counts them for the rate limit of ICMP errors
+    (icmp_ratelimit): a client that has just talked to a neighbour would wait a second for the
+    refusal of a service. The setting of `all` applies beside each interface's own, which is on
+    by default.
     """
     for name in ("all", bridge):
         _switch(f"ipv4/conf/{name}/send_redirects", on=False)

@@ -1,15 +1,15 @@
-"""Which tunnels this host has to others, with which keys, and by which of them packets go; pure.
+"""Which tunnels this host has to other hosts, their keys, and which tunnel carries packets; pure.
 
-A host has one WireGuard device, with a key of its own, and another host is one peer of it, whatever
-the number of encrypted networks. A key's address inside the tunnels follows from the key, so
-nothing is allotted, and nobody can have the address of another's key.
+A host has one WireGuard device with a key of its own, and each other host is one peer of it,
+whatever the number of encrypted networks. A key's address inside the tunnels derives from the key,
+so nothing is allocated, and no host can take the address of another's key.
 
-A key is replaced by making the new one first. For a while the host then has two devices and
-answers to both keys; the other hosts know both, and so there are up to four tunnels to a host.
-Everybody takes in what comes by any of them. Packets leave by the newest one that has shaken hands,
-which proves that both ends have it: at each pass each host looks for itself, and nobody waits for
-anybody. The old key goes when nothing has come by its device for `QUIET` seconds, more than
-`KEEPALIVE`, at which every host that still uses it says so; after `LIMIT` seconds in any case.
+Rotation makes the new key first. For a while the host then has two devices and answers to both
+keys; the other hosts know both, so there are up to four tunnels to a host. Every host receives by
+any of them. Packets leave by the newest one with a completed handshake, which proves that both ends
+have it: each host decides by itself at each pass. The old key is removed when nothing has come by
+its device for `QUIET` seconds, more than `KEEPALIVE`, at which every host that still uses it sends
+something; after `LIMIT` seconds in any case.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KEEPALIVE = 25
 ALIVE = 190.0
 """Seconds since the last handshake; after 180 WireGuard accepts nothing from a session."""
 QUIET = 40.0
-"""Seconds of silence after which an old key is needed by nobody."""
+"""Seconds of silence after which an old key is not needed any more."""
 LIMIT = 600.0
 """Seconds that an old key lives at most beside the new one."""
 

@@ -1,14 +1,14 @@
-"""The cable of one attachment: a veth pair from the network's bridge into a container.
+"""The veth pair of one attachment, from the network's bridge into a container.
 
-Containers send everything through their host, which routes: to the neighbour on the same bridge as
-to a container of another host. So one set of rules sees every packet (policies, translation of
-services' addresses, isolation), and none can be by-passed by a frame. The bridge's ports are
-therefore isolated from each other, but where bridged packets pass the rules anyway (br_netfilter),
-since the kernel then hands a translated packet to the neighbour's port without routing it.
+Containers send everything through their host, which routes: to a neighbour on the same bridge as to
+a container of another host. So one set of rules sees every packet (policies, translation of service
+addresses, isolation), and no frame can bypass it. The bridge's ports are therefore isolated from
+each other, except where bridged packets pass the rules anyway (br_netfilter), since the kernel then
+hands a translated packet to the neighbour's port without routing it.
 
-Who has which address, and behind which port, is stated on both ends and for good: nobody asks by
-ARP or neighbour discovery and the bridge learns nothing, so nobody can give a false answer, and the
-first packet need not wait for one. What a container sends must have its own addresses (`binding`).
+Addresses, MACs and ports are configured statically on both ends: no ARP, no neighbour discovery, no
+learning. So no container can spoof an answer, and the first packet need not wait for one. What a
+container sends must have its own addresses (`firewall.antispoofing`).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Cable:
 
     @property
     def routes(self) -> list[RouteEntry]:
-        """The routes inside; what a later one goes by comes before it."""
+        """The routes inside; one that a later route needs comes before it."""
         found = []
         for place in self.places:
             found.append(RouteEntry(ip_network(place.gateway), None))
@@ -126,7 +126,7 @@ def connect(sock: RouteSocket, bridge: Link, cable: Cable, namespace: int) -> Li
     with namespaces.route_socket(namespace) as within:
         kept = False
         try:
-            links.create_veth(sock, pair, namespace)
+            sock.execute(links.veth_request(pair, namespace))
         except NetlinkError as error:
             if error.errno != errno.EEXIST:
                 raise
@@ -158,7 +158,7 @@ def connect(sock: RouteSocket, bridge: Link, cable: Cable, namespace: int) -> Li
 
 
 def vanished(name: str) -> CniError:
-    """Somebody removed an interface while it was being made."""
+    """An interface was removed while it was being made."""
     return CniError(Code.TRY_AGAIN_LATER, f"interface {name} vanished while being made")
 
 
@@ -186,7 +186,7 @@ def _take_over(sock: RouteSocket, within: RouteSocket, pair: VethPair, namespace
         return True
     if host is not None:
         links.delete_link(sock, host.index)
-    links.create_veth(sock, pair, namespace)
+    sock.execute(links.veth_request(pair, namespace))
     return False
 
 
@@ -248,7 +248,7 @@ def abandon(sock: RouteSocket, cable: Cable, namespace: int) -> None:
     link = links.get_link(sock, cable.host)
     if link is not None:
         mute = links.mute_request(link.index)
-        # Refused if a hand has unplugged the cable, or has done the same: both are fine.
+        # Refused if somebody has unplugged the pair, or has done the same: both are fine.
         sock.attempt([mute, routing.station_request(link.index, cable.mac, remove=True)])
 
 
@@ -266,7 +266,7 @@ def withdraw(sock: RouteSocket, bridge: int, cable: Cable) -> None:
 
 
 def deviation(sock: RouteSocket, within: RouteSocket, bridge: str, cable: Cable) -> str:
-    """What of the cable is not as it was laid, in words; empty if all is."""
+    """A description of how the pair differs from what ADD made; empty if it does not."""
     link = links.get_link(sock, bridge)
     host = links.get_link(sock, cable.host)
     inside = links.get_link(within, cable.ifname)

@@ -31,7 +31,7 @@ def underlay(sock: RouteSocket, address: Address) -> Link:
 
 
 def refused(name: str, vni: int, error: NetlinkError) -> CniError:
-    """The kernel's refusal to make a VXLAN device, in the user's words."""
+    """The kernel's refusal to make a VXLAN device, as an error for the user."""
     if error.errno in (errno.EOPNOTSUPP, errno.ENODEV):
         return CniError(
             Code.KERNEL_LACKS,
@@ -52,7 +52,7 @@ def refused(name: str, vni: int, error: NetlinkError) -> CniError:
 
 
 def difference(link: Link, wanted: Vxlan) -> str:
-    """Why an existing device cannot be mended into the wanted one; empty if it can."""
+    """Why an existing device cannot become the wanted one in place; empty if it can."""
     if link.kind != "vxlan" or link.vxlan is None:
         return f"it is a {link.kind or 'physical'} device"
     if link.vxlan != wanted:
@@ -63,8 +63,8 @@ def difference(link: Link, wanted: Vxlan) -> str:
 def ensure(sock: RouteSocket, name: str, me: Peer, mtu: int, wanted: Vxlan) -> Link:
     """Have the tunnel device exist with these properties, up, with its address; return it.
 
-    What differs and can be changed is changed in place. A device that differs in what cannot be is
-    made anew, without its peers: the caller puts those next, at every pass.
+    Properties that can be changed are changed in place. A device that differs in another one is
+    made anew, without its peers: the caller adds those next, at every pass.
     """
     mac = peers.vtep_mac(me.subnet)
     link = links.get_link(sock, name)
@@ -72,8 +72,10 @@ def ensure(sock: RouteSocket, name: str, me: Peer, mtu: int, wanted: Vxlan) -> L
         links.delete_link(sock, link.index)
         link = None
     if link is None:
+        from orchestrator.cni.netlink import devices  # with pyroute2, which takes 0.2 s to import
+
         try:
-            links.create_vxlan(sock, name, mac, mtu, wanted)
+            devices.create_vxlan(sock, name, mac, mtu, wanted)
         except NetlinkError as error:
             raise refused(name, wanted.vni, error) from error
         link = links.get_link(sock, name)

@@ -1,8 +1,8 @@
-"""The tunnels of this host in its kernel: WireGuard's devices, their peers, the routes to these.
+"""This host's WireGuard tunnels in the kernel: devices, their peers, the routes to these.
 
-Level-triggered as all else here. Keys are in a file that only root reads, made before the first
-packet and given to nobody but the kernel; what is told to others are the public ones. Only what the
-old key's silence is measured by is in memory: a new process begins to measure anew.
+Level-triggered like everything here. Private keys are in a file that only root reads, made before
+the first packet, and leave it for the kernel only; other hosts get the public keys. Only the
+measurement of an old key's silence is in memory: a new process measures anew.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from orchestrator.cni.firewall.networkfirewall import GONE
 from orchestrator.cni.firewall.nftables import TABLE, Nftables, NftError, failed
 from orchestrator.cni.firewall.tunnelguard import DEVICES, PREFIX
 from orchestrator.cni.jsonfields import invalid
+from orchestrator.cni.netlink import devices, routing, wireguard
 from orchestrator.cni.netlink import links as netlink
-from orchestrator.cni.netlink import routing, wireguard
 from orchestrator.cni.netlink.links import Link
 from orchestrator.cni.netlink.netlinksocket import NetlinkError, RouteSocket
 from orchestrator.cni.netlink.routing import RouteEntry
@@ -85,7 +85,7 @@ def _key(raw: Mapping[str, Any]) -> RemoteKey:
 
 
 def lacks() -> str:
-    """Why this kernel cannot have tunnels, in words; empty if it can."""
+    """Why this kernel cannot have tunnels; empty if it can."""
     if not WireGuard().present:
         return NO_WIREGUARD
     return "" if IPV6.exists() else NO_IPV6
@@ -116,7 +116,7 @@ class Tunnel:
         return _shown([key for key in kept if netlink.get_link(self._sock, key.device) is not None])
 
     def apply(self, wanted: Wanted) -> dict[str, Any]:
-        """Have these tunnels, and tell of them: the keys of this host, the oldest first; each other
+        """Make these tunnels, and report them: the keys of this host, the oldest first; each other
         host's address inside the tunnels; the state of each tunnel. Raises `CniError`."""
         self._kernel()
         try:
@@ -213,7 +213,7 @@ class Tunnel:
             netlink.delete_link(self._sock, link.index)
             link = None
         if link is None:
-            netlink.create_wireguard(self._sock, name, mtu)
+            devices.create_wireguard(self._sock, name, mtu)
             link = netlink.get_link(self._sock, name)
         if link is None:
             raise CniError(Code.TRY_AGAIN_LATER, f"{name} vanished while being made")

@@ -83,18 +83,16 @@ def _become(serve: Callable[[str], int], path: bytes, ready: int) -> None:
     serve(path.decode())
 
 
-def become_plugin(data: bytes, packages: str) -> bytes:
-    """Run the plugin in this process, with the same stdin and arguments: never returns.
-
-    `packages` is the folder that Orc is imported from.
-    """
+def become_plugin(data: bytes) -> bytes:
+    """Run the plugin in this process, with the same stdin, arguments and folders of modules: never
+    returns."""
     if data:
         copy = posix.memfd_create("stdin")
         posix.write(copy, data)
         posix.lseek(copy, 0, 0)
         posix.dup2(copy, 0)
-    program = "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
+    program = "import sys; sys.path[:] = sys.argv.pop(1).split(':')\n"
     program += "from orchestrator.cni.plugin.protocol import main; sys.exit(main())"
-    arguments = [sys.executable, "-ISE", "-c", program, packages, *sys.argv[1:]]
+    arguments = [sys.executable, "-ISE", "-c", program, ":".join(sys.path), *sys.argv[1:]]
     posix.execv(sys.executable, arguments)
     return b""

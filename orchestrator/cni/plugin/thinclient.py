@@ -5,7 +5,8 @@ answer. If there is none, `starter` begins one.
 
 A start of Python costs more than connecting a container, and the standard library's own `socket`
 and `os` cost as much again. So this file imports only what is compiled into the interpreter, and is
-installed (`install`) with the options that leave everything else out, and with the package's place.
+installed (`installer`) with the options that leave everything else out, and with the folders of
+this package and of the libraries that it needs.
 
     ORC_CNI_RUN    folder of the servers' sockets         /run/orc-cni
 """
@@ -15,6 +16,7 @@ import sys
 from _socket import AF_UNIX, SHUT_WR, SOCK_STREAM, socket
 
 PACKAGES = __file__.rpartition("/orchestrator/")[0]
+LIBRARIES = ""
 PASSED = (b"CNI_COMMAND", b"CNI_CONTAINERID", b"CNI_NETNS", b"CNI_IFNAME", b"CNI_ARGS")
 FOLDER = b"/run/orc-cni"
 
@@ -55,10 +57,11 @@ def main() -> None:
         answer = ask(path, request)
     if not answer:
         sys.path.insert(0, PACKAGES)
+        sys.path.append(LIBRARIES or PACKAGES)
         from orchestrator.cni.plugin import launcher
 
         answer = launcher.answer(path, request, ask) if data else b""
-        answer = answer or launcher.become_plugin(data, PACKAGES)
+        answer = answer or launcher.become_plugin(data)
     # The first byte is the exit status.
     printed = answer[1:]
     while printed:

@@ -1,11 +1,11 @@
 """The warm server behind the command `orc-cni`: a process that runs the plugin many times.
 
 The command starts it (`starter`) for its network namespace when there is none; no agent is needed.
-It serves one request at a time, keeps nothing but open files, and leaves when nobody has asked for
-a while, or when its code on the disk is not what it runs. Killing it loses nothing: the command
+It serves one request at a time, keeps nothing but open files, and ends after a while without
+requests, or when its code on the disk has changed. Killing it loses nothing: the command
 that waits for an answer starts another one and asks again, and every operation may be repeated.
 
-    ORC_CNI_IDLE    seconds without a request after which it leaves    600
+    ORC_CNI_IDLE    seconds without a request after which it ends      600
 
 A request is the values of `PASSED`, a zero byte after each, and the configuration, until the
 command has closed its half of the connection. The answer is the exit status, as a digit, and what
@@ -110,7 +110,7 @@ class _Code:
 
 
 def serve(listener: socket.socket, idle: float) -> None:
-    """Answer until nobody has asked for `idle` seconds, or the code has changed."""
+    """Answer until there was no request for `idle` seconds, or the code has changed."""
     code = _Code()
     with selectors.DefaultSelector() as selector, Hosts() as hosts:
         selector.register(listener, selectors.EVENT_READ, None)

@@ -18,8 +18,8 @@ from orchestrator.agent.network.helper_process import NetworkError
 from orchestrator.agent.network.network_types import Peer, PortMapping
 from orchestrator.agent.network.node_network import NodeNetwork
 from orchestrator.cni.errors import Code
-from orchestrator.cni.netlink import links, namespaces
-from orchestrator.cni.netlink.netlinksocket import NetlinkError, text
+from orchestrator.cni.netlink import devices, namespaces
+from orchestrator.cni.netlink.netlinksocket import NetlinkError
 from orchestrator.cni.overlay import vxlan
 
 pytestmark = pytest.mark.root
@@ -144,10 +144,12 @@ async def test_a_vni_in_use(single: NodeNetwork, host: NsHost) -> None:
 
 
 def test_what_an_older_kernel_says(host: NsHost) -> None:
-    with namespaces.opened(host.netns) as within, namespaces.route_socket(within) as sock:
-        name = text(links.IFLA_IFNAME, "x0")
-        with pytest.raises(NetlinkError) as caught:
-            links._create(sock, links._ifinfo() + name, "a-kind-that-is-not-compiled-in")
+    with (
+        namespaces.opened(host.netns) as within,
+        namespaces.route_socket(within) as sock,
+        pytest.raises(NetlinkError) as caught,
+    ):
+        devices.create(sock, {}, [("IFLA_IFNAME", "x0")], "a-kind-that-is-not-compiled-in")
     refused = vxlan.refused("orcvx7", 7, caught.value)
     assert str(refused).startswith("this kernel has no VXLAN: load the module vxlan")
 

@@ -1,0 +1,14 @@
+"""What is encoded by hand is, byte by byte, what pyroute2 encodes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.bench.encoding import MESSAGES, Message
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: str(message.name))
+def test_a_message_is_the_same_by_hand_and_by_pyroute2(message: Message) -> None:
+    own, theirs = message.own(), message.theirs()
+    assert own.body == theirs.body
+    assert (own.kind, own.flags) == (theirs.kind, theirs.flags)

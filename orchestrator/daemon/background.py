@@ -1,4 +1,4 @@
-"""A task beside a body of code, for exactly as long as the body runs.
+"""A background task for exactly as long as a body of code runs.
 
 `asyncio.TaskGroup` does the work; this adds what an `async with` of ours needs: the task ends when
 the body does, and an exception comes out as itself, not wrapped in a group of one.

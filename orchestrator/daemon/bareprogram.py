@@ -1,4 +1,4 @@
-"""Modules of ours as short programs, each in a bare interpreter, which starts in 10 ms.
+"""Running a module as a short program in a bare interpreter, which starts in 10 ms.
 
 Such a program sees the standard library and this package, nothing of its environment and no other
 packages. Its module is imported and not run as a file, so that it need not be compiled each time.

@@ -1,4 +1,4 @@
-"""`--config FILE`: a daemon's flags in a TOML file, a key a flag. What is typed counts more."""
+"""`--config FILE`: a daemon's flags in a TOML file, a key per flag. Typed flags win."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def config_option(function: F) -> F:
         expose_value=False,
         callback=_read,
         metavar="FILE",
-        help="These flags as keys of a TOML file; what is typed counts more.",
+        help="These flags as keys of a TOML file; typed flags take precedence.",
     )(function)
 
 

@@ -1,4 +1,4 @@
-"""Structured logs for the daemons: one line an event, `key=value`, with the ids that matter.
+"""Structured logs for the daemons: one line per event, `key=value`, with the ids that matter.
 
 Give ids as `extra`: `log.info("task failed", extra={"task": task.id, "node": node.id})`.
 """

@@ -1,4 +1,4 @@
-"""Proxies that stand between a host and registries.
+"""Proxies between a host and registries.
 
 Flags of managers and agents, with Docker's names, that become the variables which skopeo, buildah
 and what a build runs go by (curl's `http_proxy`, Go's `HTTP_PROXY`; programs read either). What

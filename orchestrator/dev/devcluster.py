@@ -1,4 +1,4 @@
-"""A whole dev cluster: bringing it up, one host after its own order, and taking it down.
+"""A whole dev cluster: bringing it up and taking it down.
 
 Bringing up is a row of `ensure_*` steps, so that `up` after an interrupted `up`, or with more
 nodes, does what is missing. Everything that is Orc's own happens by the `orc` command.
@@ -62,7 +62,7 @@ class HostStatus:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Be the only one who changes a cluster (or, at the root, chooses a subnet)."""
+    """Hold the lock for changes of a cluster (or, at the root, for the choice of a subnet)."""
     while True:
         directory.mkdir(mode=0o711, parents=True, exist_ok=True)
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -240,7 +240,7 @@ class DevCluster:
     def _await_nodes(
         self, plan: ClusterPlan, workers: Sequence[Host], deadline: float
     ) -> list[dict[str, Any]]:
-        """Until every node is ready; the nodes, as `orc node ls` has them."""
+        """Wait until every node is ready; return the nodes, as `orc node ls` has them."""
         names = {worker.plan.name for worker in workers if not worker.partitioned}
 
         def ask() -> list[dict[str, Any]]:
@@ -255,7 +255,7 @@ class DevCluster:
         return _await(ask, deadline, workers, "not every node is ready")
 
     def _allow_all(self, plan: ClusterPlan, nodes: Sequence[dict[str, Any]]) -> None:
-        """Let containers on new nodes have all of their host: a developer's own machine."""
+        """Permit privileged settings on new nodes: it is a developer's own machine."""
         new = [node["id"] for node in nodes if not node["allowed"]]
         _parallel(lambda id: self._orc(plan, "node", "update", "--allow", "all", id), new)
 
@@ -381,7 +381,7 @@ def _host_status(host: Host) -> HostStatus:
 
 
 def _parallel(act: Callable[[U], T], each: Sequence[U]) -> list[T]:
-    """Act on all, hosts mostly, at once; the first error is raised after all have ended."""
+    """Call for each at once; the first error is raised after all have ended."""
     if not each:
         return []
     with ThreadPoolExecutor(max_workers=min(16, len(each))) as pool:

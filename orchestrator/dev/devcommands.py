@@ -1,4 +1,4 @@
-"""`orc dev …`: what a user types."""
+"""The commands `orc dev …`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _clusters(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 
 
 def _hosts(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """The hosts of the cluster that the words before name."""
+    """Completion: the hosts of the cluster on the command line."""
     try:
         hosts = DevCluster(ctx.params.get("name") or _in_use()).plan.hosts
     except DevError:

@@ -1,4 +1,4 @@
-"""One dev host: its power, its daemons, and the way into its namespaces."""
+"""One dev host: switching it on and off, its daemons, commands in its namespaces."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def orc_command() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class DaemonStatus:
-    """What a host's init says of a daemon. `pid` is the host's own numbering."""
+    """A daemon's status as reported by the host's init. `pid` is in the host's PID namespace."""
 
     name: str
     wanted: bool
@@ -59,7 +59,7 @@ class DaemonStatus:
 
     @property
     def state(self) -> str:
-        """running, restarting (it died and will be back) or stopped (as was ordered)."""
+        """running, restarting (it died and is about to be restarted) or stopped (on request)."""
         if self.pid is not None:
             return "running"
         return "restarting" if self.wanted else "stopped"
@@ -195,7 +195,7 @@ class Host:
         return self._order({"order": "status"})
 
     def start(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
-        """Have its daemon run, and be restarted whenever it dies. No change if it does already."""
+        """Start its daemon, and restart it whenever it dies. No-op if it runs already."""
         self._order(
             {
                 "order": "start",

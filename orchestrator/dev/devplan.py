@@ -1,4 +1,4 @@
-"""What a dev cluster consists of: its names and addresses. Pure, so that every part agrees."""
+"""What a dev cluster consists of: its names and addresses. Pure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class HostPlan:
 
     @property
     def mac(self) -> str:
-        """Of its end of the cable: made of the address, so that a reboot keeps it."""
+        """MAC of its end of the veth pair: derived from the address, so that a reboot keeps it."""
         return "02:0d:" + ":".join(f"{byte:02x}" for byte in self.address.packed)
 
     @property
@@ -115,7 +115,7 @@ class ClusterPlan:
 
 
 def check_name(name: str) -> str:
-    """The name of a cluster, if it may be one: it becomes part of links and cgroups."""
+    """A valid name of a cluster: it becomes part of names of links and cgroups."""
     if not _NAME.fullmatch(name):
         raise DevError(
             f"invalid cluster name {name!r}: use up to 20 lowercase letters, digits and dashes"
@@ -124,7 +124,7 @@ def check_name(name: str) -> str:
 
 
 def check_size(managers: int, nodes: int) -> None:
-    """Raises DevError for numbers of hosts that cannot be had."""
+    """Raises DevError for unsupported numbers of hosts."""
     if managers != 1:
         raise DevError(f"--managers {managers} is not possible yet: a dev cluster has one manager")
     if not 1 <= nodes <= MAX_NODES:

@@ -1,4 +1,4 @@
-"""Removing a host's cgroups: the only thing of it that its namespaces do not take along."""
+"""Removing a host's cgroups, the only part of it that outlives its namespaces."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def remove_cgroups(ours: Callable[[str], bool], within: float = 5.0) -> None:
 
 
 def thaw(ours: Callable[[str], bool]) -> None:
-    """Let go what is frozen: a process in a frozen v1 freezer cgroup does not even die."""
+    """Thaw everything: a process in a frozen v1 freezer cgroup does not even die."""
     for top in _tops(ours):
         for state in top.rglob("freezer.state"):
             _tolerate(partial(state.write_text, "THAWED"))

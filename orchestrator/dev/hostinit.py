@@ -154,7 +154,7 @@ class Supervisor:
 
 
 def serve(listener: socket.socket, supervisor: Supervisor) -> None:
-    """Tend the daemons and answer orders, for ever."""
+    """Supervise the daemons and answer requests, for ever."""
     wake_r, wake_w = socket.socketpair()
     wake_r.setblocking(False)
     wake_w.setblocking(False)
@@ -201,7 +201,7 @@ def take_lock(path: Path) -> int:
 
 
 def _furnish(directory: Path, hostname: str) -> None:
-    """Give the new namespaces what a host has of its own; nothing shows on the machine."""
+    """Set up the new namespaces as a host; the machine does not change."""
     socket.sethostname(hostname)
     # A daemon holds a few files per container: as many as its unit allows on a real host.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -225,7 +225,7 @@ def _furnish(directory: Path, hostname: str) -> None:
 
 
 def _plain_bridges() -> None:
-    """Bridges that do not ask netfilter about each frame, as on a host where nothing loaded
+    """Keep bridged frames out of netfilter, as on a host that has not loaded
     br_netfilter. Where the kernel has it built in, a new network namespace begins with it on."""
     for switch in Path("/proc/sys/net/bridge").glob("bridge-nf-call-*"):
         switch.write_text("0")

@@ -1,4 +1,4 @@
-"""The wires between dev hosts: a switch, a cable to each host, one to the machine, partitions.
+"""The network between dev hosts: a bridge, a veth pair to each host and the machine, partitions.
 
 By iproute2 and nft, in batches: a dev cluster makes a handful of links, once, and what it does
 can then be read, and tried, by hand.

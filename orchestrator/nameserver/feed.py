@@ -1,4 +1,4 @@
-"""What the agent tells the name server: the endpoint table, as JSON. Pure.
+"""The endpoint table that the agent sends, as JSON. Pure.
 
     {"revision": 8, "base": 7,
      "entries": [{"id": "s1", "network": "n1", "name": "web", "vip": "10.128.0.9",
@@ -30,7 +30,7 @@ from orchestrator.nameserver.answers import Range, Scope
 from orchestrator.nameserver.zones import Entry, Key, parse_entry
 
 PROTOCOL = 2
-"""Of what the agent tells; a server of another one is replaced."""
+"""Version of the format; a server with another one is replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ class Network:
     gateways: tuple[str, ...]
     """This node's addresses in it, on which names are answered."""
     ranges: tuple[Range, ...]
-    """All its addresses, on all nodes: who asks from elsewhere gets no answer."""
+    """All its addresses, on all nodes: questions from elsewhere get no answer."""
     internal: bool
-    """It has no way out, for questions neither."""
+    """It has no route to the outside, so no question is forwarded either."""
 
     def has(self, address: str) -> bool:
         """Whether an address is in it."""
@@ -58,10 +58,10 @@ class Client:
     addresses: Mapping[str, tuple[str, ...]]
     """Network id → its addresses there, in the order in which the networks are searched."""
     servers: tuple[str, ...] = ()
-    """Whom it wants asked what no network knows; none: the host's servers."""
+    """The servers that it wants for names that no network has; none: the host's servers."""
 
     def places(self) -> list[tuple[str, str]]:
-        """From where it asks: network's id and address."""
+        """The (network id, address) pairs that it asks from."""
         return [
             (network_id, address)
             for network_id, addresses in self.addresses.items()
@@ -70,7 +70,7 @@ class Client:
 
 
 def scope_of(asked: Network, networks: Mapping[str, Network], client: Client | None) -> Scope:
-    """What an asker may know, of whom no more may be known than the network in which it asks. A
+    """What an asker may know; `client` is None if only the network that it asks in is known. A
     client's networks are in its own order wherever it asks: some resolvers ask all servers."""
     mine = [networks[id_] for id_ in client.addresses if id_ in networks] if client else [asked]
     return Scope(

@@ -1,4 +1,4 @@
-"""The host's own name servers, asked for what no network knows."""
+"""The host's own name servers, asked for names that no network has."""
 
 from __future__ import annotations
 

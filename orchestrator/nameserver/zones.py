@@ -1,7 +1,7 @@
-"""Which names there are in each network, and what they stand for. Pure.
+"""The names of each network and what they resolve to. Pure.
 
-The agent tells entries, each a service or a container in one network (`Entry`); every entry makes
-names (`_names`). A name that several entries make stands for all of them together.
+The agent sends entries, each a service or a container in one network (`Entry`); every entry has
+names (`_names`). A name of several entries resolves to all of them together.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ class Entry:
 
     @property
     def key(self) -> Key:
-        """What identifies it."""
+        """Its key."""
         return Key(self.id, self.network)
 
 
 @dataclass(slots=True)
 class Name:
-    """What a name stands for."""
+    """What a name resolves to."""
 
     addresses: tuple[bytes, ...] = ()
     """IPv4, packed."""
@@ -87,7 +87,7 @@ class Name:
 
 @dataclass(slots=True)
 class _Zone:
-    """The names of one network: who makes which."""
+    """The names of one network, and the entries that they come from."""
 
     names: dict[str, dict[Key, Name]] = field(default_factory=dict)
 
@@ -98,16 +98,16 @@ class Records:
     def __init__(self) -> None:
         self._zones: dict[str, _Zone] = {}
         self._made: dict[Key, frozenset[str]] = {}
-        """The names that an entry makes."""
+        """The names of an entry."""
 
     def replace(self, entries: Iterable[Entry]) -> None:
-        """Have these entries and no others."""
+        """Replace all entries by these."""
         self._zones, self._made = {}, {}
         for entry in entries:
             self.put(entry)
 
     def put(self, entry: Entry) -> None:
-        """Have an entry as it is now."""
+        """Add or replace an entry."""
         key = entry.key
         zone = self._zones.setdefault(entry.network, _Zone())
         made = _names(entry)
@@ -118,14 +118,14 @@ class Records:
         self._made[key] = frozenset(made)
 
     def remove(self, key: Key) -> None:
-        """Have an entry no longer."""
+        """Remove an entry."""
         zone = self._zones.get(key.network)
         for text in self._made.pop(key, ()):
             if zone is not None:
                 self._drop(zone, text, key)
 
     def find(self, networks: Sequence[str], text: str) -> Name | None:
-        """What a name stands for in the first of these networks that has it."""
+        """What a name resolves to, in the first of these networks that has it."""
         for network in networks:
             zone = self._zones.get(network)
             makers = zone.names.get(text) if zone is not None else None
@@ -149,7 +149,7 @@ class Records:
 
 
 def _names(entry: Entry) -> dict[str, Name]:
-    """All names that an entry makes."""
+    """All names of an entry."""
     found: dict[str, Name] = {}
 
     def add(text: str, name: Name) -> None:

@@ -23,7 +23,7 @@ from orchestrator.cni.netlink.netlinksocket import (
 )
 from tests.bench.tables import Table, seconds
 
-ROUNDS, CALLS = 7, 200
+ROUNDS, CALLS = 60, 20
 PUT = NLM_F_CREATE | NLM_F_REPLACE
 UP = {"flags": links.IFF_UP, "change": links.IFF_UP}
 MAC, NAME = "02:63:0a:80:07:02", "orcv0123456789a"

@@ -24,7 +24,7 @@ the system cannot do it safely."""
 
 
 @pytest.mark.timeout(600)
-def test_the_client_s_tests_pass_without_linux() -> None:
+def test_client_tests_pass_without_linux() -> None:
     plugins = ("-p", "otherplatform", "-p", "no:cacheprovider")
     only = ("-k", WITHOUT, *(HERE / name for name in FILES))
     # Not below this test's own folder: the path of a Unix socket must be short.

@@ -23,7 +23,7 @@ def two(config: Path) -> None:
     save_context(a_context("two"), use=False)
 
 
-def test_what_is_exported_can_be_imported_under_any_name(
+def test_exported_context_can_be_imported_under_another_name(
     run: Any, two: None, tmp_path: Path
 ) -> None:
     file = tmp_path / "two.json"
@@ -41,7 +41,7 @@ def vars_of(context: Context) -> dict[str, Any]:
     return {name: getattr(context, name) for name in context.__slots__}
 
 
-def test_which_one_is_in_use(run: Any, two: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_context_in_use(run: Any, two: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("context", "show").stdout == "one\n"
     monkeypatch.setenv("ORC_CONTEXT", "two")
     assert run("context", "show").stdout == "two\n"
@@ -52,7 +52,7 @@ def test_which_one_is_in_use(run: Any, two: None, monkeypatch: pytest.MonkeyPatc
     assert run("context", "inspect", "one", "-f", "{{.name}}").stdout == "one\n"
 
 
-def test_what_cannot_be(refused: Any, two: None, tmp_path: Path) -> None:
+def test_invalid_imports_and_exports(refused: Any, two: None, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("{}")
     assert "file exists" in refused("context", "export", "one", str(file))

@@ -12,7 +12,7 @@ from orchestrator.cli.app.option_groups import GROUPS, OTHER, GroupedCommand, gr
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
-def test_a_command_s_help(path: tuple[str, ...]) -> None:
+def test_help_of_every_command(path: tuple[str, ...]) -> None:
     command = ALL[path]
     text = command.get_help(click.Context(command, info_name=path[-1]))
     assert command.help
@@ -22,7 +22,7 @@ def test_a_command_s_help(path: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in ALL if is_long(ALL[path].params)], ids=" ".join)
-def test_a_long_help_has_its_options_in_groups(path: tuple[str, ...]) -> None:
+def test_long_help_groups_its_options(path: tuple[str, ...]) -> None:
     command = ALL[path]
     assert isinstance(command, GroupedCommand)
     text = command.get_help(click.Context(command, info_name=path[-1]))
@@ -41,6 +41,6 @@ def test_a_long_help_has_its_options_in_groups(path: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     "path", [path for path in ALL if path[-1] in ("ls", "images", "ps")], ids=" ".join
 )
-def test_a_listing_s_flags(path: tuple[str, ...]) -> None:
+def test_flags_of_every_listing(path: tuple[str, ...]) -> None:
     flags = {flag for param in ALL[path].params for flag in param.opts}
     assert {"--format", "--quiet", "-q", "--filter"} <= flags

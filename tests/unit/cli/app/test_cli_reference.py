@@ -62,7 +62,7 @@ def test_the_pages_of_a_small_tree() -> None:
     assert again.examples == ("toy paint -c red wall", "toy paint door")
 
 
-def test_the_reference_says_what_the_commands_say(tmp_path: Path) -> None:
+def test_reference_pages_are_up_to_date(tmp_path: Path) -> None:
     script = ROOT / "scripts" / "reference"
     subprocess.run([sys.executable, script, tmp_path], cwd=ROOT, check=True)
     kept = {path.name: path.read_text() for path in (ROOT / "docs" / "reference").iterdir()}

@@ -61,7 +61,7 @@ def test_every_help_has_an_example(run: Run, words: list[str]) -> None:
     assert f"orc {words[0]}" in result.stdout.partition("Example")[2]
 
 
-def test_summaries_as_data_match_what_exists(run: Run) -> None:
+def test_command_table_matches_the_commands(run: Run) -> None:
     text = run("--help").stdout
     for name in (*OURS, "dev", "manager", "agent"):
         assert f"  {name}" in text
@@ -83,7 +83,7 @@ def test_a_group_alone_shows_its_help(run: Run, words: tuple[str, ...]) -> None:
         (("-h",), ()),
     ],
 )
-def test_help_is_asked_for_in_other_words(
+def test_alternative_spellings_of_help(
     run: Run, asked: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
     assert run(*asked).stdout == run(*words, "--help").stdout
@@ -97,7 +97,7 @@ def test_help_is_asked_for_in_other_words(
         (("--context", "test", "node", "ls", "--quiet=T"), ("node", "ls", "-q")),
     ],
 )
-def test_a_flag_with_a_truth_value(
+def test_boolean_flag_with_a_value(
     manager: Any, run: Run, words: tuple[str, ...], same: tuple[str, ...]
 ) -> None:
     node = {"id": "abcdefghijklmnop", "description": {"hostname": "node1"}}
@@ -106,7 +106,7 @@ def test_a_flag_with_a_truth_value(
     assert (done.exit_code, done.stdout) == (0, run(*same).stdout)
 
 
-def test_a_flag_that_is_taken_back(manager: Any, run: Run, refused: Refused) -> None:
+def test_boolean_flag_set_to_false(manager: Any, run: Run, refused: Refused) -> None:
     manager.script.answers["CreateNetwork"] = types_pb2.Network(id="net3")
     run("network", "create", "--internal=true", "--ipv6=false", "back")
     made = manager.script.request("CreateNetwork")
@@ -138,7 +138,7 @@ def test_the_short_forms_of_the_root(manager: Any, run: Run, refused: Refused) -
         ("image list", "image ls"),
     ],
 )
-def test_docker_s_other_names_of_commands(run: Run, other: str, name: str) -> None:
+def test_docker_command_aliases(run: Run, other: str, name: str) -> None:
     assert run(*other.split(), "--help").stdout == run(*name.split(), "--help").stdout
 
 
@@ -207,7 +207,7 @@ def test_unforeseen_error_is_one_line(
     assert refused("node", "ls") == "RuntimeError: first second; set ORC_DEBUG=1 to see where"
 
 
-def test_reader_that_goes_away_is_met_quietly(manager: Any) -> None:
+def test_broken_pipe_is_silent(manager: Any) -> None:
     manager.script.answers["ListNodes"] = pb.ListNodesReply()
     reader, writer = os.pipe()
     os.close(reader)
@@ -240,7 +240,7 @@ def test_version_without_a_cluster(run: Run) -> None:
     assert json.loads(result.stdout)["server"] is None
 
 
-def test_version_of_a_manager_that_is_away(manager: Any, run: Run) -> None:
+def test_version_with_an_unreachable_manager(manager: Any, run: Run) -> None:
     manager.script.answers["GetCluster"] = lambda _: (_ for _ in ()).throw(RuntimeError("x"))
     result = run("version")
     assert result.exit_code == 1
@@ -331,7 +331,7 @@ def test_context_commands(run: Run, config: Path) -> None:
     assert run("context", "ls", "-q").stdout == "one\n"
 
 
-def test_the_context_before_becomes_current_again(run: Run, refused: Refused, config: Path) -> None:
+def test_previous_context_becomes_current_again(run: Run, refused: Refused, config: Path) -> None:
     assert refused("context", "use", "-") == "there is no previous context; see 'orc context ls'"
     for name in ("prod", "one", "two"):
         save_context(a_context(name))
@@ -440,7 +440,7 @@ def test_our_certificate_has_expired(manager: Any, refused: Refused, authority: 
     assert "refused the certificate of context 'test'" in refused("node", "ls")
 
 
-def test_something_else_listens(manager: Any, refused: Refused) -> None:
+def test_another_program_listens(manager: Any, refused: Refused) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -484,7 +484,7 @@ def test_proxy_of_the_environment_is_not_used(
         ("UNKNOWN", "boom", "failed: boom; see its log"),
     ],
 )
-def test_what_a_manager_answers(
+def test_error_codes_of_a_manager(
     manager: Any, refused: Refused, code: str, details: str, line: str | None
 ) -> None:
     manager.script.answers["ListTasks"] = Refusal(grpc.StatusCode[code], details)

@@ -39,7 +39,7 @@ def imported(*words: str, env: Mapping[str, str] | None = None) -> set[str]:
         ("logs", "box"),
     ],
 )
-def test_a_short_command_imports_little(words: tuple[str, ...], tmp_path: Path) -> None:
+def test_short_command_imports_few_modules(words: tuple[str, ...], tmp_path: Path) -> None:
     modules = imported(*words, env={"XDG_CONFIG_HOME": str(tmp_path)})
     heavy = {name for name in modules if name in _HEAVY}
     assert not heavy
@@ -47,7 +47,7 @@ def test_a_short_command_imports_little(words: tuple[str, ...], tmp_path: Path) 
         assert "orchestrator.model.objects" not in modules
 
 
-def test_a_listing_of_nodes_imports_little_of_the_model(manager: Manager) -> None:
+def test_node_listing_imports_few_model_modules(manager: Manager) -> None:
     nodes = [control_pb2.NodeRow(node=types_pb2.Node(id="n1", role="worker"))]
     manager.script.answers["ListNodes"] = control_pb2.ListNodesReply(nodes=nodes)
     modules = imported("node", "ls")
@@ -62,7 +62,7 @@ def test_a_listing_of_nodes_imports_little_of_the_model(manager: Manager) -> Non
     }
 
 
-def test_what_is_left_in_a_pipe_arrives_before_the_end(tmp_path: Path) -> None:
+def test_buffered_output_is_flushed_before_exit(tmp_path: Path) -> None:
     done = subprocess.run([ORC, "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("hello:1\n")
     with open("/dev/full", "w") as full:

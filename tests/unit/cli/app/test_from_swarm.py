@@ -33,7 +33,7 @@ def command(words: str) -> click.Command | None:
 
 
 @pytest.mark.parametrize("name", DOCKER)
-def test_a_flag_of_docker_is_there_or_what_to_use_instead_is_said(name: str) -> None:
+def test_docker_flag_exists_or_has_a_hint(name: str) -> None:
     found = command(name)
     if found is None or isinstance(found, click.Group):
         if isinstance(found, click.Group):
@@ -52,7 +52,7 @@ def cells(text: str) -> list[tuple[list[str], list[str]]]:
     return [row for row in found if row[0] or row[1]]
 
 
-def test_the_page_has_each_command_of_docker() -> None:
+def test_page_lists_every_docker_command() -> None:
     page = (DOCS / "how-to" / "from-swarm.md").read_text()
     section = page.partition("\n## Every command\n")[2].partition("\n## ")[0]
     same, _, other = section.partition("\nThese have another name")
@@ -69,7 +69,7 @@ PAGES = sorted(
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_commands_that_a_page_names_are_there(page: str) -> None:
+def test_commands_named_in_docs_exist(page: str) -> None:
     for text in _TICKED.findall((DOCS / page).read_text()):
         if text.startswith("orc ") and text.split()[1][:1].islower():
             words = re.match(r"orc((?: [a-z][a-z-]*)+)", text)

@@ -351,18 +351,14 @@ def test_network_create(manager: Any, run: Run) -> None:
         ("mtu=1400", False),
     ],
 )
-def test_a_network_is_encrypted_as_it_is_said(
-    manager: Any, run: Run, option: str, encrypted: bool
-) -> None:
+def test_encryption_option(manager: Any, run: Run, option: str, encrypted: bool) -> None:
     manager.script.answers["CreateNetwork"] = types_pb2.Network(id="net3")
     run("network", "create", "--opt", option, "back")
     assert manager.script.request("CreateNetwork").encrypted is encrypted
 
 
 @pytest.mark.parametrize("value", ["yes", "maybe", "on", "2", "tru", " true"])
-def test_an_unknown_word_for_encryption_makes_no_network(
-    manager: Any, run: Run, value: str
-) -> None:
+def test_invalid_encryption_option(manager: Any, run: Run, value: str) -> None:
     result = run("network", "create", "--opt", f"encrypted={value}", "back")
     assert result.exit_code == 2
     assert f"network option encrypted={value} is neither true nor false" in result.stderr
@@ -373,7 +369,7 @@ def test_an_unknown_word_for_encryption_makes_no_network(
     ("flags", "attachable"),
     [("", True), ("--driver overlay", False), ("--driver overlay --attachable", True)],
 )
-def test_a_network_is_for_containers_unless_it_is_said_to_be_an_overlay(
+def test_network_is_attachable_unless_driver_is_overlay(
     manager: Any, run: Run, flags: str, attachable: bool
 ) -> None:
     manager.script.answers["CreateNetwork"] = types_pb2.Network(id="net3")
@@ -387,7 +383,7 @@ def test_networks_by_a_template(manager: Any, run: Run) -> None:
     assert run("network", "ls", "--format", "{{.Name}} {{.Driver}}").stdout == "back overlay\n"
 
 
-def test_network_rm_goes_on_after_a_refusal(manager: Any, run: Run) -> None:
+def test_network_rm_continues_after_a_refusal(manager: Any, run: Run) -> None:
     def answer(request: networks_pb2.RemoveNetworkRequest) -> Any:
         if request.network == "busy":
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "network 'busy' is in use")
@@ -455,7 +451,7 @@ def test_cluster_info_and_tokens(manager: Any, run: Run, refused: Refused) -> No
         ("", []),
     ],
 )
-def test_what_containers_may_reach(manager: Any, run: Run, text: str, access: list[str]) -> None:
+def test_container_access(manager: Any, run: Run, text: str, access: list[str]) -> None:
     manager.script.answers["UpdateCluster"] = pb.ClusterInfo(id="c1")
     assert run("cluster", "update", "--container-access", text).stdout == "c1\n"
     assert list(manager.script.request("UpdateCluster").container_access.open) == access
@@ -465,7 +461,7 @@ def test_what_containers_may_reach(manager: Any, run: Run, text: str, access: li
     assert f"Open to containers: {', '.join(access) or 'none'}" in run("cluster", "info").stdout
 
 
-def test_what_containers_can_be_given_no_access_to(refused: Refused) -> None:
+def test_invalid_container_access(refused: Refused) -> None:
     said = refused("cluster", "update", "--container-access", "metric", status=2)
     assert "'metric' is nothing that containers can be given access to" in said
     assert "did you mean 'metrics'?" in said

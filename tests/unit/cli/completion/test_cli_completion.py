@@ -108,7 +108,7 @@ TYPED = {
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_tab(shell: str, cluster: None, tmp_path: Path) -> None:
+def test_completion_in_a_shell(shell: str, cluster: None, tmp_path: Path) -> None:
     (tmp_path / "archive.tar").touch()
     assert completed(shell, list(TYPED), tmp_path) == list(TYPED.values())
 
@@ -122,7 +122,7 @@ def answer(line: str) -> list[list[str]]:
     return [each.split("\t") for each in done.stdout.splitlines()]
 
 
-def test_only_what_can_be_planned_follows_plan(cluster: None) -> None:
+def test_only_plannable_commands_complete_after_plan(cluster: None) -> None:
     words = {word for _, word, _ in answer("orc plan ")}
     assert {"service", "stack", "run"} <= words
     assert not {"ps", "network"} & words
@@ -130,7 +130,7 @@ def test_only_what_can_be_planned_follows_plan(cluster: None) -> None:
     assert ["plain", "--format"] in [each[:2] for each in answer("orc plan --fo")]
 
 
-def test_what_stands_before_the_command_is_no_word_of_it(cluster: None) -> None:
+def test_assignments_before_the_command_are_ignored(cluster: None) -> None:
     assert [word for _, word, _ in answer("ORC_DEBUG=1 orc node inspect ot")] == ["other"]
 
 
@@ -149,7 +149,7 @@ def test_all_commands_are_named_without_importing_daemons(config: Path) -> None:
         assert f"| {heavy}" not in done.stderr.replace("|   ", "| ")
 
 
-def test_managers_that_say_nothing_are_not_waited_for(config: Path, authority: Any) -> None:
+def test_silent_managers_are_not_waited_for(config: Path, authority: Any) -> None:
     pair = authority.issue("admin")
     with ExitStack() as stack:
         deaf = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]

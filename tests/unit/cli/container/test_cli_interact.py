@@ -23,7 +23,7 @@ from orchestrator.model.states import TaskState
 from orchestrator.pb import containers_pb2, interact_pb2
 
 
-def test_keys_as_users_write_them() -> None:
+def test_key_syntax() -> None:
     assert parse_keys(DETACH_KEYS) == b"\x10\x11"
     assert parse_keys("ctrl-@,a,ctrl-[,ctrl-_") == b"\x00a\x1b\x1f"
     assert parse_keys("") == b""
@@ -32,7 +32,7 @@ def test_keys_as_users_write_them() -> None:
             parse_keys(wrong)
 
 
-def test_a_begun_sequence_is_held_back_until_it_is_clear() -> None:
+def test_partial_key_sequence_is_held_back() -> None:
     keys = DetachKeys(b"\x10\x11")
     assert keys.feed(b"ab\x10") == (b"ab", False)
     assert keys.feed(b"c") == (b"\x10c", False)
@@ -117,7 +117,7 @@ def figures(task: str, at: float, cpu: float) -> interact_pb2.ContainerStats:
     )
 
 
-def test_rates_need_two_looks_and_a_silent_node_holds_nobody_up() -> None:
+def test_rates_need_two_samples_and_silent_nodes_do_not_block() -> None:
     picture = Sample()
     picture.take(interact_pb2.NodeStats(node="n1", containers=[figures("a", 10.0, 1.0)]))
     assert not picture.complete(2, 0.0)
@@ -130,7 +130,7 @@ def test_rates_need_two_looks_and_a_silent_node_holds_nobody_up() -> None:
     assert not picture.complete(3, 0.0), "a node that is back is counted once"
 
 
-def test_the_first_picture_is_shown_as_soon_as_it_is_complete() -> None:
+def test_first_sample_is_shown_when_complete() -> None:
     class Manager:
         """Its nodes are all away, and it has nothing more to say of them."""
 
@@ -145,7 +145,7 @@ def test_the_first_picture_is_shown_as_soon_as_it_is_complete() -> None:
 
 
 @pytest.mark.parametrize("attached", [False, True])
-def test_who_loses_the_way_to_a_program_that_runs_is_told_how_to_get_back(attached: bool) -> None:
+def test_lost_session_prints_how_to_reattach(attached: bool) -> None:
     class Breaking:
         def stream(self, method: str, request: Any, **_: Any) -> Iterator[Any]:
             if method == "Containers.WatchContainer":

@@ -66,7 +66,7 @@ def row(down: bool = False, **fields: Any) -> dict[str, Any]:
     return container_row(message, 80.0)
 
 
-def test_the_keys_that_scripts_rely_on() -> None:
+def test_json_keys() -> None:
     found = row()
     wanted = {"id", "name", "image", "node", "state", "exit_code", "addresses", "ports"}
     assert wanted <= found.keys()
@@ -76,7 +76,7 @@ def test_the_keys_that_scripts_rely_on() -> None:
     assert "node node1 is down" in row(down=True)["_status"]
 
 
-def test_what_was_given_up_with_its_node_has_not_exited_with_0() -> None:
+def test_orphaned_container_has_no_exit_status() -> None:
     lost = row(state=S.ORPHANED, exit_code=0, finished_at=0.0, message="node node1 is down")
     assert lost["exit_code"] is None
     assert lost["_status"] == "Failed: node node1 is down"
@@ -149,7 +149,7 @@ def test_the_flags_of_a_container() -> None:
         (("--rm", "--restart", "always", "hello:1"), "mutually exclusive"),
     ],
 )
-def test_flags_that_make_no_sense(arguments: tuple[str, ...], words: str) -> None:
+def test_contradictory_flags(arguments: tuple[str, ...], words: str) -> None:
     assert words in request(*arguments)
 
 

@@ -228,7 +228,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(("path", "option"), OPTIONS)
-def test_a_flag_takes_what_its_help_documents(path: tuple[str, ...], option: click.Option) -> None:
+def test_flag_accepts_documented_values(path: tuple[str, ...], option: click.Option) -> None:
     ctx = click.Context(ALL[path], info_name=path[-1])
     beside = WITH.get(max(option.opts, key=len), [])
     has_it = any(beside[:1] == [name] for param in ALL[path].params for name in param.opts)

@@ -44,7 +44,7 @@ def test_volume(text: str, mount: MountSpec) -> None:
 
 
 @pytest.mark.parametrize("text", ["", ":/a", "a:", "a:/b:ro:x", "a:/b:rslave", "/a:/b:nocopy"])
-def test_volumes_that_are_none(text: str) -> None:
+def test_invalid_volumes(text: str) -> None:
     with pytest.raises(click.BadParameter, match="volume"):
         parse_volume(text)
 
@@ -96,7 +96,7 @@ def test_mount(text: str, mount: MountSpec) -> None:
         ('"target=/a', "not of the form"),
     ],
 )
-def test_mounts_that_are_none(text: str, words: str) -> None:
+def test_invalid_mounts(text: str, words: str) -> None:
     with pytest.raises(click.BadParameter, match=words):
         parse_mount(text)
 
@@ -125,7 +125,7 @@ def test_mounts_that_are_none(text: str, words: str) -> None:
         ("target=/a,volume-opt=device=/x", "or 'bind' in 'o'"),
     ],
 )
-def test_mounts_that_cannot_be(text: str, words: str) -> None:
+def test_conflicting_mounts(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         check_mounts(ContainerSpec(mounts=(parse_mount(text),)))
 

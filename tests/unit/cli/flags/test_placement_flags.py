@@ -20,7 +20,7 @@ from orchestrator.pb import types_pb2 as types
 Run = Callable[..., Result]
 
 
-def test_service_rm_takes_those_first_that_depend_on_others(manager: Any, run: Run) -> None:
+def test_service_rm_removes_dependents_first(manager: Any, run: Run) -> None:
     specs = [ServiceSpec(name="db"), ServiceSpec(name="web", depends_on=(Dependency("db"),))]
     manager.script.answers["RemoveService"] = pb.RemoveServiceReply(id="svc1")
     manager.script.answers["ListServices"] = pb.ListServicesReply(
@@ -30,7 +30,7 @@ def test_service_rm_takes_those_first_that_depend_on_others(manager: Any, run: R
     assert run("service", "rm", "db", "web").stdout == "web\ndb\n"
 
 
-def test_service_create_and_update_name_what_is_waited_for(manager: Any, run: Run) -> None:
+def test_service_create_and_update_set_dependencies(manager: Any, run: Run) -> None:
     manager.script.answers["CreateService"] = types.Service(id="svc1")
     flags = ("--depends-on", "db:healthy", "--depends-on", "cache")
     run("service", "create", "-d", "--name", "web", *flags, "hello:1")
@@ -48,7 +48,7 @@ def test_service_create_and_update_name_what_is_waited_for(manager: Any, run: Ru
     assert "'ok' is none of started, healthy, completed" in done.stderr
 
 
-def test_a_task_that_is_kept_or_was_stopped_for_want_of_a_manager_says_so() -> None:
+def test_task_kept_or_stopped_while_disconnected_shows_it() -> None:
     kept = TaskStatus(TaskState.RUNNING, message="kept on node3, which is down")
     alone = TaskStatus(TaskState.SHUTDOWN, message="stopped: no manager reachable for 3s")
     assert task_error(Task(status=kept)) == kept.message

@@ -36,14 +36,14 @@ def read(*texts: str) -> PruneFilters:
         (("until=1h", "label=tier"), {}, 7200.0, False),
     ],
 )
-def test_what_is_pruned(
+def test_prune_filters(
     texts: tuple[str, ...], labels: dict[str, str], age: float, held: bool
 ) -> None:
     assert read(*texts).hold(labels, time.time() - age) is held
 
 
 @pytest.mark.parametrize("text", ["size=3", "label", "until=", "until=soon"])
-def test_filters_that_make_no_sense(text: str) -> None:
+def test_invalid_filters(text: str) -> None:
     with pytest.raises(click.BadParameter, match=r"none of until=|not understood"):
         read(text)
 

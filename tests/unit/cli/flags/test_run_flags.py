@@ -66,7 +66,7 @@ def test_a_port_of_one_address_is_refused(text: str) -> None:
         (("container", "update", "--blkio-weight", "9", "web"), "not set by container"),
     ],
 )
-def test_what_docker_has_and_orc_has_not_is_told_with_what_to_use(
+def test_unsupported_docker_flags_have_hints(
     refused: Refused, config: Path, words: tuple[str, ...], instead: str
 ) -> None:
     line = refused(*words, status=2)
@@ -76,7 +76,7 @@ def test_what_docker_has_and_orc_has_not_is_told_with_what_to_use(
 
 
 @pytest.mark.parametrize("path", FLAGS)
-def test_no_flag_is_said_to_be_missing_that_is_there(path: str) -> None:
+def test_no_hint_for_a_supported_flag(path: str) -> None:
     command: click.Command | None = orc
     for word in path.split():
         assert isinstance(command, click.Group)
@@ -132,7 +132,7 @@ def test_docker_s_flags_of_placement(
 
 
 @pytest.mark.parametrize("text", ["", "some", "0", "count=2,device=0", "device=", "options=a"])
-def test_gpus_that_nobody_could_count(text: str) -> None:
+def test_invalid_gpus(text: str) -> None:
     with pytest.raises(click.BadParameter):
         run_command.make_context("run", ["--gpus", text, "hello:1"])
 

@@ -56,12 +56,12 @@ def test_references(text: str, reference: FileReference) -> None:
         ("", "has no source"),
     ],
 )
-def test_references_that_are_none(text: str, words: str) -> None:
+def test_invalid_references(text: str, words: str) -> None:
     with pytest.raises(click.BadParameter, match=re.escape(words)):
         parse_reference(CONFIG, text)
 
 
-def test_what_a_new_version_does() -> None:
+def test_effects_of_a_new_version() -> None:
     assert parse_on_update("roll") == (OnUpdate.ROLL, "")
     assert parse_on_update("signal") == (OnUpdate.SIGNAL, "")
     assert parse_on_update("signal:HUP") == (OnUpdate.SIGNAL, "HUP")

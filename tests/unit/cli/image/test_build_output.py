@@ -35,7 +35,7 @@ from orchestrator.pb import images_pb2
         ("type=registry", Output("registry", push=True)),
     ],
 )
-def test_an_output_has_dockers_forms(text: str, expected: Output) -> None:
+def test_output_syntax_of_docker(text: str, expected: Output) -> None:
     assert parse_output(text) == expected
 
 
@@ -50,12 +50,12 @@ def test_an_output_has_dockers_forms(text: str, expected: Output) -> None:
         ("type=tar,dest=a,compression=zstd", "compression is unknown"),
     ],
 )
-def test_another_form_is_refused(text: str, words: str) -> None:
+def test_invalid_output_syntax(text: str, words: str) -> None:
     with pytest.raises(click.UsageError, match=words):
         parse_output(text)
 
 
-def test_an_image_that_is_only_written_here_is_not_wanted_in_the_cluster() -> None:
+def test_image_built_for_an_output_is_not_kept_in_the_cluster() -> None:
     assert is_stored([])
     assert is_stored([Output("tar", "a"), Output("registry", push=True)])
     assert not is_stored([Output("tar", "a"), Output("local", "b")])
@@ -146,7 +146,7 @@ TREE = {
 }
 
 
-def test_layers_together_are_the_tree_that_a_container_sees() -> None:
+def test_flattened_layers_equal_the_tree_in_a_container() -> None:
     target = io.BytesIO()
     flatten(io.BytesIO(saved()), target)
     found: dict[str, Any] = {}

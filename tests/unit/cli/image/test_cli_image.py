@@ -97,7 +97,7 @@ def test_dockerignore_leaves_out(folder: Path) -> None:
     }
 
 
-def test_a_folder_comes_with_what_is_kept_of_it(folder: Path) -> None:
+def test_reincluded_files_bring_their_folders(folder: Path) -> None:
     (folder / ".dockerignore").write_text("*\n!sub/deep\n")
     assert names(folder) == {"sub", "sub/deep", "sub/deep/data"}
 
@@ -212,7 +212,7 @@ def test_the_limits_of_a_build(manager: Any, run: Run, folder: Path) -> None:
         (["--cpuset-mems", "0"], "memory follows the CPUs"),
     ],
 )
-def test_limits_of_a_build_that_make_no_sense(
+def test_contradictory_limits_of_a_build(
     run: Run, folder: Path, flags: list[str], words: str
 ) -> None:
     result = run("build", "-t", "hello:1", *flags, str(folder))
@@ -220,7 +220,7 @@ def test_limits_of_a_build_that_make_no_sense(
     assert words in " ".join(result.stderr.split())
 
 
-def test_all_that_a_build_can_be_told(
+def test_all_options_of_a_build(
     manager: Any, run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOKEN", "t0ken")
@@ -323,7 +323,7 @@ def test_a_build_from_stdin(manager: Any, run: Run, folder: Path) -> None:
         (("--platform", "windows/amd64"), "is no platform"),
     ],
 )
-def test_what_a_build_cannot_do(
+def test_invalid_options_of_a_build(
     manager: Any, run: Run, folder: Path, words: tuple[str, ...], line: str
 ) -> None:
     result = run("build", *words, str(folder))
@@ -407,7 +407,7 @@ def test_load_errors(manager: Any, refused: Refused, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [("image", "inspect"), ("inspect", "--type", "image")])
-def test_each_that_is_not_there_is_told(manager: Any, run: Run, command: tuple[str, ...]) -> None:
+def test_every_missing_image_is_reported(manager: Any, run: Run, command: tuple[str, ...]) -> None:
     def answer(request: images_pb2.InspectImageRequest) -> Any:
         return Refusal(grpc.StatusCode.NOT_FOUND, f"no image '{request.image}'")
 

@@ -51,7 +51,7 @@ def basic(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-def test_nothing_is_there(docker: Callable[..., None]) -> None:
+def test_no_credentials(docker: Callable[..., None]) -> None:
     assert stored_login("reg.example") is None
     docker(credsStore="keys")
     assert stored_login("unknown.example") is None
@@ -84,13 +84,13 @@ def test_a_helper_for_all_and_one_for_a_registry(docker: Callable[..., None]) ->
         ("lacking.example", "docker-credential-lacking is named in "),
     ],
 )
-def test_a_helper_that_does_not_help(docker: Callable[..., None], registry: str, line: str) -> None:
+def test_failing_credential_helper(docker: Callable[..., None], registry: str, line: str) -> None:
     docker(credHelpers={"lacking.example": "lacking"}, credsStore="keys")
     with pytest.raises(CliError, match=line):
         stored_login(registry)
 
 
-def test_a_file_that_is_none_of_dockers(docker: Callable[..., None], tmp_path: Path) -> None:
+def test_invalid_docker_configuration(docker: Callable[..., None], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(CliError, match="is not a Docker configuration"):
         stored_login("reg.example")
@@ -119,7 +119,7 @@ def test_login_pull_and_push_use_it(
     assert "note: docker-credential-lacking is named in " in result.stderr
 
 
-def test_a_run_of_what_the_cluster_lacks_asks_the_helper(
+def test_run_of_a_missing_image_asks_the_credential_helper(
     manager: Any, run: Callable[..., Result], docker: Callable[..., None], tmp_path: Path
 ) -> None:
     docker(credsStore="keys")

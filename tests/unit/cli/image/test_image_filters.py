@@ -38,7 +38,7 @@ IMAGES = (
         (("new:1",), ["new:1"]),
     ],
 )
-def test_the_images_that_are_left(
+def test_image_filters(
     manager: Any, run: Callable[..., Result], words: tuple[str, ...], names: list[str]
 ) -> None:
     manager.script.answers["ListImages"] = control_pb2.ListImagesReply(
@@ -48,7 +48,7 @@ def test_the_images_that_are_left(
     assert done.stdout.splitlines() == names, done.stderr
 
 
-def test_an_image_that_is_none(manager: Any, refused: Callable[..., str]) -> None:
+def test_filter_by_an_unknown_image(manager: Any, refused: Callable[..., str]) -> None:
     manager.script.answers["ListImages"] = control_pb2.ListImagesReply()
     assert "no image 'nothing'" in refused("images", "--filter", "before=nothing")
     assert "not understood" in refused("images", "--filter", "until=soon")

@@ -127,7 +127,7 @@ def test_a_repository_at_a_branch_a_tag_a_commit_and_a_folder(
     assert dockerfile(f"{url}#main:inner", "Dockerfile") == b"FROM inner\n"
 
 
-def test_what_leaves_the_repository_is_not_read(daemon: str) -> None:
+def test_links_out_of_the_repository_are_not_read(daemon: str) -> None:
     for context, words in (
         (f"{daemon}/web.git#:out", "Dockerfile of the context is a link that leaves it"),
         (f"{daemon}/web.git#:away", "has no folder away"),

@@ -22,7 +22,7 @@ from orchestrator.pb import control_pb2 as pb
 ORC = str(Path(sys.executable).with_name("orc"))
 
 
-def test_what_fits_is_left_alone() -> None:
+def test_fitting_table_is_unchanged() -> None:
     lines = [["NAME", "IMAGE"], ["web", "hello:1"]]
     assert align_columns(lines, 80) == align_columns(lines) == ["NAME   IMAGE", "web    hello:1"]
 
@@ -36,12 +36,12 @@ def test_what_fits_is_left_alone() -> None:
         (10, "4f0c2d9e1b7a sh -c '… web.1"),
     ],
 )
-def test_the_command_gives_way_and_the_id_never_does(room: int, row: str) -> None:
+def test_command_is_truncated_first_and_ids_never(room: int, row: str) -> None:
     lines = [["CONTAINER ID", "COMMAND", "NAMES"], ["4f0c2d9e1b7a", "sh -c 'sleep 1000'", "web.1"]]
     assert align_columns(lines, room)[1] == row
 
 
-def test_names_are_cut_only_where_that_makes_it_fit() -> None:
+def test_names_are_truncated_only_if_the_table_fits_then() -> None:
     lines = [["NAME", "ID"], ["a-very-long-name-of-a-service", "uxy7ncdmuq5o"]]
     assert align_columns(lines, 30)[1] == "a-very-long-name… uxy7ncdmuq5o"
     assert align_columns(lines, 15)[1] == "a-very-long-name-of-a-service uxy7ncdmuq5o"
@@ -51,14 +51,14 @@ TEXTS = st.text(st.characters(exclude_categories=("C", "M", "Z")), max_size=40)
 
 
 @given(st.lists(st.lists(TEXTS, min_size=3, max_size=3), max_size=5), st.integers(40, 200))
-def test_columns_stay_in_line_and_in_the_room(rows: list[list[str]], room: int) -> None:
+def test_columns_align_within_the_width(rows: list[list[str]], room: int) -> None:
     shown = align_columns([["COMMAND", "IMAGE", "PORTS"], *rows], room)
     assert all(display_width(line) <= room for line in shown)
     assert len(shown) == len(rows) + 1
 
 
 @given(TEXTS, st.integers(1, 60))
-def test_a_cell_takes_its_width(text: str, width: int) -> None:
+def test_cell_width(text: str, width: int) -> None:
     assert display_width(pad_cell(text, width)) == width
 
 
@@ -103,7 +103,7 @@ print("rich" in sys.modules)
 """
 
 
-def test_what_takes_its_time_has_a_bar_on_a_terminal() -> None:
+def test_long_transfer_shows_a_bar_on_a_terminal() -> None:
     shown = at_terminal(100, sys.executable, "-c", COUNTING)
     assert "loading it" in shown
     assert "in silence" not in shown

@@ -90,7 +90,7 @@ def test_a_table_of_a_template_has_headings() -> None:
         ('{{printf "%d" .name}}', "'printf' cannot take"),
     ],
 )
-def test_a_bad_template_is_told_apart(template: str, words: str) -> None:
+def test_invalid_template_is_a_usage_error(template: str, words: str) -> None:
     with pytest.raises(BadTemplate, match=words):
         Template(template).render(ROW)
 

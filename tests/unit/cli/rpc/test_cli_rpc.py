@@ -71,7 +71,7 @@ def dying(manager: Any, authority: Any, tmp_path: Path) -> Iterator[Callable[[bo
 
 
 @pytest.mark.parametrize("shakes_hands", [False, True])
-def test_a_manager_that_dies_before_it_greets_is_one_that_is_not_there(
+def test_manager_that_dies_before_its_first_frame_counts_as_unreachable(
     manager: Any, dying: Callable[[bool], Client], shakes_hands: bool
 ) -> None:
     manager.script.answers["ListNodes"] = pb.ListNodesReply()
@@ -82,7 +82,7 @@ def test_a_manager_that_dies_before_it_greets_is_one_that_is_not_there(
 
 
 @pytest.mark.parametrize("shakes_hands", [False, True])
-def test_the_only_manager_dies_before_it_greets(
+def test_only_manager_dies_before_its_first_frame(
     dying: Callable[[bool], Client], shakes_hands: bool
 ) -> None:
     context = dying(shakes_hands).context
@@ -93,7 +93,7 @@ def test_the_only_manager_dies_before_it_greets(
     assert f"cannot reach a manager at {context.endpoints[0]}: {reason};" in str(lost.value)
 
 
-def test_answers_and_requests_larger_than_any_window(manager: Any, client: Client) -> None:
+def test_messages_larger_than_the_flow_control_window(manager: Any, client: Client) -> None:
     line = "x" * (9 * MIB)
     manager.script.answers["Logs"] = [batch(line.encode()) for _ in range(3)]
     batches = client.stream("Logs", pb.LogsRequest(service="web"))
@@ -107,9 +107,7 @@ def test_answers_and_requests_larger_than_any_window(manager: Any, client: Clien
     assert [message.data for message in manager.script.request("LoadImage")] == chunks
 
 
-def test_a_reader_that_takes_nothing_holds_only_its_own_sender(
-    manager: Any, client: Client
-) -> None:
+def test_slow_reader_blocks_only_its_own_stream(manager: Any, client: Client) -> None:
     made: list[int] = []
     stuck = threading.Event()
 
@@ -130,7 +128,7 @@ def test_a_reader_that_takes_nothing_holds_only_its_own_sender(
     assert len(made) == 200
 
 
-def test_many_calls_on_one_connection_at_once(manager: Any, client: Client) -> None:
+def test_concurrent_calls_on_one_connection(manager: Any, client: Client) -> None:
     manager.script.answers["ListTasks"] = lambda request: Refusal(
         grpc.StatusCode.NOT_FOUND, f"no '{request.service}'"
     )
@@ -153,14 +151,14 @@ def test_many_calls_on_one_connection_at_once(manager: Any, client: Client) -> N
     assert len(said) == 100
 
 
-def test_words_of_the_manager_in_any_language(manager: Any, client: Client) -> None:
+def test_error_messages_are_unicode(manager: Any, client: Client) -> None:
     line = "es gibt keinen Dienst 'größe', 50% davon"
     manager.script.answers["ListNodes"] = Refusal(grpc.StatusCode.NOT_FOUND, line)
     with pytest.raises(Refused, match="größe', 50% davon"):
         client.call("ListNodes", pb.ListNodesRequest())
 
 
-def test_a_stream_that_is_left_is_cancelled_at_the_manager(manager: Any, client: Client) -> None:
+def test_closed_stream_is_cancelled_at_the_manager(manager: Any, client: Client) -> None:
     ended = threading.Event()
 
     def records(_: Any) -> Iterator[Any]:
@@ -177,7 +175,7 @@ def test_a_stream_that_is_left_is_cancelled_at_the_manager(manager: Any, client:
     assert ended.wait(10)
 
 
-def test_a_call_that_another_thread_cancels(manager: Any, client: Client) -> None:
+def test_call_cancelled_by_another_thread(manager: Any, client: Client) -> None:
     release = threading.Event()
 
     def records(_: Any) -> Iterator[Any]:
@@ -195,7 +193,7 @@ def test_a_call_that_another_thread_cancels(manager: Any, client: Client) -> Non
 
 
 @pytest.mark.parametrize("way", ["cut", "hold"])
-def test_a_manager_that_vanishes_in_the_middle(
+def test_manager_vanishes_during_a_stream(
     manager: Any, relay: Relay, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     monkeypatch.setattr(http2_connection, "PING_AFTER", 0.2)
@@ -216,7 +214,7 @@ def test_a_manager_that_vanishes_in_the_middle(
     release.set()
 
 
-def test_a_quiet_stream_goes_on(
+def test_idle_stream_stays_open(
     manager: Any, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http2_connection, "PING_AFTER", 0.02)
@@ -241,7 +239,7 @@ def test_a_quiet_stream_goes_on(
     assert len(list(client.stream("Logs", pb.LogsRequest(service="web")))) == 1
 
 
-def test_what_the_requests_raise_is_raised(manager: Any, client: Client) -> None:
+def test_exception_of_the_request_iterator_is_raised(manager: Any, client: Client) -> None:
     def upload() -> Iterator[Any]:
         yield pb.ImageUpload(data=b"x")
         raise FileNotFoundError(2, "No such file", "sub/x")
@@ -271,7 +269,7 @@ def test_headers_of_any_length(length: int) -> None:
     assert list(header_blocks.decode(header_blocks.encode(fields)).items()) == fields
 
 
-def test_headers_that_a_proxy_has_written_in_huffman_code() -> None:
+def test_huffman_coded_headers() -> None:
     fields = [(":status", "200"), ("grpc-status", "5"), ("grpc-message", "no service 'wéb' ~")]
     fields = [(name, quote(value, safe=" '~")) for name, value in fields]
     encoder = hpack.Encoder()
@@ -294,11 +292,11 @@ def test_headers_that_a_proxy_has_written_in_huffman_code() -> None:
         ("0003 6162 6301 78", {"abc": "x"}),
     ],
 )
-def test_headers_as_others_write_them(block: str, fields: dict[str, str]) -> None:
+def test_header_encodings_of_other_implementations(block: str, fields: dict[str, str]) -> None:
     assert header_blocks.decode(bytes.fromhex(block)) == fields
 
 
 @pytest.mark.parametrize("block", ["80", "be", "00", "0005 6162", "ff ffffffffff7f", "7f"])
-def test_headers_that_are_broken(block: str) -> None:
+def test_malformed_headers(block: str) -> None:
     with pytest.raises(header_blocks.BadHeaders):
         header_blocks.decode(bytes.fromhex(block))

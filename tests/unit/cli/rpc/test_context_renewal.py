@@ -29,7 +29,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
 @pytest.mark.parametrize(
     ("error", "asked"), [(Refused("renewed for a year"), 1), (ManagerLost("away"), 3)]
 )
-def test_a_refusal_is_believed_for_a_day(old: Context, error: CliError, asked: int) -> None:
+def test_refused_renewal_is_retried_after_a_day(old: Context, error: CliError, asked: int) -> None:
     calls = []
 
     def call(method: str, request: Any, timeout: float) -> Any:

@@ -68,7 +68,7 @@ def created(server: Any) -> ServiceSpec:
     return spec
 
 
-def test_run_with_nothing_said(server: Any, run: Run) -> None:
+def test_run_with_defaults(server: Any, run: Run) -> None:
     result = run("job", "run", "--name", "sums", "sums")
     assert (result.exit_code, result.stdout) == (0, "j1\n")
     assert result.stderr == "sums: 2 of 2 completed in 2.5s\n"
@@ -80,7 +80,7 @@ def test_run_with_nothing_said(server: Any, run: Run) -> None:
     )
 
 
-def test_run_with_everything(server: Any, run: Run) -> None:
+def test_run_with_all_flags(server: Any, run: Run) -> None:
     words = (
         "job run -d --name sums --completions 9 --parallelism 3 --retries 5 --restart-delay 1s "
         "--deadline 10m --schedule @daily --time-zone Europe/Vienna --overlap replace "
@@ -98,7 +98,7 @@ def test_run_with_everything(server: Any, run: Run) -> None:
     )
 
 
-def test_docker_s_flags_and_ours_mean_the_same(server: Any, run: Run) -> None:
+def test_docker_flags_equal_ours(server: Any, run: Run) -> None:
     run("job", "run", "-d", "--name=sums", "--replicas=4", "--max-concurrent=2", "sums:1")
     ours = created(server)
     run("service", "create", "-d", "--name=sums", "--mode=replicated-job", "--replicas=4",
@@ -131,7 +131,7 @@ def test_bad_flags(server: Any, refused: Refused, words: tuple[str, ...], line: 
     assert server.requests == []
 
 
-def test_the_tasks_of_the_run_are_shown_as_they_go(server: Any, run: Run) -> None:
+def test_tasks_of_the_run_are_shown_live(server: Any, run: Run) -> None:
     failed = task(2, TaskState.FAILED, exit_code=3)
     server.answers["WatchService"] = [
         picture(UNDER_WAY, task(1, TaskState.RUNNING), task(1, TaskState.COMPLETE, run=7)),
@@ -154,7 +154,7 @@ def test_the_tasks_of_the_run_are_shown_as_they_go(server: Any, run: Run) -> Non
         (JobState.STOPPED, 1, "run 1 of job 'sums' was stopped: no luck"),
     ],
 )
-def test_a_run_that_is_not_done_is_an_error(
+def test_failed_run_is_an_error(
     server: Any, run: Run, state: JobState, status: int, line: str
 ) -> None:
     server.answers["WatchService"] = [picture(JobRun(1, state=state, message="no luck"))]
@@ -169,14 +169,14 @@ def test_not_in_time(server: Any, run: Run) -> None:
     assert "job 'sums' has not ended in 50ms: 1 of 2 completed" in result.stderr
 
 
-def test_the_job_is_removed_at_its_end_on_demand(server: Any, run: Run) -> None:
+def test_job_is_removed_at_its_end_with_rm(server: Any, run: Run) -> None:
     server.answers["RemoveService"] = pb.RemoveServiceReply(id="j1")
     server.answers["WatchService"] = [picture(JobRun(1, state=JobState.FAILED, message="no luck"))]
     assert run("job", "run", "--rm", "--name", "sums", "sums:1").exit_code == 3
     assert server.request("RemoveService").service == "j1"
 
 
-def test_with_a_schedule_nothing_is_waited_for(server: Any, run: Run) -> None:
+def test_scheduled_job_is_not_waited_for(server: Any, run: Run) -> None:
     server.answers["CreateService"] = job(schedule="0 2 * * *", time_zone="Europe/Vienna")
     result = run("job", "run", "--schedule", "0 2 * * *", "--name", "sums", "sums:1")
     assert result.exit_code == 0
@@ -190,7 +190,7 @@ def rows(*jobs: Any) -> Any:
     return pb.ListServicesReply(services=[*services, web])
 
 
-def test_listings_show_jobs_alone(server: Any, run: Run, refused: Refused) -> None:
+def test_listings_show_only_jobs(server: Any, run: Run, refused: Refused) -> None:
     server.answers["ListServices"] = rows(job(UNDER_WAY))
     assert run("job", "ls", "-q").stdout == "j1\n"
     assert "2/3" in run("job", "ls").stdout

@@ -37,14 +37,14 @@ def created(server: Any) -> ServiceSpec:
     return spec
 
 
-def test_create_with_nothing_said(server: Any, run: Run) -> None:
+def test_create_with_defaults(server: Any, run: Run) -> None:
     result = run("service", "create", "--name", "web", "hello")
     assert (result.exit_code, result.stdout) == (0, "svc1\n")
     expected = ServiceSpec(name="web", task=TaskSpec(container=ContainerSpec(image="hello:latest")))
     assert created(server) == expected
 
 
-def test_create_with_everything(
+def test_create_with_all_flags(
     server: Any, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     env_file = tmp_path / "env"
@@ -180,7 +180,7 @@ def test_bad_input_is_refused_before_anything_is_sent(
     assert server.requests == []
 
 
-def test_what_the_manager_refuses(server: Any, refused: Refused) -> None:
+def test_rejected_by_the_manager(server: Any, refused: Refused) -> None:
     line = "there is a service 'web' already; choose another name, or 'orc service update web'"
     server.answers["CreateService"] = Refusal(grpc.StatusCode.ALREADY_EXISTS, line)
     assert refused("service", "create", "--name", "web", "hello") == line
@@ -235,7 +235,7 @@ def test_ports_are_removed_by_target_or_whole(server: Any, run: Run, refused: Re
     assert "'x' is not a number" in refused("service", "update", "--publish-rm=x", "web", status=2)
 
 
-def test_update_is_made_anew_when_somebody_was_faster(server: Any, run: Run) -> None:
+def test_update_is_retried_after_a_conflict(server: Any, run: Run) -> None:
     current(server, BASE, 5, 8)
     conflict = Refusal(grpc.StatusCode.ABORTED, "service 'web' was changed meanwhile; try again")
     server.answers["UpdateService"] = lambda request: (
@@ -247,7 +247,7 @@ def test_update_is_made_anew_when_somebody_was_faster(server: Any, run: Run) -> 
     assert updated(server).replicas == 7
 
 
-def test_update_gives_up_in_the_end(server: Any, refused: Refused) -> None:
+def test_update_gives_up_after_many_conflicts(server: Any, refused: Refused) -> None:
     current(server, BASE)
     server.answers["UpdateService"] = Refusal(grpc.StatusCode.ABORTED, "changed meanwhile")
     assert "is modified concurrently; retry" in refused("service", "scale", "web=7")

@@ -174,7 +174,7 @@ def test_service_rm_waits_until_the_tasks_have_stopped(manager: Any, run: Run) -
     assert not list(looks)
 
 
-def test_a_long_removal_says_what_it_waits_for_and_ctrl_c_detaches(
+def test_long_removal_prints_progress_and_ctrl_c_detaches(
     manager: Any, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager.script.answers["RemoveService"] = pb.RemoveServiceReply(id="svc1")
@@ -209,7 +209,7 @@ def _removing(request: Any) -> Any:
     return pb.RemoveServiceReply(id=request.service)
 
 
-def test_service_rm_goes_on_after_a_refusal(manager: Any, run: Run) -> None:
+def test_service_rm_continues_after_a_refusal(manager: Any, run: Run) -> None:
     manager.script.answers["RemoveService"] = _removing
     manager.script.answers["ListServices"] = pb.ListServicesReply()
     manager.script.answers["ListTasks"] = pb.ListTasksReply()
@@ -254,7 +254,7 @@ def test_logs(manager: Any, run: Run) -> None:
 
 
 @pytest.mark.parametrize(("tail", "since"), [("all", 0.0), ("9", 60.0)])
-def test_who_follows_logs_goes_on_with_the_next_manager(
+def test_followed_logs_continue_with_another_manager(
     manager: Any, run: Run, relay: Relay, monkeypatch: pytest.MonkeyPatch, tail: str, since: float
 ) -> None:
     monkeypatch.setattr(log_commands, "RECONNECT_PAUSE", 0.01)
@@ -294,7 +294,7 @@ def test_who_follows_logs_goes_on_with_the_next_manager(
     assert (again.since, again.tail, again.follow) == (since, -1, True)
 
 
-def test_logs_of_a_manager_that_is_lost_are_not_waited_for_unless_they_are_followed(
+def test_only_followed_logs_wait_for_a_lost_manager(
     manager: Any, refused: Refused, relay: Relay
 ) -> None:
     save_context(replace(manager.context, endpoints=(relay.endpoint,)))
@@ -307,7 +307,7 @@ def test_logs_of_a_manager_that_is_lost_are_not_waited_for_unless_they_are_follo
     assert "broke; is it still running?" in refused("service", "logs", "web")
 
 
-def test_a_connection_that_is_cut_before_the_managers_first_word_blames_no_certificate(
+def test_cut_connection_is_not_reported_as_a_certificate_error(
     manager: Any, refused: Refused, relay: Relay
 ) -> None:
     save_context(replace(manager.context, endpoints=(relay.endpoint,)))

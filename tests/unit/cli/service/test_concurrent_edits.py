@@ -57,7 +57,7 @@ def written(script: Any) -> ServiceSpec:
     return spec
 
 
-def test_who_changes_something_else_is_told_and_both_hold(race: Any, run: Run) -> None:
+def test_concurrent_edit_of_other_fields_is_merged_and_reported(race: Any, run: Run) -> None:
     script = race(with_env("A=1", replicas=5))
     done = run("service", "update", "-d", "--env-add", "B=2", "web")
     assert done.exit_code == 0
@@ -68,7 +68,7 @@ def test_who_changes_something_else_is_told_and_both_hold(race: Any, run: Run) -
     assert from_proto(script.request("UpdateService").base).replicas == 5
 
 
-def test_who_changes_the_same_is_told_and_does_nothing(race: Any, run: Run) -> None:
+def test_concurrent_edit_of_the_same_field_is_a_conflict(race: Any, run: Run) -> None:
     race(with_env("A=7", replicas=5))
     done = run("service", "update", "-d", "--env-add", "A=2", "web")
     assert done.exit_code == 1
@@ -89,7 +89,7 @@ def test_force_overrides(race: Any, run: Run) -> None:
     assert written(script).task.container.env == ("A=2",)
 
 
-def test_two_who_scale(race: Any, run: Run) -> None:
+def test_concurrent_scaling_is_a_conflict(race: Any, run: Run) -> None:
     race(with_env("A=1", replicas=5))
     done = run("service", "scale", "-d", "web=3")
     assert done.exit_code == 1

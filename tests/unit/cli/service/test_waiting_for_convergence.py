@@ -33,7 +33,7 @@ def server(manager: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 CREATE = ("service", "create", "--name", "web", "hello")
 
 
-def test_a_line_for_each_task_that_runs_or_ends(server: Any, run: Run) -> None:
+def test_line_per_running_or_finished_task(server: Any, run: Run) -> None:
     old = task(1, "FAILED", identifier="old", message="exit status 1")
     server.answers["WatchService"] = [
         progress([old, task(1, "PREPARING")], 2),
@@ -50,7 +50,7 @@ def test_a_line_for_each_task_that_runs_or_ends(server: Any, run: Run) -> None:
     ]
 
 
-def test_a_wait_that_lasts_shows_the_steps(capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_wait_shows_task_states(capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
     view = convergence.PlainView(clock=lambda: now)
     steps = ["PREPARING", "PREPARING", "STARTING", "RUNNING"]
@@ -70,7 +70,7 @@ def test_quiet_and_detached(server: Any, run: Run) -> None:
     assert [name for name, _ in server.requests].count("WatchService") == 1
 
 
-def test_an_older_picture_is_not_the_answer(server: Any, run: Run) -> None:
+def test_progress_of_an_older_version_is_ignored(server: Any, run: Run) -> None:
     current(server, BASE)
     server.answers["WatchService"] = [
         progress([task(1, "RUNNING")], 1, True, revision=5),
@@ -105,7 +105,7 @@ def test_not_converged_in_time(server: Any, run: Run) -> None:
     ]
 
 
-def test_a_crash_loop_tells_of_its_failures(server: Any, run: Run) -> None:
+def test_crash_loop_shows_its_failures(server: Any, run: Run) -> None:
     failed = task(1, "FAILED", identifier="a", exit_code=7, desired_state="TASK_SHUTDOWN")
     server.answers["WatchService"] = _and_then_nothing(
         progress([failed, task(1, "READY", identifier="b")], 1)
@@ -115,7 +115,7 @@ def test_a_crash_loop_tells_of_its_failures(server: Any, run: Run) -> None:
     assert "0 of 1 running; 1 failed: exit status 7; it continues" in result.stderr
 
 
-def test_what_fails_for_good_is_not_waited_for(server: Any, run: Run) -> None:
+def test_permanent_failure_ends_the_wait(server: Any, run: Run) -> None:
     picture = progress([task(1, "RUNNING"), task(2, "FAILED", message="exit status 1")], 2)
     picture.given_up = 1
     server.answers["WatchService"] = [picture]
@@ -156,7 +156,7 @@ def test_a_crash_ends_the_wait_with_its_last_log_lines(server: Any, run: Run) ->
     assert (server.request("Logs").service, server.request("Logs").tail) == ("a", 10)
 
 
-def test_a_crash_of_which_nothing_was_logged_or_nothing_can_be_read(server: Any, run: Run) -> None:
+def test_crash_without_readable_logs(server: Any, run: Run) -> None:
     server.answers["WatchService"] = [crash()]
     server.answers["Logs"] = []
     quiet = run(*CREATE[:-1], "-q", "hello")
@@ -168,7 +168,7 @@ def test_a_crash_of_which_nothing_was_logged_or_nothing_can_be_read(server: Any,
     assert lost.stderr.startswith("the log of web.1 on node1 cannot be read: the node is gone\n")
 
 
-def test_a_service_whose_tasks_exit_is_told_of_jobs(server: Any, run: Run) -> None:
+def test_exiting_service_gets_a_hint_about_jobs(server: Any, run: Run) -> None:
     done = task(1, "COMPLETE", identifier="a", spec_version=1, revision=9)
     server.answers["WatchService"] = [progress([done], 1, crashed=["a"], failing=True)]
     server.answers["Logs"] = []
@@ -202,7 +202,7 @@ def test_an_update_that_was_rolled_back_shows_what_crashed(server: Any, run: Run
     assert server.request("Logs").service == "new"
 
 
-def test_a_countdown_in_plain_lines_begins_anew_with_a_replacement(
+def test_countdown_in_plain_lines_restarts_with_a_replacement(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     now = 0.0
@@ -217,7 +217,7 @@ def test_a_countdown_in_plain_lines_begins_anew_with_a_replacement(
     ]
 
 
-def test_a_countdown_that_was_too_long_to_wait_for(server: Any, run: Run) -> None:
+def test_countdown_longer_than_the_timeout(server: Any, run: Run) -> None:
     server.answers["WatchService"] = _and_then_nothing(
         progress([task(1, "RUNNING")], 1, stable_in=5.0)
     )
@@ -246,14 +246,14 @@ def test_how_long_tasks_must_stay_up(
     assert request.since == 5, "what crashed before the service was written is not its fault"
 
 
-def test_a_service_that_is_removed_meanwhile(server: Any, run: Run) -> None:
+def test_service_removed_during_the_wait(server: Any, run: Run) -> None:
     server.answers["WatchService"] = [progress([], 1, removed=True)]
     result = run(*CREATE)
     assert result.exit_code == 1
     assert result.stderr == "orc: service 'web' was removed\n"
 
 
-def test_a_manager_that_restarts_is_called_again(
+def test_restarted_manager_is_called_again(
     manager: Any, server: Any, run: Run, relay: Relay
 ) -> None:
     save_context(replace(manager.context, endpoints=(relay.endpoint,)))
@@ -287,7 +287,7 @@ def test_ctrl_c_detaches(server: Any, run: Run, monkeypatch: pytest.MonkeyPatch)
     )
 
 
-def test_a_store_that_restarts_is_waited_for(server: Any, run: Run) -> None:
+def test_restarting_store_is_waited_for(server: Any, run: Run) -> None:
     away = Refusal(grpc.StatusCode.UNAVAILABLE, "the cluster's store is away: no leader")
     answers = [[away], [progress([task(1, "RUNNING")], 1, True)]]
     server.answers["WatchService"] = lambda _: answers.pop(0)

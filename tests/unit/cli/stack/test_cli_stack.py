@@ -39,9 +39,7 @@ def image(run: Run, *words: str) -> str:
     return found
 
 
-def test_the_nearer_value_of_a_variable_counts(
-    run: Run, chart: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_precedence_of_variables(run: Run, chart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert image(run, str(chart)) == "web:values"
     (chart / ".env").write_text("TAG=dotenv")
     assert image(run, str(chart)) == "web:dotenv"
@@ -76,14 +74,14 @@ def test_the_name_of_a_stack(run: Run, chart: Path, monkeypatch: pytest.MonkeyPa
     assert name("-p", "Flag") == ("Flag", "Flag")
 
 
-def test_what_is_printed_can_be_read_again(run: Run, chart: Path) -> None:
+def test_printed_config_is_valid_input(run: Run, chart: Path) -> None:
     first = run("stack", "config", str(chart))
     assert "PRICE: 5$$" in first.stdout
     again = run("stack", "config", "-c", "-", input=first.stdout)
     assert again.stdout == first.stdout
 
 
-def test_variables_can_be_left_as_they_are(run: Run, chart: Path) -> None:
+def test_variables_can_stay_uninterpolated(run: Run, chart: Path) -> None:
     (chart / "compose.yaml").write_text("""
 services:
   web:
@@ -142,7 +140,7 @@ def test_notes_go_to_stderr(run: Run, chart: Path) -> None:
         (("deploy",), 2, "name a file or folder and the stack"),
     ],
 )
-def test_what_is_not_said_is_asked_for(
+def test_missing_arguments(
     manager: object, refused: Refused, words: tuple[str, ...], status: int, line: str
 ) -> None:
     assert line in refused("stack", *words, status=status)

@@ -74,7 +74,7 @@ def steps(wanted: Stack, found: Observed, *, prune: bool = False) -> list[tuple[
     ]
 
 
-def test_everything_is_made_in_order() -> None:
+def test_order_of_creation() -> None:
     volume = StackVolume("s_data", PLACE)
     wanted = stack(spec("db"), spec("web", "db"), volumes=(volume,))
     assert steps(wanted, Observed()) == [
@@ -85,7 +85,7 @@ def test_everything_is_made_in_order() -> None:
     ]
 
 
-def test_what_is_the_same_is_left_alone() -> None:
+def test_unchanged_objects_are_not_touched() -> None:
     db, web = spec("db"), spec("web", "db")
     assert steps(stack(db, web), there(db, web)) == []
     # A forced restart is counted in the spec, and no difference.
@@ -102,7 +102,7 @@ def test_a_change_names_its_keys() -> None:
     assert steps(stack(wanted), there(web)) == [("change", "s_web", "env", "user")]
 
 
-def test_an_image_whose_name_stands_for_another_is_a_change() -> None:
+def test_moved_image_tag_is_a_change() -> None:
     web = spec("web")
     assert steps(stack(web), there(web, a="sha256:2")) == [("change", "s_web", "image")]
     found = there(web, a="sha256:2")
@@ -111,7 +111,7 @@ def test_an_image_whose_name_stands_for_another_is_a_change() -> None:
     assert [each.keys for each in built] == [("image",)]
 
 
-def test_ports_of_a_bridge_are_the_nodes_own() -> None:
+def test_ports_on_bridge_networks_are_host_ports() -> None:
     web = spec("web")
     on_bridge = replace(
         web,
@@ -143,7 +143,7 @@ def test_pruning_removes_services_before_what_may_need_their_ports() -> None:
     ]
 
 
-def test_pruning_removes_last_what_a_service_needed_until_now() -> None:
+def test_pruning_removes_former_dependencies_last() -> None:
     found = there(spec("old"), spec("web", "old"))
     assert steps(stack(spec("web")), found, prune=True) == [
         ("change", "s_web", "depends_on"),
@@ -151,7 +151,7 @@ def test_pruning_removes_last_what_a_service_needed_until_now() -> None:
     ]
 
 
-def test_new_data_of_a_secret_is_a_change_of_who_has_it() -> None:
+def test_new_data_of_a_secret_updates_its_users() -> None:
     secret = StackFile(DocumentKind.SECRET, "s_pw", PLACE, content=b"new", labels=MINE)
     web = spec("web")
     container = replace(web.task.container, secrets=(FileReference("s_pw", "pw"),))
@@ -177,7 +177,7 @@ def test_new_data_of_a_secret_is_a_change_of_who_has_it() -> None:
     assert "secret 's_pw' exists already, and it is of no stack" in conflict(wanted, theirs)
 
 
-def test_a_stack_goes_from_its_ends() -> None:
+def test_removal_order_of_a_stack() -> None:
     found = there(spec("db"), spec("cache"), spec("web", "db", "cache"))
     assert [(each.kind, each.name) for each in removals("s", found)] == [
         ("service", "s_web"),
@@ -194,7 +194,7 @@ def conflict(wanted: Stack, found: Observed) -> str:
     return str(caught.value)
 
 
-def test_what_is_somebody_elses_is_not_taken() -> None:
+def test_objects_of_other_owners_are_conflicts() -> None:
     web = spec("web")
     theirs = replace(web, labels={STACK_LABEL: "t"})
     line = conflict(stack(web), there(theirs))
@@ -209,7 +209,7 @@ def test_what_is_somebody_elses_is_not_taken() -> None:
     )
 
 
-def test_what_cannot_be_changed_is_said() -> None:
+def test_immutable_fields_are_conflicts() -> None:
     web = spec("web")
     assert "is replicated and is to be global" in conflict(
         stack(replace(web, mode=ServiceMode.GLOBAL)), there(web)
@@ -222,7 +222,7 @@ def test_what_cannot_be_changed_is_said() -> None:
     assert "volume 's_data' with another driver" in conflict(stack(web, volumes=(volume,)), found)
 
 
-def test_what_is_external_must_be_there() -> None:
+def test_missing_external_objects_are_conflicts() -> None:
     def missing(**parts: object) -> str:
         with pytest.raises(Conflict) as caught:
             check_external(replace(stack(spec("web")), **parts), there())  # type: ignore[arg-type]
@@ -238,7 +238,7 @@ def test_what_is_external_must_be_there() -> None:
     assert "volume 'data' is external and does not exist" in missing(volumes=(volume,))
 
 
-def test_differences_are_paths_as_users_know_them() -> None:
+def test_differences_use_flag_like_paths() -> None:
     old = spec("web")
     new = replace(old, update=replace(old.update, delay=3.0), max_per_node=2)
     assert differences(old, new) == ["update.delay", "max_per_node"]

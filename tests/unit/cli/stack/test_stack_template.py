@@ -57,7 +57,7 @@ def refused(*arguments: str | Path) -> str:
     return line
 
 
-def test_its_own_values(chart: Path) -> None:
+def test_default_values_of_a_chart(chart: Path) -> None:
     found = services(chart)
     assert set(found) == {"web"}
     assert found["web"]["image"] == "web:1"
@@ -65,7 +65,7 @@ def test_its_own_values(chart: Path) -> None:
     assert found["web"]["environment"] == {"NAME": 'it is "so": #1'}
 
 
-def test_files_over_them_key_by_key_and_what_is_typed_over_all(chart: Path) -> None:
+def test_precedence_of_values(chart: Path) -> None:
     (chart / "mine.yml").write_text("web: {replicas: 5}\nmetrics: {enabled: true}\ntag: 2\n")
     found = services("-f", chart / "mine.yml", "--set", "tag=3", "--set", "web.replicas=7", chart)
     assert set(found) == {"web", "metrics"}
@@ -111,7 +111,7 @@ def test_mistakes_in_values(chart: Path, values: str | bytes, said: str) -> None
 
 
 @pytest.mark.parametrize("setting", ["tag", "=3", "a..b=3", ".a=3"])
-def test_mistakes_in_what_is_typed(chart: Path, setting: str) -> None:
+def test_mistakes_in_set_options(chart: Path, setting: str) -> None:
     assert "write NAME=VALUE, such as web.replicas=3" in refused("--set", setting, chart)
 
 
@@ -126,7 +126,7 @@ def test_values_files_are_for_templates(tmp_path: Path) -> None:
     assert "-f is for a folder with a template" in result.output
 
 
-def test_hello_is_one() -> None:
+def test_hello_chart() -> None:
     found = services("--set", "replicas=3", "--set", "update.order=stop-first", HELLO)
     assert found["web"]["deploy"]["replicas"] == 3
     assert found["web"]["deploy"]["update_config"]["order"] == "stop-first"

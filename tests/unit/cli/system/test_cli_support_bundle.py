@@ -44,7 +44,7 @@ def bundle(run: Run, tmp_path: Path) -> Callable[[], tuple[dict[str, str], Resul
     return make
 
 
-def test_without_a_cluster_it_tells_of_this_host(bundle: Any) -> None:
+def test_without_a_cluster_bundle_has_this_host(bundle: Any) -> None:
     found, result = bundle()
     assert "no cluster is set up here" in result.stderr
     assert "no cluster is set up here" in found["problems.txt"]
@@ -53,9 +53,7 @@ def test_without_a_cluster_it_tells_of_this_host(bundle: Any) -> None:
     assert "/sys" in found["here/kernel/mountinfo.txt"]
 
 
-def test_what_a_host_tells_is_cleaned_once_more_and_stays_in_its_folder(
-    manager: Any, bundle: Any
-) -> None:
+def test_files_of_hosts_are_redacted_and_confined(manager: Any, bundle: Any) -> None:
     token = f"ORC-1-{'a' * 64}-{'b' * 30}"
     spec = {"name": "web", "task": {"container": {"env": ["DB_PASSWORD=swordfish", "MODE=plain"]}}}
     manager.script.answers.update(
@@ -90,7 +88,7 @@ def test_what_a_host_tells_is_cleaned_once_more_and_stays_in_its_folder(
     assert "containers: " in found["problems.txt"]
 
 
-def test_a_place_that_cannot_be_written_to(refused: Any, tmp_path: Path) -> None:
+def test_unwritable_target(refused: Any, tmp_path: Path) -> None:
     assert "no such file or directory" in refused("support-bundle", "-o", f"{tmp_path}/no/file")
 
 

@@ -130,7 +130,7 @@ def test_docker_s_paths(run: Run, name: str, template: str, text: str) -> None:
     assert (done.stdout, done.stderr) == (text + "\n", "")
 
 
-def test_things_of_several_kinds_at_once(run: Run) -> None:
+def test_objects_of_several_kinds(run: Run) -> None:
     done = run("inspect", "web", "hello:1", "nosuch")
     assert done.exit_code == 1
     container, image = json.loads(done.stdout)
@@ -139,13 +139,13 @@ def test_things_of_several_kinds_at_once(run: Run) -> None:
     assert done.stderr == ("orc: no container, image, node, network, service or volume 'nosuch'\n")
 
 
-def test_a_kind_that_is_named(run: Run) -> None:
+def test_explicit_kind(run: Run) -> None:
     assert json.loads(run("inspect", "--type", "volume", "data").stdout)[0]["name"] == "data"
     wrong = run("inspect", "--type", "network", "data")
     assert (wrong.exit_code, wrong.stderr) == (1, "orc: no network 'data'\n")
 
 
-def test_what_is_no_refusal_of_a_name_is_told(cluster: Any, run: Run) -> None:
+def test_errors_other_than_not_found_are_reported(cluster: Any, run: Run) -> None:
     def denied(_: object) -> Any:
         raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "you may not")
 

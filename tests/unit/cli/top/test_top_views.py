@@ -85,7 +85,7 @@ def column(view: Any, heading: str) -> int:
     return [field.heading for field in view.fields].index(heading)
 
 
-def test_nodes_and_services_use_what_their_tasks_use() -> None:
+def test_usage_of_nodes_and_services_sums_tasks() -> None:
     figures = picture()
     by_name = {row["name"]: row for row in figures.nodes}
     assert (by_name["b"]["cpu_percent"], by_name["b"]["memory"]) == (150.0, 300 << 20)

@@ -222,7 +222,7 @@ def test_conflicts_are_refused_before_anything_is_made(
     assert "network 'two_back' exists already, and it is of no stack" in refused(
         f"services: {{web: {{{usual}, networks: [back]}}}}\nnetworks: {{back: }}{tail}"
     )
-    assert "network 'nowhere' is external, and there is none" in refused(
+    assert "network 'nowhere' is external and does not exist" in refused(
         f"services: {{web: {{{usual}, networks: [b]}}}}"
         f"\nnetworks: {{b: {{external: true, name: nowhere}}}}{tail}"
     )
@@ -232,7 +232,7 @@ def test_conflicts_are_refused_before_anything_is_made(
     assert "compose.yaml:1: there is no folder" in refused(
         f"services: {{web: {{build: ./none, volumes: ['data:/data']}}}}{tail}"
     )
-    assert "volume 'gone' is external, and there is none" in refused(
+    assert "volume 'gone' is external and does not exist" in refused(
         "services: {web: {image: hello:1, volumes: ['gone:/d']}}\nvolumes: {gone: {external: true}}"
     )
     assert "compose.yaml:1: services.web.imag: there is no such key of a service" in refused(
@@ -242,7 +242,7 @@ def test_conflicts_are_refused_before_anything_is_made(
     # A network cannot be changed under a stack's feet.
     text = one_text + "\nnetworks: {default: {internal: true}}"
     line = cluster.refused("stack", "deploy", "-c", write(text), "one")
-    assert "network 'one_default' has another internal than the file says" in line
+    assert "network 'one_default' differs from the file in internal" in line
 
 
 def test_exit_statuses_tell_what_became_of_it(tidy: Cluster, hello: str, write: Write) -> None:

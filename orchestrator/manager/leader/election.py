@@ -1,16 +1,16 @@
-"""Who leads: one key, held by a lease, created by whoever finds it missing.
+"""Leader election: one key, held by a lease, created by the first candidate that finds it missing.
 
     election = Election(kv, "/orc/leader", "manager-1")
     async with election.term() as term:
         ...  # runs as leader; every write carries term.guard
 
-The body is cancelled and `LeadershipLost` comes out of the `async with` as soon as the lease
-cannot be known to be alive any more: a *local* deadline, counted from when the last good renewal
-was *sent*, minus a margin. So a leader that hangs, or is cut off, has stopped before another one
-starts. What it still had under way fails on `term.guard`, which is the real fence.
+The body is cancelled and the `async with` raises `LeadershipLost` as soon as the lease is not
+certain to be valid: at a *local* deadline, counted from when the last successful renewal was
+*sent*, minus a margin. So a leader that hangs or is partitioned has stopped before another one
+starts. Its writes in flight fail on `term.guard`, which is the actual fence.
 
-A term ends only by its lease. An outage of the store shorter than that has no effect. Given a
-`Renewal`, a thread renews the lease, so that a loop that is late does not lose it (`renewal`).
+A term ends only with its lease. An outage of the store shorter than that has no effect. With a
+`Renewal`, a thread renews the lease, so that a late event loop does not lose it (`lease_renewal`).
 """
 
 from __future__ import annotations

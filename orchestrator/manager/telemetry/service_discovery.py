@@ -1,13 +1,13 @@
-"""`GET /sd`: where Prometheus finds everything that is to be scraped.
+"""`GET /sd`: service discovery for Prometheus.
 
 The format is Prometheus' HTTP service discovery (prometheus.io, "Writing HTTP service discovery"):
 an array of groups, each with targets (HOST:PORT) and labels. `?job=` narrows it to one of
 
     orc-managers    every manager, `/metrics` over HTTPS
-    orc-agents      every agent that is heard of, or was: a target that is down is to be seen
-    orc-services    every running task whose service's (or container's) labels ask for it:
-                    prometheus.port, and where they differ prometheus.path (/metrics),
-                    prometheus.scheme (http), prometheus.network (the first one that it is on)
+    orc-agents      every agent, including those that are down
+    orc-services    every running task whose service's (or container's) labels request it:
+                    prometheus.port, and optionally prometheus.path (default /metrics),
+                    prometheus.scheme (http), prometheus.network (the task's first one)
 """
 
 from __future__ import annotations

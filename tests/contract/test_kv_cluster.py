@@ -71,7 +71,7 @@ async def persistent(kv: EtcdKv, ops: list[Put]) -> int:
                 continue
 
 
-async def test_a_frozen_member_is_left_and_a_lonely_one_refuses_in_words(
+async def test_a_frozen_member_is_skipped_and_one_without_quorum_refuses(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.manager.store.etcd.PROGRESS_INTERVAL", 0.1)

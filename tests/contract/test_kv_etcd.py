@@ -100,7 +100,7 @@ async def test_a_frozen_member_costs_one_deadline(host: Host, at: str) -> None:
             os.kill(pid, signal.SIGCONT)
 
 
-async def test_a_dead_first_endpoint_is_passed_over(host: Host, at: str) -> None:
+async def test_a_dead_first_endpoint_is_skipped(host: Host, at: str) -> None:
     dead = f"https://127.0.0.1:{unused_port()}"
     async with EtcdKv([dead, *host.endpoints], host.tls) as kv:
         revision = await kv.txn([], [Put(at + "a", b"1")])
@@ -108,7 +108,7 @@ async def test_a_dead_first_endpoint_is_passed_over(host: Host, at: str) -> None
             assert (await next_of(changes)).revision == revision
 
 
-async def test_a_mute_first_endpoint_is_passed_over(host: Host, at: str) -> None:
+async def test_a_silent_first_endpoint_is_skipped(host: Host, at: str) -> None:
     """It accepts the connection and never says a word, as a frozen or firewalled host."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         url = f"https://127.0.0.1:{mute.getsockname()[1]}"
@@ -117,7 +117,7 @@ async def test_a_mute_first_endpoint_is_passed_over(host: Host, at: str) -> None
             assert revision > 0
 
 
-async def test_nobody_there(host: Host) -> None:
+async def test_no_endpoint_answers(host: Host) -> None:
     url = f"https://127.0.0.1:{unused_port()}"
     async with EtcdKv([url], host.tls, timeout=1.0) as kv:
         for operation in (kv.get("a"), kv.txn([], [Put("a", b"")]), kv.grant(1), kv.keepalive(1)):

@@ -132,7 +132,7 @@ async def test_a_frozen_orphan_is_restarted(folder: Path, monkeypatch: pytest.Mo
         assert member.pid != host.first_pid
 
 
-async def test_a_binary_that_is_away_for_a_moment_is_waited_for(
+async def test_a_temporarily_missing_binary_is_retried(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As while its package is upgraded."""

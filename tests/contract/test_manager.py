@@ -207,7 +207,7 @@ async def test_a_node_learns_its_subnet_and_its_peers(running: Running) -> None:
         assert first.networks[0].cluster_cidr == "10.128.0.0/14"
 
 
-async def test_a_node_that_has_no_image_is_told_who_has(running: Running, control: Any) -> None:
+async def test_a_node_without_an_image_learns_its_sources(running: Running, control: Any) -> None:
     async with agent(running, "one"), agent(running, "two") as second:
         await second.say(images=dispatch_pb2.ImageReport())
         await deploy(running, control, web(replicas=2))
@@ -280,7 +280,7 @@ async def test_sessions_and_reports_outlive_a_lost_term(running: Running, contro
         assert list(node.tasks) == [task_id]
 
 
-async def test_a_manager_that_leads_no_longer_ends_its_sessions(
+async def test_a_manager_that_lost_leadership_closes_its_sessions(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatcher, "LEADERLESS_GRACE", 0.05)
@@ -372,7 +372,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-async def test_a_task_is_told_to_stop_once_every_node_follows_without_it(
+async def test_a_task_stops_once_every_node_has_withdrawn_its_endpoint(
     running: Running, control: Any
 ) -> None:
     async with agent(running, "one") as one, agent(running, "two") as two:

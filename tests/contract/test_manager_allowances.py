@@ -120,7 +120,7 @@ async def test_a_new_node_takes_nothing_of_its_host_until_its_operator_allows_it
     assert not (await cluster.task("there")).status.state > task.status.state
 
 
-async def test_what_runs_goes_on_when_its_node_does_not_allow_it_any_more(
+async def test_running_tasks_continue_when_an_allowance_is_withdrawn(
     cluster: Cluster,
 ) -> None:
     node = await cluster.update("n1", allow=["all"])

@@ -11,7 +11,7 @@ from orchestrator.model.specs import ContainerSpec, TaskSpec
 from orchestrator.pb import containers_pb2, containers_pb2_grpc
 
 
-async def test_one_that_has_gone_is_shown_as_it_was_last(tmp_path: Path) -> None:
+async def test_a_removed_container_is_shown_in_its_last_state(tmp_path: Path) -> None:
     """As one that fails at once and goes by itself, before its caller has come to watch it."""
     async with (
         manager_in(tmp_path / "manager") as running,

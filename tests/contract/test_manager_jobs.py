@@ -90,7 +90,7 @@ async def test_a_busy_job_is_changed_stopped_started_and_removed(
     await control.RemoveService(control_pb2.RemoveServiceRequest(service="sums"))
 
 
-async def test_what_is_no_job_or_has_no_run_is_told(
+async def test_errors_for_services_that_are_no_jobs_and_jobs_without_runs(
     running: Running, calls: tuple[Any, Any]
 ) -> None:
     control, jobs = calls

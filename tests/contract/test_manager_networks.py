@@ -143,7 +143,7 @@ async def test_an_address_has_one_owner_and_is_free_with_it(calls: Calls) -> Non
     )
 
 
-async def test_who_comes_while_a_network_goes_either_has_it_or_is_refused(calls: Calls) -> None:
+async def test_a_user_of_a_network_being_removed_gets_it_or_is_refused(calls: Calls) -> None:
     for number in range(10):
         network = await calls.make(f"n{number}")
         request = networks_pb2.RemoveNetworkRequest(network=network.name)

@@ -64,7 +64,7 @@ def sorted_out(outcomes: list[Any]) -> tuple[list[Any], list[str]]:
     return made, [str(each.details()) for each in others]
 
 
-async def test_a_port_has_one_owner_whoever_asks_at_once(calls: Calls) -> None:
+async def test_a_port_has_one_owner_under_concurrent_requests(calls: Calls) -> None:
     port = PortSpec(8080, 80)
     outcomes = await asyncio.gather(
         *(calls.service(f"s{number}", port) for number in range(4)),
@@ -94,7 +94,7 @@ async def test_services_that_come_to_want_the_same_port(calls: Calls) -> None:
     assert len(sorted_out(outcomes)[0]) == 4
 
 
-async def test_a_port_of_each_node_is_many_peoples_and_no_other_kind_beside_it(
+async def test_host_mode_ports_are_shared_and_exclude_ingress_mode(
     calls: Calls,
 ) -> None:
     own = PortSpec(8080, 80, mode=PublishMode.HOST)

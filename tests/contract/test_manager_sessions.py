@@ -80,9 +80,7 @@ async def heard(stats: Any) -> tuple[str, int, str]:
     return told.node, told.nodes, told.notice
 
 
-async def test_a_node_that_is_about_to_be_back_is_waited_for(
-    running: Running, interact: Any
-) -> None:
+async def test_a_request_waits_for_a_reconnecting_node(running: Running, interact: Any) -> None:
     joined = await running.join(running.token)
     async with session(running, joined, "node1"):
         pass
@@ -92,7 +90,7 @@ async def test_a_node_that_is_about_to_be_back_is_waited_for(
         stats.cancel()
 
 
-async def test_figures_go_on_when_a_node_is_back_and_come_of_a_new_one(
+async def test_statistics_resume_with_a_node_and_include_new_nodes(
     running: Running, interact: Any
 ) -> None:
     joined = await running.join(running.token)
@@ -107,7 +105,7 @@ async def test_figures_go_on_when_a_node_is_back_and_come_of_a_new_one(
             stats.cancel()
 
 
-async def test_a_node_that_stays_away_is_named(running: Running, interact: Any) -> None:
+async def test_an_unavailable_node_is_named(running: Running, interact: Any) -> None:
     joined = await running.join(running.token)
     async with session(running, joined, "node1"):
         pass

@@ -51,7 +51,9 @@ def of(running: Running, name: str) -> list[Task]:
     return [task for task in tasks if task.service_name == name]
 
 
-async def test_garbage_holds_its_own_service_and_no_other(kv: Kv, tmp_path: Path) -> None:
+async def test_an_undecodable_task_holds_its_own_service_and_no_other(
+    kv: Kv, tmp_path: Path
+) -> None:
     async with manager_in(tmp_path / "manager", 600.0, kv) as running, leading(running):
         joined = await running.join(running.token)
         async with (

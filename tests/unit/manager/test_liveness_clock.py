@@ -20,7 +20,7 @@ class Clock:
         return self.now
 
 
-def test_it_goes_with_the_clock_while_the_loop_turns() -> None:
+def test_the_clock_advances_while_the_loop_runs() -> None:
     clock = Clock()
     listening = LivenessClock(clock)
     for _ in range(50):
@@ -29,7 +29,7 @@ def test_it_goes_with_the_clock_while_the_loop_turns() -> None:
     assert listening() == pytest.approx(clock())
 
 
-def test_it_stands_while_the_loop_is_blocked() -> None:
+def test_the_clock_stands_while_the_loop_is_blocked() -> None:
     clock = Clock()
     listening = LivenessClock(clock)
     clock.now += 60.0
@@ -39,7 +39,7 @@ def test_it_stands_while_the_loop_is_blocked() -> None:
     assert listening() == pytest.approx(100.0 + LONGEST_STEP + SAMPLE_INTERVAL)
 
 
-async def test_a_blocked_loop_stops_it() -> None:
+async def test_a_blocked_event_loop_stops_the_clock() -> None:
     def block() -> None:
         time.sleep(1.0)
 
@@ -51,7 +51,7 @@ async def test_a_blocked_loop_stops_it() -> None:
         assert listening() <= before + LONGEST_STEP
 
 
-def test_nodes_are_not_silent_while_nobody_listens() -> None:
+def test_nodes_are_not_silent_while_the_manager_cannot_listen() -> None:
     clock = Clock()
     listening = LivenessClock(clock)
     report_buffer = ReportBuffer(clock, listening)

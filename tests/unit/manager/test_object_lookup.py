@@ -37,7 +37,7 @@ VIEW = ClusterView.of(
         ("t-sums-1", True, None, ["t-sums-1"]),
     ],
 )
-def test_whose_logs_are_meant(
+def test_log_source_of_a_name(
     word: str, of_job: bool, service: Service | None, tasks: list[str]
 ) -> None:
     found, its = find_log_source(VIEW, word, of_job)
@@ -54,13 +54,13 @@ def test_whose_logs_are_meant(
         ("web.1", True, "no job 'web.1'; see 'orc job ls'"),
     ],
 )
-def test_what_has_no_logs_is_called_what_was_asked_for(word: str, of_job: bool, words: str) -> None:
+def test_an_unknown_log_source_is_named_as_requested(word: str, of_job: bool, words: str) -> None:
     with pytest.raises(RequestError) as refusal:
         find_log_source(VIEW, word, of_job)
     assert refusal.value.text == words
 
 
-def test_a_service_in_place_of_a_container_leads_to_its_first_replica_that_runs() -> None:
+def test_a_services_name_suggests_its_first_running_replica() -> None:
     states = (TaskState.PENDING, TaskState.RUNNING, TaskState.RUNNING)
     tasks = [
         Task(

@@ -136,7 +136,7 @@ async def test_a_single_file_is_bounded_too(tmp_path: Path) -> None:
     assert found[-1] == "web49"
 
 
-async def test_who_is_refused_pushes_nobody_out(tmp_path: Path) -> None:
+async def test_refused_calls_do_not_displace_other_entries(tmp_path: Path) -> None:
     trail = AuditTrail(tmp_path, journal=Journal(tmp_path / "none"), file_bytes=4096, files=2)
     with trail.running():
         trail.record(entry(0, name="important"))
@@ -149,7 +149,7 @@ async def test_who_is_refused_pushes_nobody_out(tmp_path: Path) -> None:
     assert set(found[1:]) == {"refused"}
 
 
-async def test_numbers_go_on_after_a_restart_and_gaps_show(tmp_path: Path) -> None:
+async def test_numbering_continues_after_a_restart_and_shows_gaps(tmp_path: Path) -> None:
     for number in range(3):
         trail = AuditTrail(tmp_path, journal=Journal(tmp_path / "none"))
         with trail.running():
@@ -165,7 +165,7 @@ async def test_numbers_go_on_after_a_restart_and_gaps_show(tmp_path: Path) -> No
     assert [(each["seq"], each.get("missing", 0)) for each in found] == [(1, 0), (3, 1)]
 
 
-async def test_a_disk_that_refuses_holds_nobody_up_and_is_written_later(
+async def test_a_failing_disk_delays_no_call_and_is_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trail_module, "_RETRY", 0.01)
@@ -186,7 +186,7 @@ async def test_a_disk_that_refuses_holds_nobody_up_and_is_written_later(
     assert lost == []
 
 
-async def test_what_does_not_fit_into_memory_is_counted_and_shows_as_a_gap(
+async def test_entries_beyond_the_queue_are_counted_and_show_as_a_gap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trail_module, "_RETRY", 0.01)
@@ -215,7 +215,7 @@ async def test_what_does_not_fit_into_memory_is_counted_and_shows_as_a_gap(
     assert found[-1]["missing"] == 8
 
 
-async def test_what_is_left_at_the_end_is_written_or_counted(tmp_path: Path) -> None:
+async def test_pending_entries_are_written_or_counted_at_shutdown(tmp_path: Path) -> None:
     lost: list[int] = []
     trail = AuditTrail(tmp_path, journal=Journal(tmp_path / "none"))
     trail.lost = lost.append
@@ -225,7 +225,7 @@ async def test_what_is_left_at_the_end_is_written_or_counted(tmp_path: Path) -> 
     assert lost == [1]
 
 
-async def test_a_write_that_fails_midway_leaves_no_half(tmp_path: Path) -> None:
+async def test_a_write_that_fails_midway_leaves_no_partial_line(tmp_path: Path) -> None:
     log = RotatedLog(tmp_path, "audit", 1 << 20, 2)
     log.open()
     log.append(["a" * 10])
@@ -241,7 +241,7 @@ async def test_names_of_any_characters_are_one_line(trail: AuditTrail, tmp_path:
     assert len((tmp_path / "audit" / "audit.log").read_bytes().splitlines()) == 1
 
 
-async def test_a_follower_gets_what_comes_and_is_told_when_it_lags(
+async def test_a_follower_gets_new_entries_and_an_error_when_it_lags(
     trail: AuditTrail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trail.record(entry(0))

@@ -331,7 +331,7 @@ def test_pings_that_are_filtered_are_nothing_as_long_as_the_tunnel_tells_the_mtu
     assert World().path("*", "node2", underlay=NONE).judged() == ()
 
 
-def test_nothing_is_said_where_all_is_well() -> None:
+def test_no_findings_without_problems() -> None:
     for count in (0, 1, 2, 3, 20):
         assert World(count).judged() == ()
 
@@ -339,7 +339,7 @@ def test_nothing_is_said_where_all_is_well() -> None:
 @pytest.mark.parametrize(
     ("world", "text", "mend"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
 )
-def test_what_is_wrong_is_said_once(world: Callable[[], World], text: str, mend: str) -> None:
+def test_a_problem_is_reported_once(world: Callable[[], World], text: str, mend: str) -> None:
     (finding,) = world().judged()
     assert (finding.wrong, finding.text, finding.mend) == (True, text, mend)
 
@@ -347,7 +347,7 @@ def test_what_is_wrong_is_said_once(world: Callable[[], World], text: str, mend:
 @pytest.mark.parametrize(
     ("world", "text"), [case[1:] for case in NOTES], ids=[case[0] for case in NOTES]
 )
-def test_what_is_only_worth_knowing_is_not_wrong(world: Callable[[], World], text: str) -> None:
+def test_notable_facts_are_not_problems(world: Callable[[], World], text: str) -> None:
     (finding,) = world().judged()
     assert (finding.wrong, finding.text) == (False, text)
 
@@ -367,12 +367,12 @@ def test_an_encrypted_network_takes_more_and_goes_by_another_port() -> None:
     )
 
 
-def test_two_things_are_two_findings_what_is_wrong_first() -> None:
+def test_findings_list_problems_first() -> None:
     world = World(4).path("node1", "node2", rate=1e6).both("node3", "node4", **CUT)
     assert [finding.wrong for finding in world.judged()] == [True, False]
 
 
-def test_a_node_without_the_network_is_asked_for_nothing_of_it() -> None:
+def test_a_node_without_the_network_has_no_findings() -> None:
     gone: dict[str, Any] = {**DEAD, "overlay": EchoResult(), "datagrams": 0}
     world = World().node("node3", mtu=0).path("node3", "*", **gone).path("*", "node3", **gone)
     assert world.judged() == ()
@@ -441,7 +441,7 @@ def test_scopes_name_each_bad_pair_and_no_other(
 
 
 @given(st.integers(0, 40), st.integers(1, 40))
-def test_rounds_have_each_pair_once_and_nobody_twice(count: int, most: int) -> None:
+def test_rounds_have_each_pair_once_and_each_node_at_most_once(count: int, most: int) -> None:
     names = [str(n) for n in range(count)]
     found = measurement_rounds(names, most)
     for each in found:

@@ -54,7 +54,7 @@ def tables(told: list[dispatch_pb2.ManagerMessage]) -> list[tuple[bool, int, int
     ]
 
 
-def test_a_new_session_is_told_all_and_one_that_is_behind_what_it_missed() -> None:
+def test_a_new_session_gets_the_table_and_a_lagging_one_the_missed_changes() -> None:
     leader = Leader(running("a"))
     told, revision = leader.feed.since(0)
     assert tables(told) == [(True, 0, revision)]
@@ -76,7 +76,7 @@ def test_a_new_session_is_told_all_and_one_that_is_behind_what_it_missed() -> No
     assert tables(leader.feed.since(0)[0]) == [(True, 0, newest)]
 
 
-def test_one_that_is_far_behind_is_told_all() -> None:
+def test_a_session_far_behind_gets_the_whole_table() -> None:
     leader = Leader()
     _, revision = leader.feed.since(0)
     for number in range(300):
@@ -95,7 +95,7 @@ def test_what_was_read_before_a_change_is_still_sent_as_it_was() -> None:
         assert leader.feed.encoded(message) == message.SerializeToString()
 
 
-def test_a_task_is_held_back_until_all_nodes_follow_without_it() -> None:
+def test_a_stop_is_withheld_until_all_nodes_have_withdrawn_the_endpoint() -> None:
     leader = Leader(running("a"), running("b"))
     assert not leader.feed.holds(running("a"))
     stopped = leader.stop(running("a"))
@@ -110,12 +110,12 @@ def test_a_task_is_held_back_until_all_nodes_follow_without_it() -> None:
     assert leader.feed.deadline is None
 
 
-def test_it_is_held_back_before_the_feed_has_seen_the_order() -> None:
+def test_a_stop_is_withheld_before_the_feed_has_processed_it() -> None:
     leader = Leader(running("a"))
     assert leader.feed.holds(replace(running("a"), desired_state=TaskState.SHUTDOWN))
 
 
-def test_a_node_that_is_lost_or_silent_holds_nothing_up_for_long() -> None:
+def test_a_silent_node_delays_a_stop_only_for_the_timeout() -> None:
     leader = Leader(running("a"), running("b"))
     stopped = leader.stop(running("a"))
     leader.feed.acknowledge("n1", leader.revision())
@@ -129,7 +129,7 @@ def test_a_node_that_is_lost_or_silent_holds_nothing_up_for_long() -> None:
     assert not leader.feed.holds(stopped)
 
 
-def test_a_restart_of_a_container_is_held_back_as_its_stop_is() -> None:
+def test_a_restart_is_withheld_like_a_stop() -> None:
     box = running("box", run=1, service_id="", container_name="box")
     leader = Leader(box)
     again = replace(box, run=2)
@@ -141,7 +141,7 @@ def test_a_restart_of_a_container_is_held_back_as_its_stop_is() -> None:
     assert not leader.feed.holds(again)
 
 
-def test_what_ends_by_itself_or_with_its_service_waits_for_nobody() -> None:
+def test_a_task_that_ends_by_itself_is_not_withheld() -> None:
     leader = Leader(running("a"), running("b"))
     ended = replace(running("a"), status=TaskStatus(TaskState.FAILED))
     leader.change(running("a"), ended)

@@ -89,7 +89,7 @@ async def managed(folder: Path, lease: float = 3600.0) -> AsyncIterator[Managed]
         yield found
 
 
-async def test_a_node_that_waits_is_told_for_whom_and_is_served(tmp_path: Path) -> None:
+async def test_a_waiting_node_learns_the_reason_and_is_served(tmp_path: Path) -> None:
     async with managed(tmp_path) as manager:
         first = Caller(manager.sources, "n1")
         assert (await first.granted()).registry
@@ -106,7 +106,7 @@ async def test_a_node_that_waits_is_told_for_whom_and_is_served(tmp_path: Path) 
         assert manager.turns.turns() == ()
 
 
-async def test_a_node_that_stands_still_keeps_nobody_from_an_image(tmp_path: Path) -> None:
+async def test_a_stalled_node_does_not_block_an_image(tmp_path: Path) -> None:
     async with managed(tmp_path, lease=0.2) as manager:
         stuck, second = Caller(manager.sources, "n1"), Caller(manager.sources, "n2")
         assert (await stuck.granted()).registry
@@ -116,7 +116,7 @@ async def test_a_node_that_stands_still_keeps_nobody_from_an_image(tmp_path: Pat
 
 
 @pytest.mark.parametrize("how", ["down", "removed", "killed"])
-async def test_a_node_that_is_gone_keeps_nobody_from_an_image(tmp_path: Path, how: str) -> None:
+async def test_a_removed_node_does_not_block_an_image(tmp_path: Path, how: str) -> None:
     async with managed(tmp_path) as manager:
         gone, second = Caller(manager.sources, "n1"), Caller(manager.sources, "n2")
         assert (await gone.granted()).registry

@@ -95,7 +95,7 @@ def something(rng: random.Random, view: ClusterView, step: int) -> Change:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_only_sessions_that_a_change_concerns_have_anything_to_tell(seed: int) -> None:
+def test_only_affected_sessions_send_changes(seed: int) -> None:
     rng = random.Random(seed)
     objects: list[Object] = [DB, *NODES]
     view = ClusterView.of(objects)
@@ -117,7 +117,7 @@ def test_only_sessions_that_a_change_concerns_have_anything_to_tell(seed: int) -
             assert told.orders() == fresh.orders()
 
 
-def test_what_is_open_to_containers_is_told_at_first_and_when_it_changes() -> None:
+def test_container_access_is_sent_first_and_when_it_changes() -> None:
     first = ClusterView.of([*NODES, Cluster(id="c")])
     session = NodeSession("n0", NetworkAssignments())
     feed = EndpointFeed(first, lambda: 0.0, 1.0)
@@ -133,7 +133,7 @@ def test_what_is_open_to_containers_is_told_at_first_and_when_it_changes() -> No
     assert told(first) == [[]]
 
 
-def test_a_node_that_keeps_a_removed_image_is_told_again() -> None:
+def test_a_node_that_keeps_a_removed_image_is_reminded() -> None:
     """A container used it when it was told first, and has gone since."""
     kept = Image(id="sha256:1", nodes=("n0",), condemned=("n0",))
     view = ClusterView.of([*NODES, kept])

@@ -52,7 +52,7 @@ class World:
         return found
 
 
-def test_one_at_a_time_at_the_registry_of_an_image() -> None:
+def test_one_pull_at_a_time_per_image_from_the_registry() -> None:
     world = World()
     first, second = world.ask("a"), world.ask("b")
     assert world.source(first) == REGISTRY
@@ -73,7 +73,7 @@ def test_the_next_waits_until_the_first_has_reported_that_it_has_the_image() -> 
     assert world.source(third) == REGISTRY
 
 
-def test_a_few_at_a_time_at_each_node() -> None:
+def test_a_few_pulls_at_a_time_per_source() -> None:
     world = World()
     tickets = [world.ask(f"n{n}") for n in range(2 * PULLS_PER_SOURCE)]
     given = [world.source(ticket, "a:1", "b:1") for ticket in tickets]
@@ -84,13 +84,13 @@ def test_a_few_at_a_time_at_each_node() -> None:
     assert world.source(late, "a:1", "b:1") == "b:1"
 
 
-def test_a_source_that_failed_is_not_given_again() -> None:
+def test_a_failed_source_is_not_granted_again() -> None:
     world = World()
     assert world.source(world.ask("n", failed="a:1"), "a:1", "b:1") == "b:1"
     assert world.source(world.ask("n", failed="a:1 b:1"), "a:1", "b:1") == REGISTRY
 
 
-def test_a_turn_without_progress_ends() -> None:
+def test_a_pull_without_progress_ends() -> None:
     world = World()
     world.source(world.ask("stuck"))
     waiting = world.ask("b")
@@ -105,7 +105,7 @@ def test_a_turn_without_progress_ends() -> None:
     assert world.source(waiting) == REGISTRY
 
 
-def test_a_turn_at_a_node_without_progress_ends() -> None:
+def test_a_pull_from_a_node_without_progress_ends() -> None:
     world = World()
     for number in range(PULLS_PER_SOURCE):
         world.source(world.ask(f"stuck{number}"), "a:1")
@@ -118,7 +118,7 @@ def test_a_turn_at_a_node_without_progress_ends() -> None:
     assert world.source(waiting, "a:1") == "a:1"
 
 
-def test_a_turn_of_a_node_that_is_down_or_removed_ends() -> None:
+def test_a_pull_by_a_node_that_is_down_or_removed_ends() -> None:
     world = World()
     world.source(world.ask("gone"))
     waiting = world.ask("b")
@@ -126,7 +126,7 @@ def test_a_turn_of_a_node_that_is_down_or_removed_ends() -> None:
     assert world.poll(waiting, up=lambda node: node != "gone") == Granted(REGISTRY)
 
 
-def test_the_end_of_a_turn_that_was_taken_away_gives_nothing_back() -> None:
+def test_ending_an_expired_pull_frees_nothing() -> None:
     world = World()
     stuck, second = world.ask("stuck"), world.ask("b")
     world.source(stuck)
@@ -138,7 +138,7 @@ def test_the_end_of_a_turn_that_was_taken_away_gives_nothing_back() -> None:
     assert turn.pull.node_id == "b"
 
 
-def test_who_waits_is_told_soon_and_again() -> None:
+def test_a_waiting_node_gets_notices_periodically() -> None:
     world = World()
     world.source(world.ask("a"))
     waiting = world.ask("b")
@@ -155,7 +155,7 @@ def test_who_waits_is_told_soon_and_again() -> None:
     assert {later - earlier for earlier, later in pairwise(told)} == {NEXT_NOTICE}
 
 
-def test_an_older_node_that_cannot_be_told_goes_to_the_registry() -> None:
+def test_an_older_node_is_sent_to_the_registry() -> None:
     world = World()
     world.source(world.ask("a"))
     old = world.ask("old", reports=False)
@@ -168,7 +168,7 @@ def test_an_older_node_that_cannot_be_told_goes_to_the_registry() -> None:
     assert world.source(old) == REGISTRY
 
 
-def test_nothing_is_left_of_calls_that_have_ended() -> None:
+def test_ended_calls_leave_no_state() -> None:
     world = World()
     tickets = [world.ask(name) for name in "abc"]
     world.source(tickets[0])

@@ -89,14 +89,14 @@ def test_only_the_nodes_of_tasks_that_name_it_are_sent_a_secret() -> None:
     assert leader.sent("n2") == ([], {"t2": []})
 
 
-def test_it_is_sent_once_however_many_tasks_have_it() -> None:
+def test_a_secret_is_sent_once_for_many_tasks() -> None:
     leader = Leader(task("t1", "n1", USES))
     leader.sent("n1")
     leader.change(None, task("t3", "n1", USES))
     assert leader.sent("n1") == ([], {"t3": ["d1.1"]})
 
 
-def test_what_no_task_needs_any_more_is_sent_anew_when_one_does() -> None:
+def test_an_unused_secret_is_sent_again_when_needed() -> None:
     first = task("t1", "n1", USES)
     leader = Leader(first)
     leader.sent("n1")
@@ -123,7 +123,7 @@ def test_a_new_version_goes_to_running_tasks_where_they_are_signalled() -> None:
     assert leader.sent("n2") == ([], {})
 
 
-def test_what_an_order_says_of_a_file() -> None:
+def test_files_in_an_assignment() -> None:
     reference = replace(USES, target="/etc/pw", uid=1, gid=2, mode=0o400)
     view = Leader().view
     (file,) = files_of(view, task("t1", "n1", reference))
@@ -155,7 +155,7 @@ async def opened(kv: MemoryKv, vault: Vault, payload: documents_pb2.Payload) -> 
     return payload.error or payload.data
 
 
-async def test_data_is_opened_for_who_is_to_have_it(kv: MemoryKv, tmp_path: Path) -> None:
+async def test_data_is_decrypted_for_its_task(kv: MemoryKv, tmp_path: Path) -> None:
     vault = Vault.at(tmp_path)
     store = DocumentStore(kv, vault)
     template = b'{{.Service.Name}}.{{.Task.Slot}}@{{.Node.Hostname}} {{env "X"}} {{secret "pw"}}'
@@ -169,7 +169,7 @@ async def test_data_is_opened_for_who_is_to_have_it(kv: MemoryKv, tmp_path: Path
     assert await opened(kv, vault, filled) == b"web.3@host-n1 y horse\xff"
 
 
-async def test_why_there_is_no_data(kv: MemoryKv, tmp_path: Path) -> None:
+async def test_reasons_for_missing_data(kv: MemoryKv, tmp_path: Path) -> None:
     vault = Vault.at(tmp_path)
     await kv.txn([], [DocumentStore(kv, vault).write(DB, b"horse")])
     await kv.txn([], [DocumentStore(kv, vault).write(CONF, b'{{secret "nope"}}')])

@@ -39,7 +39,7 @@ def after(view: ClusterView, reports: Reports, now: float = 100.0) -> ClusterVie
         (TaskState.RUNNING, TaskState.ORPHANED, TaskState.RUNNING),
     ],
 )
-def test_a_status_is_taken_only_forward(
+def test_task_states_only_advance(
     current: TaskState, reported: TaskState, stored: TaskState
 ) -> None:
     view = ClusterView.of([NODE, task(current)])
@@ -47,7 +47,7 @@ def test_a_status_is_taken_only_forward(
     assert after(view, reports).tasks["t1"].status.state is stored
 
 
-def test_a_node_cannot_speak_for_the_task_of_another() -> None:
+def test_a_node_cannot_report_another_nodes_task() -> None:
     view = ClusterView.of([NODE, replace(NODE, id="n2"), task(TaskState.RUNNING)])
     reports = Reports(statuses={"n2": {"t1": TaskStatus(state=TaskState.FAILED)}})
     assert report_changes(view, reports, 1.0) == []
@@ -86,7 +86,7 @@ def test_a_hello_makes_the_node_ready_and_is_idempotent() -> None:
         ("NONE", "SHUTDOWN", "SHUTDOWN", False),
     ],
 )
-def test_a_reboot_starts_what_is_always_to_run_though_it_was_stopped(
+def test_a_reboot_starts_containers_with_restart_policy_always(
     policy: str, desired: str, state: str, starts: bool
 ) -> None:
     stopped = Task(
@@ -189,7 +189,7 @@ def test_changes_are_applied_to_what_was_read() -> None:
     assert change.before is view.tasks["t1"]
 
 
-def test_what_a_path_carries_is_kept_until_a_new_agent_has_measured_it() -> None:
+def test_a_path_mtu_is_kept_until_a_new_agent_has_measured_it() -> None:
     view = after(ClusterView.of([NODE]), Reports(path_mtus={"n1": 1400, "gone": 1500}))
     assert view.nodes["n1"].description.path_mtu == 1400
     assert report_changes(view, Reports(path_mtus={"n1": 1400}), 100.0) == []
@@ -200,7 +200,7 @@ def test_what_a_path_carries_is_kept_until_a_new_agent_has_measured_it() -> None
     assert view.nodes["n1"].description.path_mtu == 1500
 
 
-def test_trouble_with_a_host_is_known_for_as_long_as_it_lasts() -> None:
+def test_host_problems_are_recorded_while_they_last() -> None:
     view = after(ClusterView.of([NODE]), Reports(troubles={"n1": "it is full", "gone": "so it is"}))
     assert view.nodes["n1"].description.trouble == "it is full"
     assert report_changes(view, Reports(troubles={"n1": "it is full"}), 100.0) == []
@@ -222,7 +222,7 @@ def test_the_newest_keys_of_a_node_are_kept() -> None:
     assert after(known, Reports(keys={"n1": ()})).nodes["n1"].description.tunnel_keys == ()
 
 
-def test_what_is_no_key_of_the_nodes_own_is_told_to_nobody() -> None:
+def test_a_key_that_is_not_the_nodes_own_is_not_distributed() -> None:
     theirs, mine = tunnel_key("theirs"), tunnel_key("mine")
     other = replace(NODE, id="n2", description=replace(NODE.description, tunnel_keys=(theirs,)))
     view = ClusterView.of([NODE, other])

@@ -108,7 +108,7 @@ async def test_a_silent_store_ends_the_term_before_the_lease_ends(
         assert a.term is not None, "it leads again once the store is back"
 
 
-async def test_a_short_outage_costs_nothing(kv: MemoryKv, time: VirtualTime) -> None:
+async def test_a_short_outage_does_not_end_the_term(kv: MemoryKv, time: VirtualTime) -> None:
     a = Contender(kv, time, "a")
     async with running(a):
         term = a.term
@@ -176,7 +176,7 @@ async def test_the_key_of_a_killed_leader_is_waited_for(kv: MemoryKv, time: Virt
         assert b.term is not None
 
 
-async def test_a_longer_key_is_somebody_else_s(kv: MemoryKv, time: VirtualTime) -> None:
+async def test_a_longer_key_belongs_to_another_candidate(kv: MemoryKv, time: VirtualTime) -> None:
     await kv.txn([], [Put(KEY + "-of-another", b"z")])
     async with Election(kv, KEY, "a", clock=time, sleep=time.sleep).term() as term:
         assert term.identity == "a"
@@ -246,7 +246,7 @@ async def test_never_two_leaders_by_their_own_clocks(
     assert len({identity for identity, _ in led}) > 1
 
 
-async def test_whoever_is_cancelled_leaves_no_key(kv: MemoryKv, time: VirtualTime) -> None:
+async def test_a_cancelled_candidate_leaves_no_key(kv: MemoryKv, time: VirtualTime) -> None:
     a, b = Contender(kv, time, "a"), Contender(kv, time, "b")
     async with running(a), running(b):
         await time.pass_(1)

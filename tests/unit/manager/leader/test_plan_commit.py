@@ -86,7 +86,7 @@ async def test_nothing_is_applied_late_once_something_else_was_written() -> None
     assert await kv.tasks() == ["t1", "t2"]
 
 
-async def test_what_comes_late_after_all_voids_what_was_decided_without_it() -> None:
+async def test_a_late_write_voids_decisions_made_without_it() -> None:
     kv = Store()
     writer = await elected(kv)
     await writer.write(group_changes([new("t0")]))
@@ -99,7 +99,7 @@ async def test_what_comes_late_after_all_voids_what_was_decided_without_it() -> 
     assert again.conflicted == []
 
 
-async def test_only_what_conflicts_is_left_out() -> None:
+async def test_only_conflicting_groups_are_dropped() -> None:
     kv = Store()
     writer = await elected(kv)
     web = Service(id="web", revision=77)
@@ -111,7 +111,7 @@ async def test_only_what_conflicts_is_left_out() -> None:
     assert len(kv.sent) == 2
 
 
-async def test_what_needs_a_change_that_conflicts_is_left_out_too() -> None:
+async def test_dependents_of_a_conflicting_group_are_dropped() -> None:
     kv = Store()
     writer = await elected(kv)
     stale = Node(id="n", revision=5)
@@ -124,7 +124,7 @@ async def test_what_needs_a_change_that_conflicts_is_left_out_too() -> None:
     assert await kv.tasks() == ["other"]
 
 
-async def test_room_is_not_taken_before_it_is_free() -> None:
+async def test_resources_are_not_taken_before_they_are_freed() -> None:
     kv = Store()
     writer = await elected(kv)
     running = Task(
@@ -172,7 +172,7 @@ async def test_requests_stay_smaller_than_etcd_takes() -> None:
     assert len((await kv.list("/orc/services/")).entries) == 10
 
 
-async def test_what_is_too_large_by_itself_is_named_and_the_rest_is_written() -> None:
+async def test_a_group_that_is_too_large_is_reported_and_the_rest_committed() -> None:
     kv = Store()
     writer = await elected(kv)
     huge = Service(id="huge", spec=ServiceSpec(name="x" * 2_000_000))
@@ -183,7 +183,7 @@ async def test_what_is_too_large_by_itself_is_named_and_the_rest_is_written() ->
     assert await kv.tasks() == ["t"]
 
 
-async def test_a_full_store_leaves_everything_unwritten_and_says_so() -> None:
+async def test_a_full_store_leaves_everything_uncommitted() -> None:
     kv = Store()
     writer = await elected(kv)
 

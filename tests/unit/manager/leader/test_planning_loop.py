@@ -126,7 +126,7 @@ async def test_the_event_loop_runs_while_a_round_is_planned() -> None:
         await until(cache, lambda: "task" in cache.view.tasks)
 
 
-async def test_a_service_that_cannot_be_planned_holds_up_no_other(
+async def test_a_service_that_cannot_be_planned_delays_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reconcile = pipeline.reconcile_replicated

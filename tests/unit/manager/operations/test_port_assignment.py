@@ -33,7 +33,7 @@ def test_ports_with_a_number_keep_it() -> None:
     assert published(view([]), PortSpec(80, 8080)) == [(80, TCP)]
 
 
-def test_a_port_gets_one_that_nobody_has() -> None:
+def test_an_automatic_port_is_unused() -> None:
     ((first, _),) = published(view([]), PortSpec(0, 80))
     assert FIRST_DYNAMIC_PORT <= first <= LAST_DYNAMIC_PORT
     assert published(view([PortSpec(first, 1)]), PortSpec(0, 80)) == [(first + 1, TCP)]
@@ -42,7 +42,7 @@ def test_a_port_gets_one_that_nobody_has() -> None:
     assert published(view([]), PortSpec(0, 80), PortSpec(first, 81))[0] == (first + 1, TCP)
 
 
-def test_two_containers_that_are_made_at_a_time_get_different_ones() -> None:
+def test_concurrent_containers_get_different_ports() -> None:
     one, other = (published(view([]), PortSpec(0, 80), id=id) for id in ("c1", "c2"))
     assert one != other
 

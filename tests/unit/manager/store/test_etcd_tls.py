@@ -54,7 +54,7 @@ def test_a_second_time_changes_nothing(tmp_path: Path) -> None:
         (CA_LIFETIME - timedelta(days=29), {"ca", "server", "client"}),
     ],
 )
-def test_what_ends_within_30_days_is_renewed(
+def test_a_certificate_that_expires_within_30_days_is_renewed(
     tmp_path: Path, age: timedelta, renewed: set[str]
 ) -> None:
     ensure_member_tls(tmp_path, NOW)
@@ -68,7 +68,7 @@ def test_what_ends_within_30_days_is_renewed(
 
 @pytest.mark.parametrize("name", ["server.pem", "server-key.pem", "ca.pem", "ca-key.pem"])
 @pytest.mark.parametrize("damage", ["missing", "torn", "foreign"])
-def test_a_pair_that_is_not_whole_is_made_again(tmp_path: Path, name: str, damage: str) -> None:
+def test_an_incomplete_pair_is_replaced(tmp_path: Path, name: str, damage: str) -> None:
     made = ensure_member_tls(tmp_path / "a", NOW)
     path = tmp_path / "a" / name
     if damage == "missing":

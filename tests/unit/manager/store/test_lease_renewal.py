@@ -56,7 +56,7 @@ async def test_a_store_that_does_not_answer_loses_the_lease() -> None:
     assert threading.get_ident() not in store.threads
 
 
-async def test_a_loop_that_is_stuck_is_found_out() -> None:
+async def test_a_stuck_event_loop_loses_the_lease() -> None:
     def stuck() -> None:
         while renewing():
             time.sleep(0.01)

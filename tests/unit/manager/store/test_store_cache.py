@@ -185,7 +185,7 @@ async def test_an_object_that_cannot_be_decoded_is_set_aside_until_it_can() -> N
         assert {change.subject.id for change in told} == {"t1", "s"}
 
 
-async def test_garbage_that_goes_frees_its_service() -> None:
+async def test_deleting_an_undecodable_object_releases_its_service() -> None:
     kv = new_kv()
     await commit(kv, [Change(None, SERVICE), Change(None, TASKS[0])])
     await kv.txn([], [garbage(TASKS[1])])
@@ -196,7 +196,7 @@ async def test_garbage_that_goes_frees_its_service() -> None:
         assert not cache.view.quarantined
 
 
-async def test_garbage_that_goes_while_nobody_watches() -> None:
+async def test_an_undecodable_object_deleted_during_an_outage() -> None:
     kv = new_kv()
     await kv.txn([], [garbage(TASKS[0]), garbage(Node(id="n")), Put("/orc/gadgets/x", b"")])
     async with following(kv) as cache:
@@ -210,7 +210,7 @@ async def test_garbage_that_goes_while_nobody_watches() -> None:
     task.cancel()
 
 
-async def test_a_manager_that_starts_with_garbage_holds_what_it_may_belong_to() -> None:
+async def test_a_manager_that_starts_with_undecodable_tasks_holds_possible_owners() -> None:
     kv = new_kv()
     await commit(kv, [Change(None, item) for item in (SERVICE, OTHER, TASKS[0])])
     await commit(kv, [Change(None, Task(id="x", service_id="o", slot=1))])

@@ -110,7 +110,7 @@ def test_runs_of_a_job_begin_and_end() -> None:
     ]
 
 
-def test_how_an_update_goes() -> None:
+def test_events_of_an_update() -> None:
     states = [
         UpdateStatus(),
         UpdateStatus(UpdateState.UPDATING, started_at=1.0),
@@ -148,7 +148,7 @@ def test_how_an_update_goes() -> None:
     }
 
 
-def test_what_an_operator_did_to_a_node_and_the_end_of_a_service() -> None:
+def test_events_of_node_changes_and_service_removal() -> None:
     drained = replace(NODE, availability=Availability.DRAIN)
     (event,) = events_of(Change(NODE, drained), ClusterView.of([NODE]), 5.0)
     assert event.attributes["availability.old"] == "active"
@@ -157,13 +157,13 @@ def test_what_an_operator_did_to_a_node_and_the_end_of_a_service() -> None:
     assert not list(events_of(Change(replace(WEB, removed=True), None), ClusterView(), 5.0))
 
 
-def test_what_an_event_of_a_container_tells() -> None:
+def test_attributes_of_container_events() -> None:
     (event,) = events_of(Change(BOX, at(S.FAILED, exit_code=3)), ClusterView.of([NODE]), 5.0)
     assert (event.type, event.id, event.name, event.node) == ("container", "c1", "box", "host-1")
     assert event.attributes["exitCode"] == "3"
 
 
-def test_a_container_that_joins_and_leaves_networks_tells_so() -> None:
+def test_events_of_network_connections() -> None:
     before = at(S.RUNNING, addresses={"default": "10.128.1.2"})
     after = at(S.RUNNING, addresses={"back": "10.5.1.2"}, addresses6={"back": "fd00::2"})
     events = events_of(Change(before, after), ClusterView.of([NODE, BACK]), 5.0)
@@ -174,7 +174,7 @@ def test_a_container_that_joins_and_leaves_networks_tells_so() -> None:
     ]
 
 
-def test_an_event_of_an_image_tells_where_it_came_or_went() -> None:
+def test_image_events_name_the_nodes() -> None:
     both = replace(IMAGE, nodes=("n1", "n2"))
     (event,) = events_of(Change(both, replace(IMAGE, nodes=("n2",))), ClusterView.of([NODE]), 5.0)
     assert (event.type, event.action, event.name, event.node) == (

@@ -106,7 +106,7 @@ def test_the_cluster_is_counted() -> None:
         (task("a", TaskState.RUNNING, health=Health.STARTING), "health"),
     ],
 )
-def test_a_task_that_waits_is_counted_by_why(waits: Task, reason: str) -> None:
+def test_a_task_that_is_not_ready_is_counted_by_reason(waits: Task, reason: str) -> None:
     found = registry(NODE, WEB, waits).get_sample_value
     reasons = ("placement", "restart_delay", "node", "preparation", "health")
     counts = {each: found("orc_tasks_not_ready", {"reason": each}) for each in reasons}
@@ -121,12 +121,12 @@ def test_a_task_that_waits_is_counted_by_why(waits: Task, reason: str) -> None:
         task("a", TaskState.PENDING, desired_state=TaskState.REMOVE),
     ],
 )
-def test_a_task_that_waits_for_nothing_is_not(busy: Task) -> None:
+def test_a_ready_task_is_not_counted(busy: Task) -> None:
     found = registry(NODE, WEB, busy).get_sample_value
     assert found("orc_tasks_not_ready", {"reason": "placement"}) == 0
 
 
-def test_times_are_taken_once_a_task_from_its_wish_on() -> None:
+def test_durations_are_observed_once_per_task() -> None:
     made = CollectorRegistry()
     latencies = TaskMetrics(Cache(MemoryKv(lambda: 0.0)), made)
     wished = task("a", TaskState.PENDING, created_at=100.0, not_before=110.0)
@@ -147,7 +147,7 @@ def test_times_are_taken_once_a_task_from_its_wish_on() -> None:
 
 
 @pytest.mark.parametrize(("run", "times"), [(1, 1), (2, 0)])
-def test_of_a_container_only_the_first_run_is_timed(run: int, times: int) -> None:
+def test_only_the_first_run_of_a_container_is_timed(run: int, times: int) -> None:
     made = CollectorRegistry()
     latencies = TaskMetrics(Cache(MemoryKv(lambda: 0.0)), made)
     box = Task(id="c1", created_at=100.0, container_name="box", run=run)
@@ -164,7 +164,7 @@ class AwayKv(MemoryKv):
         raise StoreUnavailable("nobody answers")
 
 
-async def test_the_stores_answers_are_timed_and_its_silences_counted() -> None:
+async def test_store_requests_are_timed_and_failures_counted() -> None:
     made = CollectorRegistry()
     times = StoreMetrics(made)
     kv = InstrumentedKv(AwayKv(lambda: 0.0), times.took, times.failed)
@@ -177,7 +177,7 @@ async def test_the_stores_answers_are_timed_and_its_silences_counted() -> None:
     assert found("orc_store_request_errors_total", {"operation": "list"}) is None
 
 
-async def test_a_callback_that_computes_makes_the_event_loop_late() -> None:
+async def test_a_long_callback_shows_as_event_loop_lag() -> None:
     made = CollectorRegistry()
     lag = asyncio.create_task(EventLoopLag(made).measure())
     slow = asyncio.get_running_loop().call_later(LAG_PERIOD / 2, time.sleep, 3 * LAG_PERIOD)
@@ -193,7 +193,7 @@ async def test_a_callback_that_computes_makes_the_event_loop_late() -> None:
     assert late < every
 
 
-def test_what_holds_the_leader_up_is_a_figure_and_an_event() -> None:
+def test_planning_problems_are_metrics_and_events() -> None:
     made, cache = CollectorRegistry(), Cache(MemoryKv(lambda: NOW))
     cache.view = ClusterView.of([WEB])
     events = EventLog(cache, lambda: NOW)
@@ -215,7 +215,7 @@ def test_what_holds_the_leader_up_is_a_figure_and_an_event() -> None:
     assert made.get_sample_value("orc_store_read_only") == 0
 
 
-def test_a_manager_that_leads_no_longer_says_nothing_of_the_leader() -> None:
+def test_gauges_of_the_leader_are_reset_when_its_term_ends() -> None:
     made, cache = CollectorRegistry(), Cache(MemoryKv(lambda: NOW))
     events = EventLog(cache, lambda: NOW)
     planning = PlanningMetrics(made, events)

@@ -68,7 +68,7 @@ def test_managers_and_agents() -> None:
     ]
 
 
-def test_a_task_whose_service_asks_is_found_with_what_it_is() -> None:
+def test_a_task_is_discovered_by_labels_of_its_service() -> None:
     view = ClusterView.of([NODE, service(prometheus_port="9100"), task()])
     (found,) = scrape_targets(view, [], SERVICES)
     assert found == {
@@ -87,7 +87,7 @@ def test_a_task_whose_service_asks_is_found_with_what_it_is() -> None:
     }
 
 
-def test_a_containers_labels_count_too_and_the_services_win() -> None:
+def test_service_labels_override_container_labels() -> None:
     asked = task(prometheus_port="1", prometheus_path="/m", prometheus_network="back")
     view = ClusterView.of([NODE, service(prometheus_port="9100", prometheus_scheme="https"), asked])
     (found,) = scrape_targets(view, [], SERVICES)

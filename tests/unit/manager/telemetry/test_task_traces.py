@@ -59,13 +59,13 @@ def made(service: Service, new: Task, *others: Task, now: float = 101.0) -> str:
         (BATCH, replace(NEW, job_run=7), [], 101.0, ""),
     ],
 )
-def test_a_task_is_in_the_trace_of_the_call_that_wanted_it(
+def test_a_task_is_in_the_trace_of_the_call_that_requested_it(
     service: Service, new: Task, others: list[Task], now: float, trace: str
 ) -> None:
     assert made(service, new, *others, now=now) == trace
 
 
-def test_what_is_no_new_task_of_a_service_is_left_as_it_is() -> None:
+def test_only_new_tasks_of_services_get_a_trace_context() -> None:
     box = Task(id="c1", container_name="box", trace="its own")
     changes = [
         Change(None, box),
@@ -173,7 +173,7 @@ def test_the_spans_of_a_task(statuses: list[TaskStatus], spans: list[Any]) -> No
     assert told(*statuses) == spans
 
 
-def test_only_the_leader_tells() -> None:
+def test_only_the_leader_records_spans() -> None:
     assert told(ASSIGNED, RUNNING, leads=False) == []
 
 
@@ -193,7 +193,7 @@ def test_a_restart_delay_is_not_waiting_for_a_node() -> None:
         (Task(id="c1", run=4, restarts=1, trace=CALL), ""),
     ],
 )
-def test_the_place_of_what_is_done_for_a_task(task: Task, place: str) -> None:
+def test_trace_context_of_a_task(task: Task, place: str) -> None:
     assert trace_context_of(Recorder(), task) == place
     assert trace_context_of(OFF, task) == ""
     assert told(RUNNING, run=2) == []

@@ -56,7 +56,7 @@ TASK = Task(
 )
 
 
-def test_all_of_the_cluster_that_is_drawn() -> None:
+def test_a_full_snapshot() -> None:
     view = ClusterView.of([NODE, WEB, TASK, Network(id="w1", name="front"), Image(id="i1")])
     found = cluster_snapshot.full_snapshot(view)
     assert set(found) == {"nodes", "services", "tasks", "networks"}
@@ -68,13 +68,13 @@ def test_all_of_the_cluster_that_is_drawn() -> None:
     assert task["message"] == "HTTP 500"
 
 
-def test_nothing_of_what_a_container_is_given_is_told() -> None:
+def test_environment_and_command_are_not_in_the_snapshot() -> None:
     text = json.dumps(cluster_snapshot.full_snapshot(ClusterView.of([NODE, WEB, TASK])))
     assert "sesame" not in text
     assert "serve" not in text
 
 
-def test_only_what_looks_different_is_told() -> None:
+def test_only_changed_fields_are_sent() -> None:
     view = ClusterView.of([NODE, WEB, TASK])
     moved = replace(TASK, status=replace(TASK.status, state=TaskState.FAILED))
     heard = replace(NODE, boot_id="another")
@@ -82,7 +82,7 @@ def test_only_what_looks_different_is_told() -> None:
     assert found == {"tasks": {"t1": {"state": "failed"}}}
 
 
-def test_what_is_empty_is_told_only_when_it_was_not() -> None:
+def test_empty_fields_are_sent_only_when_they_change() -> None:
     healed = replace(TASK, status=replace(TASK.status, health=Health.NONE, health_output=""))
     view = ClusterView.of([healed])
     assert (
@@ -93,13 +93,13 @@ def test_what_is_empty_is_told_only_when_it_was_not() -> None:
     assert found == {"tasks": {"t1": {"health": "", "message": ""}}}
 
 
-def test_a_task_that_is_new_is_told_with_all_that_it_has() -> None:
+def test_a_new_task_is_sent_with_all_fields() -> None:
     view = ClusterView.of([NODE, WEB, TASK])
     found = cluster_snapshot.snapshot_changes(view, [Change(None, TASK)])
     assert found == {"tasks": {"t1": cluster_snapshot.full_snapshot(view)["tasks"]["t1"]}}
 
 
-def test_how_far_a_job_is() -> None:
+def test_progress_of_a_job() -> None:
     spec = replace(WEB.spec, mode=ServiceMode.REPLICATED_JOB, replicas=3)
     job = replace(WEB, spec=spec)
 
@@ -145,12 +145,12 @@ def test_a_service_that_names_no_network_is_on_the_default_one() -> None:
         ("start", {}, False),
     ],
 )
-def test_which_events_tell_of_trouble(action: str, attributes: dict[str, str], bad: bool) -> None:
+def test_which_events_report_failures(action: str, attributes: dict[str, str], bad: bool) -> None:
     event = Event(1.0, "container", action, "t1", "web.1", attributes=attributes)
     assert event.is_failure is bad
 
 
-def test_what_is_gone_is_told() -> None:
+def test_removed_objects_are_sent() -> None:
     gone = replace(WEB, removed=True)
     view = ClusterView.of([NODE, gone])
     assert cluster_snapshot.snapshot_changes(view, [Change(TASK, None), Change(WEB, gone)]) == {

@@ -22,7 +22,7 @@ def receiver() -> Iterator[TraceReceiver]:
         yield receiver
 
 
-async def test_an_action_is_a_span_with_its_refusal(receiver: TraceReceiver) -> None:
+async def test_an_action_is_a_span_with_its_error(receiver: TraceReceiver) -> None:
     traces = configuration.tracer("orc-manager", "m1", f"http://127.0.0.1:{receiver.port}")
     api: Any = SimpleNamespace(tracer=traces, view=ClusterView.of([]))
     with pytest.raises(RequestError) as refused:

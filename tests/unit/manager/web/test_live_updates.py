@@ -57,7 +57,7 @@ def parts(text: bytes) -> dict[str, Any]:
     return found
 
 
-async def test_one_who_comes_gets_the_whole_and_then_what_changes() -> None:
+async def test_a_new_viewer_gets_a_snapshot_and_then_changes() -> None:
     async with broadcast() as (kv, cache, told):
         await cache.wait_for(await commit(kv, [Change(None, NODE)]))
         with told.viewer() as viewer:
@@ -72,7 +72,7 @@ async def test_one_who_comes_gets_the_whole_and_then_what_changes() -> None:
             assert [each["action"] for each in found["happened"]] == ["down"]
 
 
-async def test_all_who_look_are_told_the_same() -> None:
+async def test_all_viewers_get_the_same_messages() -> None:
     async with broadcast() as (kv, _, told):
         with told.viewer() as one, told.viewer() as two:
             assert await told.next(one) == await told.next(two)
@@ -82,7 +82,7 @@ async def test_all_who_look_are_told_the_same() -> None:
             assert await told.next(two) == first
 
 
-async def test_one_who_does_not_keep_up_gets_the_whole_instead() -> None:
+async def test_a_slow_viewer_gets_a_snapshot_instead() -> None:
     viewer = Viewer()
     viewer.tell(b"before")
     assert await viewer.next() == b""
@@ -96,5 +96,5 @@ async def test_one_who_does_not_keep_up_gets_the_whole_instead() -> None:
     assert viewer.needs_snapshot
 
 
-def test_what_is_told_is_one_line() -> None:
+def test_event_data_is_one_line() -> None:
     assert event("lines", ["a\nb", "ü"]) == 'event: lines\ndata: ["a\\nb","ü"]\n\n'.encode()

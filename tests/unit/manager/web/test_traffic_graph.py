@@ -47,36 +47,36 @@ def edges(**told: list[flows_pb2.Flow]) -> list[tuple[Any, ...]]:
     return [(e["from"], e["to"], e["port"], e["open"], e["sent"]) for e in found["edges"]]
 
 
-def test_a_connection_between_nodes_counts_once() -> None:
+def test_a_connection_between_nodes_is_counted_once() -> None:
     between = flow("10.0.1.2", "10.0.2.3")
     assert edges(n1=[between], n2=[between]) == [("web", "db", 80, 1, 100)]
     assert edges(n2=[between]) == []
 
 
-def test_tasks_of_a_service_are_one() -> None:
+def test_tasks_of_a_service_are_one_vertex() -> None:
     found = edges(n1=[flow("10.0.1.2", "10.0.2.3")], n2=[flow("10.0.2.2", "10.0.2.3")])
     assert found == [("web", "db", 80, 2, 200)]
 
 
-def test_a_container_of_its_own_stands_for_itself() -> None:
+def test_a_standalone_container_is_a_vertex() -> None:
     assert edges(n1=[flow("10.0.1.9", "10.0.1.2")]) == [("alone", "web", 80, 1, 100)]
 
 
-def test_who_comes_from_outside_counts_where_it_is_served() -> None:
+def test_an_external_client_is_counted_at_its_server() -> None:
     ask = flow("203.0.113.5", "10.0.2.2")
     assert edges(n1=[ask], n2=[ask]) == [("", "web", 80, 1, 100)]
 
 
-def test_who_is_asked_outside() -> None:
+def test_an_external_server_is_counted_at_its_client() -> None:
     assert edges(n1=[flow("10.0.1.2", "203.0.113.5", 443)]) == [("web", "", 443, 1, 100)]
 
 
-def test_what_nodes_themselves_say_is_left_out() -> None:
+def test_traffic_of_nodes_is_left_out() -> None:
     probe, question = flow("10.0.1.1", "10.0.1.2"), flow("10.0.1.2", "10.0.1.1", 53)
     assert edges(n1=[probe, question]) == []
 
 
-def test_the_loudest_come_first_and_the_rest_is_counted() -> None:
+def test_the_busiest_edges_come_first_and_the_rest_is_counted() -> None:
     many = [flow("10.0.1.2", "10.0.2.3", port, sent=port) for port in range(1, MOST_EDGES + 4)]
     told = {"n1": flows_pb2.NodeFlows(seconds=1.0, flows=many, left_out=2)}
     found = traffic_graph(VIEW, told)
@@ -85,14 +85,14 @@ def test_the_loudest_come_first_and_the_rest_is_counted() -> None:
     assert (found["nodes"], found["telling"]) == (2, 1)
 
 
-def test_a_node_that_has_looked_once_knows_no_rates() -> None:
+def test_a_single_sample_has_no_rates() -> None:
     told = {"n1": flows_pb2.NodeFlows(flows=[flow("10.0.1.2", "10.0.2.3", begun=0, sent=0)])}
     found = traffic_graph(VIEW, told)
     assert [(e["open"], e["sent"], e["begun"]) for e in found["edges"]] == [(1, 0, 0.0)]
     assert found["telling"] == 0
 
 
-def test_on_networks_that_nodes_have_for_themselves_an_address_is_the_nodes_own() -> None:
+def test_addresses_of_node_local_networks_are_per_node() -> None:
     view = ClusterView.of(
         [
             task("here", "n1", "172.17.0.2"),

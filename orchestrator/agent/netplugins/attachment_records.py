@@ -35,18 +35,18 @@ class AttachmentRecord:
     netns: str
     """Path of the container's namespace."""
     stamp: int = 0
-    """Which namespace that was; see `namespace_stamp`."""
+    """The identity of the namespace; see `namespace_stamp`."""
     body: Mapping[str, Any] = field(default_factory=dict)
-    """What the driver keeps."""
+    """State of the driver."""
 
     @property
     def key(self) -> tuple[str, str]:
-        """What it is found by."""
+        """Its key."""
         return self.network, self.container
 
 
 def namespace_stamp(netns: str) -> int:
-    """A number that tells a namespace from one that was at the same path before; 0: there is
+    """A number that distinguishes a namespace from an earlier one at the same path; 0: there is
     none."""
     try:
         return os.stat(netns).st_ino
@@ -63,7 +63,7 @@ class AttachmentRecords:
         for each in (self._networks, self._attachments, self._locks):
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.networks: dict[str, Mapping[str, Any]] = dict(_read_all(self._networks))
-        """Network id → what the driver keeps of it."""
+        """Network id → state of the driver."""
         self._known: dict[tuple[str, str], AttachmentRecord] = {}
         for _, raw in _read_all(self._attachments):
             with suppress(TypeError):
@@ -75,24 +75,24 @@ class AttachmentRecords:
         return self._known.get((network, container))
 
     def of_container(self, container: str) -> list[AttachmentRecord]:
-        """A container's, the one that was written first before the others."""
+        """The records of a container, oldest first."""
         return [record for record in self._known.values() if record.container == container]
 
     def of_network(self, network: str) -> list[AttachmentRecord]:
-        """Those of a network."""
+        """The records of a network."""
         return [record for record in self._known.values() if record.network == network]
 
     def all(self) -> list[AttachmentRecord]:
-        """All of them."""
+        """All records."""
         return list(self._known.values())
 
     def put(self, record: AttachmentRecord) -> None:
-        """Write one down, in place of what is known of the same. Raises NetworkError."""
+        """Write a record, replacing that of the same key. Raises NetworkError."""
         _write(self._attachments / _file(*record.key), asdict(record))
         self._known[record.key] = record
 
     def drop(self, record: AttachmentRecord) -> None:
-        """Forget one. Raises NetworkError."""
+        """Delete a record. Raises NetworkError."""
         _unlink(self._attachments / _file(*record.key))
         self._known.pop(record.key, None)
 
@@ -101,24 +101,24 @@ class AttachmentRecords:
         return bool(self.networks.get(network, {}).get("source_check", True))
 
     def allowed(self, network: str) -> tuple[str, ...]:
-        """The subnets of which containers may have source addresses besides their own."""
+        """Subnets of additional source addresses that containers may use."""
         return tuple(self.networks.get(network, {}).get("allowed_sources", ()))
 
     def put_network(self, network: str, body: Mapping[str, Any]) -> None:
-        """Write down what the driver keeps of a network. Raises NetworkError."""
+        """Record the driver's state of a network. Raises NetworkError."""
         if self.networks.get(network) != body:
             _write(self._networks / f"{network}.json", body)
             self.networks[network] = body
 
     def drop_network(self, network: str) -> None:
-        """Forget a network. Raises NetworkError."""
+        """Delete the record of a network. Raises NetworkError."""
         _unlink(self._networks / f"{network}.json")
         self.networks.pop(network, None)
 
     @contextmanager
     def lock(self, container: str) -> Iterator[int | None]:
-        """The lock of a container, as a descriptor that programs inherit and so hold on to; None:
-        one that an earlier agent started still has it. Raises NetworkError."""
+        """The lock of a container, as a descriptor that programs inherit and so keep; None: a
+        program of an earlier agent still holds it. Raises NetworkError."""
         try:
             lock = os.open(self._locks / container, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -148,7 +148,7 @@ def _read_all(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             raw = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            log.error("%s cannot be read, and is passed over: %s", path, error)
+            log.error("unreadable record %s ignored: %s", path, error)
             continue
         if isinstance(raw, dict):
             yield path.stem, raw
@@ -186,39 +186,39 @@ class _Retry:
 
 
 class ReleaseRetries:
-    """The records of which the containers are gone, until what they tell of is gone as well."""
+    """Records of removed containers, until their attachments are released."""
 
     def __init__(self, records: AttachmentRecords) -> None:
         self._records = records
         self._retries: dict[AttachmentKey, _Retry] = {}
         self.news = asyncio.Event()
-        """Set when there are others."""
+        """Set when the set has changed."""
 
     def __contains__(self, key: AttachmentKey) -> bool:
         return key in self._retries
 
     def note(self, key: AttachmentKey) -> None:
-        """What is of this record is to be given back now."""
+        """Release the attachment of this record now."""
         self._retries[key] = _Retry()
         self.news.set()
 
     def forget(self, key: AttachmentKey) -> None:
-        """It is done, or somebody has it again."""
+        """Drop a record: it is released, or in use again."""
         self._retries.pop(key, None)
 
     def due(self) -> list[AttachmentKey]:
-        """Those whose time has come."""
+        """The records that are due."""
         now = asyncio.get_running_loop().time()
         return [key for key, retry in self._retries.items() if retry.due <= now]
 
     def failed(self, key: AttachmentKey, error: NetworkError) -> None:
-        """An attempt has failed: another will be made, or none any more."""
+        """Schedule another attempt after a failure, or give up."""
         record = self._records.get(*key)
         earlier = self._retries.get(key, _Retry())
         network, container = key
         if record is not None and self._hopeless(record, earlier):
             log.error(
-                "given up; what it holds of network %s in a plugin's books is left there: %s",
+                "release from network %s given up; its plugin may still hold resources: %s",
                 network,
                 error,
                 extra={"task": container},
@@ -228,14 +228,17 @@ class ReleaseRetries:
             return
         if not earlier.due:
             log.error(
-                "it is not taken off network %s yet: %s", network, error, extra={"task": container}
+                "not released from network %s yet: %s",
+                network,
+                error,
+                extra={"task": container},
             )
         due = asyncio.get_running_loop().time() + earlier.pause
         self._retries[key] = _Retry(due, min(2 * earlier.pause, RETRY_MOST))
         self.news.set()
 
     async def wait(self, period: float) -> None:
-        """Until one is due or there are others, at most for so many seconds."""
+        """Wait until a record is due or the set has changed, at most for that many seconds."""
         due = [retry.due for retry in self._retries.values()]
         try:
             async with asyncio.timeout_at(min((asyncio.get_running_loop().time() + period, *due))):

@@ -35,7 +35,7 @@ from orchestrator.model.formats.conflist import Conflist, bandwidth, parse_confl
 
 
 def asked_of(interface: Interface) -> dict[str, Any]:
-    """What a container asks for, by capability."""
+    """The requests of a container, by capability."""
     return {
         "portMappings": [
             {
@@ -54,7 +54,7 @@ def asked_of(interface: Interface) -> dict[str, Any]:
 
 
 def configs(chain: Conflist, record: AttachmentRecord) -> list[dict[str, Any]]:
-    """The configuration that each plugin gets, but for `prevResult`."""
+    """The configuration of each plugin, except `prevResult`."""
     found = []
     for plugin in chain.plugins:
         config = {**plugin.config, "name": chain.name, "cniVersion": record.body["version"]}
@@ -72,7 +72,7 @@ def call_of(command: str, record: AttachmentRecord) -> Call:
 
 
 def same(known: AttachmentRecord, wanted: AttachmentRecord) -> bool:
-    """Whether what is on record is what is wanted, in the very namespace."""
+    """Whether a record is as desired, in the same namespace."""
     return (
         bool(known.body.get("result"))
         and (known.ifname, known.stamp) == (wanted.ifname, wanted.stamp)
@@ -86,25 +86,25 @@ def before(version: str, other: str) -> bool:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """Of a version, to be compared."""
+    """A version as comparable numbers."""
     return tuple(int(part) if part.isdigit() else 0 for part in version.split("."))
 
 
 log = logging.getLogger(__name__)
 
 ADD_SECONDS = 60.0
-"""For each plugin of a chain; some wait for their daemon."""
+"""Seconds of each plugin of a chain; some wait for their daemon."""
 DEL_SECONDS = 12.0
-"""For a whole chain: the agent gives up a release after 20."""
+"""Seconds of a whole chain; the agent's limit for a release is 20."""
 ASK_SECONDS = 10.0
-"""CHECK, STATUS, GC and VERSION."""
+"""Seconds of CHECK, STATUS, GC and VERSION."""
 PATIENCE = 30.0
-"""Seconds for which a plugin that says "try again later" is tried again."""
+"""Seconds for which a call is retried that fails with "try again later"."""
 _LOOK_PERIOD = 5.0
 _LOCK_PERIOD = 0.05
 
 _CHECKS, _COLLECTS = "0.4.0", "1.1.0"
-"""Versions from which on there is CHECK, and STATUS and GC."""
+"""The versions that introduced CHECK, and STATUS and GC."""
 
 
 class Chains:
@@ -114,19 +114,19 @@ class Chains:
         self._records = records
         self._programs = programs
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        """One operation a container at a time, as the specification has it."""
+        """One operation per container at a time, as the specification demands."""
         self._overdue = ReleaseRetries(records)
         self._leaving: set[str] = set()
-        """Networks that this node is to have no more."""
+        """Networks to remove from this node."""
         self._uncollected = False
         self.changed = asyncio.Event()
-        """Set when there are other programs than before."""
+        """Set when the set of plugins has changed."""
         self.names: tuple[str, ...] = programs.names()
 
-    # -- what `mixed.Driver` asks for --------------------------------------------------------------
+    # -- methods of `composite.Driver` ------------------------------------------------------------
 
     async def apply(self, config: NetworkConfig) -> None:
-        """Know a network. Raises NetworkError for a plugin that this node has not."""
+        """Take a network. Raises NetworkError for a plugin that this node lacks."""
         chain = parse_conflist(config.conflist)
         self._leaving.discard(config.id)
         kept = {
@@ -142,7 +142,7 @@ class Chains:
     async def attach(
         self, config: NetworkConfig, container: str, interface: Interface, netns: str
     ) -> Attachment:
-        """Connect a container. Again, it is looked whether it still is (`_check`)."""
+        """Connect a container; repeated, check that it still is (`_check`)."""
         wanted = AttachmentRecord(
             config.id,
             container,
@@ -172,20 +172,20 @@ class Chains:
             return attachment
 
     async def disconnect(self, network: str, container: str) -> None:
-        """Take a container off a network; what cannot be taken back now is later."""
+        """Disconnect a container from a network; a release that fails is retried later."""
         if (record := self._records.get(network, container)) is not None:
             async with self._turn(container) as lock:
                 await self._try_to_delete(record, lock)
 
     async def detach(self, container: str) -> None:
-        """Take a container off all networks, while its namespace is still there."""
+        """Disconnect a container from all networks, while its namespace still exists."""
         for record in reversed(self._records.of_container(container)):
             await self.disconnect(*record.key)
         self._turns.pop(container, None)
 
     def collect(self, valid: Collection[str]) -> None:
-        """Give back what others than these containers have, and have what remains looked at;
-        `run` does it."""
+        """Have `run` release the attachments of all other containers, and check the remaining
+        ones."""
         for record in self._records.all():
             if record.container not in valid:
                 self._overdue.note(record.key)
@@ -197,24 +197,24 @@ class Chains:
         return {each.network: each.ifname for each in self._records.of_container(container)}
 
     def knows(self, network: str) -> bool:
-        """Whether a network is on record."""
+        """Whether a network is recorded."""
         return network in self._records.networks
 
     def unused(self) -> list[str]:
-        """Networks that no container is on."""
+        """Networks without a container."""
         networks = self._records.networks.keys() - self._leaving
         return [id for id in sorted(networks) if not self._records.of_network(id)]
 
     async def remove(self, network: str) -> None:
-        """Forget a network that no container is on, and let its plugins forget; `run` does it."""
+        """Have `run` remove a network without containers, also from its plugins."""
         if network in self._records.networks:
             self._leaving.add(network)
             self._overdue.news.set()
 
-    # -- what goes on by itself --------------------------------------------------------------------
+    # -- background work ---------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Clear what earlier agents left, and see which programs there are, until cancelled."""
+        """Release the remains of earlier agents, and discover plugins, until cancelled."""
         while True:
             self._overdue.news.clear()
             for key in self._overdue.due():
@@ -236,8 +236,8 @@ class Chains:
             await self._overdue.wait(_LOOK_PERIOD)
 
     def places(self) -> dict[str, Place]:
-        """Network id → where this node can answer names in it: by the gateways of its containers
-        that are its own addresses."""
+        """Network id → where this node can answer names in it: its own addresses among the gateways
+        of its containers."""
         return places_of(
             (record.network, each.gateway, str(each.address.network))
             for record in self._records.all()
@@ -263,10 +263,10 @@ class Chains:
         ]
 
     async def _clear(self, key: tuple[str, str]) -> None:
-        """Try to give back what is nobody's."""
+        """Try to release the attachments of removed containers."""
         try:
             async with self._turn(key[1]) as lock:
-                # Its container may have been connected anew meanwhile.
+                # Its container may have been connected again meanwhile.
                 record = self._records.get(*key)
                 if record is not None and key in self._overdue:
                     await self._delete(record, lock)
@@ -276,8 +276,7 @@ class Chains:
             self._overdue.forget(key)
 
     async def _look_after_kill(self) -> None:
-        """Once an agent: have plugins forget what nobody has, and see whether what is connected
-        still is."""
+        """Once per agent: GC of the plugins, and CHECK of what is connected."""
         for id, known in list(self._records.networks.items()):
             await self._collect_garbage(known, self._records.of_network(id))
         for record in self._records.all():
@@ -321,8 +320,8 @@ class Chains:
         return result
 
     async def _check(self, record: AttachmentRecord, lock: int) -> None:
-        """Have it in the log if a container is not connected as it was (CHECK). It is left as it
-        is: it may run, and some plugins find fault with what they themselves have made."""
+        """Log an attachment that has drifted (CHECK), and leave it alone: its container may run,
+        and some plugins object to what they themselves have made."""
         chain, version = parse_conflist(record.body["conflist"]), record.body["version"]
         if not chain.checks or before(version, _CHECKS):
             return
@@ -334,11 +333,11 @@ class Chains:
                 )
         except NetworkError as error:
             log.warning(
-                "it may not be connected as it was: %s", error, extra={"task": record.container}
+                "its attachment may have drifted: %s", error, extra={"task": record.container}
             )
 
     async def _delete(self, record: AttachmentRecord, lock: int) -> None:
-        """DEL of all plugins, in reverse, whatever some of them say; then forget. Raises the first
+        """DEL of all plugins, in reverse, despite errors; then delete the record. Raises the first
         of their errors."""
         chain = parse_conflist(record.body["conflist"])
         loop = asyncio.get_running_loop()
@@ -359,14 +358,14 @@ class Chains:
         self._overdue.forget(record.key)
 
     async def _try_to_delete(self, record: AttachmentRecord, lock: int) -> None:
-        """DEL; if that fails it is done later."""
+        """DEL, retried later if it fails."""
         try:
             await self._delete(record, lock)
         except NetworkError as error:
             self._overdue.failed(record.key, error)
 
     async def _status(self, chain: Conflist, version: str) -> None:
-        """Raise NetworkError if a plugin says that it cannot connect anything now."""
+        """Raise NetworkError if a plugin cannot connect containers now (STATUS)."""
         if before(version, _COLLECTS):
             return
         for plugin in chain.plugins:
@@ -376,7 +375,7 @@ class Chains:
     async def _collect_garbage(
         self, network: Mapping[str, Any], valid: list[AttachmentRecord]
     ) -> None:
-        """GC: whatever else than these attachments the plugins know of, they forget."""
+        """GC: have the plugins release everything except these attachments."""
         chain = parse_conflist(network["conflist"])
         if not chain.collects or before(chain.versions[0], _COLLECTS):
             return
@@ -396,7 +395,7 @@ class Chains:
             log.warning("network %s: %s", network["name"], error)
 
     async def _version(self, chain: Conflist) -> str:
-        """The newest version that the list has and all its plugins speak. Raises NetworkError."""
+        """The newest version that the list and all its plugins support. Raises NetworkError."""
         spoken = list(chain.versions)
         for plugin in chain.plugins:
             speaks = await self._programs.speaks(plugin.type, spoken[0], ASK_SECONDS)
@@ -411,8 +410,8 @@ class Chains:
 
     @asynccontextmanager
     async def _turn(self, container: str) -> AsyncIterator[int]:
-        """This operation of a container alone; what an earlier agent's program does is waited
-        for."""
+        """Exclude other operations of a container, including plugins that an earlier agent
+        started."""
         async with self._turns[container]:
             loop = asyncio.get_running_loop()
             give_up = loop.time() + ADD_SECONDS

@@ -1,4 +1,4 @@
-"""One CNI plugin, called once: a program that gets JSON and answers JSON.
+"""Runs CNI plugins: programs that read JSON and answer JSON.
 
 Source: CNI specification 1.1, section 2 ("Execution Protocol") and section 5 ("Result Types").
 """
@@ -20,10 +20,10 @@ from orchestrator.agent.network.helper_process import NetworkError
 from orchestrator.linux.spawn import descriptors, kill, readable, spawn
 
 FOLDERS = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
-"""Where plugins are looked for, the first before the second."""
+"""Where plugins are searched for, in this order."""
 
 TRY_AGAIN = 11
-"""Error code of a plugin that may succeed a little later."""
+"""Error code of a plugin that may succeed later."""
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MOST = 1 << 20
@@ -34,7 +34,7 @@ _LONGEST = 400
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a plugin is called for."""
+    """The parameters of a call."""
 
     command: str
     container: str = ""
@@ -49,10 +49,10 @@ class Programs:
         self._hostname = hostname
         self._folders = tuple(folders)
         self._versions: dict[tuple[Path, int, int], frozenset[str]] = {}
-        """What a program (path, inode, time of change) has said that it speaks."""
+        """Program (path, inode, time of change) → the versions that it supports."""
 
     def names(self) -> tuple[str, ...]:
-        """All that there are, sorted."""
+        """The names of all plugins, sorted."""
         return tuple(sorted({entry for folder in self._folders for entry in _programs(folder)}))
 
     def find(self, name: str) -> Path:
@@ -64,8 +64,8 @@ class Programs:
         raise NetworkError(f"node {self._hostname} has no CNI plugin {name} in {places}")
 
     async def speaks(self, name: str, version: str, timeout: float) -> frozenset[str]:
-        """The versions of the specification that a plugin speaks. It is asked in `version`, once.
-        Raises NetworkError."""
+        """The versions of the specification that a plugin supports; cached. The question is in
+        `version`. Raises NetworkError."""
         path = self.find(name)
         status = path.stat()
         key = path, status.st_ino, status.st_mtime_ns
@@ -85,9 +85,9 @@ class Programs:
         timeout: float,
         lock: int | None = None,
     ) -> dict[str, Any]:
-        """Call a plugin; its answer, empty for one that has none. It is killed after `timeout`
-        seconds, or when this is cancelled. `lock` is a descriptor that it inherits. Raises
-        NetworkError, with the plugin's own code."""
+        """Call a plugin and return its answer, empty if it has none. It is killed after `timeout`
+        seconds and on cancellation. It inherits the descriptor `lock`. Raises NetworkError with
+        the plugin's error code."""
         path = self.find(name)
         what = f"CNI plugin {name}"
         with descriptors() as owned:
@@ -111,7 +111,9 @@ class Programs:
         document = _document(answer)
         if status == 0:
             if answer.strip() and document is None:
-                raise NetworkError(f"{what} ({call.command}) answered what is no JSON object")
+                raise NetworkError(
+                    f"{what} ({call.command}) answered without a JSON object"
+                )
             return document or {}
         raise _failure(what, call.command, status, document, said)
 
@@ -127,7 +129,7 @@ class Programs:
 
 
 async def _end(process: subprocess.Popen[bytes], timeout: float, what: str, command: str) -> int:
-    """The exit status of a program, which is killed with all that it started when time is over."""
+    """The exit status of a program, which is killed with its children when the time is over."""
     fd = os.pidfd_open(process.pid)
     try:
         async with asyncio.timeout(timeout):
@@ -135,7 +137,7 @@ async def _end(process: subprocess.Popen[bytes], timeout: float, what: str, comm
     except TimeoutError:
         await _kill(process)
         raise NetworkError(
-            f"{what} ({command}) was not done within {timeout:.0f} s, and was ended"
+            f"{what} ({command}) did not finish within {timeout:.0f} s and was killed"
         ) from None
     except BaseException:
         await _kill(process)
@@ -170,7 +172,7 @@ def _document(answer: bytes) -> dict[str, Any] | None:
 def _failure(
     what: str, command: str, status: int, document: Mapping[str, Any] | None, stderr: bytes
 ) -> NetworkError:
-    """A plugin's error as one line; CNI's error object, else what it wrote on stderr."""
+    """A plugin's error as one line: CNI's error object, else its stderr."""
     code, details = 999, ""
     words = stderr.decode(errors="replace").strip() or f"it ended with status {status}"
     if document is not None and "msg" in document:

@@ -30,29 +30,29 @@ from orchestrator.model.nodes import NodeDescription
 
 
 class Driver(Protocol):
-    """Makes the networks of one kind. What it cannot give back at once it gives back later."""
+    """Implements networks of one kind. A release that fails is retried later."""
 
     async def apply(self, config: NetworkConfig) -> None:
-        """Have a network. Raises NetworkError."""
+        """Ensure a network. Raises NetworkError."""
         ...
 
     async def attach(
         self, config: NetworkConfig, container: str, interface: Interface, netns: str
     ) -> Attachment:
-        """Connect a container, whose namespace is there; again, as it is connected. If it fails,
-        nothing of it remains. Raises NetworkError."""
+        """Connect a container, whose namespace exists; repeated, return the same attachment. A
+        failed call leaves nothing behind. Raises NetworkError."""
         ...
 
     async def disconnect(self, network: str, container: str) -> None:
-        """Take a container off a network, if it is on it. Raises NetworkError."""
+        """Disconnect a container from a network, if it is on it. Raises NetworkError."""
         ...
 
     async def detach(self, container: str) -> None:
-        """Take it off all networks of this kind. Raises NetworkError."""
+        """Disconnect it from all networks of this kind. Raises NetworkError."""
         ...
 
     def collect(self, valid: Collection[str]) -> None:
-        """Give back, some time, what other containers have."""
+        """Release the attachments of all other containers, eventually."""
         ...
 
     def interfaces(self, container: str) -> Mapping[str, str]:
@@ -60,11 +60,11 @@ class Driver(Protocol):
         ...
 
     def unused(self) -> Collection[str]:
-        """Networks that this node has and that no container is on."""
+        """Networks of this node without a container."""
         ...
 
     async def remove(self, network: str) -> None:
-        """Remove a network from this node, some time, if it is one of this kind."""
+        """Remove a network from this node, eventually, if it is of this kind."""
         ...
 
     def places(self) -> Mapping[str, Place]:
@@ -73,17 +73,16 @@ class Driver(Protocol):
 
 
 class CompositeNetwork:
-    """As `network.NodeNetwork`, of networks of all kinds."""
+    """As `node_network.NodeNetwork`, for networks of all kinds."""
 
     def __init__(self, own: NodeNetworking, chains: Driver, plugins: Driver) -> None:
-        """`chains` makes the networks of driver `cni`, `plugins` those of any other that is not
-        ours."""
+        """`chains` implements networks of driver `cni`, `plugins` those of Docker's plugins."""
         self._own = own
         self._drivers = (chains, plugins)
         self._foreign: dict[str, NetworkConfig] = {}
 
     async def apply(self, config: NetworkConfig) -> None:
-        """Have a network as configured."""
+        """Ensure a network as configured."""
         if not config.driver:
             await self._own.apply(config)
             return
@@ -91,11 +90,11 @@ class CompositeNetwork:
         await self._driver(config).apply(config)
 
     async def expose(self, exposure: Exposure) -> None:
-        """Close to containers of our networks what is to be closed."""
+        """Apply an exposure to containers of Orc's own networks."""
         await self._own.expose(exposure)
 
     async def attach(self, network: str, container_id: str, interface: Interface) -> Attachment:
-        """Connect a container to a network that was applied."""
+        """Connect a container to an applied network."""
         config = self._foreign.get(network)
         if config is None:
             return await self._own.attach(network, container_id, interface)
@@ -114,19 +113,19 @@ class CompositeNetwork:
         await self._own.disconnect(network, container_id)
 
     async def detach(self, container_id: str) -> None:
-        """Disconnect a container from all, and remove its namespace."""
+        """Disconnect a container from all networks, and remove its namespace."""
         for driver in self._drivers:
             await driver.detach(container_id)
         await self._own.detach(container_id)
 
     async def collect(self, valid: Collection[str]) -> None:
-        """Remove what belongs to other containers than these."""
+        """Remove what belongs to all other containers."""
         for driver in self._drivers:
             driver.collect(valid)
         await self._own.collect(valid)
 
     async def namespace(self, container_id: str) -> str:
-        """The path of a container's namespace, which is made if there is none."""
+        """The path of a container's namespace, created if there is none."""
         return await self._own.namespace(container_id)
 
     async def interfaces(self, container_id: str) -> dict[str, str]:
@@ -137,19 +136,19 @@ class CompositeNetwork:
         return found
 
     async def unused(self) -> list[str]:
-        """The networks of this node that no container is on."""
+        """The networks of this node without a container."""
         others = [network for driver in self._drivers for network in driver.unused()]
         return [*await self._own.unused(), *others]
 
     async def remove(self, network: str) -> None:
-        """Remove a network that no container is on."""
+        """Remove a network without containers."""
         self._foreign.pop(network, None)
         for driver in self._drivers:
             await driver.remove(network)
         await self._own.remove(network)
 
     def places(self) -> dict[str, Place]:
-        """Network → where this node can answer names in those that others make."""
+        """Network → where this node can answer names, for networks of plugins."""
         return {network: at for each in self._drivers for network, at in each.places().items()}
 
     def _driver(self, config: NetworkConfig) -> Driver:
@@ -157,18 +156,19 @@ class CompositeNetwork:
 
 
 class ThirdPartyNetworks:
-    """The networks of this node that others make."""
+    """The networks of plugins on this node."""
 
     def __init__(self, folder: Path, hostname: str, own: NodeNetwork) -> None:
-        """`folder` outlives a reboot; `own` makes ours, and containers' namespaces."""
+        """`folder` survives a reboot; `own` implements Orc's networks, and containers'
+        namespaces."""
         self._chains = Chains(AttachmentRecords(folder / "cni"), Programs(hostname))
         plugins = PluginSet(NetworkPlugin.activate, "network plugin")
         self._plugged = RemoteNetworks(AttachmentRecords(folder / "docker"), plugins, own)
         self.with_own = CompositeNetwork(own, self._chains, self._plugged)
-        """Together with ours."""
+        """All networks, including Orc's own."""
 
     def addresses(self) -> frozenset[str]:
-        """The addresses of containers on networks that others make."""
+        """The addresses of containers on networks of plugins."""
         return self._chains.addresses() | self._plugged.addresses()
 
     def checked(self) -> list[Guest]:
@@ -176,7 +176,7 @@ class ThirdPartyNetworks:
         return [*self._chains.checked(), *self._plugged.checked()]
 
     def described(self, node: NodeDescription) -> NodeDescription:
-        """The node's description with what its networks can be had by."""
+        """The node's description with its network and IPAM drivers."""
         return replace(
             node,
             cni_plugins=self._chains.names,
@@ -185,7 +185,7 @@ class ThirdPartyNetworks:
         )
 
     async def run(self, changed: Callable[[], None]) -> None:
-        """Do what is to be done by itself until cancelled; `changed` is called when `described` has
+        """Do the background work until cancelled; `changed` is called when `described` has
         changed."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._chains.run(), name="CNI networks")

@@ -1,4 +1,4 @@
-"""What a chain of CNI plugins answered, as an attachment. Pure but for `answers_here`.
+"""The result of a chain of CNI plugins as an attachment. Pure except for `answers_here`.
 
 Source: CNI specification 1.1, section 5 ("ADD Success").
 """
@@ -20,7 +20,7 @@ from orchestrator.model.formats.conflist import leases, parse_conflist
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """An address that a container was given."""
+    """An address of a container."""
 
     address: IPv4Interface | IPv6Interface
     gateway: str
@@ -28,16 +28,16 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where this node can answer names in a network: its own addresses there, and the ranges of
-    those who may ask."""
+    """Where this node can answer names in a network: its own addresses there, and the ranges of its
+    clients."""
 
     gateways: tuple[str, ...]
     ranges: tuple[str, ...]
 
 
 def given(result: Mapping[str, Any], ifname: str) -> list[Given]:
-    """The container's addresses in a result: of its interface, or of no interface that is told.
-    Raises NetworkError for what cannot be read."""
+    """The container's addresses in a result: those of its interface, or without an interface.
+    Raises NetworkError for an invalid result."""
     return list(_given(result, ifname))
 
 
@@ -49,15 +49,13 @@ def _given(result: Mapping[str, Any], ifname: str) -> Iterator[Given]:
             gateway = str(ip_address(each["gateway"])) if each.get("gateway") else ""
             of = interfaces[int(index)] if index is not None else None
         except (KeyError, TypeError, ValueError, IndexError, AttributeError):
-            raise NetworkError(
-                f"a CNI plugin answered with an address that is none: {each}"
-            ) from None
+            raise NetworkError(f"a CNI plugin answered with an invalid address: {each}") from None
         if of is None or (of.get("sandbox") and of.get("name", ifname) == ifname):
             yield Given(address, gateway)
 
 
 def attachment_of(record: AttachmentRecord, result: Mapping[str, Any]) -> Attachment:
-    """A container's attachment as a result says it. Raises NetworkError."""
+    """A container's attachment by a result. Raises NetworkError."""
     found = given(result, record.ifname)
     addresses = {4: "", 6: ""}
     for each in found:
@@ -85,8 +83,7 @@ def attachment_of(record: AttachmentRecord, result: Mapping[str, Any]) -> Attach
 def guest_of(
     record: AttachmentRecord, result: Mapping[str, Any], allowed: tuple[str, ...]
 ) -> Guest:
-    """What a container may send as on a chain's network, which allows further sources. Raises
-    NetworkError."""
+    """The permitted source addresses of a container on a chain's network. Raises NetworkError."""
     return Guest(
         network=record.network,
         container=record.container,
@@ -100,7 +97,7 @@ def guest_of(
 
 
 def _mac(record: AttachmentRecord, result: Mapping[str, Any]) -> str:
-    """Of the container's interface; empty where the plugins did not say."""
+    """The MAC of the container's interface; empty if the result lacks it."""
     return next(
         (
             str(each.get("mac") or "")

@@ -21,7 +21,7 @@ from orchestrator.model.networks import GLOBAL, LOCAL
 log = logging.getLogger(__name__)
 
 END_SECONDS = 5.0
-"""For each call that gives something back: a container's end waits for them."""
+"""Seconds of each releasing call: the end of a container waits for them."""
 
 GENERIC = "com.docker.network.generic"
 INTERNAL, IPV6 = "com.docker.network.internal", "com.docker.network.enable_ipv6"
@@ -35,7 +35,7 @@ _PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 
 
 class NetworkPlugin:
-    """A plugin that drives networks, gives out addresses, or both."""
+    """A plugin that implements networks, allocates addresses, or both."""
 
     def __init__(
         self,
@@ -48,40 +48,39 @@ class NetworkPlugin:
     ) -> None:
         self.name = name
         self.scope = scope
-        """How far its networks reach, `local` or `global`; empty: it drives none."""
+        """The scope of its networks, `local` or `global`; empty: it implements none."""
         self.gives = gives
-        """It gives out addresses."""
+        """Whether it allocates addresses."""
         self.wants_mac = mac
-        """It wants to know for which hardware address."""
+        """Whether it needs the MAC address of a request."""
         self._address = address
 
     @classmethod
     async def activate(cls, name: str, address: Address, implements: list[str]) -> Self | None:
-        """One that implements this; None when it has nothing to do with networks. Raises
-        PluginError."""
+        """The network plugin of this name; None if it is of another kind. Raises PluginError."""
         scope, gives, mac = "", "IpamDriver" in implements, False
         if "NetworkDriver" in implements:
             told = await call_plugin(address, "/NetworkDriver.GetCapabilities", {}, _driver(name))
             word = str(told.get("ConnectivityScope") or told.get("Scope")).lower()
             scope = GLOBAL if word == GLOBAL else LOCAL
         if gives:
-            with suppress(plugin_client.UnknownCall):  # it may be left out
+            with suppress(plugin_client.UnknownCall):  # optional
                 told = await call_plugin(address, "/IpamDriver.GetCapabilities", {}, _ipam(name))
                 mac = bool(told.get("RequiresMACAddress"))
         return cls(name, address, scope=scope, gives=gives, mac=mac) if scope or gives else None
 
     async def drive(self, method: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """`/NetworkDriver.<method>`; one that does not answer is asked again for a while. Raises
+        """Call `/NetworkDriver.<method>`, with retries while it does not answer. Raises
         NetworkError."""
         return await self._ask(f"/NetworkDriver.{method}", body, _driver(self.name))
 
     async def give(self, method: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """`/IpamDriver.<method>`, likewise."""
+        """Call `/IpamDriver.<method>`, likewise."""
         return await self._ask(f"/IpamDriver.{method}", body, _ipam(self.name))
 
     async def take_back(self, path: str, body: Mapping[str, Any]) -> None:
-        """A call that gives something back, once and soon. What the plugin itself says against it
-        is no error: then it has none of it. Raises NetworkError while it does not answer."""
+        """Make a releasing call, without retries. An error of the plugin is ignored: there is
+        nothing to release. Raises NetworkError if it does not answer."""
         try:
             await call_plugin(self._address, path, body, _driver(self.name), END_SECONDS)
         except plugin_client.PluginUnavailable as error:
@@ -90,7 +89,7 @@ class NetworkPlugin:
             log.info("%s", error)
 
     async def may(self, method: str, body: Mapping[str, Any]) -> None:
-        """`/NetworkDriver.<method>` of a plugin that knows it. Raises NetworkError."""
+        """Call `/NetworkDriver.<method>` of a plugin that implements it. Raises NetworkError."""
         with of_networks(), suppress(plugin_client.UnknownCall):
             await call_plugin(self._address, f"/NetworkDriver.{method}", body, _driver(self.name))
 
@@ -104,7 +103,7 @@ class NetworkPlugin:
 
 @contextmanager
 def of_networks() -> Iterator[None]:
-    """Errors of a plugin's within are errors with networks."""
+    """Convert errors of plugins to errors of networks."""
     try:
         yield
     except plugin_client.PluginError as error:
@@ -112,7 +111,7 @@ def of_networks() -> Iterator[None]:
 
 
 def endpoint_options(interface: Interface) -> dict[str, Any]:
-    """The options of an endpoint: its published ports, and what the user says to the driver."""
+    """The options of an endpoint: its published ports and driver options."""
     ports = [(_PROTOCOLS[port.protocol], port) for port in interface.ports]
     options: dict[str, Any] = dict(interface.options)
     if ports:
@@ -142,7 +141,7 @@ def _ipam(name: str) -> str:
 
 
 NOWHERE = "0.0.0.0/0"
-"""The pool of a network whose addresses only its plugin knows."""
+"""The pool of a network whose addresses only its plugin knows (`null`)."""
 
 
 async def request_pool(plugin: NetworkPlugin, config: NetworkConfig) -> dict[str, str]:
@@ -162,7 +161,7 @@ async def request_pool(plugin: NetworkPlugin, config: NetworkConfig) -> dict[str
         IPv4Network(pool["pool"], strict=False)
     except ValueError:
         raise NetworkError(
-            f"ipam plugin {plugin.name} answered with a pool that is none: {pool['pool']}"
+            f"ipam plugin {plugin.name} answered with an invalid pool: {pool['pool']}"
         ) from None
     data = answer.get("Data")
     told = data.get(GATEWAY, "") if isinstance(data, dict) else ""
@@ -190,7 +189,7 @@ async def request_address(
 
 
 def data_of(config: NetworkConfig, pool: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
-    """What a network's plugin is told of its addresses."""
+    """The addresses of a network in its plugin's format."""
     found = {"IPv4Data": [_data(pool.get("space", ""), pool["pool"], pool["gateway"])]}
     found["IPv6Data"] = []
     if config.subnet6 and config.cluster_cidr6:
@@ -204,8 +203,8 @@ def _data(space: str, pool: str, gateway: str) -> dict[str, Any]:
 
 
 def own_pool(config: NetworkConfig) -> dict[str, str]:
-    """The pool of a network of which each node gives out a part; a node's gateway is of its own
-    part, so that nodes on one wire do not take each other's."""
+    """The pool of a network of which each node has a subnet; the gateway is in the node's own, so
+    that nodes on one wire do not take each other's."""
     return {
         "pool": config.cluster_cidr,
         "gateway": with_length(config.own_address, config.cluster_cidr),
@@ -213,8 +212,8 @@ def own_pool(config: NetworkConfig) -> dict[str, str]:
 
 
 def free_address(config: NetworkConfig, taken: Collection[str], last: str) -> str:
-    """An address of the node's part that nobody has: the one after the last given, so that one that
-    has come back is not given again at once. Raises NetworkError."""
+    """A free address of the node's subnet: the one after the last allocated, so that a released
+    address is not reused at once. Raises NetworkError."""
     part = IPv4Network(config.subnet)
     used = {*taken, config.own_address}
     first, count = int(part.network_address) + 1, part.num_addresses - 2
@@ -227,8 +226,8 @@ def free_address(config: NetworkConfig, taken: Collection[str], last: str) -> st
 
 
 def twin(config: NetworkConfig, address: str) -> str:
-    """The IPv6 address at the place that an IPv4 address has in the node's part; empty where the
-    network has no IPv6, or the address is not of that part."""
+    """The IPv6 address with the same offset in the node's subnet as an IPv4 address; empty if the
+    network has no IPv6, or the address is outside of the subnet."""
     if not config.subnet6 or ip_address(address) not in IPv4Network(config.subnet):
         return ""
     place = int(IPv4Address(address)) - int(IPv4Network(config.subnet)[0])

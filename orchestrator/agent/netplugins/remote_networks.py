@@ -1,8 +1,8 @@
 """Networks of plugins that speak Docker's remote network driver protocol.
 
-A plugin makes an interface on this host and names it (CreateEndpoint, Join); the warm helper puts
-it into the container's namespace, with the addresses that it is to have, and takes it back before
-the plugin is told to remove it (Leave, DeleteEndpoint).
+A plugin creates an interface on this host (CreateEndpoint, Join). The network helper moves it into
+the container's namespace with its addresses, and back to the host before the plugin is called to
+remove it (Leave, DeleteEndpoint).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _LOOK_PERIOD = 5.0
 
 
 class Mover(Protocol):
-    """What is needed of `network.NodeNetwork`; see there."""
+    """The methods of `node_network.NodeNetwork` that are used here; see there."""
 
     async def bring(self, container_id: str, interface: Mapping[str, Any]) -> None: ...
 
@@ -51,7 +51,7 @@ class Mover(Protocol):
 
 
 class RemoteNetworks:
-    """The networks of this node that plugins make; see `mixed.Driver`."""
+    """The networks of Docker plugins on this node; see `composite.Driver`."""
 
     def __init__(
         self, records: AttachmentRecords, plugins: PluginSet[NetworkPlugin], mover: Mover
@@ -60,25 +60,25 @@ class RemoteNetworks:
         self._plugins = plugins
         self._mover = mover
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        """One operation a container, or a network, at a time."""
+        """One operation per container, or network, at a time."""
         self._overdue = ReleaseRetries(records)
         self._leaving: set[str] = set()
-        """Networks that this node is to have no more."""
+        """Networks to remove from this node."""
         self.changed = asyncio.Event()
-        """Set when other plugins answer than before."""
+        """Set when the set of plugins that answer has changed."""
 
     @property
     def scopes(self) -> dict[str, str]:
-        """Name → `local` or `global` of the plugins that drive networks."""
+        """Name → `local` or `global` of plugins that implement networks."""
         return {name: each.scope for name, each in self._plugins.all().items() if each.scope}
 
     @property
     def ipam(self) -> tuple[str, ...]:
-        """Names of those that give out addresses."""
+        """Names of plugins that allocate addresses."""
         return tuple(name for name, each in self._plugins.all().items() if each.gives)
 
     async def apply(self, config: NetworkConfig) -> None:
-        """See that this node can have a network; its plugin is told of it by its first container.
+        """Check that this node can have a network; its first container creates it in the plugin.
         Raises NetworkError."""
         wanted = {config.driver, config.ipam_driver} - {"", NO_IPAM}
         for name in sorted(wanted - self._plugins.all().keys()):
@@ -91,7 +91,7 @@ class RemoteNetworks:
     async def attach(
         self, config: NetworkConfig, container: str, interface: Interface, netns: str
     ) -> Attachment:
-        """Connect a container; again, what is missing in it is mended."""
+        """Connect a container; repeated, repair what is missing."""
         plugin = await self._plugin(config.driver)
         async with self._turns[container]:
             body = {"driver": config.driver, "ipam": config.ipam_driver, "asked": _asked(interface)}
@@ -117,19 +117,19 @@ class RemoteNetworks:
             return _attachment(joined)
 
     async def disconnect(self, network: str, container: str) -> None:
-        """Take a container off a network; what cannot be given back now is later."""
+        """Disconnect a container from a network; a release that fails is retried later."""
         if self._records.get(network, container) is not None:
             async with self._turns[container]:
                 await self._try_to_release(self._records.get(network, container))
 
     async def detach(self, container: str) -> None:
-        """Take a container off all networks, while its namespace is still there."""
+        """Disconnect a container from all networks, while its namespace still exists."""
         for record in reversed(self._records.of_container(container)):
             await self.disconnect(*record.key)
         self._turns.pop(container, None)
 
     def collect(self, valid: Collection[str]) -> None:
-        """Give back, some time, what others than these containers have."""
+        """Release the attachments of all other containers, eventually."""
         for record in self._records.all():
             if record.container not in valid:
                 self._overdue.note(record.key)
@@ -139,12 +139,12 @@ class RemoteNetworks:
         return {each.network: each.ifname for each in self._records.of_container(container)}
 
     def unused(self) -> list[str]:
-        """Networks that no container is on."""
+        """Networks without a container."""
         networks = self._records.networks.keys() - self._leaving
         return [id for id in sorted(networks) if not self._records.of_network(id)]
 
     async def remove(self, network: str) -> None:
-        """Have a network's plugin forget it, some time; `run` does it."""
+        """Have `run` remove a network, also from its plugin."""
         if network in self._records.networks:
             self._leaving.add(network)
             self._overdue.news.set()
@@ -186,7 +186,7 @@ class RemoteNetworks:
         ]
 
     async def run(self) -> None:
-        """Clear what earlier agents left, and look after plugins, until cancelled."""
+        """Release the remains of earlier agents, and discover plugins, until cancelled."""
         while True:
             self._overdue.news.clear()
             for network, container in self._overdue.due():
@@ -210,20 +210,20 @@ class RemoteNetworks:
             try:
                 await self._delete_network(network)
             except NetworkError as error:
-                log.warning("network %s is not forgotten yet: %s", network, error)
+                log.warning("network %s is not removed yet: %s", network, error)
             else:
                 self._leaving.discard(network)
 
     # -- with the plugin ---------------------------------------------------------------------------
 
     async def _make(self, plugin: NetworkPlugin, config: NetworkConfig) -> None:
-        """Tell a plugin of a network, once."""
+        """Create a network in its plugin, once."""
         async with self._turns[config.id]:
             self._leaving.discard(config.id)
             if self._records.networks.get(config.id, {}).get("made"):
                 return
             if config.id in self._records.networks:
-                await self._delete_network(config.id)  # a kill left it half made
+                await self._delete_network(config.id)  # creation was interrupted
             kept: dict[str, Any] = {
                 "name": config.name,
                 "driver": config.driver,
@@ -247,7 +247,7 @@ class RemoteNetworks:
         interface: Interface,
         record: AttachmentRecord,
     ) -> AttachmentRecord:
-        """Each step is on record before it is taken."""
+        """Each step is recorded before it is taken."""
         ids = {"NetworkID": config.id, "EndpointID": _endpoint(record)}
         self._records.put(record)
         address, address6 = await self._addresses(config, interface)
@@ -260,7 +260,7 @@ class RemoteNetworks:
         for key, mine in asked.items():
             if mine and given.get(key):
                 raise NetworkError(
-                    f"network plugin {plugin.name} changes what it was told: {key} {mine}"
+                    f"network plugin {plugin.name} changes what was requested: {key} {mine}"
                 )
         chosen = {key: mine or str(given.get(key) or "") for key, mine in asked.items()}
         addresses = [each for each in (chosen["Address"], chosen["AddressIPv6"]) if each]
@@ -284,7 +284,7 @@ class RemoteNetworks:
                 ip_interface(address)
             except ValueError:
                 raise NetworkError(
-                    f"ipam plugin {plugin.name} answered with an address that is none: {address}"
+                    f"ipam plugin {plugin.name} answered with an invalid address: {address}"
                 ) from None
             return address, ""
         address = interface.ip
@@ -310,8 +310,8 @@ class RemoteNetworks:
         return remote_driver.own_pool(config)
 
     async def _release(self, record: AttachmentRecord) -> None:
-        """Give everything back and forget it. Raises NetworkError, after which it may be done
-        again."""
+        """Release an attachment and delete its record. Raises NetworkError; then it may be
+        repeated."""
         plugin = await self._plugin(record.body["driver"])
         ids = {"NetworkID": record.network, "EndpointID": _endpoint(record)}
         await plugin.take_back("/NetworkDriver.RevokeExternalConnectivity", ids)
@@ -358,7 +358,7 @@ class RemoteNetworks:
 
 
 def _sources(config: NetworkConfig) -> dict[str, Any]:
-    """What a network's record has of source checks."""
+    """The source checks in a network's record."""
     return {
         "source_check": config.source_check,
         "allowed_sources": list(config.allowed_sources),
@@ -371,7 +371,7 @@ async def _give_back(giver: NetworkPlugin, pool: Mapping[str, str], address: str
 
 
 def _asked(interface: Interface) -> dict[str, Any]:
-    """What a container asks for, to be compared."""
+    """The requests of a container, in a comparable form."""
     return {
         "ips": [interface.ip, interface.ip6],
         "mac": interface.mac,
@@ -387,11 +387,12 @@ def _endpoint(record: AttachmentRecord) -> str:
 def _placed(
     plugin: str, joined: Mapping[str, Any], interface: Interface, addresses: list[str], mac: str
 ) -> dict[str, Any]:
-    """What Join answered, as `cni.transfer` reads it. Raises NetworkError."""
+    """The answer of Join as `orchestrator.cni.attachments.interfacemove` reads it. Raises
+    NetworkError."""
     name = joined.get("InterfaceName")
     source = name.get("SrcName") if isinstance(name, dict) else None
     if not source:
-        raise NetworkError(f"network plugin {plugin} made no interface that it names")
+        raise NetworkError(f"network plugin {plugin} created no interface that it names")
     routes = joined.get("StaticRoutes")
     gateways = [joined.get(key) for key in ("Gateway", "GatewayIPv6")]
     return {
@@ -409,7 +410,7 @@ def _placed(
 
 
 def _attachment(record: AttachmentRecord) -> Attachment:
-    """A container's attachment as it is on record."""
+    """A container's attachment by its record."""
     addresses = [ip_interface(each) for each in record.body["addresses"]]
     by_version = {each.version: str(each.ip) for each in reversed(addresses)}
     return Attachment(

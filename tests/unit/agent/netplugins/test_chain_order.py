@@ -141,7 +141,7 @@ async def test_time_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(chains_module, "ADD_SECONDS", 0.3)
     listening(bench, "one", more='[ "$CNI_COMMAND" != ADD ] || sleep 98765')
     listening(bench, "two")
-    with pytest.raises(NetworkError, match=r"one \(ADD\) was not done within 0 s, and was ended"):
+    with pytest.raises(NetworkError, match=r"one \(ADD\) did not finish within 0 s and was killed"):
         await bench.chains().attach(config(chain(bench)), "c1", eth(), bench.container("c1"))
     # With all that it had started.
     assert not [each for each in _commands() if b"sleep\00098765" in each]
@@ -319,7 +319,7 @@ async def test_a_plugin_that_is_not_there(bench: Bench) -> None:
 async def test_an_answer_that_is_none(bench: Bench) -> None:
     bench.script("one", f"{VERSION}\n[ $CNI_COMMAND != ADD ] || echo hello")
     network = config(bench.conflist({"type": "one"}))
-    with pytest.raises(NetworkError, match=r"one \(ADD\) answered what is no JSON object"):
+    with pytest.raises(NetworkError, match=r"one \(ADD\) answered without a JSON object"):
         await bench.chains().attach(network, "c1", eth(), bench.container("c1"))
 
 

@@ -151,7 +151,7 @@ async def test_what_was_cut_is_told_and_mended_by_connecting_it_anew(
     await chains.attach(network, "one", eth(), netns)
     shell(netns, "ip", "link", "del", "eth0")
     await chains.attach(network, "one", eth(), netns)
-    assert "it may not be connected as it was: CNI plugin bridge (CHECK): " in caplog.text
+    assert "its attachment may have drifted: CNI plugin bridge (CHECK): " in caplog.text
 
     await chains.disconnect("n1", "one")
     made = await chains.attach(network, "one", eth(), netns)

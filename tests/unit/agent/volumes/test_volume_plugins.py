@@ -148,9 +148,9 @@ async def test_what_a_plugin_refuses_is_told_in_its_words(
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (b'{"Mountpoint": "", "Err": ""}', "no absolute path"),
-        (b'{"Mountpoint": "relative/path"}', "no absolute path"),
-        (b'{"Mountpoint": 7}', "no absolute path"),
+        (b'{"Mountpoint": "", "Err": ""}', "not an absolute path"),
+        (b'{"Mountpoint": "relative/path"}', "not an absolute path"),
+        (b'{"Mountpoint": 7}', "not an absolute path"),
         (b'{"Mountpoint": "/nowhere/at/all"}', "which is not a folder"),
     ],
 )

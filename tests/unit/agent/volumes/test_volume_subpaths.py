@@ -95,7 +95,7 @@ async def test_a_folder_must_be_there(volumes: VolumeStore) -> None:
     data = await _data(volumes)
     (data / "file").write_text("no folder")
     for path in ("none", "deep/none/x", "file", "file/x"):
-        with pytest.raises(VolumeError, match=f"volume data has no folder '{path}'; make it"):
+        with pytest.raises(VolumeError, match=f"volume data has no folder '{path}'; create it"):
             await volumes.attach(holder("t1", replace(PART, subpath=path)), {})
     assert not (data / "none").exists()
     await volumes.detach("t1", drop=False)

@@ -111,9 +111,7 @@ class Programs:
         document = _document(answer)
         if status == 0:
             if answer.strip() and document is None:
-                raise NetworkError(
-                    f"{what} ({call.command}) answered without a JSON object"
-                )
+                raise NetworkError(f"{what} ({call.command}) answered without a JSON object")
             return document or {}
         raise _failure(what, call.command, status, document, said)
 

@@ -1,4 +1,4 @@
-"""The agent's gRPC channels, and its one server: each end shows its certificate."""
+"""The agent's gRPC channels and its only server; both ends authenticate by certificates."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Channels:
 
     def manager(self, address: str) -> grpc.aio.Channel:
         """To a manager at HOST:PORT."""
-        # With a pool of its own a channel does not inherit the back-off of the one before.
+        # With a pool of its own, a channel does not inherit the backoff of its predecessor.
         own: list[tuple[str, Any]] = [("grpc.use_local_subchannel_pool", 1)]
         return grpc.aio.secure_channel(
             address,

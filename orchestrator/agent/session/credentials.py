@@ -13,14 +13,14 @@ from orchestrator.identity.revocation import Revocations, Revoked
 from orchestrator.pb import certificates_pb2, certificates_pb2_grpc, dispatch_pb2, types_pb2
 
 _TIMEOUT = 10.0
-"""Seconds that a manager may take to sign."""
+"""Seconds of a manager's signature."""
 
 
 class NodeCertificate:
-    """Keeps the certificate in `files` one that counts."""
+    """Keeps the certificate in `files` valid."""
 
     def __init__(self, files: PairFiles, channel: Callable[[], grpc.aio.Channel | None]) -> None:
-        """`channel` leads to the manager in session, if one is."""
+        """`channel` is that of the current session, if there is one."""
         self._files = files
         self._channel = channel
 
@@ -34,7 +34,7 @@ class NodeCertificate:
         return issued.serial if issued else ""
 
     async def run(self, unit: float) -> None:
-        """Renew it each time that its time has come, until cancelled; see `keep_renewed`."""
+        """Renew it whenever it is due, until cancelled; see `keep_renewed`."""
         await keep_renewed(self._files, request_elsewhere, self._sign, unit=unit)
 
     async def _sign(self, request: str) -> str:
@@ -51,7 +51,7 @@ class NodeCertificate:
 
 
 class RevocationStore:
-    """Applies what sessions tell to `revocations`, and to the state file."""
+    """Applies lists of managers to `revocations`, and keeps them in the state file."""
 
     def __init__(self, db: StateDb, revocations: Revocations, now: Callable[[], float]) -> None:
         self._db = db
@@ -60,11 +60,11 @@ class RevocationStore:
         self._known = {each.id: each for each in db.revocations().added}
         self._apply()
 
-    def take(self, news: dispatch_pb2.RevocationList) -> None:
+    def take(self, update: dispatch_pb2.RevocationList) -> None:
         """Take a complete list, or a change of it."""
-        known: dict[str, types_pb2.Revocation] = {} if news.full else self._known
-        known |= {each.id: each for each in news.added}
-        for id in news.removed:
+        known: dict[str, types_pb2.Revocation] = {} if update.full else self._known
+        known |= {each.id: each for each in update.added}
+        for id in update.removed:
             known.pop(id, None)
         now = self._now()
         self._known = {id: each for id, each in known.items() if each.expires_at > now}

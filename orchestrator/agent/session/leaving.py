@@ -1,8 +1,8 @@
 """Leaving a cluster whose managers have removed this node, or revoked its certificate.
 
 As in Swarm, the node's tasks are stopped, within their grace periods, and removed; so are the
-cluster's networks. Volumes, images and the build cache stay. The identity goes last: an agent that
-is killed before starts over when a manager refuses it again.
+cluster's networks. Volumes, images and the build cache stay. The identity is removed last: an agent
+that is killed before that starts over when a manager refuses it again.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ async def leave(
     networks: NetworkReconciler,
     reason: str,
 ) -> None:
-    """Clear this host of the cluster. `reason` is what the manager said. Always raises
-    AgentFailure, which ends the agent."""
+    """Remove everything of the cluster from this host. `reason` is the manager's message. Always
+    raises AgentFailure, which ends the agent."""
     log.error(
         "the cluster has expelled this node; stopping its tasks: %s",
         reason,

@@ -1,4 +1,4 @@
-"""What this host is, as the managers see it in `orc node ls`."""
+"""The description of this host for managers, as in `orc node ls`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MEMINFO = Path("/proc/meminfo")
 _OS_RELEASE = Path("/etc/os-release")
 _ROUTES, _ROUTES6 = Path("/proc/thread-self/net/route"), Path("/proc/thread-self/net/ipv6_route")
 _OURS = "orc"
-"""Begins the names of our own interfaces."""
+"""Prefixes of Orc's own interfaces."""
 
 
 def describe(
@@ -34,8 +34,8 @@ def describe(
     labels: Mapping[str, str],
     offered: Resources,
 ) -> NodeDescription:
-    """The node's description. `offered` stands in for what the host has, where it is not 0:
-    shares (1024 a core) and bytes of memory."""
+    """The node's description. `offered`, where not 0, replaces the host's capacity: shares (1024 a
+    core) and bytes of memory."""
     cores = len(os.sched_getaffinity(0))
     return NodeDescription(
         hostname=os.uname().nodename,
@@ -58,7 +58,8 @@ def describe(
 
 
 async def runtime_version(program: str) -> str:
-    """Name and version of an OCI runtime, such as `crun 1.21`; its name if it does not tell."""
+    """Name and version of an OCI runtime, such as `crun 1.21`; only its name if it does not report
+    a version."""
     process = await asyncio.create_subprocess_exec(
         program,
         "--version",
@@ -83,12 +84,12 @@ def os_name(os_release: str) -> str:
 
 
 def registry_features() -> tuple[str, ...]:
-    """What this host can do by itself at registries."""
+    """The registry features of this host."""
     return (REGISTRY_CREDENTIALS,) if has_credentials() else ()
 
 
 def routes() -> tuple[str, ...]:
-    """The subnets that this host has routes to, but for those of our own networks."""
+    """The subnets that this host has routes to, except those of Orc's own networks."""
     return tuple(sorted({*_parsed(_ROUTES, _route4), *_parsed(_ROUTES6, _route6)}))
 
 
@@ -101,7 +102,7 @@ def _parsed(path: Path, parse: Callable[[str], str]) -> list[str]:
 
 
 def _route4(line: str) -> str:
-    """The subnet of a line of /proc/net/route (proc(5)); empty for what is none."""
+    """The subnet of a line of /proc/net/route (proc(5)); empty if there is none."""
     fields = line.split()
     if len(fields) < 8 or fields[0] == "Iface" or fields[0].startswith(_OURS):
         return ""

@@ -39,21 +39,21 @@ log = logging.getLogger(__name__)
 ACK_LIMIT = 5.0
 """Seconds without an acknowledgement after which reports are sent again."""
 WELCOME_WITHIN = 30.0
-"""Seconds that a manager has to say welcome once there is a connection to it."""
+"""Seconds that a connected manager has to send its welcome."""
 LULL = 0.025
-"""Seconds that a state which a task only passes through may wait to be told."""
+"""Seconds that a transient state may wait to be reported."""
 _DEFAULT_PERIOD = 1.0
-"""Seconds between heartbeats where the welcome does not say."""
+"""Seconds between heartbeats if the welcome does not say."""
 
 OpenTunnel = Callable[[grpc.aio.Channel, dispatch_pb2.OpenTunnel], Coroutine[None, None, None]]
 
 
 class SessionEnded(Exception):
-    """A session is over; the text says why. Another is to be opened."""
+    """A session is over; the text says why."""
 
 
 class Redirected(SessionEnded):
-    """The manager does not lead; `leader` is the HOST:PORT of the one that does."""
+    """The manager is not the leader; `leader` is the leader's HOST:PORT."""
 
     def __init__(self, leader: str) -> None:
         super().__init__(f"the leader is {leader}")
@@ -61,8 +61,8 @@ class Redirected(SessionEnded):
 
 
 class CertificateRefused(SessionEnded):
-    """The manager does not accept this node's certificate, which was revoked; `serial` is the
-    certificate's serial number, empty where the manager does not name it."""
+    """The manager refuses this node's certificate, which was revoked; `serial` is its serial
+    number, empty if the manager does not name it."""
 
     def __init__(self, reason: str, serial: str = "") -> None:
         super().__init__(reason)
@@ -71,7 +71,7 @@ class CertificateRefused(SessionEnded):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What a session tells of this node."""
+    """What a session reports about this node."""
 
     describe: Callable[[], NodeDescription]
     boot_id: str
@@ -95,10 +95,10 @@ class Session:
         expose: Callable[[Sequence[str]], None] = lambda access: None,
         revoked: Callable[[dispatch_pb2.RevocationList], None] = lambda news: None,
     ) -> None:
-        """`wake` is set by whoever has something to send. `open_tunnel` must keep its errors to
-        itself. `remove_images`: of these digests, as far as no container needs them. `scrapable`:
-        by whoever shows the token of this digest. `revoked`: takes what is new of the
-        certificates that the node refuses."""
+        """`wake` is set when there is something to send. `open_tunnel` must not raise.
+        `remove_images` removes images of these digests unless containers need them. `scrapable`
+        gets the digest of the token for metrics. `revoked` gets changes of the revoked
+        certificates."""
         self._node = node
         self._worker = worker
         self._endpoints = endpoints
@@ -115,16 +115,16 @@ class Session:
         self._trouble = ""
         self._tunnel_keys: tuple[TunnelKey, ...] = ()
         self._network_plugins = dispatch_pb2.NetworkPlugins()
-        """All four as the manager was told."""
+        """All four as last sent to the manager."""
         self._period = _DEFAULT_PERIOD
         self._version: int | None = None
-        """Of the assignment set as the last message left it; None before the full set."""
+        """Of the assignment set after the last message; None before the full set."""
         self._networks: dict[str, dispatch_pb2.AssignedNetwork] = {}
-        """By id, as the last message left them."""
+        """By id, after the last message."""
         self._table: int | None = None
-        """Revision of the endpoint table as the last message left it; None before the full one."""
+        """Revision of the endpoint table after the last message; None before the full one."""
         self._followed: deque[tuple[int, int]] = deque()
-        """(revision on this node, the manager's) of tables that are yet to be acknowledged."""
+        """(revision on this node, the manager's) of tables that are not acknowledged yet."""
         self._progress = 0.0
         """Loop time of the last acknowledgement or report."""
 
@@ -139,8 +139,8 @@ class Session:
         welcomed: Callable[[dispatch_pb2.Welcome], None],
         patience: float,
     ) -> SessionEnded:
-        """Hold the session until it ends, which is what is returned; `welcomed` is called when it
-        has begun. A manager has `patience` seconds until there is a connection to it."""
+        """Run the session until it ends; return why. `welcomed` is called when it has begun. The
+        connection must be established within `patience` seconds."""
         try:
             async with asyncio.TaskGroup() as group:
                 call = dispatch_pb2_grpc.DispatchStub(channel).Session()
@@ -170,7 +170,7 @@ class Session:
             async with asyncio.timeout(patience) as limit:
                 await send(call, dispatch_pb2.AgentMessage(hello=hello))
                 # It is connected, so the manager lives. When all agents dial at once it may take
-                # its time; who dials again only makes it longer.
+                # its time; redialling only makes it longer.
                 limit.reschedule(loop.time() + max(patience, WELCOME_WITHIN))
                 message = await _read(call)
         except TimeoutError as error:
@@ -178,7 +178,7 @@ class Session:
         if message.HasField("redirect"):
             raise _redirected(message.redirect)
         if not message.HasField("welcome"):
-            raise SessionEnded("the manager did not say welcome first")
+            raise SessionEnded("the first message of the manager was not a welcome")
         self._period = message.welcome.heartbeat_period or _DEFAULT_PERIOD
         return message.welcome
 
@@ -276,13 +276,13 @@ class Session:
                 if loop.time() < beat:
                     continue
                 await send(call, dispatch_pb2.AgentMessage(heartbeat=dispatch_pb2.Heartbeat()))
-                # A suspended process does not make up for the beats that it missed.
+                # A suspended process does not make up for missed heartbeats.
                 beat = max(beat, loop.time() - self._period) + self._period
                 if loop.time() - self._progress > ACK_LIMIT:
                     self._reporter.retry()
 
     async def _send_changes(self, call: Any) -> None:
-        """Tell what of the description is not as it was told."""
+        """Send what has changed in the description."""
         description = self._node.describe()
         scopes, path_mtu = description.volume_drivers, description.path_mtu
         keys = description.tunnel_keys
@@ -325,7 +325,7 @@ def _network_plugins(node: NodeDescription) -> dispatch_pb2.NetworkPlugins:
 def changed_network(
     known: dispatch_pb2.AssignedNetwork | None, change: dispatch_pb2.NetworkChange
 ) -> dispatch_pb2.AssignedNetwork:
-    """A network after a change of it, its peers by subnet and without this node itself."""
+    """A network after a change, its peers by subnet and without this node itself."""
     peers = {} if known is None or change.complete else {peer.subnet: peer for peer in known.peers}
     peers.update((peer.subnet, peer) for peer in change.network.peers)
     for subnet in (*change.gone_peers, change.network.subnet):
@@ -339,7 +339,7 @@ def changed_network(
 
 async def send(call: Any, message: dispatch_pb2.AgentMessage) -> None:
     """Write to the session's call. Raises SessionEnded with the manager's status if the call is
-    over, which the reader may not have seen yet."""
+    over, even if the reader has not seen that yet."""
     try:
         await call.wait_for_connection()
         # Not `call.write`: when a write fails because the manager has ended the call, it sets the
@@ -371,11 +371,11 @@ async def _closed(call: Any) -> SessionEnded:
 def _redirected(redirect: dispatch_pb2.Redirect) -> SessionEnded:
     if redirect.leader:
         return Redirected(redirect.leader)
-    return SessionEnded("this manager does not lead and knows none that does")
+    return SessionEnded("this manager is not the leader and knows of none")
 
 
 def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The most telling of several: a SessionEnded, else the first."""
+    """The most informative of several errors: a SessionEnded, else the first."""
     leaves: list[BaseException] = []
     pending: list[BaseException] = [group]
     while pending:
@@ -397,7 +397,7 @@ def _ended(error: BaseException) -> SessionEnded:
 
 
 def _by_status(code: grpc.StatusCode, details: str | None, trailing: Any) -> SessionEnded | None:
-    """What a status and its trailing metadata mean; None for OK."""
+    """The meaning of a status and its trailing metadata; None for OK."""
     if code is grpc.StatusCode.OK:
         return None
     if code is grpc.StatusCode.UNAUTHENTICATED and details:
@@ -407,16 +407,16 @@ def _by_status(code: grpc.StatusCode, details: str | None, trailing: Any) -> Ses
 
 
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 2.0
-"""Seconds between attempts, from the first failure on. The most is short: a node that was cut off
-has old names and addresses until it has a session again."""
+"""Seconds between attempts, from the first failure on. The maximum is short: a disconnected node
+has stale names and addresses until it has a session again."""
 BACKOFF_REFUSED = 60.0
-"""The most where the node's certificate was revoked: it will not be accepted again."""
+"""The maximum after the node's certificate was revoked: it will not be accepted again."""
 _REDIRECTS = 3
 """Redirects in a row that are followed at once; from then on they count as failures."""
 
 PATIENCE_FIRST, PATIENCE_MOST = 5.0, 60.0
-"""Seconds that a manager has to say welcome, from the first failure on. A host that is too slow for
-the first would be dialled for ever."""
+"""Seconds that a connection may take, from the first failure on: growing, so that a slow host is
+reached eventually."""
 
 Dial = Callable[[str], grpc.aio.Channel]
 
@@ -437,7 +437,7 @@ def patience(failures: int) -> float:
 
 
 class Dialer:
-    """Keeps the node in session with one manager after another."""
+    """Keeps the node in a session, with one manager after another."""
 
     def __init__(
         self,
@@ -459,19 +459,19 @@ class Dialer:
         self._serial = serial
         self._session: Session | None = None
         self.channel: grpc.aio.Channel | None = None
-        """To the manager that has welcomed this node; None without a session."""
+        """The channel of the current session; None without one."""
         self.connected_to = ""
-        """HOST:PORT of the manager that has welcomed this node; empty without a session."""
+        """HOST:PORT of the current session's manager; empty without one."""
 
     def report_images(self) -> None:
-        """Send the image inventory, now or when there is a session."""
+        """Send the image inventory, now or in the next session."""
         if self._session is not None:
             self._session.report_images()
 
     async def run(self) -> str:
-        """Dial until a manager says that the certificate which the node has was revoked, and
-        return what it said. Only a manager that has proved who it is can say so, and no other
-        failure counts: a node whose managers cannot be reached keeps its tasks."""
+        """Dial until a manager refuses the node's current certificate as revoked; return its
+        message. Only an authenticated manager counts, and no other failure: a node whose managers
+        are unreachable keeps its tasks."""
         failures = redirects = 0
         refused = False
         queue: list[str] = []
@@ -495,7 +495,7 @@ class Dialer:
             failures += 1
             refused = refused or isinstance(end, CertificateRefused)
             delay = backoff(failures, self._rng.random(), refused)
-            # A manager may be away for hours: what is known of it is not said every few seconds.
+            # A manager may be unreachable for hours: an error is not logged every few seconds.
             level = logging.DEBUG if said.get(address) == str(end) else logging.WARNING
             said[address] = str(end)
             extra = {"manager": address, "retry_in": f"{delay:.2f}"}
@@ -518,7 +518,8 @@ class Dialer:
             self._session = self.channel = None
 
     def _candidates(self) -> list[str]:
-        """Every known manager once: the newest list shuffled, then what the node joined by."""
+        """Every known manager once: the newest list shuffled, then those that the node joined
+        by."""
         newest = list(self._db.managers())
         self._rng.shuffle(newest)
         return newest + [manager for manager in self._joined_by if manager not in newest]

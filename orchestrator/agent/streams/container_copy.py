@@ -1,5 +1,5 @@
-"""Files into and out of containers: the program `copier` in the container's root, fed and read
-through a tunnel."""
+"""Copies files into and out of containers: `copy_program` runs in the container's root, its input
+and output go through a tunnel."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PROGRAM = bareprogram.command("orchestrator.agent.streams.copy_program", "-X", 
 
 
 class ContainerCopies:
-    """The copies of a node."""
+    """Serves the copies of a node."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class ContainerCopies:
         access: Callable[[str], ContainerHandle],
         layers: Callable[[Task], Awaitable[Sequence[Path]]],
     ) -> None:
-        """`layers` finds those of a task's image, the lowest first."""
+        """`layers` finds the layers of a task's image, lowest first."""
         self._runners = runners
         self._access = access
         self._layers = layers
@@ -56,7 +56,7 @@ class ContainerCopies:
     async def copy_to(
         self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
     ) -> dispatch_pb2.TunnelResult:
-        """Unpack the tar that comes. Raises RuntimeFailure."""
+        """Unpack a received tar. Raises RuntimeFailure."""
         request = order.copy_to
         owner = None
         if request.archive:
@@ -87,7 +87,7 @@ class ContainerCopies:
                 try:
                     await stdin.drain()
                 except ConnectionError:
-                    # It has enough, or it failed and says why.
+                    # It has read enough, or it failed and says why.
                     continue
             stdin.close()
         for line in said:
@@ -104,8 +104,8 @@ class ContainerCopies:
         stdout: int,
         said: list[str] | None = None,
     ) -> AsyncIterator[Process]:
-        """The program, for the duration of the block; then it must have done its work. `said` gets
-        the lines that it has for the user all the same."""
+        """The program, for the duration of the block, by whose end it must have succeeded. `said`
+        gets its warnings for the user."""
         async with (
             self._place(task_id) as place,
             self._started({**place, **words}, said, stdin=stdin, stdout=stdout) as process,
@@ -114,10 +114,10 @@ class ContainerCopies:
 
     @asynccontextmanager
     async def _place(self, task_id: str) -> AsyncIterator[dict[str, Any]]:
-        """Where a container's root is: its process, held by a pidfd, or in pieces to be mounted."""
+        """The root of a container: its process, held by a pidfd, or the layers to mount."""
         runner = self._runners.get(task_id)
         if runner is None:
-            raise RuntimeFailure("the container is not on this node any more")
+            raise RuntimeFailure("the container is no longer on this node")
         access = self._access(task_id)
         found = access.process()
         if found is not None and (pidfd := found.open()) is not None:
@@ -130,9 +130,9 @@ class ContainerCopies:
         if not upper.is_dir():
             raise RuntimeFailure("the container has ended, and nothing of it is left")
         if runner.task.spec.container.storage_size:
-            raise RuntimeFailure("its disk is away while it is stopped; start it first")
+            raise RuntimeFailure("its disk is not mounted while it is stopped; start it first")
         layers = await self._layers(runner.task)
-        # Beside the writable layer, as the kernel wants them; they go with the copy, or with it.
+        # Beside the writable layer, as overlayfs demands; removed with the copy, or with the layer.
         with tempfile.TemporaryDirectory(dir=access.bundle.state) as folder:
             places = {name: f"{folder}/{name}" for name in ("root", "work")}
             for place in places.values():

@@ -1,4 +1,4 @@
-"""What a manager orders of containers' files: their changes, all of them, and an image of them."""
+"""Requests of managers about containers' file systems: diff, export, commit."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2, images_pb2
 
 EXPORT_REQUESTS = ("container_files",)
-"""The kinds of orders that are served here."""
+"""The kinds of requests that are served here."""
 _FROZEN = "frozen-"
 
 
 class Roots(Protocol):
-    """Where a container's files are, and whose (`runtime.crun.CrunRuntime`)."""
+    """Paths and owners of a container's files (`runtime.engine.crun.CrunRuntime`)."""
 
     def upper(self, container_id: str) -> Path: ...
 
@@ -40,7 +40,7 @@ class Roots(Protocol):
 
 
 class ContainerExports:
-    """Serves the orders about files of containers, running or not."""
+    """Serves requests about the file systems of containers, running or not."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class ContainerExports:
         roots: Roots,
         scratch: Path,
     ) -> None:
-        """`scratch`: a folder of this object's alone, on the store's file system."""
+        """`scratch`: an exclusive folder on the store's file system."""
         self._store = store
         self._runners = runners
         self._roots = roots
@@ -58,7 +58,7 @@ class ContainerExports:
         scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     async def recover(self) -> None:
-        """Let go on what an earlier agent, killed in the middle of a commit, left paused."""
+        """Resume containers that an earlier agent, killed during a commit, left paused."""
         for left in list(self._scratch.iterdir()):
             if left.name.startswith(_FROZEN):
                 with suppress(RuntimeFailure):
@@ -68,7 +68,7 @@ class ContainerExports:
     async def serve(
         self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
     ) -> dispatch_pb2.TunnelResult:
-        """Do what one of `ORDERS` says. Raises ImageError, RuntimeFailure."""
+        """Serve one of `EXPORT_REQUESTS`. Raises ImageError, RuntimeFailure."""
         wanted = order.container_files
         runner, digest = self._found(wanted.task_id)
         Action = images_pb2.ContainerFilesOrder
@@ -84,15 +84,15 @@ class ContainerExports:
     def _found(self, task_id: str) -> tuple[TaskRunner, str]:
         runner = self._runners.get(task_id)
         if runner is None:
-            raise ImageError("the container has no files on this node any more")
+            raise ImageError("the container no longer has files on this node")
         container = runner.task.spec.container
         if container.rootfs:
             raise ImageError("the container runs on the node's own files")
         digest = self._store.resolve(runner.task.image_digest or container.image)
         if not digest or not self._roots.upper(task_id).exists():
             if digest and container.storage_size:
-                raise ImageError("its disk is away while it is stopped; start it first")
-            raise ImageError("the container has no files on this node any more")
+                raise ImageError("its disk is not mounted while it is stopped; start it first")
+            raise ImageError("the container no longer has files on this node")
         return runner, digest
 
     async def _diff(self, call: Any, task: Task, digest: str) -> None:
@@ -137,7 +137,7 @@ class ContainerExports:
 
     @asynccontextmanager
     async def _still(self, runner: TaskRunner, *, pause: bool) -> AsyncIterator[None]:
-        """The container, if it runs, changes nothing during the block."""
+        """Pause the container, if it runs, during the block."""
         if not pause or runner.status.paused:
             yield
             return

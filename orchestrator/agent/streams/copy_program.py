@@ -1,14 +1,14 @@
 """A program: copy files out of or into a container, as `orchestrator.copying` does it.
 
 One argument, JSON: `{"pid": PID, "verb": "pack", "path": …, "follow": …}` writes a line and a tar,
-`{"pid": PID, "verb": "unpack", "path": …, "top": …, …}` reads a tar. Where it succeeds, a line on
-stderr says what of the files could not be kept.
+`{"pid": PID, "verb": "unpack", "path": …, "top": …, …}` reads a tar. On success, a line on stderr
+names attributes that could not be preserved.
 
-It works in the mount and user namespace of a container's process, and so can reach nothing outside
-of the container and sees owners as it does. `pid` names the process and `pidfd`, a descriptor,
-makes sure that it is this one. For a container that does not run, `layers`, `upper`, `work` and
-`root` in place of the two are what to mount its root from, where nobody else sees it. From the
-moment that it has changed its root it imports nothing, since that would be the container's code.
+It works in the mount and user namespace of a container's process, so it can reach nothing outside
+of the container and sees owners as it does. `pid` names the process, and `pidfd`, a descriptor,
+ensures that it is this one. For a container that does not run, `layers`, `upper`, `work` and `root`
+replace the two: it mounts the root from them in a private namespace. Once it has changed its root
+it imports nothing, since that would be the container's code.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from orchestrator.linux.mounts import mount_overlay, unshare_mounts
 
 
 def _enter(order: dict[str, Any]) -> None:
-    """Enter a container's root and user namespace, and import nothing any more."""
+    """Enter a container's root and user namespace; nothing is imported afterwards."""
     if "pidfd" in order:
         _join(order["pidfd"], order["pid"])
     else:
@@ -43,7 +43,7 @@ def _enter(order: dict[str, Any]) -> None:
 def _join(process: int, pid: int) -> None:
     """Enter the namespaces of a container's process. Raises CannotCopy, OSError."""
     users = os.stat(f"/proc/{pid}/ns/user").st_ino
-    # Read by a number, which is the process's as long as it has not ended.
+    # Opened by pid, which is the process's as long as it has not ended.
     if select.select([process], [], [], 0)[0]:
         raise CannotCopy("the container has ended meanwhile; try again")
     own_users = users != os.stat("/proc/self/ns/user").st_ino
@@ -56,7 +56,7 @@ def _join(process: int, pid: int) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Do one copy; see the module. Exits with 1 and a line on stderr if that fails."""
+    """Do one copy, as described above. On failure, exit with 1 and a line on stderr."""
     limit_memory()
     try:
         _copy(json.loads(argv[0]))

@@ -1,12 +1,11 @@
 """Exec and attach: the agent's end of a client's streams.
 
-Three things flow beside each other, and none waits for another: output, which is read from the
-program only as fast as the client takes it; input, of which no more than a window is ever under
-way; and what must pass by input that nobody reads, a new window size or a signal.
+Three flows are independent of each other: output, which is read from the program only as fast as
+the client takes it; input, with a window of bytes in flight; and what must overtake unread input, a
+new terminal size or a signal.
 
-A client that breaks ends nothing: a container is detached from, and a program of `exec` runs on,
-its output read and thrown away. What an agent's end does to such a program is what a lost terminal
-does.
+A lost client ends nothing: it is detached from a container, and a program of `exec` runs on, its
+output read and discarded. The end of the agent has the effect of a lost terminal on such a program.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ from orchestrator.pb import dispatch_pb2, interact_pb2
 log = logging.getLogger(__name__)
 
 WINDOW = 1 << 18
-"""Bytes of input under way to one program."""
+"""Bytes of input in flight to one program."""
 
 _BROKEN = (grpc.RpcError, asyncio.InvalidStateError)
 
 
 class ExecAttach:
-    """All sessions of a node; an async context manager, around whatever serves tunnels."""
+    """All exec and attach sessions of a node; an async context manager around the tunnels."""
 
     def __init__(
         self,
@@ -53,7 +52,7 @@ class ExecAttach:
         self._wait = wait
         self._group = asyncio.TaskGroup()
         self._left: set[asyncio.Task[None]] = set()
-        """Programs whose clients have gone."""
+        """Programs whose clients have disconnected."""
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
@@ -72,7 +71,7 @@ class ExecAttach:
     async def exec(
         self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
     ) -> dispatch_pb2.TunnelResult:
-        """Run a further program in a container. Raises RuntimeFailure."""
+        """Run another program in a container. Raises RuntimeFailure."""
         request = order.exec
         access = self._access(self._runner(request.container).id)
         spec = ExecSpec(
@@ -109,7 +108,7 @@ class ExecAttach:
     async def attach(
         self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
     ) -> dispatch_pb2.TunnelResult:
-        """Connect to a container's own program. Raises RuntimeFailure."""
+        """Connect to a container's main program. Raises RuntimeFailure."""
         request = order.attach
         runner = self._runner(request.container)
         spec = runner.task.spec.container
@@ -131,7 +130,7 @@ class ExecAttach:
     def _runner(self, task_id: str) -> TaskRunner:
         runner = self._runners.get(task_id)
         if runner is None or runner.task.desired_state is TaskState.REMOVE:
-            raise RuntimeFailure("the container is not on this node any more")
+            raise RuntimeFailure("the container is no longer on this node")
         return runner
 
     def _leave(self, program: ExecProgram) -> None:
@@ -141,7 +140,7 @@ class ExecAttach:
 
 
 class _Ending(Protocol):
-    """What a container's runner knows of its end."""
+    """The end of a container, as its runner has recorded it."""
 
     @property
     def id(self) -> str: ...
@@ -152,8 +151,8 @@ class _Ending(Protocol):
 
 
 async def end_of(runner: _Ending, wait: Callable[[str], Awaitable[Exit]]) -> Exit:
-    """How a container ended. One that goes with its end (`--rm`) may be gone before it is asked:
-    then what was reported of it holds. Raises RuntimeFailure where nothing is known."""
+    """How a container ended. With `--rm` it may already be removed: then its reported status
+    counts. Raises RuntimeFailure if nothing is known."""
     try:
         return await wait(runner.id)
     except RuntimeFailure:
@@ -167,7 +166,7 @@ async def _run_on(program: ExecProgram) -> None:
     try:
         await program.drain()
     except OSError as error:
-        log.warning("the output of a program left by its client cannot be read: %s", error)
+        log.warning("the output of a program without a client cannot be read: %s", error)
     finally:
         program.close()
 
@@ -181,14 +180,14 @@ class _Conversation:
         self._sending = asyncio.Lock()
         self._waiting: deque[bytes] = deque()
         self._size = 0
-        """Bytes that wait."""
+        """Bytes that are queued."""
         self._ended = False
         self._news = asyncio.Event()
         self._taken = 0
 
     async def hold(self, readers: asyncio.TaskGroup) -> None:
-        """Until the program has ended and all it said is sent. What the client sends is read on
-        in `readers`, until it has seen the end and closes."""
+        """Run until the program has ended and all its output is sent. `readers` go on reading the
+        client's input, until it has seen the end and closes."""
         program = self._program
         await self._send(
             attached=interact_pb2.Attached(
@@ -202,12 +201,12 @@ class _Conversation:
                 stderr, data = output
                 await self._send(**{"stderr" if stderr else "stdout": data})
             code = await program.wait()
-            # Not in the middle of a word to the client: a write that is cancelled ends the call.
+            # Not during a write to the client: cancelling a write ends the call.
             async with self._sending:
                 feeder.cancel()
         finally:
             feeder.cancel()
-            # It must have let go of the descriptors before they are closed.
+            # It must have released the descriptors before they are closed.
             await asyncio.wait((feeder,))
         await self._send(exited=interact_pb2.Exited(code=code))
 

@@ -1,4 +1,4 @@
-"""Frames of a tunnel: what waits for a slow reader, and what an upload brings."""
+"""Frames of a tunnel: a queue for slow readers, uploads and downloads."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from orchestrator.agent.images.errors import ImageError
 from orchestrator.pb import dispatch_pb2
 
 _WAITING = 10_000
-"""Frames that wait for a slow reader; the oldest go first."""
+"""Frames that are queued for a slow reader; the oldest are dropped first."""
 _CHUNK = 1 << 20
 """Bytes in a frame."""
 
 
 class Frames:
-    """News on its way to a reader that may be slow, told without waiting."""
+    """A queue of progress messages for a reader that may be slow; adding never waits."""
 
     def __init__(self) -> None:
         self._waiting: deque[dispatch_pb2.Frame] = deque(maxlen=_WAITING)
@@ -30,7 +30,7 @@ class Frames:
     @classmethod
     @asynccontextmanager
     async def sending(cls, call: Any) -> AsyncIterator[Self]:
-        """Frames that are sent over `call` during the block, all of them by its end."""
+        """Send the frames over `call` during the block, all of them by its end."""
         frames = cls()
         failure: Exception | None = None
         async with asyncio.TaskGroup() as group:
@@ -45,17 +45,17 @@ class Frames:
             raise failure
 
     def put(self, frame: dispatch_pb2.Frame) -> None:
-        """Take a frame, without waiting."""
+        """Queue a frame, without waiting."""
         self._waiting.append(frame)
         self._news.set()
 
     def close(self) -> None:
-        """There will be no more."""
+        """No more frames will be queued."""
         self._closed = True
         self._news.set()
 
     async def send(self, call: Any) -> None:
-        """Send all frames until closed, or until nobody reads them any more."""
+        """Send all frames until closed, or until the reader has gone."""
         try:
             while self._waiting or not self._closed:
                 while self._waiting:
@@ -68,7 +68,7 @@ class Frames:
 
 
 async def receive(call: Any, file: IO[bytes]) -> None:
-    """Write all that the other end sends into a file. Raises ImageError when it breaks off."""
+    """Write an upload into a file. Raises ImageError when it breaks off."""
     while True:
         frame = await call.read()
         if not isinstance(frame, dispatch_pb2.Frame):  # grpc.aio.EOF
@@ -81,12 +81,12 @@ async def receive(call: Any, file: IO[bytes]) -> None:
 
 
 async def send(call: Any, read: Callable[[], bytes]) -> None:
-    """Send all that `read`, which blocks, returns up to nothing."""
+    """Send all that the blocking `read` returns, until it returns nothing."""
     while piece := await asyncio.to_thread(read):
         await send_piece(call, piece)
 
 
 async def send_piece(call: Any, piece: bytes) -> None:
-    """Send some bytes, however many."""
+    """Send bytes of any number, in frames of limited size."""
     for start in range(0, len(piece), _CHUNK):
         await call.write(dispatch_pb2.Frame(data=piece[start : start + _CHUNK]))

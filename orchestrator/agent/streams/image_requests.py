@@ -38,13 +38,13 @@ IMAGE_REQUESTS = (
     *("pull", "push", "resolve", "tag", "remove_image", "read_image"),
     *("save", "import_image", "login"),
 )
-"""The kinds of orders that are served here."""
+"""The kinds of requests that are served here."""
 
 _Handler = Callable[[Any, Any], Awaitable[dispatch_pb2.TunnelResult]]
 
 
 class ImageRequests:
-    """Serves the orders about images."""
+    """Serves requests about images."""
 
     def __init__(
         self,
@@ -55,8 +55,8 @@ class ImageRequests:
         runners: Mapping[str, TaskRunner],
         scratch: Path,
     ) -> None:
-        """`runners` are this node's tasks; `scratch` is a folder of this object's alone, on the
-        store's file system."""
+        """`runners` are this node's tasks; `scratch` is an exclusive folder on the store's file
+        system."""
         self._store = store
         self._images = images
         self._registry = registry
@@ -69,7 +69,7 @@ class ImageRequests:
     async def serve(
         self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
     ) -> dispatch_pb2.TunnelResult:
-        """Do what one of `ORDERS` says; what it raises becomes the tunnel's error."""
+        """Serve one of `IMAGE_REQUESTS`; exceptions become the tunnel's error."""
         kind = order.WhichOneof("order") or ""
         handlers: dict[str, _Handler] = {
             "pull": self._pull,
@@ -85,7 +85,7 @@ class ImageRequests:
         return await handlers[kind](call, getattr(order, kind))
 
     def in_use(self) -> frozenset[str]:
-        """Digests of the images of which there are containers here."""
+        """Digests of the images of containers on this node."""
         held = [
             runner.task
             for runner in self._runners.values()
@@ -94,7 +94,7 @@ class ImageRequests:
         return self._images_of(held)
 
     def needed(self) -> frozenset[str]:
-        """Digests of the images of which there are containers here, or will be."""
+        """Digests of the images of containers on this node, including coming ones."""
         waiting = [
             runner.task for runner in self._runners.values() if not is_terminal(runner.status.state)
         ]
@@ -102,7 +102,7 @@ class ImageRequests:
 
     def _images_of(self, tasks: Iterable[Task]) -> frozenset[str]:
         wanted = (task.image_digest or task.spec.container.image for task in tasks)
-        # One on the host's own files has no image.
+        # A container with `rootfs` has no image.
         return frozenset(
             digest for text in wanted if text and (digest := self._store.resolve(text))
         )
@@ -149,14 +149,14 @@ class ImageRequests:
         return dispatch_pb2.TunnelResult()
 
     async def remove(self, digests: Sequence[str]) -> None:
-        """Remove images that were removed while this node was away. Those in use stay; the manager
-        names them again later."""
+        """Remove images that were removed while this node was disconnected, except those in use;
+        the manager names these again later."""
         for digest in digests:
             try:
                 if self._store.resolve(digest) is not None:
                     await self._store.remove(digest, self.in_use())
             except ImageError as error:
-                log.debug("an image that was removed stays: %s", error, extra={"image": digest})
+                log.debug("an image in use is not removed: %s", error, extra={"image": digest})
 
     async def _read(self, call: Any, order: images_pb2.ReadOrder) -> Any:
         manifest = await asyncio.to_thread(self._text, order.image)
@@ -213,7 +213,7 @@ class ImageRequests:
 
 
 def _telling(frames: Frames) -> tuple[LayerProgress, Callable[[str], None]]:
-    """What tells of a layer on its way, and of one that is there already."""
+    """Report the progress of a layer, and of one that exists already."""
 
     def progress(digest: str, done: int, total: int) -> None:
         layer = control_pb2.LayerProgress(digest=digest, done=done, total=total)
@@ -238,11 +238,11 @@ def _credentials(auth: bytes) -> tuple[str, str]:
 
 
 BUILD_REQUESTS = ("build", "build_cache")
-"""The kinds of orders that are served here."""
+"""The kinds of requests that are served here."""
 
 
 class ImageBuilder(Protocol):
-    """What is needed of `images.build.Builder`."""
+    """The methods of `builds.builder.Builder` that are used here."""
 
     async def build(self, context: Path, spec: BuildSpec, progress: Progress) -> Image: ...
 
@@ -252,17 +252,17 @@ class ImageBuilder(Protocol):
 
 
 class BuildRequests:
-    """Serves the orders about builds."""
+    """Serves requests about builds."""
 
     def __init__(self, builder: ImageBuilder, scratch: Path) -> None:
-        """`scratch`: an existing folder for the contexts that are uploaded."""
+        """`scratch`: an existing folder for uploaded contexts."""
         self._builder = builder
         self._scratch = scratch
 
     async def serve(
         self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
     ) -> dispatch_pb2.TunnelResult:
-        """Do what one of `ORDERS` says. Raises ImageError."""
+        """Serve one of `BUILD_REQUESTS`. Raises ImageError."""
         if order.WhichOneof("order") == "build_cache":
             return await self._cache(order.build_cache)
         with tempfile.NamedTemporaryFile(dir=self._scratch) as file:

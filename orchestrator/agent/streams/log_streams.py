@@ -1,4 +1,4 @@
-"""Sends what containers wrote to a manager, many lines a frame."""
+"""Sends logs of tasks to a manager, many lines per frame."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from orchestrator.model.specs import LogConfig
 from orchestrator.pb import control_pb2, dispatch_pb2
 
 _LONGEST_LINE = 1 << 16
-"""Bytes of a log line that are put together from its parts before it is sent."""
+"""Maximum bytes of a log line that is joined from its parts."""
 
 
 class LogStreams:
-    """Serves orders for the logs of this node's tasks."""
+    """Serves requests for the logs of this node's tasks."""
 
     def __init__(
         self,
@@ -34,8 +34,8 @@ class LogStreams:
         *,
         config: Callable[[str], LogConfig] = lambda task_id: LogConfig(),
     ) -> None:
-        """`places` tells where a task's newest log file is, and where it goes; see `logs.read`.
-        `config` tells the logging driver that its container was created with."""
+        """`places` returns the paths of a task's newest log file, before and after the removal of
+        its container; `config` the logging driver that its container was created with."""
         self._runners = runners
         self._places = places
         self._config = config
@@ -44,7 +44,7 @@ class LogStreams:
     async def send(
         self, call: Any, opened: dispatch_pb2.OpenTunnel, _: asyncio.TaskGroup
     ) -> dispatch_pb2.TunnelResult:
-        """Send the lines that the order asks for. Raises RuntimeFailure."""
+        """Send the requested lines. Raises RuntimeFailure."""
         order = opened.logs
         runner = self._runners.get(order.task_id)
         if runner is None:
@@ -54,7 +54,7 @@ class LogStreams:
         if self._config(order.task_id).driver == NONE:
             raise RuntimeFailure(log_options.unreadable(runner.task.name))
         left = order.until - self._clock() if order.until else None
-        # What is to be written until then has to be waited for; what was, can be counted.
+        # Lines up to a future time have to be waited for; past ones can be counted.
         follow = order.follow and (left is None or left > 0)
         last = order.tail if order.tail >= 0 and left is not None and not follow else None
         lines = _Lines(order.until or None)
@@ -85,16 +85,16 @@ class LogStreams:
 
 
 class _Lines:
-    """Puts lines together that came in parts."""
+    """Joins lines that were written in parts."""
 
     def __init__(self, until: float | None) -> None:
         self._until = until
         self._parts: dict[str, bytes] = {}
         self.over = False
-        """Whether the end of the time that was asked for is reached."""
+        """Whether the end of the requested time is reached."""
 
     def join(self, records: Iterable[LogRecord]) -> list[LogRecord]:
-        """The lines that end with these records."""
+        """The lines completed by these records."""
         whole: list[LogRecord] = []
         for record in records:
             if self._until is not None and record.time > self._until:

@@ -28,10 +28,10 @@ from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc
 async def _control_container(
     runners: Mapping[str, TaskRunner], order: dispatch_pb2.ContainerOrder
 ) -> None:
-    """Do what `order` says. Raises RuntimeFailure."""
+    """Signal, pause, resume or resize a container. Raises RuntimeFailure."""
     runner = runners.get(order.task_id)
     if runner is None:
-        raise RuntimeFailure("its node does not have it any more")
+        raise RuntimeFailure("its node no longer has it")
     match order.action:
         case dispatch_pb2.ContainerOrder.SIGNAL:
             await runner.send_signal(order.signal)
@@ -42,14 +42,14 @@ async def _control_container(
         case dispatch_pb2.ContainerOrder.RESIZE:
             await runner.resize(from_proto(order.spec))
         case _:
-            raise RuntimeFailure("its node is too old for what was asked of it")
+            raise RuntimeFailure("its node is too old for this request")
 
 
 log = logging.getLogger(__name__)
 
 
 class Loader(Protocol):
-    """What is needed of `images.store.ImageStore`."""
+    """The methods of `images.store.ImageStore` that are used here."""
 
     async def load_all(self, archive: Path, name: str = "") -> tuple[Image, ...]: ...
 
@@ -57,12 +57,12 @@ class Loader(Protocol):
 Handler = Callable[
     [Any, dispatch_pb2.OpenTunnel, asyncio.TaskGroup], Awaitable[dispatch_pb2.TunnelResult]
 ]
-"""Serves one kind of order: given the call, the order, and a group for what still reads from the
-call when the result is written. May raise RuntimeFailure."""
+"""Serves one kind of request: given the call, the request, and a group for tasks that still read
+from the call when the result is written. May raise RuntimeFailure."""
 
 
 class TunnelFailure(Exception):
-    """What was asked for cannot be done; one line for the user."""
+    """A request failed; one line for the user."""
 
 
 class Tunnels:
@@ -76,8 +76,8 @@ class Tunnels:
         scratch: Path,
         handlers: Mapping[str, Handler] | None = None,
     ) -> None:
-        """`scratch` is a folder for what is uploaded, and nobody else's. `handlers` are for the
-        other kinds of orders."""
+        """`scratch` is an exclusive folder for uploads. `handlers` are for the other kinds of
+        requests."""
         self._handlers = dict(handlers or {})
         self._runners = runners
         self._images = images
@@ -87,7 +87,7 @@ class Tunnels:
             left.unlink()
 
     async def open(self, channel: grpc.aio.Channel, order: dispatch_pb2.OpenTunnel) -> None:
-        """Do what `order` says over a stream of its own. Keeps its errors to itself."""
+        """Serve a request over a stream of its own. Never raises."""
         call = dispatch_pb2_grpc.DispatchStub(channel).Tunnel(metadata=(("orc-tunnel", order.id),))
         async with asyncio.TaskGroup() as readers:
             try:
@@ -95,7 +95,7 @@ class Tunnels:
                     result = await self._served(call, order, readers)
                     await call.write(dispatch_pb2.Frame(result=result))
                 await call.done_writing()
-                # The manager ends the stream when it has taken all of it.
+                # The manager ends the stream when it has read everything.
                 await call.code()
             except (grpc.RpcError, asyncio.InvalidStateError, _HungUp) as error:
                 log.info(
@@ -119,7 +119,7 @@ class Tunnels:
                 case str() if (handler := self._handlers.get(kind)) is not None:
                     return await handler(call, order, readers)
                 case _:
-                    raise TunnelFailure("this node is too old for what was asked of it")
+                    raise TunnelFailure("this node is too old for this request")
         except (TunnelFailure, ImageError, RuntimeFailure) as error:
             return dispatch_pb2.TunnelResult(error=str(error))
         except OSError as error:
@@ -134,7 +134,7 @@ class Tunnels:
 
     @asynccontextmanager
     async def _upload(self, call: Any) -> AsyncIterator[Path]:
-        """A file with all that the other end sends, for as long as the block lasts."""
+        """A file with an upload, for the duration of the block."""
         with tempfile.NamedTemporaryFile(dir=self._scratch) as file:
             while True:
                 frame = await call.read()
@@ -154,7 +154,7 @@ class _HungUp(Exception):
 
 @asynccontextmanager
 async def _while_open(call: Any) -> AsyncIterator[None]:
-    """Cut the block short, with `_HungUp`, when the other end closes the stream."""
+    """End the block with `_HungUp` when the other end closes the stream."""
     inside = True
     try:
         async with asyncio.timeout(None) as scope:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Start here: `make demo` shows Orc at work, `make test` runs every test.
 # ARGS goes on to pytest or the benchmark: make test ARGS="-k scheduler"
 

@@ -1,4 +1,5 @@
 #!/bin/busybox sh
+# SPDX-License-Identifier: Apache-2.0
 # What httpd answers `/` with, as there is no index.html.
 address=$(/bin/busybox ip -4 -o addr show scope global | while read -r _ _ _ cidr _; do
   echo "${cidr%/*}"

@@ -11,10 +11,6 @@ from __future__ import annotations
 import ctypes
 import os
 
-TYPE_CHECKING = False  # `typing` has it, too: the CNI plugin starts without that
-if TYPE_CHECKING:
-    from typing import Any
-
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
@@ -30,7 +26,7 @@ MNT_DETACH = 2
 PR_GET_SECUREBITS, PR_SET_SECUREBITS = 27, 28
 SECBIT_NO_SETUID_FIXUP = 1 << 2
 
-_libc: Any = ctypes.CDLL(None, use_errno=True)
+_libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
     ctypes.c_char_p,
     ctypes.c_char_p,
@@ -48,7 +44,7 @@ def _check(result: int, what: str) -> int:
     return result
 
 
-def syscall(number: int, *arguments: Any, what: str = "") -> int:
+def syscall(number: int, *arguments: object, what: str = "") -> int:
     """syscall(2), for calls without a wrapper in the C library. Arguments are numbers, bytes, and
     `ctypes.byref` of structures."""
     return _check(_libc.syscall(number, *arguments), what)

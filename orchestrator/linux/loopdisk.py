@@ -1,8 +1,9 @@
-"""A folder with a hard limit: a file system of its own in a sparse file.
+"""A folder with a hard size limit: a separate file system in a sparse file, on a loop device.
 
-Works on whatever the node's disk has, where project quotas need a file system made for them. Who
-writes beyond the limit gets ENOSPC. The file takes only the room that is used, and gives it back
-when something is deleted (`discard`). Its loop device goes with the mount (`autoclear`).
+It works on any file system of the node, unlike project quotas, for which the file system must have
+been created. A write beyond the limit fails with ENOSPC. The file occupies only the used space,
+which is freed when files are deleted (`discard`). Its loop device is removed with the mount
+(`autoclear`).
 """
 
 from __future__ import annotations
@@ -15,33 +16,33 @@ from orchestrator.linux.mounts import is_mounted, unmount
 
 _FILE, _MOUNT = "disk.img", "disk"
 _JOURNALLED = 64 << 20
-"""Bytes from which there is room for a journal."""
+"""Minimum bytes of a disk with a journal."""
 
 
 class DiskError(Exception):
-    """The file system cannot be made or mounted; one line for the user."""
+    """The file system cannot be created or mounted; the text is one line for the user."""
 
 
 def mount_point(folder: Path) -> Path:
-    """Where the disk of a folder is mounted."""
+    """The mount point of a folder's disk."""
     return folder / _MOUNT
 
 
 def is_disk(folder: Path) -> bool:
-    """Whether the folder holds a disk."""
+    """Whether the folder has a disk."""
     return (folder / _FILE).exists()
 
 
 def disk_usage(folder: Path) -> int:
-    """Bytes that the disk takes of the node's own disk."""
+    """Bytes that the disk occupies on the node's own disk."""
     return os.stat(folder / _FILE).st_blocks * 512
 
 
 async def ensure_disk(folder: Path, size: int, *, durable: bool) -> Path:
-    """Make a disk of `size` bytes in a folder unless it is there, and mount it; the mount point.
+    """Create a disk of `size` bytes in a folder unless it exists, and mount it; returns the mount
+    point.
 
-    One that is not `durable` does without a journal: it is lost with the container it belongs to.
-    Raises DiskError.
+    A disk that is not `durable` has no journal: it is deleted with its container. Raises DiskError.
     """
     file, target = folder / _FILE, mount_point(folder)
     if not file.exists():
@@ -52,7 +53,7 @@ async def ensure_disk(folder: Path, size: int, *, durable: bool) -> Path:
             ["mkfs.ext4", "-q", "-F", "-m", "0", "-O", features, "-E", "nodiscard", str(draft)]
         )
         if status != 0:
-            raise DiskError(f"a disk of {size} bytes cannot be made: {_last(stderr)}")
+            raise DiskError(f"a disk of {size} bytes cannot be created: {_last(stderr)}")
         draft.rename(file)
     target.mkdir(exist_ok=True)
     if not is_mounted(target):
@@ -65,7 +66,7 @@ async def ensure_disk(folder: Path, size: int, *, durable: bool) -> Path:
 
 
 def ensure_unmounted_disk(folder: Path) -> None:
-    """Unmount the disk of a folder, however often it is mounted. Raises OSError."""
+    """Unmount the disk of a folder, including stacked mounts. Raises OSError."""
     target = mount_point(folder)
     while target.exists() and is_mounted(target):
         unmount(target)
@@ -79,4 +80,4 @@ def _make_sparse(path: Path, size: int) -> None:
 
 def _last(stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason is given"
+    return lines[-1] if lines else "no error message"

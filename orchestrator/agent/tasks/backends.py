@@ -1,8 +1,8 @@
 """The backends of tasks as protocols, and the errors that they raise, in words for users.
 
 The real ones are `images.pulls.ImagePuller`, `network.reconciler.NetworkReconciler` and
-`runtime.crun.CrunRuntime`; tests bring scripted ones. Each method may be called again after a crash
-at any point.
+`runtime.engine.crun.CrunRuntime`; tests bring scripted ones. Each method may be called again after
+a crash at any point.
 """
 
 from __future__ import annotations

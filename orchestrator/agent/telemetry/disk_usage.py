@@ -18,7 +18,7 @@ from orchestrator.pb import dispatch_pb2, system_pb2
 
 
 class Roots(Protocol):
-    """Where a container's writable layer is (`runtime.crun.CrunRuntime`)."""
+    """Where a container's writable layer is (`runtime.engine.crun.CrunRuntime`)."""
 
     def upper(self, container_id: str) -> Path: ...
 

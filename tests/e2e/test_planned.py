@@ -91,4 +91,4 @@ def test_a_container_is_planned_where_it_then_runs(cluster: Cluster, hello: str)
     [step] = planned(cluster, "container", "create", "--constraint", "node.labels.no==x", hello)
     assert step["action"] == "wait"
     assert step["reason"].startswith("unschedulable: no node meets its requirements (")
-    assert "cannot be planned; plannable are" in cluster.refused("plan", "rm", "box")
+    assert "cannot be planned; plannable commands: " in cluster.refused("plan", "rm", "box")

@@ -76,7 +76,7 @@ def raw_mode(descriptor: int) -> Iterator[None]:
 
     The terminal is restored on every exit: SIGTERM, SIGHUP and SIGQUIT without another handler
     become SystemExit with the status that shells use. Where there is no termios
-    (Windows), keys arrive a line at a time.
+    (Windows), input arrives line by line.
     """
     try:
         import termios

@@ -161,7 +161,7 @@ def _header(info: tarfile.TarInfo) -> bytes:
 
 
 def _content(file: BinaryIO, size: int) -> Iterator[bytes]:
-    """Exactly `size` bytes and their padding, even if the file changes meanwhile."""
+    """Exactly `size` bytes and their padding, even if the file is modified while it is read."""
     left = size
     while left:
         data = file.read(min(CHUNK, left))

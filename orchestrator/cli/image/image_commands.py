@@ -189,7 +189,7 @@ def image_document(client: Client, image: str) -> Row:
 
 
 def image_rows(messages: Iterable[Any], hostnames: Mapping[str, str]) -> list[Row]:
-    """From the images of a ListImagesReply: a row a name, newest first."""
+    """From the images of a ListImagesReply: a row per name, newest first."""
     images: list[Image] = [from_proto(message) for message in messages]
     rows = []
     given = {name for image in images for name in image.names}

@@ -59,7 +59,7 @@ def taken_conflist(driver: str, options: dict[str, str], name: str) -> tuple[str
         return "", name
     if driver != CNI:
         raise click.UsageError("--opt conflist=FILE is for --driver cni")
-    # Not for those who have none.
+    # Imported only if there is a conflist.
     from orchestrator.model.formats.conflist import ConflistError, parse_conflist
 
     try:

@@ -280,7 +280,7 @@ def _matches(row: Row, filters: Mapping[str, Sequence[str]]) -> bool:
 
 def matches_image_name(row: Row, reference: str) -> bool:
     """Whether an image's row has such a name: `hello`, `hello:1`, or a pattern such as `*/hello:1*`
-    of which, as Docker has it, no `*` stands for a slash."""
+    of which, as in Docker, no `*` stands for a slash."""
     pattern = reference.split("/")
     return any(
         len(pattern) == len(parts) and all(map(fnmatchcase, parts, pattern))

@@ -189,7 +189,9 @@ class PlanGroup(OrcGroup):
     def _no_command(self, ctx: click.Context, args: list[str]) -> str:
         line = " ".join(("orc", *self._words, args[0]))
         meant = near_miss(args[0], self.list_commands(ctx))
-        hint = f"did you mean {meant!r}?" if meant else f"plannable are {', '.join(_COMMANDS)}"
+        hint = (
+            f"did you mean {meant!r}?" if meant else f"plannable commands: {', '.join(_COMMANDS)}"
+        )
         return f"'{line}' cannot be planned; {hint}"
 
 

@@ -43,7 +43,7 @@ def of_stack(services: Iterable[Any], name: str) -> list[Any]:
 
 
 def stack_rows(services: Iterable[Any], networks: Iterable[Any]) -> list[Row]:
-    """From ServiceRows and Networks: a row a stack, by name."""
+    """From ServiceRows and Networks: a row per stack, by name."""
     rows: dict[str, Row] = {}
     for message in (*services, *networks):
         service = getattr(message, "service", None)

@@ -1,4 +1,4 @@
-"""What must hold of the simulated cluster at every step."""
+"""Invariants of the simulated cluster, checked at every step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold of jobs: nothing counted twice, nothing forgotten, never too many at a time."""
+"""Invariants of jobs: nothing counted twice, nothing lost, concurrency limits kept."""
 
 from __future__ import annotations
 

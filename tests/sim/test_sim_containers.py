@@ -1,4 +1,4 @@
-"""Seeded runs of containers of their own: orders, deaths, reboots; each comes to what was asked."""
+"""Seeded runs of standalone containers with failures and reboots: each reaches its goal."""
 
 from __future__ import annotations
 

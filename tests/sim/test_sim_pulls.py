@@ -1,4 +1,4 @@
-"""Seeded image pulls with nodes that die, freeze and hang: all who wait are told, and served."""
+"""Seeded image pulls with nodes that die, freeze and hang: every waiting pull gets its image."""
 
 from __future__ import annotations
 

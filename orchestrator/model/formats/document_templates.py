@@ -1,8 +1,8 @@
 """Configs and secrets that are templates, as Docker's `--template-driver golang` has them.
 
-They are templates as a spec's variables are (`templates`), with three more functions: `env "NAME"`,
-a variable of the task's own spec, and `secret "TARGET"` and `config "TARGET"`, the data of another
-of the task's files, by the target that its spec gives it.
+They are templates as a spec's variables are (`task_templates`), with three more functions: `env
+"NAME"`, a variable of the task's own spec, and `secret "TARGET"` and `config "TARGET"`, the data of
+another of the task's files, by the target that its spec gives it.
 """
 
 from __future__ import annotations

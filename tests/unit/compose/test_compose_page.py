@@ -1,4 +1,4 @@
-"""`docs/how-to/from-compose.md` says of each key what becomes of it."""
+"""`docs/how-to/from-compose.md` documents each key."""
 
 from __future__ import annotations
 

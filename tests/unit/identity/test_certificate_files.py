@@ -1,4 +1,4 @@
-"""Certificates as text and as files: how long they count; both files are replaced as one."""
+"""Certificates as text and as files: validity, and atomic replacement of both files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which certificates are refused, and how the calls under way of their holders end."""
+"""Revoked certificates: refused in new calls, and their calls in progress end."""
 
 from __future__ import annotations
 

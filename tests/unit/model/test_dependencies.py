@@ -1,4 +1,4 @@
-"""What services wait for: how it is written, and in which order they start."""
+"""Dependencies between services: parsing and start order."""
 
 from __future__ import annotations
 

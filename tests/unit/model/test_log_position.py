@@ -1,4 +1,4 @@
-"""Where the lines of a log go on: two streams of it, cut anywhere, make it whole."""
+"""Log positions: a stream resumed at any line is complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What differs between two specs, in words."""
+"""Differences between two specs, as text."""
 
 from __future__ import annotations
 

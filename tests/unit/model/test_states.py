@@ -1,4 +1,4 @@
-"""The table of a task's life."""
+"""The table of task states."""
 
 from __future__ import annotations
 

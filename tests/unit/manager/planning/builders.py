@@ -1,4 +1,4 @@
-"""Short ways to say what a cluster looks like, and a world in which planning is applied."""
+"""Builders of clusters for tests, and a world in which plans are applied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who keeps a network from being removed."""
+"""Consumers that keep a network from being removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plan is what then happens."""
+"""A dry run predicts what then happens."""
 
 from __future__ import annotations
 

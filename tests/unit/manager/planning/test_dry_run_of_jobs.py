@@ -1,4 +1,4 @@
-"""A plan of jobs: what begins at once, what waits for its turn, what stops."""
+"""Dry runs of jobs: what starts at once, what is queued, what stops."""
 
 from __future__ import annotations
 

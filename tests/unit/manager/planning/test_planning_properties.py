@@ -1,4 +1,4 @@
-"""What holds of any plan, whatever state the cluster is in.
+"""Properties of any plan, in any state of the cluster.
 
 States are not reached by planning but made up: nodes of any state and size, services of any
 kind, tasks in any state that the table allows, more of them than fit or fewer. (States that are

@@ -1,4 +1,4 @@
-"""A view that evolves is the view of what it would hold if it were made afresh."""
+"""An evolved view equals a view made from scratch."""
 
 from __future__ import annotations
 

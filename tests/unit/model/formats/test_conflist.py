@@ -1,4 +1,4 @@
-"""What a CNI list may say, and the words for each mistake: they name the key."""
+"""CNI lists: what is valid, and errors that name the key."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_what_differs_by_node_is_filled_in() -> None:
     assert (found["master"], found["args"]) == ('e"th1', {"host": ["a-node1"]})
 
 
-def test_what_nobody_in_the_chain_wants_to_know_cannot_be_asked() -> None:
+def test_options_without_a_plugin_that_takes_them_are_refused() -> None:
     chain = parse_conflist(listed())
     port = PortSpec(8080, 80, mode=PublishMode.HOST)
     check_asked(chain, "lan", NetworkAttachment("lan", ip=("10.0.0.9",)), (port,))

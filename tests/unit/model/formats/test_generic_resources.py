@@ -1,4 +1,4 @@
-"""Generic resources: how they are written, and what a container is told of them."""
+"""Generic resources: parsing, and what a container gets."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_what_no_node_can_have(text: str, words: str) -> None:
         parse_supply(text)
 
 
-def test_a_container_is_told_what_it_has_and_gets_the_devices() -> None:
+def test_a_container_gets_its_resources_as_variables_and_devices() -> None:
     container = ContainerSpec(env=("A=1", "DOCKER_RESOURCE_GPU=mine"), devices=("/dev/fuse",))
     made = with_generic(container, {"gpu": "/dev/a,/dev/b", "licence-key": "red", "ssd": "2"})
     assert made.env == (

@@ -1,4 +1,4 @@
-"""Logging drivers and options: what is accepted, and how a refusal reads."""
+"""Logging drivers and options: what is valid, and the errors."""
 
 from __future__ import annotations
 

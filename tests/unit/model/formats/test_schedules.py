@@ -1,4 +1,4 @@
-"""Schedules: what they say, when they fire, and what is said of one with a typo."""
+"""Schedules: parsing, when they fire, and errors for typos."""
 
 from __future__ import annotations
 

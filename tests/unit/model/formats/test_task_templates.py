@@ -1,4 +1,4 @@
-"""What a service's containers are told of their task, service and node."""
+"""Templates in specs, filled in with values of the task, service and node."""
 
 from __future__ import annotations
 

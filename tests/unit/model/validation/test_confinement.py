@@ -1,4 +1,4 @@
-"""What a user may write of a container's confinement, and the words for what is wrong."""
+"""Confinement options: what is valid, and the errors."""
 
 from __future__ import annotations
 

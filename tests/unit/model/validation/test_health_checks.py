@@ -1,4 +1,4 @@
-"""What a health check may be, and what holds where it says nothing."""
+"""Health checks: validation and defaults."""
 
 from __future__ import annotations
 

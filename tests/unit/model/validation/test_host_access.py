@@ -1,4 +1,4 @@
-"""What a container is given of its node's host, and which nodes allow it."""
+"""Access to a node's host that a container needs, and which nodes allow it."""
 
 from __future__ import annotations
 

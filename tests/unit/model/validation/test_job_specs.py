@@ -1,4 +1,4 @@
-"""Each way in which a job's spec can be wrong, with its field and its words."""
+"""Each error in a job spec, with its field and message."""
 
 from __future__ import annotations
 

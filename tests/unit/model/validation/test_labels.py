@@ -1,4 +1,4 @@
-"""Labels: what may be one."""
+"""Validation of labels."""
 
 from __future__ import annotations
 

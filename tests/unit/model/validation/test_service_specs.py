@@ -1,4 +1,4 @@
-"""Each way in which a service's spec can be wrong, with its field and its words."""
+"""Each error in a service spec, with its field and message."""
 
 from __future__ import annotations
 

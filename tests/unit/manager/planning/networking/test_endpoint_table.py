@@ -63,7 +63,7 @@ def test_a_service_without_tasks_is_an_entry_all_the_same() -> None:
     assert [(each.entry.name, each.endpoints) for each in change.changed] == [("web", ())]
 
 
-def test_what_is_told_to_stop_or_starts_or_is_on_a_lost_node_is_not_ready() -> None:
+def test_stopping_starting_and_lost_tasks_are_not_ready() -> None:
     stopped = replace(running("stopped"), desired_state=TaskState.SHUTDOWN)
     starting = replace(
         running("starting"), status=replace(running("x").status, state=TaskState.STARTING)

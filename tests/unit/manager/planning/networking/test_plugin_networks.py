@@ -1,4 +1,4 @@
-"""Networks that others make: what is chosen for them, who can have them, what a node is told."""
+"""Networks of plugins: defaults, which nodes support them, and their configuration for a node."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_chain_gives_out_its_addresses_itself() -> None:
     assert allocate_vips(ClusterView.of([network, web]), [web.id]) == ()
 
 
-def test_how_far_it_reaches_is_told_or_guessed_from_its_first_plugin() -> None:
+def test_the_scope_is_given_or_guessed_from_the_first_plugin() -> None:
     assert completed(chain({"type": "calico"})).options == {"scope": "global"}
     local = chain({"type": "calico"}, options={"scope": "local"})
     assert completed(local).options == {"scope": "local"}
@@ -125,7 +125,7 @@ def test_a_task_goes_where_the_plugins_are_or_says_what_is_missing_where() -> No
     )
 
 
-def test_a_node_is_told_the_list_with_its_own_values() -> None:
+def test_a_node_gets_the_list_with_its_own_values() -> None:
     text = {
         "type": "macvlan",
         "master": "{{.Node.Labels.nic}}",

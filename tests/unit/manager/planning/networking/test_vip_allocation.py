@@ -1,4 +1,4 @@
-"""Which address a service gets for itself, and keeps."""
+"""The VIP that a service gets, and keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leaving a node: all at once, a few at a time, and at the latest by a deadline."""
+"""Draining nodes: at once, a few tasks at a time, and by a deadline."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_all_leave_at_once_unless_more_is_said() -> None:
     assert working(world) == 0
 
 
-def test_only_so_many_of_a_service_are_away_at_a_time() -> None:
+def test_a_drain_limits_unavailable_tasks_of_a_service() -> None:
     world = full_node(service("web", 5), service("db", 3))
     world.put(drained(world.view.nodes["a"], most=2))
     world.settle()

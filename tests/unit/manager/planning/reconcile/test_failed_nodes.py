@@ -1,4 +1,4 @@
-"""What becomes of tasks whose node is down, comes back, or comes and goes."""
+"""Rescheduling tasks from nodes that fail, come back, or flap."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_replaced_after_a_while_unless_the_node_is_back() -> None:
     assert len(on(world, "b")) == 2
 
 
-def test_kept_and_told_so() -> None:
+def test_kept_tasks_have_a_message() -> None:
     world = cluster(service_with("keep"))
     before = {item.id for item in world.tasks()}
     down(world, "a")

@@ -44,7 +44,7 @@ def test_a_drained_node_loses_its_task_and_a_paused_one_keeps_it() -> None:
     assert progress(world.view, "web-id") == Progress(1, 1, True)
 
 
-def test_a_lost_node_is_not_made_up_for_and_gets_its_task_again() -> None:
+def test_a_global_task_is_not_rescheduled_and_returns_with_its_node() -> None:
     world = everywhere()
     world.obey()
     world.put(node("a", state=NodeState.DOWN))

@@ -1,4 +1,4 @@
-"""Jobs with a schedule: due, overlapping, missed, suspended runs, whoever leads."""
+"""Jobs with a schedule: due, overlapping, missed and suspended runs, across leaders."""
 
 from __future__ import annotations
 

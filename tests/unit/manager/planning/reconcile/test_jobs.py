@@ -101,7 +101,7 @@ def test_no_retries(state: TaskState) -> None:
     assert world.runs[0].message == "work.1 failed: no such program"
 
 
-def test_a_lost_node_is_no_failure_of_the_job() -> None:
+def test_a_failed_node_is_no_failure_of_the_job() -> None:
     world = JobWorld.of(retries=0)
     lost = world.newest()
     world.put(node(lost.node_id, state=NodeState.DOWN))

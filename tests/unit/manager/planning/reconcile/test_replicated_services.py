@@ -169,7 +169,7 @@ def test_who_leaves_first(
     assert [slot.number for slot in scale_down_order(slots, count)] == expected
 
 
-def test_a_lost_node_gives_its_slots_to_others_at_once() -> None:
+def test_slots_of_a_failed_node_are_rescheduled_at_once() -> None:
     web = service(replicas=2)
     world = World(node("a"), node("b"), web)
     world.obey()
@@ -208,7 +208,7 @@ def test_a_node_that_was_removed_gives_its_slots_to_others() -> None:
     assert "removed from the cluster" in world.tasks(ORPHANED)[0].status.message
 
 
-def test_one_that_must_not_restart_is_not_run_again_when_its_node_is_lost() -> None:
+def test_condition_none_is_not_rescheduled_from_a_failed_node() -> None:
     web = service(spec=task_spec(restart=RestartPolicy(NONE)))
     world = World(node("a"), node("b"), web)
     world.obey()
@@ -276,7 +276,7 @@ def test_removal_stops_everything_and_then_forgets_it() -> None:
     assert world.view.services == {}
 
 
-def test_removal_does_not_wait_for_a_lost_node() -> None:
+def test_removal_does_not_wait_for_a_failed_node() -> None:
     web = service()
     world = World(node("a"), web)
     world.obey()

@@ -1,4 +1,4 @@
-"""When a slot is filled again after its task has ended."""
+"""When a slot is refilled after its task has ended."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_conditions(condition: RestartCondition, state: TaskState, restarts: boo
 
 
 @pytest.mark.parametrize("condition", [ANY, ON_FAILURE])
-def test_what_is_lost_with_its_agent_starts_again_at_once_and_uses_up_no_attempt(
+def test_a_task_lost_with_its_agent_restarts_at_once_without_an_attempt(
     condition: RestartCondition,
 ) -> None:
     world = world_with(condition=condition, max_attempts=1)
@@ -62,7 +62,7 @@ def test_what_is_lost_with_its_agent_starts_again_at_once_and_uses_up_no_attempt
         assert world.task().status.state is ASSIGNED
 
 
-def test_what_is_lost_with_its_agent_is_not_run_again_if_it_never_is() -> None:
+def test_a_task_lost_with_its_agent_is_not_restarted_with_condition_none() -> None:
     world = world_with(condition=NONE)
     world.report(world.task(), FAILED, lost=True)
     world.settle()
@@ -199,7 +199,7 @@ def test_history_keeps_the_last_five_of_a_slot() -> None:
     assert tasks[-1].attempt == 9
 
 
-def test_a_clock_that_goes_back_confuses_nobody() -> None:
+def test_a_clock_set_back_changes_no_node() -> None:
     world = world_with(delay=0.0)
     failed = world.task()
     world.report(failed, FAILED)

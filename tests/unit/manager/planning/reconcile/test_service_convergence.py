@@ -1,4 +1,4 @@
-"""What listings and waiting commands are told."""
+"""Progress of services, for listings and waiting commands."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_scaling_waits_for_what_it_starts_only() -> None:
 
 
 @pytest.mark.parametrize("action", FailureAction)
-def test_an_update_is_waited_for_until_its_own_period_is_over_unless_told_otherwise(
+def test_waiting_for_an_update_uses_its_monitor_period_by_default(
     action: FailureAction,
 ) -> None:
     world = World(node("a"), service(update=UpdatePolicy(failure_action=action)))

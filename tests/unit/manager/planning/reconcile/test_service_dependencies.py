@@ -1,4 +1,4 @@
-"""Services that wait for others: who starts when, and who stops when."""
+"""Dependencies between services: order of starts and stops."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_it_starts_once_the_other_has_completed() -> None:
     assert named(world, "web") == "assigned"
 
 
-def test_what_has_failed_for_good_is_told_to_who_waits_for_its_end() -> None:
+def test_a_final_failure_is_the_reason_of_tasks_that_wait_for_completion() -> None:
     once = task_spec(restart=RestartPolicy(NONE))
     world = World(node(), service("db", spec=once), web(COMPLETED))
     world.settle()
@@ -142,7 +142,7 @@ def test_what_others_need_stops_after_them() -> None:
     assert not world.view.tasks
 
 
-def test_what_waits_holds_nobody_up() -> None:
+def test_a_pending_task_blocks_no_other() -> None:
     world = World(node(shares=128), service("db"), web())
     world.obey()
     assert named(world, "web").startswith("pending")

@@ -1,4 +1,4 @@
-"""Containers of their own: placed, run again by order or by policy, never moved, removed."""
+"""Standalone containers: placed, restarted by order or policy, never moved, removed."""
 
 from __future__ import annotations
 
@@ -285,7 +285,7 @@ def test_volumes_without_a_name_go_with_a_container_that_takes_them_along() -> N
     assert container_lifecycle.remove(world.view, world.box, True, volumes=True).auto_remove
 
 
-def test_reports_of_an_earlier_run_are_not_news() -> None:
+def test_reports_of_an_earlier_run_are_dropped() -> None:
     world = Box(container())
     world.run()
     old = replace(world.box.status, state=TaskState.FAILED)

@@ -1,4 +1,4 @@
-"""What becomes of an update: done, paused, rolled back, at its canaries."""
+"""Outcomes of updates: completed, paused, rolled back, waiting at canaries."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_an_update_that_works_is_completed() -> None:
     assert progress(world.view, "web-id").converged
 
 
-def test_what_is_lost_with_its_agent_is_no_failure_of_an_update() -> None:
+def test_a_task_lost_with_its_agent_is_no_failure_of_an_update() -> None:
     world = begin(3)
     end_new(world, lost=True)
     assert web(world).update.state is UpdateState.UPDATING
@@ -173,7 +173,7 @@ def test_the_ratio_of_slots_that_may_fail(ratio: float, failures: int | None) ->
     assert failures is None
 
 
-def test_failures_are_counted_by_whoever_leads() -> None:
+def test_a_new_leader_counts_the_same_failures() -> None:
     world = begin(4, UpdatePolicy(max_failure_ratio=0.25))
     end_new(world)
     other = World(*world.view.objects())

@@ -1,4 +1,4 @@
-"""What a node may claim of its tasks and of itself."""
+"""Which claims of a node about its tasks and itself are accepted."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def test_hello_makes_a_node_ready() -> None:
     assert (renamed.description.hostname, renamed.state_since) == ("beta", NOW)
 
 
-def test_a_node_that_comes_back_is_told_to_run_none_of_what_was_given_up() -> None:
+def test_orphaned_tasks_are_not_assigned_to_a_node_that_comes_back() -> None:
     world = World(CLUSTER, node("a"), node("b"), service(replicas=2))
     world.obey()
     assert list(assigned_tasks(world.view, "a")) == [world.task(1).id]

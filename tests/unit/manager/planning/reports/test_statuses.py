@@ -1,4 +1,4 @@
-"""What is believed of an agent's report."""
+"""Which statuses of an agent's report are accepted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_moves(known: TaskState, reported: TaskState, believed: bool) -> None:
     assert taken(task("t", known, node_id="a"), TaskStatus(reported, at=1.0)) is believed
 
 
-def test_news_within_a_state() -> None:
+def test_changes_within_a_state() -> None:
     running = task("t", node_id="a")
     assert taken(running, TaskStatus(TaskState.RUNNING, at=1.0, pid=7))
     assert not taken(running, running.status)

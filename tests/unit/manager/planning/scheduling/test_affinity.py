@@ -1,4 +1,4 @@
-"""Near and far: likings for nodes and for services, that must hold or are wishes."""
+"""Hard and soft affinities and anti-affinities to nodes and services."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_dislike_goes_both_ways() -> None:
     assert "1 node: service quiet has an anti-affinity to it" in reason(world, "each")
 
 
-def test_what_likes_who_is_not_there_yet_waits_for_it() -> None:
+def test_an_affinity_to_an_absent_service_waits_for_it() -> None:
     world = settled(liking(service("web"), "service==db"))
     assert reason(world, "web") == (
         "no suitable node (3 nodes: affinity: no task with service==db is there)"
@@ -138,7 +138,7 @@ def test_a_node_that_is_liked_no_more_is_left_as_for_a_constraint() -> None:
     assert [t.node_id for t in world.tasks(TaskState.RUNNING)] == ["n2"]
 
 
-def test_who_waits_is_tried_again_when_another_dislikes_it_no_more() -> None:
+def test_pending_tasks_are_retried_when_an_anti_affinity_is_removed() -> None:
     world = settled(liking(service("quiet"), "!service==drum"))
     world.put(liking(service("drum"), "node.id==n1"))
     world.settle()

@@ -1,4 +1,4 @@
-"""Which node a task gets, and what its user reads when it gets none."""
+"""Which node a task gets, and the pending reason when it gets none."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_task_being_stopped_keeps_its_room_but_does_not_count_for_spread() -> 
     assert chosen(node("a"), web, ended, *waiting(4, web)) == ["a"] * 4
 
 
-def test_older_tasks_choose_first_and_a_misfit_holds_up_nobody() -> None:
+def test_older_tasks_are_placed_first_and_an_unplaceable_one_blocks_none() -> None:
     web = service(spec=task_spec(shares=3000))
     small = service("small", spec=task_spec(shares=1000))
     tasks = [

@@ -104,7 +104,7 @@ def test_a_node_is_avoided_after_two_failures_for_a_while(
     assert failing_nodes(ClusterView.of([web, *tasks]), web.id, NOW) == ids
 
 
-def test_what_was_stopped_or_lost_or_of_another_spec_or_has_settled_since_is_no_failure() -> None:
+def test_stopped_lost_outdated_and_settled_tasks_are_no_failures() -> None:
     web = service()
     two = [failed("t1", web, "a", 50), failed("t2", web, "a", 45)]
     ok = task("t3", node_id="a", of=web, spec_version=1)

@@ -1,4 +1,4 @@
-"""Tasks and their volumes: who goes where, and what a placement writes."""
+"""Tasks and their volumes: placement on the pinned node, and what a placement writes."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def _absent(case: _Case) -> Iterator[Finding]:
             yield Finding(
                 True,
                 (node.name,),
-                f"{node.name} is {node.state}, and nobody gets an answer from {node.address}",
+                f"{node.name} is {node.state}, and {node.address} does not answer",
                 "see whether the host is on and connected",
             )
         else:
@@ -229,7 +229,7 @@ def _mtus(case: _Case) -> Iterator[Finding]:
         f"packets of {size} bytes, as network {name} has them, do not get from {worst.source} to "
         f"{worst.target}{more}"
     )
-    mend = "make the network anew with a smaller --opt mtu"
+    mend = "recreate the network with a smaller --opt mtu"
     overhead = case.network.overhead
     if 0 < worst.path_mtu < size + overhead:
         text += f": that path carries {worst.path_mtu} bytes, {overhead} of them for the tunnel"
@@ -253,7 +253,7 @@ def _fitting(case: _Case) -> int:
 
 def _smaller(size: int) -> str:
     return (
-        f"make the network anew with --opt mtu={size}, or raise the MTU of what lies between the "
+        f"recreate the network with --opt mtu={size}, or raise the MTU of what lies between the "
         "nodes"
     )
 

@@ -194,7 +194,7 @@ class CertificateRenewal(certificates_pb2_grpc.CertificatesServicer):  # type: i
 
     async def Renew(self, request: Any, context: Any) -> Any:
         caller = peer_identity(context)
-        assert caller is not None, "the guard lets nobody in without one"
+        assert caller is not None, "the role guard admits no call without a certificate"
         made = ""
 
         def signed(view: ClusterView) -> list[Change]:
@@ -235,7 +235,7 @@ class CertificateRenewal(certificates_pb2_grpc.CertificatesServicer):  # type: i
         except _Removed:
             await context.abort(
                 grpc.StatusCode.PERMISSION_DENIED,
-                "this node was removed from the cluster; it can join anew",
+                "this node was removed from the cluster; it can join again",
             )
         except _RenewedForLong:
             await context.abort(

@@ -102,7 +102,7 @@ CASES: list[tuple[str, Callable[[], World], str, str]] = [
         lambda: (
             World().node("node3", state="down").without("node3").path("*", "node3", **DOWN_DEAD)
         ),
-        "node3 is down, and nobody gets an answer from 192.0.2.3",
+        "node3 is down, and 192.0.2.3 does not answer",
         "see whether the host is on and connected",
     ),
     (
@@ -187,8 +187,7 @@ CASES: list[tuple[str, Callable[[], World], str, str]] = [
         lambda: World(asked_mtu=1450).path("node1", "node2", path_mtu=1400, large=EchoResult(5, 0)),
         "packets of 1450 bytes, as network back has them, do not get from node1 to node2: that "
         "path carries 1400 bytes, 50 of them for the tunnel",
-        "make the network anew with --opt mtu=1350, or raise the MTU of what lies between the "
-        "nodes",
+        "recreate the network with --opt mtu=1350, or raise the MTU of what lies between the nodes",
     ),
     (
         "the path would do, but a peer's own network is smaller still",
@@ -199,8 +198,7 @@ CASES: list[tuple[str, Callable[[], World], str, str]] = [
         ),
         "packets of 1450 bytes, as network back has them, do not get from node1 to node2: that "
         "path carries 1400 bytes, 50 of them for the tunnel",
-        "make the network anew with --opt mtu=1300, or raise the MTU of what lies between the "
-        "nodes",
+        "recreate the network with --opt mtu=1300, or raise the MTU of what lies between the nodes",
     ),
     (
         "a network whose MTU is ours to choose",
@@ -221,14 +219,13 @@ CASES: list[tuple[str, Callable[[], World], str, str]] = [
         ),
         "network old was made for packets of 1400 bytes, and the path from node2 to node1 carries "
         "1400, 50 of them for the tunnel",
-        "make the network anew with --opt mtu=1350, or raise the MTU of what lies between the "
-        "nodes",
+        "recreate the network with --opt mtu=1350, or raise the MTU of what lies between the nodes",
     ),
     (
         "large packets get lost, and nobody knows where",
         lambda: World().path("node1", "node2", large=EchoResult(5, 0)),
         "packets of 1450 bytes, as network back has them, do not get from node1 to node2",
-        "make the network anew with a smaller --opt mtu",
+        "recreate the network with a smaller --opt mtu",
     ),
     (
         "packets get lost",
@@ -359,7 +356,7 @@ def test_an_encrypted_network_takes_more_and_goes_by_another_port() -> None:
         world.node(name, mtu=1370)
     (finding,) = world.judged()
     assert finding.text.endswith("carries 1400 bytes, 130 of them for the tunnel")
-    assert finding.mend.startswith("make the network anew with --opt mtu=1270, or ")
+    assert finding.mend.startswith("recreate the network with --opt mtu=1270, or ")
     world.both("node1", "node2", **DEAD)
     (finding,) = world.judged()
     assert finding.mend == (

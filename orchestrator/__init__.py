@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Orc: a multi-host container orchestrator.
 
 Packages, by noun: `model` (what things are), `manager` (decides and keeps state), `agent` (one

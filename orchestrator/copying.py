@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trees of files to and from a tar, by Docker's rules of copying.
 
 A client uses this on files of its own; a node does in the root of a container (`agent/copier.py`),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """File systems that do not answer: FUSE with nobody behind it, or with a server that hangs."""
 
 from __future__ import annotations

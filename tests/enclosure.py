@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands in separate namespaces, of which nothing remains when their parent is killed."""
 
 from __future__ import annotations

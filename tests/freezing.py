@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A process that hangs, as a test wants it."""
 
 from __future__ import annotations

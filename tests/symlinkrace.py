@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An attacker that replaces a file by a symbolic link and back, as fast as it can."""
 
 from __future__ import annotations

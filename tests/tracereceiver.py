@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A receiver of traces: OTLP over HTTP, decoded with OpenTelemetry's own messages."""
 
 from __future__ import annotations

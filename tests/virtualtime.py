@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Time that passes only when a test says so, for coroutines that sleep on it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent: runs the containers that a manager assigns to this node.
 
 The agent opens no control port. It dials a manager, keeps one session (`session`), receives the set

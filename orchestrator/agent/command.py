@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc agent`: the command line of the daemon.
 
 Nothing heavy is imported here before the process has entered its private mount namespace: that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent's process: what it is made of, in which order it comes up, and how it ends.
 
 Everything with a lifetime is entered on one stack and every loop runs in one TaskGroup. SIGTERM and

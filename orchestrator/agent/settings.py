@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The configuration of an agent process, and the error of a host that it cannot work on."""
 
 from __future__ import annotations

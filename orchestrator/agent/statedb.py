@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an agent must not forget, in one SQLite file.
 
 A task's row is written when it is assigned (before anything is done about it), when it is about to

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `orc` command: what a user types, turned into calls of a manager's API.
 
 The command line is a promise: where Docker has a command or flag for a thing, Orc's has the same

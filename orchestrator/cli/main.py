@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The entry point of `orc`: the root command, whose commands are in `app.command_table`."""
 
 from __future__ import annotations

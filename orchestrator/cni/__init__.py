@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a container is connected: a CNI 1.1 plugin, and the overlay between the hosts.
 
 Every node owns one subnet of each network. On the node a bridge joins its containers; between

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors as CNI defines them: a number for the runtime, words for the user."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frozen records with slots, like `dataclass(frozen=True, slots=True)`, but made at once.
 
 `dataclasses` writes and compiles half a dozen functions for each class, and imports `inspect`: for

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The warm helper: the plugin's operations over a pipe, for the agent of this host.
 
     python -m orchestrator.cni.helper STATE_DIR NETNS_DIR

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A decoded configuration's fields, each taken with a check and the user's words; pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A network configuration, as a runtime or the agent hands it over: parsed, checked, typed.
 
 Pure. Keys besides those of the CNI specification, with their defaults:

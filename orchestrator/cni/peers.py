@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel's entries for the other hosts of an overlay: desired, and the difference to present.
 
 Pure: no socket, no clock. A peer is three entries (see the package's docstring), two more where the

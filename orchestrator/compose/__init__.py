@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compose files: from the texts of a user's files to the services, networks and volumes of a stack.
 
 Implements the compose specification (https://github.com/compose-spec). Pure, except for the reader

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A stack: networks, volumes, files and services by the names that they have in the
 cluster, which are Docker's (`STACK_NAME`)."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A compose file as a tree: texts, lists and maps that know where they were written."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A background task for exactly as long as a body of code runs.
 
 `asyncio.TaskGroup` does the work; this adds what an `async with` of ours needs: the task ends when

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Running a module as a short program in a bare interpreter, which starts in 10 ms.
 
 Such a program sees the standard library and this package, nothing of its environment and no other

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`--config FILE`: a daemon's flags in a TOML file, a key per flag. Typed flags win."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Structured logs for the daemons: one line per event, `key=value`, with the ids that matter.
 
 Give ids as `extra`: `log.info("task failed", extra={"task": task.id, "node": node.id})`.

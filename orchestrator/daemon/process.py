@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A daemon's process: one coroutine until SIGTERM or SIGINT, and sd_notify(3) for systemd.
 
 Without systemd nothing is sent.

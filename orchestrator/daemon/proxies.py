@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Proxies between a host and registries.
 
 Flags of managers and agents, with Docker's names, that become the variables which skopeo, buildah

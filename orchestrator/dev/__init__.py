@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The dev cluster: real hosts out of namespaces, on one machine.
 
 `orc dev up` is the quickest way to have a cluster, the demo, and the place where the end-to-end

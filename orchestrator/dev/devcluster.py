@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A whole dev cluster: bringing it up and taking it down.
 
 Bringing up is a row of `ensure_*` steps, so that `up` after an interrupted `up`, or with more

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One dev host: switching it on and off, its daemons, commands in its namespaces."""
 
 from __future__ import annotations

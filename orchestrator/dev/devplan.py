@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a dev cluster consists of: its names and addresses. Pure."""
 
 from __future__ import annotations

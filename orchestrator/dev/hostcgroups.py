@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Removing a host's cgroups, the only part of it that outlives its namespaces."""
 
 from __future__ import annotations

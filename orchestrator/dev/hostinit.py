@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PID 1 of a dev host: makes the host's namespaces, reaps, and keeps its daemons running.
 
 Run in a bare interpreter (`daemon.bareprogram`, arguments DIRECTORY HOSTNAME), with the standard

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The network between dev hosts: a bridge, a veth pair to each host and the machine, partitions.
 
 By iproute2 and nft, in batches: a dev cluster makes a handful of links, once, and what it does

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Identity: the cluster's certificate authority, join tokens, and what a role may do.
 
 Every connection is mutual TLS 1.3. A certificate's subject says who its holder is: the common

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bootstrapping a cluster and a host: the first files in a data folder."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cluster's certificate authority: ECDSA P-256, X.509 (RFC 5280)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Certificates and their keys: as text, as files that are replaced together, and their validity."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The identity folder of a host: its certificate, its key (0600), and what it belongs to."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Joining a cluster: a host verifies the manager by the token, and proves itself by its secret."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Join tokens: `ORC-1-<SHA-256 of the CA certificate, hex>-<secret>`."""
 
 from __future__ import annotations

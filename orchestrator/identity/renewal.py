@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Automatic renewal of a host's certificate, long before it expires.
 
 Between half and four fifths of its validity. The clock may be stepped and the host suspended, so

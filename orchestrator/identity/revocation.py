@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Revoked certificates: refused in new calls, and their calls in progress are cancelled.
 
 Every server of the cluster (managers, and the agents' blob servers) checks at the start of each

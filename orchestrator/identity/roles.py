@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which role may call which RPC: one table, enforced before any handler runs."""
 
 from __future__ import annotations

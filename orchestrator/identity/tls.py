@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mutual TLS for gRPC, and who is at the other end of a call."""
 
 from __future__ import annotations

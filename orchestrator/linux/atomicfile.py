@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Atomic, durable replacement of files. Also on clients that do not run Linux."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Confinement of short programs to the files that they work on.
 
 A container may replace any folder of a volume or of its root by a symbolic link at any moment, so

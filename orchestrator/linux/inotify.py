@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Notifications of changes to files (inotify(7))."""
 
 from __future__ import annotations

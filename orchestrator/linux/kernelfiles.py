@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading and parsing small text files of the kernel (procfs, cgroups).
 
 Python's file objects would cost more than the kernel's work, so files are read by descriptor. A

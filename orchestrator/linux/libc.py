@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """System calls that Python's `os` module has no function for, called through the C library.
 
 Each function raises OSError with the kernel's error number, and with `what`, where it is given, as

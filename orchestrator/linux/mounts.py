@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mounts by path and by descriptor, and mount namespaces.
 
 A mount by descriptor is complete before any process sees it, and is attached in one step.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Identity of a process: pid and start time, so that a reused pid is detected."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Starting short-lived commands from an event loop, faster than asyncio's subprocesses.
 
 `asyncio.create_subprocess_exec` makes pipes, transports and a watcher for each process. A command

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A program: mount a folder that lies below another whose content is not trusted.
 
 Arguments: ROOT PATH TARGET. It is a separate process because a lookup on a dead file server never

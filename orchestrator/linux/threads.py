@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Blocking calls that may never return, such as on a file system that does not answer."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Directory trees: removal, disk usage, and placement of inodes.
 
 Other processes may have chosen the content of a tree, and may change it concurrently.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The manager: stores the cluster's state in etcd, plans, and dispatches work to nodes.
 
 The store is the only bus. An operation of the API or an agent's report becomes a guarded

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc manager`: a manager in the foreground, as a systemd unit runs it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The manager's process: wires store, cache, servers and, while it leads, the planning loop."""
 
 from __future__ import annotations

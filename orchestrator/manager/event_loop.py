@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keeping the event loop responsive in a process with a large heap.
 
 **Computation in threads.** Encoding a list of ten thousand tasks takes a second. The loop must

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finding objects by what a user typed: a name, an id, a unique id prefix, or prune filters."""
 
 from __future__ import annotations

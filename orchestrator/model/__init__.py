@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What things are: specs, objects, task states, and their validation and formats.
 
 A *spec* is a user's intent: the system never edits it. A *status* is what was observed.

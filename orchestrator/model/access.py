@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Access to the cluster: issued and revoked certificates, sessions of the web page."""
 
 from __future__ import annotations

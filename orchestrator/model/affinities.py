@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Affinities and anti-affinities to nodes and to services.
 
 The syntax is a rule such as `node.labels.disk==ssd`, `service==db` or `service.labels.tier==cache`,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Features of agents: what a task may ask for that an agent of an older version would ignore.
 
 Protobuf drops a field that the reader does not know, so an older agent would run a task without it,

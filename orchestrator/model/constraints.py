@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Constraints: rules on attributes of nodes, in Docker's syntax and a little more.
 
 KEY==VALUE    the attribute has this value

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dataclasses to protobuf messages and back: the only place where the two meet.
 
 Each dataclass of `specs` and `objects` has a message of the same name with the same fields in

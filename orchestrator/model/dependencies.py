@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dependencies between services: what a service waits for, start order and cycles."""
 
 from __future__ import annotations

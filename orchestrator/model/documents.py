@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Secrets and configs: data that the cluster stores and mounts into containers as files.
 
 Both are a `Document`; the difference is that only containers that name a secret can read its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The base class of dataclasses that are stored or sent as protobuf messages."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lifecycle hooks: programs that run in a task's container after its start and before its stop."""
 
 from __future__ import annotations

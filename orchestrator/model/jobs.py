@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs: concurrency, deadline and schedule of a job's spec, and sets of its indexes."""
 
 from __future__ import annotations

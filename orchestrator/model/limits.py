@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Limits of a container that can be changed while it is running. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Position in one task's log, from which a broken stream resumes."""
 
 from __future__ import annotations

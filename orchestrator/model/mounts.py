@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mounts of a container, and the names of volumes, which may differ from task to task."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names: images by Docker's rules, services as DNS labels, ids, and suggestions for typos.
 
 Image syntax follows the reference grammar of the distribution project

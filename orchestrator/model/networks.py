@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks and attachments: drivers, options, validation. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nodes as stored: what an agent reports, and what operators set."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stored objects. `revision` is the store's revision of the object as read."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Placement: amounts of resources, scheduling strategies, policies for disconnected nodes."""
 
 from __future__ import annotations

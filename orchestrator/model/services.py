@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Services as stored: the spec, the status of its update, and the runs of a job."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names of signals, as users and images write them. The numbers are Linux's, on every system:
 containers run there."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """User intent. A spec is stored as given and never edited by the system."""
 
 from __future__ import annotations

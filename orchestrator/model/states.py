@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Task states and their transitions, as a table.
 
 States only advance (a Lamport clock: a smaller state is ignored), with gaps for states that may

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tasks as stored: what is desired, and what was observed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sizes, CPU shares, durations and times: parsing and formatting.
 
 Parsers raise ValueError whose text is for the user: what is wrong and what to write instead.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The name server of a node: what a container gets when it asks for `web`.
 
 One process a node (`python -m orchestrator.nameserver SOCKET`), started by the agent and not ended

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m orchestrator.nameserver SOCKET`: serve until there is neither network nor agent.
 
 SOCKET is a path at which an agent connects. It is greeted with a line

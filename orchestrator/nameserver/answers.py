@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The answer to a question, by the asker's networks. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """DNS messages (RFC 1035, EDNS of RFC 6891, SRV of RFC 2782) as far as a name server of a few
 record types needs them. Pure."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The endpoint table that the agent sends, as JSON. Pure.
 
     {"revision": 8, "base": 7,

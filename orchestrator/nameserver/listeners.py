@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The name server's sockets, UDP and TCP, and the table that they answer from.
 
 TCP connections of all listeners are limited to a number that one process can serve.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The host's own name servers, asked for names that no network has."""
 
 from __future__ import annotations

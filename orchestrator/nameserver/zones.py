@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The names of each network and what they resolve to. Pure.
 
 The agent sends entries, each a service or a container in one network (`Entry`); every entry has

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Docker's `credsStore`: one credential helper for all registries, which skopeo does not ask.
 
 skopeo itself asks the helpers of registries.conf (`credential-helpers`) and the `credHelpers` of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors of registries: skopeo's messages, classified and in the user's words."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Running skopeo: resolving names to digests, and logins.
 
 The cluster's credentials are passed to skopeo as an anonymous file in memory (memfd); without any,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a host reports of itself: kernel, network, programs, the logs of Orc's daemons.
 
 Nothing is changed, and nothing takes longer than a few seconds. A fact that is not available is a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts and documents without passwords, tokens and private keys. Pure.
 
 What is removed leaves `(removed)` in its place, so that one sees that there was something. Rather

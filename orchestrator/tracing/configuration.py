@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether and where a process sends traces: OpenTelemetry's variables and `--otlp-endpoint`."""
 
 from __future__ import annotations

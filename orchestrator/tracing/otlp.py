@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Traces by OpenTelemetry's SDK, sent in OTLP; nothing else imports it.
 
 All that the specification's variables say holds (OTEL_EXPORTER_OTLP_HEADERS, OTEL_TRACES_SAMPLER,

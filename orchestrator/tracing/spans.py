@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Spans: what the code calls to record who waited for what. Nothing of OpenTelemetry is imported.
 
 Off unless a process is configured to send traces (`configuration`); then a call of `Tracer` costs

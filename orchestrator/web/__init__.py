@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What Orc serves over HTTPS: metrics of managers and agents, service discovery, the web page.
 
 gRPC is for our own clients; this is for everybody else's. The server is uvicorn on the host's own

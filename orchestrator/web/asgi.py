@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ASGI applications (asgi.readthedocs.io, version 3), and the caller's identity in their scope."""
 
 from __future__ import annotations

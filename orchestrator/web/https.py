@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An HTTPS listener inside a daemon's event loop.
 
 The server's library is imported at the first connection: an agent without a scraper does not pay

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`/metrics`: what Prometheus reads, and who may.
 
 Prometheus shows the cluster's scrape token (`orc cluster token scrape`) as a bearer token, or a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The only importer of uvicorn: a server on a socket and a TLS context of ours.
 
 Signals stay with the daemon, and each request's scope gets the identity in the caller's

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`make bench`: what Orc costs and how fast it is, measured on the machine at hand.
 
     python -m tests.bench [--out FILE] [--only PART]... [--no-docker]

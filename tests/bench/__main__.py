@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The run: what is measured, in which order, and that nothing of it stays."""
 
 from __future__ import annotations

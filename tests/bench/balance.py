@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a VIP costs: its throughput, a connection's set-up beside many services, changes.
 
 Two hosts made of namespaces, a container on each, joined by Orc's network helper alone: no agent

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a user does by hand, as whole commands: `run --rm`, `exec`, and a key at a terminal."""
 
 from __future__ import annotations

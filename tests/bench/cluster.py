@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The dev cluster of a run, as an administrator has it and as a client of its API sees it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Connecting and disconnecting a container: the plugin as a command, the agent's warm helper, and
 Debian's Go plugins (`bridge` with `host-local`), in a network namespace that stands for a host; and
 the entries of a thousand peers."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole commands, as a user waits for them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cluster of many nodes and tasks that only a store knows, and a page that shows it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A Docker daemon of our own, to measure beside: it never meets one that the machine has.
 
 It is the second process of a PID namespace, with namespaces of its own for mounts (a `/run` of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Netlink messages of the per-container path and of each pass, encoded and read by `cni.netlink`
 and by pyroute2's message classes: why the first do it by hand."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What does not wear out: a thousand execs, the figures of a hundred containers, and two hundred
 containers on one node that come and go ten times."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The image that all containers of the benchmark run: static busybox and nothing else.
 
 As an archive that both `orc load` and Docker take, so that both run the same bytes.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One container: from the API call until it is seen running, and as a whole command."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """On what the figures were taken: without this no figure means anything."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What Orc itself takes: an idle node, an idle manager, and each container besides its process."""
 
 from __future__ import annotations

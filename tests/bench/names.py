@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers of the name server a second, on one core, beside those of aardvark-dns and unbound where
 they are installed, in a network namespace that stands for a host. dnsperf asks, on another core."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a packet's way costs: the processor's time for a datagram, or for a stream.
 
 On a machine whose hosts are namespaces, the kernel takes a datagram all its way, over both hosts

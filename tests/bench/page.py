@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The web page with 100 nodes and 5,000 tasks: what a browser draws of it, what a manager sends."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Planning in memory: placing tasks, and a whole pass from a new service to assigned tasks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes from outside: who belongs to a host, what they hold in memory, what CPU they used."""
 
 from __future__ import annotations

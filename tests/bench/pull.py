@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pulling and unpacking an image, beside skopeo and tar by hand, from one registry.
 
 The registry is Debian's docker-registry on loopback; the image is made of folders of this machine,

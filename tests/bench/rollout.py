@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sixty replicas, from the API call that creates the service until all of them are running.
 
 Orc has three nodes, each container with an address that all of them reach. Swarm has one node,

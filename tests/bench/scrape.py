@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What it takes a node to tell Prometheus of two hundred containers.
 
 Read over HTTPS on one connection, as Prometheus does. The agent's CPU time is counted over all

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What it costs to check the source addresses of what containers send: two networks, of which one
 has the option `source-check=off`, measured by turns.
 

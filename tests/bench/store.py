@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes to the etcd that a manager starts for itself, through the manager's own client."""
 
 from __future__ import annotations

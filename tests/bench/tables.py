@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables of results as Markdown, and the few figures that all of them use. Pure."""
 
 from __future__ import annotations

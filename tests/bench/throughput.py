@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TCP between containers on two hosts, beside a bare VXLAN link between the same two hosts.
 
 The bare link is what the kernel gives for nothing but the tunnel: a device on each host, made by

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a run takes place: among processes and mounts of its own, in a folder on a disk."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Containers by crun as the kernel shows them."""
 
 from __future__ import annotations

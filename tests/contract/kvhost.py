@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs an etcd member in a process of its own, for tests that share it or kill its supervisor.
 
 As a script: `kvhost.py DATA_DIR` prints the member as one JSON line and ends when its standard

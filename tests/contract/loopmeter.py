@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long callbacks hold an event loop, in CPU time of its thread.
 
 CPU time, since on a busy machine a callback may wait for a core for as long as it likes. What runs

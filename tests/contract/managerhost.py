@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A manager in the test's own process: real ports, real TLS, a store in memory."""
 
 from __future__ import annotations

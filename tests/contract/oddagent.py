@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A process that is as an agent's should not be, and runs a container: prints what the container,
 a program that is executed in it and its monitor have inherited, as JSON.
 

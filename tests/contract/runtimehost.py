@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runtimes to test: the scripted one, and crun with conmon on this very kernel.
 
 crun refuses hosts with both cgroup versions unless one is hidden in a private mount namespace. The

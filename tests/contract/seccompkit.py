@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The seccomp filter of a process, read from the kernel and evaluated as the kernel does it."""
 
 from __future__ import annotations

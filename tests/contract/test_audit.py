@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The audit trail of a real manager, compared with the history of its store."""
 
 from __future__ import annotations

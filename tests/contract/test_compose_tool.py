@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `orc stack config` takes and prints, compared with Debian's docker-compose.
 
     composesamples/same      both take them, and docker-compose takes what Orc prints for the same

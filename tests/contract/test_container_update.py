@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Limits of a running container: the node enforces them first, then they are desired."""
 
 from __future__ import annotations

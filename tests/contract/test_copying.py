@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The copying program in the root of a container that does not run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who may do what: a real manager's ports, real TLS, and certificates of every wrong kind."""
 
 from __future__ import annotations

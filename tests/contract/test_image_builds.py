@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Building Dockerfiles with the real buildah."""
 
 # ruff: noqa: ASYNC110, ASYNC221, ASYNC240 (a test may block its own loop)

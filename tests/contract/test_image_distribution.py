@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Twenty nodes and one registry: a manager coordinates the pulls, over real gRPC and TLS."""
 
 from __future__ import annotations

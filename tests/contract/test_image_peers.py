@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Transfer of blobs between nodes over real gRPC on loopback, with sources that fail, hang or send
 wrong data."""
 

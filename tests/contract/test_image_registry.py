@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pulling from a real registry on loopback: complete, interrupted and denied transfers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images of real tools, and their mounts by the kernel."""
 
 from __future__ import annotations

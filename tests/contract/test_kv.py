@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What Orc relies on from its store, asserted of the one in memory and of a real etcd."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Three members, one of which is frozen while it serves us; and elections over real leases."""
 
 from __future__ import annotations

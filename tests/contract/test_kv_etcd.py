@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The store on etcd, when etcd or the way to it fails."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The etcd member that a manager runs for itself, against Debian's etcd."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logging drivers of real containers: what they write arrives in a real journald, and in files."""
 
 from __future__ import annotations

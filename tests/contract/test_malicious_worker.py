@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A worker whose agent was modified, with its own certificate, against a manager on a real etcd.
 
 Each test is an attack: what the node claims beyond itself must change nothing, and what others

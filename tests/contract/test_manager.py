@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A manager and scripted agents over real gRPC: what is declared is assigned, and what is
 reported is seen."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Privileged containers and the like, on nodes whose operator allows them, over real gRPC."""
 
 from __future__ import annotations

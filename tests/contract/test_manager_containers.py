@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Standalone containers over real gRPC."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keys of encrypted networks, from an agent by the manager to another agent, over real gRPC."""
 
 from __future__ import annotations

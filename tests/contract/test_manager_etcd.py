@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc manager` on an etcd that somebody else runs: endpoints, certificates, one cluster."""
 
 from __future__ import annotations

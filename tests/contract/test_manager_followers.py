@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two managers on one store: what the follower is asked for, the cluster does."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls about jobs while the planner writes how they go."""
 
 from __future__ import annotations

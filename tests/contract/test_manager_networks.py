@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls about networks over real gRPC: what is done at once stays apart, and removal is safe."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Published ports over real gRPC: of those that want one at once, one has it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A service is removed whatever the leader writes of it at the same moment."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A manager of 100 nodes and 10,000 tasks: no request holds its event loop, which renews the lease
 and hears agents."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What needs a node's session when there is none: an agent or a manager has just started."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls of the API while the store fails: what a user is told, and what is there afterwards."""
 
 from __future__ import annotations

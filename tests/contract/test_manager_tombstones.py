@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `orc stack rm -d` leaves to the manager: networks, secrets and configs that tasks of removed
 services still use are removed when the last of these tasks has stopped."""
 

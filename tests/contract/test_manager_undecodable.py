@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Objects in etcd that nobody can decode: a manager that starts with them does all else."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The name server over real sockets, asked by another implementation of DNS (dnspython)."""
 
 from __future__ import annotations

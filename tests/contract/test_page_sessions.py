@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sessions of the web page on a real manager: who has one, until when, and how it ends."""
 
 from __future__ import annotations

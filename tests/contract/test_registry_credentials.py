@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Credential helpers for a real registry whose password rotates."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Revoked certificates: real managers and a node's real blob server, over real TLS.
 
 The attackers: a removed node that goes on dialing, and an admin whose certificate was revoked while

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the agent relies on, of whatever runs its containers."""
 
 from __future__ import annotations

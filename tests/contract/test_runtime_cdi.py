@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices of the Container Device Interface, seen in containers of crun on this kernel."""
 
 from __future__ import annotations

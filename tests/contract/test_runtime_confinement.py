@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a container's process is, sees and may do on this kernel."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What crun and conmon do on this kernel: every promise is read back from /proc and the cgroups."""
 
 from __future__ import annotations

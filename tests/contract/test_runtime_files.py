@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of secrets in a real container: as they are mounted, and how others take their place."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lifecycle hooks in containers on this kernel."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a container's processes do not inherit from the agent, however that was started."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The default seccomp profile: what its table says, the filter that the OCI runtime makes of it,
 and what the kernel does with every system call."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Containers that share namespaces of another one, on this kernel."""
 
 from __future__ import annotations

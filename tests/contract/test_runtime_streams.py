@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Programs' streams on this kernel: attached containers, terminals, and further programs."""
 
 from __future__ import annotations

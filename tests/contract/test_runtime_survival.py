@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Monitors and agents that are killed: containers outlive the agent, and nothing is left behind."""
 
 from __future__ import annotations

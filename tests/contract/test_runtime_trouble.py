@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """crun's runtime where the host fails it: file systems that hang, no file descriptors left."""
 
 from __future__ import annotations

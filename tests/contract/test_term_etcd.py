@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The leader's loop on a real etcd with the limits that an operator's own etcd has."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real dev cluster for the end-to-end tests: one per run, with a name and contexts of its own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `console` blocks of a page, and a shell that runs them as its reader would."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A dev cluster as a test sees it: what a user can do to it, and what a disaster can."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small forward proxy (RFC 9110, 7.7 and 9.3.6) that knows names that nobody else knows."""
 
 from __future__ import annotations

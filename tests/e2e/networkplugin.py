@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A network and ipam plugin of Docker's protocol: `networkplugin.py SOCKET LOG [KIND…]`.
 
 A network is a bridge on the host that it runs in, an endpoint a veth pair, with one end on it. Each

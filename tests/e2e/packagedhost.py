@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A copy of this host without the source tree, where the package can be installed and run."""
 
 from __future__ import annotations

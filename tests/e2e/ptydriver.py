@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A user at a terminal: drives `orc` over a pseudo-terminal, as a terminal emulator would."""
 
 from __future__ import annotations

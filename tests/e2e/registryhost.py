@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real registry (Debian's docker-registry) on a host of the dev cluster."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dockerfiles: all of their instructions, on any node, from bases that only other nodes have."""
 
 from __future__ import annotations

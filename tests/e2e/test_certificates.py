@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Old certificates are renewed while everything runs; expired ones have a way back."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Standalone containers as a user has them: anywhere, by name, over stop and start."""
 
 from __future__ import annotations

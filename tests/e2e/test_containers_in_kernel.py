@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Containers as the kernel has them: limits, privileges, namespaces, files, their end."""
 
 from __future__ import annotations

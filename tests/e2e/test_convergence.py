@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A service has converged when its tasks have stayed up, and what a user sees when they crash."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The web page in a real browser, on a real cluster."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc dev …` with the real daemons: up, down, and what can be done to a host."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags that a Docker user expects of `run`, `start`, `exec`, `rm`, `ps`: what comes of them."""
 
 from __future__ import annotations

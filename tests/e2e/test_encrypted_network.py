@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An encrypted network on nodes whose kernel has no WireGuard, as this machine's has none."""
 
 from __future__ import annotations

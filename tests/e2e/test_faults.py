@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What goes wrong: processes killed, hosts lost, links cut. The rest goes on."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The flags of a container, read back from the process that runs, in /proc and the cgroup."""
 
 from __future__ import annotations

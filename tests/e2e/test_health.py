@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Health: what is probed serves when it is healthy, and is replaced when it is not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images by name, as archives and out of containers, as a Docker user does it by hand."""
 
 from __future__ import annotations

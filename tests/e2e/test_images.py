@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images: built, loaded, spread over the nodes as they are needed, replaced, and shared."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ingress chart in a cluster: a real HAProxy there terminates TLS for a service."""
 
 from __future__ import annotations

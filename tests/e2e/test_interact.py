@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Programs, terminals, files and figures of containers, from any client."""
 
 from __future__ import annotations

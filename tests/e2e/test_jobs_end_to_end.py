@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs on a real cluster: counted once though a manager dies, failing, late, everywhere, timed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logs of containers and of services, at speed and over faults."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a real Prometheus finds in a cluster, and reads there."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The monitoring chart in a cluster: a real Prometheus there, every dashboard's query, an alert."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names: what a container is told when it asks."""
 
 from __future__ import annotations

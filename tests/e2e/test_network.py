@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The network: real packets between containers, hosts and the outside."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What breaks between nodes is found, and said in the one right sentence: broken on purpose."""
 
 from __future__ import annotations

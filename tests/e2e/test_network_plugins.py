@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks of CNI plugins and of Docker's plugins, as a user has them: packets, names, kills."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Policies: what connects to what inside a network, by the names of services."""
 
 from __future__ import annotations

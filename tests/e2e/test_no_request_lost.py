@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nodes are drained, versions replaced, agents killed, while clients ask: none of them fails.
 
 Clients that keep their connection and such as open one for each request ask the VIP from a

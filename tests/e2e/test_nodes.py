@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nodes that are drained, vanish, come back, and come and go."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Debian packages: built, installed and run on a copy of this host without the source tree."""
 
 from __future__ import annotations

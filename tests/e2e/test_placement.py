@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where tasks go: likings, strategies and devices, as a user sees them."""
 
 from __future__ import annotations

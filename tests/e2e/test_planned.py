@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc plan`: what it says is what then happens, and it does nothing itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Published ports: every node answers, and the container sees who asks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bad input: one clear line each, and nothing changed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Registries, for real: pull, push, who may, what breaks, and how often a registry is asked."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc run` and `attach` in a user's hands: a terminal, signals, a pipe, a client that breaks."""
 
 from __future__ import annotations

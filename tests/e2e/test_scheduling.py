@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where tasks run: room, spread, availability, rules; and what waits says why."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Secrets and configs as their user sees them: who gets them, what a new version does, and that a
 secret is nowhere but in the containers that name it."""
 

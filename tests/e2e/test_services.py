@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Services as their user sees them: created, scaled, updated, restarted, removed."""
 
 from __future__ import annotations

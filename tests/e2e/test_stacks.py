@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stacks as a user has them: deployed, changed, planned, pruned, removed, refused."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Services that wait for others, as a user sees them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The support bundle of a real cluster, with a node down, and with no manager at all."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Disk usage of the nodes, and what may go: `system df`, `prune`, `info`, `check`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc top` at a real terminal: a screen of the cluster to walk about in."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One trace from a user's call to the process that runs, and no harm from a receiver that dies."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tutorial, run as its reader would, on a host that has nothing of Orc: each command in order,
 and what it prints."""
 

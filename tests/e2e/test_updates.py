@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Updates that fail, are taken back, or go on when somebody says so."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks as a user has them: made, joined, left, fixed, refused; real packets between hosts."""
 
 from __future__ import annotations

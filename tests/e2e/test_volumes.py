@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Volumes as their user sees them: where they are, what stays in them, and what is refused."""
 
 from __future__ import annotations

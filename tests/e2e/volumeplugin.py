@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A volume plugin for hosts of a dev cluster: `volumeplugin.py SOCKET FOLDER SCOPE`.
 
 Keeps a folder a volume in FOLDER. While `FOLDER.hang` exists it answers nothing.

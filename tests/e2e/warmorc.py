@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc` in processes that begin warm: each is forked from one that has imported all of it.
 
 The tests run it some thousand times, and most of that would be Python starting. Who wants to see

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`make scale ARGS="--nodes 500 --tasks 5000"`: how a manager bears many nodes and tasks."""
 
 from __future__ import annotations

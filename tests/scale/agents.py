@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A process of simulated agents: everything that a manager sees of an agent, without containers.
 
 Each agent joins with a token, has a certificate of its own, and keeps a session by the agent's own

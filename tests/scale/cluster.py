@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A manager in its real process, with its real etcd, and the processes of the simulated agents."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One run: nodes join, services are declared, and what a user cares for is counted."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A manager with many nodes and tasks loses none of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`make sim`: many seeds, on all cores. `ARGS="2000"`: so many; `ARGS="1 --first 211"`: this one.
 
 Ten thousand seeds find what two hundred do not, in an hour of processor time. Exits with 1 if

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cluster in virtual time: the real planner, scripted agents, and faults from one seed.
 
 Nothing here waits or does input or output. Each tick is a fraction of a second of the cluster's

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Containers of their own in a simulated cluster: the real planner, users' orders, and on each node
 the agent's real decisions (`lifecycle`) about a kernel that is a few fields.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An event loop in virtual time: whatever sleeps on it wakes at its time, and nothing waits.
 
 What runs on it is the real thing, timers and timeouts included; a run of an hour takes as long as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node of the simulated cluster: its agent by script, its containers, and the wire to the leader.
 
 On the wire a report may be lost, late, doubled or overtaken by the next one; orders come late, but

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A manager's coordination of image pulls, with nodes that pull, die, freeze and come back.
 
 Time is simulated. The manager asks for a decision when a call has ended, when its view has changed,

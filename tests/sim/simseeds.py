@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One seed's life: a while with faults, then none, and all must come to rest in time."""
 
 from __future__ import annotations

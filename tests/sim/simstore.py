@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A store with faults, as a leader meets them: answers that are lost or late, a slow watch, a full
 disk, and others who write between what is read and what is written.
 

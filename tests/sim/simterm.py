@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cluster led by real terms: the leader's loop, its cache and its writes, in virtual time.
 
 `simcluster` proves the decisions; this proves what is done with them. A seed picks the faults of

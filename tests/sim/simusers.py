@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What users declare in the simulated cluster, and how they change their minds."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Seeded runs of a simulated cluster: invariants hold at every tick, and it comes to rest."""
 
 from __future__ import annotations

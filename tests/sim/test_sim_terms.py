@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Seeded runs of real terms over a store with faults; see `simterm`."""
 
 from __future__ import annotations

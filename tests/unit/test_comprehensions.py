@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names that one Python takes for another's: what runs on 3.11 shall run on 3.12 and 3.13, too."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Debian source package: what its binary packages depend on and what their files say."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Python distribution: its version, its license and what its wheel carries."""
 
 from __future__ import annotations

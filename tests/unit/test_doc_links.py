@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Links between the pages lead somewhere, and each page is found from the index."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The hosted CI file: it runs the parts of .ci/run, on each Python that Orc supports."""
 
 from __future__ import annotations

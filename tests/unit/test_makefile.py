@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`make` as another user than root: it continues with sudo, or says what to do."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Vagrantfile as Vagrant reads it. What its machines do, `make vm-test ARGS=testbed` tries."""
 
 from __future__ import annotations

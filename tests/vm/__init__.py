@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Orc on other kernels than this machine's: in virtual machines, each of which is a test.
 
 Which cgroup version a host has, and which modules its kernel, cannot be tried in a namespace: the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m tests.vm [CASE…]`: each case boots a virtual machine of its own; a table at the end.
 
 Status 0 if all of them passed. Kernels are kept in `$XDG_CACHE_HOME/orc-vm` (~/.cache/orc-vm).

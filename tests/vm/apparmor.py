@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Containers on a kernel with AppArmor; run inside a virtual machine."""
 
 # ruff: noqa: ASYNC240 (a test may block its own loop)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An encrypted network between two machines that share nothing but a wire.
 
 Started as `pytest tests/vm/between_hosts.py` by `python -m tests.vm encryption`: the manager and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A dev cluster inside a virtual machine, where all takes many times as long."""
 
 from __future__ import annotations

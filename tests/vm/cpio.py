@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The initramfs: an archive in the `newc` format (Linux, Documentation/driver-api/early-userspace/
 buffer-format.rst), which the kernel unpacks into its first root folder."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A stream of numbered datagrams to an echo, and what of it does not come back.
 
     python tests/vm/echo.py serve PORT

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a test does in a virtual machine that it has booted: commands, over a port.
 
 Started as `python -m tests.vm.hand` inside. It obeys anyone who asks, and only the test can.

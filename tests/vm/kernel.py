@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Debian's kernels and their modules, fetched by apt and unpacked into a cache."""
 
 from __future__ import annotations

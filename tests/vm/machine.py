@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One boot of a virtual machine."""
 
 from __future__ import annotations

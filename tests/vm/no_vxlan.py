@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a user is told by a cluster whose kernels have no VXLAN.
 
 Started as `pytest tests/vm/no_vxlan.py`, inside a virtual machine.

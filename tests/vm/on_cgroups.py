@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A service's life on a host with one version of cgroups, on which no other test relies.
 
 Started as `pytest tests/vm/on_cgroups.py`, inside a virtual machine.

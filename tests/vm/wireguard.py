@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Encrypted networks in a kernel that has WireGuard: hosts are namespaces, keys are told by hand.
 
 Started as `pytest tests/vm/wireguard.py`, inside a virtual machine. `between_hosts` has the same

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cgroup of a build, which limits all of its processes together.
 
 A build's processes end with the agent, also if that is killed, but a cgroup does not: the next

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Running buildah on a storage of its own, without leftover mounts or processes."""
 
 from __future__ import annotations

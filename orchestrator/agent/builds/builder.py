@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Building Dockerfiles with buildah, in a storage of the agent's own.
 
 buildah runs in a user namespace (`sandbox`), and each RUN in a container of crun, with Docker's

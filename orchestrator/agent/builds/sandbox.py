@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Namespaces of builds: a user namespace, and the network namespace that it owns.
 
 buildah itself runs in them, so neither a RUN nor a vulnerability of buildah has the privileges of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ICMP echoes from one address of this node: whether, how fast and how large packets get anywhere.
 
 By a raw socket (RFC 792), so that a packet's size is ours to say. All bear the "don't fragment"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The MTU of the paths to the other nodes, found by sending packets (`echo`), not guessed.
 
 Every minute, and at once when a node is new, each path is tried with one packet of the size that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a node does of a diagnosis: it tells of itself, tests its paths to others, hears theirs.
 
 All of it lasts as long as the tunnel by which a manager orders it, step by step. Who judges is the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What this node tells for `orc support-bundle`: its host, its log, its tasks, and what of its
 networks is not in the kernel as it should be. What opens a door is removed here, before it leaves.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc system check`: whether this host has what a node needs, each thing tried, not looked up."""
 
 from __future__ import annotations

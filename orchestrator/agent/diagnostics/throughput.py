@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Datagrams and a stream of bytes from one node to another, for a test that somebody asked for.
 
 An agent opens no port. While a test lasts it listens, on its address in the network that is tested,

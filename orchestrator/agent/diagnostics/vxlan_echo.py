@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Echoes that travel as containers' packets do: in VXLAN (RFC 7348), from node to node.
 
 Many a firewall drops pings and lets UDP port 4789 through, as it must for networks to be. Such an

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images on one node: the store, and how images reach it.
 
 Packages: `layers` unpacks and exports tar streams, `transfer` exchanges images with registries,

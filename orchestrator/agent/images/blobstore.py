@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Blobs and unpacked layers by digest: complete or absent, and fetched once."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The store's index: the images of a node and their names, in one small JSON file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors of images; the text is one line for the user."""
 
 from __future__ import annotations

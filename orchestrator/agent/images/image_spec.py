@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Manifests, indexes and configs of images: pure functions from bytes to values.
 
 Formats: OCI image-spec 1.1 (manifest.md, image-index.md, config.md) and Docker's image manifest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image names, by Docker's rules (the grammar of github.com/distribution/reference)."""
 
 from __future__ import annotations

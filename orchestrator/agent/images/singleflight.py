@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sharing of concurrent work: several callers that need the same result wait for one run."""
 
 from __future__ import annotations

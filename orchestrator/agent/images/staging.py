@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Staging of blobs and folders: complete and verified, or not visible at all.
 
 A blob is hashed while it is written, so that it need not be read again.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The images of one node: blobs and unpacked layers by digest, and an index of names."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logs of containers: logging drivers, and logs of tasks that have ended.
 
 conmon keeps the newest lines of each container in files on the node, and `orc logs` reads them. A

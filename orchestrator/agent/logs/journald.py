@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The journald driver: lines with Docker's fields, by journald's own protocol.
 
 Source: systemd's "Native Journal Protocol" and moby's daemon/logger/journald.

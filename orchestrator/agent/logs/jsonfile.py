@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The json-file driver: files in Docker's format, which log shippers tail.
 
 A line of a file is a JSON object with `log`, `stream` and `time`, and `attrs` if the options name

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The logging drivers of one node."""
 
 from __future__ import annotations

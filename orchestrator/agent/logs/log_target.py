@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Targets of logging drivers: the interface, and a base for those that send over a socket."""
 
 from __future__ import annotations

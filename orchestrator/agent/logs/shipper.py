@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sends a container's lines from its log files to its driver's target, and records how far."""
 
 from __future__ import annotations

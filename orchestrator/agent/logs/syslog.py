@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The syslog driver: messages of RFC 5424 or RFC 3164 by UDP, TCP or a socket of the node.
 
 On a stream each message ends with a line feed (RFC 6587, section 3.4.2), as Docker sends them.

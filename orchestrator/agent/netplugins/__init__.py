@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks of third-party plugins: chains of CNI plugins, and Docker's network drivers.
 
 To the rest of the agent they look like Orc's own: `CompositeNetwork` (`composite`) has the methods

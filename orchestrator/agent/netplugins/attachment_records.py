@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attachments that plugins were asked to make on this node and have not released yet.
 
 One file per network and per attachment, written before a plugin is called: what plugins keep

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks of CNI plugins: a CNI runtime whose state survives kills and reboots.
 
 ADD runs through the chain with each plugin's result as the next one's `prevResult`; the last result

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs CNI plugins: programs that read JSON and answer JSON.
 
 Source: CNI specification 1.1, section 2 ("Execution Protocol") and section 5 ("Result Types").

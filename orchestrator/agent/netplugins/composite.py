@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All networks of this node, Orc's and those of third-party plugins, behind one interface."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The result of a chain of CNI plugins as an attachment. Pure except for `answers_here`.
 
 Source: CNI specification 1.1, section 5 ("ADD Success").

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Docker's remote network driver and IPAM protocols: their calls, and the addresses they give.
 
 Addresses come from the node's own part of the network, from an IPAM plugin, or from the network's

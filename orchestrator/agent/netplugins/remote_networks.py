@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks of plugins that speak Docker's remote network driver protocol.
 
 A plugin creates an interface on this host (CreateEndpoint, Join). The network helper moves it into

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks of this node: kept as ordered, containers attached, the endpoint table followed.
 
 The agent decides nothing about addresses and touches no interface. `reconciler` keeps the networks

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The network of image builds: a bridge of this node alone, with a way out and no peers.
 
 It is not a network of the cluster, so a RUN cannot reach containers through their networks. This

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Encrypted networks: this node's tunnels to other nodes, and its public keys.
 
 One key and one set of tunnels serve all encrypted networks, and exist while there is one.

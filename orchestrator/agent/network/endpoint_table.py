@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The endpoint table of this node: received, recorded, and followed.
 
 A manager sends it (`session`), whole once a session and then as differences. It is recorded before

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The network helper, a child process: started on demand, one request at a time."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel's load balancer as a follower of the endpoint table; conntrack exhaustion."""
 
 from __future__ import annotations

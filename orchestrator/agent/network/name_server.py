@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The name server process of this node: started, replaced, and fed with the endpoint table.
 
 The server outlives the agent, as containers do: it answers names while there is no agent. The next

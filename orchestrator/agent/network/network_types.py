@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Types of `node_network.NodeNetwork`, and their documents for the network helper. Pure."""
 
 from __future__ import annotations

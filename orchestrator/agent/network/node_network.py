@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """This node's networks, as requests to the network helper: `NodeNetwork`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reconciles this node's networks with the manager's order, and attaches containers to them.
 
 The order is applied at each change and every few seconds, level-triggered: what was removed by hand

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Spoofed packets of containers: those that the kernel dropped are counted for metrics, and logged
 with a rate limit per container."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls of Docker plugins: HTTP over a Unix socket, TCP or TLS, with limits of time and size.
 
 A plugin that answers nothing for `SILENCE` seconds counts as hung: no caller waits longer for it. A

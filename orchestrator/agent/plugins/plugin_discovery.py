@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plugin discovery as in Docker: sockets first, then `.spec` and `.json` files.
 
 A plugin is activated when its file is first seen or has changed, and again while it does not

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Running containers: an OCI bundle from pure functions, crun to create it, conmon to monitor it.
 
 Packages: `spec` decides the OCI configuration, `isolation` makes root file systems and namespaces,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A scripted runtime for tests: the behaviour of a container is set before its creation."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The interface between the agent and a container runtime: containers, their states, errors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent's gRPC channels and its only server; both ends authenticate by certificates."""
 
 from __future__ import annotations

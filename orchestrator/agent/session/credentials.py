@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """This node's certificate, renewed in time, and the certificates that it refuses as revoked."""
 
 from __future__ import annotations

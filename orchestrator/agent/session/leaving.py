@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Leaving a cluster whose managers have removed this node, or revoked its certificate.
 
 As in Swarm, the node's tasks are stopped, within their grace periods, and removed; so are the

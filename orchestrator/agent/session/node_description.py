@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The description of this host for managers, as in `orc node ls`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sessions with managers: hello, assignments, statuses, heartbeats; and the loop that dials.
 
 Everything goes over one stream that the agent opens, so a node behind NAT works. One coroutine

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Streams that managers ask for beside the session, one module per kind of request.
 
 `tunnels` opens a stream for each `OpenTunnel` and dispatches to a handler: exec and attach, files

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copies files into and out of containers: `copy_program` runs in the container's root, its input
 and output go through a tunnel."""
 

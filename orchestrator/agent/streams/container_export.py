@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests of managers about containers' file systems: diff, export, commit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A program: copy files out of or into a container, as `orchestrator.copying` does it.
 
 One argument, JSON: `{"pid": PID, "verb": "pack", "path": …, "follow": …}` writes a line and a tar,

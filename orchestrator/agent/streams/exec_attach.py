@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exec and attach: the agent's end of a client's streams.
 
 Three flows are independent of each other: output, which is read from the program only as fast as

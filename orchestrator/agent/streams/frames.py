@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frames of a tunnel: a queue for slow readers, uploads and downloads."""
 
 from __future__ import annotations

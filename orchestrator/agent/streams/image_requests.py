@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests of managers about images: pull, push, tag, archives, layers, builds and their cache."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sends logs of tasks to a manager, many lines per frame."""
 
 from __future__ import annotations

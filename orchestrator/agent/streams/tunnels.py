@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Streams that a manager asks for beside the session: opened, dispatched to handlers, ended.
 
 For each `OpenTunnel` the agent opens a stream of its own to the manager that asked, on the same

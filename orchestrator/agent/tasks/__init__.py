@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tasks of this node: from an assignment to a running container, and to its end.
 
 `worker` takes assignments and gives each task a `runner`, which repeatedly asks `lifecycle` (pure)

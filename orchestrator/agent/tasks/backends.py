@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The backends of tasks as protocols, and the errors that they raise, in words for users.
 
 The real ones are `images.pulls.ImagePuller`, `network.reconciler.NetworkReconciler` and

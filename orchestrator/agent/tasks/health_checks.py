@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When a container is probed, and what the results make of its health.
 
 A successful probe makes it healthy at once. `retries` failures in a row make it unhealthy, as in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The lifecycle of a task on its node: which step comes next, and how a task ends. Pure.
 
 The runner (`runner`) asks `next_step`, does that one step, and asks again. So every path through a

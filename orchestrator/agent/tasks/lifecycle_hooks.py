@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs lifecycle hooks: programs in a running container that the agent waits for.
 
 A hook that was running when its agent ended is run again, from its beginning, by the next agent,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One probe of a container: a program in it, or a question from its node."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The resources of one task on its node: image, volumes, user ids, network, container.
 
 They are acquired in that order and released in reverse. Each method may be repeated after a crash

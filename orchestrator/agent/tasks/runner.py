@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The driver of one task: one asyncio task for each assigned task, for as long as it is assigned.
 
 It asks `lifecycle.next_step`, does that step, and asks again. A change of the order interrupts what

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The secrets and configs of this node's tasks: in memory, and nowhere else.
 
 They are in a tmpfs of their own below the node's run folder, which only root can enter and which is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Statuses on their way to the manager: the newest of each task, repeated until acknowledged.
 
 A start passes six states in about 20 ms. The reporter keeps one status per task, so a report holds

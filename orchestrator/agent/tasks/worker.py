@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All tasks of the node: records assignments, then has a runner drive each task.
 
 A full set is the truth: recorded tasks that it lacks are removed. Containers without a record (of a

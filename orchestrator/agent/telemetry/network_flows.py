@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who talks to whom on this node, told to a manager while somebody looks.
 
 The kernel's table of connections is read every few seconds, by a thread, and less often the longer

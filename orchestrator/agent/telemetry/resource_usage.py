@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Resource usage: `top`, `stats`, and the last hour of the node and its containers.
 
 The history is a sample every quarter of a minute, in memory only, and empty after a restart of the

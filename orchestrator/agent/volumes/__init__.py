@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Volumes of this node: data that outlives the containers that use it.
 
 The manager decides which node has a volume, and sends it with the task that mounts it. Here it is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bind mounts and tmpfs of a container: folders and files of the node, and folders of volumes.
 
 The runtime binds by path, and a path through a volume may lead anywhere once a container replaces a

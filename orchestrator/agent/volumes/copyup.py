@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fills a new volume from the image's folder at its mount point.
 
 The program `copyup_program` copies it from the image's layers. Only child processes touch the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A program: copy a folder of an image into a volume that containers may be changing meanwhile.
 
 Arguments: SOURCE VOLUME; SOURCE is the descriptor of the image's folder. The program is confined to

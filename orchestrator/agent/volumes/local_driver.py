@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The local volume driver: a folder of the node, a mount, or a loop disk with a hard limit."""
 
 from __future__ import annotations

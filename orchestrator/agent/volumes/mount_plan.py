@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The mounts of a container: its own, those of `volumes_from`, and its image's volumes. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mount points of volumes, in the mount namespaces of this agent and of plugins.
 
 Nothing here accesses the file systems themselves, which may hang.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Volume drivers of Docker's volume plugin protocol. Answers are checked, never trusted.
 
 Source: Docker's "Docker volume plugins" (`/VolumeDriver.*`).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The volumes of a task: its own, and those of other containers on this node."""
 
 from __future__ import annotations

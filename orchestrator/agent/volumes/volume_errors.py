@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors of volumes, in words for users."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Durable records of volumes and of the containers that use them.
 
 A record that cannot be read (after damage to the disk, or written by a release that did not flush

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests of managers about volumes: list them within a time limit, create, remove."""
 
 from __future__ import annotations

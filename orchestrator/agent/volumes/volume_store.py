@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The volumes of this node: created, filled, mounted for containers, listed, removed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Click, adapted: lazily imported commands, near misses, one-line errors, exit statuses."""
 
 from __future__ import annotations

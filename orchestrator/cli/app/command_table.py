@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The commands of `orc` as data: name, target and summary, in the sections of its help.
 
 A target that begins with a dot is a module of the command line; the others are commands of the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Completers by name, which decorators refer to: `shell_complete=completes("nodes")`.
 
 The functions behind the names call a manager. They are in `completion.completers`, which is

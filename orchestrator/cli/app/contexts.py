@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Contexts: the cluster that `orc` calls, and the certificate for it.
 
 One JSON file per context in `$XDG_CONFIG_HOME/orc/contexts/` (else `~/.config/orc/contexts/`),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Docker's flags and commands that Orc does not have, with what to use instead.
 
 Data: the hint is printed in one line, in place of "no such option".

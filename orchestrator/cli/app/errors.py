@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors that commands end with, and their exit statuses.
 
 0 done, 1 refused or failed, 2 usage, 3 not converged in time, 4 rolled back, 130 interrupted."""

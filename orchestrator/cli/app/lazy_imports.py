@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Modules that libraries import and short commands do not use: they are loaded on first use, by
 `importlib.util.LazyLoader`.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc container …`, `orc image …` and `orc system …`: Docker's management commands, as data.
 
 Most of their commands are top-level commands, too.

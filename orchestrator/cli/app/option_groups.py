@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Named groups of options in long help texts, as data: each option's name is here once, for all
 commands that have it."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tree of commands as data: the source of the reference pages and manual pages.
 
 Names, texts, defaults and examples are those of the commands themselves.

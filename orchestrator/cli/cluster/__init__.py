@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc cluster`, `orc node`, `orc context`: members, access, and which cluster is called."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc cluster certificates`, `sessions` and `revoke`: who may access the cluster."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc cluster`: settings, join tokens and members of the cluster."""
 
 from __future__ import annotations

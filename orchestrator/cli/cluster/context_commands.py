@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc context`: the cluster that `orc` calls."""
 
 from __future__ import annotations

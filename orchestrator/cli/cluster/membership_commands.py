@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc cluster init` and `join`, run once on the host itself; they start its systemd units."""
 
 from __future__ import annotations

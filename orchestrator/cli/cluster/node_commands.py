@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc node`: the hosts of the cluster."""
 
 from __future__ import annotations

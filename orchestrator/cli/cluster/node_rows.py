@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nodes as rows: dicts whose keys are part of the interface for scripts, and their table.
 
 Imports little of the model: `orc node ls` is what many scripts and prompts call.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Completers: names of objects in the cluster for a shell, with a description of each.
 
 On any error there are no names: a shell that completes must neither hang nor print. `shells` has

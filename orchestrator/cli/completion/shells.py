@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Completion in bash, zsh and fish: the scripts, and their protocol with `orc`.
 
 A script calls `orc` with the line up to the cursor in ORC_LINE, and gets a line per candidate: its

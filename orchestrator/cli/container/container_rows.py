@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Containers as rows: keys that scripts rely on, states and statuses in Docker's words."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A container's spec from the flags of `run` and `create`; its image, pulled as `--pull` says."""
 
 from __future__ import annotations

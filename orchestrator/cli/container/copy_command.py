@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc cp`: files and folders into and out of a container, by Docker's rules."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc exec` and `orc attach`: another process in a container, and its main process."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A container from its start to its end: watched, or attached to in the foreground.
 
 The client attaches before the program starts, so that no byte is missed.

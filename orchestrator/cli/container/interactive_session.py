@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Interactive sessions: connects this process's streams to a container's, for `exec`, `attach`,
 `run`.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The life cycle of containers: start, stop, restart, kill, pause, unpause, rm, wait, rename."""
 
 from __future__ import annotations

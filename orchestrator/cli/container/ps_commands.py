@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc ps`, `container inspect` and `port`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc run` and `orc create`, and `orc update` of their limits."""
 
 from __future__ import annotations

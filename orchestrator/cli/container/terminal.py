@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The user's terminal: raw mode that is always restored, size, signals, detach keys.
 
 Imports little, to keep `orc exec` fast.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The flags of containers that need more than a path in the spec, as Docker reads them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Types of flags, and flags that set one value of a spec."""
 
 from __future__ import annotations

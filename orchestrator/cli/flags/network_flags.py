@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags of the networks of a container or service, and its addresses and aliases there."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags of placement and start order: constraints, affinities, resources, dependencies."""
 
 from __future__ import annotations

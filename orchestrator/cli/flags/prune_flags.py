@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags of the commands that remove unused objects: filters and confirmation."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`--secret` and `--config` of commands that create containers; `-add` and `-rm` of updates."""
 
 from __future__ import annotations

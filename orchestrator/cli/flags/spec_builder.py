@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Specs from flags: a new one for `service create`, `run` and `create`, edits for `service update`.
 
 Pure: after a conflict an edit is applied again to the newer spec.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags with a syntax of their own: variables, labels, published ports, image names.
 
 A container's `-p 80` and `-P` leave the choice of the node's port to the manager; the port stays

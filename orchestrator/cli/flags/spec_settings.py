@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The flags that set one value of a spec, as Docker names them, and where each one goes.
 
 They are data: `SETTINGS` names the flag, its type, and the path in the spec. `create` starts from

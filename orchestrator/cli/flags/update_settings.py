@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags of updates and rollbacks: how tasks are replaced."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc save`, `import`, `commit`, `export`, `diff`: images and containers as files."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc build` and `orc builder`: builds on the nodes, their limits, and the build cache."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A folder as the tar stream of a build's context, without files that `.dockerignore` excludes.
 
 Made piece by piece, so that a context of any size takes little memory. Owners are root and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Outputs of `orc build` outside the cluster: `--output` and `-o`.
 
 The forms are Docker's (https://docs.docker.com/reference/cli/docker/buildx/build/#output).

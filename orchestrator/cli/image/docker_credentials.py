@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Credentials that this user's Docker has for registries: `config.json` and the helpers it names.
 
 Sources: https://docs.docker.com/reference/cli/docker/login/#credential-stores, and the protocol of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc images`, `load`, `tag`, `rmi`, `history`, `image inspect` and `image prune`.
 
 Images live on nodes: a row lists the nodes that have the image.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc pull`, `push`, `login`, `logout`: images from and to registries."""
 
 from __future__ import annotations

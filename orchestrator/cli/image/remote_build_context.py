@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build contexts by URL, fetched to a temporary folder of this machine."""
 
 from __future__ import annotations

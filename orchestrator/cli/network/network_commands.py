@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc network`: the networks of the cluster.
 
 The file of `--opt conflist=FILE` is read by the client, on the user's host.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc network policy`: allowed connections inside a network."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands on several objects: `inspect NAME…`, `rm NAME…` and the like."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Progress bars of uploads, layers and build steps. Imported only on a terminal."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Docker's names for fields of our documents, for the templates of `inspect --format`.
 
 `{{.State.Running}}`, `{{.Status.Addr}}` and the like stand in many scripts. Each function here

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Listings: tables as Docker's, JSON documents, ids, templates and filters."""
 
 from __future__ import annotations

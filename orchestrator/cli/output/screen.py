@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The terminal: whether lines can be redrawn, its width, and tables that fit it.
 
 Output to a pipe or a file, or with `--no-trunc`, is never truncated.

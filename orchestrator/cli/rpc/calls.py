@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """gRPC calls over one HTTP/2 connection: messages in, messages out, a status at the end.
 
 Format: grpc/doc/PROTOCOL-HTTP2.md. A method is found in the generated messages' own description of

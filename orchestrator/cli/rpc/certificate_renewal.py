@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Renewal of a context's certificate, by any command after half of its lifetime.
 
 It runs after the command's own work, takes some 200 ms once in six weeks, and prints nothing. After

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A manager's services, called over mutual TLS; errors as one line for the user.
 
 Endpoints are tried in order until one accepts a connection, so that a refused or silent one is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A command as a span, where OpenTelemetry's variables ask for one."""
 
 from __future__ import annotations

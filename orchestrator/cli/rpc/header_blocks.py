@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Header blocks of HTTP/2, as far as calls of a manager need them (HPACK, RFC 7541).
 
 Headers are sent as literals without indexing, and received without a dynamic table, as our settings

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A client's end of one HTTP/2 connection (RFC 9113) over TLS, for threads.
 
 Importing gRPC takes as long as the rest of a short command, so the client implements the subset of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc service create`, `update`, `scale`, `rollback` and `promote`: change a service and wait."""
 
 from __future__ import annotations

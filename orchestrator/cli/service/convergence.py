@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Waiting until a service has converged, or until removed ones are gone.
 
 Progress goes to stderr, so that stdout holds the id alone: on a terminal a line per task that is

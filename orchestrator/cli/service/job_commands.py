@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc job`: run-to-completion work, once or on a schedule."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs and their runs: rows, and waiting until a run has ended."""
 
 from __future__ import annotations

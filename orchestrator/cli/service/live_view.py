@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Progress on a terminal: a line per task, redrawn in place. Imported only on a terminal."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc service logs` and `orc logs`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc plan COMMAND…`: a dry run of a command.
 
 The command itself runs, with all its flags and checks, on a client that asks a manager for a dry

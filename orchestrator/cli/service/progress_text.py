@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A service's progress and a task's crash, in words."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc service`: list, inspect and remove services."""
 
 from __future__ import annotations

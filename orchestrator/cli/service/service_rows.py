@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Services and tasks as rows: dicts whose keys are part of the interface for scripts."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc stack deploy`, `rm` and `config`: the steps in order, and what is left if one fails."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The steps of a deployment: the difference between a stack's files and the cluster. Pure.
 
 Unchanged objects are not touched, so a second deployment of the same files does nothing, and an

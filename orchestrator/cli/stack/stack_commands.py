@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc stack`: services, networks and volumes that are deployed together from compose files.
 
 The objects of a stack carry its name in a label.

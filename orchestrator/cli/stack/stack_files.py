@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compose files of a stack: finding and reading them, and values of their variables."""
 
 from __future__ import annotations

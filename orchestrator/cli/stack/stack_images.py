@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builds the images with a build section in a stack's files.
 
 A label of the image has the digest of its inputs, so that unchanged images are not rebuilt: another

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Charts whose `stack.yml` is a template (Jinja2), rendered with `values.yml` and `--set`.
 
     stack.yml       the compose file, with {{ web.replicas }} and {% if grafana.enabled %}

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Variables of compose files with values from the cluster.
 
 For stacks that monitor the cluster:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc secret` and `orc config`: files for containers, mounted from memory."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc volume`: data that outlives containers."""
 
 from __future__ import annotations

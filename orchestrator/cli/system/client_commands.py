@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc version`, `orc completion` and `orc dashboard`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc system df`, `orc system prune` and `orc container prune`: disk usage, and unused objects."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc events` and `orc audit`: what happens in the cluster, and who changed what."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc info` and `orc system info`: a summary of the cluster."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc inspect`: details of any object."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc support-bundle`: the cluster's state, logs and diagnostics in one file, without secrets."""
 
 from __future__ import annotations

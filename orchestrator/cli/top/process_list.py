@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The processes of a container, as its node lists them."""
 
 from __future__ import annotations

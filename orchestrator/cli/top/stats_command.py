@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc stats`: live resource usage of containers, over the whole cluster."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc top` and `orc system top`: the whole cluster, live; with a container, its processes.
 
 At a terminal the cluster is a screen to navigate (`top_screen`, imported only then); elsewhere, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The data of `orc top`: two threads that poll a manager, and their latest results."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The screen of `orc top`: three tables to navigate. The only module that imports Textual; it is
 imported only at a terminal."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `orc top` shows: nodes, services and tasks as tables that are sorted and filtered. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The operations of CNI, over a `Host`: what the plugin and the helper both do.
 
 The order of steps is what makes a kill -9 at any point harmless. ADD: lease, cable, ports. DEL:

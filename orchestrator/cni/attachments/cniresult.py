@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CNI results, in the shape of each version, and what a later CHECK finds in them. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Moving interfaces that another program made on this host into a container, and back.
 
 A network plugin of Docker's protocol makes an interface and names it; the container engine moves

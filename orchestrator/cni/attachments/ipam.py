@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """IP address management: the choice of an address (pure) and this host's leases, in SQLite.
 
 Addresses are given out in turn, so that a released one is used again only after all others. It also

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CHECK, STATUS and drift detection: compare the kernel with the desired state; change nothing.
 
 CHECK compares one attachment with what ADD made, STATUS says whether ADD would work. `deviations`

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """This host's endpoint table: applied to the kernel, repaired, changed by differences."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The endpoint table of a node's load balancing: parsed, validated, typed; pure.
 
 A `Table` is complete (`base` None) or a change of the table of revision `base`. A change names the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ingress: published ports on every node, with the client's own address, and the return path.
 
 The node that a client connects to (the ingress node) translates the destination only, and sends the

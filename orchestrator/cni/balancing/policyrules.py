@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Network policies: what may connect to what inside a network, as nftables rules; pure.
 
 A guarded service's addresses lead, in one look-up, to a chain of its own; packets to all others

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A service's VIP and published ports as nftables rules; pure.
 
 A service has a chain that picks an endpoint for a new connection. Maps lead there by the address

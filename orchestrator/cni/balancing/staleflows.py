@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tracked connections a change of the endpoint table ends; pure.
 
 A flow keeps the endpoint that was chosen for its first packet. UDP clients that never stop would

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Source addresses bound to each container's port (anti-spoofing); pure.
 
 A container may open raw sockets (CAP_NET_RAW), so nothing that it sends can be trusted to carry its

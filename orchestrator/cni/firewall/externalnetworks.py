@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Source addresses of containers on networks that others make (CNI plugins, Docker's plugins).
 
 Where such a container's interface is a veth whose other end is on this host, as the plugins

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which ports of the cluster's hosts are closed to containers, and the list of hosts; pure.
 
     hosts      addresses of all hosts of the cluster on the underlay, this one included

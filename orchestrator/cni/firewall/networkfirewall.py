@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The packet filter of networks: the table `inet orc`, and `inet orc_cni` for the networks of other
 container runtimes on the same host.
 

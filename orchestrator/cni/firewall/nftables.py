@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """nftables: changes through libnftables (ctypes), counts of rules and elements through netlink.
 
 libnftables (Debian: libnftables1) is the library behind the `nft` command and takes the same

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Published ports of this host alone, in the table `inet orc` (see `networkfirewall`).
 
 A published port is one element of a map, so that publishing one touches no other, and a look-up

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is to be in our nftables tables, and the script that leads there from what is; pure.
 
 Each thing that needs rules (a service, a network, the policies) is the owner of a `Part`. The

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rules that keep encrypted networks inside their tunnels, in the table `inet orc`; pure.
 
 Out     packets of such a network leave by a tunnel's device or not at all: also when the device is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Connections that the kernel tracks: listed, counted, forgotten (ctnetlink).
 
 A translation is chosen by a flow's first packet. UDP has no end of a flow: a client that keeps

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Making bridges, VXLAN devices and WireGuard devices; the numbers of namespaces. By pyroute2.
 
 Import it where a device is made: what only connects containers does without pyroute2 (`messages`).

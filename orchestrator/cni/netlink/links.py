@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Links and addresses, typed: read, changed, removed, and veth pairs made.
 
 `routing` has routes and neighbours, `devices` makes the devices of networks.

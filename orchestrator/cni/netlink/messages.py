@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Netlink messages by pyroute2, whose only importer this is: requests to send, answers to read.
 
 The message classes know the kernel's formats; `netlinksocket` sends what they encode. pyroute2's

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Named network namespaces: made, entered and removed without fork, by a single-threaded process.
 
 A namespace lives as long as a process, a descriptor or a mount holds it. Ours are held by a bind

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rtnetlink wire format (netlink(7), rtnetlink(7)) and a blocking socket that speaks it.
 
 Many requests go to the kernel in one system call, and come back as one acknowledgement each: a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Routes of marked packets: rules of the routing policy, and a table for each.
 
 A rule and its table are ours by the rule's priority. The number of a table is that of the bridge

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """WireGuard over generic netlink, typed.
 
 Keys are the 44 characters of base64 that `wg` shows. A private key goes into the kernel and is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The bridge of a network on this host, and its ports as they should be."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A network on this host as a whole: forwarding, bridge, rules, tunnel, peers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tunnels this host has to other hosts, their keys, and which tunnel carries packets; pure.
 
 A host has one WireGuard device with a key of its own, and each other host is one peer of it,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The veth pair of one attachment, from the network's bridge into a container.
 
 Containers send everything through their host, which routes: to a neighbour on the same bridge as to

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tunnel device of a network, and its peers in the kernel."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """This host's WireGuard tunnels in the kernel: devices, their peers, the routes to these.
 
 Level-triggered like everything here. Private keys are in a file that only root reads, made before

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Put `orc-cni` where a container runtime looks for plugins: `orc-cni install /opt/cni/bin`."""
 
 from __future__ import annotations

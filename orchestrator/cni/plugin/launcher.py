@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Start a server for the command `orc-cni` when there is none, or do without.
 
 The server is a fork of the command. What an interpreter imports takes most of the time until the

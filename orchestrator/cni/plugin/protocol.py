@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plugin: CNI 1.1.0, also for callers of 1.0.0 and 0.4.0.
 
 Configuration on stdin, CNI_* in the environment, a result or an error as JSON on stdout; exit

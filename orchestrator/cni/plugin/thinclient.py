@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command `orc-cni` as container runtimes execute it: a thin client of a warm server.
 
 It hands its environment and stdin to the server (`server`) of its network namespace, and prints the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The warm server behind the command `orc-cni`: a process that runs the plugin many times.
 
 The command starts it (`starter`) for its network namespace when there is none; no agent is needed.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Assembly: from a project to a stack. Resolves names and references, builds and checks specs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A service's `deploy` section, converted, and the keys that fields of a spec come from."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A service's `volumes` and `tmpfs`, converted to mounts."""
 
 from __future__ import annotations

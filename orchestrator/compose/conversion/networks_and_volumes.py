@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A file's `networks` and `volumes`, converted, and its services' network attachments."""
 
 from __future__ import annotations

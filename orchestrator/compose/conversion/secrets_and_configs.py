@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A file's `secrets` and `configs`, converted, with their data."""
 
 from __future__ import annotations

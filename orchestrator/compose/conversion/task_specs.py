@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A service of a compose file, converted to the spec of its tasks."""
 
 from __future__ import annotations

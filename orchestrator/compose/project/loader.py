@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loader: several files become one project, by `include`, `extends`, merging and profiles."""
 
 from __future__ import annotations

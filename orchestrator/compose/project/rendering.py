@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rendering: a project as one file, which Orc and Compose read as the same project."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`${NAME:-default}` and the other forms of the specification, and files of `NAME=value` lines.
 
     $NAME ${NAME}        its value; nothing, with a note, if it is not set

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """YAML, by PyYAML: a text becomes a tree, and a tree a text.
 
 PyYAML is only asked for the structure. What a scalar is, it would decide by YAML 1.1, in which

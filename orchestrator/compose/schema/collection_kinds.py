@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kinds of collections (lists and maps), and how those of several files are merged."""
 
 from __future__ import annotations

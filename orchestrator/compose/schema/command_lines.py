@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Splitting a command line into words, as Compose does.
 
 The rules are those of the library that Compose uses (https://github.com/mattn/go-shellwords), which

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`x-orc`: the extension for settings of services that the compose specification has no key for.
 
 Other tools ignore it, as all keys that begin with `x-`. Its keys are named after the flags of

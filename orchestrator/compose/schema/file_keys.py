@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The keys of a compose file, and the kinds of their values (a service's are in `service_keys`)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The keys of a service (the compose specification's services.md, build.md and deploy.md)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Short forms of ports, mounts, grants, devices and env files, expanded to the long forms.
 
 Each function has the text, where it is written, its path, and what the reading of the file knows,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kinds of values: what a key may hold, as data that the schema is made of.
 
 A kind does two things. `read` checks a value and brings it into the one form that the rest works

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The gRPC front end: what `orc` calls on a manager.
 
 One handler class per gRPC service, grouped in modules as `operations` is. A handler passes the

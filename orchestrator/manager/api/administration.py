@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """gRPC services of certificates, the audit trail, web sessions and diagnostics."""
 
 from __future__ import annotations

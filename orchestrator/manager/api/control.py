@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """gRPC service `Control`: cluster, nodes, services, tasks, logs and images."""
 
 from __future__ import annotations

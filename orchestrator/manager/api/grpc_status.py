@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors of operations as gRPC status codes, with one line for the user as the details."""
 
 from __future__ import annotations

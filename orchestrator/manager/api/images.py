@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """gRPC service `Images`: names, registries, archives and build caches."""
 
 from __future__ import annotations

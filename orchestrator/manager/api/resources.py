@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """gRPC services of networks, volumes, secrets, configs and disk usage."""
 
 from __future__ import annotations

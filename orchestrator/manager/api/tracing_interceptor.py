@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """gRPC interceptor that records a span for each call of a user."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """gRPC services of containers, streams to containers, and jobs."""
 
 from __future__ import annotations

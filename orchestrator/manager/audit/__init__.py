@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The audit trail: who changed what, from where, and with which result.
 
 `audited_methods` lists the audited calls and their subjects, `audit_interceptor` observes them,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where audit entries are stored: rotated files of JSON lines, and the systemd journal.
 
 Files are bounded in size and number and have mode 0600; one thread writes, any number of threads

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The audited RPCs, and how to find the object that each is about.
 
 Every RPC is in exactly one of three tables; a test fails for one that is in none. Only names and

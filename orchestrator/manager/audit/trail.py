@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A manager's audit trail, written to files by a thread of its own.
 
 Two logs, so that a client whose calls are refused over and over cannot displace the entries of

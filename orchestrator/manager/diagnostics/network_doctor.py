@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc network doctor`: nodes test their paths to each other, and the results are diagnosed.
 
 A tunnel to each node lasts as long as the diagnosis, which goes step by step: configuration,

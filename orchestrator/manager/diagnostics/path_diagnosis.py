@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From measurements between nodes to findings: cause, scope and remedy, in plain words. Pure.
 
 Rules run in order; each considers only what earlier rules left unexplained. Two nodes that cannot

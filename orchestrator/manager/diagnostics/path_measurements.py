@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measurements of the paths between nodes, and the rounds in which they are taken. Pure."""
 
 from __future__ import annotations

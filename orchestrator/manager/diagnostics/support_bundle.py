@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Contents of `orc support-bundle`: facts and logs of this manager and of nodes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The manager's side of agent sessions: assignments, endpoints, secrets, tunnels, image pulls.
 
 `dispatcher` serves the sessions, `node_session` computes what one node is yet to be sent. What

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The manager's side of all agent sessions.
 
 A session begins with the node's full set of assignments and continues with chained diffs

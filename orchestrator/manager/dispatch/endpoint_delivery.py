@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Delivery of the endpoint table to nodes, and draining of tasks that are about to stop.
 
 The leader has one table (`planning.networking.endpoint_table`). Each change is a revision, sent to

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """gRPC service for agents that need an image: where and when each may pull it."""
 
 from __future__ import annotations

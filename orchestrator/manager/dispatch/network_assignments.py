@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The networks that each node is assigned, with their peers.
 
 A node has the networks of its tasks, the default network, and those of services and containers with

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One agent's session: what its node was sent, and what is yet to be sent.
 
 What a node acts on of a task is its `_TaskAssignment`; a task is sent again when that changes. What

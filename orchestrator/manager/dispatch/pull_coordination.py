@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Coordination of image pulls: which node pulls from where and when, so that a registry serves an
 image about once.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Delivery of secrets and configs to the nodes whose tasks use them.
 
 An assignment lists a task's files by keys (`files_of`). The data of a key is sent to a node once,

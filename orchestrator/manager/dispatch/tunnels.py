@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tunnels: streams between a client's call and one node, over a connection that the agent opens.
 
 The manager requests a tunnel through the node's session; the agent connects with the tunnel's id,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What only the elected manager does: election, the planning loop, agent reports, plan commits.
 
 `election` decides who leads; a term is a lease and a key whose create revision is the fencing

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reports of agents: buffered until the leader takes them, then turned into changes.
 
 The dispatcher fills `ReportBuffer`, the leader's planning loop empties it: a thousand reports

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Leader election: one key, held by a lease, created by the first candidate that finds it missing.
 
     election = Election(kv, "/orc/leader", "manager-1")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Committing a planning round: changes in groups that fail independently, in few transactions.
 
 **Groups.** Plans that change the same object form one group. A group *needs* another if it has

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The leader's planning loop: read, decide, commit.
 
 Agent reports, expiry of silent nodes, subnet allocation, reconciling and scheduling run one after

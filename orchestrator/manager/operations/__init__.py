@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The service layer: every operation that a user can request of the cluster.
 
 One class per noun, with plain async methods that take a request message and, where it matters, the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every operation gets: the manager's components, the caller, and common errors."""
 
 from __future__ import annotations

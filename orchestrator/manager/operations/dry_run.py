@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dry runs (`orc plan`): which steps a change would lead to.
 
 The change goes through the operation that would make it, with all its checks, on a store that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests to nodes through tunnels: node selection, request and reply, registration of images."""
 
 from __future__ import annotations

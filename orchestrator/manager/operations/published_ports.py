@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ownership of published ports, and automatic choice of free ones.
 
 A port in ingress mode is open on every node, so it belongs to one service or container of the

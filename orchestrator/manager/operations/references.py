@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """References of a spec to other objects (networks, secrets, configs, services), and in-use errors.
 
 A network, secret or config is removed in two steps: it is first marked, so that it takes no new

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pure core: what the cluster should do next, decided from a snapshot.
 
 Nothing here does input or output, reads a clock or draws a random number. Time and ids are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Assignments: the tasks that a node must run."""
 
 from __future__ import annotations

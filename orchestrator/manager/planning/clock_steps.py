@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clock steps: stored delays are shifted when the leader's wall clock is stepped, so that they last
 as long as intended.
 

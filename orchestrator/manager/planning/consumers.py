@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Consumers of networks, volumes, secrets and configs, named for listings and errors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dry runs (`orc plan`): the planner itself on a copy of the cluster, with simulated agents.
 
 Nothing is guessed: the view with the change in it is planned pass by pass, as the leader would, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Eligibility: which nodes a service's tasks may be on, whatever else runs there.
 
 Constraints, hard affinities to nodes, and drain. Reconciling asks whether a task may stay,

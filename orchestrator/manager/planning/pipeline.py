@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One pass of planning: slices, VIPs, reconciling, scheduling; one plan per service.
 
 A pass looks only at what something happened to (`Dirty`). Its cost is that of the dirty

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The contract between planning and the leader: changes, and what must still hold at commit.
 
 A `Plan` is data. The leader turns it into guarded transactions: every object in `changes` (its

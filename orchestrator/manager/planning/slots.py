@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slots: a service's tasks by replica number, and the draft of the next plan for them."""
 
 from __future__ import annotations

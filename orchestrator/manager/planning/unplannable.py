@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Services that cannot be planned, after an error or because objects cannot be decoded.
 
 Neither delays any other service. Planning also excludes any service whose tasks might be among the

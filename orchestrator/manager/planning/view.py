@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A frozen snapshot of the cluster, indexed for the questions that planning asks.
 
 A view is never changed: `evolve` gives a new one that shares whatever the changes do not touch.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Certificates, join tokens, and encryption at rest.
 
 `certificates` issues, renews and revokes; `joining` admits hosts without a certificate. `vault`

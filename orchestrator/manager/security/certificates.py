@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cluster's certificates: issuing, renewal, records and revocation.
 
 Each certificate that the CA issues is recorded in the store (`Certificate`) until it expires. Those

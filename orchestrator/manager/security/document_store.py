@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The data of secrets and configs: sealed in the store, decrypted for nodes that run their
 tasks."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The join port: a host without a certificate gets one for its join token."""
 
 from __future__ import annotations

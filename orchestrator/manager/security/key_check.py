@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check that a manager has the key that its cluster's secrets are sealed with."""
 
 from __future__ import annotations

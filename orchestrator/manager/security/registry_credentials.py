@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cluster's registry credentials: stored sealed, opened for each pull."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Encryption at rest, with a key that is in the manager's data folder and never in etcd."""
 
 from __future__ import annotations

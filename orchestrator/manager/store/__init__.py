@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The manager's store: everything that was acknowledged, behind one small protocol.
 
 **One bus.** Components of the manager do not call each other. They read a snapshot of the store,

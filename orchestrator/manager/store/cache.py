@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The store's content as a `ClusterView`, updated by one writer.
 
 An object that cannot be decoded is quarantined (`ClusterView.quarantined`) and stays in the view in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Changes as guarded transactions: their encoding, and commits of API operations."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`Kv` over etcd v3: aetcd's generated stubs on channels of our own.
 
 Of aetcd only the protobuf messages and gRPC stubs generated from etcd's protos are used, because

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """gRPC channels to the members of one etcd cluster: endpoint selection, and the meaning of
 failures.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The etcd member that a manager runs if no endpoints are given.
 
 It listens on loopback only and trusts only a CA in its own data folder. It outlives the manager: it

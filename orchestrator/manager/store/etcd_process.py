@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An etcd process that outlives its manager, and is found again by the next one.
 
 There is no pid file, which could be missing or stale after a kill between two statements. An orphan

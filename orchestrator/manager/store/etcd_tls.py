@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TLS between Orc and the etcd member that it runs.
 
 That member has a private CA, in its data folder, that signs nothing else. So no certificate of the

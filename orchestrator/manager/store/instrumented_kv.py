@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A store that measures the requests to another one, and rejects some."""
 
 from __future__ import annotations

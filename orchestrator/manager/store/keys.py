@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keys of objects in the store: `/orc/<kind>/<id>`, encoded protobuf as the value.
 
 A unique name is a key of its own, `/orc/names/<kind>/<name>`, whose value is the object's id; it is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The contract between Orc and its key-value store.
 
 Everything that a manager acknowledged lives behind this protocol. It is the part of etcd v3 that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Renewing a leader's lease from a thread.
 
 A lease that the event loop renews is lost when the loop is late: when it plans, decodes or serves

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`Kv` in memory, with etcd's revisions, leases and watches; for the simulator and unit tests.
 
 Time is a function that the caller gives. Leases expire by it: on any access, or on `tick()` after

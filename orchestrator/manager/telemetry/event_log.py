@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Events of the cluster, derived from changes of the store.
 
 Every manager follows the store, so each can derive them: it keeps the newest events since its start

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The manager's metrics, as Prometheus reads them.
 
 Gauges of the cluster are counted from the cache at each scrape. Every manager reports the same

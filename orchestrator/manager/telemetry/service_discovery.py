@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`GET /sd`: service discovery for Prometheus.
 
 The format is Prometheus' HTTP service discovery (prometheus.io, "Writing HTTP service discovery"):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trace spans of tasks: from the call that requested a task, over its node, until it runs.
 
 Planning knows nothing of traces. New tasks get their trace context before they are committed

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The HTTPS front end: the web page, `/metrics`, and `/sd` (service discovery).
 
     orc dashboard ──▶ a ticket (minutes) ──▶ POST /api/session ──▶ a cookie (hours)

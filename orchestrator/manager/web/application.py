@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The manager's HTTPS server: `/metrics`, `/sd` (service discovery), and the web page."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cluster as JSON for the web page: by kind and id, complete or only changes. Pure.
 
 A snapshot of 5,000 tasks is sent to each browser that opens the page, followed by messages about

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The web page's files and requests, as routes of a Starlette application."""
 
 from __future__ import annotations

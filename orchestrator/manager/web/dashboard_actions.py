@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the web page may change, by the same operations as the command line."""
 
 from __future__ import annotations

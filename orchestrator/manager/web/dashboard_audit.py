@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Entries in the audit trail for the web page's requests."""
 
 from __future__ import annotations

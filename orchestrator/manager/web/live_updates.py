@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Changes of the cluster for open web pages, encoded once for all."""
 
 from __future__ import annotations

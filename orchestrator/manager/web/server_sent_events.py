@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Server-sent events (WHATWG HTML, 9.2): their format, and the response that streams them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Connections between services, collected from nodes while a web page shows them.
 
 A node knows connections by address; the manager knows whose addresses these are. A connection

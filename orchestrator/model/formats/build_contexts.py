@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build contexts that are not folders: repositories and archives, by their URLs. Pure.
 
 Source: https://docs.docker.com/build/concepts/context/#remote-context.

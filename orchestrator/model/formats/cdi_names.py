@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names of devices by the Container Device Interface, such as `vendor.com/gpu=0`.
 
 Source: https://github.com/cncf-tags/container-device-interface/blob/main/SPEC.md, "CDI JSON

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CNI network configuration lists: parsing, validation, and placeholders. Pure.
 
 A list names a chain of plugins, programs that connect a container one after the other. Its strings

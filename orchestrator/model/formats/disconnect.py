@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `--on-disconnect` policy as text: parsing, validation, formatting."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dockerfiles: the base images that a build needs, and the lines of instructions.
 
 Syntax: https://docs.docker.com/reference/dockerfile/. Only as far as that: what the instructions do

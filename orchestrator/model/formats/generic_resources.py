@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generic resources, such as GPUs: parsing requests and supplies, and matching names.
 
 A node has a number of a kind, or names (`gpu=/dev/a,/dev/b`, `license=red,blue`). A task requests a

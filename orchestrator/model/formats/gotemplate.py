@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The subset of Go's text/template that Docker's users write: in `--format` and in services' specs.
 
 What is known: `{{.Field.Field}}` (in our spelling or in Docker's, `.created_at` or `.CreatedAt`),

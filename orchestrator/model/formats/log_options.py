@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logging drivers and their options, with Docker's names. Pure.
 
 A driver says where a node sends a container's output. Every driver but `none` keeps the newest

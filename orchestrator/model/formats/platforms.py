@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Platforms of images: OS/ARCHITECTURE[/VARIANT], with Go's names."""
 
 from __future__ import annotations

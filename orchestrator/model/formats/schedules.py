@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cron schedules such as `*/5 8-17 * * mon-fri`: parsing, and when they fire in a time zone.
 
 Five fields, as cron has them: minute, hour, day of the month, month, day of the week (0 and 7 are

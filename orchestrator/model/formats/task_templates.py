@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Templates in specs (`{{.Task.Slot}}` and others), filled in for each task.
 
 `{{.Task.Slot}}` and the like stand in the names of volumes, which are filled in where a volume is

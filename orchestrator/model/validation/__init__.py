@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Validation: what a valid spec is.
 
 Pure functions that raise a ValueError for the user (or yield faults). The CLI calls them before it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Confinement of containers: parsing capabilities, devices, ulimits, sysctls, tmpfs and profiles.
 
 Each `parse_*` parses the text of a flag and raises ValueError with one line for the user. The forms

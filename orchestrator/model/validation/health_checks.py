@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Health checks: validation and defaults. Pure.
 
 The tests are Docker's (`NONE`, `CMD`, `CMD-SHELL`), which run in the container, and three that its

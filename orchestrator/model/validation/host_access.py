@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Host access: what containers may use of nodes only if an operator allows it. Pure.
 
 **Allowances** are per node. A container with any of these can act on the host beyond its own

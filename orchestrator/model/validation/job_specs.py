@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Validation of jobs, and of settings that only jobs have."""
 
 from __future__ import annotations

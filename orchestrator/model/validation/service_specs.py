@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Validation of services and tasks. Pure; the CLI calls it before it sends, the manager before it
 stores.
 

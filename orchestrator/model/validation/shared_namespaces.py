@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Namespaces that a container shares with another one on its node."""
 
 from __future__ import annotations

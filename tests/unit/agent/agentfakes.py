@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scripted parts for tests of the agent's core: everything that happens is written down, and a
 test waits for what it expects instead of sleeping."""
 

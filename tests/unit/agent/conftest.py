@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lets tests in the folders below import the kits beside this file."""

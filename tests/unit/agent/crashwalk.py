@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A container's whole life, once for each step of it at which the agent may die of kill -9.
 
 A way is a standalone container's, that of one that is restarted, or that of a service's task. First

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small disk of a test that can be full."""
 
 from __future__ import annotations

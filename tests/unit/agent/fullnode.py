@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A whole agent process whose disk a container fills, against a scripted manager (see `nodeworld`).
 
 A failed assertion is its exit status.

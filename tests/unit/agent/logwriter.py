@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The writer of a container's log, as conmon writes it."""
 
 from __future__ import annotations

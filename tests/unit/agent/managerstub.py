@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A manager as the agent sees it: a real gRPC server whose every word a test decides."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Agents that die of SIGKILL just before a given step: `python mortalagent.py FOLDER ARGUMENT…`.
 
 For each line on its input this program starts an agent, by a fork, since most of what an agent's

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: ASYNC240 - nothing else runs meanwhile
 """A node in a network and mount namespace of its own: an agent's process on the real kernel, and a
 manager over mutual TLS whose every word a test decides.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A whole agent process on a real kernel, against a scripted manager (see `nodeworld`).
 
 It prints what it measured as JSON; a failed assertion is its exit status.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: ASYNC240 - nothing else runs meanwhile
 """An agent whose certificate a manager refuses, on a real kernel (see `nodeworld`): it stops its
 tasks when the refusal names this very certificate as revoked, and at nothing less."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the daemon ends when it cannot begin: one line, status 1, nothing made."""
 
 from __future__ import annotations

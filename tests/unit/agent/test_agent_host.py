@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an agent says of its host, keeps on its disk, and is told on its command line."""
 
 from __future__ import annotations

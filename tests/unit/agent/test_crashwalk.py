@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An agent that is killed at any step of a container's life: see `crashwalk.py`, the test."""
 
 from __future__ import annotations

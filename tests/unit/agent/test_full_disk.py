@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node whose disk is full: containers run on, what is new waits, and all is recorded later."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent's process on a disk that a container fills: see `fullnode.py`, which is the test."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent's process on a real kernel: see `realnode.py`, which is the test."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The state file on a disk that is full, and one that is slow to flush."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent's memory over its own death."""
 
 from __future__ import annotations

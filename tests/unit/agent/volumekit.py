@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node's volumes in a folder of a test, with no plugins but those that it names."""
 
 from __future__ import annotations

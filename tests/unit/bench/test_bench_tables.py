@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the benchmark prints, from figures that are given: no machine is measured here."""
 
 from __future__ import annotations

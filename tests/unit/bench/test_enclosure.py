@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is enclosed ends with its parent, and all that it has started does."""
 
 from __future__ import annotations

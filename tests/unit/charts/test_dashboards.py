@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The dashboards as Grafana's own types have them: nothing unknown, nothing of another kind."""
 
 from __future__ import annotations

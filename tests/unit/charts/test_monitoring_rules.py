@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The monitoring chart's files, as Prometheus' own tools judge them."""
 
 from __future__ import annotations

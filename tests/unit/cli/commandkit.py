@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All commands of `orc`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A scripted manager behind real mutual TLS, and `orc` run against it as a user does."""
 
 from __future__ import annotations

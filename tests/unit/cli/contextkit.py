@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Contexts that name no real cluster."""
 
 from __future__ import annotations

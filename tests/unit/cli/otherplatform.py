@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A pytest plugin that takes away from Orc what only Linux, or only Unix, has.
 
 Python's own libraries keep it, since they would do without it elsewhere: what is tested is that no

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A manager that answers what a test tells it to, and certificates for it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Services as the scripted manager tells of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`pip install orc` brings a client, and no package that only servers need."""
 
 from __future__ import annotations

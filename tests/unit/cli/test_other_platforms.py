@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The client runs where there is no Linux: its tests pass without what only Linux has."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a runtime hands to the plugin, for tests."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fixtures over `nshosts`, for the network's tests in several folders."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hosts made of network namespaces, joined by an underlay, for tests of the network.
 
 The test process stays in its own namespace: a socket belongs to the namespace that it was opened

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Records are what a type checker takes them for: frozen dataclasses."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compose files as a test has them: texts by name, in no file system."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bad compose files: one line each, with file, line and key, and what to do."""
 
 from __future__ import annotations

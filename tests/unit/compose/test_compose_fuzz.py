@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whatever is in a file: it is a stack, or it is refused in one line."""
 
 from __future__ import annotations

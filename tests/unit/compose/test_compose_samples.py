@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files in the style of what people have: all of them are read, and mean what they say."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What daemons have of their own process."""
 
 from __future__ import annotations

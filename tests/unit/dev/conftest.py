@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dev clusters for tests: named after this process, so that those of dead runs can be told."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the tests of the dev cluster share: its stand-in for `orc`, and the search for remains."""
 
 from __future__ import annotations

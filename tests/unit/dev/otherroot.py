@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A dev cluster in a root file system of its own, on the same network, as in a container.
 
 Brings NAME up with the stand-in for `orc`, prints its subnet, and takes it down when its standard

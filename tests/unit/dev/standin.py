@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stands for `orc` in the tests of the dev cluster: the same commands, no cluster behind them.
 
 The manager listens where the real one does. An agent notes that it is ready and leaves a process

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole clusters with real hosts, and a stand-in for `orc`: up, down, and what goes wrong."""
 
 from __future__ import annotations

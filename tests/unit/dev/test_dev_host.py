@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One dev host with real namespaces: its power, its init, its daemon, its network."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dev clusters in several root file systems that share a network, as chroots and containers do."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When a host's certificate is renewed, and what happens when it cannot be."""
 
 from __future__ import annotations

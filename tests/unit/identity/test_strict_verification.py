@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Certificates pass the strictest check of peers' TLS libraries (RFC 5280), in both directions."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files are replaced whole, with mode and owner, or stay as they were."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Removal of folders that somebody made to be hard to remove."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Identity of processes, and paths in trees that are not trusted."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A manager that was late does not count that as the silence of nodes."""
 
 from __future__ import annotations

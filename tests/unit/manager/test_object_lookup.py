@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a word means of which there may be services, jobs and tasks."""
 
 from __future__ import annotations

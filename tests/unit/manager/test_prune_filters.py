@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which objects a prune is about: a table."""
 
 from __future__ import annotations

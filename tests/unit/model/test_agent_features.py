@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every field of a task's spec is known to all agents, or needs a feature of them."""
 
 from __future__ import annotations

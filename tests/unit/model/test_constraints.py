@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rules on nodes: attributes, errors and contradictions."""
 
 from __future__ import annotations

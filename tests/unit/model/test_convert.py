@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dataclasses and messages: exact round trips, the same fields, clear errors, speed."""
 
 from __future__ import annotations

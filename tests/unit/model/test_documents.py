@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Secrets and configs: where a reference puts a file, what is refused, and templates."""
 
 from __future__ import annotations

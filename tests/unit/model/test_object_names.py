@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names of images and services, ids, and near misses."""
 
 from __future__ import annotations

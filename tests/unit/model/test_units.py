@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sizes, shares, durations and times as users write and read them."""
 
 from __future__ import annotations

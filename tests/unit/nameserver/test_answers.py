@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which names there are, what they stand for, and who may know."""
 
 from __future__ import annotations

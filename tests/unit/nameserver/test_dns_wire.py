@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """DNS messages, beside another implementation of them (dnspython)."""
 
 from __future__ import annotations

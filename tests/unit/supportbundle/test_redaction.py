@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a support bundle must not have in it."""
 
 from __future__ import annotations

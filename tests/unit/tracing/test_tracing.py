@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Traces, to a real receiver; and that nothing is paid where none are wanted."""
 
 from __future__ import annotations

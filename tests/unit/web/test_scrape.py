@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who may read `/metrics`, over real TLS with certificates of two clusters."""
 
 from __future__ import annotations

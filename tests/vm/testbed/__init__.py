@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The testbed of `vagrant/` on virtual machines, as `vagrant up` makes it, and what it is for.
 
     box          Debian with what the packages depend on, made of Debian's packages

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m tests.vm.testbed FOLDER COMMAND…`: build the packages and the box, and run a command
 where `vagrant up` makes machines of them (`hypervisor`). With `sh` one looks around.
 

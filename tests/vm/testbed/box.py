@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Vagrant box of the testbed: Debian with systemd and with what the packages depend on.
 
 Nothing of Orc is in it. Its kernel and initramfs lie beside its image, and QEMU boots them

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The machines are up, and the cluster is formed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A command beside a libvirt of its own.
 
 Its network, mounts and processes are their own: libvirt's bridges and rules do not meet this

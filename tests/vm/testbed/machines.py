@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a test can do to the testbed: by Vagrant, as root on a machine, and to its power."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The testbed's life: what one kernel cannot show, and what systemd and the package do.
 
 Started as `python -m tests.vm testbed`. The tests are in an order: later ones break machines.

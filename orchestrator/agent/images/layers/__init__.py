@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers and containers' files as tar streams: unpacking, diffing, exporting.
 
 The content of a tar, and files that a running container changes, are not to be trusted. So

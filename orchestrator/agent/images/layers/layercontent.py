@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decompression of a layer's blob while it arrives.
 
 Standard library only, and `isal` if it is installed, since the program `untar` uses it. The text of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exporting a container's files: starts the confined program `rootreader`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A program: read the files of a container that may be changing them concurrently.
 
 One argument, JSON: `{"verb": "root", "root": …, "layers": [...], "ids": [FIRST, COUNT]}` writes a

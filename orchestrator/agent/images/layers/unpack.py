@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Unpacking layers and build contexts: starts the confined program `untar`, reports its error."""
 
 from __future__ import annotations

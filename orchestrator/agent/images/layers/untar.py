@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A program: verify, decompress and unpack one layer, with its root in the folder it fills.
 
 Arguments: FOLDER DIFF_ID LIMIT ENTRIES WHOLE PACKAGES; BLOB is its standard input (`bareprogram`).

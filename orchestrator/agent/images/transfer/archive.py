@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading image archives: OCI layouts and what `docker save` writes, as tar files or folders.
 
 Formats: OCI image-spec 1.1 (image-layout.md); moby's image spec v1.2 for `manifest.json`. What

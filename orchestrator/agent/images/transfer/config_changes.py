@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Changes of an image's config: `--change` with Dockerfile instructions, as of `docker commit` and
 `docker import`, and the settings of a committed container."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image layouts of other tools, over the store's blobs: for push, build, save, commit, import."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Transfer of blobs between nodes: the server of `Blobs.Get`, and a client for several sources."""
 
 from __future__ import annotations

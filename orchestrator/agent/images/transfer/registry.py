@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pulling an image's blobs from a registry, and pushing images to one.
 
 Blobs come through skopeo's image proxy, one at a time and whole, so that the store shares, verifies

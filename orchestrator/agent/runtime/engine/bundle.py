@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A container on this node: its folders, the records in them, and a handle to reach it by.
 
 The records make every step resumable.

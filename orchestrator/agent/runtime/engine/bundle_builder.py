@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Building a container's bundle: user namespace, root file system, configuration."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """conmon, the monitor of one container: command line, files and messages.
 
 Source: conmon(8) and the behaviour of version 2.1:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Containers by crun, or another program with runc's command line, each under a conmon."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Observing a container's processes: the start of its program, the end of its monitor, termination.
 
 A monitor's end is seen through a pidfd that the event loop reads, without a thread or polling.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Why a container's program cannot run, in words for the user: found before or reported by crun.
 
 The kernel reports a program that it does not execute as a number, once the container is made. So

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attaching to a container's own streams, over the socket of its monitor.
 
 conmon sends each client all output of the container, in packets whose first byte is the stream, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Additional programs in a running container: `crun exec`, as a child of the agent.
 
 crun passes the streams on to the program, waits for it and returns its exit status. It writes the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The log files of containers: reading, following, rotating.
 
 conmon writes one line for each line of output, in the format of Kubernetes' CRI:

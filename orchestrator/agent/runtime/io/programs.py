@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The interface of a program with streams, and helpers to write to one without blocking the loop.
 
 Output is read only on request, so a slow reader makes the program wait, as with any pipe; a write

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A program that works in the mount namespace of a running container.
 
 `replace PIDFD FILE PATH…` mounts files of the host over files that the container has mounted, each

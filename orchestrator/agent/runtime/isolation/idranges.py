@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ranges of host user ids, one for each container with a user namespace.
 
 A range is a symbolic link in a folder on disk: its name is the first id, its target the container.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent's own mount namespace, which hosts with both cgroup versions need."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A program that makes user namespaces, each with a network namespace that belongs to it.
 
 It uses the standard library and `orchestrator.linux` alone, so that it is small: a new namespace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A container's root file system: an overlay of its image's layers, or the node's own files.
 
 An overlay has shared read-only layers below and a writable layer of the container's own on top.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """User namespaces of containers, and the network namespaces that belong to them.
 
 Root in a container may set up its network, mount its `/sys` and listen on port 80 only where the

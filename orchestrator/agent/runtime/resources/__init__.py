@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What containers may use and do use: cgroups, limits, statistics.
 
 The OCI runtime makes a container's cgroup; finding, freezing, measuring, resizing and removing

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics of a container's cgroups under cAdvisor's names, so that its dashboards work.
 
 Source of the names: github.com/google/cadvisor, docs/storage/prometheus.md. Units are seconds and

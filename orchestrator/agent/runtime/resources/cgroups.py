@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The control groups of containers: which version the host has, and what crun leaves to us.
 
 crun makes a container's cgroup and writes its limits. Here is the rest: finding every process of a

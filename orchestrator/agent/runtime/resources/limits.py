@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Limits of a container as the OCI runtime enforces them: of its cgroup and its process. Pure.
 
 Source: the OCI runtime-spec (config-linux.md, "Control groups"; config.md, "POSIX process").

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Changing the limits of a running container, all of them or none.
 
 The OCI runtime writes the cgroup's files one by one and stops at the first that the kernel refuses.

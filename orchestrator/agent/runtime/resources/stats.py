@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Resource usage of a container, read from its cgroups.
 
 Sources: kernel, admin-guide/cgroup-v1 (cpuacct, memory, pids, blkio-controller) and cgroup-v2;

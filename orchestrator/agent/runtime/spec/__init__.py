@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The OCI runtime configuration (`config.json`) of a container.
 
 Mostly pure functions from a container and the facts of its node to parts of the document:

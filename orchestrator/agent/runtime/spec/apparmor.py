@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """AppArmor: the profile of containers, on hosts whose kernel has it.
 
 Source: apparmor.d(5), apparmor_parser(8).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices of the Container Device Interface (CDI).
 
 A specification file, written by a vendor's tools, describes the devices of one kind: for each, the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices of the node in a container."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Content of the files that the agent mounts into a container's `/etc`. Pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The user and groups of a container's process, resolved in the image's passwd(5) and group(5)."""
 
 from __future__ import annotations

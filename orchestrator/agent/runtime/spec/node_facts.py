@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The facts of this node that a container's configuration depends on, and how they are read."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a container and the facts of its node to the OCI runtime's `config.json`. Pure.
 
 Source: the OCI runtime-spec 1.0 (config.md, config-linux.md); where that leaves a choice, Docker's

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Privileges of a container: capabilities, masked paths, sysctls, user namespace. Pure.
 
 Source: capabilities(7), the OCI runtime-spec; the sets are Docker's defaults.

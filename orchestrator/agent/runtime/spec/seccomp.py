@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Seccomp profiles: conversion from Docker's and Podman's format to the OCI runtime-spec's.
 
 `seccomp.json` is the default profile: as in Docker's, system calls that can affect the host require

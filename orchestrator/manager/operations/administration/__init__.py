@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Operations on the cluster itself: settings, nodes, certificates, audit trail, web sessions."""

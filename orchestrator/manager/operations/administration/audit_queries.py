@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Queries of the audit trail."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Listing and revoking certificates."""
 
 from __future__ import annotations

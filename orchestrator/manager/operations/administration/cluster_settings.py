@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cluster's settings, status and join tokens, and the list of networks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who may open the web page, and until when.
 
 A ticket is sealed, so that only a manager can make one, and opens one session. A session is an

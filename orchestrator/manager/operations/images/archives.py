@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image archives and containers' layers: `save`, `import`, `commit`, `diff`, `export`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Building and loading images on nodes, and the nodes' build caches."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names, removal and inspection of images: `orc tag`, `rmi`, `image prune`, `image inspect`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Resolution of an image name to the digest that all replicas of a service run."""
 
 from __future__ import annotations

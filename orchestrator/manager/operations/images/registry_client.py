@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The manager's own requests to registries.
 
 Nodes are not asked to resolve names: a node could answer with an image of its own making.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Transfers from and to registries, and credentials: `orc pull`, `push`, `login`, `logout`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Removal of networks, secrets and configs once the last task that uses them has stopped, as `orc
 stack rm -d` requests.
 

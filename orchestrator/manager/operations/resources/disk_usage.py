@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Disk usage of nodes."""
 
 from __future__ import annotations

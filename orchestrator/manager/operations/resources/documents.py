@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Operations on secrets and configs. The data of a secret is write-only here."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Operations on volumes: declared ones, and those that nodes and their plugins report."""
 
 from __future__ import annotations

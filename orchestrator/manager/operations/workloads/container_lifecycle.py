@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """State changes of standalone containers that users request. Pure.
 
 A request is written as desired state (`desired_state`, `run`, how to stop); the planner and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Streams to running containers: exec, attach, copies, processes and statistics, relayed to the
 node.
 

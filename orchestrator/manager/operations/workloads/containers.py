@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Operations on containers: standalone ones, and single containers of services."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc service logs`: log lines of many tasks on many nodes as one stream.
 
 An unreachable node produces one notice; the others continue. Following a service includes tasks

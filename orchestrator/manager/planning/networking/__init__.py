@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networking: which addresses belong to which node, service and task.
 
 Subnets and VNIs of new networks, slices of nodes, VIPs, fixed addresses, and the table of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Addresses of networks: subnets, VNIs, slices, and addresses with an owner. Pure.
 
 A network's pool is cut into slices. Nodes have one each and give out its addresses themselves. The

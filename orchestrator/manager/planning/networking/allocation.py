@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Allocation: each node's slice of each network, and each service's VIPs.
 
 **Slices.** A network's subnet is cut into slices of `node_prefix`; a node gets the lowest that is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The endpoint table: the addresses of services and containers, which every node gets.
 
 The table has an entry for each (service or standalone container, network). It follows the view by

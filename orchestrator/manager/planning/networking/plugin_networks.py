@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks of plugins (CNI plugins, or plugins of Docker's protocol): completing a new one, which
 nodes support it, and its configuration for a node. Pure."""
 

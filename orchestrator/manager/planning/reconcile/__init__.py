@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reconciling: which tasks a service should have, compared with those that it has.
 
 Replicated and global services, jobs, standalone containers; restarts, updates and rollbacks,

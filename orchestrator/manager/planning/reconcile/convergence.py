@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Convergence: how far a service is from its spec, for listings and waiting commands."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Versions of secrets and configs: which one each task gets, and what a new version does.
 
 A service's tasks have the versions of `Service.documents`. Where a reference says *roll*, a new

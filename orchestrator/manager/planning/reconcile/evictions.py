@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evictions: tasks leave nodes that have failed, were removed, or are drained.
 
 **Failed nodes.** A node that leaves the cluster takes its tasks along. One that is down may come

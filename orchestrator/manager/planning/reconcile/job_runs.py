@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs of a job: starting, stopping and ending one, and changing the job's spec.
 
 Only numbers and reasons are written here; `jobs` makes and stops the tasks. A run begins in a write

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Job schedules: when a run starts, and when one is skipped.
 
 Of all firings since the last one decided about, only the latest counts: however long no manager was

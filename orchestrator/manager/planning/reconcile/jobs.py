@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs: services whose tasks run to completion.
 
 A job's work is a number of indexes, or of nodes. For each there is one task at a time until one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Restarts: when a slot is refilled after its task has ended, and whether tasks stay up.
 
 The restart policy governs tasks that ended by themselves, or that were lost with their node.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dependencies between services: tasks wait for what their service depends on.
 
 A task is scheduled only while all conditions of its service's dependencies hold; until then it is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replicated and global services: which slots there should be, and removing a service.
 
 The order of the steps matters: tasks of failed nodes are given up first, so that their slots count

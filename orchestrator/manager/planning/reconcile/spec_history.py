@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Spec history: the earlier specs of a service, and rollback to one of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Standalone containers: tasks without a service, which may run again on their node.
 
 A standalone container stays on its node for life. It is never given up for a node that is silent

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rolling updates: which tasks are replaced next, and whether the update has completed or failed.
 
 A task is *outdated* when it has an older spec, or is on a node that is no longer eligible (drained,

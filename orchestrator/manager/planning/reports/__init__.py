@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reports of agents, checked before they are believed: task statuses, descriptions, heartbeats.
 
 A node may speak only about itself. Not here: receiving reports and writing them.

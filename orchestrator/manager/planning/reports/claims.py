@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Claims of nodes in their reports, checked against what managers decided.
 
 A node speaks only for itself: its own tasks, addresses of its own slices, its own address,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Liveness: which nodes are down, judged by the time of their last heartbeat.
 
 Heartbeats are only in the leader's memory, not in the store. A new leader

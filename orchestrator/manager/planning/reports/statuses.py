@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Task statuses in agents' reports, checked before they are stored."""
 
 from __future__ import annotations

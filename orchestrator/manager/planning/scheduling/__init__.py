@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scheduling: which node each pending task gets, and why it gets none.
 
 Filters say which nodes can take a task and name what is wrong with the others; scores rank those

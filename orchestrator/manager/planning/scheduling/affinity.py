@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Affinities to nodes and services, as filters and as scores.
 
 A node is near a service if it has a task of that service which is not being stopped, or is in the

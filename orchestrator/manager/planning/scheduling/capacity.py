@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Capacity: what tasks take from their node. The rule of "does it fit" exists once, here."""
 
 from __future__ import annotations

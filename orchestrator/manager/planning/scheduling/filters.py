@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Filters: which nodes can take a task, and the reason for those that cannot.
 
 A filter has both the condition and its message. `filters_for` yields those that apply to a demand,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generic resources of nodes: how many are free, and which ones a task gets."""
 
 from __future__ import annotations

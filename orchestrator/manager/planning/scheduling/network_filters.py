@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Filters of networks: which nodes can have a task on a network, and the reason for the others."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node table: all nodes as arrays, for one scheduling pass; a row per node, ordered by id."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The scheduler: filter the nodes, spread over zones, choose the best score.
 
 Among the nodes that can take a task, those in the zone with the fewest tasks of its service come

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scoring: how good a node is for one more task, and which nodes are avoided for a while.
 
 A rank is one integer, less is better. To spread: the tasks of the service on the node, less the

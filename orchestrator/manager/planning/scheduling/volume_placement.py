@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Volume placement: the nodes that volumes are pinned to, and that their consumers must go to.
 
 A volume's data is on one node for life, unless its driver serves it everywhere (*global* scope).

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Charts of the last hour, as SVG.
 import { ask } from "/state.js";
 import { h, patch, svg } from "/elements.js";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Colours: one for each service, alike in lightness, and those of the page for the canvases.
 
 const hues = new Map();

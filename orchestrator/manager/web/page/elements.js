@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Elements of the page: made, and made to look as they should.
 
 /** An element with attributes, listeners (`onclick`) and children; texts are texts. */

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Where services are that talk to each other: those that ask before those that answer. Pure.
 
 /** Put ids (of which `edges`, `[from, to]`, tell) into ranks, so that most edges go forward, and order

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Where everything is in the picture: boxes for nodes, cells in them for tasks. Pure.
 
 export const GAP = 14, PAD = 10, HEAD = 30, BARS = 26;

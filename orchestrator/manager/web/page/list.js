@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A table of which only the rows in view are made, however many there are; sorted by a click on a head.
 import { h, patch } from "/elements.js";
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Lines of a service or task as they are written.
 import { h } from "/elements.js";
 import { shade } from "/colours.js";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The page: log-in, what is shown where, keyboard.
 import { Cluster, ask } from "/state.js";
 import { isDark } from "/colours.js";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How things in the picture look. Each function paints one, with a pen whose unit is a CSS pixel.
 import { BARS, GAP } from "/layout.js";
 import { bytes, cores, count, stateWord } from "/words.js";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The panel at the side: one service, node or task, and the few safe actions.
 import { ask } from "/state.js";
 import { Charts } from "/chart.js";

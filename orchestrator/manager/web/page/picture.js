@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The picture: nodes as boxes that fill up, tasks in them that move as they move.
 //
 // What rests is painted once, on a stage: a task when it comes to rest, a box when it changes. A frame is

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a search finds: every word must be there, anywhere or, as in `node:db1`, in a field.
 import { ENDED, kindOf, stateWord } from "/words.js";
 

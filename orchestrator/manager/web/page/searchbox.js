@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The search field: it narrows what is shown, and offers the best of what it finds.
 import { h } from "/elements.js";
 import { suggested, worded } from "/search.js";

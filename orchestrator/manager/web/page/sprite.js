@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A task as the picture has it: where it is, where it is to be, and how it looks.
 import { shade } from "/colours.js";
 import { STARTING, TROUBLE, backsOff } from "/words.js";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The cluster as the manager tells it: whole once, then what changes.
 import { ENDED, sortable, works } from "/words.js";
 import { hue } from "/colours.js";

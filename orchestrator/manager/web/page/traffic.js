@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Who talks to whom: services, and between them what is said, as a graph that flows and as a table.
 import { clipped } from "/paint.js";
 import { inks, isDark, shade } from "/colours.js";

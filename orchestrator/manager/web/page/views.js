@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The lists: services, nodes, tasks, networks, events.
 import { h, patch } from "/elements.js";
 import { shade } from "/colours.js";

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What is said: numbers, times, states.
 
 export function bytes(count) {

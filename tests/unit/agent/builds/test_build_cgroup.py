@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the limits of a build are in the files of both versions of control groups."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc system check` as it is read."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a node opens for a test: for whoever knows the token, and no longer than the test lasts."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers and archives made by hand, also ones that no honest tool makes."""
 
 from __future__ import annotations

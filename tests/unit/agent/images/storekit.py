@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers, and who fetches them for a node's store."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Garbage collection of images on a real disk that fills up: order and exceptions."""
 
 from __future__ import annotations

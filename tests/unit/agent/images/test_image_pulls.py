@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node that needs an image and asks a manager for its turn: one that answers, or does not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Manifests, indexes and configs, as facts."""
 
 import json

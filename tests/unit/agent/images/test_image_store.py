@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node's image store: loading, names, removal and restarts."""
 
 # ruff: noqa: ASYNC221, ASYNC240 (a test may block its own loop)

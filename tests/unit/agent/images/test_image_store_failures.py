@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The image store on a full disk, with oversized layers, and after a kill of the agent."""
 
 # ruff: noqa: ASYNC110 (what is waited for is a file)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers are shared, unpacked while they arrive, and discarded when damaged."""
 
 # ruff: noqa: ASYNC110 (a test may look for files)

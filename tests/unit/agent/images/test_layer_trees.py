@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Containers see the tree that an image's layers describe, compared with another tool."""
 
 from __future__ import annotations

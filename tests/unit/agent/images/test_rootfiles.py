@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Export, commit and diff of a container that changes its files concurrently, by programs
 confined to them."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A container's files as a tar: whose they are, as the container sees it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Work that several want is done once."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Unpacking a layer: properties of files are kept, and nothing outside the folder is touched."""
 
 # ruff: noqa: ASYNC221, ASYNC240 (a test may block its own loop)

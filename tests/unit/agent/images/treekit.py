@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trees of files as they appear to a program, from this node's mounts and from another tool."""
 
 from __future__ import annotations

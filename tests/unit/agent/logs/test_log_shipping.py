@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logging drivers send each line of a container once, whatever happens to agent and target."""
 
 from __future__ import annotations

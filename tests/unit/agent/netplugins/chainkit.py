@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A host in a namespace on which real CNI plugins connect real containers' namespaces."""
 
 from __future__ import annotations

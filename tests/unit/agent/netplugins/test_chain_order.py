@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What plugins are told and in which order, over errors, kills and time: with plugins that write
 down what they hear."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Chains of Debian's CNI plugins on a host of their own: what the kernel then has, and that nothing
 of it is left."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks of a plugin that speaks Docker's protocol over a socket: it makes real cables, and the
 containers' namespaces then have them, with the addresses; nothing of it is left."""
 

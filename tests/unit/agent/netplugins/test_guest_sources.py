@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A container on a network of CNI plugins that forges its source: where the plugin leaves an end of
 its cable on the host, nothing of that arrives."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Servers and clients in network namespaces, to see where connections go and whom they show."""
 
 from __future__ import annotations

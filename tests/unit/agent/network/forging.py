@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frames that a container forges with raw sockets, as CAP_NET_RAW allows it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two nodes with two networks each, and what shows which packets arrive."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One node's network of one name, as most tests have it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is left of a container that ends in the middle of a conversation."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An attached container has its addresses: what is sent there at once arrives."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Packets to VIPs between containers on several hosts, while the table changes and is mended."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Packets to published ports, from everywhere, and what policies let through."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The network of image builds: which subnet it takes, and what is attached to it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The network of builds in real kernels: a way out by the node, and nothing that stays."""
 
 from __future__ import annotations

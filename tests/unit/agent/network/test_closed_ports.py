@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ports of hosts, and metadata services of clouds, that are closed to containers."""
 
 from __future__ import annotations

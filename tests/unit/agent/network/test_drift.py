@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the next pass would mend is told in words, and looking mends nothing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node's tunnels: who is asked for, what is told, and what an encrypted network then meets."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The endpoint table on a node, and those that follow it: slow ones, failing ones, new ones."""
 
 from __future__ import annotations

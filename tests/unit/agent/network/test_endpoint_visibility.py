@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a node sees of the endpoint table."""
 
 from __future__ import annotations

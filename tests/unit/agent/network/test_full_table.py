@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A table of connections that is really full: of flows that the kernel may not give up."""
 
 from __future__ import annotations

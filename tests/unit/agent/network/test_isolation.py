@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks are kept apart, and nobody takes another one's packets: with a kernel, on two hosts."""
 
 from __future__ import annotations

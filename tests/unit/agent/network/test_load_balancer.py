@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The endpoint table as the kernel's balance is told of it."""
 
 from __future__ import annotations

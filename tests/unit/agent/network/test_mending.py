@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One pass brings back what a hand has broken, on the host and between hosts, and nothing else."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Another netlink library reads from the kernel what ours wrote into it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The helper that does a node's network: killed, hung, asked by many, and what it refuses."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nodes made of namespaces, and the packets between their containers."""
 
 from __future__ import annotations

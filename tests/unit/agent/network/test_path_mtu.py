@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The MTU of paths: found by packets, and what networks make of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Questions to the name server's address, when one container asks without end."""
 
 from __future__ import annotations

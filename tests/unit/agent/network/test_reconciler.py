@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ordered networks are kept in force, and containers wait for them and come to be on them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several networks on a node, several a container, in both families: what reaches what."""
 
 from __future__ import annotations

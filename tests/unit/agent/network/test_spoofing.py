@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A container that forges its source with raw sockets: nothing of that arrives anywhere."""
 
 from __future__ import annotations

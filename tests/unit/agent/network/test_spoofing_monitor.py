@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What source checks dropped, as the agent counts and logs it."""
 
 from __future__ import annotations

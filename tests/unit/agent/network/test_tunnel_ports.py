@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tunnel ports are the hosts' own: who else sends there gets into no network."""
 
 from __future__ import annotations

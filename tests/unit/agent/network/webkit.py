@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Three nodes with a network, and the endpoint table that all of them have."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """conmon's reports and pid files."""
 
 from __future__ import annotations

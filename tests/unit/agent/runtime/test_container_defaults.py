@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stop signals, and name servers of the host."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Users, capabilities, devices and the node's own files: tables on the pure parts."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who a container's process is."""
 
 from __future__ import annotations

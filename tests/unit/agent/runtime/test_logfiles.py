@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading and rotating log files, with a writer that behaves as conmon does."""
 
 from __future__ import annotations

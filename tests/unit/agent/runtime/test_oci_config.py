@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a container to its configuration: tables and properties of the pure part."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors of the OCI runtime, as messages for the user."""
 
 from __future__ import annotations

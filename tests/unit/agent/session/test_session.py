@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent against a manager over real gRPC: full sets, diffs, gaps, losses, redirects."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A session's two directions: the end of one does not break the other off."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a client that is attached hears of a container's end."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Orders about containers' files, where an agent was killed in the middle of one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which images a node keeps for its containers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logs, loads and builds over a tunnel of real gRPC."""
 
 from __future__ import annotations

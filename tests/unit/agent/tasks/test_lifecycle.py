@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every way through a task's life, as a table."""
 
 from __future__ import annotations

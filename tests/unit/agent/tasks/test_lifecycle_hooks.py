@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When a task's lifecycle hooks run, what their failure does to it, and what an agent's end does to
 them."""
 

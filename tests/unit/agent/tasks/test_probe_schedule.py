@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When a container is probed, and what the answers make of its health."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a node asks containers, of real servers on loopback."""
 
 from __future__ import annotations

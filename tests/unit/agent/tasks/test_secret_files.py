@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Secrets and configs on a node: kept as long as a task needs them, put in place, replaced."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tasks whose container shares namespaces of another one on the node."""
 
 from __future__ import annotations

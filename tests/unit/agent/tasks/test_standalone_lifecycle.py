@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Steps of a standalone container, which runs more than once: tables."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A standalone container through several runs, with an agent that dies at every step."""
 
 from __future__ import annotations

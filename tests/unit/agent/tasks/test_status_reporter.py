@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Statuses reach the manager at least once, newest first, never backwards."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tasks that must not run on where no manager can see them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a task's health does to it: reported, lasting over an agent's end, the end of a service's
 task and not of a container of its own."""
 

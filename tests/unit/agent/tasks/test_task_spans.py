@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The spans of what a node does for a task, as a receiver gets them."""
 
 from __future__ import annotations

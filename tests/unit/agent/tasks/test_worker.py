@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The worker and its runners, on scripted parts: orders, ends, refusals, restarts, crashes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a container's cgroups count, of both versions, and how it is written down."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is told of the host, as Prometheus reads it, beside what the kernel says."""
 
 from __future__ import annotations

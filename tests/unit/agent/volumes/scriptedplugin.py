@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A volume plugin that keeps folders, and that can be told to hang, die or lie."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a copy of an image's folder keeps of its files."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is mounted where, and whether it can be shown with a container's owners."""
 
 from __future__ import annotations

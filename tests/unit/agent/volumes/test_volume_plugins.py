@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Volume plugins: found, used, and not trusted to behave."""
 
 from __future__ import annotations

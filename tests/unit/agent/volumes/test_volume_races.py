@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A container that races with the copy of an image's files into a volume that it has mounted."""
 
 from __future__ import annotations

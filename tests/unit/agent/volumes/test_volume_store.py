@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Volumes of a node on a real kernel: filled, limited, mounted, and mended after a kill."""
 
 from __future__ import annotations

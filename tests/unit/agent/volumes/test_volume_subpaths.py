@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A folder of a volume as a container's mount, on a real kernel: never one outside of it."""
 
 from __future__ import annotations

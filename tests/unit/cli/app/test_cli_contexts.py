@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Contexts that go to another host and back."""
 
 from __future__ import annotations

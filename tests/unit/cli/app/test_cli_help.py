@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every command promises: help with an example, and the same flags on each listing."""
 
 from __future__ import annotations

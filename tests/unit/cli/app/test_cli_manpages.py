@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Manual pages: one for each command, with nothing in them that a formatter complains about."""
 
 from __future__ import annotations

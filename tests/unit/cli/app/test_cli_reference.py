@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tree of commands as data, and the pages that are made of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The root: help, near misses, statuses, completion, contexts, errors of reaching a manager."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a command costs before it has said a word: which modules it imports."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who comes from Docker finds each of its commands and flags, or is told what to use instead."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arguments that make no sense: refused in one line that says why, before the manager is asked."""
 
 from __future__ import annotations

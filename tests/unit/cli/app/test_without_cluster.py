@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The installed `orc` where it has no cluster, no root, or no identity: one line each."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc cluster admin` gives each admin's certificate a name."""
 
 from __future__ import annotations

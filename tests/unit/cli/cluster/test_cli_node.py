@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc node`, `orc network`, `orc cluster`, `orc images`: tables, JSON keys, filters, requests."""
 
 from __future__ import annotations

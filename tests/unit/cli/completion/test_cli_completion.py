@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Completion, as bash, zsh and fish themselves do it, of what a manager knows."""
 
 from __future__ import annotations

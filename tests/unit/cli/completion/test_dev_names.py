@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which dev cluster `orc dev` speaks to, and which names it completes."""
 
 from __future__ import annotations

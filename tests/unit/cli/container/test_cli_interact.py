@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The client's side of terminals, copies and figures, as far as it needs no container."""
 
 from __future__ import annotations

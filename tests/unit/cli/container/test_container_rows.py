@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Docker's words for what a container does, and its filters: tables."""
 
 from __future__ import annotations

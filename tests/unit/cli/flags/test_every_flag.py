@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every flag of every command with each value that its help documents, and every example."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`--log-driver` and `--log-opt` of a new container and of an update."""
 
 from __future__ import annotations

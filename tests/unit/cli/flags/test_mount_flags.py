@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`--volume` and `--mount` are read as Docker reads them."""
 
 from __future__ import annotations

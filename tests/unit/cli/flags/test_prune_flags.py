@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`--filter` of the commands that remove what nobody needs, and of `events`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Docker's flags of `run` and its like: those that Orc has, and the words for those it has not."""
 
 from __future__ import annotations

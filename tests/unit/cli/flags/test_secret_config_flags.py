@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`--secret` and `--config` are read as Docker reads them, and what a new version does."""
 
 from __future__ import annotations

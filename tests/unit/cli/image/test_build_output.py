@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a build writes on the client's side: forms of `--output`, and layers as one tree."""
 
 from __future__ import annotations

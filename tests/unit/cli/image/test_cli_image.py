@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc build` and `orc load`: the stream that is sent, `.dockerignore`, progress, errors."""
 
 from __future__ import annotations

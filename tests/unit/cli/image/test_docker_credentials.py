@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What this user's Docker has for registries, and what is done with it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Filters of `orc images`: by age, by label, by name."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build contexts from real Git and HTTP servers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables that fit the terminal, and what is never cut."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Templates out of Docker users' scripts, on what `inspect` shows."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls of a manager over HTTP/2 of our own, against gRPC's own server."""
 
 from __future__ import annotations

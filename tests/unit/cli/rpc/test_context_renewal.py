@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A context's certificate that a manager will not renew does not cost each command its time."""
 
 from __future__ import annotations

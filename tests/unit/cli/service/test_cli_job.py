@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc job`: flags to a spec, and what a user sees until a run has ended."""
 
 from __future__ import annotations

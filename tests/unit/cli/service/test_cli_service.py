@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc service`: flags to specs, edits, waiting, listings, logs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is shown of services and their tasks, and of what they say."""
 
 from __future__ import annotations

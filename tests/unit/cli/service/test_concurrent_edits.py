@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two who change one service at once: the second is told, with what the first has changed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Waiting until a service is as it shall be: what is shown, and how the wait ends."""
 
 from __future__ import annotations

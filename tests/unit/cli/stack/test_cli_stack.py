@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc stack config` and what the commands of compose files take; no cluster is asked."""
 
 from __future__ import annotations

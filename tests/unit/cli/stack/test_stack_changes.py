@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a deployment does, from what a stack is to be and what there is."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Charts: a stack that is a template, and its values."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The support bundle: one file, whole, for its owner, whatever the hosts say or do not say."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`orc inspect` of whatever has the name, in our words and in Docker's."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tables of `orc top`: what is in them, in which order, and what a filter leaves."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Addresses and ports of a host: never twice, never lost, late reuse."""
 
 from __future__ import annotations

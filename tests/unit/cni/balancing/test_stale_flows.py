@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tracked connections a change of the endpoint table ends: a table."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Published ports of a node with many networks: what a pass over all of them costs."""
 
 from __future__ import annotations

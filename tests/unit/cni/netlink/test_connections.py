@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who asks whom, as the kernel tracks it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Connections that are forgotten, while clients open others."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is encoded by hand is, byte by byte, what pyroute2 encodes."""
 
 from __future__ import annotations

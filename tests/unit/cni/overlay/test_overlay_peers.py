@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What peers need in the kernel: properties of `desired` and `diff`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which key is used with whom: tables, and properties of two hosts that replace theirs."""
 
 from __future__ import annotations

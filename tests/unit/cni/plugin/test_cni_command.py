@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command `orc-cni` in the hands of a container runtime: a thin client of a warm server."""
 
 from __future__ import annotations

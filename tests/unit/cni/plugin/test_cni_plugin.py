@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command `orc-cni` as a runtime sees it: results, errors, versions, kernel."""
 
 from __future__ import annotations

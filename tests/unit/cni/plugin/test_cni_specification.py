@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plugin against the text of the CNI specification 1.1.0, and the codes of libcni."""
 
 from __future__ import annotations

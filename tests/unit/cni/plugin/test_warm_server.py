@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The warm server behind `orc-cni` holds no more than what it works on."""
 
 from __future__ import annotations

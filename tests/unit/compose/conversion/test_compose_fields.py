@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every field of a service's spec comes from a key of a compose file, or from none."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the keys of a service become in the spec that the cluster gets."""
 
 from __future__ import annotations

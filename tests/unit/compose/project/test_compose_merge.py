@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several files as one: merging, include, extends, profiles, env files, anchors."""
 
 from __future__ import annotations

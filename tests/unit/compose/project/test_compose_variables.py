@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Variables in values, and env files: by the specification's tables."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our tables beside the specification's own JSON schema, in the form that compose-viz ships it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors of operations as gRPC status codes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An audit trail on a disk that is full, and is not later. Run in a mount namespace of its own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: ASYNC240 - nothing else runs meanwhile
 """The audit trail's files: bounded, private, in order, and honest about what is missing."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which calls are in the audit trail: every RPC is in one table, and its rule can be followed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From what was measured between nodes to the one right sentence."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What nodes are told of endpoints, and what waits for their following it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whose turn it is at a registry and at the nodes; and what is kept of a password."""
 
 from __future__ import annotations

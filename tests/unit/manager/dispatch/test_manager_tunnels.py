@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A tunnel ends when either side is done, and a slow reader slows its sender."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sessions that look only at what has changed are told all that they must be."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whose turn it is to pull an image, and what ends a turn."""
 
 from __future__ import annotations

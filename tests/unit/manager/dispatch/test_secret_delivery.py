@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which node is sent which secrets, and that the store never has them open."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reports of agents as changes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a leader writes: the sequence of its term, answers that are lost, and conflicts."""
 
 from __future__ import annotations

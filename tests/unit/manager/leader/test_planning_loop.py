@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The leader's loop on a store in memory."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The manager's choice of a published port."""
 
 from __future__ import annotations

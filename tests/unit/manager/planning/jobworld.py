@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cluster with one job, for the tests of jobs and schedules."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stored delays when the wall clock is stepped."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which nodes satisfy constraints."""
 
 from __future__ import annotations

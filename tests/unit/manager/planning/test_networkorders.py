@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each node is told of networks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a user's order changes of a container, or why it is refused."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Services that are not planned because of objects that cannot be decoded."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A manager starts only with the key that the cluster's secrets are sealed with."""
 
 from __future__ import annotations

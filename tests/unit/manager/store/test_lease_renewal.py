@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A lease that a thread renews, and an event loop that is stuck."""
 
 from __future__ import annotations

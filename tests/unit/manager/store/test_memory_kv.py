@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the memory store has beyond the contract: a clock that is moved, and faults."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cache is the store, whatever happens to the watch."""
 
 from __future__ import annotations

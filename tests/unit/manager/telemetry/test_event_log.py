@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a change of the store means to a user: tables."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a manager counts, as Prometheus reads it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What Prometheus is told to scrape."""
 
 from __future__ import annotations

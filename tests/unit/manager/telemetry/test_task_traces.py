@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which trace a task is in, and the spans that a manager makes of what becomes of it."""
 
 from __future__ import annotations

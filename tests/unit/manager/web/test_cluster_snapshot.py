@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the web page is told, and who may look at it."""
 
 from __future__ import annotations

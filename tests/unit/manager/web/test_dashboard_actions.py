@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An action of the page is the beginning of a trace, as a call is."""
 
 from __future__ import annotations

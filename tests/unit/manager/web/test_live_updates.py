@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What many browsers are told of what changes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who talks to whom, from what nodes tell."""
 
 from __future__ import annotations

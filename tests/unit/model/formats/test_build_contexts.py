@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which build contexts are URLs, and of what."""
 
 from __future__ import annotations

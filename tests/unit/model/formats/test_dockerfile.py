@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a Dockerfile needs, and where its instructions stand."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a new network is given, and which addresses a spec may fix."""
 
 from __future__ import annotations

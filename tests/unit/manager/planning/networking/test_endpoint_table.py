@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of endpoints, and that following the changes gives what a fresh look would."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a new version of a secret or config does to services, jobs and containers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """New versions, failures, rollbacks and updates in any order: what holds all the time, and what the
 end is."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Global services: one task on each node that may have it."""
 
 from __future__ import annotations

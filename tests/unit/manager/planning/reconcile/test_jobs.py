@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs: completions counted once, parallelism, retries, deadlines, one task on each node."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Replicated services: create, scale, drained and lost nodes, removal."""
 
 from __future__ import annotations

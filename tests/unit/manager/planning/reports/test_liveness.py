@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nodes that fall silent and come back."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generic resources of nodes: counted, given by name, never twice."""
 
 from __future__ import annotations

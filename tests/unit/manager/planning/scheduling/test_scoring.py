@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which of the nodes that can take a task gets it: strategies, images, and nodes to avoid."""
 
 from __future__ import annotations

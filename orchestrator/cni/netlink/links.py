@@ -6,6 +6,12 @@
 Reads return what the kernel has, as plain values. Writes come in two shapes: functions that act
 at once, and functions named `*_request` that return a message, so that callers can batch them.
 Addresses are `ipaddress` objects, MACs lower-case text, interfaces their index.
+
+Encoded and read by hand, as is `routing`: this is the path of every container, and each link is
+read at every pass. All messages of one ADD take 0.2 ms here and 5.1 ms with pyroute2's classes, as
+much as the whole ADD; a link takes 19 and 414 µs to read, a route 7 and 87 µs, and a network of a
+thousand peers has five thousand entries (`make bench ARGS="--only encoding"`). A unit test compares
+what both encode, byte by byte.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Routes, neighbours and forwarding entries of one interface, typed; see `netlink`."""
+"""Routes, neighbours and forwarding entries of one interface, typed; see `links`."""
 
 from __future__ import annotations
 

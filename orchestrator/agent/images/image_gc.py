@@ -1,11 +1,10 @@
-"""Images that go when the disk is full: the least recently used first, and none that is needed.
+"""Image garbage collection: removes unused images when the disk is full, least recently used first.
 
-What builds have left to be quick the next time goes before any image.
+The build cache is removed before any image.
 
-What is needed: the images of all containers on this node, also of those that are stopped; those
-that were used a moment ago, since a container may be on its way; and what was built, loaded or
-imported here, because nobody else need have it. All others came from a registry or from another
-node, and come from there again.
+Images are kept that any container on this node uses, also a stopped one; that were used recently,
+since a container may be about to start; and that were built, loaded or imported here, because they
+may exist nowhere else. All others can be pulled again from a registry or another node.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ from orchestrator.agent.images.store import ImageStore
 log = logging.getLogger(__name__)
 
 PERIOD = 10.0
-"""Seconds between two looks at the disk."""
+"""Seconds between two checks of the disk."""
 YOUNG = 120.0
-"""Seconds after its last use for which an image stays."""
+"""Seconds after its last use for which an image is kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class DiskThresholds:
-    """Percents of the file system in use, as `df` counts them."""
+    """Usage of the file system in percent, as in `df`."""
 
     high: int = 85
-    """From here on, images go."""
+    """Usage that starts a collection."""
     low: int = 80
-    """Until it is at most this."""
+    """Usage that ends it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """How full a file system is, in bytes."""
+    """The usage of a file system, in bytes."""
 
     used: int
     free: int
@@ -51,13 +50,13 @@ class Disk:
 
 
 def disk_of(folder: Path) -> Disk:
-    """The file system that a folder is on."""
+    """The file system of a folder."""
     found = shutil.disk_usage(folder)
     return Disk(found.used, found.free)
 
 
 class ImageGarbageCollector:
-    """Keeps a store's file system below a mark."""
+    """Keeps the usage of a store's file system below a threshold."""
 
     def __init__(
         self,
@@ -68,9 +67,8 @@ class ImageGarbageCollector:
         disk: Callable[[], Disk],
         spare: Callable[[], Awaitable[int]],
     ) -> None:
-        """`needed`: digests of the images that stay whatever happens; `clock`: seconds since the
-        epoch, as the store's file system counts them; `spare` frees what is easily missed, and
-        returns how many bytes that were."""
+        """`needed`: digests of images in use; `clock`: seconds since the epoch, as in the store's
+        file system; `spare` frees caches and returns how many bytes that were."""
         self._spare = spare
         self._spared = False
         self._store = store
@@ -81,14 +79,14 @@ class ImageGarbageCollector:
         self._complained = False
 
     async def run(self) -> None:
-        """Look again and again, until cancelled."""
+        """Check periodically, until cancelled."""
         while True:
             await self.relieve()
             await asyncio.sleep(PERIOD)
 
     async def relieve(self) -> tuple[str, ...]:
-        """Remove images if the disk is over the high mark, until it is not over the low one. The
-        digests of those that went, in order."""
+        """If the disk is above the high threshold, remove images until it is below the low one.
+        Returns their digests, in order."""
         needed = frozenset(self._needed())
         for digest in needed:
             self._store.touch(digest)
@@ -105,7 +103,7 @@ class ImageGarbageCollector:
             try:
                 await self._store.remove(digest, self._needed())
             except ImageError:
-                continue  # somebody has taken or removed it in this moment
+                continue  # used or removed just now
             gone.append(digest)
             log.warning(
                 "the disk is %d%% full: image removed",
@@ -123,13 +121,13 @@ class ImageGarbageCollector:
         return tuple(gone)
 
     async def _empty_cache(self, before: Disk) -> None:
-        """Free what builds have left, once for each time that the disk has filled."""
+        """Empty the build cache, once each time that the disk has filled."""
         if self._spared:
             return
         try:
             freed = await self._spare()
         except ImageError as error:
-            log.info("the build cache stays: %s", error)
+            log.info("build cache not emptied: %s", error)
             return
         self._spared = True
         if freed:
@@ -138,7 +136,7 @@ class ImageGarbageCollector:
             )
 
     def _candidates(self, needed: Collection[str]) -> list[tuple[str, float]]:
-        """Images that may go and when each was used last, the least recently used first."""
+        """Removable images and when each was last used, least recently used first."""
         limit = self._clock() - YOUNG
         used = [
             (self._store.last_used(image.id), image.id)

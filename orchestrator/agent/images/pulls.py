@@ -1,9 +1,9 @@
-"""Where an image comes from: this node's store, else other nodes, else its registry.
+"""Image pulls: from this node's store, else from other nodes, else from the registry.
 
-Which of the latter two, a manager says, for it knows who has what and whose turn it is. While a
-node has to wait for its turn, the manager says why. A node that reaches no manager, or hears
-nothing of one for too long, asks the nodes that its assignment named, and then the registry with
-whatever credentials it has itself.
+A manager grants each pull and its sources, for it knows which nodes have the image and limits
+concurrent pulls. While a node has to wait, the manager says why. A node that reaches no manager, or
+gets no answer for too long, asks the nodes that its assignment named, and then the registry with
+its own credentials.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ from orchestrator.pb import images_pb2, images_pb2_grpc
 log = logging.getLogger(__name__)
 
 _LOCATE_WITHIN = 10.0
-"""Seconds in which a manager says what it has under a name."""
+"""Seconds in which a manager resolves a name."""
 SILENCE = 30.0
-"""Seconds without a word of a manager after which a node pulls an image on its own."""
+"""Seconds without an answer of a manager after which a node pulls an image on its own."""
 _RETRY = 1.0
-"""Seconds between attempts to ask a manager while there is none."""
+"""Seconds between attempts to reach a manager."""
 _REPORT = 5.0
 """Seconds between reports of a pull's progress."""
 
 Tell = Callable[[str], None]
-"""Is told why the node has to wait for an image; empty: it does not wait any more."""
+"""Called with why the node waits for an image; empty: it no longer waits."""
 
 
 _RESTARTED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-"""How a call ends when its manager does."""
+"""The status of a call whose manager has ended."""
 
 
 def _unseen(digest: str, done: int, total: int) -> None:
-    """Nobody looks at the progress."""
+    """Drop the progress."""
 
 
 def _untold(reason: str) -> None:
-    """Nobody asks why it takes long."""
+    """Drop the reason for waiting."""
 
 
 class Received:
-    """What has come of one pull."""
+    """The progress of one pull."""
 
     def __init__(self) -> None:
         self._ended = 0
@@ -69,7 +69,7 @@ class Received:
 
     @property
     def coming(self) -> bool:
-        """Whether a blob is on its way; else one is unpacked, say."""
+        """Whether a blob is being transferred; else, for example, one is unpacked."""
         return bool(self._coming)
 
     def counting(self, fetch: FetchBlob) -> FetchBlob:
@@ -92,12 +92,12 @@ class _Granted:
 
     stub: images_pb2_grpc.SourcesStub
     call: grpc.aio.UnaryStreamCall[images_pb2.AcquireRequest, images_pb2.Grant]
-    """The turn lasts as long as this."""
+    """The grant lasts as long as this call."""
     grant: images_pb2.Grant
 
 
 class ImagePuller:
-    """Makes images ready to run, wherever in the cluster or at which registry they are."""
+    """Makes images ready to run, from the cluster or from registries."""
 
     def __init__(
         self,
@@ -126,12 +126,12 @@ class ImagePuller:
     async def prepare(
         self, name: str, digest: str, sources: Sequence[str], tell: Tell = _untold
     ) -> LocalImage:
-        """See `parts.Images`."""
+        """See `tasks.backends.Images`."""
         local = self._store.resolve(digest or name)
         if local is not None:
             return await self._store.ensure(local, self._from_nodes(sources))
         failures: dict[str, ImageError] = {}
-        """What nodes had to say that could not give it, by their HOST:PORT."""
+        """Errors of nodes, by their HOST:PORT."""
         while True:
             received = Received()
             waits = self._granted(name, digest, sources, list(failures), tell, received)
@@ -145,10 +145,10 @@ class ImagePuller:
                     if grant.registry or not fresh or self._manager() is None:
                         raise _with(error, failures) from error
                     failures.update(dict.fromkeys(fresh, error))
-                    log.warning("another source is asked: %s", error, extra={"image": name})
+                    log.warning("asking another source: %s", error, extra={"image": name})
 
     async def config(self, digest: str) -> ImageConfig | None:
-        """See `parts.Images`."""
+        """See `tasks.backends.Images`."""
         return await self._store.config(digest)
 
     async def pull(
@@ -160,8 +160,8 @@ class ImagePuller:
         rename: bool = False,
         received: Received | None = None,
     ) -> LocalImage:
-        """Get an image from where `grant` says: its nodes, else the registry. What comes from the
-        registry gets its name; with `rename`, also what comes from nodes. Raises ImageError."""
+        """Pull an image from the sources of `grant`: nodes, else the registry. An image from the
+        registry gets its name; with `rename`, also one from a node. Raises ImageError."""
         received = received or Received()
         nodes = [source for source in grant.nodes if source != self._own_address]
         missing: ImageError | None = None
@@ -186,10 +186,10 @@ class ImagePuller:
             raise ImageError(f"no node that is up has the image {name}, and {error}") from error
 
     async def base(self, name: str, fresh: bool, progress: Callable[[str], None]) -> str:
-        """The digest of the image that a build means by `name`, and that image is here then.
+        """Pull the base image `name` of a build; return its digest.
 
-        The cluster's own is taken, else the registry's; with `fresh`, the registry is asked first.
-        Raises ImageError.
+        The cluster's image is preferred over the registry's; with `fresh`, the registry is asked
+        first. Raises ImageError.
         """
 
         def tell(reason: str) -> None:
@@ -211,11 +211,11 @@ class ImagePuller:
         except ImageError as error:
             if not digest:
                 raise ImageError(f"no node has the image {name}, and {error}") from error
-            progress(f"{error}: the cluster's own {name} is taken")
+            progress(f"{error}: using the cluster's own {name}")
             return (await self.prepare(name, digest, (), tell)).digest
 
     async def _located(self, name: str) -> images_pb2.LocateReply:
-        """What a manager knows of a name; what this node knows, where none can be asked."""
+        """What a manager knows of a name; without a manager, what this node knows."""
         here = images_pb2.LocateReply(digest=self._store.resolve(name) or "")
         if (channel := self._manager()) is None:
             return here
@@ -224,7 +224,7 @@ class ImagePuller:
             request = images_pb2.LocateRequest(name=str(parse_image(name)))
             known = await stub.Locate(request, timeout=_LOCATE_WITHIN)
         except grpc.aio.AioRpcError as error:
-            log.info("no manager says what %s is: %s", name, error.details())
+            log.info("no manager resolves %s: %s", name, error.details())
             return here
         found: images_pb2.LocateReply = known
         if not found.digest:
@@ -245,9 +245,9 @@ class ImagePuller:
         tell: Tell,
         received: Received,
     ) -> AsyncIterator[images_pb2.Grant]:
-        """Where to get an image from, for the length of the block: a manager's word, else what
-        can be known without one; not from nodes that have failed. The manager hears how much has
-        been `received`."""
+        """The sources of an image, for the duration of the block: granted by a manager, else those
+        known without one, without nodes that have failed. Progress (`received`) is reported to the
+        manager."""
         request = images_pb2.AcquireRequest(name=name, digest=digest, failed=failed, reports=True)
         granted = await self._asked(request, tell)
         if granted is None:
@@ -260,8 +260,8 @@ class ImagePuller:
             granted.call.cancel()
 
     async def _asked(self, request: images_pb2.AcquireRequest, tell: Tell) -> _Granted | None:
-        """A manager's grant, which lasts as long as its call; None where there is no manager, or
-        none has said anything for too long."""
+        """A manager's grant, which lasts as long as its call; None without a manager, or without an
+        answer for too long."""
         now = asyncio.get_running_loop().time
         channel = self._manager() if self._registry is not None else None
         deadline, told = now() + self._silence, False
@@ -282,15 +282,15 @@ class ImagePuller:
                     else:
                         granted = _Granted(stub, call, answer)
             except TimeoutError:
-                log.warning("no manager says where to get an image", extra={"image": request.name})
+                log.warning("no manager grants the pull of an image", extra={"image": request.name})
             except grpc.aio.AioRpcError as error:
-                log.info("no manager says where %s is: %s", request.name, error.details())
+                log.info("no manager locates %s: %s", request.name, error.details())
                 if error.code() not in _RESTARTED:
                     break
             finally:
                 if granted is None:
                     call.cancel()
-            # A manager that is restarted, or another one, is there in a moment.
+            # A restarted manager, or another one, is reachable soon.
             channel = None
             while granted is None and channel is None and now() + _RETRY < deadline:
                 await asyncio.sleep(_RETRY)
@@ -305,7 +305,7 @@ class ImagePuller:
         request: images_pb2.AcquireRequest,
         received: Received,
     ) -> None:
-        """Tell the manager of a pull that goes on. One that stands still loses its turn."""
+        """Report the progress of a pull to the manager. A stalled pull loses its grant."""
         before = 0
         while True:
             await asyncio.sleep(self._report_every)
@@ -318,10 +318,10 @@ class ImagePuller:
             try:
                 await stub.Progress(progress, timeout=self._report_every)
             except grpc.aio.AioRpcError as error:
-                log.debug("no manager hears of a pull: %s", error.details())
+                log.debug("progress of a pull cannot be reported: %s", error.details())
 
 
 def _with(error: ImageError, failures: Mapping[str, ImageError]) -> ImageError:
-    """The last error, and before it what the first node said that has the image."""
+    """The last error, preceded by that of the first node with the image."""
     first = next(iter(failures.values()), None)
     return error if first is None else ImageError(f"{first}; {error}")

@@ -31,7 +31,7 @@ _LONGEST_FIELD = 64
 
 
 def check(path: Path = SOCKET) -> None:
-    """Refuse a node that has no journald. Raises TargetError."""
+    """Check that the node has journald. Raises TargetError."""
     need_socket(path, "journald", _MISSING)
 
 
@@ -66,7 +66,7 @@ class Journald(SocketTarget):
                     await send_datagram(connected, self._entry(line))
                     taken += 1
                     if taken % AT_ONCE == 0:
-                        # Whatever waits on this loop has its turn.
+                        # Let other tasks of the event loop run.
                         await asyncio.sleep(0)
         except TimeoutError:
             return taken

@@ -30,13 +30,12 @@ from orchestrator.model.units import parse_memory
 log = logging.getLogger(__name__)
 
 SENDING = (JSON_FILE, JOURNALD, SYSLOG)
-"""Drivers that send lines elsewhere."""
+"""Drivers that ship lines."""
 _STATE = "state"
 
 
 class LogDrivers:
-    """Fills in the node's defaults, and sends the lines of containers whose driver does so; a
-    context manager."""
+    """Applies the node's default drivers, and ships the lines of containers; a context manager."""
 
     def __init__(
         self,
@@ -48,9 +47,9 @@ class LogDrivers:
         limits: LogLimits | None = None,
         journal: Path = journald.SOCKET,
     ) -> None:
-        """`root`: where its records are; `json_root`: where the json-file driver writes, a folder
-        a task; `default`: what containers get that ask for nothing; `node`: this node's hostname;
-        `limits` of logs without any of their own; `journal`: journald's socket."""
+        """`root`: the folder of its records; `json_root`: of the json-file driver, a folder per
+        task; `default`: the node's default driver; `node`: this node's hostname; `limits`: the
+        default limits of logs; `journal`: journald's socket."""
         self._root = root
         self._json_root = json_root
         self._default = default or LogConfig()
@@ -72,8 +71,8 @@ class LogDrivers:
             self._watches = None
 
     def config(self, task: Task) -> LogConfig:
-        """The driver and options of a task's container, with the node's defaults filled in; empty
-        if nothing was said of it anywhere. Raises RuntimeFailure."""
+        """The driver and options of a task's container, with the node's defaults; empty if neither
+        names one. Raises RuntimeFailure."""
         asked = task.spec.container.logging
         if asked == self._default == LogConfig():
             return asked
@@ -83,8 +82,8 @@ class LogDrivers:
             raise RuntimeFailure(f"with this node's default logging driver: {error}") from error
 
     def prepare(self, task: Task, image_id: str) -> LogConfig:
-        """Record the driver of a container that is about to be created; the configuration. Raises
-        RuntimeFailure for one that this node cannot have."""
+        """Record the driver of a container that is about to be created; return its configuration.
+        Raises RuntimeFailure for a driver that this node lacks."""
         config = self.config(task)
         if config.driver not in SENDING:
             return config
@@ -122,9 +121,9 @@ class LogDrivers:
         ended: Callable[[], bool],
         places: tuple[Path, ...],
     ) -> AsyncIterator[None]:
-        """Send the lines of a task's container, if its driver does so, while the body runs, and
-        what is left of them then. `begun` waits until the container was created; `ended`: whether
-        it writes no more; `places`: see `logs.read`."""
+        """Ship the lines of a task's container, if its driver does so, during the block, and the
+        remaining ones at its end. `begun` waits until the container was created; `ended`: whether
+        it writes no more; `places`: the paths of its log, see `logfiles.read`."""
         if self._watches is None or not self._may_send(task):
             yield
             return
@@ -159,7 +158,7 @@ class LogDrivers:
         found: list[Shipper],
     ) -> None:
         with _guarded(task):
-            # A task that an earlier agent saw the end of may be gone before `_send` begins.
+            # A task whose end an earlier agent observed may be gone before `_send` begins.
             if not found and (shipper := self._shipper(task, ended, places)) is not None:
                 found.append(shipper)
             for shipper in found:
@@ -199,7 +198,7 @@ class LogDrivers:
                 return syslog.Syslog(container, options, self._resolving)
 
     def json_path(self, task_id: str) -> Path:
-        """The newest file that the json-file driver writes for a task."""
+        """The newest file of the json-file driver for a task."""
         return self._json_root / task_id / f"{task_id}-json.log"
 
     def forget(self, task_id: str) -> None:
@@ -219,11 +218,11 @@ class LogDrivers:
 
 @contextmanager
 def _guarded(task: Task) -> Iterator[None]:
-    """Whatever goes wrong with a log says nothing about its container, which runs on."""
+    """Log errors instead of raising them: the container runs on."""
     try:
         yield
     except Exception as error:
-        log.error("log lines are not sent any more", extra={"task": task.id}, exc_info=error)
+        log.error("log lines are no longer sent", extra={"task": task.id}, exc_info=error)
 
 
 def _container(task: Task, known: ShippingState, node: str) -> Container:

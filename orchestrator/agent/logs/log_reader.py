@@ -1,8 +1,7 @@
-"""Reads the log files of a container from where an earlier reader was.
+"""Reads the log files of a container from the position of an earlier reader.
 
-A place in a log is a file and an offset in it. A file keeps its inode when it is rotated or moved;
-since inodes are used again, its first bytes, which have the time of its first line, are compared as
-well.
+A position is a file and an offset in it. A file keeps its inode when it is rotated or moved; since
+inodes are reused, its first bytes, which contain the time of its first line, are compared as well.
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ from orchestrator.agent.runtime.io.logfiles import inode, opened
 _BLOCK = 1 << 16
 _HEAD = 64
 _HELD = 64
-"""Files that may be open."""
+"""Maximum number of open files."""
 LONGEST_LINE = 1 << 14
-"""Bytes of a line that are put together from its parts, as in Docker."""
+"""Maximum bytes of a line that is joined from its parts, as in Docker."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """How far a log was read."""
+    """A position in a log."""
 
     inode: int = 0
     head: str = ""
     """The first bytes of the file, in hexadecimal digits; fewer than `_HEAD` of a short file."""
     offset: int = 0
     parts: tuple[tuple[str, bytes], ...] = ()
-    """What was read of lines that have no end yet, by stream."""
+    """The incomplete lines, by stream."""
 
 
 @dataclass(slots=True)
@@ -60,7 +59,7 @@ class Line(NamedTuple):
     time: str
     """RFC 3339 with nanoseconds, in UTC."""
     text: bytes
-    """Without its line end."""
+    """Without the line feed."""
     partial: bool
     """Whether the line goes on in the next one of this stream."""
     file: _File
@@ -69,28 +68,28 @@ class Line(NamedTuple):
 
     @property
     def place(self) -> Place:
-        """How far the log is read with it."""
+        """The position after it."""
         return Place(self.file.number, self.file.head, self.offset, self.parts)
 
 
 @dataclass(slots=True)
 class LogReader:
-    """The files of one log from a place on, all of them open: rotation takes none away that is
-    still to be read."""
+    """The files of one log from a position on, kept open: rotation removes none that is not read
+    yet."""
 
     places: Sequence[Path]
-    """See `logs.read`."""
+    """See `logfiles.read`."""
     place: Place = BEGINNING
-    """Where to begin; a file that is gone means its successors, from their beginning."""
+    """Set the position; if its file is gone, begin with its successors."""
     missed: bool = False
-    """Whether files came and went unseen since this was last set to false."""
+    """Whether files were removed unread since this was last set to false."""
     _files: deque[_File] = field(default_factory=deque)
     _parts: dict[str, bytes] = field(default_factory=dict)
     _begun: bool = False
     _unfinished: int = 0
 
     def look(self) -> None:
-        """Open the files that have come."""
+        """Open new files."""
         newest = self._newest()
         if self._files and self._files[-1].number == newest:
             return
@@ -132,28 +131,28 @@ class LogReader:
 
     @property
     def here(self) -> Place:
-        """How far the log is read."""
+        """The current position."""
         if not self._files:
             return self.place
         file = self._files[0]
         return Place(file.number, file.head, file.offset, tuple(self._parts.items()))
 
     def over(self, most: int) -> bool:
-        """Whether more waits than that many bytes, or than files that may be open."""
+        """Whether more than that many bytes, or than the maximum of files, are unread."""
         return self.left > most or len(self._files) > _HELD
 
     @property
     def left(self) -> int:
-        """Bytes that are yet to be read."""
+        """Bytes that are not read yet."""
         return sum(each.left for each in self._files)
 
     def read(self) -> list[Line]:
-        """Some more lines; none if there are none yet."""
+        """The next lines; none if there are none yet."""
         while True:
             self.look()
             if not self._files:
                 return []
-            # Looked for before reading: once there is a newer file, the older one is complete.
+            # Before reading: once there is a newer file, the older one is complete.
             newer = len(self._files) > 1
             file = self._files[0]
             block = os.pread(file.file.fileno(), _BLOCK, file.offset)
@@ -166,7 +165,7 @@ class LogReader:
             elif newer:
                 self._files.popleft().file.close()
             elif len(block) == _BLOCK:
-                file.offset += _BLOCK  # no line of conmon's is so long
+                file.offset += _BLOCK  # conmon writes no line of this length
             else:
                 self._unfinished = len(block)
                 return []
@@ -196,19 +195,18 @@ class LogReader:
 
     @property
     def fresh(self) -> bool:
-        """Whether something was written that was not looked at: more than the beginning of a line
-        that was there at the last `read`."""
+        """Whether there is unread output, beyond an incomplete line of the last `read`."""
         if len(self._files) > 1:
             return True
         return bool(self._files) and self._files[0].left > self._unfinished
 
     @property
     def pending(self) -> bool:
-        """Whether there are parts of lines that have no end yet."""
+        """Whether there are incomplete lines."""
         return bool(self._parts)
 
     def flush(self) -> list[Line]:
-        """The lines that have no end, once none will come."""
+        """The incomplete lines, once no more output follows."""
         if not self._files or not self._parts:
             return []
         parts, self._parts = self._parts, {}
@@ -221,7 +219,7 @@ class LogReader:
         while self.over(most):
             lines = self.read()
             if not lines:
-                break  # all that is left is the beginning of a line
+                break  # only an incomplete line is left
             dropped += len(lines)
         return dropped
 

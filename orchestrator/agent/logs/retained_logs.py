@@ -1,8 +1,8 @@
-"""The logs of tasks, also of those that have ended.
+"""Logs of ended tasks.
 
 While a container exists its log belongs to the runtime. Before the container is removed, its log
-files move (a rename, so whoever reads goes on) to `data-dir/logs/TASK/`, and stay there until the
-manager forgets the task. So `orc service logs` shows why the last replica died for as long as
+files move (a rename, which does not disturb readers) to `data-dir/logs/TASK/`, and stay there until
+the manager forgets the task. So `orc service logs` shows why the last replica died for as long as
 `orc service ps` lists it.
 """
 
@@ -24,8 +24,8 @@ class RetainedLogs:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def path(self, task_id: str) -> Path:
-        """Where the newest log file of a task is once its container is removed. There need be
-        none."""
+        """The path of a task's newest log file after the removal of its container; it may not
+        exist."""
         return self._root / task_id / _NAME
 
     def keep(self, task_id: str, live: Path) -> None:

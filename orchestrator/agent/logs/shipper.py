@@ -32,7 +32,7 @@ class ShippingState:
 
 
 def read_state(path: Path) -> ShippingState | None:
-    """The record at `path`; None when there is none that can be used. Raises OSError."""
+    """The record at `path`; None when there is no usable one. Raises OSError."""
     try:
         found = json.loads(path.read_bytes())
         inode, head, offset, parts = found["place"]
@@ -71,7 +71,7 @@ def write_state(path: Path, state: ShippingState) -> None:
 
 
 def advanced(state: ShippingState, place: Place, target: Mapping[str, Any]) -> ShippingState:
-    """The record of a later place."""
+    """The record at a later position."""
     return replace(state, place=place, target=target)
 
 
@@ -79,25 +79,26 @@ log = logging.getLogger(__name__)
 
 _EVENTS = MODIFIED | MOVED_TO | CREATED | DELETED_ITSELF
 _PACE = 0.05
-"""Seconds between two looks at a log that is written to all the time."""
+"""Seconds between two reads of a log that is written continuously."""
 _SAVE = 1.0
-"""Seconds between two records of how far lines were sent."""
+"""Seconds between two records of the position."""
 _RETRY_FIRST, _RETRY_MOST = 0.5, 10.0
-"""Seconds between two attempts at a target that is gone. The log is looked at meanwhile."""
+"""Seconds between attempts to reach a target. The log is read meanwhile."""
 _FAREWELL = 3.0
-"""Seconds that a target gets for the last lines of a container that is removed."""
+"""Seconds for the last lines of a removed container."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """How many lines the containers of one driver have had."""
+    """The numbers of lines of one driver's containers."""
 
     sent: int = 0
     dropped: int = 0
 
 
 class Shipper:
-    """One container's; `run` sends until it is cancelled, `finish` sends what is left."""
+    """Ships the lines of one container; `run` until cancelled, `finish` ships the remaining
+    ones."""
 
     def __init__(
         self,
@@ -152,8 +153,7 @@ class Shipper:
             self._save()
 
     async def finish(self) -> None:
-        """Send what is left of a container that has ended, as far as its target takes it in good
-        time."""
+        """Send the remaining lines of an ended container, within a time limit."""
         try:
             async with asyncio.timeout(_FAREWELL):
                 while await self._step(last=True):
@@ -165,7 +165,7 @@ class Shipper:
             self._report(final=True)
 
     async def _step(self, *, last: bool = False) -> bool:
-        """Send some lines; whether there were any. Raises TargetError."""
+        """Send the next lines; return whether there were any. Raises TargetError."""
         if not self._waiting:
             self._waiting = self._source.read()
             if not self._waiting and self._source.pending and (last or self._ended()):
@@ -185,12 +185,12 @@ class Shipper:
         self._bound()
         if asyncio.get_running_loop().time() - self._saved >= _SAVE:
             self._save()
-        # Whatever waits on this loop has its turn between two blocks.
+        # Other tasks of the event loop run between two blocks.
         await asyncio.sleep(0)
         return True
 
     async def _idle(self) -> None:
-        """Until the log has changed."""
+        """Wait until the log has changed."""
         if self._source.missed:
             self._source.missed = False
             log.warning(
@@ -200,7 +200,7 @@ class Shipper:
             changed = self._watches.once(self._source.places[0].parent, _EVENTS)
         except OSError:
             changed = asyncio.Event()
-        # Asked for first, so that nothing written since the last look goes unseen.
+        # Requested first, so that no later write goes unnoticed.
         self._source.look()
         if self._source.fresh:
             return
@@ -213,7 +213,7 @@ class Shipper:
         await asyncio.sleep(_PACE)
 
     async def _pause(self, seconds: float) -> None:
-        """Wait for a target that is gone, and see to it that not too much waits."""
+        """Wait before the next attempt to reach the target; keep the buffer within its limit."""
         while seconds > 0:
             await asyncio.sleep(min(seconds, PATIENCE))
             seconds -= PATIENCE
@@ -221,7 +221,7 @@ class Shipper:
             self._bound()
 
     def _bound(self) -> None:
-        """Drop the oldest lines of what is more than the buffer."""
+        """Drop the oldest lines in excess of the buffer."""
         self._source.look()
         if not self._source.over(self._buffer):
             return

@@ -39,8 +39,8 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 
 def check(address: str) -> None:
-    """Refuse a socket that the node does not have. One that is reached by the network may come
-    later. Raises TargetError."""
+    """Check that a socket of the node exists. A network target may become reachable later. Raises
+    TargetError."""
     found = parse_address(address)
     if found.path:
         need_socket(Path(found.path), "syslog", _MISSING)
@@ -52,7 +52,7 @@ class Syslog(SocketTarget):
     def __init__(
         self, container: Container, options: Mapping[str, str], resolving: KeyedThreads
     ) -> None:
-        """`resolving` looks up hosts: a name server that does not answer holds up nothing else."""
+        """`resolving` resolves host names: a slow name server delays nothing else."""
         super().__init__()
         self._resolving = resolving
         self._text = options.get("syslog-address", "")
@@ -64,7 +64,7 @@ class Syslog(SocketTarget):
         self._format = _formatter(options.get("syslog-format", usual), container, local)
         self._stream = False
         self._rest: tuple[bytes, int] | None = None
-        """On a stream, messages of which a part was sent, and how much of them."""
+        """On a stream, partly sent messages, and how many of their bytes."""
 
     async def send(self, lines: Sequence[Line]) -> int:
         """See `Target.send`."""
@@ -87,7 +87,7 @@ class Syslog(SocketTarget):
                         for message in some:
                             await send_datagram(self._connected(), message)
                             taken += 1
-                    # Whatever waits on this loop has its turn.
+                    # Let other tasks of the event loop run.
                     await asyncio.sleep(0)
         except TimeoutError:
             if self._socket is None:
@@ -180,8 +180,8 @@ class Syslog(SocketTarget):
 
 
 def _formatter(name: str, container: Container, local: bool) -> Callable[[int, str], bytes]:
-    """What begins a message, given its priority and time. As in Docker, a message of RFC 3164 to
-    a socket of the node has no hostname."""
+    """The header of a message, by its priority and time. As in Docker, a message of RFC 3164 to a
+    socket of the node has no hostname."""
     host, pid = _word(container.source.node, 255), os.getpid()
     tag, id = _word(container.tag, _LONGEST_TAG), _word(container.tag, _LONGEST_ID)
     if name == "rfc3164":

@@ -1,8 +1,7 @@
-"""What this node tells Prometheus: its containers, its host, and what the agent holds.
+"""Prometheus metrics of this node: its containers, its host, and the agent itself.
 
-Read when it is asked for, never before. Containers have cAdvisor's names, the host node_exporter's
-(as far as Orc looks), all else begins with `orc_`. Labels are of what exists: what has gone is in
-no later answer.
+Read on each scrape. Metrics of containers have cAdvisor's names, of the host node_exporter's, all
+others begin with `orc_`. Only existing objects have series.
 """
 
 from __future__ import annotations
@@ -38,22 +37,22 @@ from orchestrator.web.scrape import MetricsApp, process_registry
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """What an agent has in its keeping."""
+    """The numbers of objects on this node."""
 
     images: int
     image_bytes: int
     volumes: int
     networks: int
     peers: int
-    """Other nodes that its networks reach."""
+    """Other nodes in its networks."""
     endpoints: int
-    """Addresses of running tasks, of the whole cluster, that its names and balance know."""
+    """Addresses in the endpoint table, of running tasks of the whole cluster."""
 
 
 def holdings(
     images: ImageStore, volumes: VolumeStore, networks: NetworkReconciler, endpoints: EndpointTable
 ) -> Holdings:
-    """What these hold now."""
+    """The current numbers."""
     inventory = images.inventory()
     return Holdings(
         images=len(inventory),
@@ -67,13 +66,13 @@ def holdings(
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """The parts of an agent that are told of."""
+    """The components of an agent that metrics are read from."""
 
     runners: Mapping[str, TaskRunner]
     access: Callable[[str], ContainerHandle]
     holdings: Callable[[], Holdings]
     connected: Callable[[], bool]
-    """Whether a manager hears it."""
+    """Whether it has a session with a manager."""
     runtime: str
     """Name and version of the OCI runtime."""
     dropped: Callable[[], Mapping[str, int]]
@@ -89,7 +88,7 @@ async def serving(
     token_digest: Callable[[], str],
     revocations: Revocations,
 ) -> AsyncIterator[int]:
-    """Serve `/metrics` while the body runs; the port. Raises CannotListen."""
+    """Serve `/metrics` during the block; yields the port. Raises CannotListen."""
     identity, data, host = settings.identity, settings.data_dir, os.uname()
     registry = process_registry()
     registry.register(HostCollector(data))
@@ -127,10 +126,10 @@ class ContainerText:
         self._node = node
         self._clock = clock
         self._known: dict[tuple[str, int], tuple[CadvisorReader, str]] = {}
-        """Task and process → where its figures are, and its labels."""
+        """Task and process → its cgroup files and labels."""
 
     def render(self) -> str:
-        """Every family, each with a sample a container (and interface)."""
+        """All families, with a sample per container (and interface)."""
         lines: dict[str, list[str]] = {name: [] for name in _FAMILIES}
         known, self._known = self._known, {}
         for task_id, runner in self._runners.items():
@@ -194,7 +193,7 @@ _COLUMNS = [(name, column) for name, (_, column) in cadvisor.INTERFACES.items()]
 
 
 class AgentCollector(Collector):
-    """The agent's own: what it holds, and whether a manager hears it."""
+    """Metrics of the agent itself."""
 
     def __init__(self, shown: Shown, facts: Mapping[str, str]) -> None:
         """`facts` are labels of the node: hostname, version, …"""

@@ -1,4 +1,4 @@
-"""What this node's disk holds: containers' writable layers, images, what builds have left."""
+"""Disk usage of this node: containers' writable layers, images, the build cache."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from orchestrator.pb import dispatch_pb2, system_pb2
 
 
 class Roots(Protocol):
-    """Where a container's writable layer is (`runtime.engine.crun.CrunRuntime`)."""
+    """Paths of containers' writable layers (`runtime.engine.crun.CrunRuntime`)."""
 
     def upper(self, container_id: str) -> Path: ...
 
 
 class DiskUsage:
-    """Counts. Blobs and layers never change, so each is counted once."""
+    """Measures disk usage. Blobs and layers never change, so each is measured once."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class DiskUsage:
         roots: Roots,
         data: Path,
     ) -> None:
-        """`data` is a folder on the file system that all of it is on."""
+        """`data` is a folder on the file system of all of these."""
         self._store = store
         self._builder = builder
         self._runners = runners
@@ -46,7 +46,7 @@ class DiskUsage:
     async def serve(
         self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
     ) -> dispatch_pb2.TunnelResult:
-        """Count what there is (a handler of `tunnels.Tunnels`)."""
+        """Measure the disk usage (a handler of `tunnels.Tunnels`)."""
         images = {image.id: self._parts(image.id) for image in self._store.inventory()}
         usage = await asyncio.to_thread(
             self._count, images, self._containers(), order.disk_usage.containers_only
@@ -57,11 +57,10 @@ class DiskUsage:
         try:
             return self._store.parts(digest)
         except ImageError:
-            return ()  # it went meanwhile
+            return ()  # removed meanwhile
 
     def _containers(self) -> dict[str, str]:
-        """Container → digest of its image, empty for one that this node does not have (any
-        more)."""
+        """Container → digest of its image, empty if this node lacks it."""
         found = {}
         for runner in list(self._runners.values()):
             task = runner.task
@@ -104,5 +103,5 @@ class DiskUsage:
                     tree_usage(part) if part.is_dir() else part.stat().st_blocks * 512
                 )
             except OSError:
-                return 0  # it went meanwhile
+                return 0  # removed meanwhile
         return self._sizes[part]

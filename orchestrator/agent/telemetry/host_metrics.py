@@ -1,7 +1,6 @@
-"""What the host's kernel tells, under the names that node_exporter and cAdvisor gave it.
+"""Metrics of the host's kernel, under the names of node_exporter and cAdvisor.
 
-Devices come and go with containers: those that are containers' own ends are left out, so that what
-is told stays as bounded as the host.
+Devices of containers are left out, so that the number of series is bounded by the host.
 """
 
 from __future__ import annotations
@@ -45,14 +44,14 @@ _PARTS = re.compile(r"(z?ram|loop|fd|sr|dm-|md)\d+|([hsv]|xv)d[a-z]+\d+|(nvme\d+
 
 
 class HostCollector(Collector):
-    """The host, as far as /proc tells at once."""
+    """Metrics of the host that /proc returns without delay."""
 
     def __init__(self, disk: Path) -> None:
         """`disk`: a folder on the file system that holds images and containers."""
         self._disk = disk
 
     def collect(self) -> Iterable[Metric]:
-        """Every family; those that this kernel does not have are left out."""
+        """All families, except those that this kernel lacks."""
         stat, memory = read_text("/proc/stat"), read_text("/proc/meminfo")
         yield _processors(stat)
         for key in _MEMORY:

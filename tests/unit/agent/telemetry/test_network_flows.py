@@ -87,8 +87,8 @@ class Call:
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """What the kernel was told of counting bytes; it does not yet."""
     said: list[bool] = []
-    monkeypatch.setattr(network_flows.connections, "counts_bytes", lambda: bool(said) and said[-1])
-    monkeypatch.setattr(network_flows.connections, "count_bytes", said.append)
+    monkeypatch.setattr(network_flows.conntrack, "counts_bytes", lambda: bool(said) and said[-1])
+    monkeypatch.setattr(network_flows.conntrack, "count_bytes", said.append)
     return said
 
 

@@ -100,9 +100,15 @@ async def test_errors_for_services_that_are_no_jobs_and_jobs_without_runs(
     await create(control, web)
     await create(control, replace(SPEC, name="nightly", job=JobSpec(schedule="@daily")))
     for call, words in (
-        (jobs.StartJob(jobs_pb2.StartJobRequest(job="sums")), "run 1 of job 'sums' is still under"),
+        (
+            jobs.StartJob(jobs_pb2.StartJobRequest(job="sums")),
+            "run 1 of job 'sums' is still in progress",
+        ),
         (jobs.StopJob(jobs_pb2.StopJobRequest(job="web")), "'web' is a service, not a job"),
-        (jobs.StopJob(jobs_pb2.StopJobRequest(job="nightly")), "no run of job 'nightly' is under"),
+        (
+            jobs.StopJob(jobs_pb2.StopJobRequest(job="nightly")),
+            "no run of job 'nightly' is in progress",
+        ),
         (jobs.StopJob(jobs_pb2.StopJobRequest(job="nigthly")), "did you mean 'nightly'?"),
     ):
         with pytest.raises(grpc.aio.AioRpcError) as refused:

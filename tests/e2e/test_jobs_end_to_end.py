@@ -76,7 +76,7 @@ def test_a_deadline_ends_it_and_a_timeout_only_the_waiting(cluster: Cluster, hel
     cluster.orc("job", "stop", "slow")
     assert job(cluster, "slow")["error"] == "stopped by its user"
     eventually(lambda: [t["state"] for t in cluster.json("job", "ps", "slow")] == ["shutdown"])
-    assert "no run of job 'slow' is under way" in cluster.refused("job", "stop", "slow")
+    assert "no run of job 'slow' is in progress" in cluster.refused("job", "stop", "slow")
 
 
 def test_a_node_that_is_lost_costs_no_retry(cluster: Cluster, hello: str) -> None:

@@ -47,7 +47,7 @@ class JobOperations(Operations):
 
     def _stopped(self, job: Service) -> Service:
         if not job_runs.active_runs(job):
-            raise failed_precondition(f"no run of job '{job.spec.name}' is under way")
+            raise failed_precondition(f"no run of job '{job.spec.name}' is in progress")
         return job_runs.stop_runs(job, self.ctx.now(), "stopped by its user")
 
     async def _changed(self, word: str, change: Callable[[Service], Service]) -> Any:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs lifecycle hooks: programs in a running container that the agent waits for.
 
-A hook that was running when its agent ended is run again, from its beginning, by the next agent,
-which first kills what is left of it. So a hook may run more than once, but not twice at a time.
+If the agent ends during a hook, the next agent kills what is left of it and runs it again from the
+beginning. So a hook may run more than once, but never concurrently with itself.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from orchestrator.linux.processes import ProcessIdentity
 from orchestrator.model.hooks import Hook
 
 _TAIL = 4096
-"""Bytes of each of a hook's streams of which the last line is looked for."""
+"""Bytes at the end of a hook's streams that are searched for the last line."""
 _LINE_LIMIT = 300
 """Characters of that line that are shown."""
 _KILLED = 1.0
-"""Seconds that a killed program gets to be gone."""
+"""Seconds until a killed program must have ended."""
 
 
 class Hooks:
@@ -38,8 +38,8 @@ class Hooks:
         self._access = access
 
     async def run(self, container_id: str, hook: Hook) -> str:
-        """Run a hook to its end; cancelled, its program is killed. Returns why it failed, in one
-        line; empty: it succeeded.
+        """Run a hook to its end; on cancellation its program is killed. Returns why it failed, in
+        one line; empty: it succeeded.
 
         Raises ContainerEnding, and OSError where the agent itself lacks what it takes.
         """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One probe of a container: a program in it, or a question from its node."""
+"""Probes of a container: a program in it, or HTTP, TCP or gRPC from its node."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from orchestrator.pb import health_pb2
 
 _SHELL = ("/bin/sh", "-c")
 _OUTPUT_LIMIT = 4096
-"""Bytes of a probe's output that are kept (Docker's)."""
+"""Bytes of a probe's output that are kept, as in Docker."""
 _LINE_LIMIT = 300
 """Characters of it that are shown."""
 _CHECK = "/grpc.health.v1.Health/Check"
 _SERVING = 1
 _OWN_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-"""What the agent's process, or its host, has run out of."""
+"""Errors of exhausted resources of the agent or its host."""
 
 
 class Probes:
@@ -36,16 +36,15 @@ class Probes:
     def __init__(self, access: Callable[[str], ContainerHandle]) -> None:
         self._access = access
         self._hanging: dict[str, ProcessIdentity] = {}
-        """By container: the program of a probe that could not be killed."""
+        """Container → the program of a probe that could not be killed."""
 
     async def probe(
         self, container_id: str, check: HealthCheck, addresses: Mapping[str, str]
     ) -> ProbeResult:
-        """The answer to one probe. `addresses` (network → IP) are the container's; one without is
-        in its node's network. A probe that can be made in no way has failed.
+        """The result of one probe. `addresses` (network → IP) are the container's; without any, it
+        is in the node's network. An impossible probe has failed.
 
-        Raises OSError where the agent itself lacks what it takes: that says nothing of the
-        container.
+        Raises OSError if the agent lacks resources, which says nothing about the container.
         """
         kind, *arguments = check.test
         address = next(iter(addresses.values()), "127.0.0.1")
@@ -83,7 +82,7 @@ class Probes:
             output = await _read(program)
             status = await program.wait()
         except BaseException:
-            # Nobody waits for it any more, so it must not go on.
+            # Its result is no longer needed, so it must end.
             if (hanging := await asyncio.shield(program.end())) is not None:
                 self._hanging[container_id] = hanging
             raise
@@ -95,7 +94,7 @@ class Probes:
 
 
 async def _read(program: ExecProgram) -> bytes:
-    """The first of its output; all of it is read."""
+    """The beginning of its output; all of it is read."""
     output = bytearray()
     while (chunk := await program.read()) is not None:
         output += chunk[1][: _OUTPUT_LIMIT - len(output)]
@@ -152,7 +151,7 @@ async def _grpc(address: str, port: int, service: str) -> ProbeResult:
 
 
 def _line(head: str, output: bytes = b"") -> str:
-    """One line of what a probe said."""
+    """One line of a probe's output."""
     text = " ".join(output.decode(errors="replace").split())
     line = f"{head}: {text}" if text else head.strip()
     return line if len(line) <= _LINE_LIMIT else line[: _LINE_LIMIT - 1] + "…"

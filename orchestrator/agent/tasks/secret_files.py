@@ -2,13 +2,13 @@
 """The secrets and configs of this node's tasks: in memory, and nowhere else.
 
 They are in a tmpfs of their own below the node's run folder, which only root can enter and which is
-not swapped where the kernel can promise that (Linux 6.4). It outlives the agent, so a container
-that runs keeps its files, and so does what is held for one that is yet to start; a reboot empties
-it, and then a task that names a secret waits until a manager has sent it again.
+never swapped where the kernel supports that (Linux 6.4). It outlives the agent, so running
+containers keep their files, and so do containers that have not started yet. A reboot empties it;
+then a task that names a secret waits until a manager has sent it again.
 
-`data/` has what a manager sent, by key, as long as a task of this node names it. `tasks/ID/` has a
-task's own files, with owner and mode as its container is to see them; each is mounted by itself,
-read-only. `files` in it says which are in place, so that an agent that dies half-way goes on.
+`data/` has received data by key, as long as a task of this node names it. `tasks/ID/` has a task's
+own files, with the owner and mode in its container; each is mounted separately, read-only. `files`
+in it lists those in place, so that the work of a killed agent is resumed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from orchestrator.pb import documents_pb2
 log = logging.getLogger(__name__)
 
 NOT_REPLACED = "secrets and configs are as they were: "
-"""Begins the message of a container that runs on with older files."""
+"""Prefix of the message of a container that runs on with older files."""
 
 _IN_PLACE = "files"
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -44,15 +44,15 @@ class FileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """A file of a task of which there is a newer version."""
+    """A replaced file of a task."""
 
     file: documents_pb2.AssignedFile
     source: Path
-    """The new one."""
+    """The new file."""
 
 
 def mount_memory(folder: Path) -> None:
-    """Make the tmpfs that `TaskFiles` works in, unless it is there. Raises OSError."""
+    """Mount the tmpfs of `SecretFiles`, unless it is mounted. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o711)
     if is_mounted(folder):
         return
@@ -65,7 +65,7 @@ def mount_memory(folder: Path) -> None:
 
 
 class SecretFiles:
-    """Keeps what managers send, and makes the tasks' files of it."""
+    """Keeps the data that managers send, and creates the files of tasks."""
 
     def __init__(self, folder: Path) -> None:
         """`folder` must be in memory; see `mount_memory`."""
@@ -74,14 +74,14 @@ class SecretFiles:
         self._data.mkdir(exist_ok=True, mode=0o700)
         self._tasks.mkdir(exist_ok=True, mode=0o711)
         self._ahead: set[str] = set()
-        """Keys that came and that no assignment has told of yet."""
+        """Received keys that no assignment has named yet."""
         self._errors: dict[str, str] = {}
         """Key → why a manager has no data for it."""
         self._arrived = asyncio.Event()
 
     @classmethod
     def in_memory(cls, folder: Path) -> SecretFiles:
-        """Those of a node, in a tmpfs that is made unless it is there. Raises FileError."""
+        """The files of a node, in a tmpfs that is mounted if necessary. Raises FileError."""
         try:
             mount_memory(folder)
             return cls(folder)
@@ -91,7 +91,7 @@ class SecretFiles:
             ) from error
 
     def take(self, payload: documents_pb2.Payload) -> None:
-        """Keep what a manager sent, of which its next assignment tells."""
+        """Keep received data, which the next assignment names."""
         if not _KEY.fullmatch(payload.key):
             log.warning("data with the key %r is not kept", payload.key)
             return
@@ -110,8 +110,8 @@ class SecretFiles:
         arrived.set()
 
     def retain(self, keys: Collection[str], *, assigned: bool) -> None:
-        """Forget what no task of this node names any more. `assigned`: an assignment has told who
-        needs what came before it."""
+        """Drop data that no task of this node names any more. `assigned`: an assignment has named
+        the data received before it."""
         if assigned:
             self._ahead.clear()
         needed = {*keys, *self._ahead}
@@ -122,13 +122,14 @@ class SecretFiles:
             del self._errors[key]
 
     def retain_tasks(self, task_ids: Collection[str]) -> None:
-        """Forget the files of other tasks."""
+        """Remove the files of other tasks."""
         for entry in list(os.scandir(self._tasks)):
             if entry.name not in task_ids:
                 self.remove(entry.name)
 
     def missing(self, files: Iterable[documents_pb2.AssignedFile]) -> str:
-        """What has not come yet, such as `secret db`; empty if all is there or cannot come."""
+        """The data not received yet, such as `secret db`; empty if all is complete or
+        unavailable."""
         names = [
             file.name
             for file in files
@@ -137,7 +138,8 @@ class SecretFiles:
         return ", ".join(dict.fromkeys(names))
 
     async def wait(self, files: Sequence[documents_pb2.AssignedFile]) -> None:
-        """Until all has come. May be cut short. Raises FileError for what cannot come."""
+        """Wait until all data is received. Safe to cancel. Raises FileError for unavailable
+        data."""
         while self.missing(files):
             await self._arrived.wait()
         for file in files:
@@ -147,8 +149,8 @@ class SecretFiles:
     def place(
         self, task_id: str, files: Sequence[documents_pb2.AssignedFile], users: range
     ) -> tuple[Mount, ...]:
-        """Make a task's files, and what mounts them in its container, whose users have the ids
-        `users` of the host; none: the host's own. Raises FileError."""
+        """Create a task's files; return their mounts. The users of its container have the ids
+        `users` of the host; empty: the host's own. Raises FileError."""
         if not files:
             return ()
         folder = self._folder(task_id, users)
@@ -162,7 +164,7 @@ class SecretFiles:
     def stale(
         self, task_id: str, files: Sequence[documents_pb2.AssignedFile]
     ) -> list[documents_pb2.AssignedFile]:
-        """Those of a task's files that its container has in another version."""
+        """The files of a task that are outdated in its container."""
         if not files:
             return []
         there = self._in_place(self._tasks / task_id)
@@ -171,15 +173,15 @@ class SecretFiles:
     def renew(
         self, task_id: str, files: Sequence[documents_pb2.AssignedFile], users: range
     ) -> list[Replaced]:
-        """Make the new files in place of those that are stale; they are yet to be mounted, and
-        then to be `settle`d. Raises FileError."""
+        """Create the new versions of outdated files, which then have to be mounted and `settle`d.
+        Raises FileError."""
         folder = self._folder(task_id, users)
         return [
             Replaced(file, self._make(folder, file, users)) for file in self.stale(task_id, files)
         ]
 
     def settle(self, task_id: str, files: Sequence[documents_pb2.AssignedFile]) -> None:
-        """Write down that these are in place, and forget older ones."""
+        """Record that these are in place, and remove older ones."""
         folder = self._tasks / task_id
         self._record(folder, files)
         current = {_name(file) for file in files} | {_IN_PLACE}
@@ -188,14 +190,14 @@ class SecretFiles:
                 os.unlink(entry.path)
 
     def remove(self, task_id: str) -> None:
-        """Forget a task's files; fine when there are none."""
+        """Remove a task's files, if there are any."""
         shutil.rmtree(self._tasks / task_id, ignore_errors=True)
 
     def _folder(self, task_id: str, users: range) -> Path:
         folder = self._tasks / task_id
         folder.mkdir(exist_ok=True, mode=0o700)
         if users:
-            # The container's root must find its way to what is mounted.
+            # The container's root user must be able to traverse to the mounted files.
             os.chown(folder, -1, users.start)
             folder.chmod(0o710)
         return folder
@@ -232,10 +234,10 @@ class SecretFiles:
 
 
 def _name(file: documents_pb2.AssignedFile) -> str:
-    """Of a file in its task's folder: another for each target and version."""
+    """The name of a file in its task's folder: unique per target and version."""
     return f"{file.target.replace('%', '%25').replace('/', '%2f')[-150:]}={file.payload}"
 
 
 def _write(path: Path, data: bytes, mode: int, owner: tuple[int, int] = (0, 0)) -> None:
-    # A draft with the file's own name could have too long a name.
+    # A temporary name derived from the file's name could be too long.
     write_file(path, data, mode=mode, owner=owner, temporary=path.with_name(".new"))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who talks to whom on this node, told to a manager while somebody looks.
+"""Network flows of this node's containers, streamed to a manager on request.
 
-The kernel's table of connections is read every few seconds, by a thread, and less often the longer
-that takes, so that it costs a twentieth of a core at most. While nobody looks nothing is read, and
-no bytes are counted for it. That they are is on record for as long, so that the next agent ends it
-if this one is killed.
+A thread reads the kernel's connection table every few seconds, and less often the longer that
+takes, so that it costs a twentieth of a core at most. Without a request nothing is read, and byte
+counters are off. That they are on is recorded, so that the next agent switches them off if this one
+is killed.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from orchestrator.pb import dispatch_pb2, flows_pb2
 log = logging.getLogger(__name__)
 
 MOST_FLOWS = 1000
-"""That a frame has."""
+"""Flows per frame."""
 LEAST_PERIOD, MOST_PERIOD = 0.5, 60.0
 SHARE = 20
-"""Times as long as a look takes it is until the next one."""
+"""The pause between two reads, in multiples of a read's duration."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What connections there were, at a monotonic time."""
+    """The connections at a monotonic time."""
 
     at: float
     connections: Sequence[Connection]
 
 
 class NetworkFlows:
-    """Reads the table for all that look, and tells each what is new to it.
+    """Reads the table for all requests, and sends each its changes.
 
-    `record` is a file that need not outlive the host's kernel: it is there while bytes are counted
-    on our account.
+    `record` is a file that need not survive a reboot: it exists while this agent has byte counters
+    switched on.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class NetworkFlows:
     async def serve(
         self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
     ) -> dispatch_pb2.TunnelResult:
-        """Tell who talks until hung up (a handler of `tunnels.Tunnels`). Raises OSError."""
+        """Send flows until the stream ends (a handler of `tunnels.Tunnels`). Raises OSError."""
         period = min(max(order.flows.period, LEAST_PERIOD), MOST_PERIOD)
         before: Sample | None = None
         async with self._counting():
@@ -85,7 +85,7 @@ class NetworkFlows:
                 await asyncio.sleep(max(period, SHARE * self._took))
 
     async def _newest(self, old: float) -> Sample:
-        """The table as it is, or was less than `old` seconds ago: others look, too."""
+        """The table, at most `old` seconds old: requests share it."""
         async with self._lock:
             began = self._monotonic()
             if began - self._sample.at > old:
@@ -95,7 +95,7 @@ class NetworkFlows:
             return self._sample
 
     def _addresses(self) -> frozenset[bytes]:
-        """Of this node's containers."""
+        """The addresses of this node's containers."""
         found = (runner.status for runner in self._runners.values())
         return frozenset(
             ipaddress.ip_address(address).packed
@@ -105,7 +105,7 @@ class NetworkFlows:
 
     @asynccontextmanager
     async def _counting(self) -> AsyncIterator[None]:
-        """Have bytes be counted while somebody looks; who did so before goes on."""
+        """Switch byte counters on during requests, unless they were on before."""
         self._looking += 1
         try:
             if self._looking == 1 and not conntrack.counts_bytes():
@@ -119,7 +119,7 @@ class NetworkFlows:
                 self._count_no_more()
 
     def _count_no_more(self) -> None:
-        """Switch off what we have switched on, or an agent before us that was killed."""
+        """Switch byte counters off that this agent, or a killed one, has switched on."""
         if self._record.exists():
             _count(False)
             self._record.unlink()
@@ -133,7 +133,7 @@ def _count(wanted: bool) -> None:
 
 
 def changes(before: Sample | None, now: Sample) -> flows_pb2.NodeFlows:
-    """What is open, and what was said since the sample before; pure."""
+    """The open connections, and their traffic since the previous sample. Pure."""
     known = {each.id: each for each in before.connections} if before else {}
     found: dict[tuple[bytes, bytes, int, int], list[int]] = {}
     for each in now.connections:
@@ -143,7 +143,7 @@ def changes(before: Sample | None, now: Sample) -> flows_pb2.NodeFlows:
         if before is None:
             continue
         earlier = known.get(each.id)
-        if earlier is None or earlier.sent > each.sent:  # another one of the same ports
+        if earlier is None or earlier.sent > each.sent:  # another connection with the same ports
             sums[1] += 1
             earlier = None
         sums[2] += each.sent - (earlier.sent if earlier else 0)

@@ -23,12 +23,12 @@ from orchestrator.model.states import TaskState
 from orchestrator.pb import dispatch_pb2, interact_pb2, system_pb2
 
 INTERVAL = 1.0
-"""Seconds between two looks at a container's figures."""
+"""Seconds between two samples of `stats`."""
 _DEFAULT_OPTIONS = ("-ef",)
 
 
 class ResourceUsage:
-    """What this node's containers do and use, for whoever asks."""
+    """Serves `top` and `stats` of this node's containers."""
 
     def __init__(
         self, runners: Mapping[str, TaskRunner], access: Callable[[str], ContainerHandle]
@@ -40,13 +40,13 @@ class ResourceUsage:
     async def top(
         self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
     ) -> dispatch_pb2.TunnelResult:
-        """Send what ps(1) says of a container's processes. Raises RuntimeFailure."""
+        """Send the output of ps(1) for a container's processes. Raises RuntimeFailure."""
         access = self._access(order.top.container)
         access.running()
         options = tuple(order.top.ps_options) or _DEFAULT_OPTIONS
         try:
             process = await asyncio.create_subprocess_exec(
-                # All of the node's, for these may have any user; `pick` leaves the container's.
+                # Of the whole node, since users are arbitrary; `pick` selects the container's.
                 *("ps", *options, "-A"),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
@@ -69,7 +69,8 @@ class ResourceUsage:
     async def stats(
         self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
     ) -> dispatch_pb2.TunnelResult:
-        """Send the figures of some containers, or of all that run, once a second until hung up."""
+        """Send the usage of some, or all running, containers once a second until the stream
+        ends."""
         wanted = frozenset(order.stats.containers)
         loop = asyncio.get_running_loop()
         due = loop.time()
@@ -77,15 +78,15 @@ class ResourceUsage:
         while True:
             rows = interact_pb2.NodeStats(containers=self._figures(wanted, files))
             await call.write(dispatch_pb2.Frame(stats=rows))
-            # Where nobody takes them, none are collected to be sent later.
+            # A slow reader gets fewer samples, not older ones.
             due = max(due + INTERVAL, loop.time())
             await asyncio.sleep(due - loop.time())
 
     def _figures(
         self, wanted: frozenset[str], files: dict[tuple[str, int], StatsReader]
     ) -> Iterator[interact_pb2.ContainerStats]:
-        """The figures of what runs. `files` are those of containers that were looked at before,
-        by id and process."""
+        """The usage of running containers. `files` are the open files of earlier samples, by id and
+        process."""
         known = dict(files)
         files.clear()
         for task_id in wanted or list(self._runners):
@@ -116,9 +117,9 @@ class ResourceUsage:
 
 
 def pick(output: str, pids: set[int]) -> interact_pb2.TopReply:
-    """The rows of some processes in what ps(1) prints, by its column PID.
+    """The rows of some processes in the output of ps(1), by its column PID.
 
-    Raises RuntimeFailure when it prints no such column.
+    Raises RuntimeFailure if there is no such column.
     """
     heading, *lines = output.splitlines() or [""]
     titles = heading.split()
@@ -127,7 +128,7 @@ def pick(output: str, pids: set[int]) -> interact_pb2.TopReply:
     column = titles.index("PID")
     rows = []
     for line in lines:
-        # The last column is the command, spaces and all.
+        # The last column is the command, which may contain spaces.
         fields = line.split(None, len(titles) - 1)
         if len(fields) > column and fields[column].isdigit() and int(fields[column]) in pids:
             rows.append(interact_pb2.ProcessRow(fields=fields))
@@ -150,7 +151,7 @@ _IDLE = (3, 4)
 
 
 class _Series:
-    """The samples of one thing."""
+    """The samples of one container, or of the node."""
 
     __slots__ = ("_cpu", "_when", "at", "cores", "memory")
 
@@ -173,7 +174,7 @@ class _Series:
 
 
 class UsageHistory:
-    """Takes samples, and tells them."""
+    """Takes samples, and serves them."""
 
     def __init__(
         self,
@@ -196,7 +197,7 @@ class UsageHistory:
             await asyncio.sleep(HISTORY_PERIOD)
 
     def sample(self) -> None:
-        """Take one of everything now; what the node has no more is forgotten."""
+        """Take a sample of everything now, and drop removed containers."""
         at, when = self._clock(), self._monotonic()
         self._series[_NODE].add(at, when, *_node())
         for task_id in self._series.keys() - self._runners.keys() - {_NODE}:
@@ -217,14 +218,14 @@ class UsageHistory:
     async def serve(
         self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
     ) -> dispatch_pb2.TunnelResult:
-        """Tell the samples of a container, or of the node (a handler of `tunnels.Tunnels`)."""
+        """Send the samples of a container, or of the node (a handler of `tunnels.Tunnels`)."""
         found = self._series.get(order.history.task_id) or _Series()
         history = system_pb2.History(at=found.at, cores=found.cores, memory=found.memory)
         return dispatch_pb2.TunnelResult(history=history)
 
 
 def _node() -> tuple[float, float]:
-    """Seconds of CPU time that the host's processors worked, and bytes of memory in use."""
+    """CPU time of the host in seconds, and bytes of memory in use."""
     first = read_text("/proc/stat").split(b"\n", 1)[0].split()[1:9]
     busy = sum(int(ticks) for column, ticks in enumerate(first) if column not in _IDLE)
     memory = read_text("/proc/meminfo")

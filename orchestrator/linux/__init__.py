@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernel and file system primitives, shared by managers, agents, network helpers and dev hosts.
 
 System calls that Python has no function for (`libc`), mounts, untrusted trees, confined programs,

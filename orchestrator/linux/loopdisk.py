@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A folder with a hard size limit: a separate file system in a sparse file, on a loop device.
 
 It works on any file system of the node, unlike project quotas, for which the file system must have

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Invariants of the simulated cluster, checked at every step."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Invariants of jobs: nothing counted twice, nothing lost, concurrency limits kept."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Seeded runs of standalone containers with failures and reboots: each reaches its goal."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Seeded image pulls with nodes that die, freeze and hang: every waiting pull gets its image."""
 
 from __future__ import annotations

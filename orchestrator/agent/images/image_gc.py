@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image garbage collection: removes unused images when the disk is full, least recently used first.
 
 The build cache is removed before any image.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image pulls: from this node's store, else from other nodes, else from the registry.
 
 A manager grants each pull and its sources, for it knows which nodes have the image and limits

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads the log files of a container from the position of an earlier reader.
 
 A position is a file and an offset in it. A file keeps its inode when it is rotated or moved; since

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logs of ended tasks.
 
 While a container exists its log belongs to the runtime. Before the container is removed, its log

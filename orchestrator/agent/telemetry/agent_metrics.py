@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prometheus metrics of this node: its containers, its host, and the agent itself.
 
 Read on each scrape. Metrics of containers have cAdvisor's names, of the host node_exporter's, all

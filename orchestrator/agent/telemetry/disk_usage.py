@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Disk usage of this node: containers' writable layers, images, the build cache."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics of the host's kernel, under the names of node_exporter and cAdvisor.
 
 Devices of containers are left out, so that the number of series is bounded by the host.

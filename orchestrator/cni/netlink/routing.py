@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Routes, neighbours and forwarding entries of one interface, typed; see `links`."""
 
 from __future__ import annotations

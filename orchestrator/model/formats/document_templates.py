@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configs and secrets that are templates, as Docker's `--template-driver golang` has them.
 
 They are templates as a spec's variables are (`task_templates`), with three more functions: `env

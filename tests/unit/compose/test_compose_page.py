@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`docs/how-to/from-compose.md` documents each key."""
 
 from __future__ import annotations

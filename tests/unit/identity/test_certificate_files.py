@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Certificates as text and as files: validity, and atomic replacement of both files."""
 
 from __future__ import annotations

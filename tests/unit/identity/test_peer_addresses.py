@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The address that a call comes from."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Revoked certificates: refused in new calls, and their calls in progress end."""
 
 from __future__ import annotations

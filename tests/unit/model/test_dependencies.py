@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dependencies between services: parsing and start order."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Log positions: a stream resumed at any line is complete."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Differences between two specs, as text."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builders of clusters for tests, and a world in which plans are applied."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Consumers that keep a network from being removed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A dry run predicts what then happens."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dry runs of jobs: what starts at once, what is queued, what stops."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Properties of any plan, in any state of the cluster.
 
 States are not reached by planning but made up: nodes of any state and size, services of any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An evolved view equals a view made from scratch."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CNI lists: what is valid, and errors that name the key."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generic resources: parsing, and what a container gets."""
 
 from __future__ import annotations

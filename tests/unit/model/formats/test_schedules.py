@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Schedules: parsing, when they fire, and errors for typos."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Templates in specs, filled in with values of the task, service and node."""
 
 from __future__ import annotations

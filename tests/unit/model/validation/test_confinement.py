@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Confinement options: what is valid, and the errors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Health checks: validation and defaults."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Access to a node's host that a container needs, and which nodes allow it."""
 
 from __future__ import annotations

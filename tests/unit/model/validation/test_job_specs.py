@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each error in a job spec, with its field and message."""
 
 from __future__ import annotations

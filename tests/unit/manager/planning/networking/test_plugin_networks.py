@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks of plugins: defaults, which nodes support them, and their configuration for a node."""
 
 from __future__ import annotations

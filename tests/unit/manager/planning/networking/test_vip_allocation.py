@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The VIP that a service gets, and keeps."""
 
 from __future__ import annotations

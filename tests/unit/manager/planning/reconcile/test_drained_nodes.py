@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draining nodes: at once, a few tasks at a time, and by a deadline."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rescheduling tasks from nodes that fail, come back, or flap."""
 
 from __future__ import annotations

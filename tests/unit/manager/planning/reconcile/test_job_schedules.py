@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs with a schedule: due, overlapping, missed and suspended runs, across leaders."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When a slot is refilled after its task has ended."""
 
 from __future__ import annotations

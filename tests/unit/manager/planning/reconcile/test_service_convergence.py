@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Progress of services, for listings and waiting commands."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dependencies between services: order of starts and stops."""
 
 from __future__ import annotations

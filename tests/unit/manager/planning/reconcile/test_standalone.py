@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Standalone containers: placed, restarted by order or policy, never moved, removed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Outcomes of updates: completed, paused, rolled back, waiting at canaries."""
 
 from __future__ import annotations

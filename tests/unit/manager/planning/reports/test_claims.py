@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which claims of a node about its tasks and itself are accepted."""
 
 from __future__ import annotations

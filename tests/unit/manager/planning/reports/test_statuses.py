@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which statuses of an agent's report are accepted."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hard and soft affinities and anti-affinities to nodes and services."""
 
 from __future__ import annotations

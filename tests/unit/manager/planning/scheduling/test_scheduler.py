@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which node a task gets, and the pending reason when it gets none."""
 
 from __future__ import annotations

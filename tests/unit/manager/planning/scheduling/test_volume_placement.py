@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tasks and their volumes: placement on the pinned node, and what a placement writes."""
 
 from __future__ import annotations

@@ -60,6 +60,7 @@ lint: install ## Check style, types and the direction of imports
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 	@scripts/import-cycles
+	@scripts/spdx --check
 	@! find tests -name 'test_*.py' -printf '%f\n' | sort | uniq -d | sed 's/$$/: two test files have this name/' | grep .
 
 bench: install ## Measure, beside Docker where it is installed (root)

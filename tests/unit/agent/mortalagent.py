@@ -119,15 +119,15 @@ def _agent(folder: Path, arguments: list[str]) -> None:
     from orchestrator.agent.runtime.isolation import rootfs, userns
     from orchestrator.agent.statedb import StateDb
     from orchestrator.agent.tasks.worker import Worker
-    from orchestrator.linux import processes
+    from orchestrator.linux import libc, processes
 
     death = Death(folder)
     for owner, names in (
         (StateDb, ("put_status", "put_renewed", "put_released", "forget")),
         (HelperProcess, ("request",)),
         (userns.NamespaceMaker, ("make",)),
-        (userns, ("mount",)),
-        (rootfs, ("mount", "unmount")),
+        (libc, ("mount",)),
+        (rootfs, ("unmount",)),
         (processes.ProcessIdentity, ("send",)),
     ):
         for name in names:

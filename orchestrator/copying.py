@@ -218,7 +218,7 @@ class Owner:
     """To whom what is unpacked belongs."""
 
     def __init__(self, keep: bool, ids: tuple[int, int] | None = None) -> None:
-        """`keep`: as the tar says, else whoever unpacks it; `ids`: always these."""
+        """`keep`: the owner in the tar, else the user who unpacks it; `ids`: always these."""
         self._keep, self._ids = keep, ids
 
     def of(self, entry: tarfile.TarInfo) -> tuple[int, int]:

@@ -173,7 +173,7 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     default=85,
     show_default=True,
     metavar="PERCENT",
-    help="How full the disk may be before images that nobody needs are removed.",
+    help="How full the disk may be before unused images are removed.",
 )
 @click.option(
     "--image-gc-low",

@@ -3,7 +3,7 @@
 
 Pure: no socket, no clock. A peer is three entries (see the package's docstring), two more where the
 network has IPv6, and a route for each address that its containers have outside of its subnet. All
-of them are compared with the kernel at each pass, so an entry that somebody removed comes back, a
+of them are compared with the kernel at each pass, so an entry that was removed comes back, a
 stale one is removed, and a lost message loses nothing.
 """
 
@@ -181,7 +181,7 @@ def diff(wanted: frozenset[Entry], present: frozenset[Entry]) -> Operations:
     """What turns `present` into `wanted`. Entries in both are left alone.
 
     An entry that a wanted one replaces is not removed first, so its traffic is not interrupted.
-    If somebody appended a second one with the same key, replacing would keep one of them: then all
+    If a second one with the same key was appended, replacing would keep one of them: then all
     stale ones are removed.
     """
     kept = {_key(entry) for entry in wanted}

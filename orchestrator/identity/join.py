@@ -46,7 +46,7 @@ def _split(address: str, default_port: int) -> tuple[str, int]:
 
 
 def _presented(host: str, port: int) -> tuple[str, str]:
-    """The certificate that the other end shows, whoever it is, and our own address towards it."""
+    """The certificate that the other end shows, unverified, and our own address towards it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -42,8 +42,8 @@ async def keep_renewed(
     """Renew the certificate in `files` each time that its time has come, until cancelled.
 
     `request` makes a key and a signing request for it; `unit` (0 to 1) is how late in the time for
-    it this holder is. Connections that exist go on with the one that they began with; whoever
-    opens others reads the files.
+    it this holder is. Existing connections keep the certificate they began with; new ones
+    read the files.
     """
     complaint, failures = "", 0
     while True:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opening files and folders in a tree whose content is not trusted (openat2(2)).
 
-Whoever may write to the tree may replace a folder by a symbolic link at any moment, so a path is
+A writer to the tree may replace a folder by a symbolic link at any moment, so a path is
 resolved once, by a call that never leaves the tree.
 """
 

@@ -190,7 +190,7 @@ def _check_addresses(
 
 
 def node_prefix(pool: IPv4Network) -> int:
-    """The prefix length of the slices that a pool is cut into where nobody says: /24 of a /16 and
+    """The default prefix length of the slices that a pool is cut into: /24 of a /16 and
     of what is larger; of smaller pools as many slices as each then has addresses, or one more bit
     of slices, as the first of them is no node's."""
     return min(max(24, (pool.prefixlen + 33) // 2), LONGEST_SLICE)
@@ -219,8 +219,7 @@ def stays_on_node(driver: str, options: Mapping[str, str]) -> bool:
 
 def read_encrypted(value: str | None) -> bool:
     """The value of the option `encrypted`, None where it is not given; without a value it is on.
-    Raises ValueError for any other value: nobody should believe that a network is encrypted that
-    is not."""
+    Raises ValueError for any other value, so that a typo leaves no network unencrypted."""
     text = "false" if value is None else value.lower() or "true"
     if text in _TRUE:
         return True

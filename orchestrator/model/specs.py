@@ -360,7 +360,7 @@ class TaskSpec(Extensible):
     @property
     def counted(self) -> Resources:
         """What the scheduler counts for a task of this spec: the reservation, else what the
-        kernel is told, else the defaults."""
+        kernel enforces, else the defaults."""
         return Resources(
             shares=self.reservation.shares or self.shares or DEFAULT_SHARES,
             memory=self.reservation.memory or self.limit.memory or DEFAULT_MEMORY,

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Datagrams and a stream of bytes from one node to another, for a test that somebody asked for.
+"""Datagrams and a stream of bytes from one node to another, for a test on request.
 
 An agent opens no port. While a test lasts it listens, on its address in the network that is tested,
-where only the network's own nodes and containers reach it; and only whoever knows the test's token,
-which the manager makes for each, is heard. A stream takes a second or two and goes nowhere.
+where only the network's own nodes and containers reach it, and accepts only peers that know the
+test's token, which the manager makes for each test. A stream takes
+a second or two and is discarded.
 
 A datagram's checksum is left to the network card, if that says it computes it, as those of
 containers' packets are; another one has none (RFC 768). Where the former get lost and the latter

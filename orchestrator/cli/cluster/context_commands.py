@@ -98,7 +98,7 @@ def inspect(names: tuple[str, ...], form: str) -> None:
 @click.argument("file", metavar="[FILE|-]", required=False, shell_complete=completes("files"))
 def export(name: str, file: str | None) -> None:
     """Write a context to a file (NAME.json), for 'orc context import' on another host. The file
-    contains the private key: whoever has it is an admin of the cluster."""
+    contains the private key: its holder is an admin of the cluster."""
     text = dump_context(load_context(name))
     if file == "-":
         click.echo(text, nl=False)

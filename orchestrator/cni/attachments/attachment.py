@@ -294,7 +294,7 @@ def forgeries(host: Host, conf: NetConf) -> dict[str, int]:
         try:
             listed = host.nft.run(f"list set {name}")
         except NftError:
-            continue  # somebody removed it just now
+            continue  # removed concurrently
         for mac, packets in antispoofing.dropped(listed).items():
             if mac in owners:
                 found[owners[mac]] = found.get(owners[mac], 0) + packets

@@ -76,8 +76,8 @@ def _addresses(host: Host, link: Link, wanted: list[Interface]) -> Iterator[str]
 
 
 def rules(host: Host, conf: NetConf) -> Iterator[str]:
-    """What the nftables rules of the network lack. Rules and containers' addresses by their number:
-    nobody edits one."""
+    """What the nftables rules of the network lack. Rules and containers' addresses are
+    compared by number, since none is edited in place."""
     between = antispoofing.between_ports(antispoofing.bridged_families())
     wanted = Counter(_RULE.findall(portmap.script(conf) + between))
     for name in antispoofing.sets(conf.bridge):

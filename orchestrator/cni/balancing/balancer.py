@@ -89,7 +89,7 @@ def _run(nft: Nftables, script: str, rules: Ruleset, *, check: bool) -> None:
             nft.run(script)
         repaired = not check or nftables.counts(ruleset.TABLES) == rules.counts()
     except NftError:
-        repaired = False  # somebody changed our tables by hand
+        repaired = False  # our tables were changed by hand
     if not repaired:
         nft.run(rules.script())
 

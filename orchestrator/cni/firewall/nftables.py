@@ -3,12 +3,12 @@
 
 libnftables (Debian: libnftables1) is the library behind the `nft` command and takes the same
 language. A change costs 0.04 ms, where starting `nft` costs 2 ms. Every script is one transaction:
-all of it is in force, or none. The kernel numbers transactions, so whoever made all of them since
-knows, for 0.01 ms, that a script is still in force.
+all of it is in force, or none. The kernel numbers transactions, so a process that made all
+of them since knows, for 0.01 ms, that a script is still in force.
 
 Tables are counted and not listed, since listing a table as text takes longer than making it
 (include/uapi/linux/netfilter/nf_tables.h). No element is edited in place, so the number of elements
-tells whether somebody changed a table by hand.
+tells whether a table was changed by hand.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def ports(sock: RouteSocket, name: str) -> list[Link]:
 def ensure_plugged(sock: RouteSocket, bridge: Link, cables: Collection[Cable]) -> list[Cable]:
     """Have the ends of these cables in the bridge, up; return the cables that have none.
 
-    A bridge that somebody removed comes back without its ports.
+    A bridge that was removed by hand comes back without its ports.
     """
     isolated = cables_.isolated()
     plugged = {port.name: port for port in links.links(sock, master=bridge.index)}

@@ -249,7 +249,7 @@ def abandon(sock: RouteSocket, cable: Cable, namespace: int) -> None:
     link = links.get_link(sock, cable.host)
     if link is not None:
         mute = links.mute_request(link.index)
-        # Refused if somebody has unplugged the pair, or has done the same: both are fine.
+        # Refused if the pair was unplugged by hand, or this was done before: both are fine.
         sock.attempt([mute, routing.station_request(link.index, cable.mac, remove=True)])
 
 

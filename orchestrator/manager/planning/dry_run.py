@@ -2,10 +2,10 @@
 """Dry runs (`orc plan`): the planner itself on a copy of the cluster, with simulated agents.
 
 Nothing is guessed: the view with the change in it is planned pass by pass, as the leader would, and
-between two passes each agent does at once what it is told, in perfect health. Time passes only
-where the planner asks for it. What comes of it is compared with what there was, slot by slot. On a
-cluster in which nothing else happens, that is what then happens. Of a job, the result has what
-starts at once and what is queued, not what its schedule will do.
+between two passes each agent carries out its assignments at once, without failures. Time passes
+only where the planner asks for it. The result is compared with the present state, slot by slot. On
+a cluster in which nothing else changes, it is what the change will do. Of a job, the result has
+what starts at once and what is queued, not what its schedule will do.
 
 Failures that occur only at run time are not predicted, nor how long anything takes.
 """

@@ -290,8 +290,8 @@ def choose_subnet(view: ClusterView) -> str:
         if not any(overlap(subnet, each) for each in used):
             return str(subnet)
     raise AddressRefused(
-        f"no subnet is left in {' and '.join(map(str, PRIVATE))}; remove networks that nobody "
-        "uses ('orc network prune'), or name one with --subnet"
+        f"no subnet is left in {' and '.join(map(str, PRIVATE))}; remove unused "
+        "networks ('orc network prune'), or name one with --subnet"
     )
 
 

@@ -311,7 +311,7 @@ async def test_an_update_from_a_stale_copy_is_refused(running: Running, control:
         update.base.CopyFrom(to_proto(from_proto(service.spec)))
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await control.UpdateService(update)
-        assert "meanwhile: env +A=1; look at" in (refused.value.details() or "")
+        assert "modified concurrently: env +A=1; look at" in (refused.value.details() or "")
         # What merely goes on, as the planner writes it, is no change of somebody else.
         update.base.CopyFrom(spec)
         await control.UpdateService(update)

@@ -271,7 +271,7 @@ def test_a_network_of_few_nodes_and_one_that_is_unknown(cluster: Cluster, hello:
     cluster.orc("network", "create", "--attachable", "--internal", "inner")
     names = []
     try:
-        assert "is not on two nodes" in cluster.orc("network", "doctor", "inner").stdout
+        assert "spans fewer than two nodes" in cluster.orc("network", "doctor", "inner").stdout
         for node in ("node1", "node3"):
             names.append(f"in-{node}")
             cluster.orc(

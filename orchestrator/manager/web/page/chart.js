@@ -6,7 +6,7 @@ import { bytes, clock } from "/words.js";
 
 const WIDTH = 480, HEIGHT = 96, PERIOD = 15000, HOUR = 3600, LEAST = 300, GAP = 60;
 
-/** What one thing used: a line over time, and what it was at the time that one points at. */
+/** Resource usage as a line over time, with its value at the pointer's position. */
 class Chart {
   #title; #words; #kind; #at = []; #values = []; #span = [0, 1]; #most = 1; #pointed = null;
   #caption = h("figcaption"); #svg; #axis = h("div", { class: "axis soft", "aria-hidden": "true" });
@@ -32,7 +32,7 @@ class Chart {
 
   #y(value) { return HEIGHT - 2 - (value / this.#most) * (HEIGHT - 6); }
 
-  /** The line, in parts where the agent did not run. */
+  /** The line, in segments that are separated where the agent was not running. */
   #parts() {
     const parts = [];
     this.#at.forEach((time, index) => {
@@ -77,7 +77,7 @@ class Chart {
   }
 }
 
-/** What a task or node used, looked at anew for as long as it is shown. */
+/** Resource usage of a task or node, refreshed while it is visible. */
 export class Charts {
   #timer; #query; #trouble = h("p", { class: "soft" });
   #charts = [

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Colours: one for each service, alike in lightness, and those of the page for the canvases.
+// Colours: one per service, of equal lightness, and the style sheet's colours for canvases.
 
 const hues = new Map();
 
-/** A hue of its own for each name, for as long as the page is open: the golden angle keeps those that
- *  come one after the other far apart. Red, from 0 to 45 degrees, means trouble, and is nobody's. */
+/** Assign each name a hue of its own while the page is open. The golden angle keeps consecutive hues
+ *  far apart. Red, from 0 to 45 degrees, is reserved for errors. */
 export function hue(name) {
   if (!hues.has(name)) hues.set(name, 45 + (105 + hues.size * 137.508) % 315);
   return hues.get(name);
@@ -32,7 +32,7 @@ export const isDark = () => document.documentElement.dataset.theme === "dark";
 
 const shades = new Map();
 
-/** A name's colours on the page as it is now: `full` to fill, `tint` beneath text. */
+/** Colours of a name in the current colour scheme: `full` to fill, `tint` as background of text. */
 export function shade(name) {
   const dark = isDark(), key = `${dark}${name}`;
   if (!shades.has(key)) {
@@ -46,7 +46,7 @@ export function shade(name) {
 
 const NAMES = ["ground", "card", "line", "ink", "soft", "bad", "bad-tint", "warn", "bar", "bar-cpu", "bar-memory", "focus", "accent"];
 
-/** The style sheet's colours, by name, for a canvas. */
+/** The style sheet's colours by name, for a canvas. */
 export function inks() {
   const style = getComputedStyle(document.documentElement);
   return Object.fromEntries(NAMES.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));

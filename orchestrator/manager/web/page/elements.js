@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Elements of the page: made, and made to look as they should.
+// DOM elements: create them, and update them in place.
 
-/** An element with attributes, listeners (`onclick`) and children; texts are texts. */
+/** Create an element with attributes, listeners (`onclick`) and children; strings become text nodes. */
 export function h(tag, attributes = {}, ...children) {
   return filled(document.createElement(tag), attributes, children);
 }
@@ -25,8 +25,8 @@ function filled(element, attributes, children) {
 
 const keyOf = (node) => node.id || node.dataset?.key || "";
 
-/** Make what is in `place` look as `wanted` does, and touch only what differs: whoever has chosen,
- *  focused or scrolled something keeps it. Rows are known by `data-key`. */
+/** Update the children of `place` to match `wanted`. Only differences are written, so that selection,
+ *  focus and scroll position are kept. `data-key` identifies rows. */
 export function patch(place, ...wanted) {
   const now = [...place.childNodes];
   wanted = wanted.flat(Infinity).filter((each) => each != null && each !== false)
@@ -57,7 +57,7 @@ function alike(old, next) {
   }
   for (const { name } of [...old.attributes]) if (name !== "style" && !next.hasAttribute(name)) old.removeAttribute(name);
   for (const { name, value } of next.attributes) if (name !== "style" && old.getAttribute(name) !== value) old.setAttribute(name, value);
-  // Not as an attribute, which the page's own policy forbids.
+  // Not as an attribute: the page's Content-Security-Policy forbids inline styles.
   if (old.style.cssText !== next.style.cssText) old.style.cssText = next.style.cssText;
   if (old.tagName === "INPUT") {
     if (old !== document.activeElement) old.value = next.value;

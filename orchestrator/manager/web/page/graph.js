@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where services are that talk to each other: those that ask before those that answer. Pure.
+// Layered layout of the service graph: clients before servers. Pure.
 
-/** Put ids (of which `edges`, `[from, to]`, tell) into ranks, so that most edges go forward, and order
- *  each rank so that few of them cross (the barycentre method of Sugiyama, Tagawa and Toda, 1981). */
+/** Assign ids to ranks so that most edges (`edges`: `[from, to]`) point forward, and order each rank to
+ *  reduce crossings (the barycentre method of Sugiyama, Tagawa and Toda, 1981). */
 export function ranked(ids, edges) {
   const forward = acyclic(ids, edges);
   const rank = new Map(ids.map((id) => [id, 0]));
@@ -29,7 +29,7 @@ export function ranked(ids, edges) {
   return rows;
 }
 
-/** The edges without those that would close a circle, seen from whom nobody asks. */
+/** The edges without those that close a cycle, searched from the ids with the fewest incoming edges. */
 function acyclic(ids, edges) {
   const next = new Map(ids.map((id) => [id, []])), asked = new Map(ids.map((id) => [id, 0]));
   for (const [from, to] of edges) if (from !== to) { next.get(from).push(to); asked.set(to, asked.get(to) + 1); }
@@ -47,7 +47,7 @@ function acyclic(ids, edges) {
   return kept;
 }
 
-/** Centres of all on a space of this size: ranks from left to right, or, where it is narrow, from top
+/** Centres of all ids in an area of this size: ranks from left to right or, if it is narrow, from top
  *  to bottom. */
 export function placed(rows, width, height, size) {
   const places = new Map(), across = width >= 620;

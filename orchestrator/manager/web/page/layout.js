@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where everything is in the picture: boxes for nodes, cells in them for tasks. Pure.
+// Layout of the picture: boxes for nodes, cells in them for tasks. Pure.
 
 export const GAP = 14, PAD = 10, HEAD = 30, BARS = 26;
-/** Forms of a task, the largest first: a tile says its name, and its state where there is room. */
+/** Forms of a task, largest first: a tile shows its name, and its state if there is room. */
 const TILES = [
   { width: 148, height: 44, gap: 8, lines: 2 },
   { width: 112, height: 30, gap: 6, lines: 1 },
@@ -16,9 +16,9 @@ const FORMS = [
   }),
 ];
 
-/** Place boxes for nodes with so many tasks each on a space of this size, so that tasks are as large
- *  as the fullest of them allows. What was `before` stays as long as it fits about as well: a task more
- *  or less somewhere does not move all others. */
+/** Arrange boxes for nodes with these numbers of tasks in an area of this size. The fullest node limits
+ *  the size of tasks. The layout `before` is kept while it fits about as well, so that a single task
+ *  more or less does not move all others. */
 export function arranged(counts, width, height, before = null) {
   const nodes = counts.length, fullest = Math.max(...counts, 1), space = `${nodes} ${width} ${height}`;
   let best = null;
@@ -44,7 +44,7 @@ export function arranged(counts, width, height, before = null) {
   };
 }
 
-/** How high a box must be for so many tasks. */
+/** Minimum height of a box with this number of tasks. */
 function needed({ form, across, top, pad }, tasks) {
   return top + Math.ceil(tasks / across) * (form.height + form.gap) - form.gap + pad;
 }
@@ -61,19 +61,19 @@ function tried(columns, nodes, fullest, width, height) {
     if (across < 1) continue;
     const need = needed({ form, across, top, pad }, fullest);
     if (need > box[1]) continue;
-    // One more row than there need be, and no narrow strips: a node is seen to have room.
+    // A spare row and no narrow strips, so that a node's free capacity is visible.
     const high = Math.min(box[1], Math.max(need + form.height + form.gap, Math.min(box[0], 400)));
     const shape = Math.abs(Math.log(box[0] / high / 1.6)), unused = (columns * rows) / nodes - 1;
     return {
       columns, rank, across, top, pad, bars, box: [box[0], high], score: -10 * rank - shape - 2 * unused,
-      // Tiles are as wide as makes them fill the box.
+      // Tiles widen to fill the box.
       form: form.lines ? { ...form, width: (box[0] - 2 * pad + form.gap) / across - form.gap } : form,
     };
   }
   return null;
 }
 
-/** The place of a box's nth task, relative to the box. */
+/** Position of a box's nth task, relative to the box. */
 export function cellOf(layout, index) {
   const { form, across, top, pad } = layout;
   return [
@@ -82,8 +82,8 @@ export function cellOf(layout, index) {
   ];
 }
 
-/** Places in a row for so many tasks on a strip of this size, `most` of them: tiles with their names if
- *  all have room, else squares as large as they fit. */
+/** Positions in a row for this number of tasks on a strip of this size, at most `most`: tiles with
+ *  names if all fit, otherwise squares as large as possible. */
 export function strip(number, width, height) {
   const { width: wide, gap: between } = TILES[1];
   if (number * (wide + between) - between <= width) {

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// A table of which only the rows in view are made, however many there are; sorted by a click on a head.
+// A virtual table: only rows in view are rendered. A click on a column head sorts it.
 import { h, patch } from "/elements.js";
 
 const PHONE = matchMedia("(max-width: 760px)");
-const BEYOND = 8; // rows made above and below those in view
+const BEYOND = 8; // rows rendered above and below the view
 
 /**
- * Columns are `{ name, cell, sort, number, long, width }`: `cell` gives what is in an item's cell, `sort`
- * what items are compared by; a `long` one has a line of its own on a phone. Items have an `id`. The table scrolls in whatever scrolls around it.
+ * Columns are `{ name, cell, sort, number, long, width }`: `cell` returns the content of an item's cell, `sort`
+ * its sort key; a `long` one has a line of its own on a phone. Items have an `id`. The table scrolls with the
+ * nearest ancestor that scrolls.
  */
 export class List {
   #columns; #rows = []; #by = -1; #down = false;
@@ -22,8 +23,8 @@ export class List {
     this.element.addEventListener("keydown", (event) => this.#key(event));
   }
 
-  /** Show these items, or say that there is `none`. They come in the order that holds until a head is
-   *  clicked on. */
+  /** Show these items, or the text `none` if there are none. The given order applies until a head is
+   *  clicked. */
   show(items, none) {
     this.#rows = items;
     if (this.#by >= 0) {
@@ -39,7 +40,7 @@ export class List {
     this.draw();
   }
 
-  /** Make the rows that are in view now. */
+  /** Render the rows in view. */
   draw() {
     const scroller = this.element.closest("main");
     if (!scroller) return;
@@ -82,7 +83,7 @@ export class List {
       h("td", { colspan: String(this.#columns.length) }));
   }
 
-  /** Arrows go from row to row. */
+  /** Arrow keys move between rows. */
   #key(event) {
     const step = { ArrowDown: 1, ArrowUp: -1, j: 1, k: -1 }[event.key];
     if (!step) return;

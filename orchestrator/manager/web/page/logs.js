@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Lines of a service or task as they are written.
+// Live log of a service or task.
 import { h } from "/elements.js";
 import { shade } from "/colours.js";
 import { clock } from "/words.js";
@@ -34,7 +34,7 @@ export class Logs {
 
   #empty(text) { this.#waiting = []; this.#lines.replaceChildren(h("p", { class: "none" }, text)); }
 
-  /** Many lines at once are put in once a frame. */
+  /** Batch lines: one DOM update per frame. */
   #add(lines) {
     this.#waiting.push(...lines.slice(-MOST_LINES));
     if (!this.#due) this.#due = requestAnimationFrame(() => { this.#due = 0; this.#put(); });

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The page: log-in, what is shown where, keyboard.
+// The page: log-in, routing, keyboard.
 import { Cluster, ask } from "/state.js";
 import { isDark } from "/colours.js";
 import { h, patch } from "/elements.js";
@@ -32,7 +32,7 @@ function say(text, mood = "") {
   setTimeout(() => line.remove(), 8000);
 }
 
-/** Close what is open, and be where one was. */
+/** Close what is open, and restore the view and the focus. */
 function back() {
   const focus = from;
   location.hash = `#/${view}`;
@@ -104,7 +104,7 @@ function drawPicture() {
   services.length > MOST_IN_LEGEND && h("li", { "data-key": "more" }, h("a", { href: "#/services" }, `and ${services.length - MOST_IN_LEGEND} more`)));
 }
 
-/** Where there is nothing to see: what to do. */
+/** Show instructions while the cluster is empty. */
 function suggest() {
   const [text, command] = !cluster.connected ? [] : !cluster.nodes.size ? ["No node has joined yet. For the command that has a host join:", "orc cluster token worker"]
     : !cluster.tasks.size ? ["Nothing runs yet. To begin:", "orc service create --name web --replicas 3 IMAGE"] : [];
@@ -128,7 +128,7 @@ function summarise() {
   }, text)));
 }
 
-/** Draw soon, and once for many changes. */
+/** Schedule a redraw; changes are coalesced. */
 function soon() {
   if (!due) due = requestAnimationFrame(() => { due = 0; render(); });
 }
@@ -180,7 +180,7 @@ async function begin() {
   const ticket = new URLSearchParams(location.hash.slice(1)).get("ticket");
   try {
     if (ticket) {
-      // The ticket leaves the address before anything else: neither history nor a screenshot keeps it.
+      // Remove the ticket from the address first: neither history nor a screenshot keeps it.
       history.replaceState(null, "", "/#/picture");
       role = (await ask("POST", "/api/session", { ticket })).role;
     } else role = (await ask("GET", "/api/session")).role;
@@ -199,9 +199,9 @@ async function begin() {
   for (const kind of ["changed", "happened", "connection"]) cluster.addEventListener(kind, soon);
   cluster.addEventListener("lost", () => lockedOut("Log in again: this log-in is over, or the manager is away."));
   cluster.follow();
-  // What is said of the time that has passed grows old.
+  // Refresh relative times.
   setInterval(soon, 5000);
-  // For whoever measures or tests.
+  // For tests and measurements.
   window.orc = { cluster, picture, traffic };
   route();
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// How things in the picture look. Each function paints one, with a pen whose unit is a CSS pixel.
+// Drawing of the picture. Each function paints one item, with a context whose unit is a CSS pixel.
 import { BARS, GAP } from "/layout.js";
 import { bytes, cores, count, stateWord } from "/words.js";
 
 const FACE = "system-ui, \"DejaVu Sans\", sans-serif";
 
-/** A node's box, empty. */
+/** An empty box of a node. */
 export function paintBox(pen, ink, box) {
   const { node, x, y, width, height } = box, inset = GAP / 2 - 1;
   const down = node.state !== "ready", drained = node.availability !== "active";
@@ -20,7 +20,7 @@ export function paintBox(pen, ink, box) {
   pen.stroke();
 }
 
-/** What is said above its tasks: its name, how much of it is reserved, and what is wrong with it. */
+/** Head of a node's box: its name, reservations and problems. */
 export function paintHead(pen, ink, box, layout) {
   const { node, x, y, width, used } = box, { top, pad, bars } = layout;
   const down = node.state !== "ready", drained = node.availability !== "active";
@@ -66,7 +66,7 @@ function round(pen, x, y, width, height) {
   pen.fill();
 }
 
-/** Where tasks are that have no node yet, and what is said of them. */
+/** Area of tasks without a node, with its caption. */
 export function paintWaiting(pen, ink, text, x, y, width, height) {
   pen.strokeStyle = ink.warn;
   pen.lineWidth = 1.5;
@@ -81,7 +81,7 @@ export function paintWaiting(pen, ink, text, x, y, width, height) {
   pen.fillText(clipped(pen, text, width - 20), x + 10, y + 14);
 }
 
-/** A task where its sprite is. `simple`: without what takes long, since many are in motion. */
+/** A task at its sprite's position. `simple`: without costly details, while many are in motion. */
 export function paintTask(pen, ink, sprite, pulse, simple) {
   const { x, y, width, height, shade, bad, hollow, lines } = sprite;
   if (width < 0.5 || height < 0.5) return;
@@ -108,7 +108,7 @@ export function paintTask(pen, ink, sprite, pulse, simple) {
   }
 }
 
-/** A hollow square, faster than by a path. */
+/** A hollow square; faster than a path. */
 function frame(pen, x, y, width, height) {
   pen.fillRect(x, y, width, 1);
   pen.fillRect(x, y + height - 1, width, 1);
@@ -156,7 +156,7 @@ function cross(pen, ink, x, y, size) {
   pen.stroke();
 }
 
-/** A text that is no wider than this. */
+/** Truncate a text to this width. */
 export function clipped(pen, text, width) {
   if (pen.measureText(text).width <= width) return text;
   let end = text.length;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The panel at the side: one service, node or task, and the few safe actions.
+// The side panel: one service, node or task, and a few safe actions.
 import { ask } from "/state.js";
 import { Charts } from "/chart.js";
 import { h, patch } from "/elements.js";
@@ -8,7 +8,7 @@ import { bar, swatch, updateWord } from "/views.js";
 import { ENDED, ago, bytes, clock, cores, count, extent, mood, stateWord } from "/words.js";
 
 const MOST_TASKS = 60, MOST_ENDED = 10, MOST_EVENTS = 12;
-/** Milliseconds in which a second click confirms the first. */
+/** Milliseconds within which a second click confirms the first. */
 const SURE = 4000;
 
 export class Panel {
@@ -61,7 +61,7 @@ export class Panel {
 
   #gone(kind) { return [this.#head(kind, `This ${kind} is no more`)]; }
 
-  /** A button that has the manager do something; with `sure`, only when it is clicked on twice. */
+  /** Button for an action of the manager; with `sure`, a second click must confirm it. */
   #act(id, text, order, { main = false, sure = "", done = "" } = {}) {
     const asks = this.#sure === id;
     return h("button", {
@@ -114,7 +114,7 @@ export class Panel {
     ];
   }
 
-  /** How far an update is. */
+  /** Progress of an update. */
   #progress(item) {
     if (!item.update) return [];
     const { versions } = this.#cluster.ofService(item.id), there = Math.min(versions.get(item.version) ?? 0, item.wanted);
@@ -162,7 +162,7 @@ export class Panel {
     ];
   }
 
-  /** Those that are to run, then what has ended, the newest first. */
+  /** Tasks that should run, then ended tasks, newest first. */
   #tasks(tasks, search, ofNode) {
     const live = tasks.filter((task) => !ENDED.has(task.state));
     const ended = tasks.filter((task) => ENDED.has(task.state)).sort((a, b) => b.at - a.at).slice(0, MOST_ENDED);

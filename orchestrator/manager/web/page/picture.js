@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The picture: nodes as boxes that fill up, tasks in them that move as they move.
+// The picture: nodes as boxes, with tasks in them that move when they change nodes.
 //
-// What rests is painted once, on a stage: a task when it comes to rest, a box when it changes. A frame is
-// the stage and, above it, the few tasks that move. A task keeps its place in its box while it lives; one
-// that replaces it elsewhere comes from there.
+// Items at rest are painted once, on an offscreen stage: a task when it stops moving, a box when it
+// changes. A frame is the stage with the moving tasks above it. A task keeps its cell for life; its
+// replacement on another node starts from there.
 import { inks, isDark } from "/colours.js";
 import { GAP, arranged, cellOf, strip } from "/layout.js";
 import { paintBox, paintHead, paintTask, paintWaiting } from "/paint.js";
@@ -11,10 +11,10 @@ import { Sprite } from "/sprite.js";
 import { ENDED, TROUBLE, count, nodeSentence, stateWord } from "/words.js";
 
 const WAITING = "";
-const SPEED = 9; // of motion: what is left of a way shrinks by e in 1/SPEED seconds
-const NEWS = 20; // seconds for which what failed is still shown, so that it is seen
+const SPEED = 9; // of animation: the remaining distance shrinks by e in 1/SPEED seconds
+const NEWS = 20; // seconds for which failed tasks stay visible
 const WAITING_HIGH = 74;
-const MOST_STALE = 600; // places that are copied one by one; with more, all is
+const MOST_STALE = 600; // areas that are copied one by one; with more, the whole stage is
 
 export class Picture {
   #canvas = document.createElement("canvas");
@@ -23,15 +23,15 @@ export class Picture {
   #sprites = new Map();
   #moving = new Set();
   #boxes = [];
-  #shown = new Map();   // a node's id → its tasks that are shown
+  #shown = new Map();   // node id → its visible tasks
   #waits = []; #waiting = []; // tasks without a node, and their sprites
   #byNode = new Map();
-  #dirty = new Set();   // boxes to be painted with all that is in them; null is where tasks wait
-  #heads = new Set();   // boxes of which only the head is
-  #erased = [];         // places where a task rested
-  #settled = new Set(); // tasks that have come to rest
-  #stale = [];          // places where the canvas is not as the stage is
-  #slots = new Map();   // a task's name → the sprite that had it last
+  #dirty = new Set();   // boxes to repaint completely; null is the waiting area
+  #heads = new Set();   // boxes of which only the head is repainted
+  #erased = [];         // areas of the stage to erase
+  #settled = new Set(); // tasks that have stopped moving
+  #stale = [];          // areas where the canvas differs from the stage
+  #slots = new Map();   // task name → its latest sprite
   #layout = null; #order = "";
   #inks = null;
   #frame = 0; #last = 0; #size = [0, 0];
@@ -59,7 +59,7 @@ export class Picture {
 
   get element() { return this.#canvas; }
 
-  /** Frames drawn, for whoever measures. */
+  /** Number of frames drawn, for measurements. */
   drawn = { frames: 0 };
 
   attach() { this.#observer.observe(this.#canvas.parentElement); this.repaint(); }
@@ -72,10 +72,10 @@ export class Picture {
     this.#tip.hidden = true;
   }
 
-  /** Whether all is where it belongs, and nothing is on its way. */
+  /** Whether no animation is in progress. */
   get rests() { return !this.#frame; }
 
-  /** Where a node's box or a task's place is, by the id: a rectangle on the page. */
+  /** Page coordinates of a node's box or a task, by id. */
   where(id) {
     const sprite = this.#sprites.get(id), { x, y, width, height } = sprite
       ? { x: sprite.toX, y: sprite.toY, width: sprite.toWidth, height: sprite.toHeight } : this.#byNode.get(id);
@@ -83,10 +83,10 @@ export class Picture {
     return { x: bounds.left + x, y: bounds.top + y, width, height };
   }
 
-  /** Show only the tasks of this service as bright as they are, or, with null, all. */
+  /** Dim all tasks except this service's; null: none. */
   light(service) { this.#lit = service; this.#dim(); }
 
-  /** Show only these tasks (a set of ids) as bright as they are, or, with null, all. */
+  /** Dim all tasks except these (a set of ids); null: none. */
   find(tasks) { this.#found = tasks; this.#dim(); }
 
   #dim() {
@@ -96,14 +96,14 @@ export class Picture {
     this.refresh();
   }
 
-  /** Paint all anew, as when the colours have changed. */
+  /** Repaint everything, for example after a change of colours. */
   repaint() {
     this.#inks = null;
     this.#size = [0, 0];
     this.refresh();
   }
 
-  /** Lay out what has changed in the cluster, and move there. */
+  /** Lay out the changes of the cluster, and start the animation. */
   refresh() {
     const place = this.#canvas.parentElement;
     if (!place) return;
@@ -137,7 +137,7 @@ export class Picture {
     }
   }
 
-  /** Whether boxes are elsewhere than they were. */
+  /** Arrange the boxes; return whether they changed. */
   #arrange(width, height) {
     const { touched } = this.#cluster, shown = this.#shown;
     const nodes = [...this.#cluster.nodes.values()].sort((a, b) => (a.key < b.key ? -1 : 1));
@@ -164,8 +164,8 @@ export class Picture {
     return true;
   }
 
-  /** Give each task of a box a cell, in order if it is laid out `anew`. Sprites that had one stay in
-   *  `over` if they have none now. */
+  /** Assign a cell to each task of a box, in order if it is laid out `anew`. Sprites that lost their
+   *  cell stay in `over`. */
   #fill(box, anew, over) {
     const tasks = this.#shown.get(box.node.id) ?? [], { form } = this.#layout, { node } = box;
     if (anew) box.cells = [];
@@ -208,7 +208,7 @@ export class Picture {
     this.#dirty.add(null);
   }
 
-  /** Have a task's sprite go there. */
+  /** Set the target of a task's sprite. */
   #aim(task, box, x, y, width, height, lines = this.#layout.form.lines) {
     let sprite = this.#sprites.get(task.id);
     if (sprite?.isAsWas(task, this.#inks, x, y, width)) return sprite;
@@ -229,7 +229,7 @@ export class Picture {
     return (this.#lit !== null && task.service !== this.#lit) || (this.#found !== null && !this.#found.has(task.id));
   }
 
-  /** Take a sprite from the stage, since it moves. */
+  /** Take a sprite off the stage and animate it. */
   #move(sprite) {
     if (this.#moving.has(sprite)) return;
     this.#moving.add(sprite);
@@ -264,7 +264,7 @@ export class Picture {
     this.#frame = moves ? requestAnimationFrame((next) => this.#draw(next)) : 0;
   }
 
-  /** Bring what differs from the stage's picture over: where something moved, and what was painted. */
+  /** Copy the areas that differ from the stage: behind moving sprites, and repainted ones. */
   #copy(pen, ratio) {
     pen.setTransform(1, 0, 0, 1, 0, 0);
     if (this.#stale.length > MOST_STALE) pen.drawImage(this.#stage, 0, 0);
@@ -278,7 +278,7 @@ export class Picture {
     this.#stale = [];
   }
 
-  /** Move what moves by a part of its way; what has arrived goes to the stage. */
+  /** Advance moving sprites by one step; those that arrive return to the stage. */
   #advance(step) {
     for (const sprite of this.#moving) {
       sprite.step(step);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a search finds: every word must be there, anywhere or, as in `node:db1`, in a field.
+// Search: every word must match, anywhere or, as in `node:db1`, in one field.
 import { ENDED, kindOf, stateWord } from "/words.js";
 
 const MOST_OF_A_KIND = 5;
 
-/** Text of an item that is searched, and its fields by name. */
+/** Searchable fields of an item, by name. */
 const LOOKS = {
   services: (cluster, each) => ({ name: each.name, image: each.image, stack: each.stack, mode: each.mode, update: each.update }),
   nodes: (cluster, each) => ({ name: each.name, state: each.state, availability: each.availability, address: each.address,
@@ -16,10 +16,10 @@ const LOOKS = {
   events: (cluster, each) => ({ type: each.type, event: each.action, name: each.name, node: each.node }),
 };
 
-/** What somebody typed, as words. */
+/** Split a query into words. */
 export const worded = (text) => text.toLowerCase().split(/\s+/).filter(Boolean);
 
-/** Those items of a kind (`services`, `nodes`, …) that have every word. */
+/** Items of a kind (`services`, `nodes`, …) that match every word. */
 export function found(cluster, kind, items, words) {
   if (!words.length) return items;
   const asked = words.map((word) => {
@@ -27,7 +27,7 @@ export function found(cluster, kind, items, words) {
     return field ? [field, value] : [null, word];
   });
   return items.filter((item) => {
-    // Changes of the item clear it; of an event there are none.
+    // Cached. A change of the item clears it; events never change.
     item.text ??= lowered(LOOKS[kind](cluster, item));
     return asked.every(([field, value]) => (field && field in item.text.fields
       ? item.text.fields[field].includes(value)
@@ -42,7 +42,8 @@ function lowered(looks) {
 
 const PLACES = [["services", "service"], ["nodes", "node"], ["tasks", "task"]];
 
-/** The best of what is found: `{ kind, name, about, hash }`, what has ended last, names that begin so first. */
+/** Best matches, as `{ kind, name, about, hash }`: ended ones last, names that start with the first
+ *  word first. */
 export function suggested(cluster, words) {
   if (!words.length) return [];
   return PLACES.flatMap(([kind, one]) => {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The search field: it narrows what is shown, and offers the best of what it finds.
+// The search field: filters the page, and suggests the best matches.
 import { h } from "/elements.js";
 import { suggested, worded } from "/search.js";
 
 export class SearchBox {
   #input; #list; #cluster; #chosen = -1; #offers = [];
 
-  /** `changed` is called when something else is searched for. */
+  /** `changed` is called when the query changes. */
   constructor(input, list, cluster, changed) {
     this.#input = input;
     this.#list = list;
@@ -15,7 +15,7 @@ export class SearchBox {
     input.addEventListener("focus", () => this.#offer());
     input.addEventListener("blur", () => this.#close());
     input.addEventListener("keydown", (event) => this.#key(event, changed));
-    // Before the field loses the focus and the list goes.
+    // Before the field loses the focus and the list closes.
     list.addEventListener("pointerdown", (event) => {
       event.preventDefault();
       const option = event.target.closest("[role=option]");

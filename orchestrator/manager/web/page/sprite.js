@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// A task as the picture has it: where it is, where it is to be, and how it looks.
+// Animation state of a task: position, target and appearance.
 import { shade } from "/colours.js";
 import { STARTING, TROUBLE, backsOff } from "/words.js";
 
-/** What moves: where it is, where it is to be, and how near is there. */
+/** Animated properties: current value, target, and the distance that counts as arrived. */
 const WAYS = [["x", "toX", 0.3], ["y", "toY", 0.3], ["width", "toWidth", 0.3], ["height", "toHeight", 0.3], ["alpha", "toAlpha", 0.01]];
 
 export class Sprite {
-  /** State of the task as it was when it was looked at last; see `Cluster`. */
+  /** The task's `turn` at the last update; see `Cluster`. */
   turn = -1;
   box = null; name = null; inks = null; shade = null; lines = 0;
   begins = false; hollow = false; bad = false; gone = false;
-  /** Whether it is on the stage. */
+  /** Whether it is painted on the stage. */
   rests = false;
   toX = 0; toY = 0; toWidth = 0; toHeight = 0; toAlpha = 1;
 
-  /** It begins small, in its place, or where the one is that it replaces. */
+  /** Start at the sprite that it replaces (`before`), or grow from the centre of its place. */
   constructor(task, x, y, width, height, before) {
     this.task = task;
     this.x = before?.x ?? x + width / 2;
@@ -25,12 +25,12 @@ export class Sprite {
     this.alpha = before ? 0.5 : 0;
   }
 
-  /** Whether it is to be there, and its task has not changed since it was dressed so. */
+  /** Whether the target and the task are unchanged since the last update. */
   isAsWas(task, inks, x, y, width) {
     return this.turn === task.turn && this.inks === inks && this.toX === x && this.toY === y && this.toWidth === width && !this.gone;
   }
 
-  /** Have it look as its task is. */
+  /** Update the appearance to the task. */
   dress(task, name, inks, lines) {
     this.turn = task.turn;
     this.task = task;
@@ -43,7 +43,7 @@ export class Sprite {
     this.bad = TROUBLE.has(task.state) || task.health === "unhealthy" || backsOff(task);
   }
 
-  /** Where it is to be. */
+  /** Set the target. */
   aim(box, x, y, width, height, alpha) {
     this.box = box;
     this.toX = x;
@@ -54,7 +54,7 @@ export class Sprite {
     this.gone = false;
   }
 
-  /** Go a part of the way; the last bit of it at once. */
+  /** Advance by a part of the remaining distance; snap to the target when close. */
   step(part) {
     for (const [at, to, least] of WAYS) {
       const way = this[to] - this[at];

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The cluster as the manager tells it: whole once, then what changes.
+// Cluster state as sent by the manager: a snapshot, then changes.
 import { ENDED, sortable, works } from "/words.js";
 import { hue } from "/colours.js";
 
 const KINDS = ["nodes", "services", "tasks", "networks"];
-/** What the manager does not say, since it is empty. */
+/** Defaults of fields that the manager omits. */
 const EMPTY = {
   nodes: { name: "", state: "", availability: "", message: "", address: "", shares: 0, memory: 0, labels: {}, about: "" },
   services: { name: "", mode: "", wanted: 0, done: 0, of: 0, job: "", image: "", stack: "", ports: [], networks: [], update: "", message: "", version: 0, past: 0 },
@@ -16,7 +16,7 @@ const MOST_EVENTS = 1000;
 
 const inOrder = (a, b) => (a.key < b.key ? -1 : a.key > b.key ? 1 : a.id < b.id ? -1 : 1);
 
-/** Tasks by one of their fields, in order, each group with its sums; kept as tasks change. */
+/** Tasks grouped by one field, in order, with sums per group; updated incrementally. */
 class Groups {
   #groups = new Map();
 
@@ -71,8 +71,7 @@ export class Cluster extends EventTarget {
   networks = new Map();
   events = [];
   connected = false;
-  /** Nodes of which something changed since whoever draws them last cleared this; "" is of tasks
-   *  without a node. */
+  /** Nodes that changed since the renderer last cleared this; "" stands for tasks without a node. */
   touched = new Set();
   #source = null;
   #byNode = new Groups();
@@ -81,7 +80,7 @@ export class Cluster extends EventTarget {
   #told = 0;
   #turn = 0;
 
-  /** Follow the manager until the page is left; a broken stream begins anew by itself. */
+  /** Subscribe to the manager until the page is left; the browser reconnects a broken stream. */
   follow() {
     this.#source = new EventSource("/api/events");
     this.#source.addEventListener("picture", (event) => this.whole(JSON.parse(event.data)));
@@ -90,7 +89,7 @@ export class Cluster extends EventTarget {
     this.#source.addEventListener("error", () => {
       this.connected = false;
       this.#tell("connection");
-      // A log-in that has run out is not mended by asking again.
+      // An expired session cannot reconnect.
       if (this.#source.readyState === EventSource.CLOSED) this.#tell("lost");
     });
   }
@@ -102,26 +101,27 @@ export class Cluster extends EventTarget {
   /** All tasks, by name. */
   get allTasks() { return this.#sorted ??= [...this.tasks.values()].sort(inOrder); }
 
-  /** Of a node's tasks: how many `live`, the `shares` and bytes of `memory` that they reserve. */
+  /** Sums of a node's tasks: number of `live` ones, and the `shares` and bytes of `memory` that they
+   *  reserve. */
   ofNode(id) { return this.#byNode.sums(id); }
 
-  /** Of a service's tasks: how many are `working`, and of these in each of its `versions`. */
+  /** Sums of a service's tasks: number of `working` ones, and of these per version in `versions`. */
   ofService(id) { return this.#byService.sums(id); }
 
-  /** Everything anew. */
+  /** Replace the whole state. */
   whole(picture) {
     for (const kind of KINDS) this[kind].clear();
     this.#byNode = new Groups();
     this.#byService = new Groups();
     this.events = [];
     this.connected = true;
-    // So that one who opens the page again sees the same colours.
+    // In order of names, so that a reopened page shows the same colours.
     Object.values(picture.services).map((service) => service.name).sort().forEach(hue);
     this.changed(picture);
     this.#tell("connection");
   }
 
-  /** What differs: fields by kind and id, null for what is gone. */
+  /** Apply changes: fields by kind and id; null: removed. */
   changed(picture) {
     for (const kind of KINDS) {
       for (const [id, told] of Object.entries(picture[kind] ?? {})) {
@@ -137,7 +137,7 @@ export class Cluster extends EventTarget {
   #merged(kind, id, told) {
     const known = this[kind].get(id);
     const item = Object.assign(known ?? { id, ...EMPTY[kind] }, told);
-    item.text = null; // what a search looks at, made when one does
+    item.text = null; // cached search text, computed on demand
     item.turn = this.#turn += 1;
     if (!known) {
       item.key = sortable(item.name);
@@ -181,7 +181,7 @@ export class Cluster extends EventTarget {
   #tell(kind) { this.dispatchEvent(new Event(kind)); }
 }
 
-/** Ask the manager; throws an Error with its words when it refuses. */
+/** Call the manager; throws an Error with its message if it refuses. */
 export async function ask(method, path, body) {
   let answer;
   try {

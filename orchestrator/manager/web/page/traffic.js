@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Who talks to whom: services, and between them what is said, as a graph that flows and as a table.
+// Traffic between services, as an animated graph and as a table.
 import { clipped } from "/paint.js";
 import { inks, isDark, shade } from "/colours.js";
 import { h, patch } from "/elements.js";
@@ -11,7 +11,7 @@ const MOST_DRAWN = 120, MOST_ROWS = 100;
 const SIZE = { width: 150, height: 40 };
 const FACE = "system-ui, \"DejaVu Sans\", sans-serif";
 const OUTSIDE = "", ASKED = "→";
-const KEPT = 8; // looks for which what has fallen silent is still shown, faintly
+const KEPT = 8; // samples for which an idle connection is still shown, faintly
 
 export class Traffic {
   #cluster; #open; #source = null; #told = null; #seen = new Map();
@@ -33,7 +33,7 @@ export class Traffic {
     this.#canvas.addEventListener("click", (event) => { const id = this.#at(event); if (id && id !== ASKED) this.#open(this.#hash(id)); });
   }
 
-  /** Ask for it, for as long as it is shown: it costs the nodes something. */
+  /** Subscribe only while it is visible: sampling costs the nodes resources. */
   attach() {
     this.#told = null;
     this.#seen.clear();
@@ -50,7 +50,7 @@ export class Traffic {
     this.#frame = 0;
   }
 
-  /** What the manager tells; see its `traffic`. */
+  /** Apply a `traffic` message of the manager. */
   take(told) {
     this.#told = told;
     for (const [key, edge] of this.#seen) if ((edge.age += 1) > KEPT) this.#seen.delete(key);
@@ -61,7 +61,7 @@ export class Traffic {
     this.refresh();
   }
 
-  /** Who talks now, those that say most first. */
+  /** Active pairs, most bytes first. */
   get pairs() {
     const edges = [...this.#seen.values()].filter((edge) => !edge.age);
     return edges.sort((a, b) => b.sent + b.received - a.sent - a.received || b.open - a.open);
@@ -114,9 +114,9 @@ export class Traffic {
       }
     }
     const edges = [...this.#seen.values()].sort((a, b) => b.sent + b.received - a.sent - a.received).slice(0, MOST_DRAWN);
-    // In an order that does not go by what is said just now: places stay.
+    // Sorted by key, not by volume, so that places are stable.
     edges.sort((a, b) => (keyOf(a) < keyOf(b) ? -1 : 1));
-    // The outside is at both ends: who comes, and who is asked.
+    // The outside is at both ends: as client and as server.
     const ends = edges.map((edge) => [edge.from, edge.to || ASKED]);
     const ids = [...new Set(ends.flat())].sort((a, b) => (this.#name(a) < this.#name(b) ? -1 : 1));
     const { places, across } = placed(ranked(ids, ends), width, height, SIZE);
@@ -195,7 +195,7 @@ export class Traffic {
     }
   }
 
-  /** What is said, as drops that go along: towards who answers, in its asker's colour. */
+  /** Traffic as drops that move towards the server, in the client's colour. */
   #draw(now) {
     const pen = this.#pen, ratio = window.devicePixelRatio || 1, still = matchMedia("(prefers-reduced-motion: reduce)").matches;
     pen.setTransform(1, 0, 0, 1, 0, 0);
@@ -219,7 +219,7 @@ export class Traffic {
     this.#frame = flows && !still ? requestAnimationFrame((next) => this.#draw(next)) : 0;
   }
 
-  /** Put the boxes above the drops again. */
+  /** Repaint the boxes above the drops. */
   #uncover(pen, ratio) {
     const width = this.#boxWidth(), { height } = SIZE;
     pen.setTransform(1, 0, 0, 1, 0, 0);
@@ -231,7 +231,7 @@ export class Traffic {
 
   #boxWidth() { return Math.min(SIZE.width, this.#holder.clientWidth / 3.2); }
 
-  /** Whether somebody else than these is pointed at. */
+  /** Whether the pointer is on a box other than these two. */
   #aside(from, to) { return this.#pointed !== null && from !== this.#pointed && to !== this.#pointed; }
 
   #at(event) {
@@ -256,11 +256,11 @@ const rate = (number) => (number >= 10 || !number ? Math.round(number) : number.
 
 const thickness = (edge) => 1.5 + Math.min(Math.log10(edge.sent + edge.received + 1), 8) * 0.7;
 
-/** From one to the other, as a Bézier curve that leaves in the ranks' direction. */
+/** A Bézier curve between two boxes that leaves in the ranks' direction. */
 function curve(from, to, across) {
   if (from === to) return [from.x, from.y, from.x + 130, from.y - 80, from.x + 130, from.y + 80, to.x, to.y];
   const way = across ? to.x - from.x : to.y - from.y;
-  // One that leads back takes a way around.
+  // A backward edge bends around.
   const bend = way > 0 ? way / 2 : Math.max(-way / 2, 90);
   return across
     ? [from.x, from.y, from.x + bend, from.y, to.x - bend, to.y, to.x, to.y]

@@ -17,7 +17,7 @@ export function bar(part, kind, label) {
 
 const link = (kind, item) => h("a", { href: `#/${kind}/${item.id}` }, item.name);
 
-/** What an update is at, in words. */
+/** Text for the state of an update. */
 export const updateWord = (service) => service.update.replaceAll("_", " ");
 
 function columnsOf(cluster) {
@@ -93,7 +93,7 @@ const NONE = {
 
 const KINDS = [["", "All"], ["running", "Running"], ["starting", "On the way"], ["waiting", "Waiting"], ["trouble", "In trouble"], ["ended", "Ended"]];
 
-/** The lists, each with what one has sorted and chosen in it. */
+/** The lists, each with its sort order and selection. */
 export class Views {
   #cluster; #lists = {}; #kind = ""; #chips = h("div", { class: "chips", role: "group", "aria-label": "Which tasks" });
 
@@ -102,10 +102,10 @@ export class Views {
     for (const [view, columns] of Object.entries(columnsOf(cluster))) this.#lists[view] = new List(view, columns);
   }
 
-  /** The kind of tasks to be shown (see `kindOf`), or all with "". */
+  /** Kind of tasks to show (see `kindOf`); "": all. */
   choose(kind) { this.#kind = kind; }
 
-  /** What a view is shown in. */
+  /** The element of a view. */
   element(view) {
     const list = this.#lists[view].element;
     return view === "tasks" ? h("div", {}, this.#chips, list) : list;
@@ -134,7 +134,7 @@ export class Views {
 
   _nodes() { return [...this.#cluster.nodes.values()].sort(byKey); }
 
-  /** Those that are to run first. */
+  /** Tasks that should run first. */
   _tasks() {
     const live = [], ended = [];
     for (const task of this.#cluster.allTasks) (ENDED.has(task.state) ? ended : live).push(task);
@@ -151,7 +151,7 @@ export class Views {
         const network = by.get(name);
         if (!network) continue;
         network.ends += 1;
-        // A container of its own, or one that is still where its service is no more.
+        // A standalone container, or a task whose service was removed.
         const member = this.#cluster.services.get(task.service);
         if (!member?.networks.includes(name)) network.users.push(["task", task]);
       }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is said: numbers, times, states.
+// Text for numbers, times and states.
 
 export function bytes(count) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -27,23 +27,23 @@ const CLOCK = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", 
 
 export const clock = (seconds) => CLOCK.format(seconds * 1000);
 
-/** A text that sorts as people do: numbers by their value. */
+/** Sort key in natural order: numbers compare by value. */
 export const sortable = (text) => text.toLowerCase().replace(/\d+/g, (digits) => digits.padStart(12, "0"));
 
 export const STARTING = new Set(["assigned", "accepted", "preparing", "ready", "starting"]);
 export const ENDED = new Set(["complete", "shutdown", "failed", "rejected", "orphaned"]);
 export const TROUBLE = new Set(["failed", "rejected", "orphaned"]);
 
-/** Whether a task does its work: it runs, is well, and is to stay. */
+/** Whether a task is running, healthy and not stopping. */
 export const works = (task) => task.state === "running" && !task.stops && task.health !== "starting" && task.health !== "unhealthy";
 
-/** Seconds for which what failed counts as news. */
+/** Seconds for which a failure counts as recent. */
 const NEWS = 60;
 
-/** Whether a task failed, and waits to be started again. */
+/** Whether a task failed and waits for its restart (backoff). */
 export const backsOff = (task, now = Date.now() / 1000) => task.state === "pending" && task.retry_at > now;
 
-/** Which of the few kinds a task is of, to count and to choose by. */
+/** Category of a task, for counts and filters. */
 export function kindOf(task, now = Date.now() / 1000) {
   if (task.health === "unhealthy" || backsOff(task, now) || (TROUBLE.has(task.state) && now - task.at < NEWS)) return "trouble";
   if (ENDED.has(task.state)) return "ended";
@@ -51,7 +51,7 @@ export function kindOf(task, now = Date.now() / 1000) {
   return STARTING.has(task.state) ? "starting" : "waiting";
 }
 
-/** What a task's state means: `good`, `warn` (on its way, or unwell), `bad` or `soft`. */
+/** Severity of a task's state: `good`, `warn` (starting, waiting or unhealthy), `bad` or `soft`. */
 export function mood(task) {
   if (TROUBLE.has(task.state) || task.health === "unhealthy" || backsOff(task)) return "bad";
   if (ENDED.has(task.state)) return "soft";
@@ -64,7 +64,7 @@ export function stateWord(task) {
   return task.health && !ENDED.has(task.state) ? `${task.state}, ${task.health}` : task.state;
 }
 
-/** How far a service is: its `text`, and whether that is `good`, `warn`, `bad` or `soft`. */
+/** Progress of a service: its `text`, and its `mood`: `good`, `warn`, `bad` or `soft`. */
 export function extent(service, working) {
   const { job, done, of, wanted } = service;
   if (!job) return { text: `${working} / ${wanted}`, mood: working < wanted ? "warn" : "good" };
@@ -73,7 +73,7 @@ export function extent(service, working) {
   return { text: `${done} / ${of} done`, mood };
 }
 
-/** A node in a sentence; `used` is what its tasks are, see `Cluster.ofNode`. */
+/** Summary of a node as a sentence; `used` comes from `Cluster.ofNode`. */
 export function nodeSentence(node, used) {
   return `${node.name}: ${node.state}, ${node.availability}. ${count(used.live, "task")}, ${cores(used.shares)} of `
     + `${cores(node.shares)} cores and ${bytes(used.memory)} of ${bytes(node.memory)} reserved`;

@@ -132,11 +132,12 @@ class Agent:
             case "open":
                 self.orders.append(message.open)
                 tunnel = self._stub.Tunnel(metadata=(("orc-tunnel", message.open.id),))
-                for line in self.lines:
-                    await tunnel.write(dispatch_pb2.Frame(line=line))
-                if self.held is not None:
-                    await self.held.wait()
-                await tunnel.write(dispatch_pb2.Frame(result=self.answer))
+                with suppress(grpc.aio.AioRpcError):  # the manager has closed it
+                    for line in self.lines:
+                        await tunnel.write(dispatch_pb2.Frame(line=line))
+                    if self.held is not None:
+                        await self.held.wait()
+                    await tunnel.write(dispatch_pb2.Frame(result=self.answer))
             case "ack":
                 self.acknowledged = message.ack.sequence
 

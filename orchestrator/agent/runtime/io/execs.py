@@ -335,9 +335,23 @@ async def _launch(
             await spawn.reap(process)
             raise _failure(memory.text())
     except asyncio.CancelledError:
-        await spawn.kill(process)
+        await asyncio.shield(_abandon(process, pid_read))
         raise
     return process, int(started)
+
+
+async def _abandon(process: subprocess.Popen[bytes], pid_read: int) -> None:
+    """Kill a program that is being started, and the OCI runtime's process that starts it.
+
+    The program does not end with the OCI runtime, so its pid is waited for.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_KILL_TIMEOUT):
+            if started := await spawn.read_some(pid_read):
+                with suppress(ProcessLookupError):
+                    os.kill(int(started), signal.SIGKILL)
+                await spawn.reap(process)
+    await spawn.kill(process)
 
 
 async def start_detached(access: ContainerHandle, spec: ExecSpec) -> None:

@@ -48,7 +48,7 @@ endif
 quick: install ## Run the unit tests of the packages that changed (BASE=main)
 	@$(PYTHON) scripts/quick $(ARGS)
 
-sim: install ## Simulate 10,000 clusters with faults, each from a seed (ARGS="2000": so many)
+sim: install ## Simulate 10,000 clusters with faults, each from a seed (ARGS="2000": that number)
 	@$(PYTHON) tests/sim/manyseeds.py $(ARGS)
 
 vm-test: install ## Try other kernels in virtual machines, and the Vagrant testbed (root, slow)

@@ -87,7 +87,7 @@ class Cluster:
     def orc(
         self, *arguments: str, ok: bool = True, within: float = 2 * PATIENCE
     ) -> subprocess.CompletedProcess[str]:
-        """Run `orc`. It must succeed, unless `ok` is False, and end within so many seconds."""
+        """Run `orc`. It must succeed, unless `ok` is False, and end `within` seconds."""
         done = warmorc.run(arguments, self.env, within)
         if ok:
             assert done.returncode == 0, f"orc {' '.join(arguments)}: {done.stderr or done.stdout}"

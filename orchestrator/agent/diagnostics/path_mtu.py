@@ -37,8 +37,7 @@ class Known:
 
 
 def after(known: Known | None, found: int) -> Known | None:
-    """What is known of a path after another round, which found so many bytes; 0: nothing came
-    back."""
+    """What is known of a path after another round, which found that many bytes; 0: no reply."""
     if not found:
         return known
     if known is None:

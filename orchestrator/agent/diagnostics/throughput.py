@@ -145,7 +145,7 @@ async def send_datagrams(source: str, target: tuple[str, int], token: bytes, num
 
 
 async def measure_rate(source: str, target: tuple[str, int], token: bytes, seconds: float) -> float:
-    """Bits a second that arrive at a responder in a stream of so many seconds; 0 if none do."""
+    """Bits a second that arrive at a responder in a stream of that duration; 0 if none do."""
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as stream:
         try:

@@ -79,7 +79,7 @@ def _mac(subnet: IPv4Network) -> bytes:
 
 
 def _ip_header(source: IPv4Address, target: IPv4Address, length: int) -> bytes:
-    """An IPv4 header without options (RFC 791) before so many bytes of ICMP."""
+    """An IPv4 header without options (RFC 791) before that number of bytes of ICMP."""
 
     def packed(checksum: int) -> bytes:
         total = _HEADER.size + length

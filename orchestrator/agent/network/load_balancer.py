@@ -60,7 +60,8 @@ class KernelLoadBalancer:
         if exhausted and not self.trouble:
             self.trouble = (
                 f"the kernel tracks {found.count} connections of at most {found.limit} and refuses "
-                "new ones: raise net.netfilter.nf_conntrack_max, or stop what opens so many"
+                "new ones: raise net.netfilter.nf_conntrack_max, or stop the program that opens "
+                "them"
             )
             log.error("%s", self.trouble)
         elif self.trouble and not exhausted:

@@ -432,7 +432,7 @@ def backoff(attempt: int, unit: float, refused: bool = False) -> float:
 
 
 def patience(failures: int) -> float:
-    """Seconds that the next manager has, after so many failures in a row: grows from the third."""
+    """The timeout of the next attempt, in seconds; it grows from the third failure in a row."""
     most: float = min(PATIENCE_FIRST * 2.0 ** max(0, min(failures, 16) - 2), PATIENCE_MOST)
     return most
 

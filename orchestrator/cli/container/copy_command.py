@@ -121,7 +121,7 @@ class _DownloadReader:
         self._done = False
 
     def read(self, most: int) -> bytes:
-        """At most so many bytes; none at the end."""
+        """At most that number of bytes; empty at the end."""
         while not self._rest and not self._done:
             answer = next(self._answers, None)
             if answer is None:

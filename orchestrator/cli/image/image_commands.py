@@ -225,7 +225,7 @@ def filter_by_age(
     rows: list[Row], filters: Mapping[str, Sequence[str]]
 ) -> tuple[list[Row], dict[str, Sequence[str]]]:
     """The images that `before=IMAGE`, `since=IMAGE` and `until=TIME` leave, and the other
-    filters. Raises CliError for an image that is none of the rows."""
+    filters. Raises CliError for an image that is not in the list."""
     rest = {key: values for key, values in filters.items() if key not in _AGE_FILTERS}
     kept = rows
     for key in _AGE_FILTERS & filters.keys():

@@ -59,7 +59,7 @@ def parse(raw: Mapping[str, Any]) -> Transfer:
             gateway = ip_address(str(each))
             routes.append(RouteEntry(DEFAULTS[gateway.version], gateway))
     except (ValueError, KeyError, TypeError) as error:
-        raise jsonfields.invalid(f"an address or route that is none: {error}") from error
+        raise jsonfields.invalid(f"invalid address or route: {error}") from error
     mac = raw.get("mac")
     return Transfer(
         source=jsonfields.interface(raw.get("source", ""), "source"),

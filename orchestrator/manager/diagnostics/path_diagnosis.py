@@ -386,8 +386,8 @@ def _full_tracking_tables(case: _Case) -> Iterator[Finding]:
                 (node.name,),
                 f"{node.name} tracks {node.tracked} connections of at most {node.trackable}, and "
                 "soon refuses each new one",
-                f"on {node.name}: raise net.netfilter.nf_conntrack_max by sysctl, or end what "
-                "opens so many",
+                f"on {node.name}: raise net.netfilter.nf_conntrack_max by sysctl, or stop "
+                "the program that opens them",
             )
 
 

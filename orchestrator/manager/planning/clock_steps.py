@@ -42,7 +42,7 @@ def objects_with_delays(view: ClusterView, now: float) -> Iterator[Object]:
 
 
 def shifted(item: Object, seconds: float) -> Object:
-    """The object with its delays moved by so many seconds."""
+    """The object with its delays moved by that number of seconds."""
     match item:
         case Task():
             status = replace(item.status, at=item.status.at + seconds)

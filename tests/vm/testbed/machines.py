@@ -72,7 +72,7 @@ class Testbed:
         return newer
 
     def vagrant(self, *words: str, within: float) -> None:
-        """Run Vagrant, which must succeed within so many seconds. It says all in `vagrant.log`."""
+        """Run Vagrant, which must succeed `within` seconds. Its output is in `vagrant.log`."""
         log = self.folder / "vagrant.log"
         with log.open("a") as file:
             done = subprocess.run(

@@ -115,7 +115,7 @@ def fetch_from(
 
 
 async def _any_reachable(sources: Sequence[str], dial: ChannelFactory, within: float) -> bool:
-    """Whether one of the sources becomes reachable within so many seconds."""
+    """Whether a source becomes reachable within that time, in seconds."""
     if not sources:
         return False
     async with AsyncExitStack() as stack:

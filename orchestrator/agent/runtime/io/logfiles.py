@@ -165,8 +165,8 @@ async def read(
     """The records of a log in batches, oldest first, across all rotated files.
 
     `places`: the path of its newest file, then the path to which it is moved when its container is
-    removed. `tail`: only the last lines, so many; `since`: only those from this time on (seconds of
-    the epoch); `follow`: wait for new ones, until `ended` is set (then to the end of the log) or
+    removed. `tail`: the number of last lines; `since`: only those from this time on (seconds of the
+    epoch); `follow`: wait for new ones, until `ended` is set (then to the end of the log) or
     the log is removed.
 
     A reader keeps the files that it has not read open, so a rotation removes nothing from it. A

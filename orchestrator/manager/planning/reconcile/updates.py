@@ -19,7 +19,7 @@ agent does not count. A slot counts once, however often its task is retried, and
 tasks of the current version, so a new leader counts the same. With more than `max_failure_ratio` of
 the slots failed, the policy's failure action is taken. A rollback is an update too, with its own
 policy; it is not rolled back in turn. An update is complete when every slot has arrived and each
-new task is stable. With canaries, it waits to be promoted once so many slots have.
+new task is stable. With canaries, it waits for promotion once that number of slots is updated.
 """
 
 from __future__ import annotations

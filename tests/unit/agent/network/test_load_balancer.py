@@ -106,6 +106,6 @@ async def test_a_full_table_of_connections_is_told_once(caplog: pytest.LogCaptur
         assert ("tracks 1000 connections of at most 1000" in balance.trouble) is trouble
     assert [record.message for record in caplog.records] == [
         "the kernel tracks 1000 connections of at most 1000 and refuses new ones: raise "
-        "net.netfilter.nf_conntrack_max, or stop what opens so many",
+        "net.netfilter.nf_conntrack_max, or stop the program that opens them",
         "the kernel accepts new connections again",
     ]

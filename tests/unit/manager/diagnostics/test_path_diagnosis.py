@@ -274,7 +274,8 @@ CASES: list[tuple[str, Callable[[], World], str, str]] = [
         "a kernel can track hardly any connection more",
         lambda: World().node("node2", tracked=65000, trackable=65536),
         "node2 tracks 65000 connections of at most 65536, and soon refuses each new one",
-        "on node2: raise net.netfilter.nf_conntrack_max by sysctl, or end what opens so many",
+        "on node2: raise net.netfilter.nf_conntrack_max by sysctl, or stop the program that opens "
+        "them",
     ),
     (
         "a network cannot be",

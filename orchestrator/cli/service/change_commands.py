@@ -24,8 +24,8 @@ from orchestrator.cli.flags.spec_flags import validated_spec
 from orchestrator.cli.flags.spec_settings import setting_options
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.formats.spec_diff import differences, told
 from orchestrator.model.services import Service
-from orchestrator.model.spec_diff import differences, told
 from orchestrator.model.specs import ServiceMode, ServiceSpec
 from orchestrator.pb import control_pb2
 

@@ -16,7 +16,7 @@ from orchestrator.cli.app.completion_names import completes
 from orchestrator.cli.app.errors import INTERRUPTED, ManagerLost
 from orchestrator.cli.flags.flag_types import Parsed
 from orchestrator.cli.rpc.client import RECONNECT_PAUSE, Client, pass_client
-from orchestrator.model.log_position import LogPosition
+from orchestrator.model.formats.log_position import LogPosition
 from orchestrator.model.units import format_time, parse_moment
 from orchestrator.pb import containers_pb2, control_pb2
 

@@ -21,12 +21,12 @@ from orchestrator.compose.stack import (
 from orchestrator.compose.tree import Place
 from orchestrator.model.dependencies import start_order
 from orchestrator.model.documents import Document, DocumentKind, references
+from orchestrator.model.formats.spec_diff import differences
 from orchestrator.model.mounts import LOCAL_DRIVER
 from orchestrator.model.names import near_miss
 from orchestrator.model.networks import BRIDGE, OVERLAY
 from orchestrator.model.objects import Network, Volume
 from orchestrator.model.services import Service
-from orchestrator.model.spec_diff import differences
 from orchestrator.model.specs import STACK_LABEL, PublishMode, ServiceSpec
 
 CREATE, CHANGE, REMOVE = "create", "change", "remove"

@@ -40,9 +40,9 @@ from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import PORT_TURN, name_key, object_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
 from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.formats.spec_diff import told
 from orchestrator.model.objects import Object
 from orchestrator.model.services import Service, UpdateState
-from orchestrator.model.spec_diff import told
 from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.tasks import Task
 from orchestrator.model.validation.service_specs import validate_service, validate_tasks_of_service

@@ -17,7 +17,7 @@ from orchestrator.manager.errors import RequestError, failed_precondition
 from orchestrator.manager.object_lookup import find_log_source
 from orchestrator.manager.operations.context import ManagerContext, Operations
 from orchestrator.model.formats.log_options import NONE, unreadable
-from orchestrator.model.log_position import LogPosition
+from orchestrator.model.formats.log_position import LogPosition
 from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task

@@ -20,7 +20,7 @@ from servicekit import MIB, NODES, Refused, Run, task
 from orchestrator.cli.app.contexts import save_context
 from orchestrator.cli.service import log_commands, service_commands
 from orchestrator.model.convert import to_proto
-from orchestrator.model.log_position import LogPosition
+from orchestrator.model.formats.log_position import LogPosition
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import control_pb2 as pb

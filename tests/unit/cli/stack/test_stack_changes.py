@@ -25,9 +25,9 @@ from orchestrator.compose.stack import (
 from orchestrator.compose.tree import Place
 from orchestrator.model.dependencies import Dependency
 from orchestrator.model.documents import Document, DocumentKind, FileReference
+from orchestrator.model.formats.spec_diff import differences
 from orchestrator.model.objects import Network, Volume
 from orchestrator.model.services import Service
-from orchestrator.model.spec_diff import differences
 from orchestrator.model.specs import (
     STACK_LABEL,
     ContainerSpec,

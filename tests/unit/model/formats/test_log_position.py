@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.model.log_position import LogPosition
+from orchestrator.model.formats.log_position import LogPosition
 from orchestrator.pb import control_pb2 as pb
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orchestrator.model.spec_diff import differences, told
+from orchestrator.model.formats.spec_diff import differences, told
 from orchestrator.model.specs import (
     ContainerSpec,
     PortSpec,

@@ -27,7 +27,7 @@ from orchestrator.agent.builds.sandbox import Sandboxes
 from orchestrator.agent.diagnostics.path_mtu import PathMtus
 from orchestrator.agent.diagnostics.peer_tests import PeerTests
 from orchestrator.agent.diagnostics.support_facts import SupportFacts
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.image_gc import ImageGarbageCollector, disk_of
 from orchestrator.agent.images.pulls import ImagePuller
 from orchestrator.agent.images.store import ImageStore

@@ -17,9 +17,9 @@ import grpc
 import grpc.aio
 import pytest
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.staging import IncomingBlob
-from orchestrator.agent.images.transfer.peers import CHUNK, BlobService, fetch_from
+from orchestrator.agent.images.transfer.image_peers import CHUNK, BlobService, fetch_from
 from orchestrator.pb import blobs_pb2, blobs_pb2_grpc
 
 BLOB = os.urandom(5 * CHUNK + 123)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from imageregistry import layout_of, registry_in, take_insecure
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.image_spec import Platform
 from orchestrator.agent.images.singleflight import SingleFlight
 from orchestrator.agent.images.store import ImageStore

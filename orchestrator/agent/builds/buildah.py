@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from orchestrator.agent.builds.sandbox import Sandbox
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.linux.priority import with_default_priority
 
 Progress = Callable[[str], None]

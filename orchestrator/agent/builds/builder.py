@@ -27,9 +27,9 @@ from orchestrator.agent.builds.build_cgroup import BuildGroups, BuildLimits, out
 from orchestrator.agent.builds.buildah import BLOBS, Buildah, Progress, limits
 from orchestrator.agent.builds.sandbox import NONE, Sandbox, Sandboxes
 from orchestrator.agent.images import staging
-from orchestrator.agent.images.errors import BuildError, ImageError
+from orchestrator.agent.images.image_errors import BuildError, ImageError
+from orchestrator.agent.images.image_names import full_name
 from orchestrator.agent.images.layers.unpack import unpack_context
-from orchestrator.agent.images.names import full_name
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.images.transfer.layout import convert_dir_layout, make_dir_layout
 from orchestrator.agent.runtime.spec.privileges import DEFAULT_CAPABILITIES

@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ICMP echoes from one address of this node: whether, how fast and how large packets get anywhere.
+"""ICMP echoes from an address of this node, plain or in VXLAN: reachability, latency, path MTU.
 
-By a raw socket (RFC 792), so that a packet's size is ours to say. All bear the "don't fragment"
-bit, and what the kernel remembers of a path's MTU is passed over (`IP_PMTUDISC_PROBE`): a packet
-goes out if its interface takes it, and what comes back is the truth.
+Echoes use a raw socket (RFC 792), which allows packets of any size. They carry the "don't
+fragment" bit and bypass the kernel's cache of path MTUs (`IP_PMTUDISC_PROBE`), so every result
+is measured.
+
+Many firewalls drop pings but pass UDP port 4789, which overlays need. `VxlanEcho` therefore sends
+echoes as containers' packets travel, in VXLAN (RFC 7348). It builds the frames itself and sends
+them from an ordinary UDP socket, because the kernel's tunnel device controls neither the size nor
+the "don't fragment" bit of its outer packets. The peer's kernel decapsulates the frame, and its
+reply returns through the tunnel.
 """
 
 from __future__ import annotations
@@ -13,10 +19,15 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
 from statistics import median
 from typing import Self
+
+from orchestrator.agent.network.network_types import NetworkConfig
+from orchestrator.cni.netconf import DEFAULT_PORT, OVERHEAD
+from orchestrator.cni.peers import vtep_address, vtep_mac
 
 SMALL = 84
 """Bytes of an ordinary echo's packet, as `ping` sends it."""
@@ -223,3 +234,75 @@ async def _first(echo: Echo, address: str, size: int, patience: float) -> float 
     finally:
         for one in asked:
             one.cancel()
+
+
+_VXLAN = struct.Struct("!B3xI")
+_VNI_IS_VALID = 8
+_ETHERNET = struct.Struct("!6s6sH")
+_IPV4, _ICMP = 0x0800, 1
+_HEADER = struct.Struct("!BBHHHBBH4s4s")
+_TTL = 64
+
+
+class VxlanEcho(Echo):
+    """Sends echoes to the underlay addresses of a network's nodes, through its tunnel.
+
+    Sizes are those of the packets between the nodes. The network must not be encrypted.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        own = IPv4Network(config.subnet)
+        super().__init__(str(vtep_address(own)))
+        self._node = config.node_address
+        self._head = _VXLAN.pack(_VNI_IS_VALID, config.vni << 8)
+        self._mac = _mac(own)
+        self._peers: Mapping[str, IPv4Network] = {
+            peer.address: IPv4Network(peer.subnet) for peer in config.peers
+        }
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        try:
+            self._wire = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            self._wire.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
+            self._wire.bind((self._node, 0))
+        except BaseException:
+            super().__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wire.close()
+        super().__exit__()
+
+    def knows(self, address: str) -> bool:
+        """Whether a node of the network has that address."""
+        return address in self._peers
+
+    def _answerer(self, address: str) -> str:
+        return str(vtep_address(self._peers[address]))
+
+    def _send(self, address: str, number: int, size: int) -> None:
+        peer = self._peers[address]
+        packet = request(self._id, number, size - OVERHEAD)
+        frame = _ETHERNET.pack(_mac(peer), self._mac, _IPV4)
+        frame += _ip_header(IPv4Address(self._source), vtep_address(peer), len(packet))
+        self._wire.sendto(self._head + frame + packet, (address, DEFAULT_PORT))
+
+
+def _mac(subnet: IPv4Network) -> bytes:
+    return bytes.fromhex(vtep_mac(subnet).replace(":", ""))
+
+
+def _ip_header(source: IPv4Address, target: IPv4Address, length: int) -> bytes:
+    """An IPv4 header without options (RFC 791) before that number of bytes of ICMP."""
+
+    def packed(checksum: int) -> bytes:
+        total = _HEADER.size + length
+        return _HEADER.pack(
+            0x45, 0, total, 0, 0, _TTL, _ICMP, checksum, source.packed, target.packed
+        )
+
+    total = sum(struct.unpack("!10H", packed(0)))
+    total = (total & 0xFFFF) + (total >> 16)
+    return packed(~(total + (total >> 16)) & 0xFFFF)

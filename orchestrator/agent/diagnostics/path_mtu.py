@@ -14,8 +14,7 @@ import logging
 from collections.abc import Callable, Collection, Set
 from dataclasses import dataclass
 
-from orchestrator.agent.diagnostics.echo import Echo, path_mtu
-from orchestrator.agent.diagnostics.vxlan_echo import VxlanEcho
+from orchestrator.agent.diagnostics.echo import Echo, VxlanEcho, path_mtu
 from orchestrator.agent.network.network_types import NetworkConfig
 
 log = logging.getLogger(__name__)

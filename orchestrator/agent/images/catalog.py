@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
+from orchestrator.agent.images.image_names import hex_of
 from orchestrator.agent.images.image_spec import ConfigFile, Manifest
-from orchestrator.agent.images.names import hex_of
 from orchestrator.model.objects import Image
 
 

@@ -15,8 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.agent.images.errors import ImageError
-from orchestrator.agent.images.names import hex_of
+from orchestrator.agent.images.image_errors import ImageError
+from orchestrator.agent.images.image_names import hex_of
 from orchestrator.model.formats.platforms import architecture
 from orchestrator.model.specs import HealthCheck
 

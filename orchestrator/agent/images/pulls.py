@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import grpc
 import grpc.aio
 
-from orchestrator.agent.images.errors import ImageError, NoSpace
+from orchestrator.agent.images.image_errors import ImageError, NoSpace
 from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
 from orchestrator.agent.images.staging import FetchBlob, IncomingBlob
 from orchestrator.agent.images.store import ImageStore
-from orchestrator.agent.images.transfer.peers import ChannelFactory, fetch_from
+from orchestrator.agent.images.transfer.image_peers import ChannelFactory, fetch_from
 from orchestrator.agent.images.transfer.registry import LayerProgress, Registry
 from orchestrator.daemon.background import background
 from orchestrator.model.names import parse_image

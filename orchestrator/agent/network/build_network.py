@@ -13,7 +13,7 @@ from ipaddress import IPv4Network, ip_network
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.network.helper_process import NetworkError
 from orchestrator.agent.network.network_types import Attachment, NetworkConfig
 from orchestrator.agent.runtime.isolation.userns import keep

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from orchestrator.agent.images.store import ImageStore
-from orchestrator.agent.images.transfer.peers import BlobService
+from orchestrator.agent.images.transfer.image_peers import BlobService
 from orchestrator.agent.settings import AgentFailure, Settings
 from orchestrator.identity.certificates import TlsFiles
 from orchestrator.identity.revocation import Revocations

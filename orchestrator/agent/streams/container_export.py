@@ -11,7 +11,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.layers.rootfiles import read_changes, read_root, write_layer
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.images.transfer import layout

@@ -24,8 +24,7 @@ from orchestrator.agent.runtime.engine.bundle import ContainerHandle
 from orchestrator.agent.runtime.interface import Exit, RuntimeFailure
 from orchestrator.agent.runtime.io import execs
 from orchestrator.agent.runtime.io.attach import attach
-from orchestrator.agent.runtime.io.execs import ExecProgram, ExecSpec
-from orchestrator.agent.runtime.io.programs import Program
+from orchestrator.agent.runtime.io.execs import ExecProgram, ExecSpec, Program
 from orchestrator.agent.tasks.runner import TaskRunner
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import TaskStatus

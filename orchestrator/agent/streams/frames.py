@@ -11,7 +11,7 @@ from typing import IO, Any, Self
 
 import grpc
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.pb import dispatch_pb2
 
 _WAITING = 10_000

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from orchestrator.agent.builds.build_cgroup import BuildLimits
 from orchestrator.agent.builds.buildah import Progress
 from orchestrator.agent.builds.builder import BuildSpec, CacheUsage
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.pulls import ImagePuller
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.images.transfer import layout

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.tasks.runner import TaskRunner
 from orchestrator.model.convert import from_proto, to_proto

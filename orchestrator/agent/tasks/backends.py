@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
 from orchestrator.agent.logs.log_drivers import LogDrivers
 from orchestrator.agent.logs.retained_logs import RetainedLogs

@@ -53,9 +53,9 @@ from orchestrator.agent.tasks.lifecycle import (
     next_step,
     running_status,
 )
-from orchestrator.agent.tasks.resources import TaskResources
 from orchestrator.agent.tasks.secret_files import NOT_REPLACED, FileError
 from orchestrator.agent.tasks.status_reporter import StatusReporter
+from orchestrator.agent.tasks.task_resources import TaskResources
 from orchestrator.model.convert import from_proto
 from orchestrator.model.hooks import POST_START, PRE_STOP
 from orchestrator.model.limits import Limits, limits_of

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
 from orchestrator.agent.logs.log_drivers import LogDrivers
 from orchestrator.agent.logs.retained_logs import RetainedLogs

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from orchestrator import __version__
 from orchestrator.agent.command import agent
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
 from orchestrator.agent.images.pulls import ImagePuller
 from orchestrator.agent.images.staging import IncomingBlob

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.daemon import bareprogram
 
 _PROGRAM = bareprogram.command("orchestrator.agent.images.layers.rootreader", "-X", "utf8")

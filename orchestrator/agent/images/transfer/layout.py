@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
+from orchestrator.agent.images.image_names import hex_of
 from orchestrator.agent.images.image_spec import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
 from orchestrator.agent.images.layers.layercontent import BadLayer, Blob, content
-from orchestrator.agent.images.names import hex_of
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.images.transfer import config_changes as dockerfile
 from orchestrator.model.specs import ContainerSpec

@@ -26,7 +26,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from orchestrator.agent.images.errors import ImageError, SourceGone
+from orchestrator.agent.images.image_errors import ImageError, SourceGone
 from orchestrator.agent.images.image_spec import Index, parse_manifest
 from orchestrator.agent.images.staging import FetchBlob, IncomingBlob
 from orchestrator.model.names import parse_image

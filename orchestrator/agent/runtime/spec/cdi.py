@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from orchestrator.agent.runtime.interface import Container, Mount, RuntimeFailure
-from orchestrator.agent.runtime.spec.devices import DeviceNode, find_device
+from orchestrator.agent.runtime.spec.container_devices import DeviceNode, find_device
 from orchestrator.model.formats.cdi_names import is_cdi
 
 FOLDERS = (Path("/etc/cdi"), Path("/var/run/cdi"))

@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
 from orchestrator.agent.images.pulls import ImagePuller
 from orchestrator.agent.images.staging import FetchBlob, IncomingBlob

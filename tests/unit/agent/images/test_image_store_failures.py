@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from imagekit import Layout, entry, small_disk, tar
 
-from orchestrator.agent.images.errors import ImageError, NoSpace
+from orchestrator.agent.images.image_errors import ImageError, NoSpace
 from orchestrator.agent.images.staging import FetchBlob, IncomingBlob
 from orchestrator.agent.images.store import ImageStore
 

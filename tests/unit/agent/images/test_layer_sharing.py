@@ -16,7 +16,7 @@ from imagekit import Layout, digest_of, entry, tar
 from storekit import BASE, ONE, TWO, fetch_of, left_over, no_fetch
 
 from orchestrator.agent.images import blobstore
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.layers.unpack import unpack_layer
 from orchestrator.agent.images.staging import IncomingBlob
 from orchestrator.agent.images.store import ImageStore

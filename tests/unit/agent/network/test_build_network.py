@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.network import build_network
 from orchestrator.agent.network.build_network import BuildNetwork
 from orchestrator.agent.network.helper_process import NetworkError

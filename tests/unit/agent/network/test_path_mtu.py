@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from netkit import Node, network, shell
 from nshosts import NsHost, socket_in, within
 
-from orchestrator.agent.diagnostics.echo import Echo, ladder, path_mtu
+from orchestrator.agent.diagnostics.echo import Echo, VxlanEcho, ladder, path_mtu
 from orchestrator.agent.diagnostics.path_mtu import Known, PathMtus, after
-from orchestrator.agent.diagnostics.vxlan_echo import VxlanEcho
 from orchestrator.agent.network.network_types import NetworkConfig
 
 ROUNDS = [

@@ -14,7 +14,7 @@ from agentfakes import NOW, Host, Reports, assigned, until
 from managerstub import ManagerStub, TunnelEnd, manager_stub
 
 from orchestrator.agent.builds.builder import BuildSpec, CacheUsage
-from orchestrator.agent.images.errors import BuildError, ImageError
+from orchestrator.agent.images.image_errors import BuildError, ImageError
 from orchestrator.agent.runtime.interface import Exit
 from orchestrator.agent.statedb import StateDb
 from orchestrator.agent.streams.image_requests import BUILD_REQUESTS, BuildRequests

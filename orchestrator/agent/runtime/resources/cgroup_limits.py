@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.agent.runtime.interface import RuntimeFailure
-from orchestrator.agent.runtime.spec.devices import DeviceNode
+from orchestrator.agent.runtime.spec.container_devices import DeviceNode
 from orchestrator.agent.runtime.spec.node_facts import NodeFacts
 from orchestrator.model.specs import SHARES_PER_CORE, ContainerSpec, TaskSpec
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.staging import FetchBlob, IncomingBlob
 from orchestrator.pb import blobs_pb2, blobs_pb2_grpc
 

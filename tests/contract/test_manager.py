@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -20,18 +21,29 @@ from managerhost import Running, manager_in
 from orchestrator.identity.certificates import KeyPair
 from orchestrator.manager.dispatch import dispatcher
 from orchestrator.manager.operations.node_requests import assign_image_names
+from orchestrator.manager.planning import pipeline
 from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
 from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.documents import DocumentKind, FileReference
 from orchestrator.model.nodes import NodeDescription
 from orchestrator.model.objects import Image
+from orchestrator.model.services import UpdateState
 from orchestrator.model.specs import ContainerSpec, Resources, ServiceSpec, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import TaskStatus
-from orchestrator.pb import control_pb2, control_pb2_grpc, dispatch_pb2, dispatch_pb2_grpc
+from orchestrator.pb import (
+    control_pb2,
+    control_pb2_grpc,
+    dispatch_pb2,
+    dispatch_pb2_grpc,
+    documents_pb2,
+    documents_pb2_grpc,
+)
 
 _ADDRESSES = itertools.count(1)
 """Of nodes."""
+SECRET: Any = DocumentKind.SECRET
 IMAGE = Image(id="sha256:" + "a" * 64, names=("hello:1",))
 
 
@@ -315,6 +327,33 @@ async def test_an_update_from_a_stale_copy_is_refused(running: Running, control:
         # What merely goes on, as the planner writes it, is no change of somebody else.
         update.base.CopyFrom(spec)
         await control.UpdateService(update)
+
+
+async def test_an_update_begins_the_rolling_update_to_a_secret_s_new_version(
+    running: Running, control: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running.channel(running.admin) as channel, agent(running, "one"):
+        documents = documents_pb2_grpc.DocumentsStub(channel)
+        created = await documents.CreateDocument(
+            documents_pb2.CreateDocumentRequest(kind=SECRET, name="pw", data=b"first")
+        )
+        spec = web(secrets=(FileReference(source="pw"),))
+        await deploy(running, control, spec)
+        late = threading.Event()
+        planned = pipeline.plan
+        monkeypatch.setattr(
+            pipeline, "plan", lambda *given, **named: late.wait(60) and planned(*given, **named)
+        )
+        try:
+            await documents.UpdateDocument(
+                documents_pb2.UpdateDocumentRequest(kind=SECRET, document="pw", data=b"second")
+            )
+            update = control_pb2.UpdateServiceRequest(service="web", spec=spec, base=spec)
+            service = from_proto(await control.UpdateService(update))
+        finally:
+            late.set()
+        assert service.documents == {created.id: 2}
+        assert service.update.state is UpdateState.UPDATING
 
 
 async def test_a_rebuilt_tag_is_taken_when_the_image_is_named_again(

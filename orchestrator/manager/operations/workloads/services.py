@@ -33,6 +33,7 @@ from orchestrator.manager.planning.reconcile.convergence import Watch, progress
 from orchestrator.manager.planning.reconcile.document_versions import (
     newest_versions,
     versions_for_rollback,
+    with_due_versions,
 )
 from orchestrator.manager.planning.reconcile.spec_history import rolled_back, with_spec
 from orchestrator.manager.planning.view import ClusterView
@@ -140,9 +141,14 @@ class ServiceOperations(Operations):
                 ctx, spec.task.container, ask_registry=not request.no_resolve_image
             )
         documents = newest_versions(ctx.view, spec.task.container)
-        return await self._commit_change(
-            service, lambda now: with_spec(now, spec, digest, ctx.now(), documents), read
-        )
+
+        def change(current: Service) -> Service:
+            # With an unchanged spec, a new version of a secret or config begins its update here and
+            # not some time later in the planner: who waits for this write waits for that, too.
+            after = with_spec(current, spec, digest, ctx.now(), documents)
+            return with_due_versions(ctx.view, after, ctx.now())
+
+        return await self._commit_change(service, change, read)
 
     def _references(self, spec: ServiceSpec, service: Service) -> list[Object]:
         """The objects that a new spec refers to, which must not change until it is committed.

@@ -68,18 +68,23 @@ def update_documents(view: ClusterView, service: Service, draft: Draft) -> Servi
     """The service with the versions that it should have now; the draft is of that from here on."""
     if service.spec.mode.is_job:
         return _for_next_run(view, service, draft)
-    if service.update.state not in _SETTLED:
+    after = with_due_versions(view, service, draft.now)
+    if after is not service:
+        draft.service = after
+    return after
+
+
+def with_due_versions(view: ClusterView, service: Service, now: float) -> Service:
+    """The service with the new versions that it rolls to, which begins an update of it; itself if
+    it has them, or while another update is in progress or paused."""
+    if service.spec.mode.is_job or service.update.state not in _SETTLED:
         return service
     new = dict(service.documents)
     for document, reference in named_documents(view, service.spec.task.container):
         known = max(service.documents.get(document.id, 0), service.declined.get(document.id, 0))
         if reference.on_update is OnUpdate.ROLL and document.version > known:
             new[document.id] = document.version
-    if new == service.documents:
-        return service
-    after = with_documents(service, new, draft.now)
-    draft.service = after
-    return after
+    return service if new == service.documents else with_documents(service, new, now)
 
 
 def _for_next_run(view: ClusterView, service: Service, draft: Draft) -> Service:

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.daemon.configfile import config_option
-from orchestrator.daemon.proxies import proxy_options, set_proxies
+from orchestrator.daemon.daemon_options import config_option, proxy_options, set_proxies
 from orchestrator.model.formats import log_options as logdrivers
 from orchestrator.model.formats.generic_resources import parse_supply, supply_names
 from orchestrator.model.specs import LogConfig, Resources

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.daemon.configfile import config_option
-from orchestrator.daemon.proxies import registry_proxy_options, set_proxies
+from orchestrator.daemon.daemon_options import config_option, registry_proxy_options, set_proxies
 from orchestrator.tracing.configuration import endpoint_option
 from orchestrator.tracing.spans import CannotTrace
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -22,6 +23,7 @@ from orchestrator.cli.rpc.certificate_renewal import renew_if_due
 if TYPE_CHECKING:
     from orchestrator.cli.rpc.calls import Call, Method, RpcError
     from orchestrator.cli.rpc.http2_connection import Connection, ConnectionBroken
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -311,13 +313,31 @@ def pass_client(function: F) -> F:
         kind: Callable[[Context], Client] = ctx.meta.get(CLIENT_FACTORY, Client)
         client = kind(load_context(name))
         if any(variable in os.environ for variable in _TRACING):
-            from orchestrator.cli.rpc.command_trace import traced
-
-            client.trace = ctx.with_resource(traced(ctx.command_path))
+            client.trace = ctx.with_resource(_traced(ctx.command_path))
         ctx.with_resource(client)
         return ctx.invoke(function, client, **kwargs)
 
     return update_wrapper(command, function)  # type: ignore[return-value]
+
+
+@contextmanager
+def _traced(command: str) -> Iterator[str]:
+    """The trace context of a command while it runs, below TRACEPARENT if set, as build systems do.
+    A problem with traces never fails a command."""
+    from orchestrator.tracing.configuration import tracer
+    from orchestrator.tracing.spans import CannotTrace
+
+    above = os.environ.get("TRACEPARENT", "")
+    try:
+        traces = tracer("orc", str(os.getpid()))
+    except CannotTrace:
+        yield above
+        return
+    if not traces.on:
+        yield above
+        return
+    with closing(traces), traces.span(command, above, kind="client") as place:
+        yield place
 
 
 def upload(header: Any, chunks: Iterable[bytes]) -> Iterator[Any]:

@@ -13,10 +13,10 @@ from orchestrator.compose.conversion.deploy_section import (
     policy_of,
     replicas_of,
 )
-from orchestrator.compose.conversion.mounts_section import mounts_of
 from orchestrator.compose.conversion.networks_and_volumes import (
     DEFAULT,
     attachments_of,
+    mounts_of,
     network_keys,
     networks_of,
     volumes_of,

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from orchestrator.agent.command import agent
-from orchestrator.daemon.configfile import config_option
+from orchestrator.daemon.daemon_options import config_option
 from orchestrator.manager.command import manager
 
 PACKAGING = Path(__file__).parents[3] / "packaging"

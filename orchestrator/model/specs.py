@@ -14,7 +14,6 @@ from orchestrator.model.extensible import Extensible
 from orchestrator.model.hooks import Hook as Hook
 from orchestrator.model.jobs import JobSpec
 from orchestrator.model.mounts import MountSpec
-from orchestrator.model.placement import SHARES_PER_CORE as SHARES_PER_CORE
 from orchestrator.model.placement import Disconnect, GenericResource, Strategy
 from orchestrator.model.placement import Resources as Resources
 

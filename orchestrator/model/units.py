@@ -11,7 +11,8 @@ import re
 from datetime import UTC, datetime
 from math import isfinite
 
-from orchestrator.model.placement import SHARES_PER_CORE
+SHARES_PER_CORE = 1024
+"""CPU weight of one core, as in cgroup v1's `cpu.shares`."""
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([kmgtp]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 _RATE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([kmg]?)(?:bit)?", re.IGNORECASE | re.ASCII)

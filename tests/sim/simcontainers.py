@@ -28,8 +28,8 @@ from orchestrator.agent.tasks.lifecycle import (
 from orchestrator.manager.errors import RequestError
 from orchestrator.manager.leader.agent_reports import Hello, Reports, report_changes
 from orchestrator.manager.operations.workloads import container_lifecycle
-from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.view import assigned_tasks
 from orchestrator.model.nodes import NodeDescription, NodeState
 from orchestrator.model.specs import (
     ContainerSpec,

@@ -23,9 +23,9 @@ from simstore import Faults, FaultyKv, nobody
 
 from orchestrator.manager.leader.agent_reports import Hello, ReportBuffer
 from orchestrator.manager.leader.planning_loop import PlanningLoop, inline
-from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.reconcile.convergence import progress
+from orchestrator.manager.planning.view import assigned_tasks
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import LEADER, object_key, object_type

@@ -37,8 +37,7 @@ from orchestrator.cli.rpc.client import Client, pass_client, upload
 from orchestrator.model.formats.platforms import wanted_architecture
 from orchestrator.model.names import short_id
 from orchestrator.model.nodes import NodeState
-from orchestrator.model.specs import SHARES_PER_CORE
-from orchestrator.model.units import format_size
+from orchestrator.model.units import SHARES_PER_CORE, format_size
 from orchestrator.model.validation.confinement import parse_ulimit
 from orchestrator.pb import control_pb2, images_pb2
 

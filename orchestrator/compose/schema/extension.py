@@ -13,10 +13,9 @@ from orchestrator.compose.schema.collection_kinds import Keys, Many
 from orchestrator.compose.schema.value_kinds import Choice, Number, Text
 from orchestrator.compose.tree import Map
 from orchestrator.model.affinities import parse_affinity
-from orchestrator.model.formats.disconnect import parse_disconnect
 from orchestrator.model.formats.schedules import parse_schedule, parse_zone
 from orchestrator.model.jobs import JobSpec, Missed, Overlap
-from orchestrator.model.placement import Strategy
+from orchestrator.model.placement import Strategy, parse_disconnect
 from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.units import parse_duration
 

@@ -19,9 +19,8 @@ from orchestrator.manager.dispatch.endpoint_delivery import EndpointFeed, withou
 from orchestrator.manager.dispatch.network_assignments import NetworkAssignments, SentNetworks
 from orchestrator.manager.dispatch.secret_delivery import files_of, keys_of, payloads_of
 from orchestrator.manager.object_lookup import images_of
-from orchestrator.manager.planning.assignments import is_assigned
 from orchestrator.manager.planning.scheduling.volume_placement import name_on, named_volumes
-from orchestrator.manager.planning.view import ClusterView
+from orchestrator.manager.planning.view import ClusterView, is_assigned
 from orchestrator.manager.telemetry.task_traces import trace_context_of
 from orchestrator.model.access import Revocation
 from orchestrator.model.agent_features import NETWORK_CHANGES

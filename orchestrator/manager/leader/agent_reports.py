@@ -25,8 +25,8 @@ from orchestrator.manager.planning.reports.claims import (
     sane,
     sane_images,
 )
+from orchestrator.manager.planning.reports.claims import accept_reports as task_changes
 from orchestrator.manager.planning.reports.liveness import node_up
-from orchestrator.manager.planning.reports.statuses import accept_reports as task_changes
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import fold
 from orchestrator.manager.store.keys import object_key

@@ -18,14 +18,13 @@ from orchestrator.model.constraints import check_agreement, check_node_attribute
 from orchestrator.model.dependencies import check_dependencies
 from orchestrator.model.documents import check_references
 from orchestrator.model.formats import log_options
-from orchestrator.model.formats.disconnect import check_disconnect
 from orchestrator.model.formats.generic_resources import check_generic
 from orchestrator.model.formats.task_templates import with_examples
 from orchestrator.model.hooks import check_hooks
 from orchestrator.model.names import check_hostname, check_name, parse_image
 from orchestrator.model.networks import check_attachments
 from orchestrator.model.placement import MAX_REPLICAS as MAX_REPLICAS
-from orchestrator.model.placement import Disconnect
+from orchestrator.model.placement import Disconnect, check_disconnect
 from orchestrator.model.signals import signal_number
 from orchestrator.model.specs import (
     ContainerSpec,

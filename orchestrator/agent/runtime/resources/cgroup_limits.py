@@ -12,7 +12,8 @@ from typing import Any
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.spec.container_devices import DeviceNode
 from orchestrator.agent.runtime.spec.node_facts import NodeFacts
-from orchestrator.model.specs import SHARES_PER_CORE, ContainerSpec, TaskSpec
+from orchestrator.model.specs import ContainerSpec, TaskSpec
+from orchestrator.model.units import SHARES_PER_CORE
 
 MIN_MEMORY = 6 << 20
 """Bytes that the OCI runtime itself needs within the container's limit."""

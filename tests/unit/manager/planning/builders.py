@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.manager.planning.pipeline import EVERYTHING, Dirty, dirty_of, plan
 from orchestrator.manager.planning.plan import Change, Plan, earliest
-from orchestrator.manager.planning.reports.statuses import accept_reports
+from orchestrator.manager.planning.reports.claims import accept_reports
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
 from orchestrator.model.objects import Object

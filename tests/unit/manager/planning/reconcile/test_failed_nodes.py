@@ -8,13 +8,17 @@ from dataclasses import replace
 import pytest
 from builders import ANY, NONE, World, node, service, task_spec
 
-from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.reconcile.convergence import running_tasks
 from orchestrator.manager.planning.reports.liveness import STEADY, node_down, node_up, unsteady
+from orchestrator.manager.planning.view import assigned_tasks
 from orchestrator.model.agent_features import STOP_AFTER
-from orchestrator.model.formats.disconnect import disconnect_text, parse_disconnect
 from orchestrator.model.nodes import NodeState
-from orchestrator.model.placement import Disconnect, DisconnectAction
+from orchestrator.model.placement import (
+    Disconnect,
+    DisconnectAction,
+    disconnect_text,
+    parse_disconnect,
+)
 from orchestrator.model.services import Service
 from orchestrator.model.specs import RestartPolicy, ServiceMode
 from orchestrator.model.states import TaskState

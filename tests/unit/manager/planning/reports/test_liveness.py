@@ -6,9 +6,8 @@ from __future__ import annotations
 import pytest
 from builders import NOW, World, node, service
 
-from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.reports.liveness import Hearing, Silence, expire, node_up
-from orchestrator.manager.planning.view import ClusterView
+from orchestrator.manager.planning.view import ClusterView, assigned_tasks
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
 from orchestrator.model.objects import Cluster
 from orchestrator.model.states import TaskState

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from builders import node, task
 
-from orchestrator.manager.planning.reports.statuses import accept_reports
+from orchestrator.manager.planning.reports.claims import accept_reports
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus

@@ -286,9 +286,9 @@ class Manager:
 
     async def _run(self) -> None:
         with self._audit.running():
-            await self._run_parts()
+            await self._run_components()
 
-    async def _run_parts(self) -> None:
+    async def _run_components(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(metrics.EventLoopLag(self._registry).measure())
             group.create_task(self.cache.follow())

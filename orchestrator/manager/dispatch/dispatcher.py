@@ -163,7 +163,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
 
     def _stop_serving(self) -> None:
         self.serving = False
-        self._end_all("this manager leads no longer")
+        self._end_all("this manager is no longer the leader")
 
     def _end_all(self, reason: str) -> None:
         for session in self._sessions.values():
@@ -189,7 +189,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                 async with background(self._follow(feed)):
                     yield
             finally:
-                self._end_all("this manager ends")
+                self._end_all("this manager is stopping")
 
     async def _follow(self, feed: Feed) -> None:
         endpoints, loop = self._endpoints, asyncio.get_running_loop()
@@ -204,7 +204,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                 async with asyncio.timeout_at(moment):
                     changes = await feed.next()
             view = self._cache.view
-            self._condemn(changes)
+            self._order_image_removals(changes)
             self._close_sessions(changes)
             nodes = concerned(view, changes)
             await self._wake(self._sessions if nodes is None else nodes)
@@ -232,14 +232,14 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
     def _release(self) -> None:
         """Wake the sessions whose stop orders waited until other nodes followed the endpoints."""
         for session in self._sessions.values():
-            if session.holding:
+            if session.withholds_stops:
                 session.wake.set()
 
-    def _condemn(self, changes: list[Change]) -> None:
+    def _order_image_removals(self, changes: list[Change]) -> None:
         for change in changes:
             for node_id in change.after.condemned if isinstance(change.after, Image) else ():
                 if node_id in self._sessions:
-                    self._sessions[node_id].condemn()
+                    self._sessions[node_id].order_image_removal()
 
     def _close_sessions(self, changes: list[Change]) -> None:
         """Close the sessions of nodes that are down or removed. A node that was only silent
@@ -387,7 +387,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._report_buffer.statuses(session.node_id, statuses, acknowledge)
 
     async def _speak(self, session: NodeSession, context: Any) -> None:
-        # The welcome goes out at once: an agent that waits in vain reconnects.
+        # The welcome goes out at once: an agent that waits too long reconnects.
         for message in session.queued():
             await context.write(message)
         # Full sets are large. When all nodes connect at once, they take turns, and the manager's

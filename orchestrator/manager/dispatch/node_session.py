@@ -127,8 +127,8 @@ class NodeSession:
         return len(self._messages)
 
     @property
-    def holding(self) -> bool:
-        """Whether a stop order is withheld until other nodes follow the endpoint table."""
+    def withholds_stops(self) -> bool:
+        """Whether any stop order is withheld until other nodes follow the endpoint table."""
         return bool(self._withheld)
 
     def push(self, message: Any) -> None:
@@ -136,7 +136,7 @@ class NodeSession:
         self._messages.append(message)
         self.wake.set()
 
-    def condemn(self) -> None:
+    def order_image_removal(self) -> None:
         """Have the node remove images that were removed from the cluster."""
         self._condemning = True
         self.wake.set()
@@ -146,7 +146,7 @@ class NodeSession:
         `REMINDER_INTERVAL`th heartbeat the order to remove them is repeated."""
         self._heartbeats += 1
         if self._lingering and self._heartbeats % REMINDER_INTERVAL == 0:
-            self.condemn()
+            self.order_image_removal()
 
     def end(self, reason: str) -> None:
         """Close the session."""
@@ -163,8 +163,8 @@ class NodeSession:
         """Everything to send now: queued messages, then changes of endpoints, then of
         assignments."""
         out = self.queued()
-        news, self._endpoints = endpoints.since(self._endpoints)
-        out += news
+        changes, self._endpoints = endpoints.since(self._endpoints)
+        out += changes
         token = view.cluster.scrape_token if view.cluster else ""
         if token != self._scrape_token:
             self._scrape_token = token
@@ -179,7 +179,7 @@ class NodeSession:
             out.append(dispatch_pb2.ManagerMessage(revocations=revoked))
         if self._condemning:
             self._condemning = False
-            images = _condemned(view, self.node_id)
+            images = _images_to_remove(view, self.node_id)
             self._lingering = bool(images)
             if images:
                 order = dispatch_pb2.RemoveImages(images=images)
@@ -321,7 +321,7 @@ def _stop_after(view: ClusterView, task: Task) -> float:
     return service.spec.on_disconnect.after
 
 
-def _condemned(view: ClusterView, node_id: str) -> list[str]:
+def _images_to_remove(view: ClusterView, node_id: str) -> list[str]:
     return sorted(image.id for image in view.images.values() if node_id in image.condemned)
 
 

@@ -310,22 +310,22 @@ def _descriptions(view: ClusterView, reports: Reports) -> Iterator[Change]:
     for node_id in sorted(set().union(*told)):
         if (node := view.nodes.get(node_id)) is None:
             continue
-        news: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         if (scopes := reports.drivers.get(node_id)) is not None:
-            news["volume_drivers"] = scopes
+            fields["volume_drivers"] = scopes
         if (size := reports.path_mtus.get(node_id)) is not None:
-            news["path_mtu"] = size
+            fields["path_mtu"] = size
         if (words := reports.troubles.get(node_id)) is not None:
-            news["trouble"] = words
+            fields["trouble"] = words
         if (keys := reports.keys.get(node_id)) is not None:
-            news["tunnel_keys"] = credible_keys(view, node_id, keys)
+            fields["tunnel_keys"] = credible_keys(view, node_id, keys)
         if (found := reports.network_plugins.get(node_id)) is not None:
-            news |= {
+            fields |= {
                 "cni_plugins": found.cni,
                 "network_drivers": found.drivers,
                 "ipam_drivers": found.ipam,
             }
-        description = sane(replace(node.description, **news))
+        description = sane(replace(node.description, **fields))
         if description != node.description:
             yield Change(node, replace(node, description=description))
 

@@ -99,7 +99,7 @@ class _RoundInput:
 class _RoundResult:
     """The encoded decisions of a round."""
 
-    parts: Sequence[ChangeGroup] = ()
+    groups: Sequence[ChangeGroup] = ()
     look_again_at: float | None = None
     silence: Silence = field(default_factory=lambda: Silence((), None))
     rest: Dirty = field(default_factory=Dirty)
@@ -316,9 +316,9 @@ class PlanningLoop:
         self._update_silence(decided.silence)
         self._report_rejected_claims(decided.refused)
         written = WriteResult()
-        if decided.parts:
+        if decided.groups:
             try:
-                written = await self._writer.write(decided.parts)
+                written = await self._writer.write(decided.groups)
             except TermEnded as over:
                 # The election ends this loop; nothing to do until then.
                 log.warning("cannot write", extra={"error": over})
@@ -454,7 +454,7 @@ class PlanningLoop:
         self, given: _RoundInput, decided: _RoundResult, written: WriteResult
     ) -> None:
         left = [*written.conflicted, *written.too_large, *written.unwritten]
-        changes = [change for part in left for change in part.changes]
+        changes = [change for group in left for change in group.changes]
         unwritten = {object_key(change.subject) for change in changes}
         for key in given.shifts.keys() - unwritten:
             self._shifts.pop(key, None)
@@ -465,16 +465,16 @@ class PlanningLoop:
                 acknowledge()
         if written.conflicted:
             self._observer.conflicted()
-        owners = {owner: None for part in written.conflicted for owner in part.owners}
+        owners = {owner: None for group in written.conflicted for owner in group.owners}
         self._conflicted |= owners
-        for part in written.conflicted:
-            self._dirty |= _dirty_after_failure(part)
-        for part in written.unwritten:
-            self._dirty |= dirty_of(part.changes)
-            for owner in part.owners:
+        for group in written.conflicted:
+            self._dirty |= _dirty_after_failure(group)
+        for group in written.unwritten:
+            self._dirty |= dirty_of(group.changes)
+            for owner in group.owners:
                 self._dirty |= self._dirty_of_owner(owner)
-        for part in written.too_large:
-            for owner in part.owners:
+        for group in written.too_large:
+            for owner in group.owners:
                 decided.failed = {**decided.failed, owner: "it is too large for the store"}
         self._set_aside(decided.failed, given)
         self._store(written.error)
@@ -520,12 +520,12 @@ def _shifted_delays(view: ClusterView, shifts: Mapping[str, float]) -> Iterator[
             yield Plan((Change(item, clock_steps.shifted(item, seconds)),), reason="clock step")
 
 
-def _dirty_after_failure(part: ChangeGroup) -> Dirty:
+def _dirty_after_failure(group: ChangeGroup) -> Dirty:
     """What to decide again about a group that was not committed: everything but its own services,
     which are planned by themselves."""
-    dirty = dirty_of(part.changes)
+    dirty = dirty_of(group.changes)
     return replace(
-        dirty, services=dirty.services - part.owners, containers=dirty.containers - part.owners
+        dirty, services=dirty.services - group.owners, containers=dirty.containers - group.owners
     )
 
 

@@ -70,7 +70,7 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             await context.abort(
                 grpc.StatusCode.PERMISSION_DENIED,
                 "this join token is not valid (any more); "
-                "get the present one with 'orc cluster token worker'",
+                "get the current one with 'orc cluster token worker'",
             )
         if not is_hostname(request.hostname):
             await context.abort(
@@ -89,7 +89,7 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             id=node_id,
             created_at=now,
             state_since=now,
-            message="joined, but its agent has not been heard of yet",
+            message="joined; its agent has not connected yet",
             description=NodeDescription(hostname=request.hostname),
             restricted=True,
         )

@@ -110,7 +110,7 @@ def test_only_affected_sessions_send_changes(seed: int) -> None:
         feed.update(view, [change])
         nodes = concerned(view, [change])
         for node_id, told in sessions.items():
-            woken = nodes is None or node_id in nodes or told.session.holding
+            woken = nodes is None or node_id in nodes or told.session.withholds_stops
             news = told.look(view, feed)
             assert woken or not news
             fresh = Told(node_id)

@@ -107,7 +107,7 @@ async def test_only_conflicting_groups_are_dropped() -> None:
     written = await writer.write(
         group_changes([new("a", service="a"), new("w", service="web", requires=(web,)), new("b")])
     )
-    assert [part.owners for part in written.conflicted] == [{"web"}]
+    assert [group.owners for group in written.conflicted] == [{"web"}]
     assert await kv.tasks() == ["a", "b"]
     assert len(kv.sent) == 2
 
@@ -121,7 +121,7 @@ async def test_dependents_of_a_conflicting_group_are_dropped() -> None:
         (Change(None, Task(id="t", service_id="s", node_id="n")),), reads={"t": (stale,)}, owner="s"
     )
     written = await writer.write(group_changes([hello, placed, new("other", service="o")]))
-    assert [part.owners for part in written.conflicted] == [frozenset(), {"s"}]
+    assert [group.owners for group in written.conflicted] == [frozenset(), {"s"}]
     assert await kv.tasks() == ["other"]
 
 
@@ -180,7 +180,7 @@ async def test_a_group_that_is_too_large_is_reported_and_the_rest_committed() ->
     written = await writer.write(
         group_changes([Decision((Change(None, huge),), owner="huge"), new("t", service="s")])
     )
-    assert [part.owners for part in written.too_large] == [{"huge"}]
+    assert [group.owners for group in written.too_large] == [{"huge"}]
     assert await kv.tasks() == ["t"]
 
 
@@ -196,7 +196,7 @@ async def test_a_full_store_leaves_everything_uncommitted() -> None:
     kv.fault = full
     written = await writer.write(group_changes([new("t")]))
     assert str(written.error) == "the database is full"
-    assert [part.owners for part in written.unwritten] == [{"s"}]
+    assert [group.owners for group in written.unwritten] == [{"s"}]
     kv.fault = quiet
     assert (await writer.write(group_changes([new("t")]))).error is None
 

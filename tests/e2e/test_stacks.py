@@ -236,7 +236,7 @@ def test_conflicts_are_refused_before_anything_is_made(
     assert "volume 'gone' is external and does not exist" in refused(
         "services: {web: {image: hello:1, volumes: ['gone:/d']}}\nvolumes: {gone: {external: true}}"
     )
-    assert "compose.yaml:1: services.web.imag: there is no such key of a service" in refused(
+    assert "compose.yaml:1: services.web.imag: unknown key of a service" in refused(
         "services: {web: {imag: hello:1}}"
     )
     assert "no stack 'on'; did you mean 'one'?" in cluster.refused("stack", "rm", "on")

@@ -28,7 +28,7 @@ from orchestrator.cli.stack.stack_template import TEMPLATES, rendered, template_
 from orchestrator.compose.conversion.assembly import stack_of
 from orchestrator.compose.project.loader import Loader, Project, project_name
 from orchestrator.compose.project.variables import parse_env
-from orchestrator.compose.schema.value_kinds import Reading
+from orchestrator.compose.schema.value_kinds import ReadContext
 from orchestrator.compose.stack import Stack
 from orchestrator.compose.tree import ComposeError, Map
 from orchestrator.model.names import check_name
@@ -90,7 +90,7 @@ class ComposeFiles:
 
     def stack(self) -> Stack:
         """The stack of the files. Raises CliError."""
-        reading = Reading(self.folder, _home(), self.notes)
+        reading = ReadContext(self.folder, _home(), self.notes)
         try:
             return stack_of(Project(self.document, _read, self.values), self.name, reading)
         except ComposeError as error:

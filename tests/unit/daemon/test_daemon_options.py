@@ -41,7 +41,7 @@ def run(tmp_path: Path, text: str, *arguments: str) -> Result:
         ('[label]\na = "b"\nrank = 3', [], "/var 7 a=b rank=3"),
     ],
 )
-def test_what_is_typed_counts_more(
+def test_typed_flags_take_precedence(
     tmp_path: Path, text: str, arguments: list[str], said: str
 ) -> None:
     assert run(tmp_path, text, *arguments).output == said + "\n"
@@ -59,7 +59,7 @@ def test_what_is_typed_counts_more(
         ("port = ", "is not TOML: "),
     ],
 )
-def test_mistakes_are_told(tmp_path: Path, text: str, said: str) -> None:
+def test_invalid_configuration_files(tmp_path: Path, text: str, said: str) -> None:
     result = run(tmp_path, text)
     assert result.exit_code == 2
     assert said in result.output
@@ -74,7 +74,7 @@ def test_a_file_that_is_not_there() -> None:
 @pytest.mark.parametrize(
     ("name", "command"), [("agent", agent), ("manager", manager)], ids=["agent", "manager"]
 )
-def test_the_packaged_file_names_every_flag(name: str, command: click.Command) -> None:
+def test_packaged_file_lists_every_flag(name: str, command: click.Command) -> None:
     text = (PACKAGING / f"{name}.toml").read_text()
     of_one_start = {"config", "discard_secrets"}
     flags = {

@@ -15,12 +15,12 @@ INHERIT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {PRINT
 
 
 @pytest.mark.root
-def test_who_takes_precedence_does_so_with_what_it_starts() -> None:
+def test_priority_is_inherited_by_children() -> None:
     done = subprocess.run([sys.executable, "-c", TAKE + INHERIT], capture_output=True, text=True)
     assert done.stdout == "-10\n", done.stderr
 
 
-def test_who_may_not_take_precedence_goes_on_without() -> None:
+def test_priority_without_permission_is_unchanged() -> None:
     own = os.getpriority(os.PRIO_PROCESS, 0)
     command = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all", sys.executable, "-c"]
     if os.geteuid() != 0:

@@ -69,7 +69,7 @@ def packed(path: Path, name: str = "") -> io.BytesIO:
     return io.BytesIO(out.getvalue())
 
 
-def test_a_tree_goes_where_docker_puts_it(tmp_path: Path) -> None:
+def test_copy_target_follows_docker(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "a").write_text("a")
@@ -91,7 +91,7 @@ def test_a_tree_goes_where_docker_puts_it(tmp_path: Path) -> None:
     assert (tmp_path / "new/a").read_text() == (existing / "other/a").read_text() == "a"
 
 
-def test_nothing_is_made_through_a_link_or_outside(tmp_path: Path) -> None:
+def test_extraction_never_follows_links(tmp_path: Path) -> None:
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     inside.mkdir()
     outside.mkdir()

@@ -39,7 +39,7 @@ def test_ports_with_and_without_a_number_of_the_node() -> None:
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1:8080:80", "127.0.0.1::80", "[::1]:80:80"])
-def test_a_port_of_one_address_is_refused(text: str) -> None:
+def test_port_at_one_address_is_an_error(text: str) -> None:
     with pytest.raises(click.BadParameter, match="for one address"):
         split_publish([text])
 
@@ -87,7 +87,7 @@ def test_no_hint_for_a_supported_flag(path: str) -> None:
     assert not has & FLAGS[path].keys()
 
 
-def test_an_id_file_is_never_shared(manager: Any, refused: Refused, tmp_path: Path) -> None:
+def test_id_files_are_per_host(manager: Any, refused: Refused, tmp_path: Path) -> None:
     file = tmp_path / "id"
     file.write_text("another's")
     line = refused("run", "--cidfile", str(file), "hello:1", status=125)

@@ -107,7 +107,7 @@ async def test_a_name_and_a_subnet_have_one_owner(calls: Calls) -> None:
     made = [each for each in outcomes if isinstance(each, types_pb2.Network)]
     assert len(made) == 1
     refused = refusals([each for each in outcomes if each not in made])
-    assert set(refused) == {"there is a network 'back' already; choose another name"}
+    assert set(refused) == {"network 'back' already exists; choose another name"}
     outcomes = await asyncio.gather(
         *(calls.make(f"n{number}", subnets=["10.77.0.0/16"]) for number in range(4)),
         return_exceptions=True,

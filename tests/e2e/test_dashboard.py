@@ -352,7 +352,7 @@ def test_all_by_the_keyboard(cluster: Cluster, hello: str, browser: Browser) -> 
     browser.press("3")
     browser.sees("typed", "main")
     browser.press("/", "nothing-like-that")
-    browser.sees("No service is like that.", "main")
+    browser.sees("No matching services.", "main")
     browser.press(Keys.ESCAPE)
     browser.sees("typed", "main")
     browser.script("document.activeElement.blur()")

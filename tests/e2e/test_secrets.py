@@ -252,7 +252,7 @@ def test_what_is_refused(cluster: Cluster, hello: str, put: Put, tmp_path: Path)
     put("create", "secret", "db", "x")
     service = ("service", "create", "--name", "api")
     for arguments, words in (
-        (("secret", "create", "db", str(tmp_path / "data")), "there is a secret 'db' already"),
+        (("secret", "create", "db", str(tmp_path / "data")), "secret 'db' already exists"),
         (("secret", "create", "d b", str(tmp_path / "data")), "name 'd b' is not valid"),
         (("secret", "inspect", "dbb"), "no secret 'dbb'; did you mean 'db'?"),
         (("config", "rm", "db"), "no config 'db'; see 'orc config ls'"),

@@ -59,7 +59,7 @@ def test_what_cannot_be_waited_for(cluster: Cluster, hello: str) -> None:
     assert "circle: db -> web -> db" in cluster.refused(
         "service", "update", "--depends-on-add", "web", "db"
     )
-    assert "no service 'dbb' to wait for; did you mean 'db'?" in cluster.refused(
+    assert "no service 'dbb' to depend on; did you mean 'db'?" in cluster.refused(
         "service", "create", "--depends-on", "dbb", hello
     )
     assert "so it never completes" in cluster.refused(

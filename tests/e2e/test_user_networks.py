@@ -233,7 +233,7 @@ def test_what_cannot_be_is_refused_in_one_line(tidy: Cluster, hello: str) -> Non
         ("--subnet", f"{underlay.rpartition('.')[0]}.0/24", "x"): "overlaps the address",
         ("--opt", "mtu=100", "x"): "is not in 576-65485",
         ("--driver", "overly", "x"): "did you mean 'overlay'?",
-        ("services",): "there is a network 'services' already",
+        ("services",): "network 'services' already exists",
         ("host",): "in every cluster",
     }
     for flags, words in refusals.items():

@@ -207,6 +207,6 @@ def _check_unused(document: Document, found: Sequence[str], when_unused: bool) -
 def _taken(document: Document) -> Exception:
     word = document.kind.word
     return already_exists(
-        f"there is a {word} '{document.name}' already; choose another name, "
+        f"{word} '{document.name}' already exists; choose another name, "
         f"or change it with 'orc {word} update {document.name}'"
     )

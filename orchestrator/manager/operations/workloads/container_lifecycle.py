@@ -75,7 +75,7 @@ def update(view: ClusterView, task: Task, spec: TaskSpec) -> Task:
     _check(task)
     if task.auto_remove and spec.restart.condition is not RestartCondition.NONE:
         raise failed_precondition(
-            f"container '{task.name}' goes when it has ended (--rm), so it takes no --restart"
+            f"container '{task.name}' is removed when it ends (--rm), so --restart does not apply"
         )
     _check_room(view, task, spec)
     return replace(task, spec=replace(resized(task.spec, spec), restart=spec.restart))

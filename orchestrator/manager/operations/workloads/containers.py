@@ -475,7 +475,7 @@ def _name_taken(view: ClusterView, name: str) -> Exception:
     there = container_by_name(view, name)
     what = f" ({there.id[:12]})" if there else ""
     return already_exists(
-        f"there is a container '{name}' already{what}; remove it with 'orc rm {name}', rename it, "
+        f"container '{name}' already exists{what}; remove it with 'orc rm {name}', rename it, "
         "or choose another name"
     )
 

@@ -408,7 +408,11 @@ def accept_reports(
     for id in sorted(reports):
         if (task := tasks.get(id)) is None:
             if (other := view.tasks.get(id)) is not None:
-                reason = f"the task is on node {other.node_id}" if other.node_id else "it has none"
+                reason = (
+                    f"the task is on node {other.node_id}"
+                    if other.node_id
+                    else "the task is not assigned to a node"
+                )
                 refuse(FalseClaim(node_id, Claim.TASK, f"the status of task {id}", reason))
         elif is_recent(task, reports[id]):
             status = credible_status(view, task, reports[id], refuse)

@@ -182,7 +182,7 @@ def test_bad_input_is_refused_before_anything_is_sent(
 
 
 def test_rejected_by_the_manager(server: Any, refused: Refused) -> None:
-    line = "there is a service 'web' already; choose another name, or 'orc service update web'"
+    line = "service 'web' already exists; choose another name, or 'orc service update web'"
     server.answers["CreateService"] = Refusal(grpc.StatusCode.ALREADY_EXISTS, line)
     assert refused("service", "create", "--name", "web", "hello") == line
 

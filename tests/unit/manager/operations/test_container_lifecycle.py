@@ -79,5 +79,5 @@ def test_a_task_of_a_service_is_changed_by_its_service() -> None:
 
 def test_what_goes_by_itself_takes_no_restart_policy() -> None:
     view = World(node(), box()).view
-    with pytest.raises(RequestError, match=r"'box' goes when it has ended \(--rm\)"):
+    with pytest.raises(RequestError, match=r"'box' is removed when it ends \(--rm\)"):
         container_lifecycle.update(view, box(auto_remove=True), task_spec(restart=ALWAYS))

@@ -6,14 +6,14 @@ PYTHON := .venv/bin/python
 SOURCES := orchestrator tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick sim vm-test lint lock bench scale deb wheel reference docs pictures install \
+.PHONY: help demo test quick sim chaos vm-test lint lock bench scale deb wheel reference docs pictures install \
     format clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # These install packages or make namespaces: for another user than root, `sudo` runs them.
-AS_ROOT := demo test vm-test bench scale pictures install
+AS_ROOT := demo test chaos vm-test bench scale pictures install
 ifneq ($(shell id -u),0)
 ifneq ($(filter $(AS_ROOT),$(MAKECMDGOALS)),)
 BECOME_ROOT := yes
@@ -34,7 +34,7 @@ demo: install ## Start a dev cluster and show a service on it (root)
 
 # Unit, contract and simulation tests run in parallel. The end-to-end tests run on two clusters side
 # by side, each file on one of them.
-PARALLEL := tests/contract tests/scale tests/sim tests/unit
+PARALLEL := tests/chaos tests/contract tests/scale tests/sim tests/unit
 PYTEST := $(PYTHON) -m pytest --durations=25
 
 test: install ## Run all tests, the end-to-end ones on real dev clusters included (root)
@@ -50,6 +50,9 @@ quick: install ## Run the unit tests of the packages that changed (BASE=main)
 
 sim: install ## Simulate 10,000 clusters with faults, each from a seed (ARGS="2000": that number)
 	@$(PYTHON) tests/sim/manyseeds.py $(ARGS)
+
+chaos: install ## Break a dev cluster by faults from a seed, and judge its history (root; ARGS="--seed 7 --minutes 30")
+	@$(PYTHON) -m tests.chaos $(ARGS)
 
 vm-test: install ## Try other kernels in virtual machines, and the Vagrant testbed (root, slow)
 	@$(PYTHON) -m tests.vm $(ARGS)

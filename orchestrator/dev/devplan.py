@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a dev cluster consists of: its names and addresses. Pure."""
+"""Names and addresses of a dev cluster and its hosts. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Literal
 
 Role = Literal["manager", "node"]
 
-# The cluster network is 10.128.0.0/14; this is beside it.
+# Does not overlap the default pool of cluster networks, 10.128.0.0/14.
 UNDERLAYS = IPv4Network("10.213.0.0/16")
 MAX_NODES = 200
 
@@ -23,7 +23,7 @@ _FIRST_MANAGER, _FIRST_NODE = 11, 21
 
 
 class DevError(Exception):
-    """A refusal or failure of the dev cluster, with a message for its user."""
+    """An error of the dev cluster; its text is one line for the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,12 @@ class HostPlan:
 
     @property
     def mac(self) -> str:
-        """MAC of its end of the veth pair: derived from the address, so that a reboot keeps it."""
+        """MAC address of its end of the veth pair, derived from the address: reboots keep it."""
         return "02:0d:" + ":".join(f"{byte:02x}" for byte in self.address.packed)
 
     @property
     def daemon(self) -> str:
-        """The one daemon it runs, also the subcommand of `orc` that runs it."""
+        """Its daemon, which is also the subcommand of `orc` that runs it."""
         return "manager" if self.role == "manager" else "agent"
 
     @property
@@ -54,10 +54,10 @@ class HostPlan:
 
 @dataclass(frozen=True, slots=True)
 class ClusterPlan:
-    """A whole cluster. `config_home` and `home` say whose contexts its own one is among.
+    """A cluster. `config_home` and `home` locate the contexts to which its own is added.
 
-    `tag` tells it from clusters of the same name in other root file systems: containers and chroots
-    may share this machine's network and cgroups.
+    `tag` distinguishes it from clusters of the same name in other root file systems: containers and
+    chroots may share this machine's network and cgroups.
     """
 
     name: str
@@ -89,7 +89,7 @@ class ClusterPlan:
         return (*managers, *nodes)
 
     def host(self, name: str) -> HostPlan:
-        """The host of that name. Raises DevError that lists the names there are."""
+        """The host of that name. Raises DevError that lists the known names."""
         for host in self.hosts:
             if host.name == name:
                 return host
@@ -97,7 +97,7 @@ class ClusterPlan:
         raise DevError(f"no host {name!r} in dev cluster {self.name!r}: there are {known}")
 
     def to_json(self) -> str:
-        """As it stands in `cluster.json`."""
+        """The content of `cluster.json`."""
         document = {
             "name": self.name,
             "subnet": str(self.subnet),
@@ -110,13 +110,13 @@ class ClusterPlan:
 
     @classmethod
     def from_json(cls, text: str, tag: str) -> ClusterPlan:
-        """Read back what `to_json` wrote. Raises ValueError, KeyError or TypeError for else."""
+        """Parse the output of `to_json`. Raises ValueError, KeyError or TypeError."""
         document = json.loads(text)
         return cls(**{**document, "subnet": IPv4Network(document["subnet"]), "tag": tag})
 
 
 def check_name(name: str) -> str:
-    """A valid name of a cluster: it becomes part of names of links and cgroups."""
+    """The name, if valid: it becomes part of names of links and cgroups. Raises DevError."""
     if not _NAME.fullmatch(name):
         raise DevError(
             f"invalid cluster name {name!r}: use up to 20 lowercase letters, digits and dashes"
@@ -133,7 +133,7 @@ def check_size(managers: int, nodes: int) -> None:
 
 
 def link_name(tag: str) -> str:
-    """Of the machine's end of its cable; the kernel allows 15 characters."""
+    """Name of the machine's link to the switch; the kernel allows 15 characters."""
     return f"orcdev-{tag}"
 
 
@@ -144,9 +144,9 @@ def is_host_cgroup(cluster: str, tag: str, directory: str) -> bool:
 
 
 def choose_subnet(cluster: str, taken: Iterable[IPv4Network]) -> IPv4Network:
-    """A /24 that overlaps nothing taken, and is the same one for a cluster's name if it can be.
+    """A free /24, if possible always the same for a cluster's name.
 
-    Raises DevError when there is none left.
+    Raises DevError if none is left.
     """
     used = [network for network in taken if network.overlaps(UNDERLAYS)]
     subnets = list(UNDERLAYS.subnets(new_prefix=24))
@@ -159,7 +159,7 @@ def choose_subnet(cluster: str, taken: Iterable[IPv4Network]) -> IPv4Network:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A destination that the machine reaches, and the link that leads there (empty: none)."""
+    """A route of the machine: destination and link (empty: none)."""
 
     to: IPv4Network
     link: str

@@ -173,7 +173,7 @@ class TestCommand:
         result = CliRunner().invoke(devcommands.dev, [*arguments, "--name", self.name])
         return result.exit_code, result.output
 
-    def test_a_day_of_a_cluster(self) -> None:
+    def test_lifecycle_of_a_cluster(self) -> None:
         assert self.orc("up", "--nodes", "2")[0] == 0
         status, output = self.orc("status")
         assert status == 0
@@ -187,7 +187,7 @@ class TestCommand:
         assert '"state": "off"' in self.orc("status", "--format", "json")[1]
         assert self.orc("start", "node2")[0] == 0
         assert self.orc("stop", "node2")[0] == 0
-        assert "it has 2 nodes already" in self.orc("up", "--nodes", "1")[1]
+        assert "keeps its 2 nodes" in self.orc("up", "--nodes", "1")[1]
         assert self.orc("down") == (0, f"dev cluster {self.name!r} removed\n")
         status, text = self.orc("down")
         assert (status, text.partition(";")[0].strip()) == (
@@ -216,8 +216,8 @@ class TestCommand:
         assert says in output
         assert len(output.splitlines()) == 1
 
-    def test_without_root_it_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_commands_require_root(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "geteuid", lambda: 1000)
         status, output = self.orc("up")
         assert (status, len(output.splitlines())) == (1, 1)
-        assert "run this as root" in output
+        assert "run this command as root" in output

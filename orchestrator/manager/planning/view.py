@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A frozen snapshot of the cluster, indexed for the questions that planning asks.
+"""An immutable snapshot of the cluster, indexed for planning.
 
 A view is never changed: `evolve` gives a new one that shares whatever the changes do not touch.
 It costs the size of the changes plus shallow copies of the dictionaries that they touch, so the
@@ -327,10 +327,10 @@ def _named(document: Document | None) -> tuple[str, ...]:
 def is_assigned(task: Task, node_id: str) -> bool:
     """Whether a task is in the node's assignment.
 
-    One to be stopped is, since the agent obeys `desired_state`, and one that has ended, for as long
-    as the store remembers it: the node keeps its logs. One given up is not, so that a node that
-    comes back stops what it still runs of it. A standalone container that waits for its next run is
-    its node's all the time: that has its files.
+    Tasks to be stopped are included, since the agent obeys `desired_state`; so are ended tasks for
+    as long as the store has them, since the node keeps their logs. Orphaned tasks are not, so that
+    a node that comes back stops them. A standalone container that waits for its next run stays
+    assigned to its node, which has its files.
     """
     state = task.status.state
     return (

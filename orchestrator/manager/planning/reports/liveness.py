@@ -7,11 +7,10 @@ agent to find it, before it calls a node down. So a change of leader moves no ta
 
 Silence is measured with the leader's monotonic clock: a step of its wall clock takes no node down.
 
-If most nodes are quiet at once, which is to say silent for half of that time, the leader itself is
-the likelier cause (its network, its host). It then doubts itself: none of them counts as down until
-they have been silent for another grace period. While they come back, as they do when all have lost
-their sessions at once and dial anew, those that are still to come are waited for: the period begins
-again with each look that finds fewer of them quiet than ever since the doubt began.
+If most nodes are quiet at once (silent for half of that time), the likelier cause is the leader's
+own network or host. It then suspects itself: none of the nodes counts as down until they have been
+silent for another grace period. While nodes reconnect, as after a loss of all sessions, the period
+is extended: it restarts whenever fewer nodes are quiet than at any time since the suspicion began.
 """
 
 from __future__ import annotations
@@ -110,7 +109,7 @@ def node_down(node: Node, message: str, now: float) -> Node:
 
 
 def unsteady(node: Node, now: float) -> bool:
-    """Whether the node was down repeatedly of late."""
+    """Whether the node was down repeatedly in the last `STEADY` seconds."""
     return len(node.downs) >= FLAPS and node.downs[0] > now - STEADY
 
 

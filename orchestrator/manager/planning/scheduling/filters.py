@@ -92,7 +92,7 @@ def _cannot_share_namespaces(view: ClusterView, word: str) -> str | None:
 
 
 def impossible(view: ClusterView, demand: Demand) -> str | None:
-    """Why no node at all can take it, whatever its capacity; None if some might."""
+    """Why no node can take it regardless of capacity; None if some might."""
     if not view.nodes:
         return NO_NODES
     if (reason := unmet_dependency(view, view.services.get(demand.service_id))) is not None:

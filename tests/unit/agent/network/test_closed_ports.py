@@ -71,7 +71,7 @@ async def test_what_a_hand_opens_is_told_and_closed_again(nodes: list[Node]) -> 
         (f"nft delete element {inet} hosts {{ 192.0.2.1 }}", "hosts (hosts of the cluster) has"),
         (f"nft add element {inet} guests4 {{ 10.9.9.9 }}", "guests4 (containers on networks of"),
         (f"nft add element {inet} closed4 {{ 10.9.9.9 }}", "closed4 (addresses closed to"),
-        (f"nft flush set {inet} sources", "sources (where hosts of the cluster are heard) has 0"),
+        (f"nft flush set {inet} sources", "sources (interfaces to hosts of the cluster) has 0"),
     ):
         one.host.shell(*damage.split())
         assert words in "; ".join(await one.network.unexposed()), damage

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections that are forgotten, while clients open others."""
+"""Connections that are deleted while clients open others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GONE, NEXT, LAST = "192.0.2.1", "192.0.2.2", "192.0.2.3"
 
 
 def lead_to(host: NsHost, server: str) -> None:
-    """New connections to whom is ASKED reach a server."""
+    """Lead new connections to ASKED to a server."""
     host.shell(
         "nft", "-f", "-",
         stdin=f"""
@@ -34,9 +34,9 @@ def lead_to(host: NsHost, server: str) -> None:
     )  # fmt: skip
 
 
-def test_a_connection_that_took_the_place_of_a_forgotten_one_goes_on(host: NsHost) -> None:
-    """A client takes a port again between that the kernel was asked for the connections and that
-    it is told which to forget: the new one has the same ends, and leads elsewhere."""
+def test_a_connection_that_replaced_a_deleted_one_continues(host: NsHost) -> None:
+    """A client reuses a port between the dump of the connections and the deletion: the new one has
+    the same original tuple, and another server."""
     servers = {address: socket_in(host.netns, socket.SOCK_DGRAM) for address in (GONE, NEXT, LAST)}
     host.shell("ip", "link", "set", "lo", "up")
     for address, server in servers.items():
@@ -53,22 +53,22 @@ def test_a_connection_that_took_the_place_of_a_forgotten_one_goes_on(host: NsHos
             except BlockingIOError:
                 continue
             return address
-        return "nobody"
+        return "none"
 
     taken = []
 
-    def doomed(flow: Flow) -> bool:
+    def stale(flow: Flow) -> bool:
         if flow.server != socket.inet_aton(GONE):
             return False
         if not taken:
-            conntrack.forget(lambda _: True)
+            conntrack.delete(lambda _: True)
             lead_to(host, NEXT)
             taken.append(reached())
         return True
 
     lead_to(host, GONE)
     assert reached() == GONE
-    within(host.netns, lambda: conntrack.forget(doomed))
+    within(host.netns, lambda: conntrack.delete(stale))
     assert taken == [NEXT]
     lead_to(host, LAST)
     assert reached() == NEXT

@@ -497,10 +497,10 @@ async def test_clients_that_come_one_by_one_are_told_once_each(
             addresses = {"net-a": (f"10.1.0.{number}",), "net-b": (f"10.2.0.{number}",)}
             there[f"t{number}"] = DnsClient(addresses, ())
             for _ in range(6):  # states that a start passes
-                process.look_at(f"t{number}")
+                process.mark_client(f"t{number}")
                 await process.follow(Change(1, 1, ()), whole)
         del there["t7"]
-        process.look_at("t7")
+        process.mark_client("t7")
         await process.follow(Change(1, 1, ()), whole)
         assert every == [0]
         assert len(looked) == 30 * 6 + 1

@@ -40,7 +40,7 @@ _RETRY = 1.0
 _REPORT = 5.0
 """Seconds between reports of a pull's progress."""
 
-Tell = Callable[[str], None]
+OnWait = Callable[[str], None]
 """Called with why the node waits for an image; empty: it no longer waits."""
 
 
@@ -52,7 +52,7 @@ def _unseen(digest: str, done: int, total: int) -> None:
     """Drop the progress."""
 
 
-def _untold(reason: str) -> None:
+def _ignore_wait(reason: str) -> None:
     """Drop the reason for waiting."""
 
 
@@ -125,7 +125,11 @@ class ImagePuller:
         self._report_every = report
 
     async def prepare(
-        self, name: str, digest: str, sources: Sequence[str], tell: Tell = _untold
+        self,
+        name: str,
+        digest: str,
+        sources: Sequence[str],
+        on_wait: OnWait = _ignore_wait,
     ) -> LocalImage:
         """See `tasks.backends.Images`."""
         local = self._store.resolve(digest or name)
@@ -135,7 +139,7 @@ class ImagePuller:
         """Errors of nodes, by their HOST:PORT."""
         while True:
             received = Received()
-            waits = self._granted(name, digest, sources, list(failures), tell, received)
+            waits = self._granted(name, digest, sources, list(failures), on_wait, received)
             async with waits as grant:
                 try:
                     return await self.pull(name, digest, grant, received=received)
@@ -193,7 +197,7 @@ class ImagePuller:
         first. Raises ImageError.
         """
 
-        def tell(reason: str) -> None:
+        def on_wait(reason: str) -> None:
             if reason:
                 progress(f"{name}: {reason}")
 
@@ -202,18 +206,18 @@ class ImagePuller:
         if digest and not fresh:
             if self._store.resolve(digest) is None:
                 progress(f"{name}: getting it from another node")
-            return (await self.prepare(name, digest, (), tell)).digest
+            return (await self.prepare(name, digest, (), on_wait)).digest
         if self._registry is None:
             raise ImageError(f"no node that is up has the image {name}")
         progress(f"{name}: asking its registry")
         try:
             newest = await self._registry.resolve(name, known.auth)
-            return (await self.prepare(name, newest, (), tell)).digest
+            return (await self.prepare(name, newest, (), on_wait)).digest
         except ImageError as error:
             if not digest:
                 raise ImageError(f"no node has the image {name}, and {error}") from error
             progress(f"{error}: using the cluster's own {name}")
-            return (await self.prepare(name, digest, (), tell)).digest
+            return (await self.prepare(name, digest, (), on_wait)).digest
 
     async def _located(self, name: str) -> images_pb2.LocateReply:
         """What a manager knows of a name; without a manager, what this node knows."""
@@ -243,14 +247,14 @@ class ImagePuller:
         digest: str,
         sources: Sequence[str],
         failed: Sequence[str],
-        tell: Tell,
+        on_wait: OnWait,
         received: Received,
     ) -> AsyncIterator[images_pb2.Grant]:
         """The sources of an image, for the duration of the block: granted by a manager, else those
         known without one, without nodes that have failed. Progress (`received`) is reported to the
         manager."""
         request = images_pb2.AcquireRequest(name=name, digest=digest, failed=failed, reports=True)
-        granted = await self._asked(request, tell)
+        granted = await self._asked(request, on_wait)
         if granted is None:
             yield images_pb2.Grant(nodes=sources, registry=self._registry is not None)
             return
@@ -260,12 +264,12 @@ class ImagePuller:
         finally:
             granted.call.cancel()
 
-    async def _asked(self, request: images_pb2.AcquireRequest, tell: Tell) -> _Granted | None:
+    async def _asked(self, request: images_pb2.AcquireRequest, on_wait: OnWait) -> _Granted | None:
         """A manager's grant, which lasts as long as its call; None without a manager, or without an
         answer for too long."""
         now = asyncio.get_running_loop().time
         channel = self._manager() if self._registry is not None else None
-        deadline, told = now() + self._silence, False
+        deadline, reported = now() + self._silence, False
         granted: _Granted | None = None
         while channel is not None and granted is None:
             stub = images_pb2_grpc.SourcesStub(channel)
@@ -278,8 +282,8 @@ class ImagePuller:
                         break
                     deadline = now() + self._silence
                     if answer.waiting:
-                        tell(answer.waiting)
-                        told = True
+                        on_wait(answer.waiting)
+                        reported = True
                     else:
                         granted = _Granted(stub, call, answer)
             except TimeoutError:
@@ -296,8 +300,8 @@ class ImagePuller:
             while granted is None and channel is None and now() + _RETRY < deadline:
                 await asyncio.sleep(_RETRY)
                 channel = self._manager()
-        if told:
-            tell("")
+        if reported:
+            on_wait("")
         return granted
 
     async def _report(

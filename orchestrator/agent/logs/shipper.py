@@ -201,7 +201,7 @@ class Shipper:
         except OSError:
             changed = asyncio.Event()
         # Requested first, so that no later write goes unnoticed.
-        self._source.look()
+        self._source.refresh()
         if self._source.fresh:
             return
         due = _SAVE if self._dirty or self._source.pending else None
@@ -217,12 +217,12 @@ class Shipper:
         while seconds > 0:
             await asyncio.sleep(min(seconds, PATIENCE))
             seconds -= PATIENCE
-            self._source.look()
+            self._source.refresh()
             self._bound()
 
     def _bound(self) -> None:
         """Drop the oldest lines in excess of the buffer."""
-        self._source.look()
+        self._source.refresh()
         if not self._source.over(self._buffer):
             return
         self._count_dropped(len(self._waiting) + self._source.skip(self._buffer))

@@ -199,7 +199,7 @@ class RemoteNetworks:
             for network in sorted(self._leaving):
                 await self._forget(network)
             before = self.scopes, self.ipam
-            await self._plugins.look()
+            await self._plugins.discover()
             if (self.scopes, self.ipam) != before:
                 self.changed.set()
             await self._overdue.wait(_LOOK_PERIOD)

@@ -93,7 +93,7 @@ class Encryption:
         """The tunnels as of the last pass."""
         return self._tunnels
 
-    async def look(self) -> None:
+    async def read_keys(self) -> None:
         """Find out whether the kernel supports encryption, and which keys an earlier agent used,
         since other nodes have tunnels to them. Raises NetworkError."""
         self._lacks, self._keys = await self._network.encryption()

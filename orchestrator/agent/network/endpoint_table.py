@@ -143,8 +143,8 @@ class EndpointTable:
             others = before ^ self._node_local
             self._advance([key for key in self._entries if key[1] in others], networks=True)
 
-    def look_again(self, follower: Follower) -> None:
-        """Have a follower check for drift now."""
+    def resync(self, follower: Follower) -> None:
+        """Check a follower for drift now."""
         self._followers[follower].changed.set()
 
     async def run(self) -> None:

@@ -78,9 +78,9 @@ class NameServerProcess:
         command: Sequence[str] = COMMAND,
     ) -> None:
         """`lost` is called when the server has ended and needs the whole table again. `clients` are
-        the containers with DNS settings of their own, by task; `client` is one of them, None for
-        another container; see `look_at`. `places` says by network id where names are answered in
-        networks of plugins."""
+        the containers with DNS settings of their own, by task; `client` returns one of them, None
+        for a container without; see `mark_client`. `places` are, by network id, the addresses that
+        answer names in networks of plugins."""
         self._path = run_dir / "names.sock"
         self._lost = lost
         self._clients = clients
@@ -107,8 +107,8 @@ class NameServerProcess:
     async def __aexit__(self, *_: object) -> None:
         self._disconnect()
 
-    def look_at(self, task_id: str) -> None:
-        """A task has changed: it may have become a client, or is no longer one."""
+    def mark_client(self, task_id: str) -> None:
+        """Mark a task as changed: its DNS settings are compared at the next update."""
         self._changed.add(task_id)
 
     async def follow(self, change: Change, whole: Callable[[], Change]) -> None:

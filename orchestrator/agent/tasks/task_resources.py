@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.agent.images.image_spec import NO_IMAGE, ImageConfig, LocalImage
 from orchestrator.agent.network.reconciler import Connected
-from orchestrator.agent.plugins.plugin_client import Tell, announced
+from orchestrator.agent.plugins.plugin_client import OnWait, report_if_slow
 from orchestrator.agent.runtime.interface import (
     Container,
     Mount,
@@ -134,9 +134,9 @@ class TaskResources:
         return replace(status, health=health, health_output=output, at=now)
 
     async def pull(
-        self, task: Task, tell: Callable[[str], None] = lambda reason: None
+        self, task: Task, on_wait: Callable[[str], None] = lambda reason: None
     ) -> LocalImage:
-        """Return the task's image, pulling it if this node lacks it. Safe to cancel. `tell` gets
+        """Return the task's image, pulling it if this node lacks it. Safe to cancel. `on_wait` gets
         the reason while the pull waits. Raises ImageError."""
         if self._prepared is not None:
             return self._prepared.image
@@ -145,7 +145,7 @@ class TaskResources:
             return NO_IMAGE
         with self._step("pull", image=spec.image):
             return await self._backends.images.prepare(
-                spec.image, task.image_digest, self._sources, tell
+                spec.image, task.image_digest, self._sources, on_wait
             )
 
     async def _config(self, task: Task) -> ImageConfig:
@@ -175,16 +175,17 @@ class TaskResources:
                 )
         return signal_number(name or "SIGTERM")
 
-    async def mount(self, task: Task, image: LocalImage, tell: Tell) -> tuple[Mount, ...]:
-        """Mount its volumes; `tell` gets what it waits for. Safe to cancel. Raises VolumeError."""
+    async def mount(self, task: Task, image: LocalImage, on_wait: OnWait) -> tuple[Mount, ...]:
+        """Mount its volumes; `on_wait` gets the plugin that it waits for. Safe to cancel. Raises
+        VolumeError."""
         with self._step("volumes"):
-            return await self._backends.volumes.attach(task, self.volumes, image, tell)
+            return await self._backends.volumes.attach(task, self.volumes, image, on_wait)
 
     async def connect(
-        self, task: Task, image: LocalImage, mounts: tuple[Mount, ...], tell: Tell
+        self, task: Task, image: LocalImage, mounts: tuple[Mount, ...], on_wait: OnWait
     ) -> None:
-        """Give it user ids, its files and its networks; then its container can be created. `tell`
-        gets what it waits for."""
+        """Allocate its user ids, write its files and connect its networks; then its container can
+        be created. `on_wait` gets the networks that it waits for."""
         # Before that, namespaces without a known container are removed.
         await self._backends.network.ready()
         with self._step("files"):
@@ -193,7 +194,7 @@ class TaskResources:
             users = self._backends.runtime.users(task.id)
             files = self._backends.files.place(task.id, self.files, users)
         networks = ", ".join(each.network for each in task.spec.attachments)
-        with self._step("network"), announced(tell, f"not yet connected to {networks}"):
+        with self._step("network"), report_if_slow(on_wait, f"not yet connected to {networks}"):
             connected = await self._backends.network.connect(task)
         self._prepared = Prepared(image, (*mounts, *files), connected, beside)
 
@@ -204,7 +205,7 @@ class TaskResources:
             return ""
         neighbour = self._running(word)
         if neighbour is None:
-            raise RuntimeFailure(f"container {word}, whose namespaces it is to share, does not run")
+            raise RuntimeFailure(f"container {word}, whose namespaces it shares, is not running")
         if reason := not_shared(task.spec.container, neighbour.spec.container):
             raise RuntimeFailure(reason)
         return neighbour.id

@@ -95,7 +95,7 @@ def test_a_bug_is_status_1(
     with pytest.raises(SystemExit) as caught:
         main(settings)
     assert caught.value.code == 1
-    assert "a bug ends the agent" in caplog.text
+    assert "agent failed unexpectedly" in caplog.text
 
 
 async def _bug() -> None:

@@ -41,7 +41,7 @@ async def test_datagrams_are_counted_by_sender_and_kind() -> None:
                 stranger.sendto(junk, target)
         # What is sent within a host has arrived; the loop is to see it.
         await asyncio.sleep(0)
-        assert responder.heard == {3: (DATAGRAMS, DATAGRAMS), 7: (DATAGRAMS, DATAGRAMS)}
+        assert responder.received == {3: (DATAGRAMS, DATAGRAMS), 7: (DATAGRAMS, DATAGRAMS)}
 
 
 async def test_a_stream_is_measured_for_who_knows_the_token() -> None:

@@ -20,7 +20,7 @@ from orchestrator.agent.logs.log_drivers import LogDrivers
 from orchestrator.agent.runtime.engine.bundle import ContainerHandle
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.io.logfiles import LogLimits, LogRotation, rotated
-from orchestrator.agent.telemetry.agent_metrics import AgentCollector, Holdings, Shown
+from orchestrator.agent.telemetry.agent_metrics import AgentCollector, Holdings, MetricSources
 from orchestrator.model.specs import ContainerSpec, LogConfig, TaskSpec
 from orchestrator.model.tasks import Task
 
@@ -93,7 +93,10 @@ class Node:
         rows = []
         for number in range(9, -1, -1):
             if (file := rotated(path, number)).exists():
-                rows += [json.loads(row) for row in file.read_text().splitlines()]
+                text = file.read_text()
+                # The last line may be half written.
+                whole = text[: text.rfind("\n") + 1]
+                rows += [json.loads(row) for row in whole.splitlines()]
         return rows
 
 
@@ -315,7 +318,7 @@ async def test_what_a_slow_target_does_not_take_is_dropped_and_counted(
 def test_metrics_tell_sent_and_dropped_lines_by_driver(node: Callable[..., Node]) -> None:
     tallies = node("syslog").drivers.tallies
     tallies["syslog"].sent, tallies["syslog"].dropped = 7, 3
-    shown = Shown(
+    sources = MetricSources(
         runners={},
         access=no_access,
         holdings=lambda: Holdings(0, 0, 0, 0, 0, 0),
@@ -326,7 +329,7 @@ def test_metrics_tell_sent_and_dropped_lines_by_driver(node: Callable[..., Node]
     )
     found = {
         (sample.name, sample.labels["driver"]): sample.value
-        for family in AgentCollector(shown, {}).collect()
+        for family in AgentCollector(sources, {}).collect()
         for sample in family.samples
         if "driver" in sample.labels
     }

@@ -351,7 +351,7 @@ async def test_what_is_no_network_plugin(node: Node) -> None:
     networks = node.networks()
     async with node.plugin("VolumeDriver"):
         task = asyncio.create_task(networks.run())
-        with pytest.raises(NetworkError, match="plugin toy is no network plugin"):
+        with pytest.raises(NetworkError, match="plugin toy is not a network plugin"):
             await networks.attach(NETWORK, "c1", eth(), await node.container("c1"))
         assert networks.scopes == {}
         task.cancel()

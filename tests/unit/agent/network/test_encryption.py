@@ -71,7 +71,7 @@ CONFIG = NetworkConfig(
 async def test_networks_share_the_tunnels_and_keys_are_told_when_they_change() -> None:
     network = FakeTunnels()
     made, changes = encryption(network)
-    await made.look()
+    await made.read_keys()
     assert made.features == ("encrypted",)
     await made.apply([TunnelOrder((TWO, NOBODY), 1), TunnelOrder((ONE, TWO), 3)])
     assert network.asked == [([ONE, TWO], 3, 60.0)]
@@ -90,7 +90,7 @@ async def test_networks_share_the_tunnels_and_keys_are_told_when_they_change() -
 async def test_the_last_encrypted_network_takes_the_tunnels_along() -> None:
     network = FakeTunnels()
     made, changes = encryption(network)
-    await made.look()
+    await made.read_keys()
     await made.apply([])
     assert network.removed == 0
     await made.apply([TunnelOrder((), 0)])
@@ -103,7 +103,7 @@ async def test_an_agent_that_starts_again_tells_the_keys_that_are_in_use() -> No
     """Else the manager would take them from the others until the first pass is over."""
     network = FakeTunnels("", OLD)
     made, changes = encryption(network)
-    await made.look()
+    await made.read_keys()
     assert (public(made), changes) == (["old"], [])
     await made.apply([])
     assert (network.removed, public(made), changes) == (1, [], [1])
@@ -125,7 +125,7 @@ async def test_what_fails_is_told_to_whoever_needs_it_and_keys_stay() -> None:
 
 async def test_a_kernel_that_cannot_is_not_said_to() -> None:
     made, _ = encryption(FakeTunnels("this kernel has no WireGuard"))
-    await made.look()
+    await made.read_keys()
     assert (made.features, public(made)) == ((), [])
 
 

@@ -164,7 +164,7 @@ async def test_networks_are_told_when_they_change(tmp_path: Path) -> None:
         await until(lambda: one.networks == ("n",))
         revision = one.revision
         endpoints.order([dispatch_pb2.AssignedNetwork(id="n")])
-        endpoints.look_again(one)
+        endpoints.resync(one)
         await until(lambda: one.mended)
         assert one.revision == revision
 

@@ -19,7 +19,7 @@ from netkit import Node, network, shell
 from nshosts import NsHost, socket_in, within
 
 from orchestrator.agent.diagnostics.echo import Echo, VxlanEcho, ladder, path_mtu
-from orchestrator.agent.diagnostics.path_mtu import Known, PathMtus, after
+from orchestrator.agent.diagnostics.path_mtu import PathMtu, PathMtus, after
 from orchestrator.agent.network.network_types import NetworkConfig
 
 ROUNDS = [
@@ -43,7 +43,7 @@ ROUNDS = [
 
 @pytest.mark.parametrize(("found", "size"), ROUNDS)
 def test_a_path_is_what_two_rounds_agree_on(found: tuple[int, ...], size: int | None) -> None:
-    known: Known | None = None
+    known: PathMtu | None = None
     for each in found:
         known = after(known, each)
     assert (known.size if known else None) == size

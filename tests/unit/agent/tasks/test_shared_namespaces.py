@@ -38,7 +38,7 @@ async def test_it_is_rejected_without_the_other(host: Host) -> None:
         a.full(joining("container:t1"))
         await a.reaches(TaskState.REJECTED, "t2")
         assert a.reports.last("t2").message == (
-            "container t1, whose namespaces it is to share, does not run"
+            "container t1, whose namespaces it shares, is not running"
         )
 
 

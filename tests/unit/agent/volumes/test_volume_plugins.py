@@ -107,9 +107,9 @@ async def test_scopes_are_told(
 ) -> None:
     plugin.scope = scope
     async with plugin.on_socket(tmp_path / "run" / "toy.sock"):
-        await volumes.plugins.look()
+        await volumes.plugins.discover()
         assert volumes.plugins.scopes == {"toy": scope}
-    await volumes.plugins.look()
+    await volumes.plugins.discover()
     assert volumes.plugins.scopes == {}
 
 
@@ -132,7 +132,7 @@ async def test_an_old_plugin_without_capabilities_is_local(
 ) -> None:
     plugin.answers["Capabilities"] = b"HTTP/1.1 404 Not Found\r\n\r\nnot found\n"
     async with plugin.on_socket(tmp_path / "run" / "toy.sock"):
-        await volumes.plugins.look()
+        await volumes.plugins.discover()
     assert volumes.plugins.scopes == {"toy": "local"}
 
 
@@ -330,12 +330,12 @@ async def test_a_listing_names_the_dead_and_lists_the_rest(
     run = tmp_path / "run"
     with VolumeListing(volumes) as listing:
         async with plugin.on_socket(run / "toy.sock"), other.on_socket(run / "other.sock"):
-            await volumes.plugins.look()
+            await volumes.plugins.discover()
             if dead == "hangs":
                 plugin.hang = {"List"}
             else:
                 plugin.answers["List"] = b"HTTP/1.1 500 Oops\r\n\r\nit is broken"
-            found = await listing.look()
+            found = await listing.collect()
     assert [(each.name, each.driver, each.managed) for each in found.volumes] == [
         ("own", "local", True),
         ("elsewhere", "other", False),
@@ -348,5 +348,5 @@ async def test_a_socket_that_nobody_serves_is_named(volumes: VolumeStore, tmp_pa
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "toy.sock").touch()
     with VolumeListing(volumes) as listing:
-        found = await listing.look()
+        found = await listing.collect()
     assert found.notices == ["volume driver toy does not answer (connection refused)"]

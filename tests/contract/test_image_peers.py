@@ -195,7 +195,8 @@ async def test_the_error_names_every_source_with_its_reason(target: Path) -> Non
             await get([*sources, "127.0.0.1:1"], target)
     assert str(caught.value) == (
         f"cannot get blob {DIGEST} from any node: {sources[0]} (does not have it), "
-        f"{sources[1]} (what it sent is damaged), 127.0.0.1:1 (cannot be reached)"
+        f"{sources[1]} (the received data does not match its digest), "
+        "127.0.0.1:1 (cannot be reached)"
     )
     with pytest.raises(ImageError, match="none has it"):
         await get([], target)

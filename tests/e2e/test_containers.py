@@ -259,7 +259,7 @@ def test_restart_policies_over_a_restart_of_the_agent_and_a_reboot(
     box.await_ready("node1")
     are(once="exited", ran="running", stopped="exited", always="running")
     lost = shown(box, "once")
-    assert (lost["exit_code"], lost["error"]) == (255, "lost over a restart of the node")
+    assert (lost["exit_code"], lost["error"]) == (255, "lost during a restart of the node")
     # What each wrote is there in its next run.
     for name, runs in (("once", 1), ("ran", 3), ("stopped", 1), ("always", 2)):
         says(box, name, *(str(number + 1) for number in range(runs)))

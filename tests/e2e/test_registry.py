@@ -105,7 +105,7 @@ def test_tls_and_passwords(cluster: Cluster, hello: str, tmp_path: Path) -> None
         done = cluster.orc("push", name).stderr
         assert ": pushed " in done
         (pushed,) = [line.split()[1] for line in done.splitlines() if line.startswith("digest: ")]
-        assert ": is there already" in cluster.orc("push", name).stderr
+        assert ": already exists" in cluster.orc("push", name).stderr
         cluster.orc("pull", "--node", "node3", name)
         for node in NODES:
             kept = cluster.exec(node, "grep", "-rlaF", "open-sesame", "/var/lib/orc-dev", ok=False)
@@ -134,7 +134,7 @@ def test_tls_and_passwords(cluster: Cluster, hello: str, tmp_path: Path) -> None
         # And for a build, as long as it goes on.
         (tmp_path / "Dockerfile").write_text(f"FROM {name}\nENV A=1\n")
         build = ("build", "--node", "node2", "-t", "above:1", str(tmp_path))
-        assert f"{name}: asking its registry" in cluster.orc(*build).stderr
+        assert f"{name}: resolving at its registry" in cluster.orc(*build).stderr
         cluster.orc("rmi", "above:1")
         cluster.orc("logout", host.name)
         assert "denies access" in cluster.orc(*build, ok=False).stderr

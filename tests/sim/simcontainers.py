@@ -170,7 +170,7 @@ class ContainerCluster(SimCluster):
                 row.task,
                 row.status,
                 Observed(
-                    looked=False,
+                    searched=False,
                     released=row.released,
                     rebooted=row.status.state >= S.STARTING and row.boot != host.boot,
                     confirmed=False,
@@ -242,7 +242,7 @@ class ContainerCluster(SimCluster):
             status = TaskStatus(S.ACCEPTED, at=self._time(agent), run=task.status.run)
             observed = Observed()
             if task.status.state > S.ACCEPTED:  # the node's state file is younger than that
-                status, observed = task.status, Observed(looked=False)
+                status, observed = task.status, Observed(searched=False)
             host.runners[id] = Runner(task, status, observed)
             host.rows[id] = Recorded(task, replace(status, state=S.ASSIGNED), host.boot)
             agent.unreported[id] = status
@@ -275,7 +275,7 @@ class ContainerCluster(SimCluster):
             case Step.ADOPT:
                 if kernel.process is None:
                     self._clear(host, id, runner)
-                observed = replace(runner.observed, looked=True, container=kernel.process)
+                observed = replace(runner.observed, searched=True, container=kernel.process)
                 runner.observed = observed
             case Step.PREPARE:
                 runner.observed = replace(runner.observed, prepared=True)

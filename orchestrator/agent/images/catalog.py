@@ -181,5 +181,5 @@ def read_index(path: Path) -> IndexFile:
         return IndexFile()
     except (ValueError, KeyError, TypeError) as error:
         raise ImageError(
-            f"{path} is damaged ({error!r}): remove it, and load images anew"
+            f"{path} is damaged ({error!r}): remove it, and load the images again"
         ) from error

@@ -19,4 +19,4 @@ class NoSpace(ImageError):
 
 
 class SourceGone(ImageError):
-    """The caller that fetched a shared blob was cancelled; other waiters fetch it again."""
+    """The caller that fetched a shared blob was cancelled; another waiter fetches it again."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image pulls: from this node's store, else from other nodes, else from the registry.
 
-A manager grants each pull and its sources, for it knows which nodes have the image and limits
-concurrent pulls. While a node has to wait, the manager says why. A node that reaches no manager, or
-gets no answer for too long, asks the nodes that its assignment named, and then the registry with
-its own credentials.
+A manager grants each pull and its sources, since it knows which nodes have the image and limits
+concurrent pulls. While a node has to wait, the manager reports why. A node without a manager, or
+without a response for too long, pulls from the nodes in its assignment, and then from the registry
+with its own credentials.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from orchestrator.pb import images_pb2, images_pb2_grpc
 log = logging.getLogger(__name__)
 
 _LOCATE_WITHIN = 10.0
-"""Seconds in which a manager resolves a name."""
+"""Timeout of a manager's resolution of a name, in seconds."""
 SILENCE = 30.0
-"""Seconds without an answer of a manager after which a node pulls an image on its own."""
+"""Seconds without a response of a manager after which a node pulls an image without a grant."""
 _RETRY = 1.0
 """Seconds between attempts to reach a manager."""
 _REPORT = 5.0
@@ -205,22 +205,22 @@ class ImagePuller:
         digest = name.partition("@")[2] or known.digest
         if digest and not fresh:
             if self._store.resolve(digest) is None:
-                progress(f"{name}: getting it from another node")
+                progress(f"{name}: pulling from another node")
             return (await self.prepare(name, digest, (), on_wait)).digest
         if self._registry is None:
             raise ImageError(f"no node that is up has the image {name}")
-        progress(f"{name}: asking its registry")
+        progress(f"{name}: resolving at its registry")
         try:
             newest = await self._registry.resolve(name, known.auth)
             return (await self.prepare(name, newest, (), on_wait)).digest
         except ImageError as error:
             if not digest:
                 raise ImageError(f"no node has the image {name}, and {error}") from error
-            progress(f"{error}: using the cluster's own {name}")
+            progress(f"{error}: using {name} from the cluster")
             return (await self.prepare(name, digest, (), on_wait)).digest
 
     async def _located(self, name: str) -> images_pb2.LocateReply:
-        """What a manager knows of a name; without a manager, what this node knows."""
+        """A manager's record of an image name; without a manager, this node's."""
         here = images_pb2.LocateReply(digest=self._store.resolve(name) or "")
         if (channel := self._manager()) is None:
             return here

@@ -17,7 +17,7 @@ from typing import Any
 
 from orchestrator.agent.logs.log_reader import Line
 from orchestrator.agent.logs.log_target import (
-    AT_ONCE,
+    BATCH,
     PATIENCE,
     Container,
     SocketTarget,
@@ -75,8 +75,8 @@ class Syslog(SocketTarget):
                 if self._rest is not None:
                     await self._send(*self._rest)
                     self._rest = None
-                for begin in range(0, len(lines), AT_ONCE):
-                    some = [self._message(line) for line in lines[begin : begin + AT_ONCE]]
+                for begin in range(0, len(lines), BATCH):
+                    some = [self._message(line) for line in lines[begin : begin + BATCH]]
                     if self._stream:
                         # Counted first: when time is up, the rest of them is sent next time.
                         self._rest = (b"".join(some), 0)

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program: copy files out of or into a container, as `orchestrator.copying` does it.
+"""A program that copies files out of or into a container, by `orchestrator.copying`.
 
 One argument, JSON: `{"pid": PID, "verb": "pack", "path": …, "follow": …}` writes a line and a tar,
 `{"pid": PID, "verb": "unpack", "path": …, "top": …, …}` reads a tar. On success, a line on stderr
 names attributes that could not be preserved.
 
-It works in the mount and user namespace of a container's process, so it can reach nothing outside
-of the container and sees owners as it does. `pid` names the process, and `pidfd`, a descriptor,
-ensures that it is this one. For a container that does not run, `layers`, `upper`, `work` and `root`
-replace the two: it mounts the root from them in a private namespace. Once it has changed its root
-it imports nothing, since that would be the container's code.
+It works in the mount and user namespace of a container's process, so it cannot access files outside
+of the container, and sees the same owners. `pid` is the process, and the descriptor `pidfd`
+protects against reuse of the pid. For a container that is not running, `layers`, `upper`, `work`
+and `root` replace the two: it mounts the root from them in a private namespace. After the change of
+root it imports no module, since that would be the container's code.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         sys.exit(words(error))
     except MemoryError:
-        sys.exit("the copy takes more memory than it may")
+        sys.exit("the copy exceeds its memory limit")
 
 
 def _copy(order: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from orchestrator.pb import documents_pb2
 log = logging.getLogger(__name__)
 
 NOT_REPLACED = "secrets and configs are as they were: "
-"""Prefix of the message of a container that runs on with older files."""
+"""Prefix of the message of a container that continues with older files."""
 
 _IN_PLACE = "files"
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

@@ -83,7 +83,7 @@ class StatusReporter:
 
     @property
     def is_urgent(self) -> bool:
-        """Whether a status is to be sent at once."""
+        """Whether a status must be sent immediately."""
         return any(self._newest[task_id].state not in TRANSIENT for task_id in self._unsent)
 
     @property

@@ -101,7 +101,7 @@ class TaskResources:
         running: Callable[[str], Task | None] = lambda word: None,
     ) -> None:
         """`has_run`: whether its program has run; later steps are not traced. `running` finds the
-        running task that a user means by a word."""
+        running task by name or id."""
         self._running = running
         self._backends = backends
         self._has_run = has_run

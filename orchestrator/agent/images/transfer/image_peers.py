@@ -75,8 +75,8 @@ def fetch_from(
     """A fetcher of blobs from `sources` (`HOST:PORT`), in random order by `rng` for each blob, so
     that many nodes spread over many sources.
 
-    If a source breaks the transfer off, sends nothing for `stall` seconds, or lacks the blob, the
-    next one continues at the same byte. When all have failed, unreachable ones are retried for
+    If a source aborts the transfer, sends no data for `stall` seconds, or lacks the blob, the next
+    one continues at the same byte. When all have failed, unreachable ones are retried for
     `back` seconds. The digest is verified; damaged data is fetched again. Raises `ImageError`, with
     the error of each source.
     """
@@ -99,7 +99,7 @@ def fetch_from(
                     failures[source] = f"silent for {stall:g} s"
                 except _BadTransfer as error:
                     failures[source] = str(error)
-            # All have failed once; those that sent a part of it may be reachable again.
+            # All have failed once; those that sent a part may be reachable again.
             if blob.received > before:
                 patience = back
                 continue
@@ -151,12 +151,12 @@ async def _resume(blob: IncomingBlob, channel: grpc.aio.Channel, stall: float) -
     finally:
         call.cancel()
     if blob.received != total:
-        raise _BadTransfer("it broke off")
+        raise _BadTransfer("the transfer was interrupted")
     try:
         blob.check()
     except ImageError:
         blob.restart()
-        raise _BadTransfer("what it sent is damaged") from None
+        raise _BadTransfer("the received data does not match its digest") from None
 
 
 def _describe(error: grpc.aio.AioRpcError) -> str:

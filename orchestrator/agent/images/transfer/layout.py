@@ -161,7 +161,7 @@ def _blob(store: ImageStore, digest: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class NewLayer:
-    """What becomes a new image's uppermost layer, and what is said of it."""
+    """A new image's top layer, and its description in the image's history."""
 
     archive: Path
     """A tar, plain or compressed, on the store's file system."""
@@ -232,7 +232,7 @@ def _oci_kind(kind: str) -> str:
 
 
 def _content(archive: Path) -> tuple[str, str]:
-    """The digest of what is inside, and the kind of layer that it is."""
+    """The digest of the uncompressed layer, and its media type."""
     found = hashlib.sha256()
     with archive.open("rb", buffering=0) as file:
         magic = file.read(4)

@@ -320,7 +320,7 @@ async def test_a_plugin_that_is_not_there(bench: Bench) -> None:
 async def test_an_answer_that_is_none(bench: Bench) -> None:
     bench.script("one", f"{VERSION}\n[ $CNI_COMMAND != ADD ] || echo hello")
     network = config(bench.conflist({"type": "one"}))
-    with pytest.raises(NetworkError, match=r"one \(ADD\) answered without a JSON object"):
+    with pytest.raises(NetworkError, match=r"one \(ADD\): its output is not a JSON object"):
         await bench.chains().attach(network, "c1", eth(), bench.container("c1"))
 
 

@@ -152,7 +152,7 @@ async def test_what_was_cut_is_told_and_mended_by_connecting_it_anew(
     await chains.attach(network, "one", eth(), netns)
     shell(netns, "ip", "link", "del", "eth0")
     await chains.attach(network, "one", eth(), netns)
-    assert "its attachment may have drifted: CNI plugin bridge (CHECK): " in caplog.text
+    assert "attachment may have drifted: CNI plugin bridge (CHECK): " in caplog.text
 
     await chains.disconnect("n1", "one")
     made = await chains.attach(network, "one", eth(), netns)
@@ -211,7 +211,7 @@ async def test_a_version_that_a_plugin_does_not_speak(bench: Bench) -> None:
     netns = bench.container("one")
     with pytest.raises(NetworkError) as caught:
         await chains.attach(config(bench.conflist(plugin, version="1.1.0")), "one", eth(), netns)
-    assert "CNI plugin bridge of this node speaks versions 0.1.0, " in str(caught.value)
+    assert "CNI plugin bridge of this node supports versions 0.1.0, " in str(caught.value)
     assert str(caught.value).endswith("the conflist has 1.1.0: set cniVersion to one of them")
     # Of several that a list has it is the newest that all speak.
     both = config(bench.conflist(plugin, version="1.1.0", cniVersions=["0.4.0", "1.0.0"]))

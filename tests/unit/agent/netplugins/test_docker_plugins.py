@@ -367,5 +367,5 @@ async def test_a_network_whose_plugin_is_not_there(node: Node, missing: str) -> 
         else (lambda config: replace(config, ipam_driver="other"))
     )
     async with node.plugin(), running(networks := node.networks()):
-        with pytest.raises(NetworkError, match="no network plugin other that answers: start it"):
+        with pytest.raises(NetworkError, match="network plugin other does not answer on"):
             await networks.apply(edit(NETWORK))

@@ -25,7 +25,7 @@ from orchestrator.model.tasks import TaskStatus
 
 RUNS = Started(7, NOW)
 ENDED = Exit(0, False, NOW)
-EARLIER = {"looked": False, "confirmed": False}
+EARLIER = {"searched": False, "confirmed": False}
 
 ON_DEFAULT = {"default": "10.128.0.2"}
 
@@ -161,13 +161,13 @@ ENDS = [
     ("RUNNING", "RUNNING", Exit(137, False, 5), "FAILED", "killed by signal 9 (SIGKILL)"),
     ("RUNNING", "RUNNING", Exit(137, True, 5), "FAILED", "out of memory"),
     ("RUNNING", "RUNNING", Exit(0, True, 5), "FAILED", "out of memory"),
-    ("RUNNING", "RUNNING", Exit(-1, False, 5), "FAILED", "ended; its exit status was not seen"),
+    ("RUNNING", "RUNNING", Exit(-1, False, 5), "FAILED", "ended; its exit status was not observed"),
     ("RUNNING", "RUNNING", Exit(-1, False, 5, "its monitor died"), "FAILED", "its monitor died"),
-    ("RUNNING", "RUNNING", None, "FAILED", "lost over a restart of the node"),
+    ("RUNNING", "RUNNING", None, "FAILED", "lost during a restart of the node"),
     ("SHUTDOWN", "RUNNING", Exit(143, False, 5), "SHUTDOWN", ""),
     ("SHUTDOWN", "RUNNING", Exit(0, False, 5), "SHUTDOWN", ""),
     ("SHUTDOWN", "PREPARING", None, "SHUTDOWN", "stopped before it started"),
-    ("REMOVE", "RUNNING", None, "SHUTDOWN", "stopped; how it ended was not seen"),
+    ("REMOVE", "RUNNING", None, "SHUTDOWN", "stopped; its exit status was not observed"),
 ]
 
 

@@ -347,7 +347,7 @@ async def test_what_is_lost_is_not_run_again(host: Host) -> None:
     host.runtime.lose("t1")
     async with agent(host) as a:
         await a.reaches(TaskState.FAILED)
-        assert a.reports.last().message == "lost over a restart of the node"
+        assert a.reports.last().message == "lost during a restart of the node"
         a.full(assigned())
         await until(lambda: a.db.records()["t1"].released)
         assert host.runtime.did("start") == ["t1"]

@@ -114,9 +114,7 @@ async def test_links_lead_only_to_what_is_inside(volumes: VolumeStore, outside: 
     ):
         (data / f"bad{number}").symlink_to(target)
         for path in (f"bad{number}", f"bad{number}/part"):
-            with pytest.raises(
-                VolumeError, match=f"'{path}' of volume data is a symbolic"
-            ):
+            with pytest.raises(VolumeError, match=f"'{path}' of volume data is a symbolic"):
                 await volumes.attach(holder("t2", replace(PART, subpath=path)), {})
     (data / "loop").symlink_to("loop")
     with pytest.raises(VolumeError, match="'loop' of volume data cannot be mounted: too many"):

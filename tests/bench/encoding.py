@@ -173,8 +173,8 @@ def _reads() -> list[tuple[str, Callable[[], object], Callable[[], object]]]:
     peer = wireguard.peer_attributes(
         wireguard.Peer(wireguard.encode_key(bytes(32)), endpoint, None, 25)
     )
-    peers = ("WGDEVICE_A_PEERS", [{"attrs": peer}])
-    device = wireguard.device_request(0, wireguard.GET_DEVICE, "orcwg0", [peers]).body
+    peers = wireguard.peers_attributes([peer])
+    device = wireguard.device_request(0, wireguard.GET_DEVICE, "orcwg0", peers).body
 
     def read(message: Any, body: bytes, *names: str) -> Callable[[], object]:
         def call() -> object:

@@ -128,8 +128,7 @@ class WireGuard:
 
     def set_key(self, name: str, private: bytes, port: int) -> None:
         """Give a device its private key (32 bytes) and UDP port."""
-        key = ("WGDEVICE_A_PRIVATE_KEY", encode_key(private))
-        self._set(name, [key, ("WGDEVICE_A_LISTEN_PORT", port)])
+        self._set(name, key_attributes(private, port))
 
     def put(self, name: str, peers: Iterable[Peer]) -> None:
         """Add or change peers of a device. `endpoint` None leaves a peer's endpoint unchanged."""
@@ -137,13 +136,11 @@ class WireGuard:
 
     def drop(self, name: str, publics: Iterable[str]) -> None:
         """Remove peers from a device; missing ones are ignored."""
-        gone = ("WGPEER_A_FLAGS", REMOVE_ME)
-        self._set_peers(name, [[("WGPEER_A_PUBLIC_KEY", key), gone] for key in publics])
+        self._set_peers(name, [removed_peer_attributes(public) for public in publics])
 
     def _set_peers(self, name: str, peers: list[Attributes]) -> None:
         for start in range(0, len(peers), BATCH):
-            batch = [{"attrs": each} for each in peers[start : start + BATCH]]
-            self._set(name, [("WGDEVICE_A_PEERS", batch)])
+            self._set(name, peers_attributes(peers[start : start + BATCH]))
 
     def _set(self, name: str, attributes: Attributes) -> None:
         self._socket.execute(self._request(SET_DEVICE, name, attributes))
@@ -174,6 +171,22 @@ def decode_key(key: str) -> bytes:
 def encode_key(key: bytes) -> str:
     """A key in base64."""
     return base64.b64encode(key).decode()
+
+
+def key_attributes(private: bytes, port: int) -> Attributes:
+    """The attributes of a device's private key (32 bytes) and UDP port."""
+    key = ("WGDEVICE_A_PRIVATE_KEY", encode_key(private))
+    return [key, ("WGDEVICE_A_LISTEN_PORT", port)]
+
+
+def peers_attributes(peers: Iterable[Attributes]) -> Attributes:
+    """A device's attribute of peers; those that are not in it stay as they are."""
+    return [("WGDEVICE_A_PEERS", [{"attrs": each} for each in peers])]
+
+
+def removed_peer_attributes(public: str) -> Attributes:
+    """The attributes that remove a peer."""
+    return [("WGPEER_A_PUBLIC_KEY", public), ("WGPEER_A_FLAGS", REMOVE_ME)]
 
 
 def peer_attributes(peer: Peer) -> Attributes:

@@ -38,9 +38,13 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {"PATH": f"{_PATH}:{beside}", "HOME": "/root", "LANG": "C.UTF-8", **(extra or {})}
 
 
-def _tracing() -> dict[str, str]:
-    """The caller's OpenTelemetry variables, passed on to a daemon."""
-    return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
+_PASSED_ON = ("OTEL_", "LD_PRELOAD", "FAKETIME")
+
+
+def _passed_on() -> dict[str, str]:
+    """The caller's variables that a daemon gets, too: of OpenTelemetry, and of libraries that step
+    its wall clock."""
+    return {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
 
 
 def orc_command() -> list[str]:
@@ -206,7 +210,7 @@ class Host:
                 "argv": list(argv),
                 # registries.conf, auth.json and the like are per host.
                 "env": environment(
-                    {"HOME": str(self.directory / "home"), **_tracing(), **(env or {})}
+                    {"HOME": str(self.directory / "home"), **_passed_on(), **(env or {})}
                 ),
             }
         )

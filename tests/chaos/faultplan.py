@@ -185,6 +185,19 @@ def _disk(chance: random.Random, topology: Topology) -> _Shape:
     return _Shape("", (host,))
 
 
+def _corrupt(chance: random.Random, topology: Topology) -> _Shape:
+    """A file of an agent is damaged while the agent is dead."""
+    host = chance.choice(topology.nodes)
+    what = chance.choice(("state", "volume"))
+    return _Shape(what, (host,), kills=(host,) if what == "state" else (), cuts=(host,))
+
+
+def _clock(chance: random.Random, topology: Topology) -> _Shape:
+    """A step of a host's wall clock, and back."""
+    step = chance.choice((-86400, -600, -30, -2, 2, 30, 600, 86400))
+    return _Shape(f"{step:+d}", (_host(chance, topology),))
+
+
 def _quota(chance: random.Random, topology: Topology) -> _Shape:
     return _Shape("", (chance.choice(topology.managers),))
 
@@ -201,5 +214,7 @@ KINDS: dict[str, tuple[int, Draw]] = {
     "slow": (2, _slow),
     "disk": (2, _disk),
     "quota": (1, _quota),
+    "corrupt": (1, _corrupt),
+    "clock": (3, _clock),
 }
 """Kind → its weight among all, and how its targets are drawn."""

@@ -11,11 +11,12 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from pathlib import Path
 
 from orchestrator.dev.devplan import DevError
 from tests.chaos.faultplan import Planned
 from tests.chaos.history import Fault
-from tests.chaos.hosts import RunError, Testbed, command, send
+from tests.chaos.hosts import CLOCK, RunError, Testbed, command, send
 from tests.chaos.recorder import Recorder
 
 API_PORT, PEER_PORT = 7420, 7425
@@ -258,6 +259,73 @@ async def _alarm(testbed: Testbed, host: str, verb: str) -> None:
         raise NotThere(f"etcd of {host}: {answer.err.strip()[-200:]}")
 
 
+@asynccontextmanager
+async def _corrupt(testbed: Testbed, planned: Planned) -> AsyncIterator[str]:
+    """Damage a file while its agent is dead. A state file is then moved away, as the agent says."""
+    (host,) = planned.targets
+    state = testbed.data(host) / "state.db"
+    volumes = sorted((testbed.data(host) / "volumes" / "by-name").glob("*/volume.json"))
+    if testbed.pid(host) is None or (planned.detail == "volume" and not volumes):
+        raise NotThere(f"no {planned.detail} on {host}")
+    await _stopped(testbed, host)
+    if planned.detail == "volume":
+        damaged = volumes[planned.number % len(volumes)]
+        with suppress(FileNotFoundError):
+            damaged.write_bytes(damaged.read_bytes()[:7])
+        await asyncio.shield(asyncio.to_thread(testbed.dev.start, host))
+        yield damaged.parent.name
+        return
+    for path in state.parent.glob("state.db-*"):
+        path.unlink()
+    with state.open("r+b") as file:
+        file.write(b"damaged" * 512)
+    await asyncio.shield(asyncio.to_thread(testbed.dev.start, host))
+    try:
+        yield ""
+    finally:
+        await _stopped(testbed, host)
+        for path in state.parent.glob("state.db*"):
+            path.unlink()
+        await asyncio.shield(asyncio.to_thread(testbed.dev.start, host))
+
+
+async def _stopped(testbed: Testbed, host: str) -> None:
+    """Kill a host's daemon; it is not started again."""
+    dev = testbed.dev.host(host)
+    dev.signal(signal.SIGKILL, wanted=False)
+    while True:
+        if all(daemon.pid is None for daemon in dev.daemons().values()):
+            return
+        await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def _clock(testbed: Testbed, planned: Planned) -> AsyncIterator[str]:
+    """Step the wall clock of a host's daemons, and step it back."""
+    (host,) = planned.targets
+    if not set_clock(testbed, host, planned.detail):
+        raise NotThere(f"{host} is off")
+    try:
+        yield ""
+    finally:
+        set_clock(testbed, host, "+0")
+
+
+def set_clock(testbed: Testbed, host: str, offset: str) -> bool:
+    """Let a host's wall clock be so many seconds off; False if the host is off."""
+    pid = testbed.pid(host)
+    if pid is None:
+        return False
+    place = Path(f"/proc/{pid}/root{CLOCK}")
+    draft = place.with_suffix(".new")
+    try:
+        draft.write_text(offset)
+        draft.replace(place)
+    except OSError:
+        return False
+    return True
+
+
 ACTIONS: dict[str, Action] = {
     "kill": _kill,
     "freeze": _freeze,
@@ -270,6 +338,8 @@ ACTIONS: dict[str, Action] = {
     "slow": _slow,
     "disk": _disk,
     "quota": _quota,
+    "corrupt": _corrupt,
+    "clock": _clock,
 }
 
 

@@ -70,6 +70,7 @@ async def run(
     ):
         world = World(testbed, api, recorder, containers, scenario.seed)
         client, _ = world.client("harness")
+        await store.ready()
         say("warm-up")
         await _warm_up(client, world)
         before = await _still(testbed, store)

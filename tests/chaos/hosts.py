@@ -25,6 +25,19 @@ DISK, MANAGER_DISK = "192m", "448m"
 """Sizes of the hosts' disks: small, so that they can be filled. etcd allocates its log in files of
 64 MiB."""
 
+CLOCK = "/run/orc-clock"
+"""The file on each host that says by how much its wall clock is off."""
+
+FAKETIME = {
+    "LD_PRELOAD": "/usr/$LIB/faketime/libfaketime.so.1",
+    "FAKETIME_TIMESTAMP_FILE": CLOCK,
+    "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    "FAKETIME_DISABLE_SHM": "1",
+    "FAKETIME_CACHE_DURATION": "1",
+}
+"""Variables of a daemon whose wall clock can be stepped (libfaketime). etcd, a static program, has
+the machine's clock."""
+
 PROGRAMS: dict[str, Callable[[Process], bool]] = {
     "manager": lambda process: "manager" in process.argv and "--data-dir" in process.argv,
     "agent": lambda process: "agent" in process.argv and "--data-dir" in process.argv,
@@ -111,6 +124,7 @@ class Testbed:
             subprocess.run(
                 ["mount", "-t", "tmpfs", "-o", options, "disk", self.disk(host)], check=True
             )
+        os.environ.update(FAKETIME)
         try:
             self.dev.up(self.managers, self.nodes, say)
         except DevError as error:

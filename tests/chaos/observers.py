@@ -146,6 +146,14 @@ class StoreObserver:
         """The newest that was delivered."""
         self.keys: dict[tuple[str, str], Change] = {}
 
+    async def ready(self) -> None:
+        """Wait until the commits so far have been delivered."""
+        while True:
+            before = self.revision
+            await asyncio.sleep(1.0)
+            if self.revision == before > 0:
+                return
+
     async def run(self) -> None:
         """Observe until cancelled."""
         async with asyncio.TaskGroup() as group:

@@ -239,7 +239,7 @@ async def job_user(world: World, name: str) -> None:
         job = ServiceCalls(client, f"{name}-{life}")
         spec = service_spec(job.name, job.tag(), chance.randint(2, 6))
         spec.mode = types_pb2.MODE_REPLICATED_JOB
-        spec.job.parallelism = chance.randint(1, 3)
+        spec.job.parallelism, spec.job.history = chance.randint(1, 3), 10
         del spec.task.container.entrypoint[:]
         seconds = chance.choice(("1", "2", "4"))
         spec.task.container.entrypoint.extend(("/bin/busybox", "sleep", seconds))

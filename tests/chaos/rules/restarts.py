@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 from tests.chaos.history import FOREVER, History, Violation
@@ -15,6 +16,7 @@ from tests.chaos.rules.timeline import (
     Store,
     replay,
     touched,
+    wants_to_run,
 )
 
 RULE = "restarts"
@@ -39,7 +41,11 @@ def _containers(history: History) -> Iterator[Violation]:
     """Task → when it was first ordered to stop, given up or deleted."""
     own_end: set[str] = set()
     known: set[str] = set()
+    earliest, last, revision = 0.0, 0.0, 0
     for commit, change, _, _ in replay(history):
+        if commit.revision != revision:
+            # A watch that was interrupted delivers late: the commit is after the one before it.
+            earliest, last, revision = last, commit.at, commit.revision
         if change.kind != "tasks":
             continue
         known.add(change.id)
@@ -47,7 +53,7 @@ def _containers(history: History) -> Iterator[Violation]:
         if not change.deleted and (fields["job_run"] or not fields["service_id"]):
             own_end.add(change.id)  # it may end by itself
         if change.deleted or fields["desired"] > RUNNING:
-            stops.setdefault(change.id, commit.at)
+            stops.setdefault(change.id, earliest)
     for container in history.containers:
         ended = container.ended
         if ended == FOREVER or container.task in own_end or container.task not in known:
@@ -65,15 +71,24 @@ def _containers(history: History) -> Iterator[Violation]:
 
 def _orders(history: History) -> Iterator[Violation]:
     """A task is ordered to stop because its service changed, or its node cannot keep it."""
+    wanted: dict[str, set[str]] = defaultdict(set)
+    """Service → its tasks that wanted to run before the commit."""
+    revision = 0
+    pending: list[tuple[str, str, bool]] = []
     for commit, change, was, store in replay(history):
-        if change.kind != "tasks" or change.deleted or was is None:
+        if commit.revision != revision:
+            for service, identity, wants in pending:
+                (wanted[service].add if wants else wanted[service].discard)(identity)
+            pending.clear()
+            revision = commit.revision
+        task = was if change.deleted else change.fields
+        if change.kind != "tasks" or task is None or not task["service_id"] or task["job_run"]:
             continue
-        task = change.fields
-        if task["job_run"] or not task["service_id"]:
+        wants = not change.deleted and wants_to_run(task)
+        pending.append((task["service_id"], change.id, wants))
+        if wants or was is None or not wants_to_run(was) or task["state"] in TERMINAL:
             continue
-        if was["desired"] > RUNNING or task["desired"] <= RUNNING:
-            continue
-        if task["state"] in TERMINAL or _has_reason(task, store):
+        if _has_reason(task, store, len(wanted[task["service_id"]])):
             continue
         text = (
             f"task {change.id} of {task['service']} was ordered to stop, though neither its "
@@ -82,7 +97,8 @@ def _orders(history: History) -> Iterator[Violation]:
         yield Violation(RULE, text, (commit.line,))
 
 
-def _has_reason(task: Fields, store: Store) -> bool:
+def _has_reason(task: Fields, store: Store, wanted: int) -> bool:
+    """`wanted`: how many tasks of its service wanted to run before."""
     service = store.get(("services", task["service_id"]))
     node = store.get(("nodes", task["node"]))
     if service is None or service["removed"] or not task["node"] or node is None:
@@ -91,17 +107,7 @@ def _has_reason(task: Fields, store: Store) -> bool:
         return True
     if service["version"] != task["version"] or service["documents"] != task["documents"]:
         return True
-    if service["mode"] == MODE_GLOBAL:
-        return False
-    live = sum(
-        1
-        for (kind, _), other in store.items()
-        if kind == "tasks"
-        and other["service_id"] == task["service_id"]
-        and other["desired"] <= RUNNING
-        and other["state"] not in TERMINAL
-    )
-    return bool(task["slot"] > service["replicas"] or live >= service["replicas"])
+    return bool(service["mode"] != MODE_GLOBAL and wanted > service["replicas"])
 
 
 def _nodes(history: History) -> Iterator[Violation]:

@@ -110,7 +110,7 @@ def dev() -> None:
 def up(nodes: int, managers: int, name: str) -> None:
     """Start a cluster, or its missing parts, and wait until it is ready.
 
-    Its admin context becomes the current one. With a larger number, nodes are added.
+    Its admin context becomes the current one. With larger numbers, hosts are added.
     """
     cluster = DevCluster(name)
     plan = cluster.up(managers, nodes, click.echo)

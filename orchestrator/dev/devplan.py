@@ -17,6 +17,7 @@ Role = Literal["manager", "node"]
 # Does not overlap the default pool of cluster networks, 10.128.0.0/14.
 UNDERLAYS = IPv4Network("10.213.0.0/16")
 MAX_NODES = 200
+MAX_MANAGERS = 7
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?")
 _FIRST_MANAGER, _FIRST_NODE = 11, 21
@@ -126,8 +127,8 @@ def check_name(name: str) -> str:
 
 def check_size(managers: int, nodes: int) -> None:
     """Raises DevError for unsupported numbers of hosts."""
-    if managers != 1:
-        raise DevError(f"--managers {managers} is not possible yet: a dev cluster has one manager")
+    if not 1 <= managers <= MAX_MANAGERS:
+        raise DevError(f"--managers {managers} is out of range: use 1 to {MAX_MANAGERS}")
     if not 1 <= nodes <= MAX_NODES:
         raise DevError(f"--nodes {nodes} is out of range: use 1 to {MAX_NODES}")
 

@@ -11,8 +11,11 @@ from orchestrator.identity import ca, join_tokens
 from orchestrator.identity.certificates import KeyPair, TlsFiles
 from orchestrator.identity.host_identity import (
     REMOVED,
+    REMOVED_MANAGER,
     ManagerIdentity,
     NodeIdentity,
+    NoIdentity,
+    read_manager,
     write_identity,
 )
 from orchestrator.identity.join import Joined
@@ -102,6 +105,36 @@ def check_new_node(data_dir: Path) -> None:
             f"this host has joined a cluster already ({data_dir}/node.json); "
             "run 'orc agent', or remove that folder to join anew"
         )
+
+
+def resumable_manager(data_dir: Path) -> ManagerIdentity | None:
+    """The manager whose join was cut off after it got its certificate; None if there is none."""
+    try:
+        identity = read_manager(data_dir)
+    except NoIdentity:
+        return None
+    return identity if identity.joining else None
+
+
+def store_manager(data_dir: Path, joined: Joined, address: str, port: int) -> ManagerIdentity:
+    """Write what a joining manager got; it is to be enrolled next (`enrolment`)."""
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    identity = ManagerIdentity(
+        manager_id=joined.node_id,
+        cluster_id=joined.cluster_id,
+        address=address,
+        port=port,
+        network_cidr="",
+        worker_token="",
+        manager_token="",
+        joining=True,
+        managers=joined.managers,
+    )
+    write_file(data_dir / "ca.pem", joined.ca_certificate, mode=0o644)
+    TlsFiles.of(data_dir, "manager").pair.replace(KeyPair(joined.certificate, joined.key))
+    write_identity(data_dir / "manager.json", identity)
+    (data_dir / REMOVED_MANAGER).unlink(missing_ok=True)
+    return identity
 
 
 def store_node(data_dir: Path, joined: Joined, address: str) -> NodeIdentity:

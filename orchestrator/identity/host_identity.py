@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.linux.atomicfile import write_file
 
@@ -16,6 +20,10 @@ class NoIdentity(Exception):
 
 REMOVED = "node.removed.json"
 """The `node.json` of a node that was removed from its cluster."""
+
+
+REMOVED_MANAGER = "manager.removed.json"
+"""The `manager.json` of a manager that was removed from its cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,14 @@ class ManagerIdentity:
     """Secrets of the first tokens; the store has those in force."""
     certificate_lifetime: float = 0.0
     """Seconds that the cluster began with; the store has what is in force. 0: the usual."""
+    peer_port: int = 0
+    """Port of its etcd member for other managers' members; 0: it listens on loopback only."""
+    initial_cluster: str = ""
+    """etcd's `--initial-cluster` of a manager that joined; empty: its member began the cluster."""
+    joining: bool = False
+    """It has a certificate, but has not served yet: joining can be repeated or undone."""
+    managers: tuple[str, ...] = ()
+    """HOST:PORT of the managers that it last knew."""
 
 
 def write_identity(path: Path, identity: NodeIdentity | ManagerIdentity) -> None:
@@ -57,9 +73,15 @@ def read_manager(data_dir: Path) -> ManagerIdentity:
         fields = json.loads((data_dir / "manager.json").read_text())
     except FileNotFoundError:
         raise NoIdentity(
-            f"there is no cluster in {data_dir}; run 'orc cluster init' first"
+            "this host's manager was removed from its cluster; run 'orc cluster join --token TOKEN "
+            "ADDRESS' to join again"
+            if (data_dir / REMOVED_MANAGER).exists()
+            else f"there is no cluster in {data_dir}; run 'orc cluster init' first"
         ) from None
-    return ManagerIdentity(**fields)
+    known = {each.name for each in dataclasses.fields(ManagerIdentity)}
+    # A newer version may have written more.
+    own = {name: value for name, value in fields.items() if name in known}
+    return ManagerIdentity(**{**own, "managers": tuple(own.get("managers", ()))})
 
 
 def read_node(data_dir: Path) -> NodeIdentity:
@@ -82,3 +104,22 @@ def read_node(data_dir: Path) -> NodeIdentity:
 def retire_node(data_dir: Path) -> None:
     """Set aside what makes this host a node, so that it may join again."""
     (data_dir / "node.json").replace(data_dir / REMOVED)
+
+
+def remember(data_dir: Path, **changes: Any) -> ManagerIdentity:
+    """Change fields of `manager.json`; the identity afterwards. Raises NoIdentity."""
+    before = read_manager(data_dir)
+    after = dataclasses.replace(before, **changes)
+    if after != before:
+        write_identity(data_dir / "manager.json", after)
+    return after
+
+
+def retire_manager(data_dir: Path) -> None:
+    """Set aside what makes this host a manager, and delete the keys of the cluster, so that it may
+    join again. Safe to repeat."""
+    for name in ("ca.key", "cluster.key"):
+        (data_dir / name).unlink(missing_ok=True)
+    shutil.rmtree(data_dir / "etcd", ignore_errors=True)
+    with suppress(FileNotFoundError):
+        (data_dir / "manager.json").replace(data_dir / REMOVED_MANAGER)

@@ -70,8 +70,18 @@ def _presented(host: str, port: int) -> tuple[str, str]:
     return ssl.DER_cert_to_PEM_cert(der), own
 
 
-def join(address: str, token_text: str, hostname: str) -> Joined:
+def join(
+    address: str,
+    token_text: str,
+    hostname: str,
+    *,
+    roles: tuple[str, ...] = ("worker",),
+    own: str = "",
+) -> Joined:
     """Join the cluster whose manager's join port is at `address` (HOST[:PORT]).
+
+    The token decides which of `roles` the host gets. `own` is the host's own address; empty: that
+    on the way to the manager.
 
     Raises `JoinRefused` and `token.BadToken`.
     """
@@ -109,7 +119,13 @@ def join(address: str, token_text: str, hostname: str) -> Joined:
     ) as channel:
         try:
             signed = identity_pb2_grpc.JoinStub(channel).Sign(
-                identity_pb2.SignRequest(secret=wanted.secret, csr=request, hostname=hostname),
+                identity_pb2.SignRequest(
+                    secret=wanted.secret,
+                    csr=request,
+                    hostname=hostname,
+                    roles=roles,
+                    address=own or own_address,
+                ),
                 timeout=_TIMEOUT,
             )
         except grpc.RpcError as error:
@@ -122,5 +138,5 @@ def join(address: str, token_text: str, hostname: str) -> Joined:
         ca_certificate=reply.ca_certificate,
         certificate=signed.certificate,
         key=key,
-        own_address=own_address,
+        own_address=own or own_address,
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
@@ -15,20 +16,32 @@ from typing import Any
 
 import grpc
 
+from orchestrator import __version__
 from orchestrator.daemon.background import background
 from orchestrator.daemon.process import Supervisor
 from orchestrator.identity import ca
 from orchestrator.identity.bootstrap import new_id
-from orchestrator.identity.certificates import KeyPair, TlsFiles
-from orchestrator.identity.host_identity import ManagerIdentity, read_manager
+from orchestrator.identity.certificates import MANAGER_NAME, KeyPair, TlsFiles
+from orchestrator.identity.enrolment import choose_peer_port, enroll
+from orchestrator.identity.host_identity import (
+    ManagerIdentity,
+    read_manager,
+    remember,
+    retire_manager,
+)
+from orchestrator.identity.join import JoinRefused
 from orchestrator.identity.join_tokens import new_secret
 from orchestrator.identity.revocation import Revocations
 from orchestrator.identity.roles import RoleGuard
 from orchestrator.identity.tls import join_credentials, server_credentials
 from orchestrator.manager.api import add_control_services
+from orchestrator.manager.api.managers import add_manager_services
 from orchestrator.manager.api.tracing_interceptor import TracingInterceptor
 from orchestrator.manager.audit.audit_interceptor import AuditInterceptor
 from orchestrator.manager.audit.trail import FILE_BYTES, FILES, AuditTrail
+from orchestrator.manager.cluster.enrolment import Enrolment, promote_learners, serving_endpoints
+from orchestrator.manager.cluster.manager_calls import ManagerChannels
+from orchestrator.manager.cluster.registration import OwnFacts, Presence, register
 from orchestrator.manager.dispatch import dispatcher
 from orchestrator.manager.dispatch.dispatcher import Dispatcher
 from orchestrator.manager.dispatch.image_sources import ImageSources
@@ -38,6 +51,7 @@ from orchestrator.manager.event_loop import LivenessClock, freezing_survivors
 from orchestrator.manager.leader.agent_reports import ReportBuffer
 from orchestrator.manager.leader.election import Election, LeadershipLost
 from orchestrator.manager.leader.planning_loop import PlanningLoop
+from orchestrator.manager.operations.administration.managers import ManagerOperations
 from orchestrator.manager.operations.context import ManagerContext
 from orchestrator.manager.operations.resources.deferred_removal import DeferredRemoval
 from orchestrator.manager.operations.resources.networks import create_network
@@ -57,7 +71,7 @@ from orchestrator.manager.security.vault import Vault, VaultError
 from orchestrator.manager.store.cache import Cache, log_undecodable
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.etcd import EtcdKv, EtcdRenewal
-from orchestrator.manager.store.etcd_member import EtcdMember
+from orchestrator.manager.store.etcd_member import EtcdMember, MemberRemoved, Peering
 from orchestrator.manager.store.etcd_tls import EtcdTls
 from orchestrator.manager.store.instrumented_kv import InstrumentedKv, InstrumentedRenewal
 from orchestrator.manager.store.keys import LEADER
@@ -124,18 +138,38 @@ class ManagerSettings:
 
 
 @asynccontextmanager
-async def _store(settings: ManagerSettings) -> AsyncIterator[tuple[Kv, Renewal]]:
-    """The store, and what renews leases outside of the event loop."""
+async def _store(
+    settings: ManagerSettings, identity: ManagerIdentity
+) -> AsyncIterator[tuple[Kv, Renewal, EtcdMember | None]]:
+    """The store, what renews leases outside of the event loop, and the manager's own member of
+    etcd; None with an external etcd."""
     async with AsyncExitStack() as stack:
         endpoints, tls = settings.etcd_endpoints, settings.etcd_tls
+        member: EtcdMember | None = None
         if endpoints:
             kv = EtcdKv(endpoints, tls)
         else:
-            member = await stack.enter_async_context(EtcdMember(settings.data_dir / "etcd"))
+            peering = _peering(settings.data_dir, identity) if identity.peer_port else None
+            member = await stack.enter_async_context(
+                EtcdMember(settings.data_dir / "etcd", peering=peering)
+            )
             endpoints, tls = member.endpoints, member.tls
             kv = EtcdKv(endpoints, tls, max_txn_ops=member.max_txn_ops)
         renewal = stack.enter_context(EtcdRenewal(endpoints, tls))
-        yield await stack.enter_async_context(kv), renewal
+        yield await stack.enter_async_context(kv), renewal, member
+
+
+def _peering(data_dir: Path, identity: ManagerIdentity) -> Peering:
+    """How the manager's etcd member meets those of others."""
+    files = TlsFiles.of(data_dir, "manager")
+    return Peering(
+        name=identity.manager_id,
+        address=identity.address,
+        port=identity.peer_port,
+        tls=EtcdTls(files.ca, files.pair.certificate, files.pair.key),
+        allowed_name=MANAGER_NAME,
+        initial_cluster=identity.initial_cluster,
+    )
 
 
 async def _initialise_cluster(
@@ -216,9 +250,11 @@ class Manager:
         supervisor: Supervisor,
         tracer: Tracer = OFF,
         renewal: Renewal | None = None,
+        member: EtcdMember | None = None,
     ) -> None:
         """`renewal` renews the leader's lease outside of the event loop; without it, the event loop
-        does."""
+        does. `member` is the etcd member that this manager runs, if it does."""
+        self._member = member
         self._settings = settings
         self._identity = identity
         self._supervisor = supervisor
@@ -253,6 +289,7 @@ class Manager:
         self._authority = CertificateAuthority(
             KeyPair(self._tls.ca.read_text(), key), lambda: self.cache.view, time.time
         )
+        self._channels = ManagerChannels(self._tls, lambda: self.cache.view)
         self._revocations = Revocations()
         self._revocations.refused = metrics.RevocationMetrics(self._registry).refused
         self._audit = AuditTrail(
@@ -277,7 +314,8 @@ class Manager:
         self._events.undecodable(found)
 
     def _managers(self) -> list[str]:
-        return [self._address]
+        """HOST:PORT of all managers."""
+        return serving_endpoints(self.cache.view) or [self._address]
 
     async def run(self) -> None:
         """Serve until cancelled. Raises CannotServe."""
@@ -297,7 +335,9 @@ class Manager:
             await _initialise_cluster(
                 self._kv, self.cache, self._identity, self._settings, self._vault
             )
+            await self._register()
             async with (
+                self._channels,
                 self._events.following(),
                 self._latencies.following(),
                 self._spans.following(),
@@ -306,6 +346,36 @@ class Manager:
                 background(DeferredRemoval(self._kv, self.cache).run()),
             ):
                 await self._serve()
+
+    async def _register(self) -> None:
+        """Bring this manager's own object in the store up to date."""
+        identity, member = self._identity, self._member
+        status = await member.membership.status() if member else None
+        peering = member.peering if member else None
+        own = OwnFacts(
+            id=identity.manager_id,
+            hostname=socket.gethostname(),
+            address=identity.address,
+            port=identity.port,
+            version=__version__,
+            peer_port=peering.port if peering else 0,
+            member_id=f"{status.id:x}" if status else "",
+        )
+        await register(self._kv, self.cache, own, time.time())
+        remember(self._settings.data_dir, joining=False, managers=tuple(self._managers()))
+
+    async def _open_to_peers(self) -> None:
+        """Have the etcd member listen for those of other managers."""
+        assert self._member is not None
+        folder = self._settings.data_dir
+        if self._member.peering is not None:
+            return
+        identity = read_manager(folder)
+        port = identity.peer_port or choose_peer_port(identity.address, identity.port)
+        # Before etcd has it, so that a manager that is killed in between starts with it.
+        remember(folder, peer_port=port)
+        await self._member.open_to_peers(_peering(folder, read_manager(folder)))
+        await self._register()
 
     def _state(self) -> metrics.ManagerState:
         return metrics.ManagerState(
@@ -325,6 +395,8 @@ class Manager:
             async with (
                 serve_web(api, self._settings.data_dir, self._registry, self._state),
                 background(self._supervisor.attend()),
+                background(Presence(self._kv, self._identity.manager_id, time.time).run()),
+                background(self._promote()),
                 background(
                     maintain_own_certificate(
                         self._authority,
@@ -345,6 +417,14 @@ class Manager:
             raise CannotServe(str(error)) from error
         finally:
             await server.stop(0.2)
+
+    async def _promote(self) -> None:
+        if self._member is not None:
+            await promote_learners(
+                self._member.membership, lambda: self.cache.view, lambda: bool(self._leader)
+            )
+        else:
+            await asyncio.Event().wait()
 
     def _api(self) -> ManagerContext:
         folder = self._settings.data_dir
@@ -375,6 +455,11 @@ class Manager:
             guards.append(TracingInterceptor(self._tracer))
         server = grpc.aio.server(interceptors=guards, options=_SERVER_OPTIONS)
         add_control_services(server, context, self._audit, folder)
+        operations = ManagerOperations(context, self._channels, self._member)
+        enrolment = Enrolment(
+            self._kv, self.cache, folder, self._member, self._open_to_peers, time.time
+        )
+        add_manager_services(server, operations, enrolment)
         sources = ImageSources(self.cache, context.vault, self._tunnels.pulls)
         images_pb2_grpc.add_SourcesServicer_to_server(sources, server)
         dispatcher.serve(self._dispatcher, server)
@@ -433,10 +518,24 @@ async def serve(settings: ManagerSettings) -> None:
     """Run a manager until cancelled. Raises CannotServe, NoIdentity, StoreError."""
     supervisor = Supervisor.taken()
     identity = read_manager(settings.data_dir)
+    if identity.joining:
+        # Repeated at each start until it has served, since the members may have changed meanwhile.
+        try:
+            identity = await asyncio.to_thread(
+                enroll, settings.data_dir, identity, socket.gethostname()
+            )
+        except JoinRefused as error:
+            raise CannotServe(f"cannot join the cluster: {error}") from error
     traces = tracer("orc-manager", identity.manager_id, settings.otlp_endpoint)
     with closing(traces):
-        async with _store(settings) as (kv, renewal):
-            await Manager(settings, identity, kv, supervisor, traces, renewal).run()
+        try:
+            async with _store(settings, identity) as (kv, renewal, member):
+                await Manager(settings, identity, kv, supervisor, traces, renewal, member).run()
+        except* MemberRemoved as removed:
+            retire_manager(settings.data_dir)
+            raise CannotServe(
+                "this manager was removed from the cluster; 'orc cluster join' lets it join again"
+            ) from removed
 
 
 def _store_timer(times: metrics.StoreMetrics, traces: Tracer) -> Callable[[str, float], None]:

@@ -9,6 +9,7 @@ from enum import IntEnum
 from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.documents import Document
 from orchestrator.model.extensible import Extensible
+from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import Node
 from orchestrator.model.placement import Strategy
 from orchestrator.model.services import Service
@@ -200,4 +201,6 @@ Object = (
     | Certificate
     | Revocation
     | PageSession
+    | Manager
+    | ManagerPresence
 )

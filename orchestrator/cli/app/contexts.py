@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -57,6 +58,18 @@ def save_context(context: Context, use: bool = True, renew_at: float = 0.0) -> N
     _write(context_file(context.name), dump_context(dataclasses.replace(context, renew_at=renewal)))
     if use:
         use_context(context.name)
+
+
+def learn_endpoints(context: Context, managers: Sequence[str], gone: Sequence[str] = ()) -> None:
+    """Add managers to a stored context, and remove those that are gone. Other endpoints stay: one
+    may be a load balancer's."""
+    kept = [each for each in context.endpoints if each not in gone or each in managers]
+    found = tuple(dict.fromkeys([*kept, *managers]))
+    if found != context.endpoints and context.name in list_contexts():
+        stored = load_context(context.name)
+        _write(
+            context_file(context.name), dump_context(dataclasses.replace(stored, endpoints=found))
+        )
 
 
 def dump_context(context: Context) -> str:

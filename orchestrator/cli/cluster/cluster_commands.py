@@ -8,7 +8,6 @@ from typing import Any, cast
 import click
 
 from orchestrator.cli.app.command_groups import Lazy, OrcGroup, example
-from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.flags.flag_types import CERTIFICATE_LIFETIME, Parsed
 from orchestrator.cli.flags.update_settings import parse_member
 from orchestrator.cli.output.listings import (
@@ -174,17 +173,13 @@ def update(
 def token(client: Client, role: str, rotate: bool, quiet: bool) -> None:
     """Print the command that joins a host, or the token that Prometheus sends.
 
-    The token `scrape` permits reading metrics and nothing else. A cluster has one manager for now,
-    so `manager` is refused.
+    The token `scrape` permits reading metrics and nothing else. A host that joins with the token
+    `manager` becomes a manager and gets the cluster's keys.
     """
-    if role == "manager":
-        raise CliError(
-            "a cluster has one manager for now, and no other can join; "
-            "'orc cluster token worker' prints the command that joins a node"
-        )
     reply = client.call("GetCluster", control_pb2.GetClusterRequest())
     text = {
         "worker": reply.worker_token,
+        "manager": reply.manager_token,
         "scrape": reply.scrape_token,
     }[role]
     if rotate:

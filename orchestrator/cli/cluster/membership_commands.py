@@ -10,6 +10,7 @@ import re
 import socket
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +18,9 @@ from orchestrator.cli.app.command_groups import example
 from orchestrator.cli.app.contexts import Context, save_context
 from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.flags.flag_types import CERTIFICATE_LIFETIME
+
+if TYPE_CHECKING:
+    from orchestrator.identity.host_identity import ManagerIdentity
 
 _SYSTEMD_RUNTIME = Path("/run/systemd/system")
 _UNIT_FOLDERS = tuple(map(Path, ("/etc/systemd/system", "/usr/lib/systemd/system")))
@@ -138,43 +142,96 @@ def init(
     )
 
 
-@click.command(epilog=example("orc cluster join --token ORC-1-… 192.168.1.10:7421"))
+@click.command(
+    epilog=example(
+        "orc cluster join --token ORC-1-… 192.168.1.10:7421",
+        "orc cluster join --token ORC-1-… --address 192.168.1.11 192.168.1.10:7421",
+    )
+)
 @click.option(
-    "--token", required=True, metavar="TOKEN", help="As 'orc cluster token worker' prints it."
+    "--token",
+    required=True,
+    metavar="TOKEN",
+    help="As 'orc cluster token worker' or 'orc cluster token manager' prints it.",
 )
 @click.option(
     "--address", default="", metavar="IP", help="This host's own address, if it has several."
 )
 @click.option(
+    "--listen-port",
+    default=7420,
+    show_default=True,
+    help="Control port of a manager; joins: +1.",
+)
+@click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    default=AGENT_DATA,
-    show_default=True,
-    help="Where the agent keeps its identity and state.",
+    help=f"Where the agent or manager keeps its identity and state  [default: {AGENT_DATA}, "
+    f"{MANAGER_DATA}]",
 )
 @click.argument("manager", metavar="ADDRESS")
-def join(token: str, address: str, data_dir: Path, manager: str) -> None:
-    """Join this host to the cluster whose manager is at ADDRESS (HOST[:PORT])."""
-    from orchestrator.identity.bootstrap import AlreadyThere, check_new_node, store_node
+def join(token: str, address: str, listen_port: int, data_dir: Path | None, manager: str) -> None:
+    """Join this host to the cluster whose manager is at ADDRESS (HOST[:PORT]), as a node or as a
+    manager, depending on the token.
+
+    A join that was cut off can be repeated.
+    """
+    from orchestrator.identity.bootstrap import (
+        AlreadyThere,
+        check_new_node,
+        resumable_manager,
+        store_manager,
+        store_node,
+    )
     from orchestrator.identity.join import JoinRefused
     from orchestrator.identity.join import join as join_cluster
     from orchestrator.identity.join_tokens import BadToken
 
     own = _address(address) if address else ""
+    agent_data, manager_data = data_dir or AGENT_DATA, data_dir or MANAGER_DATA
     try:
-        check_new_node(data_dir)
-        joined = join_cluster(manager, token, socket.gethostname())
-        identity = store_node(data_dir, joined, own)
+        if (begun := resumable_manager(manager_data)) is not None:
+            return _enroll(manager_data, begun)
+        roles = []
+        if not (agent_data / "node.json").exists():
+            roles.append("worker")
+        if not (manager_data / "manager.json").exists():
+            roles.append("manager")
+        if not roles:
+            check_new_node(agent_data)
+        joined = join_cluster(manager, token, socket.gethostname(), roles=tuple(roles), own=own)
+        if joined.role == "manager":
+            begun = store_manager(manager_data, joined, joined.own_address, listen_port)
+            return _enroll(manager_data, begun)
+        identity = store_node(agent_data, joined, own)
     except (AlreadyThere, JoinRefused, BadToken) as error:
         raise CliError(str(error)) from None
     except PermissionError as error:
         raise CliError(f"cannot write {error.filename}: run this as root (sudo)") from None
     click.echo(f"This host is node {identity.node_id} now, at {identity.address}.")
-    if data_dir == AGENT_DATA and start_unit("orc-agent.service"):
+    if agent_data == AGENT_DATA and start_unit("orc-agent.service"):
         click.echo("Its agent runs, now and after each boot (orc-agent.service).")
     else:
-        click.echo(f"Start its agent:  orc agent --data-dir {data_dir}")
+        click.echo(f"Start its agent:  orc agent --data-dir {agent_data}")
+
+
+def _enroll(data_dir: Path, begun: ManagerIdentity) -> None:
+    """Finish the join of a manager that has its certificate. Raises JoinRefused."""
+    from orchestrator.identity.enrolment import enroll
+
+    identity = enroll(data_dir, begun, socket.gethostname())
+    click.echo(
+        f"This host is manager {identity.manager_id} now, at {identity.address}:{identity.port}."
+    )
+    if data_dir == MANAGER_DATA and start_unit("orc-manager.service"):
+        click.echo("Its manager runs, now and after each boot (orc-manager.service).")
+    else:
+        click.echo(f"Start its manager:  orc manager --data-dir {data_dir}")
+    if identity.peer_port:
+        click.echo(f"Managers must reach each other at TCP {identity.peer_port} (etcd), too.")
+    else:
+        click.echo("The cluster has an external etcd: start it with the same --etcd-… flags.")
 
 
 @click.command(epilog=example("sudo orc cluster admin"))

@@ -187,7 +187,7 @@ def _warn_of_gap(row: Row) -> None:
 
 
 _TYPES = (
-    *("container", "node", "service", "job", "stack", "image", "network", "volume"),
+    *("container", "node", "manager", "service", "job", "stack", "image", "network", "volume"),
     *("secret", "config", "plugin"),
 )
 _EVENT_KEYS = ("type", "event", "label", "scope", *_TYPES)

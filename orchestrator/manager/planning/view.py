@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 from orchestrator.manager.planning.plan import Change
 from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.documents import Document, DocumentKind
+from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
 from orchestrator.model.services import Service
@@ -62,6 +63,9 @@ class ClusterView:
     certificates: Mapping[str, Certificate] = field(default_factory=dict)
     revocations: Mapping[str, Revocation] = field(default_factory=dict)
     page_sessions: Mapping[str, PageSession] = field(default_factory=dict)
+    managers: Mapping[str, Manager] = field(default_factory=dict)
+    manager_presence: Mapping[str, ManagerPresence] = field(default_factory=dict)
+    """By the id of the manager."""
     pending: Mapping[str, Task] = field(default_factory=dict)
     """The pending tasks."""
     fixed: Mapping[str, Task] = field(default_factory=dict)
@@ -98,6 +102,8 @@ class ClusterView:
         yield from self.certificates.values()
         yield from self.revocations.values()
         yield from self.page_sessions.values()
+        yield from self.managers.values()
+        yield from self.manager_presence.values()
 
     def tasks_of_service(self, service_id: str) -> Mapping[str, Task]:
         """All tasks of a service, those that have ended included."""
@@ -226,6 +232,8 @@ class _Edit:
         self._certificates = _Table(base.certificates)
         self._revocations = _Table(base.revocations)
         self._page_sessions = _Table(base.page_sessions)
+        self._managers = _Table(base.managers)
+        self._manager_presence = _Table(base.manager_presence)
         self._pending = _Table(base.pending)
         self._fixed = _Table(base.fixed)
         self._publishing = _Table(base.publishing)
@@ -273,6 +281,10 @@ class _Edit:
                 self._revocations.put(item.id, None if gone else item)
             case PageSession():
                 self._page_sessions.put(item.id, None if gone else item)
+            case Manager():
+                self._managers.put(item.id, None if gone else item)
+            case ManagerPresence():
+                self._manager_presence.put(item.id, None if gone else item)
             case Cluster():
                 self._cluster = None if gone else item
 
@@ -307,6 +319,8 @@ class _Edit:
             certificates=self._certificates.items,
             revocations=self._revocations.items,
             page_sessions=self._page_sessions.items,
+            managers=self._managers.items,
+            manager_presence=self._manager_presence.items,
             pending=self._pending.items,
             fixed=self._fixed.items,
             publishing=self._publishing.items,

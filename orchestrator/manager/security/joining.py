@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import logging
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,7 +29,8 @@ log = logging.getLogger(__name__)
 
 
 class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
-    """gRPC service: hands out the CA's certificate, and node certificates for a valid token."""
+    """gRPC service: hands out the CA's certificate, and certificates of nodes and managers for a
+    valid token."""
 
     def __init__(
         self,
@@ -57,11 +59,7 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             )
             return None
         if hmac.compare_digest(request.secret.encode(), cluster.manager_token.encode()):
-            await context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                "a cluster has one manager for now; join as a node, with the token that "
-                "'orc cluster token worker' prints",
-            )
+            return await self._sign_manager(request, context, cluster.id)
         if not hmac.compare_digest(request.secret.encode(), cluster.worker_token.encode()):
             log.warning(
                 "join refused",
@@ -72,6 +70,7 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
                 "this join token is not valid (any more); "
                 "get the current one with 'orc cluster token worker'",
             )
+        await _check_role("worker", request, context)
         if not is_hostname(request.hostname):
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT,
@@ -126,6 +125,52 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             managers=self._managers(),
         )
 
+    async def _sign_manager(self, request: Any, context: Any, cluster: str) -> Any:
+        """A manager's certificate. Nothing else is written before the host enrols with it."""
+        await _check_role("manager", request, context)
+        try:
+            address = str(ipaddress.ip_address(request.address))
+        except ValueError:
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"'{request.address[:64]}' is not an IP address",
+            )
+        manager_id = self._new_id()
+        try:
+            certificate = self._authority.sign(
+                request.csr,
+                name=manager_id,
+                role="manager",
+                cluster=cluster,
+                addresses=(address, "127.0.0.1"),
+            )
+        except ca.BadRequest as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        facts = Issued.of(certificate)
+        assert facts is not None
+        issued = record(
+            facts,
+            role="manager",
+            name=manager_id,
+            address=context.peer(),
+            hostname=request.hostname,
+        )
+        try:
+            await self._cache.wait_for(await commit(self._kv, [Change(None, issued)]))
+        except StoreError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"etcd is unavailable: {error}")
+        log.info(
+            "manager got a certificate",
+            extra={"manager": manager_id, "hostname": request.hostname},
+        )
+        return identity_pb2.SignReply(
+            certificate=certificate,
+            node_id=manager_id,
+            role="manager",
+            cluster_id=cluster,
+            managers=self._managers(),
+        )
+
     async def _add(self, node: Node, issued: Certificate) -> Node | None:
         """Commit a joining node and its certificate. If another node has its hostname, return that
         node and write nothing. Raises StoreError."""
@@ -144,3 +189,15 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
                 )
                 await self._cache.wait_for(revision)
                 return None
+
+
+async def _check_role(role: str, request: Any, context: Any) -> None:
+    """Abort the call if the host cannot take on the role that its token is for."""
+    if role in (request.roles or ("worker",)):
+        return
+    what, other = ("manager", "worker") if role == "manager" else ("node", "manager")
+    await context.abort(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        f"this token is for a {what}, and this host is one already or cannot be one; "
+        f"'orc cluster token {other}' prints the other token",
+    )

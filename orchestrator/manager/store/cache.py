@@ -37,6 +37,7 @@ from orchestrator.manager.store.partial_decoding import leading_fields
 from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.convert import ConvertError, UnknownEnumNumber, decode
 from orchestrator.model.documents import Document
+from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import Availability, Node, NodeDescription
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
 from orchestrator.model.services import Service
@@ -313,6 +314,8 @@ def find_object(view: ClusterView, type_: type[Object], identifier: str) -> Obje
         Certificate: view.certificates,
         Revocation: view.revocations,
         PageSession: view.page_sessions,
+        Manager: view.managers,
+        ManagerPresence: view.manager_presence,
     }
     return tables[type_].get(identifier)
 

@@ -273,6 +273,8 @@ def refusal_of(error: grpc.aio.AioRpcError | grpc.Call) -> StoreError | None:
             "etcd's database is full, so nothing can be written: compact and defragment it "
             "(etcdctl), then disarm its NOSPACE alarm"
         )
+    if "not supported for learner" in details:
+        return None  # it serves once it is promoted
     if "too many operations" in details:
         return TooLarge(f"{details}: start etcd with a larger --max-txn-ops")
     if "request is too large" in details or "larger than max" in details:

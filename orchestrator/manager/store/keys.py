@@ -16,6 +16,7 @@ from ipaddress import ip_address
 
 from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.documents import Document
+from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
 from orchestrator.model.services import Service
@@ -57,6 +58,8 @@ _KINDS: dict[type[Object], str] = {
     Certificate: "certificates",
     Revocation: "revocations",
     PageSession: "pagesessions",
+    Manager: "managers",
+    ManagerPresence: "manager-presence",
 }
 _TYPES: dict[str, type[Object]] = {kind: type_ for type_, kind in _KINDS.items()}
 

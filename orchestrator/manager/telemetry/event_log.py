@@ -23,6 +23,7 @@ from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.documents import Document
 from orchestrator.model.hooks import POST_START, PRE_STOP, Hook
 from orchestrator.model.limits import resized
+from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.objects import Image, Network, Object
 from orchestrator.model.services import JobState, Service, UpdateState
@@ -161,7 +162,7 @@ def events_of(change: Change, view: ClusterView, now: float) -> Iterator[Event]:
                     _type(other),
                     action,
                     other.id,
-                    _name(other),
+                    _name_of_manager(other, view) or _name(other),
                     _where(before, after, view),
                     _attributes(other) | _transition(before, after),
                 )
@@ -216,6 +217,8 @@ def _word(value: IntEnum) -> str:
 
 
 def _type(item: Object) -> str:
+    if isinstance(item, ManagerPresence):
+        return "manager"
     return item.kind.word if isinstance(item, Document) else type(item).__name__.lower()
 
 
@@ -331,12 +334,16 @@ def _action(before: Object | None, after: Object | None) -> str:
     """The action on an object other than a task; empty if it does not concern users."""
     if isinstance(after or before, Certificate | Revocation | PageSession):
         return ""  # recorded in the audit trail
+    if isinstance(after or before, ManagerPresence):
+        return "" if before and after else "up" if after else "down"
     if before is None:
         return "create"
     if after is None:
         gone = isinstance(before, Service) and before.removed  # reported when it was requested
         return "" if gone else "remove"
     match before, after:
+        case Manager(), Manager():
+            return "ready" if before.joining and not after.joining else ""
         case Node(), Node():
             if before.state is not after.state:
                 return {NodeState.DOWN: "down", NodeState.READY: "ready"}.get(after.state, "")
@@ -391,8 +398,16 @@ def _name(item: Object) -> str:
             return item.description.hostname
         case Image():
             return next(iter(item.names or item.reported_names), item.id)
+        case Manager():
+            return item.hostname
         case _:
             return str(getattr(item, "name", ""))
+
+
+def _name_of_manager(item: Object, view: ClusterView) -> str:
+    """The hostname of a manager that has started or ended; empty for another object."""
+    manager = view.managers.get(item.id) if isinstance(item, ManagerPresence) else None
+    return manager.hostname if manager else ""
 
 
 def _attributes(item: Object) -> dict[str, str]:

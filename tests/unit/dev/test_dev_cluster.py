@@ -198,7 +198,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [
-            (["up", "--managers", "3"], "Error: --managers 3 is not possible yet"),
+            (["up", "--managers", "8"], "Error: --managers 8 is out of range"),
             (["up", "--nodes", "0"], "Error: --nodes 0 is out of range"),
             (["status"], "is not up"),
             (["kill", "node1"], "is not up"),

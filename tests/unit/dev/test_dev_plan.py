@@ -68,7 +68,7 @@ def test_invalid_names(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("managers", "nodes", "says"),
-    [(3, 3, "--managers 3"), (0, 3, "--managers 0"), (1, 0, "--nodes 0"), (1, 201, "--nodes 201")],
+    [(8, 3, "--managers 8"), (0, 3, "--managers 0"), (1, 0, "--nodes 0"), (1, 201, "--nodes 201")],
 )
 def test_sizes_that_cannot_be_had(managers: int, nodes: int, says: str) -> None:
     with pytest.raises(DevError, match=says):

@@ -468,11 +468,12 @@ def test_invalid_container_access(refused: Refused) -> None:
     assert "did you mean 'metrics'?" in said
 
 
-@pytest.mark.parametrize("flags", [(), ("-q",), ("--rotate",)])
-def test_no_second_manager_can_join(manager: Any, refused: Refused, flags: tuple[str, ...]) -> None:
-    said = refused("cluster", "token", *flags, "manager")
-    assert "one manager for now" in said
-    assert "'orc cluster token worker'" in said
+def test_the_command_that_joins_a_manager(manager: Any, run: Run) -> None:
+    manager.script.answers["GetCluster"] = pb.ClusterInfo(
+        manager_token="ORC-m", join_address="10.0.0.1:7421"
+    )
+    command = run("cluster", "token", "manager").stdout
+    assert command == "orc cluster join --token ORC-m 10.0.0.1:7421\n"
 
 
 # --- images

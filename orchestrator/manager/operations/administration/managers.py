@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Listing and removing managers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from orchestrator import __version__
+from orchestrator.manager.cluster.manager_calls import ManagerChannels
+from orchestrator.manager.cluster.quorum import Voter, refusal_of_removal
+from orchestrator.manager.errors import (
+    aborted,
+    failed_precondition,
+    invalid_argument,
+    not_found,
+    unavailable,
+)
+from orchestrator.manager.operations.context import ManagerContext, Operations
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.view import ClusterView
+from orchestrator.manager.security.certificates import commit_serialized, new_revocation
+from orchestrator.manager.store.etcd_member import EtcdMember
+from orchestrator.manager.store.keys import LEADER
+from orchestrator.manager.store.kv import StoreError
+from orchestrator.model.convert import to_proto
+from orchestrator.model.managers import Manager, host_port
+from orchestrator.model.names import near_miss
+from orchestrator.pb import managers_pb2, managers_pb2_grpc
+
+_REMOVAL_TIMEOUT = 20.0
+"""Seconds that another manager has for a removal."""
+
+
+class ManagerOperations(Operations):
+    """Operations of `orc manager ls|rm`."""
+
+    def __init__(
+        self, ctx: ManagerContext, channels: ManagerChannels, member: EtcdMember | None
+    ) -> None:
+        """`member` is this manager's etcd member; None with an external etcd."""
+        super().__init__(ctx)
+        self._channels = channels
+        self._member = member
+
+    async def status(self) -> managers_pb2.ManagerStatus:
+        """This manager's status. An etcd that does not answer is part of it."""
+        status = managers_pb2.ManagerStatus(version=__version__)
+        if self._member is None:
+            return status
+        try:
+            found = await self._member.membership.status()
+        except StoreError as error:
+            status.etcd_errors.append(str(error))
+            return status
+        status.etcd_version = found.version
+        status.raft_term = found.raft_term
+        status.raft_index = found.applied_index
+        status.database_size = found.size
+        status.database_used = found.used
+        status.etcd_leader = found.leader == found.id
+        status.learner = found.learner
+        status.etcd_errors.extend(found.errors)
+        return status
+
+    async def list_managers(
+        self, request: managers_pb2.ListManagersRequest
+    ) -> managers_pb2.ListManagersReply:
+        """List managers with the state that each reports."""
+        view, own = self.ctx.view, self.ctx.identity.manager_id
+        entry = await self.ctx.kv.get(LEADER)
+        leader = entry.value.decode() if entry else ""
+        statuses = await self._statuses(view)
+        newest = max((each.raft_index for each in statuses.values()), default=0)
+        rows = []
+        for manager in sorted(view.managers.values(), key=lambda each: (each.hostname, each.id)):
+            status = statuses.get(manager.id)
+            state, reason = _state(manager, view, status)
+            rows.append(
+                managers_pb2.ManagerRow(
+                    manager=to_proto(manager),
+                    leader=manager.id == leader,
+                    state=state,
+                    reason=reason,
+                    status=status,
+                    lag=newest - status.raft_index if status and status.etcd_version else 0,
+                    current=manager.id == own,
+                )
+            )
+        return managers_pb2.ListManagersReply(managers=rows)
+
+    async def _statuses(self, view: ClusterView) -> dict[str, Any]:
+        own = self.ctx.identity.manager_id
+        others = [
+            each
+            for each in view.managers.values()
+            if each.id != own and (each.id in view.manager_presence or not each.joining)
+        ]
+        found = await self._channels.statuses(others)
+        found[own] = await self.status()
+        return found
+
+    async def remove_manager(
+        self, request: managers_pb2.RemoveManagerRequest, by: str
+    ) -> managers_pb2.RemoveManagerReply:
+        """Remove a manager: its etcd member, its object, its certificates."""
+        view = self.ctx.view
+        manager = find_manager(view, request.manager)
+        if manager.id == self.ctx.identity.manager_id and len(view.managers) > 1:
+            # A member that was removed can no longer write.
+            return await self._remove_through_another(manager, request)
+        if len(view.managers) == 1:
+            raise failed_precondition(
+                f"{manager.hostname} is the only manager; a cluster without one is lost"
+            )
+        if self._member is not None:
+            membership = self._member.membership
+            members = {each.hex_id: each for each in await membership.members()}
+            if not request.force:
+                await self._check_quorum(view, manager, members)
+            url = f"https://{_peer(manager)}"
+            for each in members.values():
+                if each.hex_id == manager.member_id or url in each.peer_urls:
+                    await membership.remove(each.id)
+
+        def removed(now: ClusterView) -> list[Change]:
+            found = now.managers.get(manager.id)
+            presence = now.manager_presence.get(manager.id)
+            revoked = new_revocation(
+                now,
+                role="manager",
+                name=manager.id,
+                now=self.ctx.now(),
+                reason="removed from the cluster",
+                by=by,
+            )
+            changes = [Change(now.revocations.get(revoked.id), revoked)]
+            changes += [Change(each, None) for each in (found, presence) if each is not None]
+            return changes
+
+        await commit_serialized(self.ctx.kv, self.ctx.cache, removed)
+        return managers_pb2.RemoveManagerReply(id=manager.id)
+
+    async def _check_quorum(
+        self, view: ClusterView, manager: Manager, members: dict[str, Any]
+    ) -> None:
+        """Raise RequestError if no quorum of healthy managers would be left."""
+        statuses = await self._statuses(view)
+        by_member = {each.member_id: each for each in view.managers.values()}
+        voters = []
+        for member_id, member in members.items():
+            if member.learner:
+                continue
+            found = by_member.get(member_id)
+            status = statuses.get(found.id) if found else None
+            voters.append(
+                Voter(
+                    found.hostname if found else member_id,
+                    member_id,
+                    healthy=bool(status and status.etcd_version),
+                )
+            )
+        refusal = refusal_of_removal(voters, manager.member_id)
+        if refusal:
+            raise failed_precondition(
+                f"{refusal}; the cluster could no longer write. Start or replace a manager first, "
+                "or use --force"
+            )
+
+    async def _remove_through_another(
+        self, manager: Manager, request: managers_pb2.RemoveManagerRequest
+    ) -> managers_pb2.RemoveManagerReply:
+        view = self.ctx.view
+        reason = "no other manager runs"
+        for other in view.managers.values():
+            if other.id == manager.id or other.id not in view.manager_presence:
+                continue
+            channel = await self._channels.channel(other.id)
+            if channel is None:
+                continue
+            try:
+                return await managers_pb2_grpc.MembershipStub(channel).Remove(
+                    managers_pb2.RemoveManagerRequest(manager=manager.id, force=request.force),
+                    timeout=_REMOVAL_TIMEOUT,
+                )
+            except grpc.aio.AioRpcError as error:
+                reason = str(error.details())
+                if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                    raise failed_precondition(reason) from error
+                if error.code() is grpc.StatusCode.ABORTED:
+                    raise aborted(reason) from error
+        raise unavailable(f"another manager must remove {manager.hostname}: {reason}")
+
+
+def _peer(manager: Manager) -> str:
+    return host_port(manager.address, manager.peer_port)
+
+
+def _state(manager: Manager, view: ClusterView, status: Any) -> tuple[str, str]:
+    """The state of a manager, and why it is not ready."""
+    if manager.joining:
+        return "joining", "its etcd member has not caught up"
+    if status is None:
+        if manager.id in view.manager_presence:
+            return "unreachable", f"it does not answer at {manager.endpoint}"
+        return "down", "it does not run, or has no connection to its etcd member"
+    if status.etcd_errors:
+        return "unhealthy", "; ".join(status.etcd_errors)
+    return "ready", ""
+
+
+def find_manager(view: ClusterView, word: str) -> Manager:
+    """The manager with this id, beginning of an id, hostname or address. Raises RequestError."""
+    managers = list(view.managers.values())
+    for matches in (
+        lambda each: each.id == word,
+        lambda each: each.hostname == word,
+        lambda each: word in (each.address, each.endpoint),
+        lambda each: bool(word) and each.id.startswith(word),
+    ):
+        found = [each for each in managers if matches(each)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            ids = ", ".join(sorted(each.id for each in found))
+            raise invalid_argument(f"'{word}' may be any of the managers {ids}; use an id")
+    meant = near_miss(word, [each.hostname for each in managers])
+    hint = f"did you mean '{meant}'?" if meant else "see 'orc manager ls'"
+    raise not_found(f"no manager '{word}'; {hint}")

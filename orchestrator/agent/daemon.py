@@ -85,7 +85,7 @@ from orchestrator.model import nodes
 from orchestrator.model.networks import CHAINS
 from orchestrator.model.tasks import Task
 from orchestrator.tracing.configuration import tracer
-from orchestrator.tracing.spans import CannotTrace
+from orchestrator.tracing.spans import TracingError
 from orchestrator.web.https import CannotListen
 
 log = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ async def run(settings: Settings) -> None:
             stack.push_async_callback(server.stop, None)
             task_files = SecretFiles.in_memory(settings.run_dir / "documents")
         except (
-            CannotTrace,
+            TracingError,
             StateDbError,
             ImageError,
             RuntimeFailure,

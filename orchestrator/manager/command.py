@@ -9,7 +9,7 @@ import click
 
 from orchestrator.daemon.daemon_options import config_option, registry_proxy_options, set_proxies
 from orchestrator.tracing.configuration import endpoint_option
-from orchestrator.tracing.spans import CannotTrace
+from orchestrator.tracing.spans import TracingError
 
 
 @click.command()
@@ -135,7 +135,7 @@ def manager(
     )
     try:
         run_until_signalled(serve(settings))
-    except* (CannotServe, CannotTrace, NoIdentity, StoreError) as group:
+    except* (CannotServe, TracingError, NoIdentity, StoreError) as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]

@@ -20,7 +20,7 @@ import select
 import sys
 from typing import Any
 
-from orchestrator.copying import CannotCopy, Owner, pack, source, target, unpack, words
+from orchestrator.copying import CopyError, Owner, error_text, pack, source, target, unpack
 from orchestrator.linux import libc
 from orchestrator.linux.confine import (
     change_root,
@@ -42,11 +42,11 @@ def _enter(order: dict[str, Any]) -> None:
 
 
 def _join(process: int, pid: int) -> None:
-    """Enter the namespaces of a container's process. Raises CannotCopy, OSError."""
+    """Enter the namespaces of a container's process. Raises CopyError, OSError."""
     users = os.stat(f"/proc/{pid}/ns/user").st_ino
     # Opened by pid, which is the process's as long as it has not ended.
     if select.select([process], [], [], 0)[0]:
-        raise CannotCopy("the container has ended meanwhile; try again")
+        raise CopyError("the container has ended meanwhile; try again")
     own_users = users != os.stat("/proc/self/ns/user").st_ino
     end_imports()
     libc.setns(process, libc.CLONE_NEWNS | (libc.CLONE_NEWUSER if own_users else 0), "")
@@ -61,10 +61,10 @@ def main(argv: list[str]) -> None:
     limit_memory()
     try:
         _copy(json.loads(argv[0]))
-    except CannotCopy as error:
+    except CopyError as error:
         sys.exit(str(error))
     except OSError as error:
-        sys.exit(words(error))
+        sys.exit(error_text(error))
     except MemoryError:
         sys.exit("the copy exceeds its memory limit")
 

@@ -325,12 +325,12 @@ def _traced(command: str) -> Iterator[str]:
     """The trace context of a command while it runs, below TRACEPARENT if set, as build systems do.
     A problem with traces never fails a command."""
     from orchestrator.tracing.configuration import tracer
-    from orchestrator.tracing.spans import CannotTrace
+    from orchestrator.tracing.spans import TracingError
 
     above = os.environ.get("TRACEPARENT", "")
     try:
         traces = tracer("orc", str(os.getpid()))
-    except CannotTrace:
+    except TracingError:
         yield above
         return
     if not traces.on:

@@ -24,7 +24,7 @@ from tracereceiver import Span, TraceReceiver
 
 from orchestrator.tracing import configuration
 from orchestrator.tracing.configuration import configured, endpoint_option
-from orchestrator.tracing.spans import OFF, CannotTrace, Tracer, current
+from orchestrator.tracing.spans import OFF, Tracer, TracingError, current
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +101,7 @@ def test_spans_are_nested(receiver: TraceReceiver, monkeypatch: pytest.MonkeyPat
             pass
         task = traces.derived(call, "t1")
         traces.record("below", 5.0, 6.5, task)
-        traces.record("task", 4.0, 7.0, call, place=task, error="it broke")
+        traces.record("task", 4.0, 7.0, call, context=task, error="it broke")
     assert current() == ""
     with pytest.raises(KeyError), traces.span("failing", call):
         raise KeyError("why")
@@ -159,7 +159,7 @@ def test_derived_span_context_is_deterministic(receiver: TraceReceiver) -> None:
     assert first.derived(above, "t1") != first.derived(above, "t2")
     assert first.derived(above, "t1").split("-")[1] == "a" * 32
     own = first.derived("", "t1")
-    first.record("task", 1.0, 2.0, "", place=own)
+    first.record("task", 1.0, 2.0, "", context=own)
     first.close()
     second.close()
     (span,) = receiver.spans
@@ -173,7 +173,7 @@ def test_unsampled_parent_is_respected(
     traces = sending(receiver)
     with traces.span("call", kind="server") as call:
         assert int(call.split("-")[3], 16) & 1 == 0
-    traces.record("task", 1.0, 2.0, "", place=traces.derived("", "t1"))
+    traces.record("task", 1.0, 2.0, "", context=traces.derived("", "t1"))
     wanted = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
     with traces.span("wanted", wanted, kind="server"):
         pass
@@ -202,9 +202,9 @@ def test_lost_receiver_is_logged_once_and_on_recovery(
         with traces.span("call", kind="server"):
             return any(words in message for message in told())
 
-    wait_for(lambda: heard("traces are not taken"))
+    wait_for(lambda: heard("trace export failed"))
     with receiver.receiving():
-        wait_for(lambda: heard("traces are taken again"))
+        wait_for(lambda: heard("trace export recovered"))
         traces.close()
     assert len(told()) == 2
 
@@ -214,7 +214,7 @@ def test_invalid_endpoint_url_is_an_error(wrong: str) -> None:
     command = click.command()(endpoint_option(lambda otlp_endpoint: None))
     said = CliRunner().invoke(command, ["--otlp-endpoint", wrong])
     assert said.exit_code == 2
-    assert f"'{wrong}' is not a URL such as http://collector:4318" in said.output
+    assert f"'{wrong}' is not a URL, such as http://collector:4318" in said.output
 
 
 def test_grpc_protocol_by_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,12 +245,12 @@ def test_grpc_protocol_by_environment_variable(monkeypatch: pytest.MonkeyPatch) 
 
 def test_unknown_protocol_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
-    with pytest.raises(CannotTrace, match=r"set it to http/protobuf or grpc"):
+    with pytest.raises(TracingError, match=r"set it to http/protobuf or grpc"):
         configuration.tracer("orc-test", "one", "http://127.0.0.1:1")
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "orchestrator.tracing.otlp", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
-    with pytest.raises(CannotTrace, match=r"pip install 'orc\[traces\]'"):
+    with pytest.raises(TracingError, match=r"pip install 'orc\[traces\]'"):
         configuration.tracer("orc-test", "one", "http://127.0.0.1:1")

@@ -81,9 +81,9 @@ def test_copy_target_follows_docker(tmp_path: Path) -> None:
     assert copying.target(str(tmp_path / "new"), "tree", True) == (str(tmp_path), "new")
     assert copying.target(str(file), "a", False) == (str(tmp_path), "file")
     for path, folder in ((file, True), (tmp_path / "no/where", True), (f"{tmp_path}/new/", False)):
-        with pytest.raises(copying.CannotCopy):
+        with pytest.raises(copying.CopyError):
             copying.target(str(path), "tree", folder)
-    with pytest.raises(copying.CannotCopy):
+    with pytest.raises(copying.CopyError):
         copying.target(str(tmp_path / "new"), "", False)
     owner = copying.Owner(keep=False)
     copying.unpack(packed(tree, "/."), str(tmp_path), ".", "new", owner)
@@ -101,7 +101,7 @@ def test_extraction_never_follows_links(tmp_path: Path) -> None:
         with tarfile.open(fileobj=data, mode="w") as archive:
             archive.addfile(tarfile.TarInfo(name), io.BytesIO())
         data.seek(0)
-        with pytest.raises(copying.CannotCopy):
+        with pytest.raises(copying.CopyError):
             copying.unpack(data, str(inside), "", "", copying.Owner(keep=False))
     assert os.listdir(outside) == []
     assert sorted(os.listdir(tmp_path)) == ["inside", "outside"]

@@ -120,7 +120,7 @@ def parse_manifest(data: bytes) -> Manifest | Index:
     """A manifest or index blob. Raises `ImageError` for anything else."""
     document = _document(data, "manifest")
     if document.get("schemaVersion") == 1:
-        raise ImageError("the image has a schema 1 manifest, a format given up in 2019: rebuild it")
+        raise ImageError("the image has a schema 1 manifest, deprecated since 2019: rebuild it")
     try:
         if "manifests" in document:
             return Index(tuple(_descriptor(entry) for entry in document["manifests"]))

@@ -54,8 +54,8 @@ _PARALLEL = 3
 class ImageStore:
     """The content-addressed image store under `root`, which no other process may use meanwhile.
 
-    An async context manager. `changed` is set whenever `inventory()` has become another one; the
-    one who reports it clears it first.
+    An async context manager. `changed` is set whenever `inventory()` has changed; the reporter
+    clears it first.
     """
 
     def __init__(
@@ -344,7 +344,7 @@ class ImageStore:
                         made.unlink(missing_ok=True)
         return images
 
-    # -- reading what is there -------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------
 
     def _read(self, digest: str) -> bytes:
         with self._blobs.blob(digest).open("rb") as file:

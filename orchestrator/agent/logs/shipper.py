@@ -239,7 +239,7 @@ class Shipper:
         if self._dropped:
             self._dropping = asyncio.get_running_loop().time()
             log.warning(
-                "log lines dropped: the log target does not take them fast enough",
+                "log lines dropped: the log target is too slow",
                 extra={
                     "task": self._id,
                     "driver": self._state.config.driver,
@@ -256,7 +256,7 @@ class Shipper:
         if reason != self._failing:
             self._failing = reason
             log.warning(
-                "log target does not take lines; they wait on this node",
+                "log target refuses lines; they are buffered on this node",
                 extra={"task": self._id, "driver": self._state.config.driver, "error": reason},
             )
 
@@ -280,7 +280,7 @@ class Shipper:
             self._dirty = False
         except OSError as error:
             log.warning(
-                "place in a log cannot be recorded; its last lines may be sent again",
+                "position in a log cannot be recorded; its last lines may be sent again",
                 extra={"task": self._id, "error": error.strerror},
             )
 

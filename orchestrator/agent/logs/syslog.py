@@ -34,7 +34,7 @@ _ERROR, _INFO = 3, 6
 _LONGEST_TAG = 48
 """Of APP-NAME in RFC 5424."""
 _LONGEST_ID = 32
-_MISSING = "run a syslog daemon there, or name one by --log-opt syslog-address=udp://HOST"
+_MISSING = "run a syslog daemon on it, or give one with --log-opt syslog-address=udp://HOST"
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 

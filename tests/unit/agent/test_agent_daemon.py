@@ -84,7 +84,7 @@ def test_a_blob_port_in_use(settings: Settings, monkeypatch: pytest.MonkeyPatch)
             main(but(settings, blob_port=port))
 
 
-def test_a_bug_is_status_1(
+def test_an_internal_error_exits_with_status_1(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def broken(_: object) -> None:

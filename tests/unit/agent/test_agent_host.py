@@ -24,7 +24,7 @@ from orchestrator.model.specs import Resources
 DIGEST = "sha256:" + "1" * 64
 
 
-def test_a_host_is_described_by_what_it_has() -> None:
+def test_a_host_is_described_by_its_resources() -> None:
     found = node_description.describe(
         address="10.0.0.1",
         blob_port=7423,
@@ -55,7 +55,7 @@ def test_a_host_may_offer_less() -> None:
     assert found.resources == Resources(512, 1 << 30)
 
 
-def test_its_routes_are_told_but_for_what_is_its_own_business(
+def test_routes_are_reported_except_orcs_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     routes, routes6 = tmp_path / "route", tmp_path / "ipv6_route"
@@ -143,20 +143,20 @@ def images(store: FakeStore) -> ImagePuller:
     return ImagePuller(store, dial, "10.0.0.1:7423", random.Random(1))  # type: ignore[arg-type]
 
 
-async def test_an_image_that_is_here_is_not_fetched() -> None:
+async def test_a_present_image_is_not_fetched() -> None:
     assert (await images(FakeStore(DIGEST)).prepare("hello:1", DIGEST, [])).digest == DIGEST
     found = await images(FakeStore(DIGEST, "hello:1")).prepare("hello:1", "", ["10.0.0.2:1"])
     assert found.digest == DIGEST
 
 
-async def test_an_image_is_fetched_from_others_and_not_from_here() -> None:
+async def test_an_image_is_not_fetched_from_its_own_node() -> None:
     store = FakeStore()
     with pytest.raises(ImageError, match=r"asked 10\.0\.0\.2:1"):
         await images(store).prepare("hello:1", DIGEST, ["10.0.0.1:7423", "10.0.0.2:1"])
 
 
 @pytest.mark.parametrize(("digest", "sources"), [(DIGEST, ["10.0.0.1:7423"]), ("", ["a:1"])])
-async def test_an_image_that_nobody_has(digest: str, sources: list[str]) -> None:
+async def test_an_image_that_no_node_has(digest: str, sources: list[str]) -> None:
     with pytest.raises(ImageError, match="no node that is up has the image hello:1"):
         await images(FakeStore()).prepare("hello:1", digest, sources)
 
@@ -166,14 +166,14 @@ def run(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_a_user_who_is_not_root_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_who_is_not_root_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     status, output = run()
     assert status == 1
     assert "must run as root" in output
 
 
-def test_a_host_that_has_not_joined_is_told(
+def test_a_host_that_has_not_joined_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)

@@ -60,7 +60,7 @@ async def agent(host: Host, disk: Disk) -> AsyncIterator[Agent]:
 
 
 @private
-async def test_what_runs_is_attended_and_what_is_new_waits(tmp_path: Path) -> None:
+async def test_running_tasks_are_driven_and_new_ones_wait(tmp_path: Path) -> None:
     host, disk = Host(tmp_path), small_disk(tmp_path / "disk")
     async with agent(host, disk) as a:
         a.full(assigned("runs"), assigned("ends"), assigned("stops"))

@@ -81,7 +81,7 @@ async def test_an_agent_starts_on_a_full_disk(tmp_path: Path) -> None:
         assert "full" in db.trouble
 
 
-async def test_what_is_deferred_for_a_checkpoint_is_told_once_it_is_recorded(
+async def test_a_write_deferred_by_a_checkpoint_is_reported_once_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statedb_module, "_CHECKPOINT_AFTER", 10)

@@ -79,7 +79,7 @@ def _command(text: str) -> list[str]:
                 return list(words)
         except ValueError:
             pass
-        raise ImageError(f"--change has a command that is no JSON list of strings: {text}")
+        raise ImageError(f"--change has a command that is not a JSON list of strings: {text}")
     return ["/bin/sh", "-c", text]
 
 

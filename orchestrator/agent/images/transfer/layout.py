@@ -130,7 +130,7 @@ def save_blobs(store: ImageStore, digests: Iterable[str]) -> Iterator[bytes]:
 
 
 def save_end(saved: SavedSoFar) -> bytes:
-    """What an archive ends with, so that `docker load`, podman, skopeo and this store read it."""
+    """The end of an archive, which `docker load`, podman, skopeo and this store can read."""
     index = {"schemaVersion": 2, "manifests": saved.index}
     end = b""
     for name, text in (

@@ -44,7 +44,7 @@ async def test_datagrams_are_counted_by_sender_and_kind() -> None:
         assert responder.received == {3: (DATAGRAMS, DATAGRAMS), 7: (DATAGRAMS, DATAGRAMS)}
 
 
-async def test_a_stream_is_measured_for_who_knows_the_token() -> None:
+async def test_a_stream_is_measured_only_with_the_token() -> None:
     async with responding() as responder:
         target = HOST, responder.port
         assert await measure_rate(HOST, target, TOKEN, 0.1) > 1e6
@@ -56,7 +56,7 @@ async def test_a_stream_is_measured_for_who_knows_the_token() -> None:
     assert await measure_rate(HOST, target, TOKEN, 0.1) == 0
 
 
-async def test_all_is_closed_with_the_test() -> None:
+async def test_sockets_are_closed_after_the_test() -> None:
     async with asyncio.TaskGroup() as group:
         responder = Responder(group, HOST, TOKEN, reserved=False)
         await responder.__aenter__()

@@ -103,7 +103,7 @@ asyncio.run(main())
 """
 
 
-async def test_an_agent_killed_while_unpacking_leaves_nothing_to_the_next(
+async def test_an_agent_killed_while_unpacking_leaves_no_files(
     layout: Layout, tmp_path: Path
 ) -> None:
     many = tar(*(entry(f"d{n % 50}/f{n}", os.urandom(600)) for n in range(20_000)))

@@ -272,7 +272,7 @@ async def test_a_tcp_target_that_comes_late_gets_every_line_once(
     assert texts == [f"line {number}" for number in range(501)]
 
 
-async def test_what_a_slow_target_does_not_take_is_dropped_and_counted(
+async def test_lines_that_exceed_the_buffer_are_dropped_and_counted(
     node: Callable[..., Node],
     receiver: Callable[..., socket.socket],
     caplog: pytest.LogCaptureFixture,
@@ -315,7 +315,7 @@ async def test_what_a_slow_target_does_not_take_is_dropped_and_counted(
     assert reports[0].__dict__["driver"] == "syslog"
 
 
-def test_metrics_tell_sent_and_dropped_lines_by_driver(node: Callable[..., Node]) -> None:
+def test_metrics_count_sent_and_dropped_lines_by_driver(node: Callable[..., Node]) -> None:
     tallies = node("syslog").drivers.tallies
     tallies["syslog"].sent, tallies["syslog"].dropped = 7, 3
     sources = MetricSources(
@@ -377,7 +377,7 @@ async def test_a_node_without_the_drivers_socket_refuses_the_container(
     assert "run " in str(refused.value)
 
 
-async def test_the_nodes_default_holds_for_containers_that_ask_for_nothing(
+async def test_the_nodes_default_applies_to_containers_without_a_driver(
     node: Callable[..., Node],
 ) -> None:
     here = node("")

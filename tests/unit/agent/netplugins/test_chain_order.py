@@ -63,7 +63,7 @@ def chain(bench: Bench, *more: dict[str, Any], version: str = "1.1.0") -> str:
     )
 
 
-async def test_each_hears_what_the_one_before_answered(bench: Bench) -> None:
+async def test_each_plugin_gets_the_previous_result(bench: Bench) -> None:
     listening(bench, "one", "10.9.0.2")
     listening(bench, "two", "10.9.0.3")
     chains, network = bench.chains(), config(chain(bench))
@@ -97,7 +97,7 @@ async def test_each_hears_what_the_one_before_answered(bench: Bench) -> None:
         assert told(bench, name, "DEL")["prevResult"]["ips"] == [{"address": "10.9.0.3/24"}]
 
 
-async def test_a_plugin_that_is_not_ready_says_so_before_anything_is_made(bench: Bench) -> None:
+async def test_a_plugin_that_is_not_ready_refuses_before_any_change(bench: Bench) -> None:
     error = '{"cniVersion":"1.1.0","code":50,"msg":"no daemon","details":"start it"}'
     listening(bench, "one", more=f"[ $CNI_COMMAND != STATUS ] || {{ echo '{error}'; exit 1; }}")
     listening(bench, "two")
@@ -108,7 +108,7 @@ async def test_a_plugin_that_is_not_ready_says_so_before_anything_is_made(bench:
     assert "one ADD" not in order(bench)
 
 
-async def test_what_may_work_later_is_tried_again(bench: Bench) -> None:
+async def test_a_call_that_may_work_later_is_retried(bench: Bench) -> None:
     tries = bench.calls.parent / "tries"
     error = '{"cniVersion":"1.1.0","code":11,"msg":"try again later"}'
     listening(
@@ -148,7 +148,7 @@ async def test_time_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) ->
     assert not [each for each in _commands() if b"sleep\00098765" in each]
 
 
-async def test_one_that_takes_nothing_back_holds_nobody_up(bench: Bench) -> None:
+async def test_a_plugin_that_releases_nothing_delays_no_others(bench: Bench) -> None:
     broken = bench.calls.parent / "broken"
     listening(bench, "one")
     listening(bench, "two", more=f"[ $CNI_COMMAND != DEL ] || [ ! -e {broken} ] || exit 1")
@@ -167,7 +167,9 @@ async def test_one_that_takes_nothing_back_holds_nobody_up(bench: Bench) -> None
     assert told(bench, "two", "DEL")["prevResult"]["ips"]
 
 
-async def test_what_an_earlier_agent_left_goes_and_what_is_held_stays(bench: Bench) -> None:
+async def test_leftovers_of_an_earlier_agent_are_removed_and_held_attachments_stay(
+    bench: Bench,
+) -> None:
     listening(bench, "one")
     listening(bench, "two")
     before, network = bench.chains(), config(chain(bench))
@@ -303,7 +305,7 @@ async def test_a_kill_in_the_middle_of_add(bench: Bench) -> None:
     assert "prevResult" not in told(bench, "one", "DEL")
 
 
-async def test_a_plugin_that_is_not_there(bench: Bench) -> None:
+async def test_a_missing_plugin_is_refused(bench: Bench) -> None:
     listening(bench, "one")
     chains = bench.chains()
     network = config(chain(bench, {"type": "three", "ipam": {"type": "four"}}))

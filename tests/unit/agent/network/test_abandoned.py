@@ -12,7 +12,7 @@ from nshosts import wait_for, within
 pytestmark = pytest.mark.root
 
 
-async def test_a_connection_that_nobody_ends_does_not_keep_the_cable(nodes: list[Node]) -> None:
+async def test_an_open_connection_does_not_keep_the_veth_pair(nodes: list[Node]) -> None:
     """The kernel would try for a minute to tell the peer, and keep the namespace for it."""
     node = nodes[0]
     made = await node.network.attach("a", "talker")

@@ -48,7 +48,7 @@ async def test_ports_of_the_clusters_hosts(nodes: list[Node], hosts: list[NsHost
         assert connects(mine.netns, "198.51.100.1", 7420)
 
 
-async def test_what_is_published_at_such_a_port_is_open(nodes: list[Node]) -> None:
+async def test_a_port_published_at_a_closed_port_is_open(nodes: list[Node]) -> None:
     one, _ = nodes
     ports = (PortMapping(7420, 53, "tcp"), PortMapping(53, 53, "udp"))
     server = await one.network.attach("a", "server", Interface(ports=ports))
@@ -59,7 +59,7 @@ async def test_what_is_published_at_such_a_port_is_open(nodes: list[Node]) -> No
     assert reaches(client.netns, one.host.netns, client.gateway, 53) == client.address
 
 
-async def test_what_a_hand_opens_is_told_and_closed_again(nodes: list[Node]) -> None:
+async def test_manually_opened_ports_are_reported_and_closed_again(nodes: list[Node]) -> None:
     one = nodes[0]
     mine = await one.network.attach("a", "a1")
     assert await one.network.unexposed() == []

@@ -39,7 +39,7 @@ DAMAGES = [
 ]
 
 
-async def test_what_a_hand_breaks_is_told_and_left(nodes: list[Node]) -> None:
+async def test_drift_is_reported_and_not_repaired(nodes: list[Node]) -> None:
     one = nodes[0]
     await nodes[1].apply("a")
     attachment = await one.network.attach("a", "a1", Interface())
@@ -56,7 +56,7 @@ async def test_what_a_hand_breaks_is_told_and_left(nodes: list[Node]) -> None:
     assert await one.network.deviations("b") == []
 
 
-async def test_what_would_end_the_pass_is_said(nodes: list[Node]) -> None:
+async def test_an_error_that_would_end_the_pass_is_raised(nodes: list[Node]) -> None:
     one = nodes[0]
     found = await one.network.underlay("a")
     assert (found.mtu, found.tunnel) == (1500, 1450)

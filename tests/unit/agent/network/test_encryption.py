@@ -68,7 +68,7 @@ CONFIG = NetworkConfig(
 )
 
 
-async def test_networks_share_the_tunnels_and_keys_are_told_when_they_change() -> None:
+async def test_networks_share_tunnels_and_changed_keys_are_reported() -> None:
     network = FakeTunnels()
     made, changes = encryption(network)
     await made.read_keys()
@@ -99,7 +99,7 @@ async def test_the_last_encrypted_network_takes_the_tunnels_along() -> None:
     assert (network.removed, public(made), changes) == (1, [], [1, 1])
 
 
-async def test_an_agent_that_starts_again_tells_the_keys_that_are_in_use() -> None:
+async def test_a_restarted_agent_reports_the_keys_in_use() -> None:
     """Else the manager would take them from the others until the first pass is over."""
     network = FakeTunnels("", OLD)
     made, changes = encryption(network)
@@ -109,7 +109,7 @@ async def test_an_agent_that_starts_again_tells_the_keys_that_are_in_use() -> No
     assert (network.removed, public(made), changes) == (1, [], [1])
 
 
-async def test_what_fails_is_told_to_whoever_needs_it_and_keys_stay() -> None:
+async def test_a_failure_is_raised_where_needed_and_keys_stay() -> None:
     network = FakeTunnels()
     made, changes = encryption(network)
     await made.apply([TunnelOrder((ONE,), 0)])
@@ -123,7 +123,7 @@ async def test_what_fails_is_told_to_whoever_needs_it_and_keys_stay() -> None:
     assert made.through(CONFIG).peers
 
 
-async def test_a_kernel_that_cannot_is_not_said_to() -> None:
+async def test_a_kernel_without_encryption_is_not_reported_as_capable() -> None:
     made, _ = encryption(FakeTunnels("this kernel has no WireGuard"))
     await made.read_keys()
     assert (made.features, public(made)) == ((), [])

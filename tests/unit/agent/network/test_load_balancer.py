@@ -88,7 +88,7 @@ async def test_networks_bring_their_policies_and_fixed_addresses_of_both_familie
     assert (await told(Change(2, 1, ()))).policies is None, "they are as they were"
 
 
-async def test_a_full_table_of_connections_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_full_connection_table_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     kernel = Kernel()
     balance = KernelLoadBalancer(kernel)

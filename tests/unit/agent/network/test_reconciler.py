@@ -156,7 +156,7 @@ async def running(
         loop.cancel()
 
 
-async def test_an_order_is_applied_and_what_nobody_holds_given_back_once() -> None:
+async def test_an_order_is_applied_and_leftovers_are_released_once() -> None:
     node = FakeNode()
     async with running(node) as networks:
         networks.order([network()])
@@ -178,7 +178,7 @@ async def test_an_order_is_applied_and_what_nobody_holds_given_back_once() -> No
         )
 
 
-async def test_what_is_closed_to_containers_is_said_before_all_else() -> None:
+async def test_the_exposure_is_applied_before_networks() -> None:
     node = FakeNode()
     async with running(node) as networks:
         networks.order([network("default", "10.0.0.2")])
@@ -212,7 +212,7 @@ def test_ports_that_are_closed_to_containers(
     assert ("169.254.169.254" in found.addresses) is metadata
 
 
-async def test_the_same_order_is_not_news_but_is_mended_now_and_then() -> None:
+async def test_the_same_order_is_no_change_but_drift_is_repaired() -> None:
     node = FakeNode()
     async with running(node, period=0.01) as networks:
         networks.order([network()])
@@ -238,7 +238,7 @@ async def test_a_container_waits_for_its_network() -> None:
         assert node.on["default-id"]["t1"].ports == mappings
 
 
-async def test_a_new_container_costs_one_request_a_network() -> None:
+async def test_a_new_container_takes_one_request_per_network() -> None:
     node = FakeNode()
     async with running(node) as networks:
         networks.order([network("a"), network("b")])
@@ -260,7 +260,7 @@ async def test_a_container_of_an_earlier_agent_is_taken_off_other_networks() -> 
         assert (node.on["a-id"], list(node.on["b-id"])) == ({}, ["held"])
 
 
-async def test_on_several_networks_the_first_with_a_way_out_is_its_way_out() -> None:
+async def test_on_several_networks_the_first_external_one_has_the_default_route() -> None:
     node = FakeNode()
     async with running(node) as networks:
         networks.order([network("in", internal=True), network("back"), network("front")])
@@ -271,7 +271,7 @@ async def test_on_several_networks_the_first_with_a_way_out_is_its_way_out() -> 
         assert [name for name, each in interfaces.items() if each.default_route] == ["front"]
 
 
-async def test_what_it_is_to_be_there_is_asked_for_by_its_slot() -> None:
+async def test_fixed_addresses_follow_the_slot() -> None:
     node = FakeNode()
     attachment = NetworkAttachment(
         "back", ip=("10.128.0.5", "10.128.0.6"), ip6=("fd00::5", "fd00::6"), mac="02:00:00:00:00:07"
@@ -284,7 +284,7 @@ async def test_what_it_is_to_be_there_is_asked_for_by_its_slot() -> None:
         assert node.on["back-id"]["t1"].mac == "02:00:00:00:00:07"
 
 
-async def test_other_networks_than_before_leave_the_rest_as_it_is() -> None:
+async def test_changed_networks_leave_the_others_unchanged() -> None:
     node = FakeNode()
     async with running(node) as networks:
         networks.order([network("a"), network("b"), network("c")])
@@ -297,7 +297,7 @@ async def test_other_networks_than_before_leave_the_rest_as_it_is() -> None:
         assert node.on["c-id"]["t1"].ifname == "eth0"
 
 
-async def test_a_network_that_is_ordered_no_more_goes_when_nobody_is_on_it() -> None:
+async def test_an_unordered_network_is_removed_without_containers() -> None:
     node = FakeNode()
     async with running(node, period=0.01) as networks:
         networks.order([network("a"), network("b"), network("c")])
@@ -325,7 +325,7 @@ async def test_some_are_on_no_network() -> None:
             await networks.connect(on("container:cache"))
 
 
-async def test_a_network_that_cannot_be_is_the_containers_reason_and_no_others(
+async def test_a_failed_network_fails_only_its_containers(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     node = FakeNode()
@@ -368,7 +368,7 @@ async def test_without_a_network() -> None:
             await networks.connect(on("back"))
 
 
-async def test_an_encrypted_network_has_its_peers_where_tunnels_lead() -> None:
+async def test_an_encrypted_network_reaches_its_peers_through_tunnels() -> None:
     node = FakeNode()
     node.broken["tunnels"] = "this kernel has no WireGuard"
     secret = network("secret", "10.0.0.2", "10.0.0.3")
@@ -392,7 +392,7 @@ async def test_an_encrypted_network_has_its_peers_where_tunnels_lead() -> None:
         assert config.encrypted
 
 
-async def test_who_tests_the_node_learns_its_peers_and_which_networks_are_there() -> None:
+async def test_peers_and_applied_networks_are_reported() -> None:
     node = FakeNode()
     node.broken["back-id"] = "no"
     async with running(node) as networks:

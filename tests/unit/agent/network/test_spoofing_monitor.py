@@ -59,7 +59,7 @@ async def test_a_line_for_each_container_at_most_in_a_while(
     assert world.watch.dropped == {"back": 26}
 
 
-async def test_the_kernels_numbers_begin_anew(caplog: pytest.LogCaptureFixture) -> None:
+async def test_reset_kernel_counters_are_handled(caplog: pytest.LogCaptureFixture) -> None:
     world = World()
     await world.watch.read()
     await world.pass_over(5)
@@ -86,7 +86,7 @@ def test_prometheus_has_a_counter_for_each_network() -> None:
     ]
 
 
-async def test_a_helper_that_fails_is_asked_again() -> None:
+async def test_a_failed_helper_is_called_again() -> None:
     world = World()
     await world.watch.read()
     world.fails = True

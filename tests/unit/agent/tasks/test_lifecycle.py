@@ -125,7 +125,7 @@ def test_hooks_take_from_the_grace_period(grace: float, used: float, left: float
     assert grace_left(order, used) == left
 
 
-def test_a_container_that_was_started_again_is_recorded_anew() -> None:
+def test_a_container_that_was_started_again_is_recorded_again() -> None:
     status = TaskStatus(state=TaskState.RUNNING, pid=6)
     assert next_step(task(), status, Observed(RUNS)) is Step.RECORD_RUNNING
 
@@ -147,7 +147,7 @@ BACK = NetworkAttachment("back")
         ((NetworkAttachment("default", aliases=("db",)),), Observed(RUNS), Step.WATCH),
     ],
 )
-def test_a_running_container_comes_to_be_on_the_networks_of_its_order(
+def test_a_running_container_is_connected_to_the_networks_of_its_order(
     networks: tuple[NetworkAttachment, ...], observed: Observed, step: Step
 ) -> None:
     status = TaskStatus(state=TaskState.RUNNING, pid=7, addresses=ON_DEFAULT)

@@ -70,7 +70,7 @@ async def test_http_without_a_path_asks_for_the_root() -> None:
     assert requests[0].startswith(b"GET / HTTP/1.1\r\n")
 
 
-async def test_no_answer_in_time() -> None:
+async def test_no_welcome_in_time() -> None:
     async with server(None) as (port, _):
         assert await ask("HTTP", str(port), 0.05) == ProbeResult(False, "no answer within 0.05 s")
 
@@ -123,12 +123,12 @@ async def test_grpc() -> None:
     assert asked == ["", "shop.Cart"]
     async with grpc_server(2) as (port, _):
         assert await ask("GRPC", str(port)) == ProbeResult(
-            False, "gRPC says that it does not serve"
+            False, "gRPC health status is not SERVING"
         )
     answer = await ask("GRPC", str(port))
     assert answer.output.startswith("unavailable: ")
 
 
-async def test_a_container_that_cannot_be_reached_into_fails_its_probe() -> None:
+async def test_a_container_that_cannot_be_entered_fails_its_probe() -> None:
     answer = await ask("CMD-SHELL", "true")
     assert answer == ProbeResult(False, "the container does not run any more")

@@ -14,6 +14,7 @@ import grpc
 from orchestrator.cli.app.contexts import load_context
 from orchestrator.cli.rpc.client import MANAGER_NAME
 from orchestrator.pb import (
+    containers_pb2_grpc,
     control_pb2_grpc,
     documents_pb2_grpc,
     networks_pb2_grpc,
@@ -67,6 +68,7 @@ class Manager:
     documents: Any
     networks: Any
     volumes: Any
+    containers: Any
 
 
 class Api:
@@ -93,6 +95,7 @@ class Api:
                     documents_pb2_grpc.DocumentsStub(channel),
                     networks_pb2_grpc.NetworksStub(channel),
                     volumes_pb2_grpc.VolumesStub(channel),
+                    containers_pb2_grpc.ContainersStub(channel),
                 )
             )
         return self

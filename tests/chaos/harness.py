@@ -23,9 +23,12 @@ from tests.chaos.faults import Injector
 from tests.chaos.history import Converged, Leftover, Run
 from tests.chaos.hosts import RunError, Testbed
 from tests.chaos.leftovers import Things, things
-from tests.chaos.observers import ContainerObserver, StoreObserver
+from tests.chaos.observers import ContainerObserver, StoreObserver, record_events
 from tests.chaos.recorder import Recorder
 from tests.chaos.users import (
+    COUNT,
+    COUNTER,
+    LABELLED,
     STEADY,
     STEADY_PORT,
     USERS,
@@ -75,8 +78,12 @@ async def run(
         await _warm_up(client, world)
         before = await _still(testbed, store)
         vip = await _declare(client, world)
-        requests = (traffic.through_published_port(world), traffic.through_vip(world, vip))
-        async with _background(*requests):
+        watchers = (
+            traffic.through_published_port(world),
+            traffic.through_vip(world, vip),
+            record_events(api, recorder),
+        )
+        async with _background(*watchers):
             injector = Injector(testbed, recorder, say)
             async with _background(*(user(world, name) for name, user in USERS)):
                 await injector.run(scenario.plan)
@@ -107,12 +114,15 @@ async def _warm_up(client: Client, world: World) -> None:
 
 
 async def _declare(client: Client, world: World) -> str:
-    """The service that gets the requests, and the one that commands label; the VIP of the first."""
+    """The harness's own services; the VIP of the one that gets the requests."""
     spec = service_spec(STEADY, f"{STEADY}/0", 2 * world.testbed.nodes)
     spec.task.ports.add(published=STEADY_PORT, target=80)
     await ServiceCalls(client, STEADY).create(spec)
-    labelled = ServiceCalls(client, "labelled")
-    await labelled.create(service_spec("labelled", labelled.tag(), 1))
+    await ServiceCalls(client, LABELLED).create(service_spec(LABELLED, f"{LABELLED}/0", 1))
+    spec = service_spec(COUNTER, f"{COUNTER}/0", 2)
+    del spec.task.container.entrypoint[:]
+    spec.task.container.entrypoint.extend(("/bin/busybox", "sh", "-c", COUNT))
+    await ServiceCalls(client, COUNTER).create(spec)
     await _until_running(client, STEADY, 60.0)
     service = await ServiceCalls(client, STEADY).read()
     assert service is not None

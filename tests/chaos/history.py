@@ -134,6 +134,16 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a followed log, as one command (`reading`) printed it."""
+
+    at: float
+    reading: str
+    text: str
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """An event that the cluster reported."""
 
@@ -166,11 +176,11 @@ class Leftover:
     line: int = 0
 
 
-Record = Run | Call | Commit | Container | Fault | Request | Event | Converged | Leftover
+Record = Run | Call | Commit | Container | Fault | Request | Line | Event | Converged | Leftover
 
 _KINDS: dict[str, type[Any]] = {
     kind.__name__.lower(): kind
-    for kind in (Run, Call, Commit, Container, Fault, Request, Event, Converged, Leftover)
+    for kind in (Run, Call, Commit, Container, Fault, Request, Line, Event, Converged, Leftover)
 }
 
 
@@ -184,6 +194,7 @@ class History:
     containers: tuple[Container, ...] = ()
     faults: tuple[Fault, ...] = ()
     requests: tuple[Request, ...] = ()
+    lines: tuple[Line, ...] = ()
     events: tuple[Event, ...] = ()
     converged: tuple[Converged, ...] = ()
     leftovers: tuple[Leftover, ...] = ()
@@ -243,6 +254,7 @@ def history_of(records: Iterable[Record]) -> History:
         all_of(Container),
         all_of(Fault),
         all_of(Request),
+        all_of(Line),
         all_of(Event),
         all_of(Converged),
         all_of(Leftover),

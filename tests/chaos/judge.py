@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from tests.chaos.history import History, Violation, read
 from tests.chaos.rules.all_rules import violations
+from tests.chaos.rules.timeline import commits
 
 SHOWN = 4
 """Lines of evidence shown with a violation."""
@@ -48,11 +50,36 @@ def summary(history: History) -> str:
     )
 
 
+def failovers(history: History) -> list[float]:
+    """For each new leader's term that a manager's fault preceded: seconds from the fault to the
+    first decision of the term."""
+    faults = [
+        fault
+        for fault in history.faults
+        if not fault.kills and not fault.cuts and fault.targets[0].startswith("manager")
+    ]
+    found: list[float] = []
+    term = 0
+    for commit in commits(history):
+        for change in commit.changes:
+            if change.kind != "sequence" or change.deleted or change.fields["term"] == term:
+                continue
+            if term and (before := [each.began for each in faults if each.began < commit.at]):
+                found.append(commit.at - max(before))
+            term = change.fields["term"]
+    return sorted(found)
+
+
 def judge(path: Path) -> int:
     """Print the verdict; the number of violations."""
     history = read(path)
     found = violations(history)
     print(summary(history))
+    if times := failovers(history):
+        print(
+            f"{len(times)} new leaders; from a manager's fault to the first decision: "
+            f"median {statistics.median(times):.1f} s, worst {times[-1]:.1f} s"
+        )
     if found:
         print(report(path, list(islice(found, SHOWN_VIOLATIONS))))
     print(f"{len(found)} violations")

@@ -13,6 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import grpc
+
+from orchestrator.pb import containers_pb2
+from tests.chaos import history
+from tests.chaos.api import Api
 from tests.chaos.history import FOREVER, Change, Commit, Container
 from tests.chaos.hosts import Testbed
 from tests.chaos.recorder import Recorder
@@ -134,6 +139,19 @@ def _started(pid: int) -> float:
     # Since boot, while the monotonic clock does not count suspended time.
     lag = time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
     return ticks / _TICKS - lag
+
+
+async def record_events(api: Api, recorder: Recorder) -> None:
+    """Record the cluster's events, as one manager after the other streams them."""
+    turn = 0
+    while True:
+        manager = api.managers[turn % len(api.managers)]
+        turn += 1
+        with suppress(grpc.aio.AioRpcError):
+            async for event in manager.containers.Events(containers_pb2.EventsRequest()):
+                words = (event.type, event.action, event.id, event.name, event.node)
+                recorder.add(history.Event(recorder.now(), *words))
+        await asyncio.sleep(0.5)
 
 
 class StoreObserver:

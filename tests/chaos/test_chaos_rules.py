@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.chaos.history import (
     Fault,
     History,
     Leftover,
+    Line,
     Record,
     Request,
     Run,
@@ -27,6 +29,7 @@ from tests.chaos.history import (
 )
 from tests.chaos.rules import (
     addresses,
+    commands,
     ending,
     jobs,
     registers,
@@ -363,6 +366,23 @@ def test_requests_fail_only_for_faults_of_nodes() -> None:
     manager = Fault("power", ("manager1",), 49.0, 52.0)
     broken(traffic.check, "no fault touched a node", failed, manager)
     right(failed, Fault("power", ("node2",), 49.0, 52.0, kills=("node2",)))
+
+
+def test_commands_fail_in_words() -> None:
+    failed = call("Run node ls", 1.0, 2.0, "unknown", manager="", target="", error="orc: no quorum")
+    right(failed)
+    crash = "Traceback (most recent call last)\nKeyError: 1"
+    broken(commands.check, "with a traceback", replace(failed, error=crash))
+    broken(commands.check, "without a word", replace(failed, error=""))
+
+
+def test_followed_logs_have_each_line_once() -> None:
+    def lines(*texts: str) -> list[Record]:
+        return [Line(1.0, "gus/1", text) for text in texts]
+
+    right(*lines("counter.1 | 4", "counter.2 | 9", "counter.1 | 5", "lost node1", "counter.1 | 0"))
+    broken(commands.check, "lacks lines", *lines("counter.1 | 4", "counter.1 | 6"))
+    broken(commands.check, "repeats lines", *lines("counter.1 | 4", "counter.1 | 4"))
 
 
 @pytest.mark.parametrize(

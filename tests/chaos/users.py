@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +23,15 @@ from orchestrator.pb import (
 )
 from tests.bench import image
 from tests.chaos.api import Api, Client, Failed
-from tests.chaos.history import Call
-from tests.chaos.hosts import ORC, Testbed, command
+from tests.chaos.history import Call, Line
+from tests.chaos.hosts import ORC, Answer, Testbed, command
 from tests.chaos.observers import ContainerObserver
 from tests.chaos.recorder import Recorder
 from tests.chaos.storewatch import TAG
 
 WEB = ("/bin/busybox", "httpd", "-f", "-p", "80", "-h", "/bin")
-STEADY = "steady"
+STEADY, LABELLED, COUNTER = "steady", "labelled", "counter"
+"""Services of the harness: one that no user changes, one whose labels are, one that counts."""
 STEADY_PORT = 18080
 
 
@@ -344,42 +347,104 @@ async def _absent(client: Client, method: Callable[[Any], Any], request: Any, ta
         await asyncio.sleep(0.5)
 
 
-async def command_user(world: World, name: str) -> None:
-    """The `orc` command: it finds a manager itself, and repeats what it may repeat."""
+async def orc(world: World, name: str, *words: str, target: str = "", tag: str = "") -> Answer:
+    """Run an `orc` command, and record it. It finds a manager itself, and repeats what it may."""
+    began = world.recorder.now()
+    answer = await command((ORC, *words), 60.0, world.testbed.environment())
+    world.recorder.add(
+        Call(
+            client=name,
+            manager="",
+            method="UpdateService" if tag else f"Run {' '.join(words[:2])}",
+            target=target,
+            began=began,
+            ended=world.recorder.now(),
+            outcome="ok" if answer.status == 0 else "unknown",
+            tag=tag,
+            error=answer.err.strip()[-600:] if answer.status else "",
+        )
+    )
+    return answer
+
+
+STACK = """
+services:
+  front:
+    image: {image}
+    entrypoint: ["/bin/busybox", "httpd", "-f", "-p", "80", "-h", "/bin"]
+    stop_signal: SIGKILL
+    networks: [inner]
+    deploy: {{replicas: {replicas}, resources: {{reservations: {{cpus: "0.02", memory: 16M}}}}}}
+  back:
+    image: {image}
+    command: ["/bin/busybox", "sleep", "100000"]
+    environment: {{NUMBER: "{number}"}}
+    stop_signal: SIGKILL
+    networks: [inner]
+    deploy: {{replicas: 1, resources: {{reservations: {{cpus: "0.02", memory: 16M}}}}}}
+networks:
+  inner: {{}}
+"""
+
+
+async def stack_user(world: World, name: str) -> None:
+    """A stack that is deployed, changed and removed by commands."""
     _, chance = world.client(name)
-    environment = world.testbed.environment()
+    file = world.testbed.folder / f"{name}.yml"
+    while True:
+        for _ in range(chance.randint(1, 3)):
+            replicas, number = chance.randint(1, 3), chance.randrange(1 << 20)
+            file.write_text(STACK.format(image=image.NAME, replicas=replicas, number=number))
+            await orc(world, name, "stack", "deploy", "-d", "-c", str(file), name)
+            await pause(chance, 6.0)
+        while (await orc(world, name, "stack", "rm", name)).status != 0:
+            await pause(chance)
+
+
+async def command_user(world: World, name: str) -> None:
+    """Commands that ask, label a service, and run programs in containers."""
+    _, chance = world.client(name)
     number = 0
     while True:
         number += 1
         tag = f"{name}/{number}"
-        words = chance.choice(
-            (
-                ("service", "ps", STEADY),
-                ("node", "ls"),
-                ("service", "update", "-d", "--label-add", f"{TAG}={tag}", "labelled"),
-                ("exec", f"{STEADY}.1", "/bin/busybox", "echo", tag),
-            )
-        )
-        write = words[1] == "update"
-        began = world.recorder.now()
-        answer = await command((ORC, *words), 30.0, environment)
-        known = answer.status == 0
-        if words[0] == "exec" and known and answer.out.strip() != tag:
-            known = False
-        world.recorder.add(
-            Call(
-                client=name,
-                manager="",
-                method="UpdateService" if write else f"Get {words[0]} {words[1]}",
-                target="service/labelled" if write else "",
-                began=began,
-                ended=world.recorder.now(),
-                outcome="ok" if known else "unknown",
-                tag=tag if write else "",
-                error=answer.err.strip()[:300],
-            )
-        )
+        act = chance.randrange(4)
+        if act == 0:
+            await orc(world, name, "service", "ps", STEADY)
+        elif act == 1:
+            await orc(world, name, "node", "ls")
+        elif act == 2:
+            words = ("service", "update", "-d", "--label-add", f"{TAG}={tag}", LABELLED)
+            await orc(world, name, *words, target=f"service/{LABELLED}", tag=tag)
+        else:
+            await orc(world, name, "exec", f"{STEADY}.1", "/bin/busybox", "echo", tag)
         await pause(chance, 3.0)
+
+
+COUNT = "n=0; while true; do echo $n; n=$((n+1)); /bin/busybox sleep 0.2; done"
+"""What the counter's container prints: consecutive numbers."""
+
+
+async def log_reader(world: World, name: str) -> None:
+    """Follows the logs of a service that counts."""
+    while True:
+        process = await asyncio.create_subprocess_exec(
+            *(ORC, "service", "logs", "-f", "-n", "0", COUNTER),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=world.testbed.environment(),
+        )
+        assert process.stdout is not None
+        reading = f"{name}/{process.pid}"
+        try:
+            async for line in process.stdout:
+                world.recorder.add(Line(world.recorder.now(), reading, line.decode().rstrip()))
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        await asyncio.sleep(0.5)
 
 
 USERS: tuple[tuple[str, User], ...] = (
@@ -388,4 +453,6 @@ USERS: tuple[tuple[str, User], ...] = (
     ("cleo", job_user),
     ("dan", resource_user),
     ("eve", command_user),
+    ("flo", stack_user),
+    ("gus", log_reader),
 )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from tests.chaos.history import History, Violation
 from tests.chaos.rules import (
     addresses,
+    commands,
     ending,
     jobs,
     registers,
@@ -25,6 +26,7 @@ RULES: tuple[Callable[[History], Iterable[Violation]], ...] = (
     restarts.check,
     terms.check,
     traffic.check,
+    commands.check,
     ending.check,
 )
 

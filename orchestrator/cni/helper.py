@@ -9,42 +9,44 @@ order of the requests. The process is single-threaded and ends when its stdin cl
 requests it keeps only open files and the endpoint table, which it requests when it has none, so
 killing it loses nothing.
 
-About one network, given as a configuration (`config`); `apply` remembers it until `remove`:
+About one network, given as a configuration (`conf`); `apply` records it until `remove`:
 
-    apply       conf                    the network, its peers, rules, and containers' veth pairs
-    attach      conf container ifname   ADD; creates the namespace NETNS_DIR/<container> unless it
-                                        exists. `runtimeConfig` and `defaultRoute` of the
-                                        configuration are the settings of the attachment
-    check       conf container ifname
-    status      conf
-    deviations  conf                    what the next `apply` would repair, as text
+    apply                 conf                    the network, its peers, rules, and veth pairs
+    attach                conf container ifname   ADD; creates the namespace NETNS_DIR/<container>
+                                                  unless it exists. `runtimeConfig` and
+                                                  `defaultRoute` are the attachment's settings
+    check                 conf container ifname   CHECK
+    status                conf                    STATUS
+    deviations            conf                    what the next `apply` would repair, as text
 
 About all networks:
 
-    namespace   container               create its namespace unless it exists; the path
-    interfaces  container               network → interface
-    disconnect  network container       DEL of the container's interfaces in one network
-    detach      container               DEL of all, then remove the namespace
-    collect     valid                   remove all attachments and namespaces except those of these
-                                        containers
-    networks                            the names of the recorded networks, and of those without
-                                        containers
-    remove      network                 the network, and everything attached to it
-    balance     table                   VIPs, published ports and policies; see `endpointtable`
-    connections                         usage of the connection tracking table
-    underlay    address vxlan           the interface with that address of this host, and its MTU;
-                                        also the MTU of a VXLAN device, 0 if it does not exist
-    expose      exposure                access of containers to the cluster's hosts; see
-                                        `hostaccess`
-    unexposed                           what the next `expose` would repair, as text
-    forgeries                           dropped packets with forged sources, by container
-    unbalanced                          what the next `balance` would repair, as text
-    tunnels     tunnels                 the tunnels of encrypted networks; see `wireguardtunnels`
-    untunnel                            remove all tunnels
-    encryption                          why this kernel cannot encrypt, empty if it can; its keys
-    bring       container interface     move an interface of another program into the container;
-                                        see `interfacemove`
-    take_back   container interface     move it back
+    namespace             container               create its namespace unless it exists; the path
+    interfaces            container               network → interface
+    disconnect            network container       DEL of the container's interfaces in one network
+    detach                container               DEL of all, then remove the namespace
+    collect               valid                   remove all attachments and namespaces except those
+                                                  of these containers
+    networks                                      names of the recorded networks, and of those
+                                                  without containers
+    remove                network                 the network, and everything attached to it
+    balance               table                   VIPs, published ports and policies; see
+                                                  `endpointtable`
+    balance_deviations                            what the next `balance` would repair, as text
+    connections                                   usage of the connection tracking table
+    underlay              address vxlan           the interface with that address of this host, and
+                                                  its MTU; the MTU of a VXLAN device, 0 without it
+    expose                exposure                access of containers to the cluster's hosts; see
+                                                  `hostaccess`
+    exposure_deviations                           what the next `expose` would repair, as text
+    forgeries                                     dropped packets with forged sources, by container
+    tunnels               tunnels                 WireGuard tunnels; see `wireguardtunnels`
+    remove_tunnels                                remove all tunnels
+    encryption                                    why this kernel cannot encrypt, empty if it can;
+                                                  the keys of this host
+    move_interface_in     container interface     move an interface of another program into the
+                                                  container; see `interfacemove`
+    move_interface_out    container interface     move it back
 """
 
 from __future__ import annotations
@@ -236,7 +238,7 @@ def _underlay_interfaces(sock: RouteSocket, wanted: hostaccess.Exposure) -> list
     return [link.name for link in links if link is not None]
 
 
-def _unexposed(state: HelperState, request: Mapping[str, Any]) -> dict[str, Any]:
+def _exposure_deviations(state: HelperState, request: Mapping[str, Any]) -> dict[str, Any]:
     wanted, sock, nft = state.exposed, state.host.sock, state.host.nft
     if wanted is None:
         return {"deviations": []}
@@ -269,7 +271,7 @@ def _underlay(state: HelperState, request: Mapping[str, Any]) -> dict[str, Any]:
     return {"device": under.name, "mtu": under.mtu, "tunnel": device.mtu if device else 0}
 
 
-def _unbalanced(state: HelperState, request: Mapping[str, Any]) -> dict[str, Any]:
+def _balance_deviations(state: HelperState, request: Mapping[str, Any]) -> dict[str, Any]:
     return {"deviations": state.balancer.deviations()}
 
 
@@ -277,7 +279,7 @@ def _tunnels(state: HelperState, request: Mapping[str, Any]) -> dict[str, Any]:
     return state.tunnels.apply(wireguardtunnels.parse(request["tunnels"]))
 
 
-def _untunnel(state: HelperState, request: Mapping[str, Any]) -> None:
+def _remove_tunnels(state: HelperState, request: Mapping[str, Any]) -> None:
     state.tunnels.remove()
 
 
@@ -285,13 +287,13 @@ def _encryption(state: HelperState, request: Mapping[str, Any]) -> dict[str, Any
     return {"why": wireguardtunnels.unsupported_reason(), "keys": state.tunnels.keys()}
 
 
-def _bring(state: HelperState, request: Mapping[str, Any]) -> None:
+def _move_interface_in(state: HelperState, request: Mapping[str, Any]) -> None:
     wanted = interfacemove.parse(request["interface"])
     with namespaces.opened(state.namespaces / state.container(request)) as there:
         interfacemove.move_in(state.host.sock, there, wanted)
 
 
-def _take_back(state: HelperState, request: Mapping[str, Any]) -> None:
+def _move_interface_out(state: HelperState, request: Mapping[str, Any]) -> None:
     path = state.namespaces / state.container(request)
     if namespaces.exists(path):
         wanted = interfacemove.parse(request["interface"])
@@ -309,16 +311,16 @@ GENERAL: dict[str, Service] = {
     "remove": _remove,
     "balance": _balance,
     "expose": _expose,
-    "unexposed": _unexposed,
+    "exposure_deviations": _exposure_deviations,
     "forgeries": _forgeries,
     "connections": _connections,
     "underlay": _underlay,
-    "unbalanced": _unbalanced,
+    "balance_deviations": _balance_deviations,
     "tunnels": _tunnels,
-    "untunnel": _untunnel,
+    "remove_tunnels": _remove_tunnels,
     "encryption": _encryption,
-    "bring": _bring,
-    "take_back": _take_back,
+    "move_interface_in": _move_interface_in,
+    "move_interface_out": _move_interface_out,
 }
 
 

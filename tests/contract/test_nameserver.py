@@ -221,7 +221,7 @@ async def test_a_container_resolves_names_of_all_its_networks(served: Served) ->
     assert await served.ask("example.com", at=INTERNAL) == "SERVFAIL"
     await served.tell(5, base=4, changed_clients={"t2": dict(client, addresses={})})
     assert await served.ask("db") == ["10.0.9.9"]
-    # Another task has its address by now, and then it is told that it has left.
+    # Another task has its address by now; then its removal is sent.
     await served.tell(6, base=5, changed_clients={"t3": client, "t1": None})
     assert await served.ask("db") == ["10.0.9.9"]
     await served.tell(7, base=6, changed_clients={"t3": None})
@@ -405,7 +405,7 @@ async def test_a_server_outlives_the_agent_and_is_found_by_the_next(tmp_path: Pa
         await process.follow(whole(), whole)
         (pid,) = pids(tmp_path)
         async with name_server(tmp_path, lambda: None) as next_one:
-            # A difference to what another agent told is no use: it is told all.
+            # A change of another agent's table is useless: the whole table is sent.
             asked: list[int] = []
 
             def all_of_it() -> Change:
@@ -470,14 +470,14 @@ async def test_each_new_client_is_sent_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twice as many containers take twice the work, not four times."""
-    told: list[dict[str, Any]] = []
+    sent: list[dict[str, Any]] = []
     ask = _Link.ask
 
-    async def heard(link: _Link, order: dict[str, Any]) -> dict[str, Any]:
-        told.append(order)
-        return await ask(link, order)
+    async def recorded(link: _Link, request: dict[str, Any]) -> dict[str, Any]:
+        sent.append(request)
+        return await ask(link, request)
 
-    monkeypatch.setattr(_Link, "ask", heard)
+    monkeypatch.setattr(_Link, "ask", recorded)
     there: dict[str, DnsClient] = {}
     looked: list[str] = []
 
@@ -506,10 +506,10 @@ async def test_each_new_client_is_sent_once(
         await process.follow(Change(1, 1, ()), whole)
         assert every == [0]
         assert len(looked) == 30 * 6 + 1
-        sizes = [len(order["changed_clients"]) for order in told if "changed_clients" in order]
+        sizes = [len(each["changed_clients"]) for each in sent if "changed_clients" in each]
         assert sizes == [1] * 31
-        assert told[-1]["changed_clients"] == {"t7": None}
-        # One that is started anew is told all that there are.
+        assert sent[-1]["changed_clients"] == {"t7": None}
+        # A new server is sent all clients.
         (pid,) = pids(tmp_path)
         os.kill(pid, signal.SIGKILL)
         async with asyncio.timeout(60):
@@ -518,7 +518,7 @@ async def test_each_new_client_is_sent_once(
         with suppress(NetworkError):
             await process.follow(Change(1, 1, ()), lambda: first)
         await process.follow(Change(1, 1, ()), lambda: first)
-        assert len(told[-1].get("clients", told[-2].get("clients", ()))) == 29
+        assert len(sent[-1].get("clients", sent[-2].get("clients", ()))) == 29
         for last in pids(tmp_path):
             os.kill(last, signal.SIGTERM)
 

@@ -237,12 +237,12 @@ class NodeNetwork:
         """Move an interface of a plugin into the container's existing namespace; the format is that
         of `orchestrator.cni.attachments.interfacemove`."""
         body = {"container": container_id, "interface": interface}
-        await self._helper.request("bring", body)
+        await self._helper.request("move_interface_in", body)
 
     async def take_back(self, container_id: str, interface: Mapping[str, Any]) -> None:
         """Move such an interface back to this host, under its name."""
         body = {"container": container_id, "interface": interface}
-        await self._helper.request("take_back", body)
+        await self._helper.request("move_interface_out", body)
 
     async def disconnect(self, network: str, container_id: str) -> None:
         """Disconnect a container, which may run on, from one network."""
@@ -290,12 +290,12 @@ class NodeNetwork:
 
     async def unbalanced(self) -> list[str]:
         """Descriptions of what the next pass would repair of VIPs, published ports and policies."""
-        return list((await self._helper.request("unbalanced", {}))["deviations"])
+        return list((await self._helper.request("balance_deviations", {}))["deviations"])
 
     async def unexposed(self) -> list[str]:
         """Descriptions of what the next pass would repair of the exposure, and of source checks on
         networks of plugins."""
-        return list((await self._helper.request("unexposed", {}))["deviations"])
+        return list((await self._helper.request("exposure_deviations", {}))["deviations"])
 
     async def forgeries(self) -> list[Forgery]:
         """Containers whose packets were recently dropped for spoofed source addresses."""
@@ -330,7 +330,7 @@ class NodeNetwork:
 
     async def remove_tunnels(self) -> None:
         """Remove all tunnels; the key is kept for later ones."""
-        await self._helper.request("untunnel", {})
+        await self._helper.request("remove_tunnels", {})
 
     async def check(self, network: str, container_id: str, ifname: str = "eth0") -> None:
         """Raise `NetworkError`, with the reason, if the container's attachment has drifted."""

@@ -15,7 +15,7 @@ NETWORKS = 30
 
 
 class Rules:
-    """nftables that remembers the scripts, and that nobody else changes unless it is said."""
+    """nftables that records the scripts, changed by no other process unless the test does so."""
 
     def __init__(self) -> None:
         self.scripts: list[str] = []

@@ -148,19 +148,19 @@ def session(peer: Peer, age: float = 5.0) -> Session:
 def test_changes_to_the_peers_of_a_device() -> None:
     peer = Peer(THEIRS.public, Endpoint(ADDRESS, 51840), address_of(THEIRS.public), KEEPALIVE)
     moved = replace(peer, endpoint=Endpoint(IPv4Address("198.51.100.7"), 4000))
-    stranger = replace(peer, public=key("stranger"))
+    unknown = replace(peer, public=key("unknown"))
 
-    def lacks(*present: Session) -> tuple[list[Peer], list[str]]:
+    def changes(*present: Session) -> tuple[list[Peer], list[str]]:
         return difference({peer.public: peer}, Device("", 0, present), NOW)
 
-    assert lacks() == ([peer], [])
-    assert lacks(session(peer)) == ([], [])
-    assert lacks(session(stranger), session(peer)) == ([], [stranger.public])
-    # Where it speaks from now, WireGuard has learnt; when it is silent, it is told again.
-    assert lacks(session(moved)) == ([], [])
-    assert lacks(session(moved, ALIVE)) == ([peer], [])
-    assert lacks(session(replace(moved, keepalive=0))) == ([moved], [])
-    assert lacks(session(replace(peer, allowed=None))) == ([peer], [])
+    assert changes() == ([peer], [])
+    assert changes(session(peer)) == ([], [])
+    assert changes(session(unknown), session(peer)) == ([], [unknown.public])
+    # A learned endpoint stays while the peer is live; then the configured one is set again.
+    assert changes(session(moved)) == ([], [])
+    assert changes(session(moved, ALIVE)) == ([peer], [])
+    assert changes(session(replace(moved, keepalive=0))) == ([moved], [])
+    assert changes(session(replace(peer, allowed=None))) == ([peer], [])
 
 
 @given(st.binary(min_size=32, max_size=32))

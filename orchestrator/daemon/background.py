@@ -8,13 +8,15 @@ the body does, and an exception comes out as itself, not wrapped in a group of o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 
 
 @asynccontextmanager
-async def background(work: Coroutine[object, object, None]) -> AsyncIterator[None]:
-    """Run `work` while the body runs.
+async def background(
+    work: Coroutine[object, object, None],
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Run `work` while the body runs; the body can end it earlier by calling what it gets.
 
     If `work` raises, the body is cancelled and the exception comes out here. If the body ends or
     raises, `work` is cancelled and waited for. If both fail, the group of both comes out.
@@ -22,7 +24,12 @@ async def background(work: Coroutine[object, object, None]) -> AsyncIterator[Non
     try:
         async with asyncio.TaskGroup() as group:
             task = group.create_task(work)
-            yield
+
+            async def stop() -> None:
+                task.cancel()
+                await asyncio.wait((task,))
+
+            yield stop
             task.cancel()
     except BaseExceptionGroup as several:
         if len(several.exceptions) > 1:

@@ -46,11 +46,13 @@ from orchestrator.manager.dispatch import dispatcher
 from orchestrator.manager.dispatch.dispatcher import Dispatcher
 from orchestrator.manager.dispatch.image_sources import ImageSources
 from orchestrator.manager.dispatch.secret_delivery import SecretDelivery
+from orchestrator.manager.dispatch.session_records import SessionRecords
 from orchestrator.manager.dispatch.tunnels import Tunnels
-from orchestrator.manager.event_loop import LivenessClock, freezing_survivors
-from orchestrator.manager.leader.agent_reports import ReportBuffer
+from orchestrator.manager.event_loop import LivenessClock, freezing_survivors, offload
+from orchestrator.manager.leader.agent_reports import RejectedClaims, ReportBuffer
 from orchestrator.manager.leader.election import Election, LeadershipLost
 from orchestrator.manager.leader.planning_loop import PlanningLoop
+from orchestrator.manager.leader.report_commit import ReportCommitter
 from orchestrator.manager.operations.administration.managers import ManagerOperations
 from orchestrator.manager.operations.context import ManagerContext
 from orchestrator.manager.operations.resources.deferred_removal import DeferredRemoval
@@ -299,13 +301,22 @@ class Manager:
         )
         metrics.AuditMetrics(self._registry).count(self._audit)
         self._records = CertificateRegistry(kv, self.cache, self._revocations, time.time)
+        self._session_records = SessionRecords(
+            kv,
+            self.cache,
+            identity.manager_id,
+            lambda: self._address,
+            lambda: self.report_buffer.heard,
+            renewal=self._renewal,
+        )
         self._dispatcher = Dispatcher(
             self.cache,
             self.report_buffer,
             self._tunnels,
             SecretDelivery(self.cache, DocumentStore(kv, self._vault)),
-            lambda: self._address,
+            self._session_records,
             self._managers,
+            new_id,
             tracer,
         )
 
@@ -397,6 +408,7 @@ class Manager:
                 background(self._supervisor.attend()),
                 background(Presence(self._kv, self._identity.manager_id, time.time).run()),
                 background(self._promote()),
+                background(self._session_records.run()),
                 background(
                     maintain_own_certificate(
                         self._authority,
@@ -491,11 +503,20 @@ class Manager:
             ttl=self._settings.lease,
             renewal=self._renewal,
         )
+        reports = ReportCommitter(
+            self._kv,
+            self.cache,
+            self.report_buffer,
+            is_local=self._session_records.is_local,
+            now=time.time,
+            offload=offload,
+            rejected=RejectedClaims(self._planning.refused),
+        )
         while True:
             try:
-                async with election.term() as won:
+                async with background(reports.run()) as stop, election.term() as won:
+                    await stop()
                     self.report_buffer.begin_term()
-                    self._dispatcher.begin_term()
                     self._leader, self._term = self._identity.manager_id, won.revision
                     term = PlanningLoop(
                         self._kv,
@@ -505,12 +526,12 @@ class Manager:
                         now=time.time,
                         new_id=new_id,
                         times=self._planning,
+                        manager_id=self._identity.manager_id,
                     )
                     await term.run(won.revision)
             except LeadershipLost as lost:
                 log.warning("leadership lost", extra={"reason": lost})
             finally:
-                self._dispatcher.end_term()
                 self._leader, self._term = "", 0
 
 

@@ -92,6 +92,33 @@ class NodeDescription(Extensible):
 
 
 @dataclass(frozen=True, slots=True)
+class SessionRecord(Extensible):
+    """Which manager has the session of a node. It ends with that manager's lease."""
+
+    id: str = ""
+    """Of the node."""
+    manager_id: str = ""
+    session_id: str = ""
+    address: str = ""
+    """HOST:PORT of the manager."""
+    silent: bool = False
+    """Whether the manager has heard nothing from the node for the cluster's node timeout."""
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointProgress(Extensible):
+    """How far the nodes in session with one manager follow the endpoint table. It ends with that
+    manager's lease."""
+
+    id: str = ""
+    """Of the manager."""
+    through: int = 0
+    """Store revision up to which all of them have applied the changes of endpoints."""
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Node(Extensible):
     """A host that runs tasks."""
 

@@ -10,7 +10,7 @@ from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.documents import Document
 from orchestrator.model.extensible import Extensible
 from orchestrator.model.managers import Manager, ManagerPresence
-from orchestrator.model.nodes import Node
+from orchestrator.model.nodes import EndpointProgress, Node, SessionRecord
 from orchestrator.model.placement import Strategy
 from orchestrator.model.services import Service
 from orchestrator.model.specs import Protocol
@@ -203,4 +203,6 @@ Object = (
     | PageSession
     | Manager
     | ManagerPresence
+    | SessionRecord
+    | EndpointProgress
 )

@@ -5,9 +5,8 @@ A session begins with the node's full set of assignments and continues with chai
 (`node_session`). Heartbeats stay in memory. Statuses go through the report buffer and are
 acknowledged when they are committed.
 
-Sessions belong to the manager, not to its term: a manager that loses the lease and is elected again
-keeps its sessions. If it does not lead again within `LEADERLESS_GRACE`, another manager may, so the
-sessions are closed and agents reconnect.
+Any manager serves sessions, whether it leads or not; `session_records` tells the others which it
+has.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from orchestrator.manager.dispatch.endpoint_delivery import DRAIN_TIMEOUT, Endpo
 from orchestrator.manager.dispatch.network_assignments import NetworkAssignments
 from orchestrator.manager.dispatch.node_session import NodeSession
 from orchestrator.manager.dispatch.secret_delivery import SecretDelivery
+from orchestrator.manager.dispatch.session_records import SessionRecords
 from orchestrator.manager.dispatch.tunnels import Tunnels
 from orchestrator.manager.errors import unavailable
 from orchestrator.manager.leader.agent_reports import Hello, NetworkPlugins, ReportBuffer
@@ -56,9 +56,6 @@ there are sessions, so in a large cluster each carries more changes."""
 WAKE_BATCH, ADMISSION_BATCH = 25, 4
 """Sessions that are woken, and that get their full sets, before the event loop serves other
 work."""
-
-LEADERLESS_GRACE = 5.0
-"""Seconds that sessions outlive this manager's term."""
 
 SESSION_TIMEOUT = 5.0
 """Seconds that a message waits for the session of a ready node."""
@@ -117,8 +114,7 @@ def _disconnects(service: Object | None) -> object:
 
 
 class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
-    """Serves agents. Accepts sessions only while `serving`; otherwise refers the agent to another
-    manager."""
+    """Serves agents."""
 
     def __init__(
         self,
@@ -126,44 +122,43 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         report_buffer: ReportBuffer,
         tunnels: Tunnels,
         payloads: SecretDelivery,
-        leader_address: Callable[[], str],
+        records: SessionRecords,
         managers: Callable[[], list[str]],
+        new_id: Callable[[], str],
         tracer: Tracer = OFF,
     ) -> None:
         self._cache = cache
         self._report_buffer = report_buffer
         self._tunnels = tunnels
         self._payloads = payloads
-        self._leader_address = leader_address
+        self._records = records
+        records.on_moved = self._moved
         self._managers = managers
+        self._new_id = new_id
         self._tracer = tracer
         self._sessions: dict[str, NodeSession] = {}
         self._arrival = asyncio.Event()
         """Set when the next session begins."""
         self._networks = NetworkAssignments()
         self._admission = asyncio.Semaphore(ADMISSION_BATCH)
-        self._endpoints = EndpointFeed(cache.view, time.monotonic, DRAIN_TIMEOUT)
-        self.serving = False
-        """Whether sessions are accepted."""
-        self._gap: asyncio.TimerHandle | None = None
-        """Fires when this manager has not led for too long."""
+        self._endpoints = self._new_feed()
 
-    def begin_term(self) -> None:
-        """This manager leads: accept sessions."""
-        self.serving = True
-        if self._gap is not None:
-            self._gap.cancel()
-            self._gap = None
+    def _new_feed(self) -> EndpointFeed:
+        return EndpointFeed(
+            self._cache.view,
+            time.monotonic,
+            DRAIN_TIMEOUT,
+            self._cache.revision,
+            self._records.manager_id,
+            self._records.publish_progress,
+        )
 
-    def end_term(self) -> None:
-        """This manager no longer leads; sessions continue for `LEADERLESS_GRACE`, since it may lead
-        again."""
-        if self.serving and self._gap is None:
-            self._gap = asyncio.get_running_loop().call_later(LEADERLESS_GRACE, self._stop_serving)
-
-    def _stop_serving(self) -> None:
-        self.serving = False
-        self._end_all("this manager is no longer the leader")
+    def _moved(self, node_id: str, session_id: str) -> None:
+        """A newer session of the node began at another manager."""
+        self._report_buffer.drop(node_id)
+        session = self._sessions.get(node_id)
+        if session is not None and session.id == session_id:
+            session.end("a newer session of this node began at another manager")
 
     def _end_all(self, reason: str) -> None:
         for session in self._sessions.values():
@@ -184,7 +179,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         """Follow the cache while the body runs, and wake sessions at changes. All sessions close
         with it."""
         async with self._cache.subscribe() as feed:
-            self._endpoints = EndpointFeed(self._cache.view, time.monotonic, DRAIN_TIMEOUT)
+            self._endpoints = self._new_feed()
             try:
                 async with background(self._follow(feed)):
                     yield
@@ -204,6 +199,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                 async with asyncio.timeout_at(moment):
                     changes = await feed.next()
             view = self._cache.view
+            self._records.changed(changes)
             self._order_image_removals(changes)
             self._close_sessions(changes)
             nodes = concerned(view, changes)
@@ -212,7 +208,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             late = endpoints.deadline is not None and endpoints.deadline <= loop.time()
             if loop.time() < due and not late:
                 continue
-            if endpoints.update(view, waiting.values()):
+            if endpoints.update(view, waiting.values(), self._cache.revision):
                 self._release()
             waiting = {}
             # Sessions bring the endpoint table up to date, too.
@@ -292,12 +288,6 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
     async def Session(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
         identity = peer_identity(context)
         assert identity is not None  # guaranteed by the role guard
-        if not self.serving:
-            leader = self._leader_address()
-            await context.write(
-                dispatch_pb2.ManagerMessage(redirect=dispatch_pb2.Redirect(leader=leader))
-            )
-            return
         node_id = identity.id
         if node_id not in self._cache.view.nodes:
             # Not the status of a revoked certificate, at which the node would stop its tasks:
@@ -316,10 +306,13 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a session begins with a hello")
             return
         description = from_proto(first.hello.description)
-        session = NodeSession(node_id, self._networks, self._tracer, description.features)
+        session = NodeSession(
+            node_id, self._networks, self._tracer, description.features, self._new_id()
+        )
         if (older := self._sessions.get(node_id)) is not None:
             older.end("a newer session of this node began")
         self._sessions[node_id] = session
+        self._records.begin(node_id, session.id)
         self._arrival.set()
         self._arrival = asyncio.Event()
         hello = Hello(description, first.hello.boot_id, peer_address(context))

@@ -84,9 +84,11 @@ class NodeSession:
         networks: NetworkAssignments,
         tracer: Tracer = OFF,
         features: Collection[str] = (),
+        id: str = "",
     ) -> None:
         """`features` are the agent's, see `NodeDescription`."""
         self.node_id = node_id
+        self.id = id
         self._networks = networks
         self._tracer = tracer
         self._takes_changes = NETWORK_CHANGES in features

@@ -76,7 +76,8 @@ class _GroupDraft:
                 self.changes[key] = Change(earlier.before, change.after)
         for key, item in other.reads.items():
             self.reads.setdefault(key, item)
-        self.own_reads.update(other.own_reads)
+        for key, reads in other.own_reads.items():
+            self.own_reads[key] = (*self.own_reads.get(key, ()), *reads)
         self.owners |= other.owners
 
 
@@ -229,12 +230,16 @@ class _Transaction:
 
 
 class PlanWriter:
-    """Commits the rounds of one term."""
+    """Commits the rounds of one term, or, without a fence, of a follower.
+
+    A follower commits only what is idempotent: a transaction whose answer was lost is sent again,
+    and if it was applied, the second one conflicts and is computed anew.
+    """
 
     def __init__(
         self,
         kv: Kv,
-        fence: Guard,
+        fence: Guard | None,
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -248,14 +253,14 @@ class PlanWriter:
     async def write(self, groups: Sequence[ChangeGroup]) -> WriteResult:
         """Commit the groups in order. Raises `TermEnded`; other lasting errors of the store are in
         the result. Waits for a store that does not answer."""
-        if self._sequence < 0:
+        if self._sequence < 0 and self._fence is not None:
             self._sequence = _revision(await self._mark())
         round_ = _PendingGroups(groups, self._kv.max_txn_ops)
         while (transaction := round_.next()) is not None:
             try:
                 round_.succeeded(await self._send(transaction))
             except Conflict as conflict:
-                if self._fence.key in conflict.keys:
+                if self._fence is not None and self._fence.key in conflict.keys:
                     raise TermEnded("another leader was elected") from conflict
                 if SEQUENCE in conflict.keys:
                     self._sequence = _revision(await self._mark())
@@ -276,13 +281,11 @@ class PlanWriter:
     async def _send(self, transaction: _Transaction) -> int:
         """Commit one transaction; its revision, also if the answer was lost."""
         self._count += 1
-        mark = f"{self._fence.create_revision}/{self._count}".encode()
-        guards = [
-            self._fence,
-            Guard(SEQUENCE, mod_revision=self._sequence),
-            *transaction.guards.values(),
-        ]
-        ops = [Put(SEQUENCE, mark), *transaction.ops]
+        guards, ops, mark = [*transaction.guards.values()], transaction.ops, b""
+        if self._fence is not None:
+            mark = f"{self._fence.create_revision}/{self._count}".encode()
+            guards = [self._fence, Guard(SEQUENCE, mod_revision=self._sequence), *guards]
+            ops = [Put(SEQUENCE, mark), *ops]
         unknown = False
         while True:
             try:

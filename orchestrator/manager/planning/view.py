@@ -17,7 +17,7 @@ from orchestrator.manager.planning.plan import Change
 from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.documents import Document, DocumentKind
 from orchestrator.model.managers import Manager, ManagerPresence
-from orchestrator.model.nodes import Node
+from orchestrator.model.nodes import EndpointProgress, Node, SessionRecord
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
 from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
@@ -66,6 +66,10 @@ class ClusterView:
     managers: Mapping[str, Manager] = field(default_factory=dict)
     manager_presence: Mapping[str, ManagerPresence] = field(default_factory=dict)
     """By the id of the manager."""
+    sessions: Mapping[str, SessionRecord] = field(default_factory=dict)
+    """By node id."""
+    endpoint_progress: Mapping[str, EndpointProgress] = field(default_factory=dict)
+    """By manager id."""
     pending: Mapping[str, Task] = field(default_factory=dict)
     """The pending tasks."""
     fixed: Mapping[str, Task] = field(default_factory=dict)
@@ -104,6 +108,8 @@ class ClusterView:
         yield from self.page_sessions.values()
         yield from self.managers.values()
         yield from self.manager_presence.values()
+        yield from self.sessions.values()
+        yield from self.endpoint_progress.values()
 
     def tasks_of_service(self, service_id: str) -> Mapping[str, Task]:
         """All tasks of a service, those that have ended included."""
@@ -234,6 +240,8 @@ class _Edit:
         self._page_sessions = _Table(base.page_sessions)
         self._managers = _Table(base.managers)
         self._manager_presence = _Table(base.manager_presence)
+        self._sessions = _Table(base.sessions)
+        self._endpoint_progress = _Table(base.endpoint_progress)
         self._pending = _Table(base.pending)
         self._fixed = _Table(base.fixed)
         self._publishing = _Table(base.publishing)
@@ -285,6 +293,10 @@ class _Edit:
                 self._managers.put(item.id, None if gone else item)
             case ManagerPresence():
                 self._manager_presence.put(item.id, None if gone else item)
+            case SessionRecord():
+                self._sessions.put(item.id, None if gone else item)
+            case EndpointProgress():
+                self._endpoint_progress.put(item.id, None if gone else item)
             case Cluster():
                 self._cluster = None if gone else item
 
@@ -321,6 +333,8 @@ class _Edit:
             page_sessions=self._page_sessions.items,
             managers=self._managers.items,
             manager_presence=self._manager_presence.items,
+            sessions=self._sessions.items,
+            endpoint_progress=self._endpoint_progress.items,
             pending=self._pending.items,
             fixed=self._fixed.items,
             publishing=self._publishing.items,

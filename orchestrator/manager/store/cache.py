@@ -38,7 +38,13 @@ from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.convert import ConvertError, UnknownEnumNumber, decode
 from orchestrator.model.documents import Document
 from orchestrator.model.managers import Manager, ManagerPresence
-from orchestrator.model.nodes import Availability, Node, NodeDescription
+from orchestrator.model.nodes import (
+    Availability,
+    EndpointProgress,
+    Node,
+    NodeDescription,
+    SessionRecord,
+)
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
 from orchestrator.model.services import Service
 from orchestrator.model.tasks import Task
@@ -316,6 +322,8 @@ def find_object(view: ClusterView, type_: type[Object], identifier: str) -> Obje
         PageSession: view.page_sessions,
         Manager: view.managers,
         ManagerPresence: view.manager_presence,
+        SessionRecord: view.sessions,
+        EndpointProgress: view.endpoint_progress,
     }
     return tables[type_].get(identifier)
 

@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.documents import Document
 from orchestrator.model.managers import Manager, ManagerPresence
-from orchestrator.model.nodes import Node
+from orchestrator.model.nodes import EndpointProgress, Node, SessionRecord
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
 from orchestrator.model.services import Service
 from orchestrator.model.tasks import Task
@@ -28,6 +28,8 @@ LEADER = PREFIX + "leader"
 SEQUENCE = PREFIX + "sequence"
 """Written by every transaction of the leader, each of which requires its predecessor
 (`leader.plan_commit`)."""
+LEASES = "/orc-leases/"
+"""A key for each manager, bound to its lease; outside of what managers cache."""
 _NAMES = PREFIX + "names/"
 _ADDRESSES = PREFIX + "addresses/"
 
@@ -60,6 +62,8 @@ _KINDS: dict[type[Object], str] = {
     PageSession: "pagesessions",
     Manager: "managers",
     ManagerPresence: "manager-presence",
+    SessionRecord: "sessions",
+    EndpointProgress: "endpointprogress",
 }
 _TYPES: dict[str, type[Object]] = {kind: type_ for type_, kind in _KINDS.items()}
 

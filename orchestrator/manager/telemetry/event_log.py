@@ -24,7 +24,7 @@ from orchestrator.model.documents import Document
 from orchestrator.model.hooks import POST_START, PRE_STOP, Hook
 from orchestrator.model.limits import resized
 from orchestrator.model.managers import Manager, ManagerPresence
-from orchestrator.model.nodes import Node, NodeState
+from orchestrator.model.nodes import EndpointProgress, Node, NodeState, SessionRecord
 from orchestrator.model.objects import Image, Network, Object
 from orchestrator.model.services import JobState, Service, UpdateState
 from orchestrator.model.specs import TaskSpec
@@ -336,6 +336,8 @@ def _action(before: Object | None, after: Object | None) -> str:
         return ""  # recorded in the audit trail
     if isinstance(after or before, ManagerPresence):
         return "" if before and after else "up" if after else "down"
+    if isinstance(after or before, SessionRecord | EndpointProgress):
+        return ""  # of managers, not of users
     if before is None:
         return "create"
     if after is None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Liveness: which nodes are down, judged by the time of their last heartbeat.
 
-Heartbeats are only in the leader's memory, not in the store. A new leader
-therefore gives each node twice the timeout from the start of its own term, long enough for every
-agent to find it, before it calls a node down. So a change of leader moves no tasks.
+Heartbeats are not stored. The leader knows those of its own sessions, and of the sessions of other
+managers whether their nodes are silent (`leader.hearing`). A new leader gives each node that it has
+not heard of twice the timeout from the start of its own term, long enough for every agent to find a
+manager, before it calls a node down. So a change of leader moves no tasks.
 
 Silence is measured with the leader's monotonic clock: a step of its wall clock takes no node down.
 
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.manager.planning.plan import Change, Plan, earliest
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.nodes import Node, NodeDescription, NodeState
+from orchestrator.model.nodes import Node, NodeDescription, NodeState, SessionRecord
 from orchestrator.model.objects import Cluster
 
 FLAPS = 2
@@ -93,13 +94,17 @@ def expire(view: ClusterView, hearing: Hearing, now: float) -> Silence:
         if hearing.now < doubt_since + 2 * timeout:
             again = earliest(doubt_since + 2 * timeout, *deadlines)
             return Silence((), again, doubt_since, len(silent), fewest)
-    plans = tuple(_goes_down(node, seconds, now) for node, seconds in silent)
+    plans = tuple(
+        _goes_down(node, view.sessions.get(node.id), seconds, now) for node, seconds in silent
+    )
     return Silence(plans, earliest(*deadlines))
 
 
-def _goes_down(node: Node, seconds: float, now: float) -> Plan:
+def _goes_down(node: Node, record: SessionRecord | None, seconds: float, now: float) -> Plan:
+    """Mark the node DOWN, unless a session of it begins meanwhile."""
     after = node_down(node, f"no heartbeat for {seconds:.1f} s", now)
-    return Plan((Change(node, after),), reason=f"nodes: {node.id} is down")
+    session = record or SessionRecord(id=node.id)
+    return Plan((Change(node, after),), (session,), reason=f"nodes: {node.id} is down")
 
 
 def node_down(node: Node, message: str, now: float) -> Node:

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two managers on one store: an agent may be in session with either, and move."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from managerhost import Running, manager_beside, manager_in
+from test_manager import Agent, agent, deploy, pictures, web
+
+from orchestrator.manager.store.cache import Cache
+from orchestrator.model.nodes import NodeState
+from orchestrator.model.states import TaskState
+from orchestrator.pb import control_pb2, control_pb2_grpc
+
+
+@pytest.fixture
+def node_timeout() -> float:
+    return 600.0
+
+
+@pytest.fixture
+async def leader(tmp_path: Path, node_timeout: float) -> AsyncIterator[Running]:
+    async with manager_in(tmp_path / "leader", node_timeout) as running:
+        yield running
+
+
+@pytest.fixture
+async def follower(leader: Running, tmp_path: Path) -> AsyncIterator[Running]:
+    async with manager_beside(leader, tmp_path / "follower") as running:
+        yield running
+
+
+@pytest.fixture
+async def control(leader: Running) -> AsyncIterator[Any]:
+    async with leader.channel(leader.admin) as channel:
+        yield control_pb2_grpc.ControlStub(channel)
+
+
+async def until(cache: Cache, holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60), cache.subscribe() as feed:
+        while not holds():
+            await feed.next()
+
+
+def _states(cache: Cache) -> set[NodeState]:
+    return {node.state for node in cache.view.nodes.values()}
+
+
+async def test_a_node_in_session_with_a_follower_gets_its_tasks_and_reports_them(
+    leader: Running, follower: Running, control: Any
+) -> None:
+    async with agent(follower, "one") as node:
+        await deploy(leader, control, web(replicas=2))
+        await node.until(lambda: len(node.tasks) == 2)
+        await node.report(*node.tasks, state=TaskState.RUNNING)
+        await node.until(lambda: node.acknowledged == node.sequence)
+        await pictures(control, lambda picture: picture.converged)
+
+
+async def test_a_session_that_moves_ends_at_its_former_manager(
+    leader: Running, follower: Running, control: Any
+) -> None:
+    joined = await leader.join(leader.token)
+    async with agent(follower, "one", joined) as before:
+        await deploy(leader, control, web())
+        await before.until(lambda: before.tasks)
+        async with agent(leader, "one", joined) as now:
+            with pytest.raises(AssertionError, match="ended the session"):
+                await before.until(lambda: False)
+            (task_id,) = now.tasks
+            await now.report(task_id, state=TaskState.RUNNING)
+            await pictures(control, lambda picture: picture.converged)
+            records = leader.manager.cache.view.sessions
+            assert {each.manager_id for each in records.values()} == {leader.identity.manager_id}
+
+
+@pytest.mark.parametrize("node_timeout", [1.0])
+async def test_a_node_that_falls_silent_at_a_follower_is_down(
+    leader: Running, follower: Running, node_timeout: float
+) -> None:
+    cache = leader.manager.cache
+    async with agent(follower, "one") as node:
+        await until(cache, lambda: _states(cache) == {NodeState.READY})
+        with pytest.raises(AssertionError, match="ended the session"):
+            await node.until(lambda: False)
+        assert _states(cache) == {NodeState.DOWN}
+
+
+async def test_a_manager_that_ends_leaves_no_record(leader: Running, tmp_path: Path) -> None:
+    cache = leader.manager.cache
+    async with AsyncExitStack() as ended:
+        other = await ended.enter_async_context(manager_beside(leader, tmp_path / "other"))
+        async with agent(other, "one"):
+            await until(cache, lambda: len(cache.view.sessions) == 1)
+            await until(cache, lambda: _states(cache) == {NodeState.READY})
+    await until(cache, lambda: not cache.view.sessions)
+    (node,) = cache.view.nodes.values()
+    assert node.state is NodeState.READY
+
+
+async def test_a_task_stops_once_the_nodes_of_all_managers_have_withdrawn_its_endpoint(
+    leader: Running, follower: Running, control: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.manager.dispatch.dispatcher.DRAIN_TIMEOUT", 600.0)
+    async with agent(leader, "one") as one, agent(follower, "two") as two:
+        await deploy(leader, control, web(replicas=2))
+        await one.until(lambda: one.tasks)
+        await two.until(lambda: two.tasks)
+        for node in (one, two):
+            await node.report(*node.tasks, state=TaskState.RUNNING, addresses=node.addresses)
+        await one.until(lambda: one.ready == {*one.tasks, *two.tasks})
+        await two.until(lambda: two.ready == one.ready)
+        one.follows = two.follows = False
+        await control.UpdateService(
+            control_pb2.UpdateServiceRequest(service="web", spec=web(replicas=0))
+        )
+        await one.until(lambda: not one.ready)
+        await two.until(lambda: not two.ready)
+        await one.follow()
+        # Something else is sent meanwhile: the order is withheld, not just not sent yet.
+        other = web(replicas=2)
+        other.name = "other"
+        await deploy(leader, control, other)
+        await one.until(lambda: len(one.tasks) == 2)
+        await two.until(lambda: len(two.tasks) == 2)
+        orders = {task.desired_state for node in (one, two) for task in node.tasks.values()}
+        assert orders == {TaskState.RUNNING}
+        await two.follow()
+        for node in (one, two):
+            await node.until(partial(_stops_one, node))
+
+
+def _stops_one(node: Agent) -> bool:
+    return any(task.desired_state > TaskState.RUNNING for task in node.tasks.values())

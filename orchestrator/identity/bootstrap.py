@@ -46,7 +46,7 @@ def init_cluster(
     """
     if (data_dir / "manager.json").exists():
         raise AlreadyThere(
-            f"there is a cluster in {data_dir} already; "
+            f"there is already a cluster in {data_dir}; "
             "run 'orc manager', or choose another --data-dir"
         )
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -75,7 +75,7 @@ def init_cluster(
     write_file(data_dir / "ca.pem", authority.certificate, mode=0o644)
     write_file(data_dir / "ca.key", authority.key)
     TlsFiles.of(data_dir, "manager").pair.replace(manager)
-    # Last: its presence says that the folder is whole.
+    # Last: its presence marks the folder as complete.
     write_identity(data_dir / "manager.json", identity)
     return identity, authority.certificate, admin
 
@@ -102,7 +102,7 @@ def check_new_node(data_dir: Path) -> None:
     """Raise `AlreadyThere` if this host has joined a cluster before."""
     if (data_dir / "node.json").exists():
         raise AlreadyThere(
-            f"this host has joined a cluster already ({data_dir}/node.json); "
+            f"this host has already joined a cluster ({data_dir}/node.json); "
             "run 'orc agent', or remove that folder to join anew"
         )
 

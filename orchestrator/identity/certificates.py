@@ -45,7 +45,7 @@ class KeyPair:
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """From when until when a certificate counts."""
+    """The validity of a certificate."""
 
     begins: dt.datetime
     ends: dt.datetime
@@ -70,14 +70,14 @@ class Life:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """What tells one certificate from all others, and when it was issued."""
+    """The identity of one certificate, and when it was issued."""
 
     serial: str
     """Its serial number, in lower-case hexadecimal digits."""
     fingerprint: str
     """SHA-256 of its DER form, in lower-case hexadecimal digits."""
     at: float
-    """Seconds since 1970, whole ones: certificates have no finer clock."""
+    """Seconds since the epoch; certificates have whole seconds only."""
     ends: float
 
     @classmethod
@@ -107,7 +107,7 @@ def _moment(short: bytes | None, long: bytes | None) -> dt.datetime:
 
 @dataclass(frozen=True, slots=True)
 class PairFiles:
-    """Where a host keeps its certificate and key.
+    """A host's certificate and key as files.
 
     Both are replaced as one: a third file holds them for as long as the two are not both in place,
     and counts while it is there.
@@ -121,7 +121,7 @@ class PairFiles:
         return self.certificate.with_suffix(".renewed")
 
     def read(self) -> KeyPair:
-        """What counts now. Raises OSError."""
+        """The current pair. Raises OSError."""
         while True:
             try:
                 return _split(self._both.read_text())
@@ -139,7 +139,7 @@ class PairFiles:
         self._both.unlink()
 
     def stamp(self) -> tuple[int, int]:
-        """Differs once another pair is in place. Raises OSError."""
+        """Changes when the pair is replaced. Raises OSError."""
         status = self.certificate.stat()
         return status.st_mtime_ns, status.st_ino
 

@@ -15,7 +15,7 @@ from orchestrator.linux.atomicfile import write_file
 
 
 class NoIdentity(Exception):
-    """The folder holds no identity; one line that says how to get one."""
+    """The folder has no identity; the text is one line with the remedy."""
 
 
 REMOVED = "node.removed.json"
@@ -28,7 +28,7 @@ REMOVED_MANAGER = "manager.removed.json"
 
 @dataclass(frozen=True, slots=True)
 class NodeIdentity:
-    """What a joined host knows of itself (`node.json`)."""
+    """The identity of a joined host (`node.json`)."""
 
     node_id: str
     cluster_id: str
@@ -39,7 +39,7 @@ class NodeIdentity:
 
 @dataclass(frozen=True, slots=True)
 class ManagerIdentity:
-    """What a manager knows of itself (`manager.json`)."""
+    """The identity of a manager (`manager.json`)."""
 
     manager_id: str
     cluster_id: str
@@ -49,9 +49,9 @@ class ManagerIdentity:
     network_cidr: str
     worker_token: str
     manager_token: str
-    """Secrets of the first tokens; the store has those in force."""
+    """Secrets of the initial tokens; the store has the current ones."""
     certificate_lifetime: float = 0.0
-    """Seconds that the cluster began with; the store has what is in force. 0: the usual."""
+    """Initial certificate lifetime in seconds; the store has the current one. 0: the default."""
     peer_port: int = 0
     """Port of its etcd member for other managers' members; 0: it listens on loopback only."""
     initial_cluster: str = ""
@@ -68,7 +68,7 @@ def write_identity(path: Path, identity: NodeIdentity | ManagerIdentity) -> None
 
 
 def read_manager(data_dir: Path) -> ManagerIdentity:
-    """The manager that lives in `data_dir`. Raises `NoIdentity`."""
+    """The manager's identity in `data_dir`. Raises `NoIdentity`."""
     try:
         fields = json.loads((data_dir / "manager.json").read_text())
     except FileNotFoundError:
@@ -85,7 +85,7 @@ def read_manager(data_dir: Path) -> ManagerIdentity:
 
 
 def read_node(data_dir: Path) -> NodeIdentity:
-    """The node that lives in `data_dir`. Raises `NoIdentity`."""
+    """The node's identity in `data_dir`. Raises `NoIdentity`."""
     try:
         fields = json.loads((data_dir / "node.json").read_text())
     except FileNotFoundError:
@@ -102,7 +102,7 @@ def read_node(data_dir: Path) -> NodeIdentity:
 
 
 def retire_node(data_dir: Path) -> None:
-    """Set aside what makes this host a node, so that it may join again."""
+    """Set the node's identity aside, so that the host may join again."""
     (data_dir / "node.json").replace(data_dir / REMOVED)
 
 

@@ -18,12 +18,12 @@ _TIMEOUT = 10.0
 
 
 class JoinRefused(Exception):
-    """The host did not get in; one line that says why and what to do."""
+    """The host could not join; the text is one line with cause and remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """What a host got: keys and certificates are PEM."""
+    """The result of joining; keys and certificates are PEM."""
 
     node_id: str
     role: str
@@ -33,7 +33,7 @@ class Joined:
     certificate: str
     key: str
     own_address: str
-    """This host's address on the way to the manager."""
+    """This host's address towards the manager."""
 
 
 def _split(address: str, default_port: int) -> tuple[str, int]:
@@ -46,7 +46,7 @@ def _split(address: str, default_port: int) -> tuple[str, int]:
 
 
 def _presented(host: str, port: int) -> tuple[str, str]:
-    """The certificate that the other end shows, unverified, and our own address towards it."""
+    """The server's certificate, unverified, and our own address towards it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -66,7 +66,7 @@ def _presented(host: str, port: int) -> tuple[str, str]:
             f"is 'orc manager' running there, and is port {port} open?"
         ) from error
     if der is None:
-        raise JoinRefused(f"the server at {host}:{port} shows no certificate")
+        raise JoinRefused(f"the server at {host}:{port} presents no certificate")
     return ssl.DER_cert_to_PEM_cert(der), own
 
 

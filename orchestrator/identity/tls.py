@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mutual TLS for gRPC, and who is at the other end of a call."""
+"""Mutual TLS for gRPC, and the identity of a call's peer."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Identity:
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """For a port that only holders of a certificate of the cluster may use. What a host shows
-    there is what it has at that time."""
+    """For a port that requires a certificate of the cluster. A host presents its current
+    certificate."""
     return _following(files, files.ca.read_bytes())
 
 
@@ -75,7 +75,7 @@ def _following(files: TlsFiles, callers: bytes | None) -> grpc.ServerCredentials
                 return None
             configuration = shown()
         except OSError:
-            return None  # what was shown until now counts still
+            return None  # keep presenting the previous one
         stamp = found
         return configuration
 
@@ -102,7 +102,7 @@ Read from that text, since loading a certificate library would cost every agent 
 
 
 def peer_identity(context: grpc.aio.ServicerContext[Any, Any]) -> Identity | None:
-    """Who calls, by the certificate that the handshake verified; None without one."""
+    """The caller, by the certificate that the handshake verified; None without one."""
     subjects = list(context.auth_context().get("x509_subject") or ())
     match = _SUBJECT.fullmatch(bytes(subjects[0]).decode()) if subjects else None
     if match is None:

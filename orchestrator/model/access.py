@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator.model.extensible import Extensible
 
 TICKET_LIFE = 300.0
-"""Seconds in which the address of the web page must be opened."""
+"""Seconds for which the address of the web page, with its ticket, can be opened."""
 SESSION_LIFE = 12 * 3600.0
 """Maximum seconds of a session of the web page."""
 IDLE = 1800.0

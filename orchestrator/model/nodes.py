@@ -11,7 +11,7 @@ from orchestrator.model.placement import Resources
 
 
 class NodeState(IntEnum):
-    """What the managers know of a node's health."""
+    """A node's health, as managers see it."""
 
     UNKNOWN = 0
     """No report since this leader's term began."""

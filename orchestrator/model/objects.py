@@ -71,7 +71,7 @@ class Network(Extensible):
     subnet6: str = ""
     """A node's slice of it is the /64 of the same number as its IPv4 slice."""
     removing: bool = False
-    """It is being removed: nothing new may use it."""
+    """It is being removed: new users are rejected."""
     remove_when_unused: bool = False
     """A tombstone: a manager removes it when the last task of a removed service has stopped."""
     policies: tuple[NetworkPolicy, ...] = ()
@@ -114,7 +114,7 @@ class Image(Extensible):
     command: tuple[str, ...] = ()
     """From its config."""
     reported_names: tuple[str, ...] = ()
-    """Names that nodes reported, for display only: names are not resolved by them."""
+    """Names that nodes reported: displayed, but never used to resolve a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ class Volume(Extensible):
     node_id: str = ""
     """The node that it is pinned to; empty for global scope, and before its first use."""
     removing: bool = False
-    """It is being removed: nothing new may use it."""
+    """It is being removed: new users are rejected."""
     revision: int = 0
 
     @property

@@ -57,7 +57,7 @@ class DisconnectAction(IntEnum):
     KEEP = 1
     """Keep them for when the node comes back."""
     STOP = 2
-    """Their node stops them by itself; then they are rescheduled: never two at a time."""
+    """Their node stops them itself; then they are rescheduled, so that two never run at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +94,11 @@ def check_disconnect(disconnect: Disconnect) -> None:
     if not 0 <= disconnect.after <= MAX_DISCONNECTED:
         raise ValueError(f"on-disconnect: {disconnect.after:g} s is not from 0s to 30 days")
     if disconnect.action is DisconnectAction.STOP and disconnect.after < 1:
-        raise ValueError("on-disconnect: a node cannot tell so soon; stop-after=1s is the least")
+        raise ValueError("on-disconnect: stop-after must be at least 1s")
 
 
 def disconnect_text(disconnect: Disconnect) -> str:
-    """As a user writes it."""
+    """The policy as users write it."""
     if disconnect.action is DisconnectAction.KEEP:
         return "keep"
     word = disconnect.action.name.lower()

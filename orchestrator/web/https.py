@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 _BACKLOG = 64
 _MOST_CONNECTIONS = 256
 _CHECK_PERIOD = 2.0
-"""Seconds between two looks at the certificate's files."""
+"""Seconds between checks of the certificate's files."""
 _CLOSING = 1
-"""Seconds that requests under way have when the listener closes."""
+"""Seconds that requests in progress have when the listener closes."""
 
 
 class CannotListen(Exception):
-    """The address cannot be had; one line that says why."""
+    """Cannot listen on the address; the text is one line with the cause."""
 
 
 def _tls(files: TlsFiles) -> ssl.SSLContext:
@@ -52,7 +52,7 @@ async def _follow_certificate(context: ssl.SSLContext, files: TlsFiles) -> None:
                 _load(context, files)
                 shown = found
         except OSError:
-            log.exception("the renewed certificate cannot be shown")
+            log.exception("cannot load the renewed certificate")
 
 
 def _load(context: ssl.SSLContext, files: TlsFiles) -> None:

@@ -268,8 +268,8 @@ class _Update:
             self.changes.append(Change(before, after))
 
     def attribute(self, view: ClusterView, listed: Mapping[str, Entry]) -> None:
-        """Hold every service that tasks of unknown services may belong to. `listed` has the store's
-        content, if known: a service that was created later cannot own the task."""
+        """Quarantine every service that tasks of unknown services may belong to. `listed` has the
+        store's content, if known: a service that was created later cannot own the task."""
         if not self._strays:
             return
         suspects = list(incomplete_services(view.evolve(self.changes)))

@@ -201,7 +201,7 @@ def _of_update(before: Service, after: Service, now: float) -> Iterator[Event]:
 
 
 def _transition(before: Object | None, after: Object | None) -> dict[str, str]:
-    """What an operator has changed of a node, in Docker's words."""
+    """An operator's changes of a node, in Docker's words."""
     if not isinstance(before, Node) or not isinstance(after, Node):
         return {}
     if before.availability is after.availability:

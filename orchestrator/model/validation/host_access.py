@@ -32,14 +32,14 @@ RUNTIME_ANNOTATIONS = "runtime-annotations"
 UNCHECKED_SOURCES = "unchecked-sources"
 
 ALL = "all"
-"""Stands for every one where allowances are named."""
+"""Means all allowances."""
 
 _STEERING = (
     *("run.oci.", "org.criu.", "org.systemd.property.", "org.opencontainers.runc."),
     *("io.katacontainers.", "dev.gvisor."),
 )
-"""Beginnings of annotations that OCI runtimes obey outside of the container: where they write,
-which sockets and plugins they use, in which unit they put it."""
+"""Prefixes of annotations that OCI runtimes obey outside of the container: where they write, which
+sockets and plugins they use, and in which unit they run it."""
 
 
 def steers_runtime(annotation: str) -> bool:
@@ -72,10 +72,10 @@ _WANTS: dict[str, tuple[Callable[[TaskSpec], bool], str]] = {
         "containers with annotations that steer the OCI runtime",
     ),
 }
-"""Name → whether a container asks for it, and what such containers are called."""
+"""Name → whether a container needs it, and the description of such containers."""
 
 _OF_NETWORKS = {UNCHECKED_SOURCES: "containers on networks without source checks"}
-"""What a container has by its networks: name → what such containers are called."""
+"""Allowances needed because of networks: name → the description of such containers."""
 
 ALLOWANCES = (*_WANTS, *_OF_NETWORKS)
 
@@ -101,7 +101,7 @@ def allowed(node: Node) -> tuple[str, ...]:
 
 
 def refusal(name: str, node: str = "") -> str:
-    """Why a node, of this hostname if it is known, does not take a container, and what to do."""
+    """The reason and remedy when a node (of this hostname, if known) rejects a container."""
     words = _OF_NETWORKS[name] if name in _OF_NETWORKS else _WANTS[name][1]
     command = f"orc node update --allow {name} {node or 'NODE'}"
     if node:
@@ -135,7 +135,7 @@ METADATA_ADDRESSES = (
 
 
 def read_access(names: Iterable[str]) -> tuple[str, ...]:
-    """What is to be open, each once and in order; `all` is all of it, `none` nothing. Raises
+    """The accesses to open, each once and in order; `all` is every one, `none` is none. Raises
     ValueError for an unknown name."""
     found = set()
     for name in names:

@@ -524,7 +524,7 @@ async def test_one_certificate_is_revoked_by_its_number(running: Running, by: st
         await info(channel)
 
 
-async def test_nobody_locks_himself_or_the_managers_out_by_mistake(running: Running) -> None:
+async def test_revoking_the_own_or_a_managers_certificate_is_refused(running: Running) -> None:
     async with running.channel(running.admin) as channel:
         await info(channel)
     await recorded(running, running.admin)

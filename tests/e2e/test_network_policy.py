@@ -46,7 +46,7 @@ def test_a_policy_is_in_force_on_every_node(cluster: Cluster, hello: str) -> Non
     eventually(lambda: all(reached(*others)))
 
 
-def test_what_no_policy_can_be(cluster: Cluster, hello: str) -> None:
+def test_invalid_policies_are_refused(cluster: Cluster, hello: str) -> None:
     cluster.orc("service", "create", "--name", "db", *SMALL, hello)
     deny = ("network", "policy", "deny", "default")
     assert "did you mean 'db'" in cluster.refused(*deny, "--to", "dbb")

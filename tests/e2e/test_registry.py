@@ -76,7 +76,7 @@ def test_replicas_on_all_nodes_run_the_same_and_the_registry_serves_it_once(
     assert len(fetched) == len(set(fetched)) >= 1, fetched
 
 
-def test_what_is_nowhere_is_refused_with_the_registrys_word(
+def test_a_missing_image_is_refused_with_the_registrys_message(
     cluster: Cluster, hello: str, plain: RegistryHost
 ) -> None:
     line = cluster.refused("service", "create", "--name", "bad", f"{plain.name}/nosuch:1")

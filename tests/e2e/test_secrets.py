@@ -248,7 +248,9 @@ def test_a_node_that_boots_without_a_manager_waits_for_the_secret(
     assert eventually(again)
 
 
-def test_what_is_refused(cluster: Cluster, hello: str, put: Put, tmp_path: Path) -> None:
+def test_invalid_secrets_are_refused(
+    cluster: Cluster, hello: str, put: Put, tmp_path: Path
+) -> None:
     put("create", "secret", "db", "x")
     service = ("service", "create", "--name", "api")
     for arguments, words in (

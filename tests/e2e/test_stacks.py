@@ -246,7 +246,9 @@ def test_conflicts_are_refused_before_anything_is_made(
     assert "network 'one_default' differs from the file in internal" in line
 
 
-def test_exit_statuses_tell_what_became_of_it(tidy: Cluster, hello: str, write: Write) -> None:
+def test_exit_status_of_stack_deploy_shows_the_outcome(
+    tidy: Cluster, hello: str, write: Write
+) -> None:
     cluster = tidy
     text = """
 services:

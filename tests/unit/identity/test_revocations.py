@@ -63,7 +63,7 @@ def test_what_is_no_certificate_is_none(text: str) -> None:
         (Revoked("ab", "admin", "anna", 1.0), Identity("anna", "admin", "c1"), False),
     ],
 )
-def test_who_is_refused(revoked: Revoked, caller: Identity, refused: bool) -> None:
+def test_revocations_match_the_caller(revoked: Revoked, caller: Identity, refused: bool) -> None:
     revocations = Revocations()
     revocations.replace([revoked])
     assert (revocations.of(caller) is not None) is refused

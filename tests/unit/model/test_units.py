@@ -112,7 +112,7 @@ def test_durations_read_back(tenths: int) -> None:
         ("1970-01-02", 86400.0),
     ],
 )
-def test_moment(text: str, moment: float) -> None:
+def test_moments_are_parsed(text: str, moment: float) -> None:
     assert units.parse_moment(text, now=1000.0) == moment
 
 

@@ -127,7 +127,7 @@ def test_service_records_have_targets_and_ports() -> None:
     ]
 
 
-def test_reverse() -> None:
+def test_reverse_lookups() -> None:
     known = records(service(task(1)))
     assert ask(known, "1.1.128.10.in-addr.arpa", "PTR") == ["web.1."]
     assert ask(known, "9.0.128.10.in-addr.arpa", "PTR") == ["web."]

@@ -172,7 +172,9 @@ ENDS = [
 
 
 @pytest.mark.parametrize(("desired", "state", "container", "ended", "message"), ENDS)
-def test_settle(desired: str, state: str, container: Exit | None, ended: str, message: str) -> None:
+def test_final_status_of_a_stopped_task(
+    desired: str, state: str, container: Exit | None, ended: str, message: str
+) -> None:
     before = TaskStatus(state=TaskState[state], pid=7, started_at=2, addresses={"orc": "10.1.0.2"})
     order = task(desired=TaskState[desired])
     after = final_status(order, before, Observed(container), NOW)

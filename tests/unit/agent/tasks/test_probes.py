@@ -58,7 +58,7 @@ async def server(answer: bytes | None) -> AsyncIterator[tuple[int, list[bytes]]]
         (b"", ProbeResult(False, "the answer is not HTTP")),
     ],
 )  # fmt: skip
-async def test_http(answer: bytes, expected: ProbeResult) -> None:
+async def test_http_probe(answer: bytes, expected: ProbeResult) -> None:
     async with server(answer) as (port, requests):
         assert await ask("HTTP", f"{port}/ready?now=1") == expected
     assert requests[0].startswith(b"GET /ready?now=1 HTTP/1.1\r\nHost: 127.0.0.1:")
@@ -75,7 +75,7 @@ async def test_no_welcome_in_time() -> None:
         assert await ask("HTTP", str(port), 0.05) == ProbeResult(False, "no answer within 0.05 s")
 
 
-async def test_tcp() -> None:
+async def test_tcp_probe() -> None:
     async with server(b"") as (port, _):
         assert await ask("TCP", str(port)) == ProbeResult(True)
     answer = await ask("TCP", str(port))
@@ -116,7 +116,7 @@ async def grpc_server(status: int) -> AsyncIterator[tuple[int, list[str]]]:
         await made.stop(None)
 
 
-async def test_grpc() -> None:
+async def test_grpc_probe() -> None:
     async with grpc_server(1) as (port, asked):
         assert await ask("GRPC", str(port)) == ProbeResult(True)
         assert await ask("GRPC", f"{port}/shop.Cart") == ProbeResult(True)

@@ -93,7 +93,9 @@ def at(state: TaskState, run: int = 1) -> TaskStatus:
         ),
     ],
 )
-def test_steps(task: Task, status: TaskStatus, observed: Observed, step: Step) -> None:
+def test_next_step_of_a_standalone_container(
+    task: Task, status: TaskStatus, observed: Observed, step: Step
+) -> None:
     assert next_step(task, status, observed) is step
 
 
@@ -110,6 +112,6 @@ def test_a_program_that_cannot_be_run_has_a_shells_exit_status() -> None:
 
 
 @pytest.mark.parametrize(("ordered", "grace"), [(0.0, 10.0), (3.0, 3.0), (-1.0, 0.0)])
-def test_grace(ordered: float, grace: float) -> None:
+def test_grace_period_of_a_standalone_container(ordered: float, grace: float) -> None:
     task = replace(box(), spec=TaskSpec(container=ContainerSpec()), stop_grace=ordered)
     assert grace_period(task) == grace

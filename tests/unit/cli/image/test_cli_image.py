@@ -382,7 +382,7 @@ def test_a_file_that_cannot_be_read(
 # --- orc load
 
 
-def test_load(manager: Any, run: Run, tmp_path: Path) -> None:
+def test_load_sends_the_archive(manager: Any, run: Run, tmp_path: Path) -> None:
     archive = tmp_path / "a.tar"
     archive.write_bytes(b"x" * 600_000)
     manager.script.answers["LoadImage"] = [image("hello:1", "hello:2")]

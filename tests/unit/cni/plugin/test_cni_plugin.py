@@ -332,7 +332,7 @@ def test_status(host: NsHost, box: Path) -> None:
 
 
 @pytest.mark.root
-def test_gc(host: NsHost, box: Path) -> None:
+def test_gc_removes_attachments_that_are_not_valid(host: NsHost, box: Path) -> None:
     ports = [{"hostPort": 8080, "containerPort": 80}]
     published = conf(host, runtimeConfig={"portMappings": ports})
     host.cni("ADD", conf(host), **environment(box, "keep", "eth0"))

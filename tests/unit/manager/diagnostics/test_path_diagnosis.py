@@ -452,7 +452,7 @@ def test_rounds_have_each_pair_once_and_each_node_at_most_once(count: int, most:
         assert len(pairs) == count * (count - 1) // 2
 
 
-def test_words() -> None:
+def test_bitrates_and_lists_of_names_are_formatted() -> None:
     assert [format_bitrate(n) for n in (9.41e9, 94.2e6, 5e3, 7)] == [
         "9.41 Gbit/s", "94.2 Mbit/s", "5 kbit/s", "7 bit/s",
     ]  # fmt: skip

@@ -49,7 +49,7 @@ def test_room_is_counted_without_what_it_has_already() -> None:
     )
 
 
-def test_less_is_never_refused_for_want_of_room() -> None:
+def test_reducing_resources_is_never_refused_for_capacity() -> None:
     other = task("t1", node_id="n1", spec=task_spec(memory=12 * GIB))
     view = World(node("n1", memory=8 * GIB), service(), other, box()).view
     assert (

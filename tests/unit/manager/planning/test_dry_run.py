@@ -44,7 +44,7 @@ def scaled(of: Service, replicas: int) -> Service:
     return replace(of, spec=replace(of.spec, replicas=replicas))
 
 
-def test_what_is_new_starts() -> None:
+def test_a_new_service_starts_tasks() -> None:
     world = at_rest(node("a"), node("b"))
     assert plan_of(world, Change(None, service(replicas=3))) == [
         Step(Action.START, "web", "web.1", "", "a"),

@@ -87,7 +87,7 @@ def test_how_it_is_written(text: str, rule: Disconnect) -> None:
         ("replace-after=1000h", "is not from 0s to 30 days"),
     ],
 )
-def test_what_cannot_be_read(text: str, words: str) -> None:
+def test_malformed_disconnect_policies_are_refused(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_disconnect(text)
 

@@ -254,7 +254,7 @@ def test_a_rollback_keeps_the_number_of_replicas() -> None:
     assert [past.spec.task.container.image for past in back.history] == ["web:2"]
 
 
-def test_what_is_remembered_has_an_end() -> None:
+def test_spec_history_is_limited() -> None:
     now = service()
     for number in range(2, 20):
         now = with_spec(now, replace(now.spec, task=task_spec(image=f"web:{number}")), "", 1.0)

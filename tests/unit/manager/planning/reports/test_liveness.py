@@ -37,7 +37,7 @@ def messages(silence: Silence) -> list[str]:
         pytest.param(DOWN, NOW - 60.0, None, None, id="down already"),
     ],
 )
-def test_silence(
+def test_silent_nodes_are_down_after_the_timeout(
     state: NodeState, heard: float, message: str | None, requeue: float | None
 ) -> None:
     view = ClusterView.of([CLUSTER, node("a", state=state)])

@@ -35,7 +35,9 @@ def taken(known: Task, reported: TaskStatus, by: str = "a") -> bool:
         (TaskState.PENDING, TaskState.RUNNING, False),
     ],
 )
-def test_moves(known: TaskState, reported: TaskState, believed: bool) -> None:
+def test_only_valid_state_transitions_are_accepted(
+    known: TaskState, reported: TaskState, believed: bool
+) -> None:
     assert taken(task("t", known, node_id="a"), TaskStatus(reported, at=1.0)) is believed
 
 

@@ -175,7 +175,7 @@ def test_a_container_has_likings_too() -> None:
         ("service", "is not of the form"),
     ],
 )
-def test_what_cannot_be_read_says_why(text: str, words: str) -> None:
+def test_malformed_affinities_are_refused(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_affinity(text)
 

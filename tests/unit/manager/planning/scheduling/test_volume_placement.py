@@ -218,7 +218,7 @@ def test_an_agent_that_is_too_old_gets_none(container: dict[str, Any], feature: 
     assert decide(new, task("web", node_id="n1", slot=2), item)["t"] == "n1"
 
 
-def test_who_uses_a_volume() -> None:
+def test_users_of_a_volume() -> None:
     view = ClusterView.of(
         [
             *NODES,

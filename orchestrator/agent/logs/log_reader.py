@@ -62,7 +62,7 @@ class Line(NamedTuple):
     text: bytes
     """Without the line feed."""
     partial: bool
-    """Whether the line goes on in the next one of this stream."""
+    """Whether the line continues in the next one of this stream."""
     file: _File
     offset: int
     parts: tuple[tuple[str, bytes], ...] = ()

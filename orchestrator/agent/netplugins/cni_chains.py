@@ -199,10 +199,6 @@ class Chains:
         """Network → interface of a container."""
         return {each.network: each.ifname for each in self._records.of_container(container)}
 
-    def knows(self, network: str) -> bool:
-        """Whether a network is recorded."""
-        return network in self._records.networks
-
     def unused(self) -> list[str]:
         """Networks without a container."""
         networks = self._records.networks.keys() - self._leaving

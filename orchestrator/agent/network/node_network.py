@@ -203,7 +203,7 @@ class NodeNetwork:
     ) -> Attachment:
         """Connect a container to a network; create its network namespace if it has none yet.
 
-        Repeated, it returns the same address and applies all other settings anew. A failed call
+        Repeated, it returns the same address and applies all other settings again. A failed call
         leaves nothing behind.
         """
         config = self._configured(network)
@@ -245,7 +245,7 @@ class NodeNetwork:
         await self._helper.request("move_interface_out", body)
 
     async def disconnect(self, network: str, container_id: str) -> None:
-        """Disconnect a container, which may run on, from one network."""
+        """Disconnect a container, which may be running, from one network."""
         body = {"network": network, "container": container_id}
         await self._helper.request("disconnect", body)
 
@@ -337,11 +337,6 @@ class NodeNetwork:
         document = network_document(self._configured(network))
         body = {"conf": document, "container": container_id, "ifname": ifname}
         await self._helper.request("check", body)
-
-    async def status(self, network: str) -> None:
-        """Raise `NetworkError`, with the reason, if the next `attach` would fail."""
-        body = {"conf": network_document(self._configured(network))}
-        await self._helper.request("status", body)
 
     async def remove(self, network: str) -> None:
         """Remove a network from this node, and disconnect everything in it."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lifecycle of a task on its node: which step comes next, and how a task ends. Pure.
 
-The runner (`runner`) asks `next_step`, does that one step, and asks again. So every path through a
-task's life, a crash between any two steps included, is a row of a table in the tests.
+The runner (`runner`) performs the step that `next_step` returns, and repeats. So every path through
+a task's life, including a crash between any two steps, is a row of a table in the tests.
 
     state      entered by                                       left by
     ACCEPTED   the worker, which has recorded the assignment    PREPARE

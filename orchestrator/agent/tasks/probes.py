@@ -72,7 +72,7 @@ class Probes:
 
     async def _run(self, container_id: str, command: tuple[str, ...]) -> ProbeResult:
         if (hanging := self._hanging.pop(container_id, None)) is not None and hanging.alive():
-            # Programs that cannot be killed must not pile up.
+            # Programs that cannot be killed must not accumulate.
             self._hanging[container_id] = hanging
             return ProbeResult(
                 False, f"an earlier probe hangs in the kernel (process {hanging.pid})"

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The driver of one task: one asyncio task for each assigned task, for as long as it is assigned.
 
-It asks `lifecycle.next_step`, does that step, and asks again. A change of the order interrupts what
-may take long and is safe to cancel (fetching an image, waiting for the end, idling); what changes
-the kernel (attach, create, start, remove) always finishes first.
+It repeatedly performs the step that `lifecycle.next_step` returns. A change of the order interrupts
+steps that may take long and are safe to cancel (pulling an image, waiting for the end, idling);
+steps that change the kernel (attach, create, start, remove) always finish first.
 
-An error never ends the agent. While the container is prepared and started, it ends the task, which
-a manager then starts elsewhere. Once the container may run, an error is the agent's own (too many
-open files, no memory, a bug) and says nothing about the container: it is left running, and the
-agent looks for it again with backoff. Only what the container itself does ends the task then.
+An error never ends the agent. While the container is prepared and started, an error ends the task,
+which a manager then starts elsewhere. Once the container may run, an error concerns the agent (too
+many open files, no memory, a bug) and not the container: it is left running, and the agent searches
+for it again with backoff. From then on, only the container's own end ends the task.
 
 States on the way to RUNNING are reported but not recorded: after a crash they are repeated. From
 STARTING on, a status is on disk before it is reported.
@@ -73,7 +73,7 @@ log = logging.getLogger(__name__)
 _REMOVAL_TIMEOUT = 20.0
 """Seconds of an attempt at a removal, after which the end of the task is reported without it."""
 _RETRY_FIRST, _RETRY_MOST = 0.5, 30.0
-"""Seconds between attempts to release, and to look again for a container that may run."""
+"""Seconds between attempts to release resources, or to find a container that may run."""
 
 _CONTAINER_MAY_RUN = frozenset(
     {
@@ -88,7 +88,7 @@ _CONTAINER_MAY_RUN = frozenset(
         Step.RECORD_END,
     }
 )
-"""Steps whose failure says nothing about the container, which may run on."""
+"""Steps whose failure does not affect the container, which may continue."""
 NOT_RESIZED = "limits not changed: "
 """Prefix of the message of a container whose limits could not be set."""
 _COMMAND_LIMIT = 60

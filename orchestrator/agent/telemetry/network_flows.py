@@ -149,13 +149,13 @@ def changes(before: Sample | None, now: Sample) -> flows_pb2.NodeFlows:
             earlier = None
         sums[2] += each.sent - (earlier.sent if earlier else 0)
         sums[3] += max(each.received - (earlier.received if earlier else 0), 0)
-    told = sorted(
+    reported = sorted(
         ((key, sums) for key, sums in found.items() if any(sums)),
         key=lambda one: (-one[1][2] - one[1][3], -one[1][0], one[0]),
     )
     return flows_pb2.NodeFlows(
         seconds=now.at - before.at if before else 0.0,
-        left_out=max(len(told) - MOST_FLOWS, 0),
+        left_out=max(len(reported) - MOST_FLOWS, 0),
         flows=[
             flows_pb2.Flow(
                 client=client,
@@ -167,6 +167,6 @@ def changes(before: Sample | None, now: Sample) -> flows_pb2.NodeFlows:
                 sent=sums[2],
                 received=sums[3],
             )
-            for (client, server, port, protocol), sums in told[:MOST_FLOWS]
+            for (client, server, port, protocol), sums in reported[:MOST_FLOWS]
         ],
     )

@@ -233,7 +233,7 @@ class FakeNetwork:
         self.missing: set[str] = set()
         self.ordered: list[dispatch_pb2.AssignedNetwork] = []
         self.collecting: asyncio.Event | None = None
-        """Set once what earlier containers left is given back."""
+        """Set once the resources of earlier containers are released."""
         self.awaited = False
         self.hold: asyncio.Event | None = None
         """Containers are connected once this is set."""

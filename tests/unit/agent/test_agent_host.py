@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an agent says of its host, keeps on its disk, and is told on its command line."""
+"""An agent's description of its host, its files, and its command line."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_the_log_of_an_ended_task_is_kept_with_its_older_parts(tmp_path: Path) -
 
 
 class FakeStore:
-    """An image store that says from where it would fetch."""
+    """An image store that records the sources of a fetch."""
 
     def __init__(self, *present: str) -> None:
         self.present = present

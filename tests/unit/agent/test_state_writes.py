@@ -154,7 +154,7 @@ asyncio.run(main())
 
 
 def test_the_event_loop_never_waits_for_a_flush(tmp_path: Path) -> None:
-    """The thread that writes may not flush, says the kernel; all the same the log is moved."""
+    """The kernel does not let the writing thread flush; the checkpoint succeeds nevertheless."""
     argv = [sys.executable, "-c", NO_FSYNC, str(tmp_path / "state.db")]
     done = subprocess.run(argv, stdout=subprocess.PIPE, check=False)
     assert done.returncode == 0

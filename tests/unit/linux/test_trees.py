@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Removal of folders that somebody made to be hard to remove."""
+"""Removal of folders that are deliberately hard to remove."""
 
 from __future__ import annotations
 

@@ -422,7 +422,7 @@ class CrunRuntime:
         )
 
     async def purge(self) -> None:
-        """Remove all containers and their parent cgroup, when the node leaves the cluster."""
+        """Remove all containers and their parent cgroup."""
         for container_id in await self.list():
             await self.remove(container_id)
         self._cgroups.remove_parent()

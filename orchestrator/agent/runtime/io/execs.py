@@ -313,7 +313,7 @@ async def start(access: ContainerHandle, spec: ExecSpec) -> ExecProgram:
     made = await _prepared(access, spec)
     with _Memory() as memory, _document(access, made) as document:
         if spec.tty:
-            return await _on_terminal(access, document, memory, spec)
+            return await _on_terminal(access, document, memory)
         return await _on_pipes(access, document, memory, spec)
 
 
@@ -338,9 +338,7 @@ async def _on_pipes(
         return ExecProgram(process, pid, {stdout: False, stderr: True}, stdin, tty=False)
 
 
-async def _on_terminal(
-    access: ContainerHandle, document: str, memory: _Memory, spec: ExecSpec
-) -> ExecProgram:
+async def _on_terminal(access: ContainerHandle, document: str, memory: _Memory) -> ExecProgram:
     with (
         tempfile.TemporaryDirectory(dir=access.bundle.run) as folder,
         socket.socket(socket.AF_UNIX) as listener,

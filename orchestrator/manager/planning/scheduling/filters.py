@@ -85,9 +85,9 @@ def _cannot_share_namespaces(view: ClusterView, word: str) -> str | None:
     """Why the namespaces of this container cannot be shared; None if they can."""
     holder = container_named(view, word)
     if holder is None:
-        return f"no container {word}, whose namespaces it is to share"
+        return f"no container {word}, whose namespaces it shares"
     if holder.status.state is not TaskState.RUNNING:
-        return f"container {word}, whose namespaces it is to share, is not running"
+        return f"container {word}, whose namespaces it shares, is not running"
     return None
 
 

@@ -84,9 +84,9 @@ def unusable_network(view: ClusterView, name: str) -> str | None:
         word = name.removeprefix(CONTAINER_NETWORK)
         holder = namespace_holder(view, name)
         if holder is None:
-            return f"no container {word}, whose network it is to share"
+            return f"no container {word}, whose network it shares"
         if holder.status.state is not TaskState.RUNNING:
-            return f"container {word}, whose network it is to share, is not running"
+            return f"container {word}, whose network it shares, is not running"
         return None
     if name == DEFAULT_NETWORK or stands_alone(name):
         return None

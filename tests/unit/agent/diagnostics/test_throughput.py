@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node opens for a test: for whoever knows the token, and no longer than the test lasts."""
+"""The ports of a throughput test: open to peers with the token, and only during the test."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_a_stream_is_measured_only_with_the_token() -> None:
         target = HOST, responder.port
         assert await measure_rate(HOST, target, TOKEN, 0.1) > 1e6
         assert await measure_rate(HOST, target, OTHER, 0.1) == 0
-        # Who says nothing, or hangs up, is in nobody's way for long.
+        # Peers that send nothing, or disconnect, block others only briefly.
         with socket.create_connection(target) as silent:
             silent.sendall(TOKEN[:5])
         assert await measure_rate(HOST, target, TOKEN, 0.1) > 1e6

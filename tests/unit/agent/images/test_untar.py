@@ -395,7 +395,7 @@ async def test_a_header_of_60_gib_is_rejected_at_once(tmp_path: Path, kind: byte
 
 
 async def test_an_endless_sparse_map_is_rejected(tmp_path: Path) -> None:
-    """Each part of it says that another follows."""
+    """Each part declares that another follows."""
     first = bytearray(header(tarfile.GNUTYPE_SPARSE, 0))
     first[482] = 1
     first[148:156] = b" " * 8

@@ -121,7 +121,7 @@ def node(tmp_path: Path) -> Callable[..., Node]:
 
 @pytest.fixture
 def receiver(tmp_path: Path) -> Iterator[Callable[..., socket.socket]]:
-    """A socket that nobody but the test reads."""
+    """A socket that only the test reads."""
     opened: list[socket.socket] = []
 
     def listen(family: int, kind: int, where: Any) -> socket.socket:

@@ -111,7 +111,7 @@ async def test_macvlan_on_the_hosts_interface(bench: Bench) -> None:
     made = await chains.attach(network, "two", eth("eth0"), two)
     assert chains.interfaces("one") == {"n1": "eth1"}
     assert reach(two, one, made.address, 80) == "10.77.0.2"
-    # The host is not on a macvlan: nobody of it answers names there.
+    # The host is not on a macvlan, so its name server does not listen there.
     assert made.gateway == ""
     await chains.detach("one")
     await chains.detach("two")

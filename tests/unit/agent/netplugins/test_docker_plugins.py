@@ -79,7 +79,7 @@ class Node:
         return [name for kind, _, name in names if kind == "NetworkDriver" and "Get" not in name]
 
     def told(self, method: str) -> dict[str, Any]:
-        """What it was told by its last call of this name."""
+        """The body of the last call with this name."""
         lines = [line for line in self.log.read_text().splitlines() if f".{method} " in line]
         found: dict[str, Any] = json.loads(lines[-1].partition(" ")[2])
         return found

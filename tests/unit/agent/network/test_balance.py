@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packets to VIPs between containers on several hosts, while the table changes and is mended."""
+"""Packets to VIPs between containers on several hosts, while the table changes and is repaired."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ async def test_changes_and_a_new_helper_disturb_no_connection(web: Web) -> None:
         for number in range(6):
             if number % 3 == 0:
                 web.kill_helpers()
-                # Nobody is there, and it goes on.
+                # There is no endpoint, and the client continues.
                 assert len(servers.spread(client.netns, VIP, 80, 4)) == 2
             await web.change(replace(serves, endpoints=serves.endpoints[: 1 + number % 2]))
             await web.change(serves)
@@ -194,7 +194,7 @@ async def test_a_vip_that_is_used_too_early_works_soon(web: Web, anew: bool) -> 
 
 
 async def test_the_table_is_replaced_in_one_step(web: Web) -> None:
-    """While everything is replaced, again and again, nobody is refused."""
+    """While all endpoints are replaced repeatedly, no connection is refused."""
     one = await web.container(1, "one")
     client = await web.container(0, "client")
     await web.have(service(*endpoints([one]), ports=published(TCP)))
@@ -255,7 +255,7 @@ async def test_a_pass_changes_nothing_without_drift(web: Web) -> None:
         before = web.rules(0)
         assert "numgen" in before
         await web.settle(0)
-        assert web.rules(0) == before, "not made anew, or the kernel would count from 0 again"
+        assert web.rules(0) == before, "not recreated, or the kernel would count from 0 again"
 
 
 async def test_removing_a_network_leaves_no_state(web: Web) -> None:

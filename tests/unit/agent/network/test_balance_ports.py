@@ -94,7 +94,7 @@ async def test_a_port_is_unpublished(web: Web) -> None:
 
 
 async def test_a_published_port_leaves_the_gateway_alone(web: Web) -> None:
-    """The name server is there: a service that publishes its port takes nobody's names away."""
+    """A service that publishes the name server's port does not block name resolution."""
     one = await web.container(0, "one")
     client = await web.container(0, "client")
     await web.have(service(*endpoints([one]), ports=(Published("udp", 53, 53),)))

@@ -43,7 +43,7 @@ async def test_ports_of_the_clusters_hosts(nodes: list[Node], hosts: list[NsHost
     for netns, address in places[3:]:
         with listening(netns, address, 7420):
             assert connects(one.host.netns, address, 7420), "hosts among each other"
-    # Somebody else's server has that port, too.
+    # An unrelated server has that port, too.
     with listening(router.netns, "198.51.100.1", 7420):
         assert connects(mine.netns, "198.51.100.1", 7420)
 

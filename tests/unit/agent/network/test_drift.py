@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the next pass would mend is told in words, and looking mends nothing."""
+"""Drift is described in words, and a check repairs nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.agent.network.network_types import Interface
 pytestmark = pytest.mark.root
 
 DAMAGES = [
-    # (what a hand does, what is said of it)
+    # (manual change, its description)
     ("ip link del {end}", "interface eth0 is gone from the container"),
     ("ip link set {end} nomaster", "{end} is not a port of bridge orcbr1"),
     ("ip link set {end} down", "or its other end {end} is down"),

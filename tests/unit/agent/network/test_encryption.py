@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node's tunnels: who is asked for, what is told, and what an encrypted network then meets."""
+"""A node's tunnels: their peers, the reported keys, and the peers of an encrypted network."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class FakeTunnels:
 
 
 def encryption(network: FakeTunnels) -> tuple[Encryption, list[int]]:
-    """It, and a list that grows by one whenever it says that its keys are others."""
+    """The object, and a list that grows with each change of its keys."""
     changes: list[int] = []
     return Encryption(network, "10.0.0.9", 60.0, lambda: changes.append(1)), changes
 

@@ -23,7 +23,7 @@ from orchestrator.pb import dispatch_pb2
 
 
 class Follower:
-    """Holds the table as it was told, when it is let; forgets everything on demand."""
+    """A follower that can be blocked, and that forgets the table on demand."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks are kept apart, and nobody takes another one's packets: with a kernel, on two hosts."""
+"""Isolation of networks and of packets, with a real kernel, on two hosts."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The endpoint table as the kernel's balance is told of it."""
+"""The endpoint table as sent to the kernel's load balancer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UDP, HOST = types_pb2.PROTOCOL_UDP, types_pb2.PUBLISH_MODE_HOST
 
 
 class Kernel:
-    """Takes what it is told, and tracks as many connections as a test says."""
+    """Records the tables, and reports a scripted number of connections."""
 
     def __init__(self) -> None:
         self.table = Table(0)
@@ -33,7 +33,7 @@ class Kernel:
 
 
 def whole() -> Change:
-    raise AssertionError("it was told all that it asked for")
+    raise AssertionError("it was sent the whole table on request")
 
 
 def network(**more: object) -> dispatch_pb2.AssignedNetwork:

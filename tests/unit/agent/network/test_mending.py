@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One pass brings back what a hand has broken, on the host and between hosts, and nothing else."""
+"""One pass repairs manual changes, on the host and between hosts, and changes nothing else."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def echo_of(host: NsHost, config: NetworkConfig | None = None) -> Iterator[Echo]
 
 @contextmanager
 def narrowed(router: NsHost, port: str, mtu: int) -> Iterator[None]:
-    """The switch drops what is larger on its way to a host, and tells nobody."""
+    """The switch drops larger packets to a host, without an ICMP error."""
     router.shell("ip", "link", "set", port, "mtu", str(mtu))
     try:
         yield
@@ -89,7 +89,7 @@ async def test_a_path_mtu_is_measured_exactly(hosts: list[NsHost]) -> None:
                 assert await path_mtu(echo, two.address) == mtu
                 assert await path_mtu(echo, three.address) == 1500
         assert await path_mtu(echo, "192.0.2.99") == 0
-        # What the node's own route says bounds it: the tunnel follows that, too.
+        # The MTU of the node's route bounds it: the tunnel follows that, too.
         one.shell("ip", "route", "add", two.address, "dev", "uplink", "mtu", "1450")
         try:
             assert await path_mtu(echo, two.address) == 1450
@@ -187,7 +187,7 @@ async def test_a_network_follows_the_path_mtu_while_its_containers_continue(
         assert await asyncio.to_thread(sent, old.netns, other.netns, other.address) == 300_000
         assert await asyncio.to_thread(sent, other.netns, old.netns, old.address) == 300_000
         assert datagram(old.netns, other.netns, other.address, 1400) == 1400
-    # What a user says is what is done.
+    # The user's MTU takes precedence.
     await one.network.apply(replace(config, mtu=1440, path_mtu=1400))
     assert mtus(one.host, "orcbr1", "orcvx1") == [1440, 1440]
     # Nothing is known (any more), or more than the interface takes.

@@ -360,7 +360,7 @@ async def test_an_order_that_comes_while_a_container_waits_is_the_one_it_gets() 
 async def test_without_a_network() -> None:
     async with running(FakeNode()) as networks:
         networks.order([])
-        with pytest.raises(NetworkError, match="no network yet"):
+        with pytest.raises(NetworkError, match="not received its networks"):
             await networks.connect(on("default"))
         await networks.detach("t1")
         networks.order([network()])

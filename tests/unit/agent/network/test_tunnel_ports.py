@@ -85,7 +85,7 @@ async def test_no_container_on_a_plugin_network_reaches_a_tunnel(
 async def test_no_container_on_a_plugin_network_can_spoof_a_host(
     nodes: list[Node], guest: NsHost
 ) -> None:
-    """It sends to its own host, and says that it is the other one."""
+    """It sends to its own host, with the other host's source address."""
     one, two = nodes
     one.host.shell("sysctl", "-qw", "net.ipv4.conf.cni0.rp_filter=0")
     one.host.shell("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0")

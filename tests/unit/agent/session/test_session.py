@@ -205,7 +205,7 @@ async def test_a_gap_reopens_the_session(host: Host) -> None:
         await session.diff(assigned("t2"), applies_to=2)
         again = await manager.session()
         await again.welcome()
-        # The new session is told everything, though the old one had acknowledged it.
+        # The new session gets all statuses, although the old one had acknowledged them.
         await reports(again, "t1", TaskState.RUNNING)
         assert "t2" not in host.runtime.made
         await again.full(assigned("t1"), assigned("t2"), version=3)

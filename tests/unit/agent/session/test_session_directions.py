@@ -41,7 +41,7 @@ class Call:
 
 
 class Program:
-    """Takes all input, says nothing, and ends when the client is being told of its input."""
+    """Reads all input, writes nothing, and ends while the input is being acknowledged."""
 
     tty, stdin = False, True
 

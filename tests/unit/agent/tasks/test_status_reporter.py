@@ -101,4 +101,4 @@ def test_a_clock_that_is_set_back_hides_no_status() -> None:
     taken = reporter.take()
     assert taken is not None
     assert taken[1]["a"].health is Health.HEALTHY
-    assert 100.0 < taken[1]["a"].at < 100.001, "newer than what was said before"
+    assert 100.0 < taken[1]["a"].at < 100.001, "newer than the last report"

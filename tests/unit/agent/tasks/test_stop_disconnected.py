@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks that must not run on where no manager can see them."""
+"""Tasks that must not run without a connection to a manager."""
 
 from __future__ import annotations
 

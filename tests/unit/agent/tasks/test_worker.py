@@ -373,7 +373,7 @@ async def test_killed_while_a_container_was_made(host: Host, method: str) -> Non
         await until(lambda: host.runtime.did(method))
     host.runtime.hold.clear()
     async with agent(host) as a:
-        # It may have run: nobody can tell, so it is not run again.
+        # It may have run, so it is not run again.
         await a.reaches(TaskState.FAILED)
         assert host.runtime.made == host.network.attached == {}
 
@@ -518,7 +518,7 @@ async def test_the_name_server_knows_a_containers_networks_before_it_starts(host
 
 
 async def test_a_named_resource_is_reused_only_after_its_holder_has_ended(host: Host) -> None:
-    """A manager that had lost sight of the node gave a device anew that is still in use."""
+    """A manager without a connection to the node has reassigned a device that is still in use."""
     old, new = assigned("t1"), assigned("t2")
     for item, made_at in ((old, 1.0), (new, 2.0)):
         item.task.created_at = made_at
@@ -561,7 +561,7 @@ async def test_removals_that_hang_do_not_hold_up_others(
         for n in range(8):
             await a.reaches(TaskState.RUNNING, f"old{n}")
             await host.runtime.end(f"old{n}", Exit(0, False, NOW))
-            # Its end is known, and told without waiting for the removal.
+            # Its end is known, and reported without waiting for the removal.
             await a.reaches(TaskState.COMPLETE, f"old{n}")
         await a.reaches(TaskState.RUNNING, "new")
         await host.runtime.end("new", Exit(0, False, NOW))

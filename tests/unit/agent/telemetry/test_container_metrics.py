@@ -140,7 +140,7 @@ def test_it_is_written_as_prometheus_reads_it(tmp_path: Path) -> None:
     samples["container_memory_failcnt"] = samples["container_memory_failcnt_total"]
     for name, value in EXPECTED.items():
         assert samples[name].value == value
-    assert "pressure" not in text  # this kernel tells none
+    assert "pressure" not in text  # this kernel has none
     assert samples["container_start_time_seconds"].value == 90.0
     assert samples["container_last_seen"].value == 100.0
     assert samples["orc_container_restarts_total"].value == 2

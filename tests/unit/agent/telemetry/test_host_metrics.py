@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is told of the host, as Prometheus reads it, beside what the kernel says."""
+"""Metrics of the host, as Prometheus reads them, compared with the kernel's values."""
 
 from __future__ import annotations
 

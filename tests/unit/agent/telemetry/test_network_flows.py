@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node tells of its containers' connections."""
+"""Flows of a node's containers, as reported to a manager."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Call:
 
 @pytest.fixture
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """What the kernel was told of counting bytes; it does not yet."""
+    """The switch of the kernel's byte counters: off at first."""
     said: list[bool] = []
     monkeypatch.setattr(network_flows.conntrack, "counts_bytes", lambda: bool(said) and said[-1])
     monkeypatch.setattr(network_flows.conntrack, "count_bytes", said.append)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes of a node on a real kernel: filled, limited, mounted, and mended after a kill."""
+"""Volumes of a node on a real kernel: filling, limits, mounts, and recovery after a kill."""
 
 from __future__ import annotations
 

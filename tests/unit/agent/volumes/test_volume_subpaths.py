@@ -46,7 +46,7 @@ def outside(tmp_path: Path) -> Path:
 
 
 async def _data(volumes: VolumeStore) -> Path:
-    """The files of a volume that somebody uses, with a folder `deep/part`."""
+    """The files of a volume in use, with a folder `deep/part`."""
     (mount,) = await volumes.attach(holder("writer", WHOLE), {})
     data = Path(mount.source)
     (data / "deep" / "part").mkdir(parents=True)

@@ -182,9 +182,9 @@ def test_volumes_from_places_together(holder: Task | None, expected: str) -> Non
         (task("web", TaskState.RUNNING, node_id="n2"), "n2"),
         (
             task("web", TaskState.SHUTDOWN, node_id="n2"),
-            "container web, whose namespaces it is to share, is not running",
+            "container web, whose namespaces it shares, is not running",
         ),
-        (None, "no container web, whose namespaces it is to share"),
+        (None, "no container web, whose namespaces it shares"),
     ],
 )
 @pytest.mark.parametrize("kind", ["pid", "ipc"])

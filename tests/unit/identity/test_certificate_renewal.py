@@ -116,4 +116,4 @@ async def test_a_failed_renewal_is_logged_once_and_keeps_the_certificate(
         assert await asked_within(host, 20)
     assert host.files.read() == host.first
     [said] = [record.getMessage() for record in caplog.records]
-    assert "no manager can be reached; it ends at 2026-04-01T12:00:00+00:00" in said
+    assert "no manager can be reached; it expires at 2026-04-01T12:00:00+00:00" in said

@@ -230,7 +230,7 @@ def test_conflicts_are_refused_before_anything_is_made(
     assert "no image 'nowhere:1' in this cluster" in refused(
         f"services: {{web: {{{usual}}}, cache: {{image: nowhere:1}}}}{tail}"
     )
-    assert "compose.yaml:1: there is no folder" in refused(
+    assert "compose.yaml:1: build context" in refused(
         f"services: {{web: {{build: ./none, volumes: ['data:/data']}}}}{tail}"
     )
     assert "volume 'gone' is external and does not exist" in refused(

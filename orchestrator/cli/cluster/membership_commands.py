@@ -40,9 +40,9 @@ def start_unit(unit: str) -> bool:
         check=False,
     )
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().splitlines()
+        output = (done.stderr or done.stdout).strip().splitlines()
         raise CliError(
-            f"{unit} did not start: {said[0] if said else 'systemctl failed'}; "
+            f"{unit} did not start: {output[0] if output else 'systemctl failed'}; "
             f"see 'journalctl -u {unit}'"
         )
     return True

@@ -301,7 +301,7 @@ def until_empty(client: Client, node_id: str, name: str, timeout: float) -> None
     detaches with a message. Raises NotConverged, with the remaining tasks and the reasons, after
     `timeout` seconds."""
     deadline = time.monotonic() + timeout
-    said_at, said = time.monotonic(), ""
+    printed_at, printed = time.monotonic(), ""
     try:
         while left := _tasks(client, node_id, deadline):
             now = time.monotonic()
@@ -312,9 +312,9 @@ def until_empty(client: Client, node_id: str, name: str, timeout: float) -> None
                 )
             if (
                 text := f"{name}: {_counted(left)} left"
-            ) != said and now - said_at >= _PROGRESS_INTERVAL:
+            ) != printed and now - printed_at >= _PROGRESS_INTERVAL:
                 click.echo(text, err=True)
-                said_at, said = now, text
+                printed_at, printed = now, text
             time.sleep(_POLL_INTERVAL)
     except KeyboardInterrupt:
         click.echo(

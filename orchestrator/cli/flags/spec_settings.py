@@ -119,7 +119,7 @@ def _reserved_cpus(text: str) -> int:
 
 def _condition(text: str) -> RestartCondition:
     if text not in _CONDITIONS:
-        raise ValueError(f"{text!r} is none of {', '.join(_CONDITIONS)}")
+        raise ValueError(f"{text!r} is not one of {', '.join(_CONDITIONS)}")
     return RestartCondition[text.upper().replace("-", "_")]
 
 

@@ -411,7 +411,7 @@ def _from_folder(
                 raise CliError(f"{each.relative_to(root)} of the context is a link that leaves it")
     if not file.is_file():
         shown = file.relative_to(root) if remote else file
-        raise CliError(f"there is no {shown}; write one, or name it with -f")
+        raise CliError(f"{shown} not found; write one, or name it with -f")
     _put_dockerfile(header, file.read_bytes(), dockerfile or file.name)
     try:
         rules = build_context.read_rules(root, file)

@@ -83,9 +83,9 @@ def terminal_width() -> int | None:
     context = click.get_current_context(silent=True)
     if not sys.stdout.isatty() or (context and context.params.get("no_trunc")):
         return None
-    said = os.environ.get("COLUMNS", "")
-    if said.isdecimal() and int(said):
-        return int(said)
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns or None
     except (OSError, ValueError):

@@ -125,14 +125,14 @@ def _batches(client: Client, request: Any) -> Iterator[Any]:
     """The records that the manager streams. A followed stream survives a manager's restart, with
     each line once."""
     places: dict[str, LogPosition] = {}
-    told = False
+    reported = False
     calls: list[Any] = []
     while True:
         try:
             for batch in client.stream(
                 "Logs", _resume_request(request, places), opened=calls.append
             ):
-                told = False
+                reported = False
                 start = LogPosition(request.since, request.tail)
                 places.setdefault(batch.task_id, start).advance(batch.records)
                 yield batch
@@ -140,11 +140,11 @@ def _batches(client: Client, request: Any) -> Iterator[Any]:
         except ManagerLost as lost:
             if not (request.follow and calls):
                 raise
-            if not told:
+            if not reported:
                 click.echo(
                     f"orc: {lost.message} (the log continues when a manager is back)", err=True
                 )
-            told = True
+            reported = True
         client.close()
         time.sleep(RECONNECT_PAUSE)
         for place in places.values():

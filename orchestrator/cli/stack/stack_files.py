@@ -170,7 +170,7 @@ def read_files(
     cluster: Callable[[], Mapping[str, str]] = placeholders,
 ) -> ComposeFiles:
     """Read the files of `file_options`, or the compose file of a folder. `cluster` returns the
-    values of the variables of `stack_variables`. Raises CliError, in one line with the file, the
+    values of CLUSTER_VARIABLES. Raises CliError, in one line with the file, the
     line and the key.
 
     The stack's name is `name`, COMPOSE_PROJECT_NAME, the last one in the files, or else the
@@ -225,7 +225,7 @@ def _with(template: str, values: Mapping[str, Any]) -> Callable[[str], bytes]:
 
 def _of_folder(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise CliError(f"there is no folder {folder}; a file is named with -c")
+        raise CliError(f"folder {folder} does not exist; name a file with -c")
     found = [str(folder / name) for name in FILES if (folder / name).is_file()][:1]
     if not found:
         raise CliError(f"{folder} has no compose file; it is called {FILES[0]}")

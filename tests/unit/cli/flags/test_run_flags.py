@@ -51,7 +51,7 @@ def test_port_at_one_address_is_an_error(text: str) -> None:
         (("create", "-a", "stdin", "hello:1"), "by -i"),
         (("pull", "--all-tags", "hello"), "each tag"),
         (("container", "run", "--link", "db", "hello:1"), "use --network"),
-        (("volume", "create", "--scope", "single"), "Docker's cluster volumes"),
+        (("volume", "create", "--scope", "single"), "cluster volumes (CSI) are not"),
         (("compose", "up"), "use 'orc stack deploy"),
         (("swarm", "init"), "'orc swarm init' is not a command; use 'orc cluster init"),
         (("swarm",), "'orc swarm' is not a command; use 'orc cluster'"),
@@ -61,10 +61,10 @@ def test_port_at_one_address_is_an_error(text: str) -> None:
         (("apply", "x.yaml"), "use 'orc stack deploy -c FILE NAME'"),
         (
             ("node", "promote", "node1"),
-            "'orc node promote' is not a command; a host is a manager by",
+            "'orc node promote' is not a command; 'orc cluster init' makes",
         ),
         (("update", "--memory-reservation", "1g", "web"), "use --reserve-memory"),
-        (("container", "update", "--blkio-weight", "9", "web"), "not set by container"),
+        (("container", "update", "--blkio-weight", "9", "web"), "cannot be set per container"),
     ],
 )
 def test_unsupported_docker_flags_have_hints(

@@ -340,7 +340,7 @@ def test_build_errors(manager: Any, refused: Refused, folder: Path) -> None:
     assert "cannot download http://127.0.0.1:1/a.tar" in refused(
         "build", "http://127.0.0.1:1/a.tar"
     )
-    assert "there is no /none/D; write one" in refused(
+    assert "/none/D not found; write one" in refused(
         "build", "-t", "a", "-f", "/none/D", str(folder)
     )
     assert "build argument '=x' is not" in refused(

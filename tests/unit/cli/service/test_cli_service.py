@@ -163,7 +163,7 @@ def test_a_refused_flag_is_named_as_it_was_typed(
         (["-e", "=x", "hello"], "env '=x' is not of the form KEY=VALUE"),
         (["--env-file", "/none", "hello"], "cannot read env file /none: No such file"),
         (["--label", "=x", "hello"], "label '=x' is not of the form KEY=VALUE"),
-        (["--restart-condition", "never", "hello"], "'never' is none of any, on-failure, none"),
+        (["--restart-condition", "never", "hello"], "'never' is not one of any, on-failure, none"),
         (
             ["--restart-delay", "5", "hello"],
             "--restart-delay: duration '5' is not a length",

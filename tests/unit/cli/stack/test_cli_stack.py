@@ -133,7 +133,7 @@ def test_notes_go_to_stderr(run: Run, chart: Path) -> None:
     [
         (("config",), 2, "name a compose file with -c, or the folder that it is in"),
         (("config", "-c", "none.yaml"), 1, "none.yaml: cannot be read: no such file or directory"),
-        (("config", "/none"), 1, "there is no folder /none; a file is named with -c"),
+        (("config", "/none"), 1, "folder /none does not exist; name a file with -c"),
         (("deploy", "shop"), 2, "name a file or folder and the stack"),
         (("deploy", "-c", "a", "b", "c", "d"), 2, "name a file or folder and the stack"),
         (("deploy", "-c", "a.yaml", "s.p"), 2, "stack name 's.p' is not a DNS label"),

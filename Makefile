@@ -12,7 +12,7 @@ SOURCES := orchestrator tests
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# These install packages or make namespaces: for another user than root, `sudo` runs them.
+# These targets install packages or create namespaces; other users than root run them by `sudo`.
 AS_ROOT := demo test chaos vm-test bench scale pictures install
 ifneq ($(shell id -u),0)
 ifneq ($(filter $(AS_ROOT),$(MAKECMDGOALS)),)
@@ -54,7 +54,7 @@ sim: install ## Simulate 10,000 clusters with faults, each from a seed (ARGS="20
 chaos: install ## Break a dev cluster by faults from a seed, and judge its history (root; ARGS="--seed 7 --minutes 30")
 	@$(PYTHON) -m tests.chaos $(ARGS)
 
-vm-test: install ## Try other kernels in virtual machines, and the Vagrant testbed (root, slow)
+vm-test: install ## Test other kernels in virtual machines, and the Vagrant testbed (root, slow)
 	@$(PYTHON) -m tests.vm $(ARGS)
 
 lint: install ## Check style, types and the direction of imports
@@ -66,7 +66,7 @@ lint: install ## Check style, types and the direction of imports
 	@scripts/spdx --check
 	@! find tests -name 'test_*.py' -printf '%f\n' | sort | uniq -d | sed 's/$$/: two test files have this name/' | grep .
 
-bench: install ## Measure, beside Docker where it is installed (root)
+bench: install ## Run benchmarks, also of Docker where it is installed (root)
 	@$(PYTHON) -m tests.bench $(ARGS)
 
 scale: install ## Load a manager with simulated agents (root; ARGS="--nodes 500 --tasks 5000")
@@ -81,7 +81,7 @@ lock: ## Pin the Python packages that pyproject.toml asks for (ARGS=--upgrade: t
 docs: install ## Build the documentation as a site with search, into build/site
 	@$(PYTHON) scripts/docs
 
-pictures: install ## Make the README's pictures anew, from a real run (root)
+pictures: install ## Regenerate the README's pictures from a real run (root)
 	@$(PYTHON) scripts/docs --install
 	@$(PYTHON) scripts/pictures
 
@@ -94,7 +94,7 @@ deb: ## Build the Debian packages, into dist/ (ARGS=--source: from a source pack
 wheel: install ## Build the Python wheel, into dist/
 	@.venv/bin/pip wheel --quiet --no-deps --wheel-dir dist .
 
-format: install ## Bring the sources into the one style
+format: install ## Format the sources
 	@.venv/bin/ruff check --fix $(SOURCES)
 	@.venv/bin/ruff format $(SOURCES)
 

@@ -273,20 +273,21 @@ async def test_mounts_are_released_before_removal(
 async def test_a_busy_plugin_is_awaited(
     plugin: ScriptedPlugin, volumes: VolumeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes long to mount, and answers other calls meanwhile."""
+    """It takes long to mount, and responds to other calls meanwhile."""
     monkeypatch.setattr(plugin_client, "NOTICE", 0.05)
     monkeypatch.setattr(plugin_client, "SILENCE", 60.0)
     plugin.busy["Mount"] = asyncio.Event()
-    told: list[str] = []
+    waits: list[str] = []
     socket = tmp_path / "run" / "toy.sock"
     async with plugin.on_socket(socket), asyncio.timeout(60), asyncio.TaskGroup() as group:
-        attaching = group.create_task(volumes.attach(USER, {}, told.append))
+        attaching = group.create_task(volumes.attach(USER, {}, waits.append))
         while plugin.calls.count("Activate") < 4:  # noqa: ASYNC110 - the plugin is waited for
             await asyncio.sleep(0.01)
         plugin.busy["Mount"].set()
         (mount,) = await attaching
     assert mount.source == str(plugin.folder / "data")
-    assert told == ["volume driver toy has not answered yet (volume data)", ""]
+    # On a busy host, the calls before the mount may be slow as well.
+    assert waits[-2:] == ["volume driver toy has not answered yet (volume data)", ""]
 
 
 async def test_an_interrupted_mount_is_released(

@@ -21,6 +21,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "orchestrator.v1.Control": frozenset({"admin"}),
     "orchestrator.v1.Managers": frozenset({"admin"}),
     "orchestrator.v1.Membership": frozenset({"manager"}),
+    "orchestrator.v1.Relay": frozenset({"manager"}),
     "orchestrator.v1.Interact": frozenset({"admin"}),
     "orchestrator.v1.Policies": frozenset({"admin"}),
     "orchestrator.v1.Dashboard": frozenset({"admin"}),

@@ -45,6 +45,7 @@ from orchestrator.manager.cluster.registration import OwnFacts, Presence, regist
 from orchestrator.manager.dispatch import dispatcher
 from orchestrator.manager.dispatch.dispatcher import Dispatcher
 from orchestrator.manager.dispatch.image_sources import ImageSources
+from orchestrator.manager.dispatch.relay import Relay, RelayService
 from orchestrator.manager.dispatch.secret_delivery import SecretDelivery
 from orchestrator.manager.dispatch.session_records import SessionRecords
 from orchestrator.manager.dispatch.tunnels import Tunnels
@@ -88,6 +89,7 @@ from orchestrator.model.objects import Cluster, Network
 from orchestrator.model.specs import BRIDGE_NETWORK, DEFAULT_NETWORK
 from orchestrator.pb import (
     certificates_pb2_grpc,
+    dispatch_pb2_grpc,
     identity_pb2_grpc,
     images_pb2_grpc,
 )
@@ -305,7 +307,6 @@ class Manager:
             kv,
             self.cache,
             identity.manager_id,
-            lambda: self._address,
             lambda: self.report_buffer.heard,
             renewal=self._renewal,
         )
@@ -319,6 +320,7 @@ class Manager:
             new_id,
             tracer,
         )
+        self._tunnels.remote = Relay(self._dispatcher.locate, self._channels.channel).open
 
     def _undecodable(self, found: Quarantined) -> None:
         log_undecodable(found)
@@ -475,6 +477,8 @@ class Manager:
         sources = ImageSources(self.cache, context.vault, self._tunnels.pulls)
         images_pb2_grpc.add_SourcesServicer_to_server(sources, server)
         dispatcher.serve(self._dispatcher, server)
+        relay = RelayService(self._tunnels, self._dispatcher.deliver, self._dispatcher.is_local)
+        dispatch_pb2_grpc.add_RelayServicer_to_server(relay, server)
         joining = JoinService(
             self._kv, self.cache, self._authority, self._managers, time.time, new_id
         )

@@ -99,8 +99,6 @@ class SessionRecord(Extensible):
     """Of the node."""
     manager_id: str = ""
     session_id: str = ""
-    address: str = ""
-    """HOST:PORT of the manager."""
     silent: bool = False
     """Whether the manager has heard nothing from the node for the cluster's node timeout."""
     revision: int = 0

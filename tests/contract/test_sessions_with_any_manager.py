@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from managerhost import Running, manager_beside, manager_in
 from test_manager import Agent, agent, deploy, pictures, web
+from test_manager_sessions import heard, session
 
 from orchestrator.manager.store.cache import Cache
 from orchestrator.model.nodes import NodeState
 from orchestrator.model.states import TaskState
-from orchestrator.pb import control_pb2, control_pb2_grpc
+from orchestrator.pb import control_pb2, control_pb2_grpc, interact_pb2, interact_pb2_grpc
 
 
 @pytest.fixture
@@ -91,6 +92,23 @@ async def test_a_node_that_falls_silent_at_a_follower_is_down(
         with pytest.raises(AssertionError, match="ended the session"):
             await node.until(lambda: False)
         assert _states(cache) == {NodeState.DOWN}
+
+
+async def test_any_manager_reaches_a_node_through_the_one_that_has_its_session(
+    leader: Running, follower: Running
+) -> None:
+    joined = await leader.join(leader.token)
+    async with leader.channel(leader.admin) as channel:
+        async with session(follower, joined, "node1"):
+            stats = interact_pb2_grpc.InteractStub(channel).Stats(interact_pb2.StatsRequest())
+            assert await heard(stats) == ("node1", 1, "")
+        assert await heard(stats) == ("node1", 1, "the connection to node node1 broke")
+        async with session(leader, joined, "node1"):
+            assert await heard(stats) == ("node1", 1, "")
+        assert await heard(stats) == ("node1", 1, "the connection to node node1 broke")
+        async with session(follower, joined, "node1"):
+            assert await heard(stats) == ("node1", 1, "")
+            stats.cancel()
 
 
 async def test_a_manager_that_ends_leaves_no_record(leader: Running, tmp_path: Path) -> None:

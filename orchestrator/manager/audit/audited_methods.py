@@ -153,12 +153,14 @@ AGENTS = frozenset(
     {
         "Dispatch.Session",
         "Dispatch.Tunnel",
+        "Relay.Tunnel",
         "Sources.Acquire",
         "Sources.Locate",
         "Sources.Progress",
     }
 )
-"""Continuous reports of agents about their own nodes. Not recorded."""
+"""Continuous reports of agents about their own nodes, and calls that another manager has recorded.
+Not recorded."""
 
 
 def value_at(message: Any, path: str) -> str:

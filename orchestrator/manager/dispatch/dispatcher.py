@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Container, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -37,7 +37,7 @@ from orchestrator.manager.store.kv import StoreError
 from orchestrator.model.access import Revocation
 from orchestrator.model.convert import from_proto
 from orchestrator.model.documents import Document
-from orchestrator.model.nodes import Node, NodeState
+from orchestrator.model.nodes import Node, NodeState, SessionRecord
 from orchestrator.model.objects import Cluster, Image, Object
 from orchestrator.model.services import Service
 from orchestrator.model.tasks import Task
@@ -153,6 +153,10 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             self._records.publish_progress,
         )
 
+    def _announce_arrival(self) -> None:
+        self._arrival.set()
+        self._arrival = asyncio.Event()
+
     def _moved(self, node_id: str, session_id: str) -> None:
         """A newer session of the node began at another manager."""
         self._report_buffer.drop(node_id)
@@ -200,6 +204,8 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                     changes = await feed.next()
             view = self._cache.view
             self._records.changed(changes)
+            if any(isinstance(change.after, SessionRecord) for change in changes):
+                self._announce_arrival()
             self._order_image_removals(changes)
             self._close_sessions(changes)
             nodes = concerned(view, changes)
@@ -247,13 +253,25 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             elif isinstance(change.before, Node) and node is None:
                 self.end(change.before.id, "this node was removed from the cluster")
 
-    async def deliver(self, node_id: str, message: Any) -> None:
-        """Send a `ManagerMessage` to a node. If a ready node has no session, because its agent or
-        this manager has just started, wait for one. Raises RequestError without a session."""
-        if node_id not in self._sessions and self._ready(node_id):
+    async def locate(self, node_id: str, tried: Container[str] = ()) -> SessionRecord | None:
+        """The record of the node's session with another manager, unless it (by id) was tried; None
+        if this one has the session, or none. If a ready node has no session, because its agent or a
+        manager has just started, wait for one."""
+
+        def found() -> SessionRecord | None:
+            record = self._records.elsewhere(node_id)
+            return record if record is not None and record.session_id not in tried else None
+
+        if self._ready(node_id):
             with suppress(TimeoutError):
                 async with asyncio.timeout(SESSION_TIMEOUT):
-                    await self.session_of(node_id)
+                    while not (self.is_local(node_id) or found()):
+                        await self._arrival.wait()
+        return None if self.is_local(node_id) else found()
+
+    async def deliver(self, node_id: str, message: Any) -> None:
+        """Send a `ManagerMessage` to a node in session with this manager. Raises RequestError
+        without a session."""
         session = self._sessions.get(node_id)
         if session is None:
             node = self._cache.view.nodes.get(node_id)
@@ -262,16 +280,20 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         session.push(message)
 
     async def session_of(self, node_id: str) -> None:
-        """Wait until the node has a session with this manager."""
-        while node_id not in self._sessions:
+        """Wait until the node has a session with a manager."""
+        while not self.connected(node_id):
             await self._arrival.wait()
 
     def connected(self, node_id: str) -> bool:
+        """Whether the node has a session with a manager."""
+        return self.is_local(node_id) or self._records.elsewhere(node_id) is not None
+
+    def is_local(self, node_id: str) -> bool:
         """Whether the node has a session with this manager."""
         return node_id in self._sessions
 
     def reachable_nodes(self, nodes: Iterable[str]) -> list[str]:
-        """The nodes that have a session with this manager; if none has, those that are ready, since
+        """The nodes that have a session with a manager; if none has, those that are ready, since
         they are about to have one."""
         known = list(nodes)
         return [id for id in known if self.connected(id)] or [id for id in known if self._ready(id)]
@@ -313,8 +335,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             older.end("a newer session of this node began")
         self._sessions[node_id] = session
         self._records.begin(node_id, session.id)
-        self._arrival.set()
-        self._arrival = asyncio.Event()
+        self._announce_arrival()
         hello = Hello(description, first.hello.boot_id, peer_address(context))
         self._report_buffer.hello(node_id, hello)
         session.push(

@@ -73,18 +73,15 @@ class SessionRecords:
         kv: Kv,
         cache: Cache,
         manager_id: str,
-        address: Callable[[], str],
         heard: Callable[[], Mapping[str, float]],
         *,
         renewal: Renewal | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`address` is the manager's HOST:PORT. `heard`: node id → when it was last heard from, by
-        `clock`."""
+        """`heard`: node id → when it was last heard from, by `clock`."""
         self._kv = kv
         self._cache = cache
         self.manager_id = manager_id
-        self._address = address
         self._heard = heard
         self._renewal = renewal
         self._clock = clock
@@ -112,6 +109,13 @@ class SessionRecords:
         """Whether the store says that this manager has the session of a node."""
         record = self._cache.view.sessions.get(node_id)
         return record is not None and record.manager_id == self.manager_id
+
+    def elsewhere(self, node_id: str) -> SessionRecord | None:
+        """The record of a session of the node with another manager; None without one."""
+        record = self._cache.view.sessions.get(node_id)
+        if record is None or record.silent or record.manager_id == self.manager_id:
+            return None
+        return record
 
     def changed(self, changes: Iterable[Change]) -> None:
         """Process changes of the store."""
@@ -201,9 +205,7 @@ class SessionRecords:
     async def _write(self, node_id: str, lease: int) -> None:
         """Write the record of a node's session, unless a newer one has replaced it."""
         held = self._held[node_id]
-        record = SessionRecord(
-            node_id, self.manager_id, held.session_id, self._address(), held.silent
-        )
+        record = SessionRecord(node_id, self.manager_id, held.session_id, held.silent)
         key = object_key(record)
         if held.silent and node_id not in self._cache.view.nodes:
             await self._remove(node_id, held, key)

@@ -126,8 +126,3 @@ def address_keys(obj: Object | None) -> frozenset[str]:
     for attachment in attachments:
         found += [*attachment.ip, *attachment.ip6]
     return frozenset(f"{_ADDRESSES}{ip_address(text)}" for text in found)
-
-
-def is_address_key(key: str) -> bool:
-    """Whether it is one of `address_keys`."""
-    return key.startswith(_ADDRESSES)

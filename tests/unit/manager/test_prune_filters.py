@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which objects a prune is about: a table."""
+"""Objects that prune filters select: a table."""
 
 from __future__ import annotations
 

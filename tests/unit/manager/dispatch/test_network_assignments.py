@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each node is told of networks."""
+"""Networks in the assignments of nodes."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_an_encrypted_network_is_told_with_the_peers_keys() -> None:
     assert [(key.public, key.port) for key in peer.tunnel_keys] == [("old", 51840), ("new", 51841)]
     assert (order.encrypted, order.key_rotation) == (True, 3)
     assert orders.of(view, "a")[1].key_rotation == 0
-    # Who needs none is told none, and hears nothing of their change.
+    # A node that needs none gets none, and no changes of them.
     assert (default.key_rotation, [list(each.tunnel_keys) for each in default.peers]) == (0, [[]])
     view = view.evolve([Change(view.nodes["a"], encrypting(one, "new"))])
     assert orders.of(view, "b")[0] == default

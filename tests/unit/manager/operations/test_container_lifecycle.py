@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user's order changes of a container, or why it is refused."""
+"""Changes of a container that a user requests, and refusals."""
 
 from __future__ import annotations
 

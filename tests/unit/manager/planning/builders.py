@@ -198,7 +198,7 @@ class World:
         self.write(*changes)
 
     def obey(self) -> None:
-        """All agents do as they are told, at once, and planning goes on until all is quiet."""
+        """All agents carry out their orders at once; planning continues until nothing changes."""
         for _ in range(50):
             self.settle()
             busy = False

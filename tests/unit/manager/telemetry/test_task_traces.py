@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which trace a task is in, and the spans that a manager makes of what becomes of it."""
+"""The trace of a task, and the spans that a manager records for it."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def up(world: World, id: str) -> None:
 
 
 def on(world: World, id: str) -> list[str]:
-    """What the node is told to run."""
+    """The tasks assigned to the node."""
     wanted = assigned_tasks(world.view, id).values()
     return [
         item.name

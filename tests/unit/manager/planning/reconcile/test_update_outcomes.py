@@ -118,7 +118,7 @@ def test_a_failure_rolls_back_to_the_very_bits_before() -> None:
     assert now.update.state is UpdateState.ROLLING_BACK
     assert now.update.message == "1 of 3 failed: web.1: no such program"
     assert (now.spec, now.image_digest, now.spec_version) == (before.spec, "sha256:1", 3)
-    assert now.history == (), "nobody wants to go back to what failed"
+    assert now.history == (), "a failed spec is not remembered for rollback"
     world.obey()
     world.pass_time(60.0)
     world.obey()

@@ -104,7 +104,7 @@ def manager(
     """
     # Imported here, so that `orc manager --help` needs neither gRPC nor NumPy.
     from orchestrator.daemon import logfmt
-    from orchestrator.daemon.process import run_until_signalled, take_precedence
+    from orchestrator.daemon.process import raise_priority, run_until_signalled
     from orchestrator.identity.host_identity import NoIdentity
     from orchestrator.manager.daemon import CannotServe, ManagerSettings, serve
     from orchestrator.manager.store.etcd_tls import EtcdTls
@@ -113,7 +113,7 @@ def manager(
     logfmt.setup(log_level)
     set_proxies(context)
     # The control plane stays responsive when containers on the same host use all CPUs.
-    take_precedence(-5)
+    raise_priority(-5)
     tls = None
     if etcd_cacert or etcd_cert or etcd_key:
         if not (etcd_cacert and etcd_cert and etcd_key):

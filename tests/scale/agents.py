@@ -32,7 +32,7 @@ import grpc
 from orchestrator import __version__
 from orchestrator.agent.session.session import Dialer, Node, Session, SessionEnded
 from orchestrator.agent.tasks.status_reporter import StatusReporter
-from orchestrator.daemon.process import take_precedence
+from orchestrator.daemon.process import raise_priority
 from orchestrator.identity.join import Joined, join
 from orchestrator.identity.tls import MANAGER_NAME, channel_options
 from orchestrator.model.agent_features import DOCUMENTS, NETWORK_CHANGES, STOP_AFTER
@@ -452,5 +452,5 @@ if __name__ == "__main__":
     given = parser.parse_args()
     logging.disable(logging.WARNING)  # reasons are counted
     # Agents have hosts of their own: they get their share of this one as managers do.
-    take_precedence(-5)
+    raise_priority(-5)
     asyncio.run(_main(given.first, given.count, given.join, given.start_seconds))

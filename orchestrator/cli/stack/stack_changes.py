@@ -231,8 +231,8 @@ def _volume(wanted: StackVolume, observed: Volume | None) -> Iterator[Change]:
     ):
         raise Conflict(
             wanted.place,
-            f"there is a volume '{wanted.name}' with another driver or other options than the file "
-            f"says, and volumes cannot be changed; name another one, or remove it with its data "
+            f"volume '{wanted.name}' exists with another driver or other options than in the file, "
+            f"and volumes cannot be changed; name another one, or remove it with its data "
             f"('orc volume rm {wanted.name}')",
         )
 
@@ -255,7 +255,7 @@ def _file(wanted: StackFile, observed: Observed, stack: str) -> Iterator[Change]
     if current.template_driver != wanted.template_driver:
         raise Conflict(
             wanted.place,
-            f"{word} '{name}' has another template_driver than the file says, which cannot be "
+            f"{word} '{name}' has another template_driver than in the file, which cannot be "
             f"changed; remove the stack first ('orc stack rm {stack}')",
         )
     keys = ["data"] if (wanted.kind, name) in observed.outdated else []

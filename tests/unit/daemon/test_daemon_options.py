@@ -41,7 +41,7 @@ def run(tmp_path: Path, text: str, *arguments: str) -> Result:
         ('[label]\na = "b"\nrank = 3', [], "/var 7 a=b rank=3"),
     ],
 )
-def test_typed_flags_take_precedence(
+def test_typed_flags_raise_priority(
     tmp_path: Path, text: str, arguments: list[str], said: str
 ) -> None:
     assert run(tmp_path, text, *arguments).output == said + "\n"

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 PRINT = "import os; print(os.getpriority(os.PRIO_PROCESS, 0))"
-TAKE = "from orchestrator.daemon.process import take_precedence; take_precedence(-10); "
+TAKE = "from orchestrator.daemon.process import raise_priority; take_precedence(-10); "
 INHERIT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {PRINT!r}])"
 
 

@@ -48,4 +48,4 @@ def test_watchdog_of_another_process_is_ignored(
 async def test_without_systemd_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     await Supervisor.taken().attend()
-    Supervisor("/nowhere/notify", 0.0).tell("READY=1")
+    Supervisor("/nowhere/notify", 0.0).notify("READY=1")

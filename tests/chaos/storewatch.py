@@ -53,6 +53,10 @@ def _fields(key: str, kind: str, entry: Entry) -> dict[str, Any]:
             "availability": node.availability,
             "message": node.message,
         }
+    if kind == "networks":
+        return {"name": types_pb2.Network.FromString(entry.value).name}
+    if kind == "documents":
+        return {"name": types_pb2.Document.FromString(entry.value).name}
     return {}
 
 

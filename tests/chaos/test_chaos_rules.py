@@ -210,6 +210,13 @@ def test_an_acknowledged_write_is_in_the_store() -> None:
     broken(registers.check, "never stored", store(service(version=1)), by_command)
 
 
+def test_an_acknowledged_object_is_in_the_store() -> None:
+    store = Store()
+    created = call("CreateNetwork", 1.0, 2.0, target="network/net")
+    right(created, store(Change("networks", "n1", fields={"name": "net"})))
+    broken(registers.check, "never stored", created, store(service()))
+
+
 def test_a_write_takes_effect_once() -> None:
     store = Store()
     twice = [store(service(tag=tag)) for tag in "bcb"]

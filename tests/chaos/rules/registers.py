@@ -33,6 +33,7 @@ def check(history: History) -> Iterator[Violation]:
     for call in history.calls:
         by_target[call.target].append(call)
     stored, objects = _stored(history)
+    yield from _created(history)
     for target, calls in by_target.items():
         own = {name: stored[name] for name in objects.get(target, set())}
         yield from _values(target, calls)
@@ -52,6 +53,29 @@ def _stored(history: History) -> tuple[Stored, dict[str, set[str]]]:
                 found[change.id][commit.revision] = (change.fields["tag"], commit.line)
                 objects[f"service/{change.fields['name']}"].add(change.id)
     return found, objects
+
+
+_STORED_AS = {"network": "networks", "secret": "documents"}
+"""Kind of a target → kind of its key."""
+
+
+def _created(history: History) -> Iterator[Violation]:
+    """Networks and secrets whose creation was acknowledged have been in the store."""
+    if not history.commits:
+        return
+    names = {
+        (change.kind, change.fields.get("name"))
+        for commit in history.commits
+        for change in commit.changes
+        if change.kind in _STORED_AS.values() and not change.deleted
+    }
+    for call in history.calls:
+        kind, _, name = call.target.partition("/")
+        if call.outcome != "ok" or not call.method.startswith("Create") or kind not in _STORED_AS:
+            continue
+        if (_STORED_AS[kind], name) not in names:
+            text = f"{call.method} of {call.target} was acknowledged, and it was never stored"
+            yield Violation(RULE, text, (call.line,))
 
 
 def _values(target: str, calls: list[Call]) -> Iterator[Violation]:

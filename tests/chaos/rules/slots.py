@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import combinations
 
-from tests.chaos.history import Container, History, Violation
-from tests.chaos.rules.timeline import Fields, replay, slot_of, touched, wants_to_run
+from tests.chaos.history import Container, Fault, History, Violation
+from tests.chaos.rules.timeline import Fields, replay, slot_of, wants_to_run
 
 RULE = "slots"
 
@@ -21,7 +21,8 @@ TOLERANCE = 1.0
 which a busy host reports the end of one."""
 
 SETTLE = 30.0
-"""Seconds after the end of a fault within which a node has stopped what was replaced."""
+"""Seconds after the end of a fault within which a node that reaches a manager has stopped what was
+replaced."""
 
 
 def check(history: History) -> Iterator[Violation]:
@@ -95,16 +96,33 @@ def _running(history: History) -> Iterator[Violation]:
             overlap = min(first.ended, second.ended) - second.began
             if first.task == second.task or overlap <= TOLERANCE:
                 continue
-            if not touched(
-                history,
-                first.host,
-                ("kills", "cuts"),
-                first.began,
-                second.began,
-                SETTLE,
+            if not any(
+                _was_out_of_touch(history, each.host, first, second) for each in (first, second)
             ):
                 text = (
                     f"{first.name} ran twice for {overlap:.1f} s: task {first.task} on "
                     f"{first.host} and task {second.task} on {second.host}"
                 )
                 yield Violation(RULE, text, (first.line, second.line))
+
+
+def _was_out_of_touch(history: History, host: str, first: Container, second: Container) -> bool:
+    """Whether a host may not have heard that a container was replaced: a fault cut it off, or took
+    its power (it then starts again what it had), while these two ran."""
+    until = min(first.ended, second.ended)
+    return any(
+        fault.began <= until and first.began <= _heard(history, fault)
+        for fault in history.faults
+        if host in fault.kills or host in fault.cuts
+    )
+
+
+def _heard(history: History, fault: Fault) -> float:
+    """When the hosts of a fault have heard from a manager again. Where there is only one manager, not
+    before its own faults have ended."""
+    end = fault.ended + SETTLE
+    if history.run.managers == 1:
+        for other in sorted(history.faults, key=lambda each: each.began):
+            if not (other.kills or other.cuts) and fault.began <= other.began <= end:
+                end = max(end, other.ended + SETTLE)
+    return end

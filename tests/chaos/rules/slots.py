@@ -118,8 +118,8 @@ def _was_out_of_touch(history: History, host: str, first: Container, second: Con
 
 
 def _heard(history: History, fault: Fault) -> float:
-    """When the hosts of a fault have heard from a manager again. Where there is only one manager, not
-    before its own faults have ended."""
+    """When the hosts of a fault have heard from a manager: if there is one only, after its own
+    faults, too."""
     end = fault.ended + SETTLE
     if history.run.managers == 1:
         for other in sorted(history.faults, key=lambda each: each.began):

@@ -10,6 +10,7 @@ from tests.chaos.history import FOREVER, History, Violation
 from tests.chaos.rules.timeline import (
     MODE_GLOBAL,
     NODE_DOWN,
+    NODE_READY,
     RUNNING,
     TERMINAL,
     Fields,
@@ -116,8 +117,8 @@ def _nodes(history: History) -> Iterator[Violation]:
     for commit, change, was, _ in replay(history):
         if change.kind != "nodes" or change.deleted or change.fields["state"] != NODE_DOWN:
             continue
-        if was is not None and was["state"] == NODE_DOWN:
-            continue
+        if was is None or was["state"] != NODE_READY:
+            continue  # its agent has not connected yet, or it was down before
         host = change.fields["hostname"]
         at = commit.at
         if not touched(history, host, ("cuts", "kills"), at - silence, at, 0.0):

@@ -17,7 +17,7 @@ TERMINAL = frozenset({576, 640, 704, 768, 832})
 """Numbers of task states, as `TaskState` in types.proto has them. A rule that took them from the
 product would follow its mistakes."""
 
-NODE_DOWN = 2
+NODE_READY, NODE_DOWN = 1, 2
 MODE_REPLICATED, MODE_GLOBAL = 0, 1
 
 Touch = Literal["kills", "cuts", "slows"]

@@ -26,16 +26,19 @@ from orchestrator.identity.join import JoinRefused
 from orchestrator.identity.sealing import CannotOpen, unseal
 from orchestrator.identity.tls import channel_credentials, channel_options
 from orchestrator.linux.atomicfile import write_file
+from orchestrator.model.validation.host_access import PEER_OFFSET
 from orchestrator.pb import managers_pb2, managers_pb2_grpc
 
 PURPOSE = "orc enrolment of manager "
 """Followed by its id: what the keys are sealed for."""
-PEER_OFFSET = 5
-"""Default port of a manager's etcd member for other members, relative to its control port."""
 ATTEMPTS_FOR = 60.0
 """Seconds during which unavailable managers, and those that enrol another one, are retried."""
 _TIMEOUT = 20.0
 _PAUSE = 0.5
+
+
+class EnrolmentUndone(JoinRefused):
+    """The joiner was removed in the meantime: it needs another certificate."""
 
 
 def choose_peer_port(address: str, port: int) -> int:
@@ -112,6 +115,8 @@ def call_managers(
                     return getattr(stub, method)(request, timeout=_TIMEOUT)
                 except grpc.RpcError as error:
                     reason = str(error.details())
+                    if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                        raise EnrolmentUndone(reason) from error
                     if error.code() not in (
                         grpc.StatusCode.UNAVAILABLE,
                         grpc.StatusCode.DEADLINE_EXCEEDED,

@@ -361,7 +361,8 @@ class Manager:
                 await self._serve()
 
     async def _register(self) -> None:
-        """Bring this manager's own object in the store up to date."""
+        """Bring this manager's own object in the store up to date, and the managers that it will
+        ask when it leaves."""
         identity, member = self._identity, self._member
         status = await member.membership.status() if member else None
         peering = member.peering if member else None
@@ -411,6 +412,7 @@ class Manager:
                 background(Presence(self._kv, self._identity.manager_id, time.time).run()),
                 background(self._promote()),
                 background(self._session_records.run()),
+                background(self._follow_managers()),
                 background(
                     maintain_own_certificate(
                         self._authority,
@@ -431,6 +433,18 @@ class Manager:
             raise CannotServe(str(error)) from error
         finally:
             await server.stop(0.2)
+
+    async def _follow_managers(self) -> None:
+        """Remember the managers, for a start or a leave without them. Raise MemberRemoved once
+        another manager has removed this one: with an external etcd, nothing else ends it."""
+        own, known = self._identity.manager_id, self._managers()
+        while own in self.cache.view.managers:
+            await asyncio.sleep(1.0)
+            if known != (found := self._managers()):
+                known = found
+                folder = self._settings.data_dir
+                await asyncio.to_thread(remember, folder, managers=tuple(found))
+        raise MemberRemoved("this manager was removed from the cluster")
 
     async def _promote(self) -> None:
         if self._member is not None:

@@ -27,6 +27,12 @@ from orchestrator.pb import control_pb2
 _HOSTS = (
     Lazy("init", ".cluster.membership_commands:init", "Initialize a cluster on this host"),
     Lazy("join", ".cluster.membership_commands:join", "Join this host to a cluster"),
+    Lazy("leave", ".cluster.membership_commands:leave", "Leave the cluster with this host"),
+    Lazy(
+        "advertise",
+        ".cluster.membership_commands:advertise",
+        "Change the address of this host's manager",
+    ),
     Lazy("admin", ".cluster.membership_commands:admin", "Create an admin's context, on a manager"),
 )
 

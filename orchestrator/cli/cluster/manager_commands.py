@@ -80,7 +80,8 @@ def remove(client: Client, managers: tuple[str, ...], force: bool) -> None:
 
     def one(name: str) -> None:
         request = managers_pb2.RemoveManagerRequest(manager=name, force=force)
-        client.call("Managers.RemoveManager", request)
+        reply = client.call("Managers.RemoveManager", request)
+        learn_endpoints(client.context, reply.managers, [reply.endpoint])
 
     one_by_one(managers, one)
 

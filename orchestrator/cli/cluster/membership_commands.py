@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`orc cluster init` and `join`, run once on the host itself; they start its systemd units."""
+"""`orc cluster init`, `join`, `leave` and `advertise`, run on the host itself.
+
+They start and stop its systemd units.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import os
 import re
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,11 +34,25 @@ def start_unit(unit: str) -> bool:
     """Enable and start a unit; False where systemd does not run or has no such unit.
 
     Raises CliError with systemd's message."""
+    return _systemctl(unit, "did not start", "enable", "--now")
+
+
+def stop_unit(unit: str) -> bool:
+    """Stop and disable a unit; False and CliError as `start_unit`."""
+    return _systemctl(unit, "did not stop", "disable", "--now")
+
+
+def restart_unit(unit: str) -> bool:
+    """Restart a unit; False and CliError as `start_unit`."""
+    return _systemctl(unit, "did not restart", "restart")
+
+
+def _systemctl(unit: str, failure: str, *command: str) -> bool:
     known = any((folder / unit).exists() for folder in _UNIT_FOLDERS)
     if not _SYSTEMD_RUNTIME.is_dir() or not known or os.geteuid() != 0:
         return False
     done = subprocess.run(
-        ["systemctl", "enable", "--now", "--quiet", unit],
+        ["systemctl", *command, "--quiet", unit],
         capture_output=True,
         text=True,
         check=False,
@@ -42,7 +60,7 @@ def start_unit(unit: str) -> bool:
     if done.returncode != 0:
         output = (done.stderr or done.stdout).strip().splitlines()
         raise CliError(
-            f"{unit} did not start: {output[0] if output else 'systemctl failed'}; "
+            f"{unit} {failure}: {output[0] if output else 'systemctl failed'}; "
             f"see 'journalctl -u {unit}'"
         )
     return True
@@ -184,6 +202,8 @@ def join(token: str, address: str, listen_port: int, data_dir: Path | None, mana
         store_manager,
         store_node,
     )
+    from orchestrator.identity.enrolment import EnrolmentUndone
+    from orchestrator.identity.host_identity import retire_manager
     from orchestrator.identity.join import JoinRefused
     from orchestrator.identity.join import join as join_cluster
     from orchestrator.identity.join_tokens import BadToken
@@ -192,7 +212,9 @@ def join(token: str, address: str, listen_port: int, data_dir: Path | None, mana
     agent_data, manager_data = data_dir or AGENT_DATA, data_dir or MANAGER_DATA
     try:
         if (begun := resumable_manager(manager_data)) is not None:
-            return _enroll(manager_data, begun)
+            with suppress(EnrolmentUndone):
+                return _enroll(manager_data, begun)
+            retire_manager(manager_data)
         roles = []
         if not (agent_data / "node.json").exists():
             roles.append("worker")
@@ -232,6 +254,120 @@ def _enroll(data_dir: Path, begun: ManagerIdentity) -> None:
         click.echo(f"Managers must reach each other at TCP {identity.peer_port} (etcd), too.")
     else:
         click.echo("The cluster has an external etcd: start it with the same --etcd-… flags.")
+
+
+@click.command(epilog=example("sudo orc cluster leave", "sudo orc cluster leave --force"))
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help=f"Where the agent or manager keeps its identity and state  [default: {MANAGER_DATA} if "
+    f"this host is a manager, else {AGENT_DATA}]",
+)
+@click.option(
+    "--force",
+    "-f",
+    is_flag=True,
+    help="Leave although no quorum of healthy managers is left, or no manager answers.",
+)
+def leave(data_dir: Path | None, force: bool) -> None:
+    """Leave the cluster, on the host itself: its manager ends, or else its node.
+
+    The other managers remove it. A node's tasks are rescheduled once it is down; remove it from the
+    list of nodes with 'orc node rm'.
+    """
+    try:
+        if ((data_dir or MANAGER_DATA) / "manager.json").exists():
+            _leave_as_manager(data_dir or MANAGER_DATA, force)
+        else:
+            _leave_as_node(data_dir or AGENT_DATA)
+    except PermissionError as error:
+        raise CliError(f"cannot write {error.filename}: run this as root (sudo)") from None
+
+
+def _leave_as_manager(data_dir: Path, force: bool) -> None:
+    from orchestrator.identity.enrolment import EnrolmentUndone, call_managers
+    from orchestrator.identity.host_identity import read_manager, retire_manager
+    from orchestrator.identity.join import JoinRefused
+    from orchestrator.pb import managers_pb2
+
+    identity = read_manager(data_dir)
+    own = f"{identity.address}:{identity.port}"
+    others = [each for each in identity.managers if each != own]
+    request = managers_pb2.RemoveManagerRequest(manager=identity.manager_id, force=force)
+    try:
+        if not others:
+            raise JoinRefused("it is the only manager, and a cluster without one is lost")
+        with suppress(EnrolmentUndone):  # the removal revokes the caller's certificate
+            call_managers(data_dir, others, "Remove", request, within=10.0)
+    except JoinRefused as error:
+        if not force:
+            raise CliError(f"this manager cannot leave: {error}") from None
+        click.echo(f"orc: the other managers still count this one: {error}", err=True)
+    if data_dir == MANAGER_DATA:
+        stop_unit("orc-manager.service")
+    retire_manager(data_dir)
+    click.echo(f"Manager {identity.manager_id} has left the cluster.")
+
+
+def _leave_as_node(data_dir: Path) -> None:
+    from orchestrator.identity.host_identity import NoIdentity, read_node, retire_node
+
+    try:
+        identity = read_node(data_dir)
+    except NoIdentity as error:
+        raise CliError(str(error)) from None
+    if data_dir == AGENT_DATA:
+        stop_unit("orc-agent.service")
+    retire_node(data_dir)
+    click.echo(f"Node {identity.node_id} has left; remove it: orc node rm {identity.node_id}")
+
+
+@click.command(epilog=example("sudo orc cluster advertise 192.168.1.20"))
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    default=MANAGER_DATA,
+    show_default=True,
+    help="Where the manager keeps its identity and state.",
+)
+@click.argument("address", metavar="IP")
+def advertise(data_dir: Path, address: str) -> None:
+    """Change the address of this host's manager, after the host got another one.
+
+    The manager gets a certificate for the address and restarts; then the other managers and all
+    agents learn it. Contexts learn it with 'orc manager ls'.
+    """
+    from orchestrator.identity import ca
+    from orchestrator.identity.certificates import KeyPair, TlsFiles
+    from orchestrator.identity.host_identity import NoIdentity, read_manager, remember
+
+    new = _address(address)
+    try:
+        identity = read_manager(data_dir)
+        files = TlsFiles.of(data_dir, "manager")
+        authority = KeyPair(files.ca.read_text(), (data_dir / "ca.key").read_text())
+        files.pair.replace(
+            ca.issue(
+                authority,
+                common_name=identity.manager_id,
+                role="manager",
+                cluster_id=identity.cluster_id,
+                now=dt.datetime.now(dt.UTC),
+                addresses=[new, "127.0.0.1"],
+            )
+        )
+        remember(data_dir, address=new)
+    except NoIdentity as error:
+        raise CliError(str(error)) from None
+    except PermissionError as error:
+        raise CliError(f"cannot write {error.filename}: run this as root (sudo)") from None
+    click.echo(f"Manager {identity.manager_id} is at {new}:{identity.port} when it starts again.")
+    if data_dir == MANAGER_DATA and restart_unit("orc-manager.service"):
+        click.echo("It was restarted (orc-manager.service).")
+    else:
+        click.echo(f"Restart it:  orc manager --data-dir {data_dir}")
 
 
 @click.command(epilog=example("sudo orc cluster admin"))

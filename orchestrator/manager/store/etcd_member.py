@@ -446,8 +446,11 @@ def _exit_reason(folder: Path) -> str:
 
 
 def _was_removed(folder: Path) -> bool:
-    """Whether etcd's log says that its member was removed from the cluster."""
-    return any("has been permanently removed" in line for line in _tail(folder / "etcd.log"))
+    """Whether etcd's log says that its member was removed from the cluster, or the host has left
+    the cluster and deleted the folder."""
+    return not folder.exists() or any(
+        "has been permanently removed" in line for line in _tail(folder / "etcd.log")
+    )
 
 
 def _tail(path: Path) -> list[str]:

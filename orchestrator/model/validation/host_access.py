@@ -123,6 +123,8 @@ ACCESS = (CONTROL_PLANE, METRICS, METADATA)
 metadata services of clouds."""
 
 ETCD_PORTS = (2379, 2380)
+PEER_OFFSET = 5
+"""Default port of a manager's etcd member for other members, relative to its control port."""
 METADATA_ADDRESSES = (
     "169.254.169.254",  # AWS, Azure, Google, OpenStack, DigitalOcean, Oracle, Hetzner
     "169.254.170.2",  # AWS: credentials of ECS tasks
@@ -160,7 +162,8 @@ def closed_ports(
     agent, beside the ones that all have unless they were started with others.
     """
     apis = {7420, *managers}
-    control = {port + more for port in apis for more in (0, 1)} | {7423, images, *ETCD_PORTS}
+    control = {port + more for port in apis for more in (0, 1, PEER_OFFSET)}
+    control |= {7423, images, *ETCD_PORTS}
     read = {port + 2 for port in apis} | {7424, metrics}
     closed = set[int]()
     if CONTROL_PLANE not in access:

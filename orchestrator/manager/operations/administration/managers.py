@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 
 from orchestrator import __version__
+from orchestrator.manager.cluster.enrolment import serving_endpoints
 from orchestrator.manager.cluster.manager_calls import ManagerChannels
 from orchestrator.manager.cluster.quorum import Voter, refusal_of_removal
 from orchestrator.manager.errors import (
@@ -140,7 +141,11 @@ class ManagerOperations(Operations):
             return changes
 
         await commit_serialized(self.ctx.kv, self.ctx.cache, removed)
-        return managers_pb2.RemoveManagerReply(id=manager.id)
+        return managers_pb2.RemoveManagerReply(
+            id=manager.id,
+            endpoint=manager.endpoint,
+            managers=serving_endpoints(self.ctx.view),
+        )
 
     async def _check_quorum(
         self, view: ClusterView, manager: Manager, members: dict[str, Any]
@@ -186,6 +191,9 @@ class ManagerOperations(Operations):
                 )
             except grpc.aio.AioRpcError as error:
                 reason = str(error.details())
+                if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                    # The removal has revoked this manager's certificate, which ends the call.
+                    return managers_pb2.RemoveManagerReply(id=manager.id, endpoint=manager.endpoint)
                 if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
                     raise failed_precondition(reason) from error
                 if error.code() is grpc.StatusCode.ABORTED:

@@ -188,13 +188,17 @@ async def test_the_exposure_is_applied_before_networks() -> None:
         await until(lambda: len(node.exposures) == 2)
 
 
+PLANE = {2379, 2380, 7420, 7421, 7423, 7425, 8001, 9420, 9421, 9425}
+"""Ports of the control plane in the test below."""
+
+
 @pytest.mark.parametrize(
     ("access", "closed", "metadata"),
     [
-        ((), {2379, 2380, 7420, 7421, 7422, 7423, 7424, 8001, 8002, 9420, 9421, 9422}, True),
-        (("metrics",), {2379, 2380, 7420, 7421, 7423, 8001, 9420, 9421}, True),
+        ((), {*PLANE, 7422, 7424, 8002, 9422}, True),
+        (("metrics",), PLANE, True),
         (("control-plane",), {7422, 7424, 8002, 9422}, True),
-        (("metadata",), {2379, 2380, *range(7420, 7425), 8001, 8002, *range(9420, 9423)}, False),
+        (("metadata",), {*PLANE, 7422, 7424, 8002, 9422}, False),
         (("control-plane", "metrics", "metadata"), set(), False),
     ],
 )

@@ -88,10 +88,10 @@ async def test_a_write_deferred_by_a_checkpoint_is_reported_once_recorded(
     with StateDb(tmp_path / "state.db") as db:
         db.put_assignments([assigned(f"t{n}") for n in range(10)], None, "boot-1")
         told: list[TaskState] = []
-        go_on, checkpoint = threading.Event(), db._checkpointed
-        monkeypatch.setattr(db, "_checkpointed", lambda: (go_on.wait(), checkpoint())[1])
+        go_on, checkpoint = threading.Event(), db._checkpoint_and_flush
+        monkeypatch.setattr(db, "_checkpoint_and_flush", lambda: (go_on.wait(), checkpoint())[1])
         async with background(db.run()):
-            await until(lambda: db._moving)
+            await until(lambda: db._checkpointing)
             with pytest.raises(CannotRecord):
                 db.put_assignments([assigned("new")], None, "boot-1")
             db.put_status("t1", RUNNING, "boot-1", defer=True)

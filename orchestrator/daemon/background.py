@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 async def background(
     work: Coroutine[object, object, None],
 ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """Run `work` while the block runs.
+    """Run `work` while the block runs; the block can end it earlier by calling what it receives.
 
     If `work` raises, the block is cancelled and the exception is raised here. If the block ends or
     raises, `work` is cancelled and awaited. If both fail, a group of both is raised.

@@ -71,7 +71,7 @@ from orchestrator.tracing.spans import TracingError
 @click.option(
     "--lease",
     type=click.FloatRange(min=1.0),
-    default=10.0,
+    default=3.0,
     show_default=True,
     help="Seconds that this manager leads without an answer of etcd's; more on a slow host.",
 )

@@ -51,7 +51,7 @@ from orchestrator.manager.dispatch.session_records import SessionRecords
 from orchestrator.manager.dispatch.tunnels import Tunnels
 from orchestrator.manager.event_loop import LivenessClock, freezing_survivors, offload
 from orchestrator.manager.leader.agent_reports import RejectedClaims, ReportBuffer
-from orchestrator.manager.leader.election import Election, LeadershipLost
+from orchestrator.manager.leader.election import Deposed, Election, LeadershipLost, Term
 from orchestrator.manager.leader.planning_loop import PlanningLoop
 from orchestrator.manager.leader.report_commit import ReportCommitter
 from orchestrator.manager.operations.administration.managers import ManagerOperations
@@ -102,6 +102,9 @@ log = logging.getLogger(__name__)
 
 DEFAULT_VNI = 4096
 
+DEFERENCE = 1.0
+"""Seconds that a leader that was asked to step down leaves to the other managers."""
+
 _SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
     # Agents and clients send keepalive pings often enough, and agents send heartbeats; with many of
@@ -132,7 +135,7 @@ class ManagerSettings:
     otlp_endpoint: str = ""
     """Where traces are sent; empty: as OpenTelemetry's environment variables say, otherwise
     nowhere."""
-    lease: float = 10.0
+    lease: float = 3.0
     """Seconds from a leader's death until the next one is elected."""
     discard_secrets: bool = False
     """Start even if the store holds secrets that are sealed with another key."""
@@ -530,27 +533,36 @@ class Manager:
             offload=offload,
             rejected=RejectedClaims(self._planning.refused),
         )
+        deference = 0.0
         while True:
             try:
-                async with background(reports.run()) as stop, election.term() as won:
-                    await stop()
-                    self.report_buffer.begin_term()
-                    self._leader, self._term = self._identity.manager_id, won.revision
-                    term = PlanningLoop(
-                        self._kv,
-                        self.cache,
-                        self.report_buffer,
-                        fence=won.guard,
-                        now=time.time,
-                        new_id=new_id,
-                        times=self._planning,
-                        manager_id=self._identity.manager_id,
-                    )
-                    await term.run(won.revision)
+                async with background(reports.run()) as stop:
+                    await asyncio.sleep(deference)
+                    deference = 0.0
+                    async with election.term() as won:
+                        await stop()
+                        await self._plan(won)
             except LeadershipLost as lost:
                 log.warning("leadership lost", extra={"reason": lost})
+                if isinstance(lost, Deposed) and len(self.cache.view.manager_presence) > 1:
+                    deference = DEFERENCE
             finally:
                 self._leader, self._term = "", 0
+
+    async def _plan(self, won: Term) -> None:
+        self.report_buffer.begin_term()
+        self._leader, self._term = self._identity.manager_id, won.revision
+        term = PlanningLoop(
+            self._kv,
+            self.cache,
+            self.report_buffer,
+            fence=won.guard,
+            now=time.time,
+            new_id=new_id,
+            times=self._planning,
+            manager_id=self._identity.manager_id,
+        )
+        await term.run(won.revision)
 
 
 async def serve(settings: ManagerSettings) -> None:

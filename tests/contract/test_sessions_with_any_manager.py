@@ -18,7 +18,14 @@ from test_manager_sessions import heard, session
 from orchestrator.manager.store.cache import Cache
 from orchestrator.model.nodes import NodeState
 from orchestrator.model.states import TaskState
-from orchestrator.pb import control_pb2, control_pb2_grpc, interact_pb2, interact_pb2_grpc
+from orchestrator.pb import (
+    control_pb2,
+    control_pb2_grpc,
+    interact_pb2,
+    interact_pb2_grpc,
+    managers_pb2,
+    managers_pb2_grpc,
+)
 
 
 @pytest.fixture
@@ -157,3 +164,16 @@ async def test_a_task_stops_once_the_nodes_of_all_managers_have_withdrawn_its_en
 
 def _stops_one(node: Agent) -> bool:
     return any(task.desired_state > TaskState.RUNNING for task in node.tasks.values())
+
+
+async def test_a_leader_that_steps_down_leaves_the_lead_to_another_manager(
+    leader: Running, follower: Running
+) -> None:
+    cache = leader.manager.cache
+    await until(cache, lambda: len(cache.view.manager_presence) == 2)
+    async with leader.channel(leader.admin) as channel:
+        managers = managers_pb2_grpc.ManagersStub(channel)
+        for before, after in ((leader, follower), (follower, leader)):
+            reply = await managers.StepDown(managers_pb2.StepDownRequest())
+            assert reply.former == before.identity.manager_id
+            assert reply.leader == after.identity.manager_id

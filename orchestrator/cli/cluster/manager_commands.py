@@ -39,7 +39,7 @@ _DAEMON_GC = (700, 10, 10)
 )
 @click.pass_context
 def manager(context: click.Context, /, **settings: Any) -> None:
-    """Run a manager in the foreground; or list and remove the cluster's managers.
+    """Run a manager in the foreground; or list and remove managers, or change the leader.
 
     Without a command, this is the daemon that a manager's systemd unit runs.
     """
@@ -61,6 +61,22 @@ def list_managers(
     rows = [manager_row(each) for each in reply.managers]
     learn_endpoints(client.context, [row["address"] for row in rows if row["state"] != "joining"])
     print_list(rows, _columns(no_trunc), form=form, quiet=quiet, filters=filters)
+
+
+@manager.command("step-down", epilog=example("orc manager step-down"))
+@pass_client
+def step_down(client: Client) -> None:
+    """Have the leader resign, so that another manager leads.
+
+    Planned maintenance of the leader's host begins with it. Containers, sessions of agents and
+    commands are not affected. Prints the hostname of the new leader.
+    """
+    reply = client.call("Managers.StepDown", managers_pb2.StepDownRequest())
+    listed = client.call("Managers.ListManagers", managers_pb2.ListManagersRequest())
+    names = {each.manager.id: each.manager.hostname for each in listed.managers}
+    click.echo(names.get(reply.leader, reply.leader))
+    if reply.leader == reply.former:
+        click.echo("It led before: no other manager was ready to lead.", err=True)
 
 
 @manager.command("rm", epilog=example("orc manager rm manager3"))

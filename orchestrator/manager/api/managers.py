@@ -33,6 +33,10 @@ class ManagersApi(managers_pb2_grpc.ManagersServicer):  # type: ignore[misc]
         return await self._managers.list_managers(request)
 
     @unary
+    async def StepDown(self, request: Any, context: Any) -> Any:
+        return await self._managers.step_down()
+
+    @unary
     async def RemoveManager(self, request: Any, context: Any) -> Any:
         return await self._managers.remove_manager(request, caller_of(context).identity.id)
 

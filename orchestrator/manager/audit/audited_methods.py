@@ -97,6 +97,7 @@ MUTATING: dict[str, Rule] = {
     "Jobs.StartJob": _JOB,
     "Jobs.StopJob": _JOB,
     "Join.Sign": Rule("node", ("hostname",), "", "node_id"),
+    "Managers.StepDown": Rule("manager", (), "", "former"),
     "Managers.RemoveManager": Rule("manager", ("manager",), "", "id"),
     "Membership.Enroll": Rule("manager", ("hostname",)),
     "Membership.Remove": Rule("manager", ("manager",), "", "id"),

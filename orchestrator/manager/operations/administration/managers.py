@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -24,18 +26,21 @@ from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.certificates import commit_serialized, new_revocation
 from orchestrator.manager.store.etcd_member import EtcdMember
 from orchestrator.manager.store.keys import LEADER
-from orchestrator.manager.store.kv import StoreError
+from orchestrator.manager.store.kv import Conflict, Delete, Guard, StoreError
 from orchestrator.model.convert import to_proto
 from orchestrator.model.managers import Manager, host_port
 from orchestrator.model.names import near_miss
 from orchestrator.pb import managers_pb2, managers_pb2_grpc
+
+_ELECTION_TIMEOUT = 10.0
+"""Seconds that an election may take."""
 
 _REMOVAL_TIMEOUT = 20.0
 """Seconds that another manager has for a removal."""
 
 
 class ManagerOperations(Operations):
-    """Operations of `orc manager ls|rm`."""
+    """Operations of `orc manager ls|rm|step-down`."""
 
     def __init__(
         self, ctx: ManagerContext, channels: ManagerChannels, member: EtcdMember | None
@@ -101,6 +106,33 @@ class ManagerOperations(Operations):
         found = await self._channels.statuses(others)
         found[own] = await self.status()
         return found
+
+    async def step_down(self) -> managers_pb2.StepDownReply:
+        """Have the leader resign; returns once a manager leads again. Raises RequestError."""
+        kv = self.ctx.kv
+        entry = await kv.get(LEADER)
+        if entry is None:
+            raise failed_precondition("no manager leads at the moment; see 'orc manager ls'")
+        with suppress(Conflict):  # it has just lost the leadership
+            await kv.txn([Guard(LEADER, create_revision=entry.create_revision)], [Delete(LEADER)])
+        try:
+            async with asyncio.timeout(_ELECTION_TIMEOUT):
+                leader = await self._leader_after(entry.create_revision)
+        except TimeoutError:
+            raise unavailable(
+                f"the leader resigned, but none was elected for {_ELECTION_TIMEOUT:g} s; "
+                "see 'orc manager ls'"
+            ) from None
+        return managers_pb2.StepDownReply(former=entry.value.decode(), leader=leader)
+
+    async def _leader_after(self, revision: int) -> str:
+        """Id of the leader whose term began after a store revision."""
+        async with self.ctx.kv.watch(LEADER, revision + 1) as batches:
+            async for batch in batches:
+                for event in batch.events:
+                    if event.key == LEADER and event.entry is not None:
+                        return event.entry.value.decode()
+        raise unavailable("etcd ended the watch; see 'orc manager ls'")
 
     async def remove_manager(
         self, request: managers_pb2.RemoveManagerRequest, by: str

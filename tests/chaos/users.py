@@ -14,6 +14,9 @@ from typing import Any
 
 import grpc
 
+from orchestrator.model.convert import to_proto
+from orchestrator.model.jobs import JobSpec
+from orchestrator.model.specs import UpdatePolicy
 from orchestrator.pb import (
     control_pb2,
     documents_pb2,
@@ -242,7 +245,8 @@ async def job_user(world: World, name: str) -> None:
         job = ServiceCalls(client, f"{name}-{life}")
         spec = service_spec(job.name, job.tag(), chance.randint(2, 6))
         spec.mode = types_pb2.MODE_REPLICATED_JOB
-        spec.job.parallelism, spec.job.history = chance.randint(1, 3), 10
+        spec.job.CopyFrom(to_proto(JobSpec(parallelism=chance.randint(1, 3))))
+        spec.update.CopyFrom(to_proto(UpdatePolicy()))
         del spec.task.container.entrypoint[:]
         seconds = chance.choice(("1", "2", "4"))
         spec.task.container.entrypoint.extend(("/bin/busybox", "sleep", seconds))

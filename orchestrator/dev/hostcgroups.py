@@ -40,8 +40,11 @@ def remove_cgroups(ours: Callable[[str], bool], within: float = 5.0) -> None:
 def thaw(ours: Callable[[str], bool]) -> None:
     """Thaw all cgroups: a process in a frozen v1 freezer cgroup cannot be killed."""
     for top in _tops(ours):
-        for state in top.rglob("freezer.state"):
-            _tolerate(partial(state.write_text, "THAWED"))
+        # Containers may end meanwhile: a walk passes over what has gone.
+        for folder, _, files in os.walk(top):
+            if "freezer.state" in files:
+                state = Path(folder, "freezer.state")
+                _tolerate(partial(state.write_text, "THAWED"))
 
 
 def _tops(ours: Callable[[str], bool]) -> Iterator[Path]:

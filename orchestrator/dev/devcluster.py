@@ -139,7 +139,7 @@ class DevCluster:
 
     # ---- up
 
-    def up(self, managers: int, nodes: int, say: Say, within: float = 60.0) -> ClusterPlan:
+    def up(self, managers: int, nodes: int, say: Say, within: float = 120.0) -> ClusterPlan:
         """Bring up what is not up yet, and return when every node is ready.
 
         More hosts than before are added; fewer change nothing. Raises DevError with what failed.
@@ -211,14 +211,17 @@ class DevCluster:
     def _ensure_other_managers(
         self, plan: ClusterPlan, first: Host, others: Sequence[Host]
     ) -> None:
-        """Join the managers after the first, one by one: etcd takes one learner at a time."""
+        """Join the managers after the first. etcd takes one learner at a time; the others wait."""
         token = self._orc(plan, "cluster", "token", "manager", "-q").strip()
         to = f"{first.plan.address}:{JOIN_PORT}"
-        for host in others:
+
+        def join(host: Host) -> None:
             flags = ["--token", token, "--data-dir", str(host.data)]
             flags += ["--address", str(host.plan.address)]
             self._once(plan, host, ["cluster", "join", *flags, to], resumes=True)
             self._start_daemon(host)
+
+        _parallel(join, others)
 
     def _await_managers(self, plan: ClusterPlan, managers: Sequence[Host], deadline: float) -> None:
         """Wait until every manager serves. The command also adds them to the context."""

@@ -74,7 +74,12 @@ from orchestrator.manager.security.vault import Vault, VaultError
 from orchestrator.manager.store.cache import Cache, log_undecodable
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.etcd import EtcdKv, EtcdRenewal
-from orchestrator.manager.store.etcd_member import EtcdMember, MemberRemoved, Peering
+from orchestrator.manager.store.etcd_member import (
+    EtcdMember,
+    MemberRemoved,
+    MembersChanged,
+    Peering,
+)
 from orchestrator.manager.store.etcd_tls import EtcdTls
 from orchestrator.manager.store.instrumented_kv import InstrumentedKv, InstrumentedRenewal
 from orchestrator.manager.store.keys import LEADER
@@ -569,8 +574,7 @@ async def serve(settings: ManagerSettings) -> None:
     """Run a manager until cancelled. Raises CannotServe, NoIdentity, StoreError."""
     supervisor = Supervisor.taken()
     identity = read_manager(settings.data_dir)
-    if identity.joining:
-        # Repeated at each start until it has served, since the members may have changed meanwhile.
+    if identity.joining and not identity.initial_cluster:
         try:
             identity = await asyncio.to_thread(
                 enroll, settings.data_dir, identity, socket.gethostname()
@@ -582,6 +586,12 @@ async def serve(settings: ManagerSettings) -> None:
         try:
             async with _store(settings, identity) as (kv, renewal, member):
                 await Manager(settings, identity, kv, supervisor, traces, renewal, member).run()
+        except* MembersChanged as changed:
+            # The next start enrols again, for the members as they are then.
+            remember(settings.data_dir, initial_cluster="")
+            raise CannotServe(
+                "the members of etcd changed while this manager joined; start it again"
+            ) from changed
         except* MemberRemoved as removed:
             retire_manager(settings.data_dir)
             raise CannotServe(

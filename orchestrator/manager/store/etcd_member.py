@@ -58,8 +58,15 @@ STABLE_AFTER = 10.0
 """Seconds of uptime after which the restart backoff is reset."""
 
 
+_MEMBERS_CHANGED = ("member count is unequal", "unmatched member while checking PeerURLs")
+
+
 class MemberRemoved(StoreError):
     """The etcd cluster has removed this member for good."""
+
+
+class MembersChanged(StoreError):
+    """The cluster has other members than those that this one was to join."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +295,10 @@ class EtcdMember:
             if process.ended and _was_removed(self._folder):
                 raise MemberRemoved("this manager was removed from the cluster")
             if process.ended:
-                raise StoreError(f"etcd does not start: {_exit_reason(self._folder)}")
+                reason = _exit_reason(self._folder)
+                if any(each in reason for each in _MEMBERS_CHANGED):
+                    raise MembersChanged(reason)
+                raise StoreError(f"etcd does not start: {reason}")
             if self._peering is None:
                 raise StoreError(
                     f"etcd did not get ready within {READY_TIMEOUT:g} s; "

@@ -397,6 +397,7 @@ async def run(settings: Settings) -> None:
             db=db,
             joined_by=identity.managers,
             dial=channels.manager,
+            dial_one_of_several=channels.one_of_several_managers,
             new_session=lambda: Session(
                 node(),
                 worker=worker,

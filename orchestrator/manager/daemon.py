@@ -326,6 +326,7 @@ class Manager:
             self._session_records,
             self._managers,
             new_id,
+            random.Random(),
             tracer,
         )
         self._tunnels.remote = Relay(self._dispatcher.locate, self._channels.channel).open

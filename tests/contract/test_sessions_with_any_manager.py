@@ -118,6 +118,26 @@ async def test_any_manager_reaches_a_node_through_the_one_that_has_its_session(
             stats.cancel()
 
 
+async def test_a_manager_that_joins_gets_sessions_of_the_others(
+    leader: Running, follower: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with agent(leader, "one") as one, agent(leader, "two") as two:
+        hearing = [asyncio.ensure_future(_redirected(node)) for node in (one, two)]
+        monkeypatch.setattr("orchestrator.manager.dispatch.rebalancing.INTERVAL", 0.05)
+        async with asyncio.timeout(60):
+            done, left = await asyncio.wait(hearing, return_when=asyncio.FIRST_COMPLETED)
+        assert {each.result() for each in done} == {follower.manager._address}
+        for each in left:
+            each.cancel()
+
+
+async def _redirected(node: Agent) -> str:
+    """The address that the node is redirected to."""
+    while (message := await node._call.read()).WhichOneof("kind") != "redirect":
+        pass
+    return str(message.redirect.leader)
+
+
 async def test_a_manager_that_ends_leaves_no_record(leader: Running, tmp_path: Path) -> None:
     cache = leader.manager.cache
     async with AsyncExitStack() as ended:

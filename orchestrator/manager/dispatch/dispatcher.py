@@ -16,12 +16,14 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Container, Iterable
 from contextlib import asynccontextmanager, suppress
+from random import Random
 from typing import Any
 
 import grpc
 
 from orchestrator.daemon.background import background
 from orchestrator.identity.tls import peer_address, peer_identity
+from orchestrator.manager.dispatch import rebalancing
 from orchestrator.manager.dispatch.endpoint_delivery import DRAIN_TIMEOUT, EndpointFeed
 from orchestrator.manager.dispatch.network_assignments import NetworkAssignments
 from orchestrator.manager.dispatch.node_session import NodeSession
@@ -125,6 +127,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         records: SessionRecords,
         managers: Callable[[], list[str]],
         new_id: Callable[[], str],
+        rng: Random,
         tracer: Tracer = OFF,
     ) -> None:
         self._cache = cache
@@ -135,6 +138,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         records.on_moved = self._moved
         self._managers = managers
         self._new_id = new_id
+        self._random = rng
         self._tracer = tracer
         self._sessions: dict[str, NodeSession] = {}
         self._arrival = asyncio.Event()
@@ -185,7 +189,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         async with self._cache.subscribe() as feed:
             self._endpoints = self._new_feed()
             try:
-                async with background(self._follow(feed)):
+                async with background(self._follow(feed)), background(self._rebalance()):
                     yield
             finally:
                 self._end_all("this manager is stopping")
@@ -252,6 +256,19 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                 self.end(node.id, "the node was silent for too long")
             elif isinstance(change.before, Node) and node is None:
                 self.end(change.before.id, "this node was removed from the cluster")
+
+    async def _rebalance(self) -> None:
+        """Hand sessions over to managers that have fewer, until cancelled. Sessions with streams
+        stay: these would break."""
+        while True:
+            await asyncio.sleep(rebalancing.INTERVAL * self._random.uniform(0.5, 1.5))
+            wanted = rebalancing.handover(self._cache.view, self._records.manager_id)
+            if wanted is None:
+                continue
+            free = [id for id in self._sessions if not self._tunnels.of(id)]
+            for node_id in self._random.sample(free, min(wanted.count, len(free))):
+                redirect = dispatch_pb2.Redirect(leader=wanted.address)
+                self._sessions[node_id].push(dispatch_pb2.ManagerMessage(redirect=redirect))
 
     async def locate(self, node_id: str, tried: Container[str] = ()) -> SessionRecord | None:
         """The record of the node's session with another manager, unless it (by id) was tried; None

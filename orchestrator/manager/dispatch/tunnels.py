@@ -187,6 +187,10 @@ class Tunnels:
             tunnel.node_id == node_id and image in tunnel.pulls for tunnel in self._open.values()
         )
 
+    def of(self, node_id: str) -> bool:
+        """Whether a tunnel to the node is open."""
+        return any(tunnel.node_id == node_id for tunnel in self._open.values())
+
     def find(self, identifier: str, node_id: str) -> LocalTunnel | None:
         """The tunnel that was requested of this node under this id."""
         tunnel = self._open.get(identifier)

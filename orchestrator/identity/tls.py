@@ -90,6 +90,8 @@ def channel_options(peer_name: str = MANAGER_NAME) -> list[tuple[str, Any]]:
         ("grpc.ssl_target_name_override", peer_name),
         ("grpc.keepalive_time_ms", 2000),
         ("grpc.keepalive_timeout_ms", 2000),
+        # Newer versions of gRPC have a timeout of pings beside it, of a minute.
+        ("grpc.http2.ping_timeout_ms", 2000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", 64 << 20),
         ("grpc.enable_http_proxy", 0),

@@ -23,15 +23,12 @@ from orchestrator.identity.tls import (
 )
 from orchestrator.pb import blobs_pb2_grpc
 
-_IMPATIENT = (("grpc.keepalive_time_ms", 500), ("grpc.keepalive_timeout_ms", 1000))
+IMPATIENT = (
+    ("grpc.keepalive_time_ms", 500),
+    ("grpc.keepalive_timeout_ms", 800),
+    ("grpc.http2.ping_timeout_ms", 800),
+)
 """A manager whose process is stopped, or that is cut off, answers no pings."""
-
-
-def _without(
-    options: Sequence[tuple[str, Any]], others: Sequence[tuple[str, Any]]
-) -> list[tuple[str, Any]]:
-    names = {name for name, _ in others}
-    return [each for each in options if each[0] not in names]
 
 
 class Channels:
@@ -41,8 +38,8 @@ class Channels:
         self._files = TlsFiles.of(settings.data_dir, "node")
 
     def one_of_several_managers(self, address: str) -> grpc.aio.Channel:
-        """As `manager`, but notices within 1.5 seconds if it does not answer."""
-        return self.manager(address, _IMPATIENT)
+        """As `manager`, but notices within two seconds if it does not answer."""
+        return self.manager(address, IMPATIENT)
 
     def manager(self, address: str, more: Sequence[tuple[str, Any]] = ()) -> grpc.aio.Channel:
         """To a manager at HOST:PORT, with `more` options."""
@@ -51,7 +48,7 @@ class Channels:
         return grpc.aio.secure_channel(
             address,
             channel_credentials(self._files),
-            options=[*_without(channel_options(MANAGER_NAME), more), *own, *more],
+            options=[*{**dict(channel_options(MANAGER_NAME)), **dict(more)}.items(), *own],
         )
 
     def node(self, address: str) -> grpc.aio.Channel:

@@ -50,6 +50,8 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     # often than every 5 s.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 2_000),
+    # Newer versions of gRPC have a timeout of pings beside it, of a minute.
+    ("grpc.http2.ping_timeout_ms", 2_000),
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 200),

@@ -8,6 +8,7 @@ with one thread can do: gRPC starts threads when it is imported.
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import click
@@ -66,6 +67,13 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
         return parse_duration(text, f"--{parameter.name}".replace("_", "-"))
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def _words(ctx: click.Context, param: click.Parameter, text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not a command: {error}") from None
 
 
 @click.command("agent")
@@ -207,6 +215,14 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     callback=_labels,
     help="Option of the default logging driver, such as max-size=10m; repeatable.",
 )
+@click.option(
+    "--manager-command",
+    default="",
+    metavar="COMMAND",
+    callback=_words,
+    help="Program that 'orc node promote' runs here with 'join ADDRESS OWN' (token in "
+    "ORC_JOIN_TOKEN), and demote with 'leave'.  [default: orc cluster join, and systemd]",
+)
 @proxy_options
 @endpoint_option
 @click.option(
@@ -237,6 +253,7 @@ def agent(
     key_age: float,
     log_driver: str,
     log_options: dict[str, str],
+    manager_command: tuple[str, ...],
     otlp_endpoint: str,
     log_level: str,
 ) -> None:
@@ -294,6 +311,7 @@ def agent(
         logging=LogConfig() if logging == LogConfig(logdrivers.LOCAL) else logging,
         blob_port=blob_port,
         metrics_port=metrics_port,
+        manager_command=manager_command,
         otlp_endpoint=otlp_endpoint,
     )
     try:

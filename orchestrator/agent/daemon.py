@@ -57,6 +57,7 @@ from orchestrator.agent.statedb import StateDb, StateDbError
 from orchestrator.agent.streams import container_export, image_requests
 from orchestrator.agent.streams.container_copy import ContainerCopies
 from orchestrator.agent.streams.exec_attach import ExecAttach
+from orchestrator.agent.streams.host_role import HostRole
 from orchestrator.agent.streams.log_streams import LogStreams
 from orchestrator.agent.streams.tunnels import Tunnels
 from orchestrator.agent.tasks.backends import Backends
@@ -344,6 +345,7 @@ async def run(settings: Settings) -> None:
                 "history": history.serve,
                 "flows": flows.serve,
                 "diagnosis": peer_tests.serve,
+                "host_role": HostRole(identity.address, settings.manager_command).serve,
                 "support": SupportFacts(worker.runners, peer_tests.drifts).serve,
             },
         )

@@ -49,5 +49,7 @@ class Settings:
     """The default logging driver of containers, and its options."""
     cdi_folders: tuple[Path, ...] = ()
     """Folders of CDI device specifications; later ones take precedence."""
+    manager_command: tuple[str, ...] = ()
+    """Program that makes this host a manager; empty: orc and systemd. See `streams.host_role`."""
     otlp_endpoint: str = ""
     """OTLP endpoint for traces; empty: from OpenTelemetry's environment variables, if set."""

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import shutil
 import socket
 import subprocess
@@ -23,7 +24,8 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.dev import hostcgroups, underlay
+from orchestrator.daemon import bareprogram
+from orchestrator.dev import hostcgroups, hostrole, underlay
 from orchestrator.dev.devhost import Host, orc_command
 from orchestrator.dev.devplan import (
     ClusterPlan,
@@ -266,7 +268,14 @@ class DevCluster:
         command = [*self._command, host.plan.daemon, "--data-dir", str(host.data)]
         if host.plan.role == "node":
             command += ["--run-dir", "/run/orc", "--cgroup-parent", f"/{host.plan.cgroup}"]
+            role = bareprogram.command("orchestrator.dev.hostrole")
+            promotion = [*role, str(host.directory), *self._command, "--"]
+            command += ["--manager-command", shlex.join(promotion)]
         host.start([*command, *flags])
+        if (host.directory / hostrole.DATA / "manager.json").exists():
+            # It was promoted.
+            manager = ["manager", "--data-dir", str(host.directory / hostrole.DATA)]
+            host.start([*self._command, *manager], daemon="manager")
 
     def _token(self, plan: ClusterPlan, manager: Host, deadline: float) -> str:
         def ask() -> str | None:

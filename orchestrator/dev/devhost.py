@@ -201,12 +201,14 @@ class Host:
         """The daemons that the init has started since the host's boot, by name."""
         return self._request({"order": "status"})
 
-    def start(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
-        """Start its daemon and restart it whenever it dies. No-op if it runs."""
+    def start(
+        self, argv: Sequence[str], env: Mapping[str, str] | None = None, *, daemon: str = ""
+    ) -> None:
+        """Start its daemon, or another one, and restart it whenever it dies. No-op if it runs."""
         self._request(
             {
                 "order": "start",
-                "daemon": self.plan.daemon,
+                "daemon": daemon or self.plan.daemon,
                 "argv": list(argv),
                 # registries.conf, auth.json and the like are per host.
                 "env": environment(

@@ -62,3 +62,13 @@ def test_a_lost_manager_is_replaced(three: Cluster) -> None:
     assert "2 managers, which need 2 healthy ones for a quorum, and 1 is healthy" in said
     three.orc("manager", "rm", "manager3")
     await_states(three, {"manager1": "ready", "manager2": "ready"})
+    three.orc("node", "promote", "node1")
+    await_states(three, {"manager1": "ready", "manager2": "ready", "node1": "ready"})
+    assert "is manager" in three.refused("node", "promote", "node1")
+    three.power_off("manager1")
+    eventually(lambda: three.orc("network", "create", "written-by-the-promoted").returncode == 0)
+    three.start("manager1")
+    await_states(three, {"manager1": "ready", "manager2": "ready", "node1": "ready"})
+    three.orc("node", "demote", "node1")
+    await_states(three, {"manager1": "ready", "manager2": "ready"})
+    three.await_ready("node1")

@@ -68,7 +68,6 @@ _SERVICE = {
 }
 _SCOPE = "networks span all nodes; the network bridge is local to each node"
 _SEALED = "secrets are stored encrypted in the cluster"
-_ONE_MANAGER = "'orc cluster init' makes a host a manager, 'orc cluster join' makes it a node"
 _CLUSTER_VOLUME = "cluster volumes (CSI) are not supported; use --driver"
 
 FLAGS: Mapping[str, Mapping[str, str]] = {
@@ -149,7 +148,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "--from": "a context is a file in ~/.config/orc/contexts, which can be copied",
     },
     "context rm": dict.fromkeys(("--force", "-f"), "contexts are removed without confirmation"),
-    "node update": {"--role": _ONE_MANAGER},
+    "node update": {"--role": "use 'orc node promote' and 'orc node demote'"},
 }
 """Command → flag → alternative."""
 
@@ -176,8 +175,6 @@ COMMANDS: Mapping[str, str] = {
     "get services": "use 'orc service ls'",
     "rollout": "use 'orc service update' and 'orc service rollback'",
     "scale": "use 'orc service scale SERVICE=REPLICAS'",
-    "node demote": _ONE_MANAGER,
-    "node promote": _ONE_MANAGER,
     "plugin": "volume and network plugins are discovered by their sockets",
     "search": "search at the registry; 'orc pull' takes any name",
     "swarm": "use 'orc cluster'",
@@ -185,7 +182,7 @@ COMMANDS: Mapping[str, str] = {
     "swarm init": "use 'orc cluster init --advertise ADDRESS'",
     "swarm join": "use 'orc cluster join --token TOKEN ADDRESS'",
     "swarm join-token": "use 'orc cluster token worker'",
-    "swarm leave": "stop the agent of the node, then use 'orc node rm NAME'",
+    "swarm leave": "use 'orc cluster leave' on the host",
     "swarm unlock": _SEALED,
     "swarm unlock-key": _SEALED,
     "swarm update": "use 'orc cluster update'",

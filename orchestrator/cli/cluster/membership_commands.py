@@ -169,8 +169,10 @@ def init(
 @click.option(
     "--token",
     required=True,
+    envvar="ORC_JOIN_TOKEN",
     metavar="TOKEN",
-    help="As 'orc cluster token worker' or 'orc cluster token manager' prints it.",
+    help="As 'orc cluster token worker' or 'orc cluster token manager' prints it; or in "
+    "ORC_JOIN_TOKEN.",
 )
 @click.option(
     "--address", default="", metavar="IP", help="This host's own address, if it has several."

@@ -40,6 +40,14 @@ class ManagersApi(managers_pb2_grpc.ManagersServicer):  # type: ignore[misc]
     async def RemoveManager(self, request: Any, context: Any) -> Any:
         return await self._managers.remove_manager(request, caller_of(context).identity.id)
 
+    @unary
+    async def PromoteNode(self, request: Any, context: Any) -> Any:
+        return await self._managers.promote_node(request)
+
+    @unary
+    async def DemoteNode(self, request: Any, context: Any) -> Any:
+        return await self._managers.demote_node(request, caller_of(context).identity.id)
+
 
 class MembershipApi(managers_pb2_grpc.MembershipServicer):  # type: ignore[misc]
     """Handles the calls of `Membership`, from other managers."""

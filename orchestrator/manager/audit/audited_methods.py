@@ -98,6 +98,8 @@ MUTATING: dict[str, Rule] = {
     "Jobs.StopJob": _JOB,
     "Join.Sign": Rule("node", ("hostname",), "", "node_id"),
     "Managers.StepDown": Rule("manager", (), "", "former"),
+    "Managers.DemoteNode": Rule("node", ("node",)),
+    "Managers.PromoteNode": Rule("node", ("node",), "", "node"),
     "Managers.RemoveManager": Rule("manager", ("manager",), "", "id"),
     "Membership.Enroll": Rule("manager", ("hostname",)),
     "Membership.Remove": Rule("manager", ("manager",), "", "id"),

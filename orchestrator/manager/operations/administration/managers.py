@@ -10,17 +10,22 @@ from typing import Any
 import grpc
 
 from orchestrator import __version__
+from orchestrator.identity.join_tokens import JoinToken
 from orchestrator.manager.cluster.enrolment import serving_endpoints
 from orchestrator.manager.cluster.manager_calls import ManagerChannels
 from orchestrator.manager.cluster.quorum import Voter, refusal_of_removal
 from orchestrator.manager.errors import (
+    RequestError,
     aborted,
+    already_exists,
     failed_precondition,
     invalid_argument,
     not_found,
     unavailable,
 )
+from orchestrator.manager.object_lookup import find_node
 from orchestrator.manager.operations.context import ManagerContext, Operations
+from orchestrator.manager.operations.node_requests import send_request
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.certificates import commit_serialized, new_revocation
@@ -30,7 +35,8 @@ from orchestrator.manager.store.kv import Conflict, Delete, Guard, StoreError
 from orchestrator.model.convert import to_proto
 from orchestrator.model.managers import Manager, host_port
 from orchestrator.model.names import near_miss
-from orchestrator.pb import managers_pb2, managers_pb2_grpc
+from orchestrator.model.nodes import Node
+from orchestrator.pb import dispatch_pb2, managers_pb2, managers_pb2_grpc
 
 _ELECTION_TIMEOUT = 10.0
 """Seconds that an election may take."""
@@ -75,8 +81,10 @@ class ManagerOperations(Operations):
     ) -> managers_pb2.ListManagersReply:
         """List managers with the state that each reports."""
         view, own = self.ctx.view, self.ctx.identity.manager_id
-        entry = await self.ctx.kv.get(LEADER)
-        leader = entry.value.decode() if entry else ""
+        leader = ""
+        with suppress(StoreError):  # without a quorum, the list says which managers are down
+            entry = await self.ctx.kv.get(LEADER)
+            leader = entry.value.decode() if entry else ""
         statuses = await self._statuses(view)
         newest = max((each.raft_index for each in statuses.values()), default=0)
         rows = []
@@ -179,6 +187,49 @@ class ManagerOperations(Operations):
             managers=serving_endpoints(self.ctx.view),
         )
 
+    async def promote_node(
+        self, request: managers_pb2.PromoteNodeRequest
+    ) -> managers_pb2.PromoteNodeReply:
+        """Make the host of a node a manager, too; done once that manager has enrolled."""
+        ctx, identity = self.ctx, self.ctx.identity
+        node = find_node(ctx.view, request.node)
+        if (manager := _manager_on(ctx.view, node)) is not None and not manager.joining:
+            raise already_exists(
+                f"{node.description.hostname} is manager {manager.id} already; see 'orc manager ls'"
+            )
+        if ctx.view.cluster is None:
+            raise unavailable("the manager has not read its store yet; try again in a moment")
+        if self._member is None:
+            raise failed_precondition(
+                "the cluster has an external etcd, whose credentials a node does not get; run "
+                "'orc cluster join' on the host, with the token 'orc cluster token manager' prints"
+            )
+        order = dispatch_pb2.HostRoleOrder(
+            manager=True,
+            token=str(JoinToken(ctx.ca_digest, ctx.view.cluster.manager_token)),
+            join_address=host_port(identity.address, identity.port + 1),
+        )
+        await send_request(ctx, node, dispatch_pb2.OpenTunnel(host_role=order))
+        return managers_pb2.PromoteNodeReply(node=node.id, address=node.description.address)
+
+    async def demote_node(
+        self, request: managers_pb2.DemoteNodeRequest, by: str
+    ) -> managers_pb2.RemoveManagerReply:
+        """Remove the manager on the host of a node."""
+        node = find_node(self.ctx.view, request.node)
+        manager = _manager_on(self.ctx.view, node)
+        if manager is None:
+            raise failed_precondition(
+                f"{node.description.hostname} is not a manager; see 'orc manager ls'"
+            )
+        removal = managers_pb2.RemoveManagerRequest(manager=manager.id, force=request.force)
+        reply = await self.remove_manager(removal, by)
+        # The manager ends by itself; its unit is disabled where the node can be reached.
+        with suppress(RequestError):
+            stop = dispatch_pb2.OpenTunnel(host_role=dispatch_pb2.HostRoleOrder())
+            await send_request(self.ctx, node, stop)
+        return reply
+
     async def _check_quorum(
         self, view: ClusterView, manager: Manager, members: dict[str, Any]
     ) -> None:
@@ -231,6 +282,12 @@ class ManagerOperations(Operations):
                 if error.code() is grpc.StatusCode.ABORTED:
                     raise aborted(reason) from error
         raise unavailable(f"another manager must remove {manager.hostname}: {reason}")
+
+
+def _manager_on(view: ClusterView, node: Node) -> Manager | None:
+    """The manager on the host of a node, by its address."""
+    address = node.description.address
+    return next((each for each in view.managers.values() if each.address == address), None)
 
 
 def _peer(manager: Manager) -> str:

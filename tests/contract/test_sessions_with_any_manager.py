@@ -10,17 +10,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from managerhost import Running, manager_beside, manager_in
 from test_manager import Agent, agent, deploy, pictures, web
 from test_manager_sessions import heard, session
 
+from orchestrator.identity.certificates import KeyPair
 from orchestrator.manager.store.cache import Cache
+from orchestrator.manager.store.kv import StoreUnavailable
 from orchestrator.model.nodes import NodeState
 from orchestrator.model.states import TaskState
 from orchestrator.pb import (
     control_pb2,
     control_pb2_grpc,
+    dispatch_pb2_grpc,
     interact_pb2,
     interact_pb2_grpc,
     managers_pb2,
@@ -136,6 +140,30 @@ async def _redirected(node: Agent) -> str:
     while (message := await node._call.read()).WhichOneof("kind") != "redirect":
         pass
     return str(message.redirect.leader)
+
+
+async def test_a_manager_that_cannot_reach_etcd_leaves_its_nodes_to_the_others(
+    leader: Running, follower: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = await leader.join(leader.token)
+    async with agent(follower, "one", joined) as before:
+        for verb in ("grant", "keepalive"):
+            monkeypatch.setattr(follower.manager._kv, verb, _unavailable)
+        monkeypatch.setattr(follower.manager._session_records, "_renewal", None)
+        with pytest.raises(AssertionError, match="ended the session"):
+            await before.until(lambda: False)
+        async with follower.channel(KeyPair(joined.certificate, joined.key)) as channel:
+            refused = dispatch_pb2_grpc.DispatchStub(channel).Session()
+            assert await refused.code() is grpc.StatusCode.UNAVAILABLE
+            assert await refused.details() == "this manager cannot reach etcd"
+        async with agent(leader, "one", joined):
+            await until(
+                leader.manager.cache, lambda: _states(leader.manager.cache) == {NodeState.READY}
+            )
+
+
+async def _unavailable(*args: Any) -> Any:
+    raise StoreUnavailable("no etcd endpoint answered in time")
 
 
 async def test_a_manager_that_ends_leaves_no_record(leader: Running, tmp_path: Path) -> None:

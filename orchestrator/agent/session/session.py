@@ -490,7 +490,8 @@ class Dialer:
         said: dict[str, str] = {}
         while True:
             queue = queue or self._candidates(address)
-            address = queue.pop(0)
+            address, *queue = queue
+            queue = [other for other in queue if other != address]  # a redirect named it, too
             end = await self._hold(address, failures)
             if self.connected_to:
                 failures = redirects = 0

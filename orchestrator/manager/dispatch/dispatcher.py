@@ -63,6 +63,9 @@ SESSION_TIMEOUT = 5.0
 """Seconds that a message waits for the session of a ready node."""
 
 
+_CUT_OFF = "this manager cannot reach etcd"
+
+
 class _SessionClosed(Exception):
     """The session is closed; the reason is its text."""
 
@@ -136,6 +139,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._payloads = payloads
         self._records = records
         records.on_moved = self._moved
+        records.on_lease_lost = self._cut_off
         self._managers = managers
         self._new_id = new_id
         self._random = rng
@@ -167,6 +171,16 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         session = self._sessions.get(node_id)
         if session is not None and session.id == session_id:
             session.end("a newer session of this node began at another manager")
+
+    def _cut_off(self) -> None:
+        """This manager cannot reach etcd: leave its sessions to managers that can."""
+        if self._has_others():
+            self._end_all(_CUT_OFF)
+
+    def _has_others(self) -> bool:
+        """Whether the cluster has other managers."""
+        managers = self._cache.view.managers.values()
+        return sum(not manager.joining for manager in managers) > 1
 
     def _end_all(self, reason: str) -> None:
         for session in self._sessions.values():
@@ -337,6 +351,8 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                 f"the cluster has no node {node_id}: it was restored from an older backup? Remove "
                 "this host's data folder and run 'orc cluster join'",
             )
+        if not self._records.has_lease and self._has_others():
+            await context.abort(grpc.StatusCode.UNAVAILABLE, _CUT_OFF)
         # Connecting is a sign of life, though it may take a while until the node's turn.
         self._report_buffer.hear(node_id)
         requests = aiter(request_iterator)

@@ -11,7 +11,9 @@ hello. If the record changes again, a newer session exists: this one is closed. 
 its session: an agent that reconnects replaces it, and one that does not is silent after the node
 timeout. A node that is silent at the manager of its newest session is silent everywhere.
 
-If the lease is lost, a new one is acquired and all records are written again.
+If the lease is lost, a new one is acquired and all records are written again. Meanwhile the manager
+may be cut off from etcd while others are not, which take its nodes for lost: if there are others,
+its sessions are closed, and agents connect to them.
 """
 
 from __future__ import annotations
@@ -91,6 +93,10 @@ class SessionRecords:
         """Ids of nodes whose records are to be written, in order."""
         self._progress = self._published = 0
         self._wake = asyncio.Event()
+        self.has_lease = False
+        """Whether the manager holds its lease: etcd answers it."""
+        self.on_lease_lost: Callable[[], None] = lambda: None
+        """Called when the lease is lost."""
         self.on_moved: Callable[[str, str], None] = lambda node_id, session_id: None
         """Called with a session that a newer one has replaced."""
 
@@ -152,11 +158,16 @@ class SessionRecords:
             )
             try:
                 async with election.term() as term:
+                    self.has_lease = True
                     self._published = 0
                     self._pending = dict.fromkeys(self._held)
                     await self._follow(term.lease)
             except (LeadershipLost, LeaseLost) as lost:
                 log.warning("the lease of session records was lost", extra={"reason": lost})
+                self.has_lease = False
+                self.on_lease_lost()
+            finally:
+                self.has_lease = False
 
     async def _follow(self, lease: int) -> None:
         while True:

@@ -35,6 +35,7 @@ from orchestrator.identity.revocation import Revocations
 from orchestrator.identity.roles import RoleGuard
 from orchestrator.identity.tls import join_credentials, server_credentials
 from orchestrator.manager.api import add_control_services
+from orchestrator.manager.api.client_calls import ClientCalls
 from orchestrator.manager.api.managers import add_manager_services
 from orchestrator.manager.api.tracing_interceptor import TracingInterceptor
 from orchestrator.manager.audit.audit_interceptor import AuditInterceptor
@@ -491,6 +492,7 @@ class Manager:
         ]
         if self._tracer.on:
             guards.append(TracingInterceptor(self._tracer))
+        guards.append(ClientCalls(self._kv, self.cache, self._managers, time.monotonic))
         server = grpc.aio.server(interceptors=guards, options=_SERVER_OPTIONS)
         add_control_services(server, context, self._audit, folder)
         operations = ManagerOperations(context, self._channels, self._member)

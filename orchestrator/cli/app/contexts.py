@@ -149,7 +149,7 @@ def remove_context(name: str, *, back: bool = False) -> None:
     """Remove a context and its key; `back`: if it is current, make the previous one current.
     Raises CliError if there is none of that name."""
     current = current_context() == name
-    for path in (_existing(name), *([_current()] if current else [])):
+    for path in (_existing(name), seen_file(name), *([_current()] if current else [])):
         with suppress(FileNotFoundError):
             os.unlink(path)
     if current and back and (earlier := previous_context()) is not None:
@@ -185,6 +185,11 @@ def _current() -> str:
 def context_file(name: str) -> str:
     """The path of a context's file."""
     return os.path.join(_folder(), "contexts", f"{name}.json")
+
+
+def seen_file(name: str) -> str:
+    """The path of the file with what commands remember of a context's managers."""
+    return os.path.join(_folder(), "seen", f"{name}.json")
 
 
 def _existing(name: str) -> str:

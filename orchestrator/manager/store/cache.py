@@ -129,6 +129,9 @@ class Cache:
         self.view = ClusterView()
         self.revision = 0
         """Store revision up to which `view` is complete."""
+        self.newest_change = 0
+        """Store revision of the newest change in `view`. Another cache that has reached it holds at
+        least what this one does."""
         self.healthy = False
         """Whether the watch is running."""
         self.on_undecodable: Callable[[Quarantined], None] = log_undecodable
@@ -194,6 +197,7 @@ class Cache:
             found.aside[key] = None
         found.changes.extend(Change(gone, None) for gone in known.values())
         found.attribute(self.view, listed)
+        self.newest_change = max((each.mod_revision for each in entries), default=0)
         self._publish(found, revision)
 
     async def _apply(self, events: Sequence[Event], revision: int) -> None:
@@ -202,6 +206,7 @@ class Cache:
             found.read(event.key, event.entry, self._current(event.key))
             await _yield_to_loop(number)
         found.attribute(self.view, {})
+        self.newest_change = revision
         self._publish(found, revision)
 
     def _current(self, key: str) -> Object | None:

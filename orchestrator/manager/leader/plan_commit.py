@@ -2,8 +2,8 @@
 """Committing a planning round: changes in groups that fail independently, in few transactions.
 
 **Groups.** Plans that change the same object form one group. A group *needs* another if it has
-read what that one changes, or takes resources on a node that it frees: it is written with it or
-after it, or not at all.
+read what that one changes, takes resources on a node that it frees, or plans a service whose tasks'
+reported states that one writes: it is written with it or after it, or not at all.
 
 **A lost answer is not a failure.** Each transaction replaces the mark at `SEQUENCE` and requires
 the one that its predecessor left. A transaction with an unknown outcome is sent again unchanged:
@@ -139,15 +139,25 @@ def _link_dependencies(made: Sequence[ChangeGroup]) -> None:
     """Record the dependencies between groups."""
     changer = {each.key: group for group in made for each in group.encoded}
     frees: dict[str, list[ChangeGroup]] = {}
+    tasks_of: dict[str, list[ChangeGroup]] = {}
     for group in made:
         for node_id in {_freed(change) for change in group.changes}:
             frees.setdefault(node_id, []).append(group)
+        for service_id in {_service_id(change) for change in group.changes} - {""}:
+            tasks_of.setdefault(service_id, []).append(group)
     for group in made:
         read = [*group.reads, *(key for each in group.encoded for key in each.reads)]
         group.needs.update(changer[key] for key in read if key in changer)
         for node_id in {_taken(change) for change in group.changes} - {""}:
             group.needs.update(frees.get(node_id, ()))
+        for owner in group.owners:
+            group.needs.update(tasks_of.get(owner, ()))
         group.needs.discard(group)
+
+
+def _service_id(change: Change) -> str:
+    """Id of the service whose task the change is about."""
+    return change.subject.service_id if isinstance(change.subject, Task) else ""
 
 
 def _freed(change: Change) -> str:

@@ -14,7 +14,7 @@ from orchestrator.manager.store.keys import LEADER, object_key
 from orchestrator.manager.store.kv import Guard, Op, Put, StoreFull, StoreUnavailable
 from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.model.convert import decode
-from orchestrator.model.nodes import Node
+from orchestrator.model.nodes import Node, SessionRecord
 from orchestrator.model.objects import Object
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ServiceSpec
@@ -140,6 +140,25 @@ async def test_resources_are_not_taken_before_they_are_freed() -> None:
     )
     assert len(written.conflicted) == 2
     assert await kv.tasks() == []
+
+
+async def test_a_service_is_not_planned_on_reports_that_are_not_committed() -> None:
+    kv = Store()
+    writer = await elected(kv)
+    record = SessionRecord(id="n1")
+    await kv.put(record)
+    session = replace(record, revision=(await kv.list("/")).revision)
+    ran = Task(id="t1", service_id="s", node_id="n1", status=TaskStatus(state=TaskState.RUNNING))
+    await writer.write(group_changes([Decision((Change(None, ran),))]))
+    ran = replace(ran, revision=(await kv.list("/")).revision)
+    failed = replace(ran, status=TaskStatus(state=TaskState.FAILED))
+    report = Decision((Change(ran, failed),), reads={"t1": (session,)})
+    # The node's session moves to another manager before the report of this one is committed.
+    await kv.put(record)
+    written = await writer.write(group_changes([report, new("t2"), new("other", service="s2")]))
+    # The replacement would be a second task of a slot whose first one still runs by the store.
+    assert await kv.tasks() == ["other", "t1"]
+    assert len(written.conflicted) == 2
 
 
 async def test_each_transaction_has_the_guards_of_its_own_changes_only() -> None:

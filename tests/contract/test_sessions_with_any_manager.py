@@ -93,6 +93,36 @@ async def test_a_session_that_moves_ends_at_its_former_manager(
             assert {each.manager_id for each in records.values()} == {leader.identity.manager_id}
 
 
+async def test_a_manager_whose_view_is_old_orders_nothing_from_it(
+    leader: Running, follower: Running, control: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = await leader.join(leader.token)
+    connected = asyncio.Event()
+    apply = follower.manager.cache._apply
+
+    async def late(*batch: Any) -> None:
+        await connected.wait()
+        await apply(*batch)
+
+    async with agent(leader, "one", joined) as before:
+        monkeypatch.setattr(follower.manager.cache, "_apply", late)
+        await deploy(leader, control, web())
+        await before.until(lambda: before.tasks)
+    cache, id = leader.manager.cache, follower.identity.manager_id
+
+    async def catch_up() -> None:
+        await until(
+            cache, lambda: [each.manager_id for each in cache.view.sessions.values()] == [id]
+        )
+        connected.set()
+
+    # The agent moves to a manager that does not know its task yet.
+    async with asyncio.TaskGroup() as group:
+        group.create_task(catch_up())
+        async with agent(follower, "one", joined) as now:
+            assert (now.full_sets, set(now.tasks)) == (1, set(before.tasks))
+
+
 @pytest.mark.parametrize("node_timeout", [1.0])
 async def test_a_node_that_falls_silent_at_a_follower_is_down(
     leader: Running, follower: Running, node_timeout: float

@@ -140,6 +140,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._records = records
         records.on_moved = self._moved
         records.on_lease_lost = self._cut_off
+        records.on_written = self._recorded
         self._managers = managers
         self._new_id = new_id
         self._random = rng
@@ -181,6 +182,12 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         """Whether the cluster has other managers."""
         managers = self._cache.view.managers.values()
         return sum(not manager.joining for manager in managers) > 1
+
+    def _recorded(self, node_id: str, session_id: str) -> None:
+        """The record of a session has been written: it may get its assignments."""
+        session = self._sessions.get(node_id)
+        if session is not None and session.id == session_id:
+            session.wake.set()
 
     def _end_all(self, reason: str) -> None:
         for session in self._sessions.values():
@@ -435,8 +442,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
 
     async def _speak(self, session: NodeSession, context: Any) -> None:
         # The welcome goes out at once: an agent that waits too long reconnects.
-        for message in session.queued():
-            await context.write(message)
+        await self._await_record(session, context)
         # Full sets are large. When all nodes connect at once, they take turns, and the manager's
         # other work goes on in between.
         async with self._admission:
@@ -452,6 +458,23 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             session.wake.clear()
             messages = session.messages(self._cache.view, self._endpoints)
         raise _SessionClosed(session.ended)
+
+    async def _await_record(self, session: NodeSession, context: Any) -> None:
+        """Send what is queued, and wait until the cache has all up to the record of the session.
+
+        This manager may be cut off from the store, and its view older than what the agent was sent
+        by another one: a task that is not in it yet would be stopped. All that was sent before is
+        older than the record."""
+        while True:
+            for message in session.queued():
+                await context.write(message)
+            if session.ended:
+                raise _SessionClosed(session.ended)
+            if revision := self._records.written(session.node_id, session.id):
+                await self._cache.wait_for(revision)
+                return
+            await session.wake.wait()
+            session.wake.clear()
 
     async def _fill(self, payload: Any) -> None:
         try:

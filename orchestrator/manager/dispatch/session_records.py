@@ -99,12 +99,19 @@ class SessionRecords:
         """Called when the lease is lost."""
         self.on_moved: Callable[[str, str], None] = lambda node_id, session_id: None
         """Called with a session that a newer one has replaced."""
+        self.on_written: Callable[[str, str], None] = lambda node_id, session_id: None
+        """Called when the record of a session has been written."""
 
     def begin(self, node_id: str, session_id: str) -> None:
         """A session began."""
         self._held[node_id] = _Held(session_id, self._clock())
         self._pending[node_id] = None
         self._wake.set()
+
+    def written(self, node_id: str, session_id: str) -> int:
+        """The store revision of a session's record; 0 while it is not written."""
+        held = self._held.get(node_id)
+        return held.written if held is not None and held.session_id == session_id else 0
 
     def publish_progress(self, through: int) -> None:
         """All nodes in session have applied the changes of endpoints up to this store revision."""
@@ -239,6 +246,7 @@ class SessionRecords:
                 attempts += 1
                 continue
             held.written = written
+            self.on_written(node_id, held.session_id)
             if held.silent == record.silent:
                 self._pending.pop(node_id, None)
             newest = self._cache.view.sessions.get(node_id)

@@ -41,7 +41,7 @@ def parse_dependency(text: str) -> Dependency:
     name, colon, word = text.partition(":")
     conditions = {each.name.lower(): each for each in DependencyCondition}
     if colon and word not in conditions:
-        raise ValueError(f"{text!r}: {word!r} is none of {', '.join(conditions)}")
+        raise ValueError(f"{text!r}: {word!r} is not one of {', '.join(conditions)}")
     check_name(name, "service name")
     return Dependency(name, conditions[word or "started"])
 

@@ -225,7 +225,7 @@ def read_encrypted(value: str | None) -> bool:
         return True
     if text in _FALSE:
         return False
-    raise ValueError(f"network option encrypted={value} is neither true nor false")
+    raise ValueError(f"network option encrypted={value} is not a boolean (true or false)")
 
 
 def checks_sources(options: Mapping[str, str]) -> bool:

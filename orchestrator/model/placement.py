@@ -83,7 +83,7 @@ def parse_disconnect(text: str) -> Disconnect:
     if not equals and word in ("replace", "keep"):
         return Disconnect(DisconnectAction[word.upper()])
     if not equals or word not in actions:
-        raise ValueError(f"{text!r} is none of replace, replace-after=30s, keep, stop-after=30s")
+        raise ValueError(f"{text!r} is not one of replace, replace-after=30s, keep, stop-after=30s")
     made = Disconnect(actions[word], parse_duration(value))
     check_disconnect(made)
     return made

@@ -67,8 +67,7 @@ def parse_duration(text: str, what: str = "duration") -> float:
         rest = rest[match.end() :]
     if rest or not text.strip():
         raise ValueError(
-            f"{what} {text!r} is not a length of time; "
-            "write a number with h, m, s or ms, such as 1m30s"
+            f"{what} {text!r} is not a duration; write a number with h, m, s or ms, such as 1m30s"
         )
     return total
 

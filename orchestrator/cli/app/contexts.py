@@ -130,7 +130,7 @@ def current_context() -> str | None:
 
 
 def use_context(name: str) -> None:
-    """Make `name` the current context. Raises CliError if there is none of that name."""
+    """Make `name` the current context. Raises CliError if no context has that name."""
     _existing(name)
     before = [current_context(), *_previous()]
     earlier = [each for each in dict.fromkeys(before) if each and each != name]
@@ -147,7 +147,7 @@ def previous_context() -> str | None:
 
 def remove_context(name: str, *, back: bool = False) -> None:
     """Remove a context and its key; `back`: if it is current, make the previous one current.
-    Raises CliError if there is none of that name."""
+    Raises CliError if no context has that name."""
     current = current_context() == name
     for path in (_existing(name), seen_file(name), *([_current()] if current else [])):
         with suppress(FileNotFoundError):

@@ -94,7 +94,7 @@ def terminal_width() -> int | None:
 
 def align_columns(lines: Sequence[Sequence[str]], room: int | None = None) -> list[str]:
     """Lines of cells as text, each column as wide as its widest cell; the first line has the
-    headings. With `room`, columns stand closer and cells are cut until so many are enough, if
+    headings. With `room`, columns stand closer and cells are cut until they fit, if
     that can be."""
     widths, gap = (
         [max(map(display_width, texts)) for texts in zip_longest(*lines, fillvalue="")],

@@ -193,7 +193,7 @@ def _flag(raw: Mapping[str, Any], key: str) -> bool:
         return True
     if value in (False, "false"):
         return False
-    raise ConflistError(f"{key}: {value!r} is neither true nor false")
+    raise ConflistError(f"{key}: {value!r} is not a boolean (true or false)")
 
 
 def _plugins(raw: Mapping[str, Any]) -> Iterator[ChainPlugin]:
@@ -238,7 +238,7 @@ def _check_capabilities(capabilities: Any, place: str) -> None:
         raise ConflistError(f'{place}: it is no JSON object such as {{"portMappings": true}}')
     for key, wanted in capabilities.items():
         if not isinstance(wanted, bool):
-            raise ConflistError(f"{place}.{key}: {wanted!r} is neither true nor false")
+            raise ConflistError(f"{place}.{key}: {wanted!r} is not a boolean (true or false)")
 
 
 # -- placeholders -------------------------------------------------------------------------

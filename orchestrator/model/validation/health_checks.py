@@ -96,4 +96,4 @@ def _check_test(test: tuple[str, ...]) -> None:
             raise ValueError(f"health test {kind} has {len(arguments)} arguments; see --help")
         case _:
             known = ", ".join(("NONE", *IN_CONTAINER, *FROM_NODE))
-            raise ValueError(f"health test {kind!r} is none of {known}")
+            raise ValueError(f"health test {kind!r} is not one of {known}")

@@ -98,7 +98,7 @@ def _check_bind(mount: MountSpec) -> None:
         )
     if mount.propagation and mount.propagation not in PROPAGATIONS:
         raise ValueError(
-            f"bind propagation {mount.propagation!r} is none of {', '.join(PROPAGATIONS)}"
+            f"bind propagation {mount.propagation!r} is not one of {', '.join(PROPAGATIONS)}"
         )
     if mount.driver or mount.options or mount.labels or mount.no_copy or mount.subpath:
         raise ValueError(f"bind mount of {mount.source} has options that only volumes have")

@@ -41,8 +41,8 @@ BAD_SERVICE = [
     ("depends_on: {web: {condition: healthy}}", "did you mean 'service_healthy'?"),
     ("links: ['other:db']", "give 'other' the alias 'db': networks: {NAME: {aliases:"),
     ("healthcheck: {test: [curl, x]}", "test list begins with CMD, CMD-SHELL, HTTP, TCP, GRPC or"),
-    ("healthcheck: {interval: 5 parsecs}", "duration '5 parsecs' is not a length of time"),
-    ("healthcheck: {interval: 30}", "duration '30' is not a length of time; write a number with"),
+    ("healthcheck: {interval: 5 parsecs}", "duration '5 parsecs' is not a duration"),
+    ("healthcheck: {interval: 30}", "duration '30' is not a duration; write a number with"),
     ("deploy: {replicas: many}", "services.web.deploy.replicas: 'many' is not a whole number"),
     ("deploy: {replicas: -1}", "services.web.deploy.replicas: -1 is out of range: 0 or more"),
     ("deploy: {replicas: 10000000}", "replicas 10000000 is over 100000, the most"),
@@ -144,7 +144,7 @@ BAD_FILE = [
     (WEB + "networks:\n  ba.ck: {}", "network name 's_ba.ck' is not a DNS label"),
     (
         WEB + "networks:\n  back: {driver_opts: {encrypted: maybe}}",
-        "networks.back.driver_opts: network option encrypted=maybe is neither true nor false",
+        "networks.back.driver_opts: network option encrypted=maybe is not a boolean",
     ),
     (
         WEB + "networks:\n  back: {driver_opts: {source-check: maybe}}",

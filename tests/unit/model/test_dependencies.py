@@ -34,8 +34,8 @@ def test_how_it_is_written(text: str, condition: DependencyCondition) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("db:helthy", "'helthy' is none of started, healthy, completed"),
-        ("db:", "'' is none of started"),
+        ("db:helthy", "'helthy' is not one of started, healthy, completed"),
+        ("db:", "'' is not one of started"),
         (":healthy", "the service name is empty"),
         ("D b", "not a DNS label"),
     ],

@@ -184,7 +184,7 @@ def _device(entry: Mapping[str, Any]) -> DeviceNode:
 
 def _kind(kind: str) -> str:
     if kind not in ("c", "u", "b"):
-        raise ValueError(f"device type {kind!r} is none of c, u and b")
+        raise ValueError(f"device type {kind!r} is not one of c, u and b")
     return "b" if kind == "b" else "c"
 
 

@@ -49,7 +49,7 @@ def _check(manager: Manager, run: Run, arguments: tuple[str, ...], words: str) -
         ("--depends-on api", "service 'api' cannot wait for itself"),
         ("--generic-resource gpu=99999999", "is not from 1 to 10000"),
         ("--generic-resource gpu=0", "is not from 1 to 10000"),
-        ("--on-disconnect vanish", "'vanish' is none of replace"),
+        ("--on-disconnect vanish", "'vanish' is not one of replace"),
         ("--strategy random", "'random' is not one of default, spread, binpack"),
         ("--sysctl kernel.panic=1", "is not the container's own"),
         ("--cap-add FLY", "capability 'FLY' is unknown"),

@@ -362,7 +362,7 @@ def test_encryption_option(manager: Any, run: Run, option: str, encrypted: bool)
 def test_invalid_encryption_option(manager: Any, run: Run, value: str) -> None:
     result = run("network", "create", "--opt", f"encrypted={value}", "back")
     assert result.exit_code == 2
-    assert f"network option encrypted={value} is neither true nor false" in result.stderr
+    assert f"network option encrypted={value} is not a boolean (true or false)" in result.stderr
     assert not manager.script.requests
 
 

@@ -110,7 +110,7 @@ def test_invalid_mounts(text: str, words: str) -> None:
         ("target=/a,source=../x", "volume name '../x' is not valid"),
         ("target=/a,source=d-{{.Task.Colour}}", "{{.Task.Colour}} in 'd-"),
         ("type=bind,target=/a", "not an absolute path of the node"),
-        ("type=bind,source=/x,target=/a,bind-propagation=up", "none of rprivate"),
+        ("type=bind,source=/x,target=/a,bind-propagation=up", "not one of rprivate"),
         ("type=bind,source=/x,target=/a,volume-nocopy", "only volumes have"),
         ("type=bind,source=/x,target=/a,volume-subpath=b", "only volumes have"),
         ("type=tmpfs,target=/a,volume-subpath=b", "only volumes have"),

@@ -67,7 +67,7 @@ def test_a_list_is_read() -> None:
         (listed(plugins=...), "plugins: there is none; write"),
         (listed(plugins=[]), "plugins: there is none; write"),
         (listed(plugins=["bridge"]), "plugins[0]: it is no JSON object"),
-        (listed(disableGC="maybe"), "disableGC: 'maybe' is neither true nor false"),
+        (listed(disableGC="maybe"), "disableGC: 'maybe' is not a boolean (true or false)"),
         (
             plugin(type=""),
             "plugins[1].type: it is missing; it is the plugin's name, such as bridge",
@@ -82,7 +82,7 @@ def test_a_list_is_read() -> None:
         (plugin(capabilities=[]), "plugins[1].capabilities: it is no JSON object such as"),
         (
             plugin(capabilities={"ips": 1}),
-            "plugins[1].capabilities.ips: 1 is neither true nor false",
+            "plugins[1].capabilities.ips: 1 is not a boolean (true or false)",
         ),
         (plugin(ipam="host-local"), "plugins[1].ipam: it is no JSON object"),
         (plugin(ipam={"subnet": "10.0.0.0/8"}), "plugins[1].ipam.type: it is missing"),

@@ -35,7 +35,7 @@ def test_valid_health_checks_are_accepted(test: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        (spec("PING", "x"), "'PING' is none of NONE, CMD"),
+        (spec("PING", "x"), "'PING' is not one of NONE, CMD"),
         (spec("CMD"), "CMD has 0 arguments"),
         (spec("CMD-SHELL", ""), "CMD-SHELL has 1 arguments"),
         (spec("HTTP", "http://x"), "does not begin with a port"),

@@ -80,10 +80,10 @@ def test_how_it_is_written(text: str, rule: Disconnect) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("stop", "none of replace, replace-after=30s, keep, stop-after=30s"),
-        ("keep=5s", "none of replace"),
+        ("stop", "not one of replace, replace-after=30s, keep, stop-after=30s"),
+        ("keep=5s", "not one of replace"),
         ("stop-after=", "''"),
-        ("stop-after=0.5s", "stop-after=1s is the least"),
+        ("stop-after=0.5s", "stop-after must be at least 1s"),
         ("replace-after=1000h", "is not from 0s to 30 days"),
     ],
 )

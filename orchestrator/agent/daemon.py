@@ -80,6 +80,7 @@ from orchestrator.agent.volumes.volume_requests import (
 from orchestrator.agent.volumes.volume_store import VolumeStore
 from orchestrator.daemon.process import Supervisor
 from orchestrator.identity.certificates import TlsFiles
+from orchestrator.identity.host_identity import NodeIdentity, NoIdentity, read_node
 from orchestrator.identity.revocation import Revocations
 from orchestrator.linux.processes import boot_id
 from orchestrator.model import nodes
@@ -397,7 +398,7 @@ async def run(settings: Settings) -> None:
 
         dialer = Dialer(
             db=db,
-            joined_by=identity.managers,
+            joined_by=lambda: _managers(identity, data),
             dial=channels.manager,
             dial_one_of_several=channels.one_of_several_managers,
             new_session=lambda: Session(
@@ -445,6 +446,14 @@ async def run(settings: Settings) -> None:
                 name="dialer",
             )
             group.create_task(certificate.run(rng.random()), name="certificate")
+
+
+def _managers(identity: NodeIdentity, data_dir: Path) -> Sequence[str]:
+    """The managers in the node's identity as it is now: 'orc cluster reconnect' changes them."""
+    try:
+        return read_node(data_dir).managers
+    except NoIdentity:
+        return identity.managers
 
 
 async def _dial(dialer: Dialer, leave: Callable[[str], Coroutine[None, None, None]]) -> None:

@@ -62,13 +62,26 @@ def init_cluster(
         certificate_lifetime=lifetime.total_seconds(),
     )
     authority = ca.new_ca(identity.cluster_id, now)
+    admin = store_first_manager(data_dir, identity, authority, now, lifetime)
+    return identity, authority.certificate, admin
+
+
+def store_first_manager(
+    data_dir: Path,
+    identity: ManagerIdentity,
+    authority: KeyPair,
+    now: dt.datetime,
+    lifetime: dt.timedelta = ca.LIFETIME,
+) -> KeyPair:
+    """Write what the only manager of a new or restored cluster needs; an administrator's
+    certificate."""
     manager = ca.issue(
         authority,
         common_name=identity.manager_id,
         role="manager",
         cluster_id=identity.cluster_id,
         now=now,
-        addresses=[address, "127.0.0.1"],
+        addresses=[identity.address, "127.0.0.1"],
         lifetime=lifetime,
     )
     admin = new_admin(authority, identity.cluster_id, now, lifetime)
@@ -77,7 +90,8 @@ def init_cluster(
     TlsFiles.of(data_dir, "manager").pair.replace(manager)
     # Last: its presence marks the folder as complete.
     write_identity(data_dir / "manager.json", identity)
-    return identity, authority.certificate, admin
+    (data_dir / REMOVED_MANAGER).unlink(missing_ok=True)
+    return admin
 
 
 def new_admin(

@@ -36,6 +36,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "orchestrator.v1.Images": frozenset({"admin"}),
     "orchestrator.v1.Access": frozenset({"admin"}),
     "orchestrator.v1.Audit": frozenset({"admin"}),
+    "orchestrator.v1.Backup": frozenset({"admin"}),
     "orchestrator.v1.Certificates": frozenset({"admin", "worker"}),
     "orchestrator.v1.Sources": frozenset({"worker"}),
     "orchestrator.v1.Dispatch": frozenset({"worker"}),

@@ -146,3 +146,5 @@ class Node(Extensible):
     """Whether containers get only the host access in `allowed`; see `validation.host_access`."""
     allowed: tuple[str, ...] = ()
     """Set by operators."""
+    awaited: bool = False
+    """It has not reconnected since the cluster was restored, and is not called down until then."""

@@ -186,6 +186,8 @@ class Cluster(Extensible):
     """Id of the key that secrets are encrypted with; empty in a cluster of an earlier version."""
     container_access: tuple[str, ...] = ()
     """Which ports of the hosts containers can reach; see `validation.host_access`."""
+    incarnation: str = ""
+    """Changes with each restore from a backup; empty in a cluster that was never restored."""
 
 
 Object = (

@@ -129,7 +129,7 @@ async def blob_server(folder: Path, joined: Joined) -> AsyncIterator[tuple[str, 
 
         dialer = Dialer(
             db=db,
-            joined_by=identity.managers,
+            joined_by=lambda: identity.managers,
             dial=Channels(settings).manager,
             new_session=lambda: Session(
                 Node(

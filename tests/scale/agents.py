@@ -325,7 +325,7 @@ class SimulatedAgent:
 
         self.dialer = Dialer(
             db=cast(Any, _Managers()),
-            joined_by=joined.managers,
+            joined_by=lambda: joined.managers,
             dial=self._dial,
             new_session=session,
             rng=random.Random(number),

@@ -451,18 +451,18 @@ class Dialer:
         self,
         *,
         db: StateDb,
-        joined_by: Sequence[str],
+        joined_by: Callable[[], Sequence[str]],
         dial: Dial,
         dial_one_of_several: Dial | None = None,
         new_session: Callable[[], Session],
         rng: random.Random,
         serial: Callable[[], str] = lambda: "",
     ) -> None:
-        """`joined_by` are the managers (HOST:PORT) that the node knows from joining;
-        `dial_one_of_several` is used while there are other managers; `serial` is the serial number
-        of the node's certificate."""
+        """`joined_by` gives the managers (HOST:PORT) in the node's identity: those by which it
+        joined, or that an operator has set since. `dial_one_of_several` is used while there are
+        other managers; `serial` is the serial number of the node's certificate."""
         self._db = db
-        self._joined_by = tuple(joined_by)
+        self._joined_by = joined_by
         self._dial = dial
         self._dial_one_of_several = dial_one_of_several or dial
         self._new_session = new_session
@@ -538,5 +538,5 @@ class Dialer:
         the `last` one that was tried comes last."""
         newest = list(self._db.managers())
         self._rng.shuffle(newest)
-        known = newest + [manager for manager in self._joined_by if manager not in newest]
+        known = newest + [manager for manager in self._joined_by() if manager not in newest]
         return sorted(known, key=lambda manager: manager == last)

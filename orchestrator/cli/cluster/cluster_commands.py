@@ -33,9 +33,19 @@ _HOSTS = (
         ".cluster.membership_commands:advertise",
         "Change the address of this host's manager",
     ),
+    Lazy(
+        "reconnect",
+        ".cluster.membership_commands:reconnect",
+        "Set the managers that this host's agent calls",
+    ),
     Lazy("admin", ".cluster.membership_commands:admin", "Create an admin's context, on a manager"),
 )
 
+
+_DISASTER = (
+    Lazy("backup", ".cluster.backup_commands:backup", "Back up the cluster to a file"),
+    Lazy("restore", ".cluster.backup_commands:restore", "Restore a cluster on this host"),
+)
 
 _ACCESS = (
     Lazy("certificates", ".cluster.access_commands:certificates", "List issued certificates"),
@@ -46,7 +56,11 @@ _ACCESS = (
 
 @click.group(
     cls=OrcGroup,
-    sections=[("On the host itself", _HOSTS), ("Access", _ACCESS)],
+    sections=[
+        ("On the host itself", _HOSTS),
+        ("Backup and restore", _DISASTER),
+        ("Access", _ACCESS),
+    ],
     epilog=example("orc cluster info"),
 )
 def cluster() -> None:

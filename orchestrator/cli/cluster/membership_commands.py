@@ -73,7 +73,7 @@ MANAGER_DATA, AGENT_DATA = Path("/var/lib/orc/manager"), Path("/var/lib/orc/agen
 _ADMIN_NAME = re.compile(r"(?=.{1,63}$)[a-z0-9]+(?:[._-][a-z0-9]+)*")
 
 
-def _address(text: str) -> str:
+def own_address(text: str) -> str:
     try:
         return str(ipaddress.ip_address(text))
     except ValueError:
@@ -133,7 +133,7 @@ def init(
     """Initialize a cluster on this host: a CA, certificates, and your admin context."""
     from orchestrator.identity.bootstrap import AlreadyThere, init_cluster
 
-    address = _address(advertise)
+    address = own_address(advertise)
     try:
         identity, authority, admin = init_cluster(
             data_dir,
@@ -210,7 +210,7 @@ def join(token: str, address: str, listen_port: int, data_dir: Path | None, mana
     from orchestrator.identity.join import join as join_cluster
     from orchestrator.identity.join_tokens import BadToken
 
-    own = _address(address) if address else ""
+    own = own_address(address) if address else ""
     agent_data, manager_data = data_dir or AGENT_DATA, data_dir or MANAGER_DATA
     try:
         if (begun := resumable_manager(manager_data)) is not None:
@@ -325,6 +325,45 @@ def _leave_as_node(data_dir: Path) -> None:
     click.echo(f"Node {identity.node_id} has left; remove it: orc node rm {identity.node_id}")
 
 
+@click.command(epilog=example("sudo orc cluster reconnect 192.168.1.20"))
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    default=AGENT_DATA,
+    show_default=True,
+    help="Where the agent keeps its identity and state.",
+)
+@click.argument("managers", nargs=-1, required=True, metavar="ADDRESS...")
+def reconnect(data_dir: Path, managers: tuple[str, ...]) -> None:
+    """Tell this host's agent where the managers are (HOST[:PORT]), after all of them got other
+    addresses, as after a restore.
+
+    The agent uses them at its next attempt to connect, without a restart. Its containers run on.
+    """
+    from dataclasses import replace
+
+    from orchestrator.identity.host_identity import NoIdentity, read_node, write_identity
+    from orchestrator.model.managers import host_port
+
+    endpoints = []
+    for text in managers:
+        host, _, port = text.rpartition(":")
+        if not port.isdecimal():
+            host, port = text, ""
+        if not host or "/" in text:
+            raise CliError(f"'{text}' is not an address of a manager; write 192.168.1.20:7420")
+        endpoints.append(host_port(host.strip("[]"), int(port or 7420)))
+    try:
+        identity = read_node(data_dir)
+        write_identity(data_dir / "node.json", replace(identity, managers=tuple(endpoints)))
+    except NoIdentity as error:
+        raise CliError(str(error)) from None
+    except PermissionError as error:
+        raise CliError(f"cannot write {error.filename}: run this as root (sudo)") from None
+    click.echo(f"Node {identity.node_id} connects to {', '.join(endpoints)} from now on.")
+
+
 @click.command(epilog=example("sudo orc cluster advertise 192.168.1.20"))
 @click.option(
     "--data-dir",
@@ -345,7 +384,7 @@ def advertise(data_dir: Path, address: str) -> None:
     from orchestrator.identity.certificates import KeyPair, TlsFiles
     from orchestrator.identity.host_identity import NoIdentity, read_manager, remember
 
-    new = _address(address)
+    new = own_address(address)
     try:
         identity = read_manager(data_dir)
         files = TlsFiles.of(data_dir, "manager")

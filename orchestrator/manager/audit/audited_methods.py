@@ -55,6 +55,7 @@ _CONTAINER = Rule("container", ("container",), "container_name", "id")
 
 MUTATING: dict[str, Rule] = {
     "Access.Revoke": Rule(_revoked, ("name",), "", "revocation.id"),
+    "Backup.Create": Rule("backup"),
     "Certificates.Renew": Rule("certificate"),
     "Containers.CreateContainer": Rule("container", ("name",), "container_name", "id"),
     "Containers.KillContainer": _CONTAINER,

@@ -22,6 +22,8 @@ from orchestrator.model.objects import Cluster, Credential, Image, Network, Obje
 from orchestrator.model.services import Service
 from orchestrator.model.tasks import Task
 
+EVERYTHING = "/orc"
+"""Prefix of all keys."""
 PREFIX = "/orc/"
 SEALED = "/orc-sealed/"
 LEADER = PREFIX + "leader"

@@ -95,7 +95,7 @@ def serves(task: Task, view: ClusterView) -> bool:
         and task.desired_state is TaskState.RUNNING
         and task.status.run == task.run
         and node is not None
-        and node.state is NodeState.READY
+        and (node.state is NodeState.READY or node.awaited)
     )
 
 

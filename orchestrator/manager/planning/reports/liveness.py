@@ -70,7 +70,11 @@ class Silence:
 def expire(view: ClusterView, hearing: Hearing, now: float) -> Silence:
     """Nodes that have been silent for too long are DOWN since `now`, a time of the wall clock."""
     timeout = (view.cluster or Cluster()).node_timeout
-    up = [node for _, node in sorted(view.nodes.items()) if node.state is not NodeState.DOWN]
+    up = [
+        node
+        for _, node in sorted(view.nodes.items())
+        if node.state is not NodeState.DOWN and not node.awaited
+    ]
     silent: list[tuple[Node, float]] = []
     deadlines: list[float] = []
     quiet = 0
@@ -124,5 +128,10 @@ def node_up(node: Node, description: NodeDescription, now: float) -> Node:
         return node
     since = node.state_since if node.state is NodeState.READY else now
     return replace(
-        node, state=NodeState.READY, state_since=since, message="", description=description
+        node,
+        state=NodeState.READY,
+        state_since=since,
+        message="",
+        description=description,
+        awaited=False,
     )

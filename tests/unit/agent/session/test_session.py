@@ -100,7 +100,7 @@ async def agent(host: Host, *managers: str) -> AsyncIterator[Agent]:
         )
         dialer = Dialer(
             db=db,
-            joined_by=managers,
+            joined_by=lambda: managers,
             dial=lambda address: grpc.aio.insecure_channel(
                 address, options=[("grpc.use_local_subchannel_pool", 1)]
             ),

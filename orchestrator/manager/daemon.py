@@ -42,7 +42,7 @@ from orchestrator.manager.audit.audit_interceptor import AuditInterceptor
 from orchestrator.manager.audit.trail import FILE_BYTES, FILES, AuditTrail
 from orchestrator.manager.cluster.enrolment import Enrolment, promote_learners, serving_endpoints
 from orchestrator.manager.cluster.manager_calls import ManagerChannels
-from orchestrator.manager.cluster.registration import OwnFacts, Presence, register
+from orchestrator.manager.cluster.registration import OwnFacts, Presence, register, was_removed
 from orchestrator.manager.dispatch import dispatcher
 from orchestrator.manager.dispatch.dispatcher import Dispatcher
 from orchestrator.manager.dispatch.image_sources import ImageSources
@@ -375,6 +375,8 @@ class Manager:
         """Bring this manager's own object in the store up to date, and the managers that it will
         ask when it leaves."""
         identity, member = self._identity, self._member
+        if was_removed(self.cache.view, identity.manager_id):
+            raise MemberRemoved("this manager was removed from the cluster")
         status = await member.membership.status() if member else None
         peering = member.peering if member else None
         own = OwnFacts(
@@ -449,7 +451,7 @@ class Manager:
         """Remember the managers, for a start or a leave without them. Raise MemberRemoved once
         another manager has removed this one: with an external etcd, nothing else ends it."""
         own, known = self._identity.manager_id, self._managers()
-        while own in self.cache.view.managers:
+        while not was_removed(self.cache.view, own):
             await asyncio.sleep(1.0)
             if known != (found := self._managers()):
                 known = found

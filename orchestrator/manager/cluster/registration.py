@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import object_key
@@ -60,6 +61,12 @@ async def register(kv: Kv, cache: Cache, own: OwnFacts, now: float) -> None:
             await cache.wait_for(await commit(kv, [Change(before, after)]))
             return
         await cache.wait_for(cache.revision + 1)
+
+
+def was_removed(view: ClusterView, id: str) -> bool:
+    """Whether another manager has removed this one. A missing object alone does not say so: one
+    that cannot be decoded is missing from the view, too. A removal also revokes certificates."""
+    return id not in view.managers and f"manager.{id}" in view.revocations
 
 
 class Presence:

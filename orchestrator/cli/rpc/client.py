@@ -139,9 +139,9 @@ class Client:
                 self._take(sent[0], metadata, changes(_full_name(method)))
                 return reply
             except RpcError as error:
-                late = time.monotonic() - began > REPEAT_WITHIN
+                endpoint, late = self.endpoint, time.monotonic() - began > REPEAT_WITHIN
                 if late or not self._may_go_elsewhere(method, error):
-                    self._raise(error, timeout)
+                    self._raise(error, timeout, endpoint)
             except ConnectionBroken as broken:
                 safe = not sent or may_repeat(_full_name(method))
                 if not (safe and self._leave(broken)):
@@ -183,8 +183,9 @@ class Client:
             except RpcError as error:
                 if timeout is not None and error.code is Code.DEADLINE_EXCEEDED:
                     raise TimeoutError from None
-                if begun or not repeats or not self._may_go_elsewhere(method, error):
-                    self._raise(error, timeout or 0.0)
+                endpoint, moved = self.endpoint, self._may_go_elsewhere(method, error)
+                if begun or not (repeats and moved):
+                    self._raise(error, timeout or 0.0, endpoint)
             except ConnectionBroken as broken:
                 left = self._leave(broken)
                 if begun or not repeats:
@@ -390,10 +391,10 @@ class Client:
             ping_after=_PING_AFTER_WITH_ALTERNATIVES if self.has_alternatives else None,
         )
 
-    def _raise(self, error: RpcError, timeout: float) -> NoReturn:
+    def _raise(self, error: RpcError, timeout: float, endpoint: str) -> NoReturn:
         from orchestrator.cli.rpc.calls import Code
 
-        endpoint, code, details = self._endpoints[0], error.code, error.details
+        code, details = error.code, error.details
         if code is Code.CANCELLED:
             self.close()
             raise ManagerLost(f"the manager at {endpoint} ended the call; try again")

@@ -194,13 +194,18 @@ def watch_progress(
     client: Client, name: str, deadline: float, request: Any | None = None
 ) -> Iterator[Any]:
     """Stream ServiceProgress until the deadline (TimeoutError), across failures of managers."""
-    reported = False
+    reported, failures = False, 0
     request = request or control_pb2.WatchServiceRequest(service=name)
     while (left := deadline - time.monotonic()) > 0:
         try:
             bound = left if isfinite(left) else None
-            yield from client.stream("WatchService", request, timeout=bound)
+            for progress in client.stream("WatchService", request, timeout=bound):
+                failures = 0
+                yield progress
         except ManagerLost as lost:
+            failures += 1
+            if client.has_alternatives and failures == 1:
+                continue  # at another manager
             if not reported:
                 click.echo(f"{name}: {lost.message}; trying again", err=True)
             reported = True

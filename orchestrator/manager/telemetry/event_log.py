@@ -13,7 +13,7 @@ import shlex
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from orchestrator.manager.planning.plan import Change
@@ -55,6 +55,15 @@ class Event:
     node: str = ""
     """Hostname of a container's node, of a node, or of the nodes that have got or lost an image."""
     attributes: dict[str, str] = field(default_factory=dict)
+    revision: int = 0
+    """Store revision of the change; 0: an event of one manager alone."""
+    number: int = 0
+    """Number among the events of that revision."""
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Where it is among all events: the same at all managers."""
+        return self.revision, self.number
 
     @property
     def is_failure(self) -> bool:
@@ -75,6 +84,8 @@ class EventLog:
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._followers: dict[int, tuple[deque[Event], Callable[[], None]]] = {}
         self._next = 0
+        self._complete_after = 0
+        """Store revision from which on no event is missing."""
         self._removed: dict[str, Task] = {}
         """The last state of the newest removed containers, by id."""
 
@@ -82,15 +93,17 @@ class EventLog:
     async def following(self) -> AsyncIterator[None]:
         """Record events while the body runs."""
         async with self._cache.subscribe() as feed:
+            self._complete_after = self._cache.revision
             # Immediately, because the feed folds what it holds, and every change counts.
             feed.on_change = lambda: self._take(feed.take())
             yield
 
     def _take(self, changes: list[Change]) -> None:
-        now = self._now()
+        now, revision, number = self._now(), self._cache.revision, 0
         for change in changes:
             for event in events_of(change, self._cache.view, now):
-                self._add(event)
+                self._add(replace(event, revision=revision, number=number))
+                number += 1
             if change.after is None and isinstance(change.before, Task):
                 self._removed[change.before.id] = change.before
                 if len(self._removed) > MAX_REMOVED:
@@ -101,6 +114,8 @@ class EventLog:
         return self._removed.get(id)
 
     def _add(self, event: Event) -> None:
+        if len(self._events) == MAX_EVENTS:
+            self._complete_after = max(self._complete_after, self._events[0].revision)
         self._events.append(event)
         for waiting, wake in self._followers.values():
             waiting.append(event)
@@ -132,6 +147,15 @@ class EventLog:
     def since(self, moment: float) -> list[Event]:
         """The recorded events since `moment`, oldest first."""
         return [event for event in self._events if event.at >= moment]
+
+    def after(self, position: tuple[int, int]) -> list[Event]:
+        """The recorded events after a position, oldest first. If some may be missing, the first one
+        says so."""
+        found = [event for event in self._events if event.position > position]
+        if position[0] < self._complete_after:
+            reason = "this manager's record of events begins later; some may be missing"
+            found.insert(0, Event(self._now(), "manager", "gap", "", "", "", {"reason": reason}))
+        return found
 
     @asynccontextmanager
     async def follow(self, wake: Callable[[], None]) -> AsyncIterator[deque[Event]]:

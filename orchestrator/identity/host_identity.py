@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ class NoIdentity(Exception):
 REMOVED = "node.removed.json"
 """The `node.json` of a node that was removed from its cluster."""
 
+
+MEMBERSHIP = "membership.json"
+"""What a manager knows of the other managers and of its etcd member's peers."""
 
 REMOVED_MANAGER = "manager.removed.json"
 """The `manager.json` of a manager that was removed from its cluster."""
@@ -62,9 +66,25 @@ class ManagerIdentity:
     """HOST:PORT of the managers that it last knew."""
 
 
+_MEMBERSHIP = ("peer_port", "initial_cluster", "joining", "managers")
+"""Fields of a manager's identity in a file of their own, since version 0.1 refuses others than its
+own in `manager.json`, and must be able to start after a downgrade."""
+
+
 def write_identity(path: Path, identity: NodeIdentity | ManagerIdentity) -> None:
-    """Write `node.json` or `manager.json`."""
-    write_file(path, json.dumps(asdict(identity), indent=2) + "\n")
+    """Write `node.json`, or `manager.json` with `membership.json` beside it."""
+    fields = asdict(identity)
+    if isinstance(identity, ManagerIdentity):
+        # First: a `manager.json` counts, and must not be without what belongs to it.
+        membership = {name: fields.pop(name) for name in _MEMBERSHIP}
+        _write(path.with_name(MEMBERSHIP), membership)
+    _write(path, fields)
+
+
+def _write(path: Path, fields: Mapping[str, Any]) -> None:
+    text = json.dumps(fields, indent=2) + "\n"
+    if not path.exists() or path.read_text() != text:
+        write_file(path, text)
 
 
 def read_manager(data_dir: Path) -> ManagerIdentity:
@@ -78,6 +98,8 @@ def read_manager(data_dir: Path) -> ManagerIdentity:
             if (data_dir / REMOVED_MANAGER).exists()
             else f"there is no cluster in {data_dir}; run 'orc cluster init' first"
         ) from None
+    with suppress(FileNotFoundError):
+        fields |= json.loads((data_dir / MEMBERSHIP).read_text())
     known = {each.name for each in dataclasses.fields(ManagerIdentity)}
     # A newer version may have written more.
     own = {name: value for name, value in fields.items() if name in known}
@@ -107,7 +129,7 @@ def retire_node(data_dir: Path) -> None:
 
 
 def remember(data_dir: Path, **changes: Any) -> ManagerIdentity:
-    """Change fields of `manager.json`; the identity afterwards. Raises NoIdentity."""
+    """Change fields of a manager's identity; the identity afterwards. Raises NoIdentity."""
     before = read_manager(data_dir)
     after = dataclasses.replace(before, **changes)
     if after != before:
@@ -123,3 +145,4 @@ def retire_manager(data_dir: Path) -> None:
     shutil.rmtree(data_dir / "etcd", ignore_errors=True)
     with suppress(FileNotFoundError):
         (data_dir / "manager.json").replace(data_dir / REMOVED_MANAGER)
+    (data_dir / MEMBERSHIP).unlink(missing_ok=True)

@@ -214,7 +214,8 @@ def another_address(hosts: Hosts) -> None:
 def a_manager_leaves(hosts: Hosts) -> None:
     hosts.done("cluster", "leave", "--data-dir", hosts.data(2))
     hosts.await_states(m1="ready")
-    assert "the only manager" in hosts.refused("manager", "rm", "127.0.0.1")
+    said = hosts.refused("manager", "rm", "127.0.0.1")
+    assert "the only manager" in said, said
     assert hosts.daemons.pop(2).wait(60) in (0, 1)
     assert not (hosts.data(2) / "ca.key").exists()
     assert not etcd_of(hosts.data(2))

@@ -41,7 +41,7 @@ from google.protobuf.message import DecodeError
 from orchestrator.model.convert import decode, encode
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import TaskStatus
-from orchestrator.pb import dispatch_pb2
+from orchestrator.pb import dispatch_pb2, types_pb2
 
 log = logging.getLogger(__name__)
 
@@ -271,14 +271,14 @@ class StateDb:
         defer: bool = False,
     ) -> None:
         """Record new and changed tasks, and the complete list of networks unless None, atomically.
-        The status of a known task stays. Raises CannotRecord unless `defer`."""
+        The status of a recorded task stays. Raises CannotRecord unless `defer`."""
         statements: list[tuple[Hashable, _Statement]] = [
             (
                 ("assigned", task.id),
                 (
                     "INSERT INTO tasks VALUES (?, ?, ?, ?, 0)"
                     " ON CONFLICT (id) DO UPDATE SET assigned = excluded.assigned",
-                    (task.id, each.SerializeToString(), _accepted(task.status.run), boot_id),
+                    (task.id, each.SerializeToString(), _first_status(task), boot_id),
                 ),
             )
             for each in tasks
@@ -517,6 +517,14 @@ def _endpoint(key: EndpointKey, endpoint: dispatch_pb2.Endpoint) -> _Statement:
 def _is_disk_error(error: sqlite3.Error) -> bool:
     """Whether the cause is the disk or the file, not the statement."""
     return isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError
+
+
+def _first_status(task: types_pb2.Task) -> bytes:
+    """The status of a task that is not recorded yet. If this node has run it, and the record was
+    lost, it is the manager's: otherwise the next agent would run the task again."""
+    if task.status.state > TaskState.ACCEPTED:
+        return task.status.SerializeToString()
+    return _accepted(task.status.run)
 
 
 @cache

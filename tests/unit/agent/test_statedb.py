@@ -55,6 +55,16 @@ def test_a_new_order_keeps_the_status(tmp_path: Path) -> None:
         assert db.records() == {}
 
 
+def test_a_task_that_ended_before_its_record_was_lost_stays_ended(tmp_path: Path) -> None:
+    ended = assigned("a")
+    ended.task.status.state = TaskState.COMPLETE
+    with StateDb(tmp_path / "state.db") as db:
+        db.put_assignments([ended], None, "boot-1")
+    # The agent is killed before it has recorded anything else.
+    with StateDb(tmp_path / "state.db") as db:
+        assert db.records()["a"].status.state is TaskState.COMPLETE
+
+
 def test_an_assignment_is_recorded_atomically(tmp_path: Path) -> None:
     with StateDb(tmp_path / "state.db") as db:
         broken = object()

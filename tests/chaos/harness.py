@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +34,13 @@ from tests.chaos.users import (
     USERS,
     ServiceCalls,
     World,
+    created,
     gone,
     no_network,
     no_secret,
     no_volume,
     service_spec,
+    until,
 )
 
 PREDEFINED = frozenset({"bridge", "default", "host", "none"})
@@ -108,7 +110,7 @@ async def _warm_up(client: Client, world: World) -> None:
     service = ServiceCalls(client, "warm")
     spec = service_spec("warm", service.tag(), 1)
     spec.mode = types_pb2.MODE_GLOBAL
-    await service.create(spec)
+    await created(service, spec)
     await _until_running(client, "warm", 60.0)
     await gone(service)
 
@@ -117,22 +119,21 @@ async def _declare(client: Client, world: World) -> str:
     """The harness's own services; the VIP of the one that gets the requests."""
     spec = service_spec(STEADY, f"{STEADY}/0", 2 * world.testbed.nodes)
     spec.task.ports.add(published=STEADY_PORT, target=80)
-    await ServiceCalls(client, STEADY).create(spec)
-    await ServiceCalls(client, LABELLED).create(service_spec(LABELLED, f"{LABELLED}/0", 1))
+    await created(ServiceCalls(client, STEADY), spec)
+    await created(ServiceCalls(client, LABELLED), service_spec(LABELLED, f"{LABELLED}/0", 1))
     spec = service_spec(COUNTER, f"{COUNTER}/0", 2)
     del spec.task.container.entrypoint[:]
     spec.task.container.entrypoint.extend(("/bin/busybox", "sh", "-c", COUNT))
-    await ServiceCalls(client, COUNTER).create(spec)
+    await created(ServiceCalls(client, COUNTER), spec)
     await _until_running(client, STEADY, 60.0)
-    service = await ServiceCalls(client, STEADY).read()
-    assert service is not None
-    return next(iter(service.vips.values()))
+    service = await until(ServiceCalls(client, STEADY).read, bool)
+    return str(next(iter(service.vips.values())))
 
 
 async def _until_running(client: Client, name: str, within: float) -> None:
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
-        for row in await _services(client):
+        for row in await until(lambda: _services(client), lambda rows: rows is not None):
             if row.service.spec.name == name and row.running == row.desired > 0:
                 return
         await asyncio.sleep(0.3)
@@ -186,29 +187,32 @@ async def _converge(client: Client, recorder: Recorder, say: Callable[[str], Non
 
 
 async def _clear(client: Client, say: Callable[[str], None]) -> None:
-    """Remove all that users made."""
+    """Remove all that users made. What cannot be removed in time is left, and is then recorded."""
     say("removing everything")
-    async with asyncio.timeout(GIVE_UP):
-        for row in await _services(client):
-            await gone(ServiceCalls(client, row.service.spec.name))
-        secrets = await client.call(
-            lambda m: m.documents.ListDocuments,
-            documents_pb2.ListDocumentsRequest(),
-            target="secrets",
-        )
-        for each in secrets.documents:
-            await no_secret(client, each.document.name)
-        networks = await client.call(
-            lambda m: m.control.ListNetworks, control_pb2.ListNetworksRequest(), target="networks"
-        )
-        for network in networks.networks:
-            if network.name not in PREDEFINED:
-                await no_network(client, network.name)
-        volumes = await client.call(
-            lambda m: m.volumes.ListVolumes, volumes_pb2.ListVolumesRequest(), target="volumes"
-        )
-        for row in volumes.volumes:
-            await no_volume(client, row.volume.id or row.seen.name)
+
+    def listed(method: Callable[[Any], Any], request: Any, target: str) -> Awaitable[Any]:
+        return until(lambda: client.call(method, request, target=target), bool)
+
+    with suppress(TimeoutError):
+        async with asyncio.timeout(GIVE_UP):
+            for row in await until(lambda: _services(client), lambda rows: rows is not None):
+                await gone(ServiceCalls(client, row.service.spec.name))
+            secrets = await listed(
+                lambda m: m.documents.ListDocuments, documents_pb2.ListDocumentsRequest(), "secrets"
+            )
+            for each in secrets.documents:
+                await no_secret(client, each.document.name)
+            networks = await listed(
+                lambda m: m.control.ListNetworks, control_pb2.ListNetworksRequest(), "networks"
+            )
+            for network in networks.networks:
+                if network.name not in PREDEFINED:
+                    await no_network(client, network.name)
+            volumes = await listed(
+                lambda m: m.volumes.ListVolumes, volumes_pb2.ListVolumesRequest(), "volumes"
+            )
+            for row in volumes.volumes:
+                await no_volume(client, row.volume.id or row.seen.name)
 
 
 async def _still(testbed: Testbed, store: StoreObserver) -> Things:

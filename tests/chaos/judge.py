@@ -21,6 +21,9 @@ SHOWN_VIOLATIONS = 12
 
 WIDTH = 240
 
+RECENT = 2.0
+"""Seconds before a leader's last decision in which the fault that ended its term may have begun."""
+
 
 def report(path: Path, found: Sequence[Violation]) -> str:
     """The violations, each with the first lines of the history that show it."""
@@ -50,24 +53,24 @@ def summary(history: History) -> str:
     )
 
 
-def failovers(history: History) -> list[float]:
-    """For each new leader's term that a manager's fault preceded: seconds from the fault to the
-    first decision of the term."""
-    faults = [
-        fault
-        for fault in history.faults
-        if not fault.kills and not fault.cuts and fault.targets[0].startswith("manager")
-    ]
+def failovers(history: History) -> tuple[list[float], int]:
+    """For each change of the leader that a manager's fault preceded: seconds from the fault to the
+    new leader's first decision, sorted. And the number of changes without such a fault."""
+    faults = [each.began for each in history.faults if each.targets[0].startswith("manager")]
     found: list[float] = []
-    term = 0
+    others, term, last = 0, 0, 0.0
     for commit in commits(history):
         for change in commit.changes:
-            if change.kind != "sequence" or change.deleted or change.fields["term"] == term:
+            if change.kind != "sequence" or change.deleted:
                 continue
-            if term and (before := [each.began for each in faults if each.began < commit.at]):
-                found.append(commit.at - max(before))
-            term = change.fields["term"]
-    return sorted(found)
+            if change.fields["term"] != term:
+                recent = [began for began in faults if last - RECENT <= began <= commit.at]
+                if recent:
+                    found.append(commit.at - min(recent))
+                elif term:
+                    others += 1
+            term, last = change.fields["term"], commit.at
+    return sorted(found), others
 
 
 def judge(path: Path) -> int:
@@ -75,10 +78,12 @@ def judge(path: Path) -> int:
     history = read(path)
     found = violations(history)
     print(summary(history))
-    if times := failovers(history):
+    times, others = failovers(history)
+    if times:
         print(
-            f"{len(times)} new leaders; from a manager's fault to the first decision: "
-            f"median {statistics.median(times):.1f} s, worst {times[-1]:.1f} s"
+            f"{len(times)} new leaders after faults of managers, first decision after "
+            f"{statistics.median(times):.1f} s (median), {times[-1]:.1f} s (worst); "
+            f"{others} new leaders without a fault"
         )
     if found:
         print(report(path, list(islice(found, SHOWN_VIOLATIONS))))

@@ -251,7 +251,7 @@ async def job_user(world: World, name: str) -> None:
         seconds = chance.choice(("1", "2", "4"))
         spec.task.container.entrypoint.extend(("/bin/busybox", "sleep", seconds))
         spec.task.restart.condition = types_pb2.RESTART_ON_FAILURE
-        await _created(job, spec)
+        await created(job, spec)
         await until(job.read, _has_ended)
         await gone(job)
         await pause(chance)
@@ -263,7 +263,7 @@ def _has_ended(service: types_pb2.Service | None) -> bool:
     )
 
 
-async def _created(service: ServiceCalls, spec: types_pb2.ServiceSpec) -> None:
+async def created(service: ServiceCalls, spec: types_pb2.ServiceSpec) -> None:
     """Create a service, however often that has to be tried; each attempt has a tag of its own."""
 
     async def once() -> bool:
@@ -292,7 +292,7 @@ async def resource_user(world: World, name: str) -> None:
         spec.task.networks.add(network=own)
         spec.task.container.secrets.add(source=own)
         spec.task.container.mounts.add(source=own, target="/data")
-        await _created(service, spec)
+        await created(service, spec)
         for number in range(chance.randint(1, 3)):
             await pause(chance, 4.0)
             data = str(number + 2).encode()
@@ -365,7 +365,7 @@ async def orc(world: World, name: str, *words: str, target: str = "", tag: str =
             ended=world.recorder.now(),
             outcome="ok" if answer.status == 0 else "unknown",
             tag=tag,
-            error=answer.err.strip()[-600:] if answer.status else "",
+            error="" if answer.status == 0 else answer.err.strip()[-600:],
         )
     )
     return answer

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.app.errors import CliError, ManagerLost
+from orchestrator.cli.app.errors import CliError, ManagerLost, Refused
 from orchestrator.cli.rpc.client import Client
 from orchestrator.cli.rpc.resumption import resumed
 from orchestrator.model.states import CANNOT_INVOKE, NOT_FOUND, TaskState, is_terminal
@@ -185,6 +185,11 @@ def foreground(
         )
         try:
             status = session.run()
+        except Refused:
+            if not session.was_lost:
+                raise
+            # It ended before it could be attached to again.
+            status = watch.until(lambda seen: seen.ended).task.status.exit_code
         except ManagerLost as lost:
             if not started:
                 raise

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import copying
-from orchestrator.cli.app.errors import ManagerLost
+from orchestrator.cli.app.errors import ManagerLost, Refused
 from orchestrator.cli.container.foreground import foreground
 from orchestrator.cli.container.terminal import DETACH_KEYS, DetachKeys, parse_keys
 from orchestrator.cli.rpc.client import Client
@@ -148,6 +148,8 @@ def test_first_sample_is_shown_when_complete() -> None:
 @pytest.mark.parametrize("attached", [False, True])
 def test_lost_session_prints_how_to_reattach(attached: bool) -> None:
     class Breaking:
+        has_alternatives = False
+
         def stream(self, method: str, request: Any, **_: Any) -> Iterator[Any]:
             if method == "Containers.WatchContainer":
                 row = containers_pb2.ContainerRow()
@@ -168,3 +170,42 @@ def test_lost_session_prints_how_to_reattach(attached: bool) -> None:
         )
     way = " ('orc attach box' attaches to the container again)" if attached else ""
     assert lost.value.message == f"the connection to node node1 broke{way}"
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_container_is_attached_to_again_when_its_manager_is_lost(
+    ended: bool, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    class Moving:
+        has_alternatives = True
+        sessions = 0
+
+        def stream(self, method: str, request: Any, **_: Any) -> Iterator[Any]:
+            row = containers_pb2.ContainerRow()
+            row.task.status.state = TaskState.READY
+            if method == "Containers.WatchContainer":
+                yield row
+                row.task.status.state, row.task.status.exit_code = TaskState.FAILED, 7
+                yield row
+                return
+            self.sessions += 1
+            assert next(request).attach.container == "box"
+            if ended and self.sessions > 1:
+                raise Refused("container 'box' is not running")
+            yield interact_pb2.SessionOutput(attached=interact_pb2.Attached())
+            if self.sessions == 1:
+                yield interact_pb2.SessionOutput(stdout=b"one ")
+                raise ManagerLost("the connection broke")
+            yield interact_pb2.SessionOutput(stdout=b"two")
+            yield interact_pb2.SessionOutput(exited=interact_pb2.Exited(code=7))
+
+        def call(self, method: str, request: Any) -> None:
+            assert method == "Containers.StartContainer"
+            assert self.sessions == 1, "it is started once"
+
+    client = cast(Client, Moving())
+    status = foreground(client, "box", stdin=False, tty=False, keys=b"", sig_proxy=False)
+    assert status == 7
+    written = capfdbinary.readouterr()
+    assert written.out == (b"one " if ended else b"one two")
+    assert (b"attached again" in written.err) is not ended

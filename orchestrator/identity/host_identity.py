@@ -120,7 +120,9 @@ def read_node(data_dir: Path) -> NodeIdentity:
             f"this host has not joined a cluster (nothing in {data_dir}); "
             "run 'orc cluster join --token TOKEN ADDRESS' first"
         ) from None
-    return NodeIdentity(**{**fields, "managers": tuple(fields["managers"])})
+    known = {each.name for each in dataclasses.fields(NodeIdentity)}
+    own = {name: value for name, value in fields.items() if name in known}
+    return NodeIdentity(**{**own, "managers": tuple(own["managers"])})
 
 
 def retire_node(data_dir: Path) -> None:

@@ -43,6 +43,7 @@ from orchestrator.manager.audit.trail import FILE_BYTES, FILES, AuditTrail
 from orchestrator.manager.cluster.enrolment import Enrolment, promote_learners, serving_endpoints
 from orchestrator.manager.cluster.manager_calls import ManagerChannels
 from orchestrator.manager.cluster.registration import OwnFacts, Presence, register, was_removed
+from orchestrator.manager.cluster.schema import SchemaMigrator, UnknownSchema, check_schema
 from orchestrator.manager.dispatch import dispatcher
 from orchestrator.manager.dispatch.dispatcher import Dispatcher
 from orchestrator.manager.dispatch.image_sources import ImageSources
@@ -90,6 +91,7 @@ from orchestrator.manager.telemetry import metrics
 from orchestrator.manager.telemetry.event_log import EventLog
 from orchestrator.manager.telemetry.task_traces import TaskSpans
 from orchestrator.manager.web.application import serve_web
+from orchestrator.model.manager_features import MANAGER_FEATURES
 from orchestrator.model.networks import BRIDGE
 from orchestrator.model.objects import Cluster, Network
 from orchestrator.model.specs import BRIDGE_NETWORK, DEFAULT_NETWORK
@@ -355,6 +357,10 @@ class Manager:
             group.create_task(metrics.EventLoopLag(self._registry).measure())
             group.create_task(self.cache.follow())
             await self.cache.wait_for(1)
+            try:
+                await check_schema(self._kv)
+            except UnknownSchema as unknown:
+                raise CannotServe(str(unknown)) from None
             group.create_task(self._records.run())
             await _initialise_cluster(
                 self._kv, self.cache, self._identity, self._settings, self._vault
@@ -385,6 +391,7 @@ class Manager:
             address=identity.address,
             port=identity.port,
             version=__version__,
+            features=MANAGER_FEATURES,
             peer_port=peering.port if peering else 0,
             member_id=f"{status.id:x}" if status else "",
         )
@@ -573,7 +580,8 @@ class Manager:
             times=self._planning,
             manager_id=self._identity.manager_id,
         )
-        await term.run(won.revision)
+        async with background(SchemaMigrator(self._kv, self.cache, won.guard).run()):
+            await term.run(won.revision)
 
 
 async def serve(settings: ManagerSettings) -> None:

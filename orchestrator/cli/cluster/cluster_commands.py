@@ -46,6 +46,8 @@ _DISASTER = (
     Lazy("backup", ".cluster.backup_commands:backup", "Back up the cluster to a file"),
     Lazy("restore", ".cluster.backup_commands:restore", "Restore a cluster on this host"),
 )
+_UPKEEP = (Lazy("upgrade", ".cluster.upgrade_command:upgrade", "Check or finalize an upgrade"),)
+
 
 _ACCESS = (
     Lazy("certificates", ".cluster.access_commands:certificates", "List issued certificates"),
@@ -59,6 +61,7 @@ _ACCESS = (
     sections=[
         ("On the host itself", _HOSTS),
         ("Backup and restore", _DISASTER),
+        ("Upkeep", _UPKEEP),
         ("Access", _ACCESS),
     ],
     epilog=example("orc cluster info"),

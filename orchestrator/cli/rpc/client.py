@@ -18,7 +18,7 @@ import click
 
 from orchestrator.cli.app.completion_names import completes
 from orchestrator.cli.app.contexts import Context, learn_endpoints, list_contexts, load_context
-from orchestrator.cli.app.errors import CliError, ManagerLost, Refused
+from orchestrator.cli.app.errors import CliError, ManagerLost, Refused, Unsupported
 from orchestrator.cli.rpc.certificate_renewal import renew_if_due
 from orchestrator.cli.rpc.managers_seen import (
     AVOIDED_FOR,
@@ -404,7 +404,7 @@ class Client:
                 "see its log, and try again"
             )
         if code is Code.UNIMPLEMENTED:
-            raise CliError(
+            raise Unsupported(
                 f"the manager at {endpoint} does not support this command; is it an older version?"
             )
         if code is Code.UNAVAILABLE:

@@ -48,6 +48,14 @@ class ManagersApi(managers_pb2_grpc.ManagersServicer):  # type: ignore[misc]
     async def DemoteNode(self, request: Any, context: Any) -> Any:
         return await self._managers.demote_node(request, caller_of(context).identity.id)
 
+    @unary
+    async def GetSchema(self, request: Any, context: Any) -> Any:
+        return await self._managers.schema()
+
+    @unary
+    async def FinalizeUpgrade(self, request: Any, context: Any) -> Any:
+        return await self._managers.finalize_upgrade()
+
 
 class MembershipApi(managers_pb2_grpc.MembershipServicer):  # type: ignore[misc]
     """Handles the calls of `Membership`, from other managers."""

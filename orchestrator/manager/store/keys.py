@@ -30,6 +30,8 @@ LEADER = PREFIX + "leader"
 SEQUENCE = PREFIX + "sequence"
 """Written by every transaction of the leader, each of which requires its predecessor
 (`leader.plan_commit`)."""
+SCHEMA = PREFIX + "schema"
+"""The version of the store's schema (`cluster.schema`). Without an id, so it is no object's key."""
 LEASES = "/orc-leases/"
 """A key for each manager, bound to its lease; outside of what managers cache."""
 _NAMES = PREFIX + "names/"

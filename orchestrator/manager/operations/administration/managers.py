@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import grpc
@@ -14,6 +15,13 @@ from orchestrator.identity.join_tokens import JoinToken
 from orchestrator.manager.cluster.enrolment import serving_endpoints
 from orchestrator.manager.cluster.manager_calls import ManagerChannels
 from orchestrator.manager.cluster.quorum import Voter, refusal_of_removal
+from orchestrator.manager.cluster.schema import (
+    NotFinalizable,
+    Schema,
+    await_finalized,
+    read_schema,
+    request_finalization,
+)
 from orchestrator.manager.errors import (
     RequestError,
     aborted,
@@ -33,6 +41,7 @@ from orchestrator.manager.store.etcd_member import EtcdMember
 from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, StoreError
 from orchestrator.model.convert import to_proto
+from orchestrator.model.manager_features import SCHEMA_VERSION
 from orchestrator.model.managers import Manager, host_port
 from orchestrator.model.names import near_miss
 from orchestrator.model.nodes import Node
@@ -40,6 +49,9 @@ from orchestrator.pb import dispatch_pb2, managers_pb2, managers_pb2_grpc
 
 _ELECTION_TIMEOUT = 10.0
 """Seconds that an election may take."""
+
+_FINALIZATION_TIMEOUT = 20.0
+"""Seconds that a finalization may take."""
 
 _REMOVAL_TIMEOUT = 20.0
 """Seconds that another manager has for a removal."""
@@ -132,6 +144,25 @@ class ManagerOperations(Operations):
                 "see 'orc manager ls'"
             ) from None
         return managers_pb2.StepDownReply(former=entry.value.decode(), leader=leader)
+
+    async def schema(self) -> managers_pb2.SchemaInfo:
+        """The state of the store's schema."""
+        return _schema_info((await read_schema(self.ctx.kv))[0])
+
+    async def finalize_upgrade(self) -> managers_pb2.SchemaInfo:
+        """Have the leader finalize the newest schema; returns once it is. Raises RequestError."""
+        kv = self.ctx.kv
+        try:
+            await request_finalization(kv, self.ctx.view)
+        except NotFinalizable as reason:
+            raise failed_precondition(str(reason)) from None
+        try:
+            async with asyncio.timeout(_FINALIZATION_TIMEOUT):
+                return _schema_info(await await_finalized(kv))
+        except TimeoutError:
+            raise unavailable(
+                "the leader has not finished: it continues; see 'orc cluster upgrade --check'"
+            ) from None
 
     async def _leader_after(self, revision: int) -> str:
         """Id of the leader whose term began after a store revision."""
@@ -288,6 +319,10 @@ def _manager_on(view: ClusterView, node: Node) -> Manager | None:
     """The manager on the host of a node, by its address."""
     address = node.description.address
     return next((each for each in view.managers.values() if each.address == address), None)
+
+
+def _schema_info(schema: Schema) -> managers_pb2.SchemaInfo:
+    return managers_pb2.SchemaInfo(**asdict(schema), known=SCHEMA_VERSION)
 
 
 def _peer(manager: Manager) -> str:

@@ -14,7 +14,9 @@ from orchestrator.identity.tls import channel_options
 from orchestrator.pb import identity_pb2, identity_pb2_grpc
 
 _TIMEOUT = 10.0
-"""Seconds for each of the three steps."""
+"""Seconds for each of the first two steps."""
+_SIGNING = 20.0
+"""Seconds for a signed certificate: the manager waits for an etcd that restarts."""
 
 
 class JoinRefused(Exception):
@@ -126,7 +128,7 @@ def join(
                     roles=roles,
                     address=own or own_address,
                 ),
-                timeout=_TIMEOUT,
+                timeout=_SIGNING,
             )
         except grpc.RpcError as error:
             raise JoinRefused(str(error.details())) from error

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import logging
@@ -20,12 +21,17 @@ from orchestrator.manager.security.certificates import CertificateAuthority, rec
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import NODE_TURN
-from orchestrator.manager.store.kv import Conflict, Guard, Kv, Put, StoreError
+from orchestrator.manager.store.kv import Conflict, Guard, Kv, Put, StoreError, StoreUnavailable
 from orchestrator.model.access import Certificate
 from orchestrator.model.nodes import Node, NodeDescription
 from orchestrator.pb import identity_pb2, identity_pb2_grpc
 
 log = logging.getLogger(__name__)
+
+
+_RESTART = 15.0
+"""Seconds that a restart of etcd may take while a manager joins."""
+_RETRY = 0.2
 
 
 class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
@@ -156,7 +162,7 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             hostname=request.hostname,
         )
         try:
-            await self._cache.wait_for(await commit(self._kv, [Change(None, issued)]))
+            await self._record(issued)
         except StoreError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"etcd is unavailable: {error}")
         log.info(
@@ -170,6 +176,21 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             cluster_id=cluster,
             managers=self._managers(),
         )
+
+    async def _record(self, issued: Certificate) -> None:
+        """Record a certificate. Waits for an etcd that restarts, as it does when another joining
+        manager is the first that it meets. Raises StoreError."""
+        end = asyncio.get_running_loop().time() + _RESTART
+        while True:
+            try:
+                await self._cache.wait_for(await commit(self._kv, [Change(None, issued)]))
+                return
+            except Conflict:
+                return  # an attempt whose answer was lost has recorded it
+            except StoreUnavailable:
+                if asyncio.get_running_loop().time() > end:
+                    raise
+                await asyncio.sleep(_RETRY)
 
     async def _add(self, node: Node, issued: Certificate) -> Node | None:
         """Commit a joining node and its certificate. If another node has its hostname, return that

@@ -140,6 +140,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._records = records
         records.on_moved = self._moved
         records.on_lease_lost = self._cut_off
+        records.on_unwritten = self._unwritten
         records.on_written = self._recorded
         self._managers = managers
         self._new_id = new_id
@@ -177,6 +178,12 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         """This manager cannot reach etcd: leave its sessions to managers that can."""
         if self._has_others():
             self._end_all(_CUT_OFF)
+
+    def _unwritten(self, node_id: str, session_id: str) -> None:
+        """The record of a session cannot be written: leave it to another manager."""
+        session = self._sessions.get(node_id)
+        if session is not None and session.id == session_id and self._has_others():
+            session.end(_CUT_OFF)
 
     def _has_others(self) -> bool:
         """Whether the cluster has other managers."""
@@ -394,6 +401,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         except* _SessionClosed as ended:
             reason = str(ended.exceptions[0])
         finally:
+            self._records.end(node_id, session.id)
             if self._sessions.get(node_id) is session:
                 del self._sessions[node_id]
             log.info("session ended", extra={"node": node_id, "reason": reason})

@@ -13,7 +13,8 @@ timeout. A node that is silent at the manager of its newest session is silent ev
 
 If the lease is lost, a new one is acquired and all records are written again. Meanwhile the manager
 may be cut off from etcd while others are not, which take its nodes for lost: if there are others,
-its sessions are closed, and agents connect to them.
+its sessions are closed, and agents connect to them. The same happens to a new session whose record
+cannot be written.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+from orchestrator.daemon.background import background
 from orchestrator.manager.leader.election import Election, LeadershipLost
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.store.cache import Cache
@@ -50,6 +52,8 @@ LEASE = 5.0
 """Seconds from a manager's death until its records are gone."""
 SWEEP = 0.5
 """Seconds between two checks for silent nodes."""
+WRITTEN_WITHIN = 2.0
+"""Seconds in which the record of a new session must be written."""
 RETRY = 0.2
 """Seconds between attempts while the store does not answer."""
 _AT_ONCE = 32
@@ -65,6 +69,7 @@ class _Held:
     silent: bool = False
     written: int = 0
     """Store revision of its record; 0: not written yet."""
+    ended: bool = False
 
 
 class SessionRecords:
@@ -97,6 +102,8 @@ class SessionRecords:
         """Whether the manager holds its lease: etcd answers it."""
         self.on_lease_lost: Callable[[], None] = lambda: None
         """Called when the lease is lost."""
+        self.on_unwritten: Callable[[str, str], None] = lambda node_id, session_id: None
+        """Called with a session whose record could not be written."""
         self.on_moved: Callable[[str, str], None] = lambda node_id, session_id: None
         """Called with a session that a newer one has replaced."""
         self.on_written: Callable[[str, str], None] = lambda node_id, session_id: None
@@ -112,6 +119,15 @@ class SessionRecords:
         """The store revision of a session's record; 0 while it is not written."""
         held = self._held.get(node_id)
         return held.written if held is not None and held.session_id == session_id else 0
+
+    def end(self, node_id: str, session_id: str) -> None:
+        """A session ended. If its record was not written, none will be: a newer session may have
+        one by then."""
+        held = self._held.get(node_id)
+        if held is not None and held.session_id == session_id:
+            held.ended = True
+            if not held.written:
+                self._forget(node_id)
 
     def publish_progress(self, through: int) -> None:
         """All nodes in session have applied the changes of endpoints up to this store revision."""
@@ -147,13 +163,28 @@ class SessionRecords:
     def _is(self, record: SessionRecord, held: _Held) -> bool:
         return record.manager_id == self.manager_id and record.session_id == held.session_id
 
-    def _moved(self, node_id: str, held: _Held) -> None:
+    def _forget(self, node_id: str) -> None:
         del self._held[node_id]
         self._pending.pop(node_id, None)
+
+    def _moved(self, node_id: str, held: _Held) -> None:
+        self._forget(node_id)
         self.on_moved(node_id, held.session_id)
 
     async def run(self) -> None:
         """Keep the records current, until cancelled. Then they are deleted."""
+        async with background(self._close_unwritten()):
+            await self._keep_current()
+
+    async def _close_unwritten(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP)
+            late = self._clock() - WRITTEN_WITHIN
+            for node_id, held in list(self._held.items()):
+                if not (held.written or held.ended) and held.began < late:
+                    self.on_unwritten(node_id, held.session_id)
+
+    async def _keep_current(self) -> None:
         while True:
             election = Election(
                 self._kv,
@@ -167,6 +198,9 @@ class SessionRecords:
                 async with election.term() as term:
                     self.has_lease = True
                     self._published = 0
+                    # Records of ended sessions have ended with the former lease.
+                    for node_id in [id for id, held in self._held.items() if held.ended]:
+                        self._forget(node_id)
                     self._pending = dict.fromkeys(self._held)
                     await self._follow(term.lease)
             except (LeadershipLost, LeaseLost) as lost:
@@ -198,6 +232,12 @@ class SessionRecords:
         """Find the nodes that have fallen silent, or are heard again."""
         timeout = (self._cache.view.cluster or Cluster()).node_timeout
         heard, now = self._heard(), self._clock()
+        for node_id, record in self._cache.view.sessions.items():
+            if record.manager_id == self.manager_id and node_id not in self._held:
+                # The session ended while its record was being written.
+                self._held[node_id] = _Held(
+                    record.session_id, now, record.silent, record.revision, ended=True
+                )
         for node_id, held in self._held.items():
             silent = now - max(heard.get(node_id, 0.0), held.began) >= timeout
             if silent != held.silent or (silent and node_id not in self._cache.view.nodes):
@@ -222,7 +262,8 @@ class SessionRecords:
 
     async def _write(self, node_id: str, lease: int) -> None:
         """Write the record of a node's session, unless a newer one has replaced it."""
-        held = self._held[node_id]
+        if (held := self._held.get(node_id)) is None:
+            return  # its session has ended meanwhile
         record = SessionRecord(node_id, self.manager_id, held.session_id, held.silent)
         key = object_key(record)
         if held.silent and node_id not in self._cache.view.nodes:
@@ -260,8 +301,7 @@ class SessionRecords:
             with suppress(Conflict):
                 await self._kv.txn([Guard(key, mod_revision=held.written)], [Delete(key)])
         if self._held.get(node_id) is held:
-            del self._held[node_id]
-            self._pending.pop(node_id, None)
+            self._forget(node_id)
 
     def _is_in(self, entry: Entry, held: _Held) -> bool:
         try:

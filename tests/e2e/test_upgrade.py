@@ -81,11 +81,15 @@ def test_a_cluster_is_upgraded_host_by_host_and_back(
     [client] = cluster.script("client", "hello:1", "sleep 86400", *ON_NODE2)
     serve(cluster, "hello:1", "--replicas", "3")
     upgrade = Upgrade(cluster, release)
+    checked = cluster.json("cluster", "upgrade", "--check")
+    assert (checked["ok"], checked["managers"][0]["version"]) == (True, EARLIER)
     before = upgrade.containers()
     with asked(cluster, client):
         for host in ("manager1", *NODES):
             upgrade.change(host, __version__)
             assert upgrade.containers() == before
+        checked = cluster.json("cluster", "upgrade", "--check")
+        assert [each["version"] for each in checked["nodes"]] == [__version__] * len(NODES)
         for host in (*NODES, "manager1"):
             upgrade.change(host, EARLIER)
             assert upgrade.containers() == before

@@ -389,7 +389,9 @@ async def run(settings: Settings) -> None:
                     generic_resources=dict(settings.generic),
                     volume_drivers=dict(volumes.plugins.scopes),
                     path_mtu=path_mtus.least,
-                    trouble="; ".join(filter(None, (db.trouble, load_balancer.trouble))),
+                    trouble="; ".join(
+                        filter(None, (db.trouble, load_balancer.trouble, worker.orphans.text))
+                    ),
                     tunnel_keys=encryption.keys,
                 ),
                 backends.boot_id,

@@ -82,6 +82,7 @@ _MANAGERS = "managers"
 _SCRAPE = "scrape"
 _CONTAINER_ACCESS = "container_access"
 _REVOCATIONS = "revocations"
+_INCARNATION, _ORPHANS, _ORPHAN_REMOVALS = "incarnation", "orphans", "orphan_removals"
 _PROBE = "probe"
 """Written to test whether the disk accepts writes."""
 
@@ -387,6 +388,30 @@ class StateDb:
     def put_container_access(self, access: Iterable[str]) -> None:
         """Record which host ports are open to containers; deferrable."""
         self._write([self._setting(_CONTAINER_ACCESS, " ".join(access).encode())], defer=True)
+
+    def incarnation(self) -> str:
+        """Of the cluster, from the last session with a full set; empty before the first."""
+        return self._settings.get(_INCARNATION, b"").decode()
+
+    def orphans(self) -> frozenset[str]:
+        """Ids of the tasks that are held although they are not assigned."""
+        return frozenset(self._settings.get(_ORPHANS, b"").decode().split())
+
+    def put_orphans(self, incarnation: str, orphans: Iterable[str]) -> None:
+        """Record the orphans of an incarnation of the cluster, together; deferrable."""
+        statements = [
+            self._setting(_INCARNATION, incarnation.encode()),
+            self._setting(_ORPHANS, " ".join(sorted(orphans)).encode()),
+        ]
+        self._write(statements, defer=True)
+
+    def orphan_removals(self) -> int:
+        """How often orphans were removed, as a manager counts."""
+        return int(self._settings.get(_ORPHAN_REMOVALS, b"0"))
+
+    def put_orphan_removals(self, times: int) -> None:
+        """Record how often orphans were removed; deferrable."""
+        self._write([self._setting(_ORPHAN_REMOVALS, str(times).encode())], defer=True)
 
     def forget_cluster(self) -> None:
         """Delete the settings that belong to the cluster, so that the node can join another;

@@ -21,7 +21,7 @@ from orchestrator.daemon.background import background
 from orchestrator.daemon.process import Supervisor
 from orchestrator.identity import ca
 from orchestrator.identity.bootstrap import new_id
-from orchestrator.identity.certificates import MANAGER_NAME, KeyPair, TlsFiles
+from orchestrator.identity.certificates import KeyPair, TlsFiles
 from orchestrator.identity.enrolment import choose_peer_port, enroll
 from orchestrator.identity.host_identity import (
     ManagerIdentity,
@@ -42,6 +42,7 @@ from orchestrator.manager.audit.audit_interceptor import AuditInterceptor
 from orchestrator.manager.audit.trail import FILE_BYTES, FILES, AuditTrail
 from orchestrator.manager.cluster.enrolment import Enrolment, promote_learners, serving_endpoints
 from orchestrator.manager.cluster.manager_calls import ManagerChannels
+from orchestrator.manager.cluster.peering import peering_of
 from orchestrator.manager.cluster.registration import OwnFacts, Presence, register, was_removed
 from orchestrator.manager.cluster.schema import SchemaMigrator, UnknownSchema, check_schema
 from orchestrator.manager.dispatch import dispatcher
@@ -80,7 +81,6 @@ from orchestrator.manager.store.etcd_member import (
     EtcdMember,
     MemberRemoved,
     MembersChanged,
-    Peering,
 )
 from orchestrator.manager.store.etcd_tls import EtcdTls
 from orchestrator.manager.store.instrumented_kv import InstrumentedKv, InstrumentedRenewal
@@ -165,7 +165,7 @@ async def _store(
         if endpoints:
             kv = EtcdKv(endpoints, tls)
         else:
-            peering = _peering(settings.data_dir, identity) if identity.peer_port else None
+            peering = peering_of(settings.data_dir, identity) if identity.peer_port else None
             member = await stack.enter_async_context(
                 EtcdMember(settings.data_dir / "etcd", peering=peering)
             )
@@ -173,19 +173,6 @@ async def _store(
             kv = EtcdKv(endpoints, tls, max_txn_ops=member.max_txn_ops)
         renewal = stack.enter_context(EtcdRenewal(endpoints, tls))
         yield await stack.enter_async_context(kv), renewal, member
-
-
-def _peering(data_dir: Path, identity: ManagerIdentity) -> Peering:
-    """How the manager's etcd member meets those of others."""
-    files = TlsFiles.of(data_dir, "manager")
-    return Peering(
-        name=identity.manager_id,
-        address=identity.address,
-        port=identity.peer_port,
-        tls=EtcdTls(files.ca, files.pair.certificate, files.pair.key),
-        allowed_name=MANAGER_NAME,
-        initial_cluster=identity.initial_cluster,
-    )
 
 
 async def _initialise_cluster(
@@ -408,7 +395,7 @@ class Manager:
         port = identity.peer_port or choose_peer_port(identity.address, identity.port)
         # Before etcd has it, so that a manager that is killed in between starts with it.
         remember(folder, peer_port=port)
-        await self._member.open_to_peers(_peering(folder, read_manager(folder)))
+        await self._member.open_to_peers(peering_of(folder, read_manager(folder)))
         await self._register()
 
     def _state(self) -> metrics.ManagerState:

@@ -148,3 +148,5 @@ class Node(Extensible):
     """Set by operators."""
     awaited: bool = False
     """It has not reconnected since the cluster was restored, and is not called down until then."""
+    orphan_removals: int = 0
+    """How often a user has removed its orphans: containers that a restored store does not know."""

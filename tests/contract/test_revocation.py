@@ -80,6 +80,9 @@ DIALING: dict[str, asyncio.Task[str]] = {}
 class IdleWorker:
     """A node without containers."""
 
+    def remove_orphans(self, times: int) -> None:
+        pass
+
     def apply(self, *args: object, **settings: object) -> None:
         pass
 

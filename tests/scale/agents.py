@@ -125,6 +125,9 @@ class SimulatedWorker:
             for id, each in self._tasks.items()
         )
 
+    def remove_orphans(self, times: int) -> None:
+        pass
+
     def apply(
         self,
         tasks: Sequence[dispatch_pb2.AssignedTask],
@@ -132,6 +135,7 @@ class SimulatedWorker:
         networks: Sequence[dispatch_pb2.AssignedNetwork] | None,
         *,
         full: bool,
+        incarnation: str | None = None,
     ) -> None:
         """As `Worker.apply`."""
         for network in networks or ():

@@ -128,6 +128,8 @@ class Session:
         """Revision of the endpoint table after the last message; None before the full one."""
         self._followed: deque[tuple[int, int]] = deque()
         """(revision on this node, the manager's) of tables that are not acknowledged yet."""
+        self._incarnation = ""
+        """Of the cluster, as welcomed."""
         self._progress = 0.0
         """Loop time of the last acknowledgement or report."""
 
@@ -183,6 +185,7 @@ class Session:
         if not message.HasField("welcome"):
             raise SessionEnded("the first message of the manager was not a welcome")
         self._period = message.welcome.heartbeat_period or _DEFAULT_PERIOD
+        self._incarnation = message.welcome.incarnation
         return message.welcome
 
     async def _take(
@@ -208,6 +211,8 @@ class Session:
                 group.create_task(self._remove_images(images), name="image removal")
             case "container_access":
                 self._expose(list(message.container_access.open))
+            case "orphan_removal":
+                self._worker.remove_orphans(message.orphan_removal.times)
             case "scrape":
                 self._scrapable(message.scrape.token_digest)
             case "revocations":
@@ -233,7 +238,13 @@ class Session:
         networks = None
         if order.full or order.networks or order.network_changes or order.removed_networks:
             networks = [self._networks[network_id] for network_id in sorted(self._networks)]
-        self._worker.apply(order.tasks, order.removed_tasks, networks, full=order.full)
+        self._worker.apply(
+            order.tasks,
+            order.removed_tasks,
+            networks,
+            full=order.full,
+            incarnation=self._incarnation,
+        )
         if networks is not None:
             self._endpoints.order(networks)
         self._version = order.results_in

@@ -23,6 +23,7 @@ from typing import Self
 from orchestrator.agent.network.name_server import DnsClient, dns_client
 from orchestrator.agent.statedb import CannotRecord, Record, StateDb
 from orchestrator.agent.tasks.backends import EXPECTED_ERRORS, Backends, error_message
+from orchestrator.agent.tasks.orphans import Orphans
 from orchestrator.agent.tasks.runner import TaskRunner
 from orchestrator.agent.tasks.status_reporter import StatusReporter
 from orchestrator.agent.volumes.volume_errors import VolumeError
@@ -65,6 +66,7 @@ class Worker:
         self._unrecorded: dict[str, dispatch_pb2.AssignedTask] = {}
         """New tasks that start once they are recorded."""
         self._runners: dict[str, TaskRunner] = {}
+        self.orphans = Orphans(db, self._runners)
         self._swept = False
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -128,16 +130,29 @@ class Worker:
         networks: Sequence[dispatch_pb2.AssignedNetwork] | None,
         *,
         full: bool,
+        incarnation: str | None = None,
     ) -> None:
         """Record an assignment, then act on it: `tasks` are new or changed, `removed` are removed,
-        `networks` is the complete list or None; with `full`, tasks that are not listed are removed.
+        `networks` is the complete list or None; with `full`, tasks that are not listed are removed,
+        but for orphans if the `incarnation` of the cluster is given.
 
         While the disk refuses records, new tasks wait. Orders for known tasks are followed anyway:
         after a restart the agent may have an older order, until a manager sends the newest.
         """
         if full:
             listed = {assigned.task.id for assigned in tasks}
-            removed = [each for each in (*self._runners, *self._unrecorded) if each not in listed]
+            if incarnation is None:
+                self.orphans.release(list(self._runners))
+            else:
+                self.orphans.hold(listed, incarnation)
+            known_ids = (*self._runners, *self._unrecorded)
+            removed = [
+                each for each in known_ids if each not in listed and each not in self.orphans
+            ]
+        else:
+            self.orphans.release([assigned.task.id for assigned in tasks])
+        if networks is not None:
+            networks = self.orphans.with_networks(networks)
         try:
             self._db.put_assignments(tasks, networks, self._backends.boot_id)
             wait: set[str] = set()
@@ -166,6 +181,12 @@ class Worker:
         if full and not self._swept:
             self._swept = True
             self._spawn(self._sweep(), "sweep")
+
+    def remove_orphans(self, times: int) -> None:
+        """Remove the orphans if a user has asked for it more often than before: `times`."""
+        for task_id in self.orphans.taken(times):
+            if (runner := self._runners.get(task_id)) is not None:
+                runner.unassign()
 
     async def clear(self) -> None:
         """Stop and remove all tasks; return when they are removed. Volumes stay."""
@@ -251,6 +272,7 @@ class Worker:
             await runner.run()
         self._db.forget(runner.id)
         del self._runners[runner.id]
+        self.orphans.release([runner.id])
         self._reporter.forget(runner.id)
         self._backends.logs.forget(runner.id)
         self._backends.log_drivers.forget(runner.id)

@@ -143,8 +143,8 @@ def restore(
     """Restore a cluster from the backup FILE on this host, which becomes its only manager.
 
     No container is stopped: nodes keep what runs there until they reconnect, and containers that
-    the backup does not know go on as orphans ('orc orphan ls'). Make sure that no other manager of
-    the cluster runs any more.
+    the backup does not know run on as orphans, which 'orc node inspect' names. Make sure that no
+    other manager of the cluster runs any more.
     """
     from orchestrator.backups.archive import BackupError, unpack
     from orchestrator.manager.backup.restore import restore as restore_manager
@@ -172,6 +172,48 @@ def restore(
         "On each node that knew the managers by other addresses, run:  "
         f"orc cluster reconnect {endpoint}"
     )
+
+
+@click.command(epilog=example("sudo orc cluster recover --force-new-cluster"))
+@click.option(
+    "--force-new-cluster",
+    is_flag=True,
+    required=True,
+    help="Confirm: the other managers are lost for good and do not run any more.",
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    default=MANAGER_DATA,
+    show_default=True,
+    help="Where the manager keeps its identity and state.",
+)
+def recover(force_new_cluster: bool, data_dir: Path) -> None:
+    """Make this host's manager the only one of its cluster, after a majority of the managers was
+    lost for good. Stop it first.
+
+    It goes on with the data that it has. No container is stopped: those that it does not know run
+    on as orphans. Lost managers that return are refused; let others join.
+    """
+    from orchestrator.backups.archive import BackupError
+    from orchestrator.identity.host_identity import NoIdentity
+    from orchestrator.manager.backup.recovery import recover as recover_manager
+
+    try:
+        identity, removed = recover_manager(data_dir)
+    except (BackupError, NoIdentity) as error:
+        raise CliError(str(error)) from None
+    except PermissionError as error:
+        raise CliError(f"cannot access {error.filename}: run this as root (sudo)") from None
+    click.echo(
+        f"Manager {identity.manager_id} is the only one of cluster {identity.cluster_id} now; "
+        f"removed: {', '.join(removed) or 'none'}."
+    )
+    if data_dir == MANAGER_DATA and start_unit("orc-manager.service"):
+        click.echo("It runs, now and after each boot (orc-manager.service).")
+    else:
+        click.echo(f"Start it:  orc manager --data-dir {data_dir}")
 
 
 def _decrypted(file: Path, passphrase_file: str | None, identity: str | None) -> bytes:

@@ -45,6 +45,11 @@ _HOSTS = (
 _DISASTER = (
     Lazy("backup", ".cluster.backup_commands:backup", "Back up the cluster to a file"),
     Lazy("restore", ".cluster.backup_commands:restore", "Restore a cluster on this host"),
+    Lazy(
+        "recover",
+        ".cluster.backup_commands:recover",
+        "Make this host's manager the only one, after the loss of the quorum",
+    ),
 )
 _UPKEEP = (Lazy("upgrade", ".cluster.upgrade_command:upgrade", "Check or finalize an upgrade"),)
 

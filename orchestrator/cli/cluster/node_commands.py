@@ -162,6 +162,11 @@ def ps(
     "--rotate-key", is_flag=True, help="Replace its key for encrypted networks; no packet is lost."
 )
 @click.option(
+    "--remove-orphans",
+    is_flag=True,
+    help="Stop and remove containers there that a restored cluster does not know.",
+)
+@click.option(
     "--address",
     default="",
     metavar="ADDRESS",
@@ -187,6 +192,7 @@ def update(
     allow: tuple[str, ...],
     disallow: tuple[str, ...],
     rotate_key: bool,
+    remove_orphans: bool,
     address: str,
     detach: bool,
     timeout: float | None,
@@ -200,11 +206,14 @@ def update(
         raise click.UsageError(
             "--max-unavailable, --deadline and --timeout go with --availability drain"
         )
-    changes = (label_add, label_rm, allow, disallow, rotate_key, address)
+    changes = (
+        *(label_add, label_rm, allow, disallow),
+        *(rotate_key, remove_orphans, address),
+    )
     if availability is None and not any(changes):
         raise click.UsageError(
             "nothing to change; give --availability, --label-add, --label-rm, --allow, --disallow, "
-            "--rotate-key or --address"
+            "--rotate-key, --remove-orphans or --address"
         )
     request = control_pb2.UpdateNodeRequest(
         node=name,
@@ -213,6 +222,7 @@ def update(
         allow=_allowances("--allow", allow),
         disallow=_allowances("--disallow", disallow),
         rotate_key=rotate_key,
+        remove_orphans=remove_orphans,
         address=address,
         max_unavailable=max_unavailable or 0,
         deadline=deadline or 0.0,

@@ -37,13 +37,13 @@ async def dump(kv: Kv, data_dir: Path, cluster_id: str, now: float) -> Archive:
     """The store at one revision, and the keys in a manager's data folder. Raises StoreError,
     BackupError."""
     snapshot = await kv.list(EVERYTHING)
-    store = tuple((entry.key, entry.value) for entry in snapshot.entries if _lasts(entry.key))
+    store = tuple((entry.key, entry.value) for entry in snapshot.entries if lasts(entry.key))
     manifest = Manifest(cluster_id, now, snapshot.revision, __version__, len(store))
     files = {name: (data_dir / name).read_bytes() for name in FILES if (data_dir / name).exists()}
     return Archive(manifest, store, files)
 
 
-def _lasts(key: str) -> bool:
+def lasts(key: str) -> bool:
     """Whether a key outlives the managers that run now."""
     if key in (LEADER, SEQUENCE) or key.startswith(LEASES):
         return False

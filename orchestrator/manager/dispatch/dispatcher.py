@@ -385,10 +385,13 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._announce_arrival()
         hello = Hello(description, first.hello.boot_id, peer_address(context))
         self._report_buffer.hello(node_id, hello)
+        cluster = self._cache.view.cluster
         session.push(
             dispatch_pb2.ManagerMessage(
                 welcome=dispatch_pb2.Welcome(
-                    heartbeat_period=HEARTBEAT_PERIOD, managers=self._managers()
+                    heartbeat_period=HEARTBEAT_PERIOD,
+                    managers=self._managers(),
+                    incarnation=cluster.incarnation if cluster else "",
                 )
             )
         )

@@ -112,6 +112,8 @@ class NodeSession:
         """The scrape token whose digest it was sent."""
         self._container_access: tuple[str, ...] | None = None
         """The access for containers that it was sent; None before."""
+        self._orphan_removals: int | None = None
+        """As sent to the node; None before."""
         self._sent_revocations: Mapping[str, Revocation] = {}
         """As sent to the node."""
         self._revocations_sent = False
@@ -177,6 +179,11 @@ class NodeSession:
             self._container_access = open_
             told = dispatch_pb2.ContainerAccess(open=open_)
             out.append(dispatch_pb2.ManagerMessage(container_access=told))
+        node = view.nodes.get(self.node_id)
+        if node is not None and node.orphan_removals != self._orphan_removals:
+            self._orphan_removals = node.orphan_removals
+            removal = dispatch_pb2.OrphanRemoval(times=node.orphan_removals)
+            out.append(dispatch_pb2.ManagerMessage(orphan_removal=removal))
         if (revoked := self._revocation_changes(view)) is not None:
             out.append(dispatch_pb2.ManagerMessage(revocations=revoked))
         if self._condemning:

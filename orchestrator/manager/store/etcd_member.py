@@ -104,13 +104,16 @@ class EtcdMember:
         client_port: int | None = None,
         peer_port: int | None = None,
         peering: Peering | None = None,
+        force_new_cluster: bool = False,
     ) -> None:
         """`data_dir` is created if missing. Ports that are not given are chosen and remembered.
-        `peer_port` is that on loopback, without `peering`."""
+        `peer_port` is that on loopback, without `peering`. `force_new_cluster` makes it the only
+        member of its cluster, without the agreement of the others."""
         self._folder = data_dir.absolute()
         self._binary = binary
         self._given = (client_port, peer_port)
         self._peering = peering
+        self._force = force_new_cluster
         self._opening = asyncio.Lock()
         self._replaced = asyncio.Event()
         """Set when the process that runs has the newest command line."""
@@ -277,6 +280,7 @@ class EtcdMember:
             f"--auto-compaction-retention={HISTORY}",
             "--grpc-keepalive-min-time=1s",
             "--enable-grpc-gateway=false",
+            *(("--force-new-cluster",) if self._force else ()),
             "--logger=zap",
             f"--log-outputs={self._folder / 'etcd.log'}",
             *more,

@@ -714,3 +714,52 @@ async def test_a_lost_task_is_reported_before_its_removal_succeeds(host: Host) -
         await a.reaches(TaskState.FAILED)
         assert "lost" in a.reports.last().message
         await until(lambda: a.db.records()["t1"].released)
+
+
+async def test_a_restored_cluster_stops_nothing_that_it_does_not_know(host: Host) -> None:
+    async with agent(host) as a:
+        a.worker.apply([assigned("t1"), assigned("t2")], [], [], full=True, incarnation="")
+        await a.reaches(TaskState.RUNNING, "t1")
+        await a.reaches(TaskState.RUNNING, "t2")
+        a.worker.remove_orphans(3)
+        a.worker.apply([assigned("t2")], [], [], full=True, incarnation="restored")
+        assert "(t1)" in a.worker.orphans.text
+    async with agent(host) as a:
+        # Another agent, another session, and a store that counted fewer removals.
+        a.worker.remove_orphans(1)
+        a.worker.apply([assigned("t2")], [], [], full=True, incarnation="restored")
+        await a.reaches(TaskState.RUNNING, "t1")
+        await a.reaches(TaskState.RUNNING, "t2")
+        assert set(host.runtime.running) == {"t1", "t2"}
+        assert "(t1)" in a.worker.orphans.text
+        a.worker.remove_orphans(2)
+        await until(lambda: "t1" not in a.worker.runners)
+        assert set(host.runtime.running) == {"t2"}
+        assert a.worker.orphans.text == ""
+    assert host.runtime.did("create") == ["t1", "t2"]
+
+
+async def test_an_orphan_that_is_assigned_again_is_one_no_more(host: Host) -> None:
+    async with agent(host) as a:
+        a.worker.apply([assigned("t1")], [], [], full=True, incarnation="")
+        await a.reaches(TaskState.RUNNING, "t1")
+        a.worker.apply([], [], [], full=True, incarnation="restored")
+        a.diff(assigned("t1"))
+        assert a.worker.orphans.text == ""
+        a.worker.apply([], [], [], full=True, incarnation="restored")
+        await until(lambda: "t1" not in a.worker.runners)
+
+
+async def test_an_orphan_keeps_its_network(host: Host) -> None:
+    order = assigned("t1")
+    order.task.spec.networks.add(network="back")
+    back = dispatch_pb2.AssignedNetwork(id="n1", name="back")
+    async with agent(host) as a:
+        a.worker.apply([order], [], [back], full=True, incarnation="")
+        await a.reaches(TaskState.RUNNING, "t1")
+        a.worker.apply([], [], [], full=True, incarnation="restored")
+        assert [network.id for network in a.db.networks()] == ["n1"]
+        a.worker.remove_orphans(1)
+        await until(lambda: "t1" not in a.worker.runners)
+        a.worker.apply([], [], [], full=True, incarnation="restored")
+        assert a.db.networks() == []

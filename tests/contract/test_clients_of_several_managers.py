@@ -5,6 +5,7 @@ managers that they learn of."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from orchestrator.cli.app.contexts import Context, load_context, save_context
 from orchestrator.cli.app.errors import ManagerLost, Refused
 from orchestrator.cli.rpc import retries
 from orchestrator.cli.rpc.client import Client
+from orchestrator.cli.service.convergence import watch_progress
 from orchestrator.manager.api import client_calls
 from orchestrator.manager.audit.audited_methods import MUTATING, READ_ONLY
 from orchestrator.manager.audit.trail import EntryFilter
@@ -153,7 +155,7 @@ def _update(replicas: int) -> Any:
 
 
 def _scaled(view: ClusterView) -> bool:
-    return _service(view).spec.replicas == 3
+    return bool(_service(view).spec.replicas == 3)
 
 
 WRITES: list[tuple[str, Any, Callable[[ClusterView], bool], Callable[[Any], Any], Any]] = [
@@ -374,3 +376,27 @@ async def test_a_context_learns_the_managers_from_replies(
         expected = {endpoint(leader), endpoint(follower)}
         assert set(load_context("test").endpoints) == {balancer, *expected}
         assert load_context("test").endpoints[0] == balancer
+
+
+async def test_a_wait_for_a_service_goes_on_at_another_manager(
+    leader: Running, follower: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with way_to(leader) as (way, first):
+        with Client(context(leader, first, endpoint(follower))) as client:
+            create = control_pb2.CreateServiceRequest(spec=web())
+            await asyncio.to_thread(client.call, "CreateService", create)
+            progress = watch_progress(client, "web", time.monotonic() + 60)
+            shown = await asyncio.to_thread(next, progress)
+            assert shown.service.spec.replicas == 1
+            way.cut()
+
+            def until_scaled() -> None:
+                while next(progress).service.spec.replicas != 3:
+                    pass
+
+            wait = asyncio.create_task(asyncio.to_thread(until_scaled))
+            async with follower.channel(follower.admin) as channel:
+                await control_pb2_grpc.ControlStub(channel).UpdateService(_update(3))
+            await wait
+            assert client.endpoint == endpoint(follower)
+    assert capsys.readouterr().err == ""

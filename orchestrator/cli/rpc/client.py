@@ -188,6 +188,8 @@ class Client:
                     self._raise(error, timeout or 0.0, endpoint)
             except ConnectionBroken as broken:
                 left = self._leave(broken)
+                # With the headers, the caller has a position from which it goes on.
+                begun = begun or (call is not None and "orc-revision" in call.metadata)
                 if begun or not repeats:
                     self._raise_broken(broken, left)
                 if not left:

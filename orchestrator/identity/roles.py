@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 ALLOWED: dict[str, frozenset[str]] = {
     "orchestrator.v1.Control": frozenset({"admin"}),
     "orchestrator.v1.Managers": frozenset({"admin"}),
+    "orchestrator.v1.Security": frozenset({"admin"}),
     "orchestrator.v1.Membership": frozenset({"manager"}),
     "orchestrator.v1.Relay": frozenset({"manager"}),
     "orchestrator.v1.Interact": frozenset({"admin"}),

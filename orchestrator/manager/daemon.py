@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import logging
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,17 +33,20 @@ from orchestrator.identity.host_identity import (
 )
 from orchestrator.identity.join import JoinRefused
 from orchestrator.identity.join_tokens import new_secret
+from orchestrator.identity.key_files import CA_KEY, KeyFiles
 from orchestrator.identity.revocation import Revocations
 from orchestrator.identity.roles import RoleGuard
+from orchestrator.identity.sealing import unseal
 from orchestrator.identity.tls import join_credentials, server_credentials
 from orchestrator.manager.api import add_control_services
 from orchestrator.manager.api.client_calls import ClientCalls
 from orchestrator.manager.api.managers import add_manager_services
+from orchestrator.manager.api.security import SecurityApi
 from orchestrator.manager.api.tracing_interceptor import TracingInterceptor
 from orchestrator.manager.audit.audit_interceptor import AuditInterceptor
 from orchestrator.manager.audit.trail import FILE_BYTES, FILES, AuditTrail
 from orchestrator.manager.cluster.enrolment import Enrolment, promote_learners, serving_endpoints
-from orchestrator.manager.cluster.manager_calls import ManagerChannels
+from orchestrator.manager.cluster.manager_calls import KEYS_PURPOSE, ManagerChannels
 from orchestrator.manager.cluster.peering import peering_of
 from orchestrator.manager.cluster.registration import OwnFacts, Presence, register, was_removed
 from orchestrator.manager.cluster.schema import SchemaMigrator, UnknownSchema, check_schema
@@ -58,6 +63,7 @@ from orchestrator.manager.leader.election import Deposed, Election, LeadershipLo
 from orchestrator.manager.leader.planning_loop import PlanningLoop
 from orchestrator.manager.leader.report_commit import ReportCommitter
 from orchestrator.manager.operations.administration.managers import ManagerOperations
+from orchestrator.manager.operations.administration.security import SecurityOperations
 from orchestrator.manager.operations.context import ManagerContext
 from orchestrator.manager.operations.resources.deferred_removal import DeferredRemoval
 from orchestrator.manager.operations.resources.networks import create_network
@@ -73,6 +79,8 @@ from orchestrator.manager.security.certificates import (
 from orchestrator.manager.security.document_store import DocumentStore
 from orchestrator.manager.security.joining import JoinService
 from orchestrator.manager.security.key_check import WrongKey, check_key
+from orchestrator.manager.security.key_ring import KeyRing
+from orchestrator.manager.security.locked_manager import wait_for_unlock
 from orchestrator.manager.security.vault import Vault, VaultError
 from orchestrator.manager.store.cache import Cache, log_undecodable
 from orchestrator.manager.store.commit import commit
@@ -91,6 +99,7 @@ from orchestrator.manager.telemetry import metrics
 from orchestrator.manager.telemetry.event_log import EventLog
 from orchestrator.manager.telemetry.task_traces import TaskSpans
 from orchestrator.manager.web.application import serve_web
+from orchestrator.model.access import KeyRotation
 from orchestrator.model.manager_features import MANAGER_FEATURES
 from orchestrator.model.networks import BRIDGE
 from orchestrator.model.objects import Cluster, Network
@@ -100,6 +109,7 @@ from orchestrator.pb import (
     dispatch_pb2_grpc,
     identity_pb2_grpc,
     images_pb2_grpc,
+    security_pb2_grpc,
 )
 from orchestrator.tracing.configuration import tracer
 from orchestrator.tracing.spans import OFF, Tracer, current
@@ -226,6 +236,9 @@ async def _initialise_cluster(
             scrape_token=cluster.scrape_token or new_secret(),
             secrets_key_id=vault.key_id,
         )
+        if cluster.secrets_key_id and vault.key_id != cluster.secrets_key_id:
+            # Its key is lost, and with it what was sealed.
+            after = replace(after, key_rotation=KeyRotation(), unlock_key="")
         changes = [Change(cluster, after)] if after != cluster else []
     if changes:
         try:
@@ -254,10 +267,13 @@ class Manager:
         tracer: Tracer = OFF,
         renewal: Renewal | None = None,
         member: EtcdMember | None = None,
+        keys: KeyFiles | None = None,
     ) -> None:
         """`renewal` renews the leader's lease outside of the event loop; without it, the event loop
-        does. `member` is the etcd member that this manager runs, if it does."""
+        does. `member` is the etcd member that this manager runs, if it does. `keys` are its key
+        files, unlocked; read if not given."""
         self._member = member
+        self._keys = keys or KeyFiles(settings.data_dir)
         self._settings = settings
         self._identity = identity
         self._supervisor = supervisor
@@ -284,15 +300,28 @@ class Manager:
         """Set once the ports are open."""
         self._address = f"{identity.address}:{identity.port}"
         try:
-            self._vault = Vault.at(settings.data_dir)
+            self._vault = Vault.of(self._keys)
         except VaultError as error:
             raise CannotServe(str(error)) from error
         self._tls = TlsFiles.of(settings.data_dir, "manager")
-        key = (settings.data_dir / "ca.key").read_text()
+        if not (key := self._keys.text(CA_KEY)):
+            raise CannotServe(
+                f"{settings.data_dir / CA_KEY} is missing: restore it from a backup of that "
+                "folder, or remove this manager and let it join again"
+            )
         self._authority = CertificateAuthority(
             KeyPair(self._tls.ca.read_text(), key), lambda: self.cache.view, time.time
         )
         self._channels = ManagerChannels(self._tls, lambda: self.cache.view)
+        self._key_ring = KeyRing(
+            kv,
+            self.cache,
+            self._vault,
+            self._keys,
+            identity.manager_id,
+            self._fetch_data_keys,
+            lambda: bool(self._leader),
+        )
         self._revocations = Revocations()
         self._revocations.refused = metrics.RevocationMetrics(self._registry).refused
         self._audit = AuditTrail(
@@ -330,6 +359,20 @@ class Manager:
         """HOST:PORT of all managers."""
         return serving_endpoints(self.cache.view) or [self._address]
 
+    async def _fetch_data_keys(self, ids: Collection[str]) -> list[bytes]:
+        """Data keys by id, from other managers."""
+        own = self._identity.manager_id
+
+        def unsealed(reply: bytes) -> list[bytes]:
+            texts = json.loads(unseal(self._tls.pair.read().key, reply, KEYS_PURPOSE + own))
+            return [base64.b64decode(text) for text in texts]
+
+        return await self._channels.data_keys(ids, own, unsealed)
+
+    def _cluster_keys(self) -> dict[str, str]:
+        """The keys that a joining manager gets."""
+        return {"ca_key": self._keys.text(CA_KEY) or "", "cluster_key": self._vault.text()}
+
     async def run(self) -> None:
         """Serve until cancelled. Raises CannotServe."""
         with freezing_survivors():
@@ -349,6 +392,8 @@ class Manager:
             except UnknownSchema as unknown:
                 raise CannotServe(str(unknown)) from None
             group.create_task(self._records.run())
+            if not self._settings.discard_secrets:
+                await self._key_ring.prepare()
             await _initialise_cluster(
                 self._kv, self.cache, self._identity, self._settings, self._vault
             )
@@ -418,6 +463,7 @@ class Manager:
                 background(self._supervisor.attend()),
                 background(Presence(self._kv, self._identity.manager_id, time.time).run()),
                 background(self._promote()),
+                background(self._key_ring.run()),
                 background(self._session_records.run()),
                 background(self._follow_managers()),
                 background(
@@ -475,6 +521,7 @@ class Manager:
             leader=lambda: self._leader,
             now=time.time,
             new_id=new_id,
+            keys=self._keys.texts,
             revocations=self._revocations,
             record=self._audit.record,
             tracer=self._tracer,
@@ -493,9 +540,12 @@ class Manager:
         add_control_services(server, context, self._audit, folder)
         operations = ManagerOperations(context, self._channels, self._member)
         enrolment = Enrolment(
-            self._kv, self.cache, folder, self._member, self._open_to_peers, time.time
+            self._kv, self.cache, self._cluster_keys, self._member, self._open_to_peers, time.time
         )
         add_manager_services(server, operations, enrolment)
+        security_pb2_grpc.add_SecurityServicer_to_server(
+            SecurityApi(SecurityOperations(context)), server
+        )
         sources = ImageSources(self.cache, context.vault, self._tunnels.pulls)
         images_pb2_grpc.add_SourcesServicer_to_server(sources, server)
         dispatcher.serve(self._dispatcher, server)
@@ -582,11 +632,19 @@ async def serve(settings: ManagerSettings) -> None:
             )
         except JoinRefused as error:
             raise CannotServe(f"cannot join the cluster: {error}") from error
+    keys = KeyFiles(settings.data_dir)
+    if keys.locked:
+        try:
+            await wait_for_unlock(keys, identity, supervisor)
+        except RuntimeError as error:
+            raise CannotServe(f"cannot listen on {identity.address}: {error}") from error
     traces = tracer("orc-manager", identity.manager_id, settings.otlp_endpoint)
     with closing(traces):
         try:
             async with _store(settings, identity) as (kv, renewal, member):
-                await Manager(settings, identity, kv, supervisor, traces, renewal, member).run()
+                await Manager(
+                    settings, identity, kv, supervisor, traces, renewal, member, keys
+                ).run()
         except* MembersChanged as changed:
             # The next start enrols again, for the members as they are then.
             remember(settings.data_dir, initial_cluster="")

@@ -29,6 +29,14 @@ class Manager(Extensible):
     joining: bool = False
     """Its etcd member is a learner until it has caught up; it does not serve yet."""
     revision: int = 0
+    data_keys: tuple[str, ...] = ()
+    """Ids of the data keys that it has; it seals with the first."""
+    unlock_key_id: str = ""
+    """Of the unlock key that its key files are locked with; empty: they are not locked."""
+    trusted_cas: tuple[str, ...] = ()
+    """Key ids of the CAs that it and its etcd member trust."""
+    certificate_ca: str = ""
+    """Key id of the CA that issued its certificate."""
 
     @property
     def endpoint(self) -> str:

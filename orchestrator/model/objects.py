@@ -6,7 +6,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from orchestrator.model.access import Certificate, PageSession, Revocation
+from orchestrator.model.access import (
+    CaRotation,
+    Certificate,
+    KeyRotation,
+    PageSession,
+    Revocation,
+)
 from orchestrator.model.documents import Document
 from orchestrator.model.extensible import Extensible
 from orchestrator.model.managers import Manager, ManagerPresence
@@ -188,6 +194,11 @@ class Cluster(Extensible):
     """Which ports of the hosts containers can reach; see `validation.host_access`."""
     incarnation: str = ""
     """Changes with each restore from a backup; empty in a cluster that was never restored."""
+    key_rotation: KeyRotation = field(default_factory=KeyRotation)
+    unlock_key: str = ""
+    """The key that locks the managers' key files, sealed with the data key; empty: they are not
+    locked."""
+    ca_rotation: CaRotation = field(default_factory=CaRotation)
 
 
 Object = (

@@ -54,6 +54,14 @@ _DISASTER = (
 _UPKEEP = (Lazy("upgrade", ".cluster.upgrade_command:upgrade", "Check or finalize an upgrade"),)
 
 
+_KEYS = (
+    Lazy("key", ".cluster.key_commands:key", "Rotate the data key"),
+    Lazy("lock", ".cluster.key_commands:lock", "Lock the managers' key files"),
+    Lazy("unlock", ".cluster.key_commands:unlock", "Unlock managers that have started locked"),
+    Lazy("unlock-key", ".cluster.key_commands:unlock_key", "Print or rotate the unlock key"),
+)
+
+
 _ACCESS = (
     Lazy("certificates", ".cluster.access_commands:certificates", "List issued certificates"),
     Lazy("sessions", ".cluster.access_commands:sessions", "List sessions of the web page"),
@@ -68,6 +76,7 @@ _ACCESS = (
         ("Backup and restore", _DISASTER),
         ("Upkeep", _UPKEEP),
         ("Access", _ACCESS),
+        ("Keys", _KEYS),
     ],
     epilog=example("orc cluster info"),
 )

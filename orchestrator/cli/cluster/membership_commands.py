@@ -364,6 +364,22 @@ def reconnect(data_dir: Path, managers: tuple[str, ...]) -> None:
     click.echo(f"Node {identity.node_id} connects to {', '.join(endpoints)} from now on.")
 
 
+def _ca_key(data_dir: Path) -> str:
+    """The key of the CA; asks for the unlock key if it is locked. Raises CliError, OSError."""
+    from orchestrator.cli.cluster.key_commands import entered_unlock_key
+    from orchestrator.identity.key_files import CA_KEY, KeyFiles, WrongUnlockKey
+
+    files = KeyFiles(data_dir)
+    if files.locked:
+        try:
+            files.unlock(entered_unlock_key())
+        except WrongUnlockKey as error:
+            raise CliError(str(error)) from None
+    if (key := files.text(CA_KEY)) is None:
+        raise CliError(f"{data_dir / CA_KEY} is missing; run this on another manager")
+    return key
+
+
 @click.command(epilog=example("sudo orc cluster advertise 192.168.1.20"))
 @click.option(
     "--data-dir",
@@ -388,7 +404,7 @@ def advertise(data_dir: Path, address: str) -> None:
     try:
         identity = read_manager(data_dir)
         files = TlsFiles.of(data_dir, "manager")
-        authority = KeyPair(files.ca.read_text(), (data_dir / "ca.key").read_text())
+        authority = KeyPair(files.ca.read_text(), _ca_key(data_dir))
         files.pair.replace(
             ca.issue(
                 authority,
@@ -445,7 +461,7 @@ def admin(data_dir: Path, name: str, admin_name: str | None) -> None:
     try:
         identity = read_manager(data_dir)
         files = TlsFiles.of(data_dir, "manager")
-        authority = KeyPair(files.ca.read_text(), (data_dir / "ca.key").read_text())
+        authority = KeyPair(files.ca.read_text(), _ca_key(data_dir))
     except NoIdentity as error:
         raise CliError(str(error)) from None
     except PermissionError as error:

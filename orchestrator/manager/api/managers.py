@@ -75,5 +75,11 @@ class MembershipApi(managers_pb2_grpc.MembershipServicer):  # type: ignore[misc]
         return await self._managers.status()
 
     @unary
+    async def GetDataKeys(self, request: Any, context: Any) -> Any:
+        [certificate] = context.auth_context()["x509_pem_cert"]
+        caller = caller_of(context).identity.id
+        return self._managers.data_keys(caller, bytes(certificate).decode(), request.ids)
+
+    @unary
     async def Remove(self, request: Any, context: Any) -> Any:
         return await self._managers.remove_manager(request, caller_of(context).identity.id)

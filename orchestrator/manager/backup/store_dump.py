@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,13 +33,20 @@ _OF_MANAGERS = (ManagerPresence, SessionRecord, EndpointProgress)
 NOT_RECONNECTED = "not reconnected since the cluster was restored"
 
 
-async def dump(kv: Kv, data_dir: Path, cluster_id: str, now: float) -> Archive:
-    """The store at one revision, and the keys in a manager's data folder. Raises StoreError,
-    BackupError."""
-    snapshot = await kv.list(EVERYTHING)
+async def dump(
+    kv: Kv, data_dir: Path, cluster_id: str, now: float, keys: Callable[[], Mapping[str, str]]
+) -> Archive:
+    """The store at one revision, and the keys of a manager. `keys` has those of its key files by
+    name, which may be locked in its data folder. Raises StoreError, BackupError."""
+    while True:
+        having = keys()
+        snapshot = await kv.list(EVERYTHING)
+        if keys() == having:
+            break  # otherwise a rotation may have replaced what the store is sealed with
     store = tuple((entry.key, entry.value) for entry in snapshot.entries if lasts(entry.key))
     manifest = Manifest(cluster_id, now, snapshot.revision, __version__, len(store))
     files = {name: (data_dir / name).read_bytes() for name in FILES if (data_dir / name).exists()}
+    files |= {name: text.encode() for name, text in having.items()}
     return Archive(manifest, store, files)
 
 

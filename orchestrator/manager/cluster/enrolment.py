@@ -17,9 +17,8 @@ import asyncio
 import ipaddress
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from orchestrator.identity.enrolment import PURPOSE
 from orchestrator.identity.sealing import seal
@@ -27,7 +26,6 @@ from orchestrator.manager.errors import aborted, already_exists, invalid_argumen
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.reports.claims import is_hostname
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.manager.security.vault import KEY_FILE
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.etcd_member import EtcdMember
@@ -54,16 +52,17 @@ class Enrolment:
         self,
         kv: Kv,
         cache: Cache,
-        data_dir: Path,
+        keys: Callable[[], Mapping[str, str]],
         member: EtcdMember | None,
         open_to_peers: Callable[[], Awaitable[None]],
         now: Callable[[], float],
     ) -> None:
-        """`member` is this manager's etcd member; None with an external etcd. `open_to_peers` makes
-        it reachable for other members."""
+        """`keys` are the cluster's keys by the names that the joiner knows. `member` is this
+        manager's etcd member; None with an external etcd. `open_to_peers` makes it reachable for
+        other members."""
         self._kv = kv
         self._cache = cache
-        self._data_dir = data_dir
+        self._keys = keys
         self._member = member
         self._open_to_peers = open_to_peers
         self._now = now
@@ -92,16 +91,11 @@ class Enrolment:
                 members = await self._member.membership.members()
                 initial_cluster = ",".join(_urls(each, added, id) for each in members)
                 await self._write(manager, replace(manager, member_id=added.hex_id))
-        folder = self._data_dir
-        keys = {
-            "ca_key": (folder / "ca.key").read_text(),
-            "cluster_key": (folder / KEY_FILE).read_text(),
-        }
         view = self._cache.view
         assert view.cluster is not None
         log.info("manager enrolled", extra={"manager": id, "hostname": request.hostname})
         return managers_pb2.EnrollReply(
-            sealed_keys=seal(certificate, json.dumps(keys).encode(), PURPOSE + id),
+            sealed_keys=seal(certificate, json.dumps(dict(self._keys())).encode(), PURPOSE + id),
             initial_cluster=initial_cluster,
             network_cidr=view.cluster.network_cidr,
             managers=serving_endpoints(view),

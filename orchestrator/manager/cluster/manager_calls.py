@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from typing import Any
 
 import grpc
 
 from orchestrator.identity.certificates import TlsFiles
+from orchestrator.identity.sealing import CannotOpen
 from orchestrator.identity.tls import channel_credentials, channel_options
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.managers import Manager
 from orchestrator.pb import managers_pb2, managers_pb2_grpc
+
+KEYS_PURPOSE = "orc data keys for manager "
+"""Followed by its id: what data keys are sealed for."""
 
 STATUS_TIMEOUT = 1.5
 """Seconds that another manager has for its status."""
@@ -55,6 +59,25 @@ class ManagerChannels:
             )
             known = self._channels[id] = (wanted[0], wanted[1], channel)
         return known[2]
+
+    async def data_keys(
+        self, ids: Collection[str], own: str, unseal_keys: Callable[[bytes], list[bytes]]
+    ) -> list[bytes]:
+        """Data keys by id, from the first other manager that has some of them; `own` is this
+        manager's id, and `unseal_keys` opens the reply. Empty if none answers."""
+        view = self._view()
+        known = [each for each in view.managers.values() if each.id != own and not each.joining]
+        for manager in sorted(known, key=lambda each: not set(ids) & set(each.data_keys)):
+            channel = await self.channel(manager.id)
+            if channel is None:
+                continue
+            with suppress(grpc.aio.AioRpcError, CannotOpen):
+                reply = await managers_pb2_grpc.MembershipStub(channel).GetDataKeys(
+                    managers_pb2.GetDataKeysRequest(ids=ids), timeout=STATUS_TIMEOUT
+                )
+                if keys := unseal_keys(reply.sealed_keys):
+                    return keys
+        return []
 
     async def statuses(self, managers: Iterable[Manager]) -> dict[str, Any]:
         """Manager id → its status, of those that answer in time; asked at once."""

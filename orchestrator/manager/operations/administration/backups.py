@@ -31,7 +31,8 @@ class BackupOperations(Operations):
         cluster = self.ctx.view.cluster
         if cluster is None:
             raise unavailable("the manager has not read its store yet; try again in a moment")
-        archive = await dump(self.ctx.kv, self._data_dir, cluster.id, self.ctx.now())
+        ctx = self.ctx
+        archive = await dump(ctx.kv, self._data_dir, cluster.id, ctx.now(), ctx.keys)
         data = await offload(pack, archive)
         for start in range(0, len(data), _CHUNK):
             yield backup_pb2.BackupChunk(data=data[start : start + _CHUNK])

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -12,8 +15,9 @@ import grpc
 
 from orchestrator import __version__
 from orchestrator.identity.join_tokens import JoinToken
+from orchestrator.identity.sealing import seal
 from orchestrator.manager.cluster.enrolment import serving_endpoints
-from orchestrator.manager.cluster.manager_calls import ManagerChannels
+from orchestrator.manager.cluster.manager_calls import KEYS_PURPOSE, ManagerChannels
 from orchestrator.manager.cluster.quorum import Voter, refusal_of_removal
 from orchestrator.manager.cluster.schema import (
     NotFinalizable,
@@ -87,6 +91,18 @@ class ManagerOperations(Operations):
         status.learner = found.learner
         status.etcd_errors.extend(found.errors)
         return status
+
+    def data_keys(
+        self, caller: str, certificate: str, ids: Sequence[str]
+    ) -> managers_pb2.GetDataKeysReply:
+        """Those of these data keys that this manager has, sealed to the holder of the PEM
+        certificate. Raises RequestError."""
+        manager = self.ctx.view.managers.get(caller)
+        if manager is None:
+            raise failed_precondition(f"{caller} is not a manager of this cluster")
+        keys = [base64.b64encode(key).decode() for key in self.ctx.vault.keys(ids)]
+        sealed = seal(certificate, json.dumps(keys).encode(), KEYS_PURPOSE + caller)
+        return managers_pb2.GetDataKeysReply(sealed_keys=sealed)
 
     async def list_managers(
         self, request: managers_pb2.ListManagersRequest
@@ -337,6 +353,8 @@ def _state(manager: Manager, view: ClusterView, status: Any) -> tuple[str, str]:
         if manager.id in view.manager_presence:
             return "unreachable", f"it does not answer at {manager.endpoint}"
         return "down", "it does not run, or has no connection to its etcd member"
+    if status.locked:
+        return "locked", "it waits for 'orc cluster unlock'"
     if status.etcd_errors:
         return "unhealthy", "; ".join(status.etcd_errors)
     return "ready", ""

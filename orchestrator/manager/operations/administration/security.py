@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys of the control plane: rotation of the data key, and the lock of managers' key files."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from orchestrator.identity.key_files import new_unlock_key, unlock_key_id
+from orchestrator.manager.errors import failed_precondition, unavailable
+from orchestrator.manager.operations.context import Operations
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.security.key_ring import without_key
+from orchestrator.manager.security.vault import UNLOCK_PURPOSE
+from orchestrator.manager.store.commit import commit
+from orchestrator.model.access import KeyRotation
+from orchestrator.model.objects import Cluster
+from orchestrator.pb import security_pb2
+
+
+class SecurityOperations(Operations):
+    """Operations of `orc cluster key|lock|unlock-key`."""
+
+    def _cluster(self) -> Cluster:
+        cluster = self.ctx.view.cluster
+        if cluster is None:
+            raise unavailable("the manager has not read its store yet; try again in a moment")
+        return cluster
+
+    async def _write(self, before: Cluster, after: Cluster) -> None:
+        await self.ctx.cache.wait_for(await commit(self.ctx.kv, [Change(before, after)]))
+
+    async def rotate_data_key(self, by: str) -> security_pb2.DataKeyStatus:
+        """Begin a rotation of the data key. One that is in progress goes on, unless no running
+        manager has its key any more."""
+        cluster, view = self._cluster(), self.ctx.view
+        if new := cluster.key_rotation.id:
+            running = [each for each in view.managers.values() if each.id in view.manager_presence]
+            if new == cluster.secrets_key_id or any(new in each.data_keys for each in running):
+                return await self.data_key_status()
+        vault = self.ctx.vault
+        id = vault.generate()
+        try:
+            # On disk before the store names it.
+            await asyncio.to_thread(vault.save)
+            rotation = KeyRotation(id, self.ctx.now(), by, former=cluster.secrets_key_id)
+            await self._write(cluster, replace(cluster, key_rotation=rotation))
+        finally:
+            vault.release(id)
+        return await self.data_key_status()
+
+    async def data_key_status(self) -> security_pb2.DataKeyStatus:
+        """The data key, and how far its rotation is."""
+        cluster = self._cluster()
+        new = cluster.key_rotation.id
+        phase = "idle" if not new else "distributing"
+        if new and new == cluster.secrets_key_id:
+            phase = "resealing"
+        return security_pb2.DataKeyStatus(
+            id=cluster.secrets_key_id,
+            new_id=new,
+            phase=phase,
+            waiting_for=without_key(self.ctx.view, new) if phase == "distributing" else (),
+            started_at=cluster.key_rotation.started_at,
+        )
+
+    async def lock(self, request: security_pb2.LockRequest) -> security_pb2.UnlockKeyReply:
+        """Lock the managers' key files, replace the unlock key, or end that. Raises RequestError,
+        StoreError."""
+        [cluster] = self.ctx.sealing() or [self._cluster()]
+        if request.off:
+            if cluster.unlock_key:
+                await self._write(cluster, replace(cluster, unlock_key=""))
+        elif request.rotate and not cluster.unlock_key:
+            raise failed_precondition("the cluster is not locked; 'orc cluster lock' locks it")
+        elif request.rotate or not cluster.unlock_key:
+            sealed = self.ctx.vault.seal(new_unlock_key(), UNLOCK_PURPOSE)
+            await self._write(cluster, replace(cluster, unlock_key=sealed))
+        return await self.unlock_key()
+
+    async def unlock_key(self) -> security_pb2.UnlockKeyReply:
+        """The unlock key, and the managers whose key files it does not lock yet."""
+        cluster, view = self._cluster(), self.ctx.view
+        key = self.ctx.vault.open(cluster.unlock_key, UNLOCK_PURPOSE) if cluster.unlock_key else ""
+        wanted = unlock_key_id(key)
+        waiting = [each for each in view.managers.values() if each.unlock_key_id != wanted]
+        return security_pb2.UnlockKeyReply(
+            key=key, waiting_for=sorted(each.hostname for each in waiting)
+        )

@@ -414,11 +414,12 @@ async def run(settings: Settings) -> None:
                 scrapable=db.put_scrape_digest,
                 expose=expose,
                 revoked=revocation_store.take,
+                trust=lambda order: certificate.trust(order),
             ),
             rng=rng,
             serial=lambda: certificate.serial,
         )
-        certificate = NodeCertificate(TlsFiles.of(data, "node").pair, lambda: dialer.channel)
+        certificate = NodeCertificate(TlsFiles.of(data, "node"), lambda: dialer.channel)
         log.info(
             "agent started",
             extra={"node": identity.node_id, "address": identity.address, "blob_port": blob_port},

@@ -12,6 +12,7 @@ import datetime as dt
 import logging
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from orchestrator.identity.certificates import KeyPair, Life, PairFiles
 
@@ -38,23 +39,27 @@ async def keep_renewed(
     *,
     unit: float,
     now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+    outdated: Callable[[str], bool] = lambda certificate: False,
+    wake: asyncio.Event | None = None,
 ) -> None:
     """Renew the certificate in `files` whenever it is due, until cancelled.
 
     `request` makes a key and a signing request for it; `unit` (0 to 1) is this holder's place in
-    the time for renewal. Existing connections keep the certificate they began with; new ones read
+    the time for renewal. A certificate that is `outdated` is due at once; set `wake` to have it
+    checked. Existing connections keep the certificate they began with; new ones read
     the files.
     """
     complaint, failures = "", 0
     while True:
-        life = Life.of(files.read().certificate)
+        certificate = files.read().certificate
+        life = Life.of(certificate)
         if life is None:
             log.error("cannot read the certificate in %s; it is not renewed", files.certificate)
             return
         wait = (life.renewal(unit) - now()).total_seconds()
-        if wait > 0:
+        if wait > 0 and not outdated(certificate):
             complaint, failures = "", 0
-            await asyncio.sleep(min(wait, _LOOK))
+            await _pause(min(wait, _LOOK), wake)
             continue
         try:
             key, asked = await request()
@@ -69,10 +74,21 @@ async def keep_renewed(
                     life.ends.isoformat(),
                 )
             most = min((life.ends - life.begins).total_seconds() * _AGAIN_MOST, _LOOK)
-            await asyncio.sleep(min(_AGAIN_FIRST * 2.0 ** min(failures, 16), most))
+            await _pause(min(_AGAIN_FIRST * 2.0 ** min(failures, 16), most), wake)
             failures += 1
             continue
         log.info("the certificate of this host was renewed", extra={"ended": life.ends.isoformat()})
+
+
+async def _pause(seconds: float, wake: asyncio.Event | None) -> None:
+    """Sleep, but no longer than until `wake` is set; clears it."""
+    if wake is None:
+        await asyncio.sleep(seconds)
+        return
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await wake.wait()
+    wake.clear()
 
 
 async def request_elsewhere() -> tuple[str, str]:

@@ -41,12 +41,12 @@ class Identity:
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     """For a port that requires a certificate of the cluster. A host presents its current
     certificate."""
-    return _following(files, files.ca.read_bytes())
+    return _following(files, verify=True)
 
 
 def join_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     """For the join port, whose callers have no certificate yet."""
-    return _following(files, None)
+    return _following(files, verify=False)
 
 
 def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
@@ -57,20 +57,26 @@ def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
     )
 
 
-def _following(files: TlsFiles, callers: bytes | None) -> grpc.ServerCredentials:
-    """For callers whose certificates these CAs signed, or for any."""
-    stamp = files.pair.stamp()
+def _following(files: TlsFiles, *, verify: bool) -> grpc.ServerCredentials:
+    """For callers whose certificates the CAs in the files signed, or for any. New connections get
+    the files as they are then."""
+
+    def stamped() -> tuple[object, ...]:
+        return files.pair.stamp(), files.ca.stat().st_mtime_ns, files.ca.stat().st_ino
+
+    stamp = stamped()
 
     def shown() -> grpc.ServerCertificateConfiguration:
         pair = files.pair.read()
         return grpc.ssl_server_certificate_configuration(
-            [(pair.key.encode(), pair.certificate.encode())], root_certificates=callers
+            [(pair.key.encode(), pair.certificate.encode())],
+            root_certificates=files.ca.read_bytes() if verify else None,
         )
 
     def renewed() -> Any:  # the stubs do not know that None stands for no change
         nonlocal stamp
         try:
-            found = files.pair.stamp()
+            found = stamped()
             if found == stamp:
                 return None
             configuration = shown()
@@ -80,7 +86,7 @@ def _following(files: TlsFiles, callers: bytes | None) -> grpc.ServerCredentials
         return configuration
 
     return grpc.dynamic_ssl_server_credentials(
-        shown(), renewed, require_client_authentication=callers is not None
+        shown(), renewed, require_client_authentication=verify
     )
 
 

@@ -70,6 +70,7 @@ from orchestrator.manager.operations.resources.networks import create_network
 from orchestrator.manager.planning.networking.addresses import AddressRefused, NewNetwork, complete
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import Quarantined
+from orchestrator.manager.security.ca_rotation import CaFollower
 from orchestrator.manager.security.certificates import (
     CertificateAuthority,
     CertificateRegistry,
@@ -322,6 +323,21 @@ class Manager:
             self._fetch_data_keys,
             lambda: bool(self._leader),
         )
+        self._renew = asyncio.Event()
+        self._ca_follower = CaFollower(
+            kv,
+            self.cache,
+            self._vault,
+            self._tls,
+            self._keys,
+            self._authority,
+            identity.manager_id,
+            restart_etcd=self._restart_etcd,
+            leads=lambda: bool(self._leader),
+            now=time.time,
+            renew=self._renew,
+            end_sessions=lambda signer, renewed: self._dispatcher.end_outdated(signer, renewed),
+        )
         self._revocations = Revocations()
         self._revocations.refused = metrics.RevocationMetrics(self._registry).refused
         self._audit = AuditTrail(
@@ -358,6 +374,10 @@ class Manager:
     def _managers(self) -> list[str]:
         """HOST:PORT of all managers."""
         return serving_endpoints(self.cache.view) or [self._address]
+
+    async def _restart_etcd(self) -> None:
+        if self._member is not None:
+            await self._member.restart()
 
     async def _fetch_data_keys(self, ids: Collection[str]) -> list[bytes]:
         """Data keys by id, from other managers."""
@@ -397,6 +417,10 @@ class Manager:
             await _initialise_cluster(
                 self._kv, self.cache, self._identity, self._settings, self._vault
             )
+            try:
+                await self._ca_follower.prepare()
+            except VaultError as error:
+                raise CannotServe(str(error)) from error
             await self._register()
             async with (
                 self._channels,
@@ -464,6 +488,7 @@ class Manager:
                 background(Presence(self._kv, self._identity.manager_id, time.time).run()),
                 background(self._promote()),
                 background(self._key_ring.run()),
+                background(self._ca_follower.run()),
                 background(self._session_records.run()),
                 background(self._follow_managers()),
                 background(
@@ -473,6 +498,7 @@ class Manager:
                         self._tls,
                         random.random(),
                         self._records,
+                        self._renew,
                     )
                 ),
             ):
@@ -544,7 +570,7 @@ class Manager:
         )
         add_manager_services(server, operations, enrolment)
         security_pb2_grpc.add_SecurityServicer_to_server(
-            SecurityApi(SecurityOperations(context)), server
+            SecurityApi(SecurityOperations(context, lambda: self._keys.text(CA_KEY) or "")), server
         )
         sources = ImageSources(self.cache, context.vault, self._tunnels.pulls)
         images_pb2_grpc.add_SourcesServicer_to_server(sources, server)

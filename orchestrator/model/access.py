@@ -35,6 +35,8 @@ class Certificate(Extensible):
     revision: int = 0
     since: float = 0.0
     """When the first certificate of its chain of renewals was issued; 0: this is the first."""
+    ca: str = ""
+    """Key id of the CA that issued it; empty: recorded by an earlier version."""
 
 
 @dataclass(frozen=True, slots=True)

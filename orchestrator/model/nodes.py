@@ -102,6 +102,8 @@ class SessionRecord(Extensible):
     silent: bool = False
     """Whether the manager has heard nothing from the node for the cluster's node timeout."""
     revision: int = 0
+    certificate_ca: str = ""
+    """Key id of the CA that issued the certificate with which the node opened it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,6 +200,13 @@ class Cluster(Extensible):
     locked."""
     ca_rotation: CaRotation = field(default_factory=CaRotation)
 
+    @property
+    def trusted_cas(self) -> str:
+        """The CAs to trust, PEM; the one that signs is the first."""
+        rotation = self.ca_rotation
+        others = [each for each in (rotation.former, rotation.successor) if each]
+        return "".join(dict.fromkeys([self.ca_certificate, *others]))
+
 
 Object = (
     Node

@@ -43,12 +43,18 @@ def _tls(files: TlsFiles) -> ssl.SSLContext:
 
 
 async def _follow_certificate(context: ssl.SSLContext, files: TlsFiles) -> None:
-    """Reload the certificate for new connections when the files change."""
-    shown = files.pair.stamp()
+    """Reload the certificate for new connections when the files change. CAs are added to those that
+    are trusted; one that was removed is trusted until the daemon restarts."""
+
+    def stamped() -> tuple[object, ...]:
+        return files.pair.stamp(), files.ca.stat().st_mtime_ns
+
+    shown = stamped()
     while True:
         await asyncio.sleep(_CHECK_PERIOD)
         try:
-            if (found := files.pair.stamp()) != shown:
+            if (found := stamped()) != shown:
+                context.load_verify_locations(files.ca)
                 _load(context, files)
                 shown = found
         except OSError:

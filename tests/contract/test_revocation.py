@@ -152,7 +152,7 @@ async def blob_server(folder: Path, joined: Joined) -> AsyncIterator[tuple[str, 
                 revoked=kept.take,
             ),
             rng=random.Random(0),
-            serial=lambda: NodeCertificate(TlsFiles.of(folder, "node").pair, lambda: None).serial,
+            serial=lambda: NodeCertificate(TlsFiles.of(folder, "node"), lambda: None).serial,
         )
         DIALING[folder.name] = dialing = asyncio.create_task(dialer.run())
         try:

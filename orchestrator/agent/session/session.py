@@ -97,11 +97,12 @@ class Session:
         scrapable: Callable[[str], None],
         expose: Callable[[Sequence[str]], None] = lambda access: None,
         revoked: Callable[[dispatch_pb2.RevocationList], None] = lambda news: None,
+        trust: Callable[[dispatch_pb2.Trust], None] = lambda order: None,
     ) -> None:
         """`wake` is set when there is something to send. `open_tunnel` must not raise.
         `remove_images` removes images of these digests unless containers need them. `scrapable`
         gets the digest of the token for metrics. `revoked` gets changes of the revoked
-        certificates."""
+        certificates, `trust` the CAs to trust."""
         self._node = node
         self._worker = worker
         self._endpoints = endpoints
@@ -112,6 +113,7 @@ class Session:
         self._scrapable = scrapable
         self._expose = expose
         self._revoked = revoked
+        self._trust = trust
         self._images_changed = True
         self._volume_drivers: dict[str, str] = {}
         self._path_mtu = 0
@@ -217,6 +219,8 @@ class Session:
                 self._scrapable(message.scrape.token_digest)
             case "revocations":
                 self._revoked(message.revocations)
+            case "trust":
+                self._trust(message.trust)
             case "redirect":
                 raise _redirected(message.redirect)
             case other:

@@ -55,6 +55,7 @@ _UPKEEP = (Lazy("upgrade", ".cluster.upgrade_command:upgrade", "Check or finaliz
 
 
 _KEYS = (
+    Lazy("ca", ".cluster.key_commands:ca", "Rotate the CA"),
     Lazy("key", ".cluster.key_commands:key", "Rotate the data key"),
     Lazy("lock", ".cluster.key_commands:lock", "Lock the managers' key files"),
     Lazy("unlock", ".cluster.key_commands:unlock", "Unlock managers that have started locked"),

@@ -61,6 +61,75 @@ def _progress(reply: Any) -> str:
     return "none in progress"
 
 
+@click.group(cls=OrcGroup, epilog=example("orc cluster ca rotate", "orc cluster ca status"))
+def ca() -> None:
+    """Rotate the cluster's certificate authority (CA)."""
+
+
+@ca.command("rotate", epilog=example("orc cluster ca rotate"))
+@click.option(
+    "--force", is_flag=True, help="Remove the former CA now, without members that are missing."
+)
+@pass_client
+def rotate_ca(client: Client, force: bool) -> None:
+    """Replace the CA, online: managers and nodes renew their certificates within minutes.
+
+    Join tokens change. An admin's certificate is renewed by the admin's next command. Once all
+    have renewed, the former CA is removed. 'orc cluster ca status' names those that have not;
+    with --force they have to join again.
+    """
+    reply = client.call("Security.RotateCa", security_pb2.RotateCaRequest(force=force))
+    click.echo(_ca_phase(reply))
+
+
+@ca.command("status", epilog=example("orc cluster ca status"))
+@format_option()
+@pass_client
+def ca_status(client: Client, form: str) -> None:
+    """Show the CA, and how far a rotation is."""
+    reply = client.call("Security.GetCaStatus", security_pb2.GetCaStatusRequest())
+    if form == "json":
+        print_json(
+            {
+                "phase": reply.phase,
+                "digest": reply.digest,
+                "expires_at": rfc3339(reply.expires_at),
+                "former_digest": reply.former,
+                "started_at": rfc3339(reply.started_at),
+                "members": [
+                    {
+                        "kind": each.kind,
+                        "id": each.id,
+                        "name": each.name,
+                        "renewed": each.renewed,
+                        "blocking": each.blocking,
+                        "reason": each.reason,
+                    }
+                    for each in reply.members
+                ],
+            }
+        )
+        return
+    print_fields(
+        [
+            ("Digest", reply.digest),
+            ("Expires", rfc3339(reply.expires_at) or ""),
+            ("Rotation", _ca_phase(reply)),
+        ]
+    )
+    for each in reply.members:
+        if each.blocking:
+            click.echo(f"{each.kind} {each.name}: {each.reason}")
+
+
+def _ca_phase(reply: Any) -> str:
+    if reply.phase == "idle":
+        return "none in progress"
+    waiting = sum(each.blocking for each in reply.members)
+    what = "managers learn to trust the new CA" if reply.phase == "trusting" else "members renew"
+    return f"{what}: {waiting} of {len(reply.members)} to go"
+
+
 @click.command(epilog=example("orc cluster lock", "orc cluster lock --off"))
 @click.option("--off", is_flag=True, help="Store the key files unlocked again.")
 @pass_client

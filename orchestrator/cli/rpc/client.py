@@ -88,6 +88,7 @@ class Client:
         self.trace = ""
         """The command's trace context (traceparent)."""
         self._spoke = False
+        self._renew = False
         """Whether a manager has answered: then the certificates are right."""
 
     def __enter__(self) -> Client:
@@ -95,7 +96,7 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         if self._spoke and not self.is_dry_run:
-            renew_if_due(self._context, self.call)
+            renew_if_due(self._context, self.call, at_once=self._renew)
         self.close()
         self._remember()
 
@@ -209,6 +210,7 @@ class Client:
     def _take(self, call: Call, asked: Mapping[str, str], wrote: bool) -> None:
         """Process a reply's metadata."""
         self._spoke = True
+        self._renew |= "orc-renew" in call.metadata
         if self._failed:
             # They are tried again after this one.
             self._endpoints += self._failed

@@ -15,6 +15,7 @@ Metadata of a reply (with the headers of a streamed one, else with the trailers)
 | --- | --- |
 | `orc-revision` | store revision of the newest change in this manager's cache |
 | `orc-managers` | `HOST:PORT` of all managers that serve, separated by commas |
+| `orc-renew` | present while the CA is rotated and the client's certificate is of the former one: it is to be renewed |
 
 A write of `RECORDED` is applied once, however often the request arrives: its record is written in
 the same transaction (`store.request_records`), and a further attempt is answered from the record.
@@ -32,6 +33,7 @@ from typing import Any
 
 import grpc
 
+from orchestrator.identity.certificates import own_key_id
 from orchestrator.identity.roles import ALLOWED, within
 from orchestrator.identity.tls import peer_identity
 from orchestrator.manager.planning.view import ClusterView
@@ -53,6 +55,7 @@ REQUEST_ID = "orc-request-id"
 ATTEMPT = "orc-attempt"
 REVISION = "orc-revision"
 MANAGERS = "orc-managers"
+RENEW = "orc-renew"
 
 CATCH_UP_WITHIN = 2.0
 """Seconds that a call waits for the cache to reach the client's revision."""
@@ -149,7 +152,7 @@ class ClientCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 reply = await inner(request, context)
             else:
                 reply = await self._once(rule, inner, request, context)
-            _add_trailers(context, self._position())
+            _add_trailers(context, self._position(context))
             return reply
 
         return grpc.unary_unary_rpc_method_handler(
@@ -158,14 +161,21 @@ class ClientCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             response_serializer=handler.response_serializer,
         )
 
-    def _position(self) -> tuple[tuple[str, str], ...]:
+    def _position(self, context: Any) -> tuple[tuple[str, str], ...]:
         revision = str(self._cache.newest_change)
-        return (REVISION, revision), (MANAGERS, ",".join(self._managers()))
+        found = ((REVISION, revision), (MANAGERS, ",".join(self._managers())))
+        cluster, caller = self._cache.view.cluster, peer_identity(context)
+        if cluster is None or not cluster.ca_rotation.signing_since:
+            return found
+        issued = caller.certificate if caller else None
+        if issued is None or issued.ca == own_key_id(cluster.ca_certificate):
+            return found
+        return (*found, (RENEW, "1"))
 
     @asynccontextmanager
     async def _streamed(self, context: Any) -> AsyncIterator[None]:
         await self._catch_up(context)
-        await context.send_initial_metadata(self._position())
+        await context.send_initial_metadata(self._position(context))
         yield
 
     async def _catch_up(self, context: Any) -> None:

@@ -34,5 +34,13 @@ class SecurityApi(security_pb2_grpc.SecurityServicer):  # type: ignore[misc]
         return await self._security.unlock_key()
 
     @unary
+    async def RotateCa(self, request: Any, context: Any) -> Any:
+        return await self._security.rotate_ca(request, caller_of(context).identity.id)
+
+    @unary
+    async def GetCaStatus(self, request: Any, context: Any) -> Any:
+        return await self._security.ca_status()
+
+    @unary
     async def Unlock(self, request: Any, context: Any) -> Any:
         raise failed_precondition("this manager is not locked")

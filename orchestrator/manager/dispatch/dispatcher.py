@@ -352,6 +352,13 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         if (session := self._sessions.get(node_id)) is not None:
             session.end(reason)
 
+    def end_outdated(self, signer: str, renewed: set[str]) -> None:
+        """Have these nodes open their sessions anew, with certificates of the CA with this key
+        id."""
+        for node_id in renewed & self._sessions.keys():
+            if self._sessions[node_id].certificate_ca != signer:
+                self._sessions[node_id].end("the node has a certificate of the new CA")
+
     async def Session(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
         identity = peer_identity(context)
         assert identity is not None  # guaranteed by the role guard
@@ -381,7 +388,8 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         if (older := self._sessions.get(node_id)) is not None:
             older.end("a newer session of this node began")
         self._sessions[node_id] = session
-        self._records.begin(node_id, session.id)
+        session.certificate_ca = identity.certificate.ca if identity.certificate else ""
+        self._records.begin(node_id, session.id, session.certificate_ca)
         self._announce_arrival()
         hello = Hello(description, first.hello.boot_id, peer_address(context))
         self._report_buffer.hello(node_id, hello)

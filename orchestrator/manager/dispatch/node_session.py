@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from orchestrator.identity.certificates import own_key_id
 from orchestrator.manager.dispatch.endpoint_delivery import EndpointFeed, without_stop_order
 from orchestrator.manager.dispatch.network_assignments import NetworkAssignments, SentNetworks
 from orchestrator.manager.dispatch.secret_delivery import files_of, keys_of, payloads_of
@@ -114,6 +115,9 @@ class NodeSession:
         """The access for containers that it was sent; None before."""
         self._orphan_removals: int | None = None
         """As sent to the node; None before."""
+        self.certificate_ca = ""
+        """Key id of the CA that issued the certificate with which the session was opened."""
+        self._trust = ""
         self._sent_revocations: Mapping[str, Revocation] = {}
         """As sent to the node."""
         self._revocations_sent = False
@@ -179,6 +183,11 @@ class NodeSession:
             self._container_access = open_
             told = dispatch_pb2.ContainerAccess(open=open_)
             out.append(dispatch_pb2.ManagerMessage(container_access=told))
+        trust = view.cluster.trusted_cas if view.cluster else ""
+        if trust != self._trust:
+            self._trust = trust
+            cas = dispatch_pb2.Trust(ca_certificates=trust, signer=own_key_id(trust))
+            out.append(dispatch_pb2.ManagerMessage(trust=cas))
         node = view.nodes.get(self.node_id)
         if node is not None and node.orphan_removals != self._orphan_removals:
             self._orphan_removals = node.orphan_removals

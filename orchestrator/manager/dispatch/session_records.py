@@ -70,6 +70,7 @@ class _Held:
     written: int = 0
     """Store revision of its record; 0: not written yet."""
     ended: bool = False
+    certificate_ca: str = ""
 
 
 class SessionRecords:
@@ -109,9 +110,9 @@ class SessionRecords:
         self.on_written: Callable[[str, str], None] = lambda node_id, session_id: None
         """Called when the record of a session has been written."""
 
-    def begin(self, node_id: str, session_id: str) -> None:
-        """A session began."""
-        self._held[node_id] = _Held(session_id, self._clock())
+    def begin(self, node_id: str, session_id: str, certificate_ca: str = "") -> None:
+        """A session began, with a certificate of this CA."""
+        self._held[node_id] = _Held(session_id, self._clock(), certificate_ca=certificate_ca)
         self._pending[node_id] = None
         self._wake.set()
 
@@ -264,7 +265,13 @@ class SessionRecords:
         """Write the record of a node's session, unless a newer one has replaced it."""
         if (held := self._held.get(node_id)) is None:
             return  # its session has ended meanwhile
-        record = SessionRecord(node_id, self.manager_id, held.session_id, held.silent)
+        record = SessionRecord(
+            node_id,
+            self.manager_id,
+            held.session_id,
+            held.silent,
+            certificate_ca=held.certificate_ca,
+        )
         key = object_key(record)
         if held.silent and node_id not in self._cache.view.nodes:
             await self._remove(node_id, held, key)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from orchestrator.identity import ca
 from orchestrator.identity.host_identity import ManagerIdentity
 from orchestrator.identity.revocation import Revocations
 from orchestrator.identity.tls import Identity
@@ -62,6 +63,12 @@ class ManagerContext:
     def view(self) -> ClusterView:
         """The newest snapshot."""
         return self.cache.view
+
+    @property
+    def token_digest(self) -> str:
+        """Digest of the CA that signs, as join tokens have it."""
+        cluster = self.view.cluster
+        return ca.digest(cluster.ca_certificate) if cluster else self.ca_digest
 
     def sealing(self) -> list[Cluster]:
         """Have the vault seal with the key that the cluster's object names. What is sealed is to be

@@ -32,11 +32,14 @@ def test_a_certificate_is_read_as_the_library_reads_it(attempt: int) -> None:
     made = ca.issue(AUTHORITY, common_name="x", role="admin", cluster_id="c1", now=NOW)
     known = x509.load_pem_x509_certificate(made.certificate.encode())
     issued = Issued.of(made.certificate)
+    authority = known.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+    assert authority.key_identifier is not None
     assert issued == Issued(
         f"{known.serial_number:x}",
         known.fingerprint(hashes.SHA256()).hex(),
         (known.not_valid_before_utc + SKEW).timestamp(),
         known.not_valid_after_utc.timestamp(),
+        authority.key_identifier.hex(),
     )
     assert issued.at == NOW.replace(microsecond=0).timestamp()
 

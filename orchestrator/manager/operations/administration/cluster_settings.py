@@ -38,7 +38,7 @@ class ClusterOperations(Operations):
         return cluster
 
     def _token(self, secret: str) -> str:
-        return str(JoinToken(self.ctx.ca_digest, secret))
+        return str(JoinToken(self.ctx.token_digest, secret))
 
     async def get_cluster(self, request: control_pb2.GetClusterRequest) -> control_pb2.ClusterInfo:
         """Describe the cluster: managers, settings, totals, join tokens."""

@@ -253,7 +253,7 @@ class ManagerOperations(Operations):
             )
         order = dispatch_pb2.HostRoleOrder(
             manager=True,
-            token=str(JoinToken(ctx.ca_digest, ctx.view.cluster.manager_token)),
+            token=str(JoinToken(ctx.token_digest, ctx.view.cluster.manager_token)),
             join_address=host_port(identity.address, identity.port + 1),
         )
         await send_request(ctx, node, dispatch_pb2.OpenTunnel(host_role=order))

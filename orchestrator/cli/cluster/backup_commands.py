@@ -178,8 +178,7 @@ def restore(
 @click.option(
     "--force-new-cluster",
     is_flag=True,
-    required=True,
-    help="Confirm: the other managers are lost for good and do not run any more.",
+    help="Required. Confirm: the other managers are lost for good and do not run any more.",
 )
 @click.option(
     "--data-dir",
@@ -196,6 +195,10 @@ def recover(force_new_cluster: bool, data_dir: Path) -> None:
     It goes on with the data that it has. No container is stopped: those that it does not know run
     on as orphans. Lost managers that return are refused; let others join.
     """
+    if not force_new_cluster:
+        raise click.UsageError(
+            "give --force-new-cluster if the other managers are lost for good and do not run"
+        )
     from orchestrator.backups.archive import BackupError
     from orchestrator.identity.host_identity import NoIdentity
     from orchestrator.manager.backup.recovery import recover as recover_manager

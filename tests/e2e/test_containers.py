@@ -161,7 +161,7 @@ def test_pause_is_seen_in_the_kernel(box: Cluster, hello: str) -> None:
     first = ticks()
     time.sleep(0.3)
     assert ticks() == first
-    assert "paused already" in box.refused("pause", "still")
+    assert "is paused already" in box.refused("pause", "still")
     box.orc("unpause", "still")
     assert shown(box, "still")["state"] == "running"
     box.orc("pause", "still")

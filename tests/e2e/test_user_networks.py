@@ -108,7 +108,7 @@ def test_a_container_joins_and_leaves_networks_while_it_runs(tidy: Cluster, hell
     (row,) = cluster.json("ps", "--filter", "name=one")
     assert set(row["addresses"]) == {"default", "back"}
     assert cluster.refused("network", "connect", "back", "one") == (
-        "orc: container 'one' is on network 'back' already"
+        "orc: container 'one' is already on network 'back'"
     )
     assert "in use by container db and container one" in cluster.refused("network", "rm", "back")
     # After a restart all is as before.

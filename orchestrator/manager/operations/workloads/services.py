@@ -107,7 +107,7 @@ class ServiceOperations(Operations):
             except Conflict as conflict:
                 if key in conflict.keys:
                     raise already_exists(
-                        f"service '{name}' already exists, perhaps in another letter case;  "
+                        f"service '{name}' already exists, perhaps in another letter case; "
                         "choose another name"
                     ) from None
                 await ctx.cache.wait_for(read + 1)

@@ -36,6 +36,11 @@ def main() -> None:
     hosts.done("network", "create", "after")
     names = {row["name"] for row in json.loads(hosts.done("network", "ls", "--format", "json"))}
     assert names == {"bridge", "default", "before", "after"}
+    # The cluster grows again.
+    joined = hosts.join(4)
+    assert joined.returncode == 0, joined.stderr
+    hosts.start(4)
+    hosts.await_states(m1="ready", m4="ready")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def restore(
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_file(mark, f"{archive.manifest.cluster_id} {time.time()}\n")
     try:
-        asyncio.run(_fill(etcd.absolute(), restored(archive, new_id())))
+        asyncio.run(fill(etcd.absolute(), restored(archive, new_id())))
     except StoreError as error:
         raise BackupError(f"cannot write the store: {error}") from error
     if KEY_FILE in archive.files:
@@ -78,7 +78,7 @@ def restore(
     return identity, authority.certificate, admin
 
 
-async def _fill(folder: Path, keys: Iterable[tuple[str, bytes]]) -> None:
+async def fill(folder: Path, keys: Iterable[tuple[str, bytes]]) -> None:
     """Write the keys to a new etcd in `folder`, in place of what an interrupted restore left."""
     if (orphan := find_orphan(folder)) is not None:
         await orphan.stop()

@@ -96,7 +96,9 @@ async def test_names_differ_by_more_than_the_case_of_their_letters(calls: Calls)
     with pytest.raises(grpc.aio.AioRpcError, match="a network 'Host' in every cluster"):
         await calls.make("Host")
     await calls.service("Web_1", NetworkAttachment("Front_Net"))
-    with pytest.raises(grpc.aio.AioRpcError, match="service 'web_1' already exists, perhaps in another"):
+    with pytest.raises(
+        grpc.aio.AioRpcError, match="service 'web_1' already exists, perhaps in another"
+    ):
         await calls.service("web_1")
     with pytest.raises(grpc.aio.AioRpcError, match="not a DNS label"):
         await calls.service("web.1")

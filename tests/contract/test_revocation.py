@@ -551,7 +551,7 @@ async def test_revoking_the_own_or_a_managers_certificate_is_refused(running: Ru
         ("certificate", "ffff", "no certificate with the serial number"),
         ("certificate", "f", "no certificate with the serial number"),
         ("user", "anna", "say node, manager, admin, certificate or session"),
-        ("admin", "", "say whose"),
+        ("admin", "", "specify whose"),
     ],
 )
 async def test_what_is_not_there_cannot_be_revoked(

@@ -231,14 +231,16 @@ class ReportBuffer:
         self._reports = reports.followed_by(self._reports)
         self._taken = Reports()
 
-    def settle(self, reports: Reports, left: Iterable[Change]) -> None:
+    def settle(self, reports: Reports, left: Iterable[Change]) -> Set[str]:
         """Acknowledge what was committed of the reports taken last, and put back those that the
-        changes in `left`, which were not, are about."""
+        changes in `left`, which were not, are about. Returns the ids of the nodes whose reports
+        were put back."""
         waiting = unwritten_reports(reports, left)
         self.give_back(waiting)
         for node_id, acknowledge in reports.acknowledgements.items():
             if node_id not in waiting.acknowledgements:
                 acknowledge()
+        return waiting.nodes
 
     def hand_over(self) -> None:
         """Another loop takes the reports from now on. It inherits what the last one did not commit,

@@ -321,7 +321,6 @@ class PlanningLoop:
         self._requeue_at = earliest(self._requeue_at, decided.look_again_at)
         self._dirty |= decided.rest
         self._update_silence(decided.silence)
-        self._rejected.report(decided.refused)
         written = WriteResult()
         if decided.groups:
             try:
@@ -447,7 +446,8 @@ class PlanningLoop:
         unwritten = {object_key(change.subject) for change in changes}
         for key in given.shifts.keys() - unwritten:
             self._shifts.pop(key, None)
-        self._report_buffer.settle(given.reports, changes)
+        repeated = self._report_buffer.settle(given.reports, changes)
+        self._rejected.report(each for each in decided.refused if each.node_id not in repeated)
         if written.conflicted:
             self._observer.conflicted()
         owners = {owner: None for group in written.conflicted for owner in group.owners}

@@ -87,11 +87,11 @@ class ReportCommitter:
             self._buffer.give_back(taken)
             self._wake.set()
             return
-        self._rejected.report(refused)
         written = await self._writer.write(parts)
         await self._cache.wait_for(written.revision)
         left = [*written.conflicted, *written.too_large, *written.unwritten]
-        self._buffer.settle(taken, [change for part in left for change in part.changes])
+        repeated = self._buffer.settle(taken, [change for part in left for change in part.changes])
+        self._rejected.report(each for each in refused if each.node_id not in repeated)
         if written.error is not None:
             log.error("the store rejects reports of nodes", extra={"error": written.error})
         self._errors = self._errors + 1 if written.error or written.too_large else 0

@@ -71,7 +71,9 @@ class Supervisor:
     async def attend(self, *, locked: bool = False) -> None:
         """Report that the daemon is ready, then that its event loop runs, until cancelled. A locked
         one counts as ready, so that it is not restarted for being slow."""
-        self.notify("READY=1\nSTATUS=" + ("locked: run 'orc cluster unlock'" if locked else ""))
+        self.notify("READY=1")
+        # An empty status clears an earlier one.
+        self.notify("STATUS=" + ("locked: run 'orc cluster unlock'" if locked else ""))
         while self.watchdog:
             self.notify("WATCHDOG=1")
             await asyncio.sleep(self.watchdog / 3)

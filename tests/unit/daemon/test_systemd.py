@@ -29,8 +29,8 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
 
 async def test_readiness_and_watchdog_notifications(systemd: socket.socket) -> None:
     async with background(Supervisor.taken().attend()):
-        heard = [await asyncio.to_thread(systemd.recv, 64) for _ in range(4)]
-    assert heard == [b"READY=1"] + 3 * [b"WATCHDOG=1"]
+        heard = [await asyncio.to_thread(systemd.recv, 64) for _ in range(5)]
+    assert heard == [b"READY=1", b"STATUS="] + 3 * [b"WATCHDOG=1"]
 
 
 def test_socket_is_private(systemd: socket.socket) -> None:

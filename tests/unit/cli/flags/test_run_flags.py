@@ -59,10 +59,6 @@ def test_port_at_one_address_is_an_error(text: str) -> None:
         (("drain", "node1"), "use 'orc node update --availability drain NODE'"),
         (("get", "pods"), "use 'orc ps', or 'orc service ps SERVICE'"),
         (("apply", "x.yaml"), "use 'orc stack deploy -c FILE NAME'"),
-        (
-            ("node", "promote", "node1"),
-            "'orc node promote' is not a command; 'orc cluster init' makes",
-        ),
         (("update", "--memory-reservation", "1g", "web"), "use --reserve-memory"),
         (("container", "update", "--blkio-weight", "9", "web"), "cannot be set per container"),
     ],

@@ -166,7 +166,7 @@ def test_a_refused_flag_is_named_as_it_was_typed(
         (["--restart-condition", "never", "hello"], "'never' is not one of any, on-failure, none"),
         (
             ["--restart-delay", "5", "hello"],
-            "--restart-delay: duration '5' is not a length",
+            "--restart-delay: duration '5' is not a duration",
         ),
         (["--stop-signal", "SIGFOO", "hello"], "stop signal 'SIGFOO' is unknown"),
         (["--constraint", "zone", "hello"], "constraint 'zone' is not of the form"),

@@ -17,7 +17,7 @@ DAMAGES = [
     # (manual change, its description)
     ("ip link del {end}", "interface eth0 is gone from the container"),
     ("ip link set {end} nomaster", "{end} is not a port of bridge orcbr1"),
-    ("ip link set {end} down", "or its other end {end} is down"),
+    ("ip link set {end} down", "or its peer {end} is down"),
     ("ip link del orcbr1", "bridge orcbr1 is gone"),
     ("ip link set orcbr1 down", "interface orcbr1 is down"),
     ("ip link set orcbr1 address 02:00:00:00:00:01", "instead of 02:62:0a:01:01:01"),

@@ -104,7 +104,7 @@ def test_the_helper_leaves_with_its_agent(host: NsHost) -> None:
 
 async def test_before_the_first_configuration(host: NsHost) -> None:
     async with node(host) as network:
-        with pytest.raises(NetworkError, match="not got the network yet"):
+        with pytest.raises(NetworkError, match="not received the network from a manager yet"):
             await network.attach(NET, "a")
 
 

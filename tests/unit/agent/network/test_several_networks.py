@@ -85,7 +85,7 @@ async def test_networks_are_remembered_and_removed_without_their_configuration(
         "lo",
         "eth0",
     }
-    with pytest.raises(NetworkError, match="not got the network yet"):
+    with pytest.raises(NetworkError, match="not received the network from a manager yet"):
         await later.attach("b", "c2")
 
 

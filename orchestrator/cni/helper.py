@@ -345,7 +345,7 @@ def answer(desk: Desk, line: bytes) -> dict[str, Any]:
 def main() -> int:
     """Serve until stdin closes; a Ctrl-C is meant for the agent, which then closes it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What is imported, pyroute2 above all, stays: the garbage collector need not walk it each time.
+    # Imported modules stay: the garbage collector need not walk them each time.
     gc.freeze()
     state_dir, netns_dir = Path(sys.argv[1]), Path(sys.argv[2])
     with Host(state_dir) as host:

@@ -13,8 +13,8 @@ from typing import Any
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 
-from orchestrator.cni.netlink import links, routing, wireguard
-from orchestrator.cni.netlink.messages import LINK, ROUTE, WIREGUARD, parsed, request
+from orchestrator.cni.netlink import links, messages, routing, wireguard
+from orchestrator.cni.netlink.messages import LINK, ROUTE, parsed, request
 from orchestrator.cni.netlink.netlinksocket import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -182,7 +182,7 @@ def _reads() -> list[tuple[str, Callable[[], object], Callable[[], object]]]:
         return call
 
     def read_device() -> object:
-        (found,) = parsed(WIREGUARD, device).get_attr("WGDEVICE_A_PEERS")
+        (found,) = parsed(messages.wireguard(), device).get_attr("WGDEVICE_A_PEERS")
         return found.get_attr("WGPEER_A_PUBLIC_KEY"), found.get_attr("WGPEER_A_ENDPOINT")
 
     return [

@@ -93,7 +93,7 @@ def _guest(raw: Any) -> Guest:
 
 def ports(sock: RouteSocket, guests: Iterable[Guest]) -> list[Port]:
     """This host's ends, of those guests that have one."""
-    from orchestrator.cni.netlink import devices  # with pyroute2, which takes 0.2 s to import
+    from orchestrator.cni.netlink import devices  # imports pyroute2
 
     found = []
     for guest in guests:

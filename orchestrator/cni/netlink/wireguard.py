@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import Any
 
-from orchestrator.cni.netlink.messages import CONTROL, WIREGUARD, parsed, request
+from orchestrator.cni.netlink import messages
+from orchestrator.cni.netlink.messages import CONTROL, parsed, request
 from orchestrator.cni.netlink.netlinksocket import (
     ATTRIBUTE,
     NetlinkError,
@@ -158,7 +159,7 @@ class WireGuard:
 def device_request(family: int, command: int, name: str, what: Attributes) -> Request:
     """A request about a device, to a family of generic netlink."""
     fields = {"cmd": command, "version": VERSION}
-    return request(WIREGUARD, family, fields, [("WGDEVICE_A_IFNAME", name), *what])
+    return request(messages.wireguard(), family, fields, [("WGDEVICE_A_IFNAME", name), *what])
 
 
 def raw(key: str) -> bytes:

@@ -26,7 +26,7 @@ def ensure(
     mac = peers.derived_mac("b", gateway.ip)
     link = links.get_link(sock, name)
     if link is None:
-        from orchestrator.cni.netlink import devices  # with pyroute2, which takes 0.2 s to import
+        from orchestrator.cni.netlink import devices  # imports pyroute2
 
         try:
             devices.create_bridge(sock, name, mac)

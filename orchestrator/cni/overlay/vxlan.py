@@ -73,7 +73,7 @@ def ensure(sock: RouteSocket, name: str, me: Peer, mtu: int, wanted: Vxlan) -> L
         links.delete_link(sock, link.index)
         link = None
     if link is None:
-        from orchestrator.cni.netlink import devices  # with pyroute2, which takes 0.2 s to import
+        from orchestrator.cni.netlink import devices  # imports pyroute2
 
         try:
             devices.create_vxlan(sock, name, mac, mtu, wanted)

@@ -80,7 +80,6 @@ from orchestrator.agent.volumes.volume_store import VolumeStore
 from orchestrator.daemon.process import Supervisor
 from orchestrator.identity.certificates import TlsFiles
 from orchestrator.identity.revocation import Revocations
-from orchestrator.linux import libc
 from orchestrator.linux.processes import boot_id
 from orchestrator.model import nodes
 from orchestrator.model.networks import CHAINS
@@ -410,7 +409,6 @@ async def run(settings: Settings) -> None:
             serial=lambda: certificate.serial,
         )
         certificate = NodeCertificate(TlsFiles.of(data, "node").pair, lambda: dialer.channel)
-        libc.trim_memory()
         log.info(
             "agent started",
             extra={"node": identity.node_id, "address": identity.address, "blob_port": blob_port},

@@ -73,7 +73,6 @@ from orchestrator.cni.netlink.netlinksocket import RouteSocket
 from orchestrator.cni.overlay import vxlan, wireguardtunnels
 from orchestrator.cni.overlay.wireguardtunnels import Tunnel
 from orchestrator.cni.plugin.protocol import failure
-from orchestrator.linux import libc
 
 
 @dataclass
@@ -348,7 +347,6 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Imported modules stay: the garbage collector need not walk them each time.
     gc.freeze()
-    libc.trim_memory()
     state_dir, netns_dir = Path(sys.argv[1]), Path(sys.argv[2])
     with Host(state_dir) as host:
         desk = Desk(host, netns_dir)

@@ -51,13 +51,6 @@ def syscall(number: int, *arguments: object, what: str = "") -> int:
     return _check(_libc.syscall(number, *arguments), what)
 
 
-def trim_memory() -> None:
-    """Return free memory of the C library's heap to the kernel, such as what imports left; no-op
-    with a C library that cannot. Source: malloc_trim(3)."""
-    if (trim := getattr(_libc, "malloc_trim", None)) is not None:
-        trim(ctypes.c_size_t(0))
-
-
 def unshare(namespaces: int) -> None:
     """Move the calling thread to new namespaces (`CLONE_NEW…`)."""
     _check(_libc.unshare(ctypes.c_int(namespaces)), "unshare")

@@ -6,14 +6,14 @@ PYTHON := .venv/bin/python
 SOURCES := orchestrator tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick sim vm-test lint lock bench scale deb wheel reference docs pictures install \
+.PHONY: help demo test quick sim chaos vm-test lint lock bench scale deb wheel reference docs pictures install \
     format clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# These install packages or make namespaces: for another user than root, `sudo` runs them.
-AS_ROOT := demo test vm-test bench scale pictures install
+# These targets install packages or create namespaces; other users than root run them by `sudo`.
+AS_ROOT := demo test chaos vm-test bench scale pictures install
 ifneq ($(shell id -u),0)
 ifneq ($(filter $(AS_ROOT),$(MAKECMDGOALS)),)
 BECOME_ROOT := yes
@@ -34,7 +34,7 @@ demo: install ## Start a dev cluster and show a service on it (root)
 
 # Unit, contract and simulation tests run in parallel. The end-to-end tests run on two clusters side
 # by side, each file on one of them.
-PARALLEL := tests/contract tests/scale tests/sim tests/unit
+PARALLEL := tests/chaos tests/contract tests/scale tests/sim tests/unit
 PYTEST := $(PYTHON) -m pytest --durations=25
 
 test: install ## Run all tests, the end-to-end ones on real dev clusters included (root)
@@ -51,7 +51,10 @@ quick: install ## Run the unit tests of the packages that changed (BASE=main)
 sim: install ## Simulate 10,000 clusters with faults, each from a seed (ARGS="2000": that number)
 	@$(PYTHON) tests/sim/manyseeds.py $(ARGS)
 
-vm-test: install ## Try other kernels in virtual machines, and the Vagrant testbed (root, slow)
+chaos: install ## Break a dev cluster by faults from a seed, and judge its history (root; ARGS="--seed 7 --minutes 30")
+	@$(PYTHON) -m tests.chaos $(ARGS)
+
+vm-test: install ## Test other kernels in virtual machines, and the Vagrant testbed (root, slow)
 	@$(PYTHON) -m tests.vm $(ARGS)
 
 lint: install ## Check style, types and the direction of imports
@@ -63,7 +66,7 @@ lint: install ## Check style, types and the direction of imports
 	@scripts/spdx --check
 	@! find tests -name 'test_*.py' -printf '%f\n' | sort | uniq -d | sed 's/$$/: two test files have this name/' | grep .
 
-bench: install ## Measure, beside Docker where it is installed (root)
+bench: install ## Run benchmarks, also of Docker where it is installed (root)
 	@$(PYTHON) -m tests.bench $(ARGS)
 
 scale: install ## Load a manager with simulated agents (root; ARGS="--nodes 500 --tasks 5000")
@@ -78,7 +81,7 @@ lock: ## Pin the Python packages that pyproject.toml asks for (ARGS=--upgrade: t
 docs: install ## Build the documentation as a site with search, into build/site
 	@$(PYTHON) scripts/docs
 
-pictures: install ## Make the README's pictures anew, from a real run (root)
+pictures: install ## Regenerate the README's pictures from a real run (root)
 	@$(PYTHON) scripts/docs --install
 	@$(PYTHON) scripts/pictures
 
@@ -91,7 +94,7 @@ deb: ## Build the Debian packages, into dist/ (ARGS=--source: from a source pack
 wheel: install ## Build the Python wheel, into dist/
 	@.venv/bin/pip wheel --quiet --no-deps --wheel-dir dist .
 
-format: install ## Bring the sources into the one style
+format: install ## Format the sources
 	@.venv/bin/ruff check --fix $(SOURCES)
 	@.venv/bin/ruff format $(SOURCES)
 

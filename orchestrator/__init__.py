@@ -11,7 +11,7 @@ tokens, roles). Imports point one way: cli → model; manager, agent → model; 
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 """The only place that says it: package metadata and Debian packages read it here."""
 
 # gRPC's core reads these when it is imported, so they are set before anything of ours can be.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees of files to and from a tar, by Docker's rules of copying.
+"""Packing and unpacking of file trees as tar archives, by the rules of `docker cp`.
 
-A client uses this on files of its own; a node does in the root of a container (`agent/copier.py`),
-where no module can be imported any more: so it is of the standard library alone, and imports all
-at its start. What comes out of a container is not trusted, so nothing is ever made through a
+Used by the client on its own files, and on nodes by `agent.streams.copy_program` in the root of a
+container, where no module can be imported: so it uses the standard library only and imports
+everything at the start. Archives from containers are not trusted: nothing is ever created through a
 symbolic link.
 """
 
@@ -19,15 +19,21 @@ from typing import Any, BinaryIO, Protocol
 
 CHUNK = 1 << 18
 MAX_HEADER = 1 << 20
-"""Bytes of a header of a tar's entry: a name, extended attributes."""
+"""Maximum size in bytes of the extended header of an entry: its name and attributes."""
 XATTR = "SCHILY.xattr."
-"""What the names of extended attributes begin with in a PAX header."""
-_OF_THE_HOST = ("security.selinux", "security.ima", "security.evm", "security.SMACK", "trusted.")
-"""What a host's kernel gives its files, and a copy elsewhere does not miss."""
-# The client packs also where these do not exist (Windows).
-_SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+"""Prefix of extended attributes in PAX headers."""
+_HOST_ATTRIBUTES = (
+    "security.selinux",
+    "security.ima",
+    "security.evm",
+    "security.SMACK",
+    "trusted.",
+)
+"""Attributes that a host's kernel assigns; losing them in a copy is not reported."""
+# These do not exist on Windows, where the client packs, too.
+_SAFE_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
-_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _SAFELY
+_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _SAFE_FLAGS
 _KINDS = {
     stat.S_IFREG: tarfile.REGTYPE,
     stat.S_IFDIR: tarfile.DIRTYPE,
@@ -40,34 +46,35 @@ _HEADERS = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
 )
-"""Entries that are no files but belong to the next one."""
+"""Entries that are not files but headers of the next one."""
 
 
 _open_tar: Any = tarfile.open
-"""With streams that only read or only write, which is all that it asks of them here."""
+"""Untyped, as streams that only read or only write are sufficient here."""
 
 
-class CannotCopy(Exception):
-    """Why not, in one line for the user."""
+class CopyError(Exception):
+    """A copy failed; the text is one line for the user."""
 
 
 class Reader(Protocol):
-    """Where a tar comes from."""
+    """Source of an archive."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
 class Writer(Protocol):
-    """Where a tar goes."""
+    """Destination of an archive."""
 
     def write(self, data: bytes, /) -> object: ...
 
 
 def source(path: str, follow: bool) -> tuple[str, str, bool]:
-    """What to copy: its path, the name that a tar's entries of it begin with, whether it is a
-    folder. `FOLDER/.` is what is in it; a link is itself, unless it is to be followed.
+    """Resolve a source path: its path, the top-level name of its entries in the archive, and
+    whether it is a folder. `FOLDER/.` means its content; a link is copied as a link unless
+    `follow`.
 
-    Raises CannotCopy.
+    Raises CopyError.
     """
     inside = path in ("", ".", "/") or path.endswith(("/.", "/.."))
     if follow or path.endswith("/"):
@@ -75,12 +82,12 @@ def source(path: str, follow: bool) -> tuple[str, str, bool]:
     try:
         is_folder = stat.S_ISDIR(os.lstat(path).st_mode)
     except OSError as error:
-        raise CannotCopy(f"{path}: {words(error)}") from None
+        raise CopyError(f"{path}: {error_text(error)}") from None
     return path, "." if inside else os.path.basename(path.rstrip("/")), is_folder
 
 
 def pack(path: str, top: str, out: Writer) -> None:
-    """Write the file or folder at `path` as a tar whose entries begin with `top`."""
+    """Write the file or folder at `path` as an archive whose entries begin with `top`."""
     inodes: dict[tuple[int, int], str] = {}
     with _open_tar(
         fileobj=out,
@@ -96,7 +103,7 @@ def pack(path: str, top: str, out: Writer) -> None:
             try:
                 status = os.lstat(place)
             except FileNotFoundError:
-                continue  # it went meanwhile
+                continue  # removed concurrently
             entry = tar_entry(place, name, status, inodes)
             if entry is None:
                 continue
@@ -112,10 +119,10 @@ def pack(path: str, top: str, out: Writer) -> None:
 def tar_entry(
     place: str, name: str, status: os.stat_result, inodes: dict[tuple[int, int], str]
 ) -> tarfile.TarInfo | None:
-    """The entry `name` of the file at `place`; None for a socket, which a tar cannot hold, and for
-    a link that has been replaced since `status` was read.
+    """The entry `name` for the file at `place`; None for a socket, which an archive cannot contain,
+    and for a link that was replaced after `status` was read.
 
-    `inodes` has the entries of files with several names, and gets this one's.
+    `inodes` maps files with several links to their entries and is updated.
     """
     kind = _KINDS.get(stat.S_IFMT(status.st_mode))
     if kind is None:
@@ -144,40 +151,40 @@ def tar_entry(
 
 
 def _attributes(place: str) -> Iterator[tuple[str, str]]:
-    """Extended attributes as a tar has them."""
+    """A file's extended attributes as PAX headers."""
     if not hasattr(os, "listxattr"):
-        return  # Python has it on Linux alone
+        return  # Linux only
     try:
         keys = os.listxattr(place, follow_symlinks=False)
     except OSError:
-        return  # a file system without them
+        return  # not supported by the file system
     for key in keys:
-        with suppress(OSError):  # it went meanwhile, or is not for us to see
+        with suppress(OSError):  # removed concurrently, or not permitted
             value = os.getxattr(place, key, follow_symlinks=False)
             yield XATTR + key, value.decode("utf-8", "surrogateescape")
 
 
 def add_entry(archive: tarfile.TarFile, entry: tarfile.TarInfo, place: str) -> None:
-    """Write an entry, with the content of the file at `place`; nothing if it is gone, or is no
-    regular file any more."""
+    """Write an entry with the content of the file at `place`; nothing if the file was removed or
+    replaced."""
     if entry.isreg():
         try:
-            fd = os.open(place, os.O_RDONLY | _NONBLOCK | _SAFELY)
+            fd = os.open(place, os.O_RDONLY | _NONBLOCK | _SAFE_FLAGS)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
                 return
             raise
         with open(fd, "rb") as file:
             if stat.S_ISREG(os.fstat(fd).st_mode):
-                archive.addfile(entry, _Exactly(file))  # type: ignore[arg-type]
+                archive.addfile(entry, _ZeroPadded(file))  # type: ignore[arg-type]
     else:
         archive.addfile(entry)
-    # tarfile keeps every entry: memory must not grow with the number of files.
+    # tarfile keeps all entries: memory must not grow with the number of files.
     archive.members = []  # type: ignore[attr-defined]
 
 
-class _Exactly:
-    """A file that may shrink while it is read: then zeros follow."""
+class _ZeroPadded:
+    """Reads a file that may shrink meanwhile; missing bytes are read as zeros."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -187,46 +194,47 @@ class _Exactly:
 
 
 def target(path: str, top: str, is_folder: bool) -> tuple[str, str]:
-    """Where a tar with the entry `top` goes: an existing folder, and the entry's new name in it.
+    """The destination of an archive with the top-level entry `top`: an existing folder, and the
+    entry's name in it.
 
-    `top` empty: any tar, for a folder that exists. Raises CannotCopy.
+    With an empty `top`, any archive for an existing folder. Raises CopyError.
     """
     try:
-        there = os.stat(path)
+        status = os.stat(path)
     except FileNotFoundError:
-        there = None
+        status = None
     except OSError as error:
-        raise CannotCopy(f"{path}: {words(error)}") from None
-    if there is not None and stat.S_ISDIR(there.st_mode):
+        raise CopyError(f"{path}: {error_text(error)}") from None
+    if status is not None and stat.S_ISDIR(status.st_mode):
         return os.path.realpath(path), top
     if not top:
-        raise CannotCopy(f"{path} is no folder to unpack a tar in")
-    if there is not None:
+        raise CopyError(f"{path} is not a folder")
+    if status is not None:
         if is_folder:
-            raise CannotCopy(f"{path} is a file, and a folder cannot be copied to it")
+            raise CopyError(f"cannot copy a folder to the file {path}")
         path = os.path.realpath(path)
     elif path.endswith("/") and not is_folder:
-        raise CannotCopy(f"there is no folder {path}; make it first")
+        raise CopyError(f"folder {path} does not exist")
     parent, name = os.path.split(path.rstrip("/"))
     parent = os.path.realpath(parent or ".")
     if not os.path.isdir(parent):
-        raise CannotCopy(f"there is no folder {parent}; make it first")
+        raise CopyError(f"folder {parent} does not exist")
     return parent, name
 
 
 class Owner:
-    """To whom what is unpacked belongs."""
+    """Owner of unpacked files."""
 
     def __init__(self, keep: bool, ids: tuple[int, int] | None = None) -> None:
-        """`keep`: the owner in the tar, else the user who unpacks it; `ids`: always these."""
+        """`keep`: the owner in the archive, else the calling user; `ids` overrides both."""
         self._keep, self._ids = keep, ids
 
     def of(self, entry: tarfile.TarInfo) -> tuple[int, int]:
-        """User and group; -1: leave it."""
+        """User and group of an entry; -1: unchanged."""
         return self._ids or ((entry.uid, entry.gid) if self._keep else (-1, -1))
 
 
-class _Lost:
+class _LostAttributes:
     """Extended attributes that could not be set."""
 
     def __init__(self) -> None:
@@ -234,9 +242,9 @@ class _Lost:
         self._first = ""
 
     def add(self, file: str, key: str, error: OSError) -> None:
-        """One could not be set on a file, as the first of it."""
+        """Record a failure; called once per file."""
         self._files += 1
-        self._first = self._first or f"{file}: {key}: {words(error)}"
+        self._first = self._first or f"{file}: {key}: {error_text(error)}"
 
     def __str__(self) -> str:
         if not self._files:
@@ -246,13 +254,13 @@ class _Lost:
 
 
 def unpack(archive_source: Reader, folder: str, top: str, name: str, owner: Owner) -> str:
-    """Unpack a tar into a folder, its entry `top` (if not empty) under another name. Returns, in
-    one line for the user, which extended attributes the file system or the kernel has refused;
-    empty if none.
+    """Unpack an archive into a folder, its entry `top` (if not empty) under another name. Returns a
+    line for the user about extended attributes that the file system or kernel rejected, else an
+    empty string.
 
-    Raises CannotCopy, OSError.
+    Raises CopyError, OSError.
     """
-    lost = _Lost()
+    lost = _LostAttributes()
     root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     times: list[tuple[list[str], float]] = []
     try:
@@ -262,7 +270,7 @@ def unpack(archive_source: Reader, folder: str, top: str, name: str, owner: Owne
             bufsize=CHUNK,
             encoding="utf-8",
             errors="surrogateescape",
-            tarinfo=_Bounded,
+            tarinfo=_BoundedHeaders,
         ) as archive:
             for entry in archive:
                 archive.members = []  # see add_entry
@@ -276,26 +284,26 @@ def unpack(archive_source: Reader, folder: str, top: str, name: str, owner: Owne
             with _folder_of(root, [*parts, ""], make=False) as fd:
                 os.utime(fd, (mtime, mtime))
     except tarfile.TarError as error:
-        raise CannotCopy(f"that is no tar: {error}") from None
+        raise CopyError(f"invalid tar archive: {error}") from None
     finally:
         os.close(root)
     return str(lost)
 
 
-class _Bounded(tarfile.TarInfo):
-    """Entries whose headers are read into memory only if they are of a sane size."""
+class _BoundedHeaders(tarfile.TarInfo):
+    """Limits the size of extended headers, which tarfile reads into memory."""
 
-    # tarfile's own entry point for subclasses, of all headers in all versions.
+    # tarfile's hook for subclasses, called for all headers in all versions.
     def _proc_member(self, archive: tarfile.TarFile) -> Any:
         if self.type in _HEADERS and self.size > MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {self.size} bytes")
+            raise tarfile.ReadError(f"header too large: {self.size} bytes")
         return super()._proc_member(archive)  # type: ignore[misc]
 
 
 def _parts(name: str, top: str, new: str) -> list[str]:
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts:
-        raise CannotCopy(f"{name} leads out of the folder")
+        raise CopyError(f"{name} is outside of the folder")
     if top == ".":
         return ([new] if new not in (".", "") else []) + parts
     if top and parts and parts[0] == top:
@@ -305,7 +313,7 @@ def _parts(name: str, top: str, new: str) -> list[str]:
 
 @contextmanager
 def _folder_of(root: int, parts: list[str], make: bool) -> Iterator[int]:
-    """The folder of a file below `root`, never through a link."""
+    """A descriptor of the folder of a file below `root`, resolved without following links."""
     here = os.dup(root)
     try:
         for part in parts[:-1]:
@@ -315,7 +323,9 @@ def _folder_of(root: int, parts: list[str], make: bool) -> Iterator[int]:
             try:
                 inner = os.open(part, _FOLDER, dir_fd=here)
             except OSError as error:
-                raise CannotCopy(f"{'/'.join(parts[:-1])} is no folder: {words(error)}") from None
+                raise CopyError(
+                    f"{'/'.join(parts[:-1])} is not a folder: {error_text(error)}"
+                ) from None
             os.close(here)
             here = inner
         yield here
@@ -329,23 +339,23 @@ def _make(
     root: int,
     parts: list[str],
     owner: Owner,
-    lost: _Lost,
+    lost: _LostAttributes,
     locate: Callable[[str], list[str]],
 ) -> None:
     if not parts:
         return
     with _folder_of(root, parts, make=True) as folder:
-        name, there = parts[-1], _kind(parts[-1], folder)
+        name, existing = parts[-1], _kind(parts[-1], folder)
         shown = "/".join(parts)
         if entry.isdir():
-            if there not in (0, stat.S_IFDIR):
-                raise CannotCopy(f"{shown} is a file, and a folder cannot take its place")
-            if not there:
+            if existing not in (0, stat.S_IFDIR):
+                raise CopyError(f"cannot replace the file {shown} with a folder")
+            if not existing:
                 os.mkdir(name, 0o700, dir_fd=folder)
         else:
-            if there == stat.S_IFDIR:
-                raise CannotCopy(f"{shown} is a folder, and a file cannot take its place")
-            if there:
+            if existing == stat.S_IFDIR:
+                raise CopyError(f"cannot replace the folder {shown} with a file")
+            if existing:
                 os.unlink(name, dir_fd=folder)
             if entry.islnk():
                 other = locate(entry.linkname)
@@ -356,7 +366,7 @@ def _make(
                     )  # fmt: skip
                 return
             _make_file(archive, entry, name, folder)
-        _dress(entry, name, folder, owner, lost)
+        _set_metadata(entry, name, folder, owner, lost)
 
 
 def _kind(name: str, folder: int) -> int:
@@ -368,7 +378,7 @@ def _kind(name: str, folder: int) -> int:
 
 def _make_file(archive: tarfile.TarFile, entry: tarfile.TarInfo, name: str, folder: int) -> None:
     if entry.isreg():
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFELY
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE_FLAGS
         with open(os.open(name, flags, 0o600, dir_fd=folder), "wb") as file:
             content = archive.extractfile(entry)
             assert content is not None
@@ -383,14 +393,16 @@ def _make_file(archive: tarfile.TarFile, entry: tarfile.TarInfo, name: str, fold
         device = os.makedev(entry.devmajor, entry.devminor)
         os.mknod(name, kind | 0o600, device, dir_fd=folder)
     else:
-        raise CannotCopy(f"{entry.name} is of a kind that a tar of files does not have")
+        raise CopyError(f"{entry.name} has an unsupported type")
 
 
-def _dress(entry: tarfile.TarInfo, name: str, folder: int, owner: Owner, lost: _Lost) -> None:
+def _set_metadata(
+    entry: tarfile.TarInfo, name: str, folder: int, owner: Owner, lost: _LostAttributes
+) -> None:
     uid, gid = owner.of(entry)
     if (uid, gid) != (-1, -1):
         os.chown(name, uid, gid, dir_fd=folder, follow_symlinks=False)
-    # After the owner, whose change takes capabilities away; before the mode, which may forbid it.
+    # After the owner, as chown clears capabilities; before the mode, which may prevent it.
     _set_attributes(entry, name, folder, lost)
     if not entry.issym():
         os.chmod(name, entry.mode & 0o7777, dir_fd=folder)
@@ -398,31 +410,31 @@ def _dress(entry: tarfile.TarInfo, name: str, folder: int, owner: Owner, lost: _
     os.utime(name, times, dir_fd=folder, follow_symlinks=False)
 
 
-def _set_attributes(entry: tarfile.TarInfo, name: str, folder: int, lost: _Lost) -> None:
+def _set_attributes(entry: tarfile.TarInfo, name: str, folder: int, lost: _LostAttributes) -> None:
     attributes = {
         key[len(XATTR) :]: value.encode("utf-8", "surrogateescape")
         for key, value in entry.pax_headers.items()
         if key.startswith(XATTR)
     }
     # By descriptor, not by /proc/self/fd: a container's procfs does not show this process.
-    # What cannot be opened without a consequence, such as a device, keeps none.
+    # Devices and the like, which cannot be opened without side effects, get none.
     if not attributes or not (entry.isreg() or entry.isdir()):
         return
-    flags = os.O_RDONLY | _NONBLOCK | _SAFELY
+    flags = os.O_RDONLY | _NONBLOCK | _SAFE_FLAGS
     file = os.open(name, flags, dir_fd=folder)
-    complained = False
+    reported = False
     try:
         for key, value in attributes.items():
             try:
                 os.setxattr(file, key, value)
             except OSError as error:
-                if not complained and not key.startswith(_OF_THE_HOST):
+                if not reported and not key.startswith(_HOST_ATTRIBUTES):
                     lost.add(entry.name, key, error)
-                    complained = True
+                    reported = True
     finally:
         os.close(file)
 
 
-def words(error: OSError) -> str:
-    """What the system refused, for the user."""
+def error_text(error: OSError) -> str:
+    """The text of an OSError, in lower case."""
     return (error.strerror or str(error)).lower()

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`orc agent`: the command line of the daemon.
+"""`orc agent`: the daemon's command line.
 
-Nothing heavy is imported here before the process has entered its private mount namespace: that
-takes a single-threaded process, and gRPC starts threads.
+Most imports wait until the process has entered its private mount namespace, which only a process
+with one thread can do: gRPC starts threads when it is imported.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import click
 
-from orchestrator.daemon.configfile import config_option
-from orchestrator.daemon.proxies import proxy_options, set_proxies
+from orchestrator.daemon.daemon_options import config_option, proxy_options, set_proxies
 from orchestrator.model.formats import log_options as logdrivers
 from orchestrator.model.formats.generic_resources import parse_supply, supply_names
 from orchestrator.model.specs import LogConfig, Resources
@@ -48,7 +48,9 @@ def _generic(
             if not name.startswith("/dev/"):
                 continue
             if not Path(name).is_char_device() and not Path(name).is_block_device():
-                raise click.BadParameter(f"generic resource {text!r}: {name} is no device here")
+                raise click.BadParameter(
+                    f"generic resource {text!r}: {name} is not a device on this host"
+                )
         found[kind] = value
     return found
 
@@ -67,6 +69,13 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
         raise click.BadParameter(str(error)) from error
 
 
+def _words(ctx: click.Context, param: click.Parameter, text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not a command: {error}") from None
+
+
 @click.command("agent")
 @config_option
 @click.option(
@@ -83,14 +92,14 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     metavar="DIR",
     default=Path("/run/orc"),
     show_default=True,
-    help="Sockets, bundles and mounts of what runs; emptied by a reboot.",
+    help="Sockets, bundles and mounts of running containers; emptied by a reboot.",
 )
 @click.option(
     "--cgroup-parent",
     default="/orc",
     metavar="PATH",
     show_default=True,
-    help="The cgroup under which containers are made.",
+    help="Parent cgroup of containers.",
 )
 @click.option(
     "--label",
@@ -98,14 +107,14 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     multiple=True,
     metavar="KEY=VALUE",
     callback=_labels,
-    help="A label that the agent reports, engine.labels.K in placement rules; repeatable.",
+    help="Label of this node, engine.labels.KEY in constraints; repeatable.",
 )
 @click.option(
     "--runtime",
     default="crun",
     show_default=True,
     metavar="RUNTIME",
-    help="OCI runtime: crun, runc or one like them.",
+    help="OCI runtime: crun, runc or a compatible program.",
 )
 @click.option(
     "--shares",
@@ -125,7 +134,7 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     multiple=True,
     metavar="KIND=NUMBER|KIND=NAME[,NAME...]",
     callback=_generic,
-    help="What tasks may ask for, such as gpu=/dev/dri/card0,/dev/dri/card1; repeatable.",
+    help="Generic resource to offer, such as gpu=/dev/dri/card0,/dev/dri/card1; repeatable.",
 )
 @click.option(
     "--cdi-spec-dir",
@@ -135,7 +144,7 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     metavar="DIR",
     default=("/etc/cdi", "/var/run/cdi"),
     show_default="/etc/cdi, /var/run/cdi",
-    help="Where specifications of CDI devices are; repeatable, the last wins.",
+    help="Folder of CDI device specifications; repeatable, later ones take precedence.",
 )
 @click.option(
     "--blob-port",
@@ -158,14 +167,14 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     show_default=True,
     metavar="SIZE",
     callback=_memory,
-    help="What an image's layer may unpack to.",
+    help="Maximum unpacked size of an image layer.",
 )
 @click.option(
     "--build-memory",
     default="0",
     metavar="SIZE",
     callback=_memory,
-    help="Maximum memory of a build that names none; 0: no limit.",
+    help="Default memory limit of builds; 0: no limit.",
 )
 @click.option(
     "--image-gc-high",
@@ -173,7 +182,7 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     default=85,
     show_default=True,
     metavar="PERCENT",
-    help="How full the disk may be before unused images are removed.",
+    help="Disk usage above which unused images are removed.",
 )
 @click.option(
     "--image-gc-low",
@@ -181,7 +190,7 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     default=80,
     show_default=True,
     metavar="PERCENT",
-    help="How full the disk is left then.",
+    help="Disk usage at which the removal of unused images stops.",
 )
 @click.option(
     "--key-age",
@@ -189,7 +198,7 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     show_default=True,
     metavar="DURATION",
     callback=_duration,
-    help="When the key for encrypted networks is replaced; 0: only by 'orc node update'.",
+    help="Rotation period of the key for encrypted networks; 0: only by 'orc node update'.",
 )
 @click.option(
     "--log-driver",
@@ -206,6 +215,14 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     callback=_labels,
     help="Option of the default logging driver, such as max-size=10m; repeatable.",
 )
+@click.option(
+    "--manager-command",
+    default="",
+    metavar="COMMAND",
+    callback=_words,
+    help="Program that 'orc node promote' runs here with 'join ADDRESS OWN' (token in "
+    "ORC_JOIN_TOKEN), and demote with 'leave'.  [default: orc cluster join, and systemd]",
+)
 @proxy_options
 @endpoint_option
 @click.option(
@@ -213,7 +230,7 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
-    help="The least serious lines that are written.",
+    help="Minimum level of log lines.",
 )
 @click.pass_context
 def agent(
@@ -236,13 +253,14 @@ def agent(
     key_age: float,
     log_driver: str,
     log_options: dict[str, str],
+    manager_command: tuple[str, ...],
     otlp_endpoint: str,
     log_level: str,
 ) -> None:
     """Run this host's node agent in the foreground.
 
-    The host must have joined a cluster. SIGTERM ends the agent and leaves its containers running;
-    the next one takes them over.
+    The host must have joined a cluster. SIGTERM stops the agent and leaves its containers running;
+    the next agent adopts them.
 
     Example: orc agent --label zone=a
     """
@@ -268,7 +286,7 @@ def agent(
         except RuntimeFailure as error:
             raise click.UsageError(f"--generic-resource: {error}") from error
     if os.geteuid() != 0:
-        raise click.ClickException("orc agent makes containers, so it must run as root; try sudo")
+        raise click.ClickException("orc agent must run as root; try sudo")
     try:
         identity = read_node(data_dir)
     except NoIdentity as error:
@@ -289,14 +307,15 @@ def agent(
         build_memory=build_memory,
         marks=DiskThresholds(image_gc_high, image_gc_low),
         key_age=key_age,
-        # The default of the default is left out: containers then need no record of it.
+        # The built-in default is left out: containers then need no record of it.
         logging=LogConfig() if logging == LogConfig(logdrivers.LOCAL) else logging,
         blob_port=blob_port,
         metrics_port=metrics_port,
+        manager_command=manager_command,
         otlp_endpoint=otlp_endpoint,
     )
     try:
-        enter_private_mounts(_some_monitor(run_dir.absolute() / "containers"))
+        enter_private_mounts(_find_any_monitor(run_dir.absolute() / "containers"))
     except RuntimeFailure as error:
         raise click.ClickException(str(error)) from error
 
@@ -309,8 +328,8 @@ def agent(
         raise click.ClickException(str(error)) from error
 
 
-def _some_monitor(bundles: Path) -> int | None:
-    """The pid of the monitor of any container that runs; None where none does."""
+def _find_any_monitor(bundles: Path) -> int | None:
+    """The pid of the conmon of any running container; None when no container runs."""
     from orchestrator.agent.runtime.engine.conmon import find_monitor
 
     for bundle in sorted(bundles.glob("*")):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's process: what it is made of, in which order it comes up, and how it ends.
+"""The agent process: its components, their start order, and shutdown.
 
-Everything with a lifetime is entered on one stack and every loop runs in one TaskGroup. SIGTERM and
-SIGINT cancel the whole and the process ends with status 0; containers run on. What the host lacks
-is an `AgentFailure`, one line; a bug in a loop is a traceback and status 1, so that the supervisor
-starts the agent anew.
+Everything with a lifetime is entered on one exit stack, and every loop runs in one TaskGroup.
+SIGTERM and SIGINT cancel the group; the process exits with status 0 and containers continue. An
+unsuitable host raises `AgentFailure`, one line. An unexpected exception in a loop is logged with
+its traceback and exits with status 1, so that the supervisor restarts the agent.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from orchestrator.agent.builds.sandbox import Sandboxes
 from orchestrator.agent.diagnostics.path_mtu import PathMtus
 from orchestrator.agent.diagnostics.peer_tests import PeerTests
 from orchestrator.agent.diagnostics.support_facts import SupportFacts
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.image_gc import ImageGarbageCollector, disk_of
 from orchestrator.agent.images.pulls import ImagePuller
 from orchestrator.agent.images.store import ImageStore
@@ -57,6 +57,7 @@ from orchestrator.agent.statedb import StateDb, StateDbError
 from orchestrator.agent.streams import container_export, image_requests
 from orchestrator.agent.streams.container_copy import ContainerCopies
 from orchestrator.agent.streams.exec_attach import ExecAttach
+from orchestrator.agent.streams.host_role import HostRole
 from orchestrator.agent.streams.log_streams import LogStreams
 from orchestrator.agent.streams.tunnels import Tunnels
 from orchestrator.agent.tasks.backends import Backends
@@ -79,20 +80,22 @@ from orchestrator.agent.volumes.volume_requests import (
 from orchestrator.agent.volumes.volume_store import VolumeStore
 from orchestrator.daemon.process import Supervisor
 from orchestrator.identity.certificates import TlsFiles
+from orchestrator.identity.host_identity import NodeIdentity, NoIdentity, read_node
 from orchestrator.identity.revocation import Revocations
 from orchestrator.linux.processes import boot_id
 from orchestrator.model import nodes
 from orchestrator.model.networks import CHAINS
 from orchestrator.model.tasks import Task
 from orchestrator.tracing.configuration import tracer
-from orchestrator.tracing.spans import CannotTrace
+from orchestrator.tracing.spans import TracingError
 from orchestrator.web.https import CannotListen
 
 log = logging.getLogger(__name__)
 
 
 def main(settings: Settings) -> None:
-    """Run the agent until a signal ends it. Raises AgentFailure; exits with 1 on a bug."""
+    """Run the agent until a signal ends it. Raises AgentFailure; exits with 1 on any other
+    exception."""
     try:
         asyncio.run(_until_signalled(settings))
     except AgentFailure:
@@ -100,12 +103,12 @@ def main(settings: Settings) -> None:
     except Exception as error:
         if (failure := _failure_in(error)) is not None:
             raise failure from None
-        log.critical("a bug ends the agent; containers run on", exc_info=error)
+        log.critical("agent failed unexpectedly; containers continue", exc_info=error)
         raise SystemExit(1) from None
 
 
 def _failure_in(error: BaseException) -> AgentFailure | None:
-    """The failure that task groups have wrapped on its way out, if there is nothing else."""
+    """The AgentFailure inside nested exception groups, if it is the only exception."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error if isinstance(error, AgentFailure) else None
@@ -130,11 +133,14 @@ async def _until_signalled(settings: Settings) -> None:
     except asyncio.CancelledError:
         if not signalled:
             raise
-        log.info("ended by a signal; containers run on", extra={"node": settings.identity.node_id})
+        log.info(
+            "agent stopped by a signal; containers continue",
+            extra={"node": settings.identity.node_id},
+        )
 
 
 async def run(settings: Settings) -> None:
-    """Be this host's agent until cancelled. Raises AgentFailure."""
+    """Run this host's agent until cancelled. Raises AgentFailure."""
     identity, data = settings.identity, settings.data_dir
     supervisor = Supervisor.taken()
     rng = random.Random()
@@ -161,19 +167,19 @@ async def run(settings: Settings) -> None:
             names = await stack.enter_async_context(
                 NameServerProcess(
                     settings.run_dir,
-                    lost=lambda: endpoints.look_again(names),
+                    lost=lambda: endpoints.resync(names),
                     clients=lambda: worker.clients(),
                     client=lambda task_id: worker.client(task_id),
-                    places=lambda: foreign.with_own.places(),
+                    places=lambda: third_party.with_own.places(),
                 )
             )
             revocations = Revocations()
-            kept_revocations = RevocationStore(db, revocations, time.time)
+            revocation_store = RevocationStore(db, revocations, time.time)
             server, blob_port = await serve_blobs(settings, store, revocations)
             stack.push_async_callback(server.stop, None)
             task_files = SecretFiles.in_memory(settings.run_dir / "documents")
         except (
-            CannotTrace,
+            TracingError,
             StateDbError,
             ImageError,
             RuntimeFailure,
@@ -186,24 +192,24 @@ async def run(settings: Settings) -> None:
 
         def observed() -> None:
             wake.set()
-            endpoints.look_again(names)
+            endpoints.resync(names)
 
-        reporter = StatusReporter(observed, names.look_at)
-        balance = KernelLoadBalancer(network)
+        reporter = StatusReporter(observed, names.mark_client)
+        load_balancer = KernelLoadBalancer(network)
         endpoints = EndpointTable(
             db,
-            (balance, names),
+            (load_balancer, names),
             wake.set,
             identity.node_id,
         )
         encryption = Encryption(network, identity.address, settings.key_age, wake.set)
         try:
-            await encryption.look()
+            await encryption.read_keys()
         except NetworkError as error:
             raise AgentFailure(str(error)) from error
-        foreign = ThirdPartyNetworks(data / "network-plugins", socket.gethostname(), network)
+        third_party = ThirdPartyNetworks(data / "network-plugins", socket.gethostname(), network)
         networks = NetworkReconciler(
-            foreign.with_own,
+            third_party.with_own,
             identity.address,
             encryption=encryption,
             held=lambda: worker.holders() | build_network.attached,
@@ -214,12 +220,12 @@ async def run(settings: Settings) -> None:
                 managers=db.managers() or identity.managers,
                 ports=(blob_port, metrics_port),
                 access=db.container_access(),
-                guests=foreign.addresses(),
-                checked=foreign.checked(),
+                guests=third_party.addresses(),
+                checked=third_party.checked(),
             ),
         )
 
-        forgers = SpoofingMonitor(network.forgeries, networks.applied, time.monotonic)
+        spoofing = SpoofingMonitor(network.forgeries, networks.applied, time.monotonic)
 
         def expose(access: Sequence[str]) -> None:
             db.put_container_access(access)
@@ -231,8 +237,8 @@ async def run(settings: Settings) -> None:
             identity.address,
             taken=lambda: (*node_description.routes(), *networks.subnets()),
         )
-        paths = PathMtus(identity.address, networks.peers, networks.plain, wake.set)
-        kept = RetainedLogs(data / "logs")
+        path_mtus = PathMtus(identity.address, networks.peers, networks.plain, wake.set)
+        retained_logs = RetainedLogs(data / "logs")
         log_drivers = stack.enter_context(
             LogDrivers(
                 data / "log-drivers",
@@ -265,7 +271,7 @@ async def run(settings: Settings) -> None:
             files=task_files,
             probes=Probes(runtime.access),
             hooks=Hooks(runtime.access),
-            logs=kept,
+            logs=retained_logs,
             log_drivers=log_drivers,
             boot_id=boot_id(),
             hostname=socket.gethostname(),
@@ -275,22 +281,22 @@ async def run(settings: Settings) -> None:
         flows = stack.enter_context(
             NetworkFlows(worker.runners, settings.run_dir / "bytes-counted")
         )
-        sessions = await stack.enter_async_context(
+        exec_attach = await stack.enter_async_context(
             ExecAttach(worker.runners, runtime.access, runtime.wait)
         )
         copies = ContainerCopies(worker.runners, runtime.access, partial(_layers, images))
         usage = ResourceUsage(worker.runners, runtime.access)
-        image_orders = image_requests.ImageRequests(
+        image_handler = image_requests.ImageRequests(
             store=store,
             images=images,
             registry=registry,
             runners=worker.runners,
             scratch=data / "image-work",
         )
-        files = container_export.ContainerExports(
+        exports = container_export.ContainerExports(
             store=store, runners=worker.runners, roots=runtime, scratch=data / "container-files"
         )
-        await files.recover()
+        await exports.recover()
         uploads = data / "uploads"
         builder = Builder(
             store,
@@ -305,15 +311,15 @@ async def run(settings: Settings) -> None:
         disk_usage = DiskUsage(
             store=store, builder=builder, runners=worker.runners, roots=runtime, data=data
         )
-        pressure = ImageGarbageCollector(
+        image_gc = ImageGarbageCollector(
             store,
             settings.marks,
-            image_orders.needed,
+            image_handler.needed,
             clock=time.time,
             disk=partial(disk_of, data / "images"),
             spare=partial(builder.prune, everything=True),
         )
-        peer_probes = PeerTests(identity.address, network, networks, paths)
+        peer_tests = PeerTests(identity.address, network, networks, path_mtus)
         tunnels = Tunnels(
             runners=worker.runners,
             images=store,
@@ -321,41 +327,42 @@ async def run(settings: Settings) -> None:
             handlers={
                 "logs": LogStreams(
                     worker.runners,
-                    lambda task_id: (runtime.log_path(task_id), kept.path(task_id)),
+                    lambda task_id: (runtime.log_path(task_id), retained_logs.path(task_id)),
                     config=runtime.logging,
                 ).send,
-                "exec": sessions.exec,
-                "attach": sessions.attach,
+                "exec": exec_attach.exec,
+                "attach": exec_attach.attach,
                 "copy_from": copies.copy_from,
                 "copy_to": copies.copy_to,
                 "top": usage.top,
                 "stats": usage.stats,
             }
             | dict.fromkeys(VOLUME_REQUESTS, VolumeRequests(volumes, listing).serve)
-            | dict.fromkeys(image_requests.IMAGE_REQUESTS, image_orders.serve)
-            | dict.fromkeys(container_export.EXPORT_REQUESTS, files.serve)
+            | dict.fromkeys(image_requests.IMAGE_REQUESTS, image_handler.serve)
+            | dict.fromkeys(container_export.EXPORT_REQUESTS, exports.serve)
             | dict.fromkeys(image_requests.BUILD_REQUESTS, builds.serve)
             | {
                 "disk_usage": disk_usage.serve,
                 "history": history.serve,
                 "flows": flows.serve,
-                "diagnosis": peer_probes.serve,
-                "support": SupportFacts(worker.runners, peer_probes.drifts).serve,
+                "diagnosis": peer_tests.serve,
+                "host_role": HostRole(identity.address, settings.manager_command).serve,
+                "support": SupportFacts(worker.runners, peer_tests.drifts).serve,
             },
         )
         program = await node_description.runtime_version(settings.runtime)
-        shown = agent_metrics.Shown(
+        metric_sources = agent_metrics.MetricSources(
             runners=worker.runners,
             access=runtime.access,
             holdings=partial(agent_metrics.holdings, store, volumes, networks, endpoints),
             connected=lambda: bool(dialer.connected_to),
             runtime=program,
-            dropped=lambda: forgers.dropped,
+            dropped=lambda: spoofing.dropped,
             tallies=log_drivers.tallies,
         )
         try:
             metrics_port = await stack.enter_async_context(
-                agent_metrics.serving(settings, shown, db.scrape_digest, revocations)
+                agent_metrics.serving(settings, metric_sources, db.scrape_digest, revocations)
             )
         except CannotListen as error:
             raise AgentFailure(f"{error}; --metrics-port 0 takes any free port") from error
@@ -378,11 +385,13 @@ async def run(settings: Settings) -> None:
             )
             return Node(
                 lambda: replace(
-                    foreign.described(here),
+                    third_party.described(here),
                     generic_resources=dict(settings.generic),
                     volume_drivers=dict(volumes.plugins.scopes),
-                    path_mtu=paths.least,
-                    trouble="; ".join(filter(None, (db.trouble, balance.trouble))),
+                    path_mtu=path_mtus.least,
+                    trouble="; ".join(
+                        filter(None, (db.trouble, load_balancer.trouble, worker.orphans.text))
+                    ),
                     tunnel_keys=encryption.keys,
                 ),
                 backends.boot_id,
@@ -391,8 +400,9 @@ async def run(settings: Settings) -> None:
 
         dialer = Dialer(
             db=db,
-            joined_by=identity.managers,
+            joined_by=lambda: _managers(identity, data),
             dial=channels.manager,
+            dial_one_of_several=channels.one_of_several_managers,
             new_session=lambda: Session(
                 node(),
                 worker=worker,
@@ -400,15 +410,16 @@ async def run(settings: Settings) -> None:
                 reporter=reporter,
                 wake=wake,
                 open_tunnel=tunnels.open,
-                remove_images=image_orders.remove,
+                remove_images=image_handler.remove,
                 scrapable=db.put_scrape_digest,
                 expose=expose,
-                revoked=kept_revocations.take,
+                revoked=revocation_store.take,
+                trust=lambda order: certificate.trust(order),
             ),
             rng=rng,
             serial=lambda: certificate.serial,
         )
-        certificate = NodeCertificate(TlsFiles.of(data, "node").pair, lambda: dialer.channel)
+        certificate = NodeCertificate(TlsFiles.of(data, "node"), lambda: dialer.channel)
         log.info(
             "agent started",
             extra={"node": identity.node_id, "address": identity.address, "blob_port": blob_port},
@@ -418,21 +429,21 @@ async def run(settings: Settings) -> None:
             group.create_task(db.run(), name="state file")
             group.create_task(history.run(), name="history")
             group.create_task(networks.run(), name="networks")
-            group.create_task(forgers.run(), name="source checks")
-            group.create_task(paths.run(), name="path MTUs")
+            group.create_task(spoofing.run(), name="source checks")
+            group.create_task(path_mtus.run(), name="path MTUs")
             group.create_task(endpoints.run(), name="endpoints")
             group.create_task(
                 watch_connection(
                     lambda: bool(dialer.connected_to), worker.runners.values, time.monotonic
                 ),
-                name="isolation",
+                name="manager connection",
             )
             group.create_task(_report_images(store, dialer), name="images")
             group.create_task(builder.recover(), name="builds")
-            group.create_task(pressure.run(), name="image pressure")
+            group.create_task(image_gc.run(), name="image garbage collection")
             group.create_task(volumes.run(), name="volumes")
             group.create_task(_wake_for(volumes.changed, wake), name="volume drivers")
-            group.create_task(foreign.run(wake.set), name="networks of others")
+            group.create_task(third_party.run(wake.set), name="third-party networks")
             group.create_task(
                 _dial(dialer, partial(leave, data, db, worker, endpoints, networks)),
                 name="dialer",
@@ -440,12 +451,20 @@ async def run(settings: Settings) -> None:
             group.create_task(certificate.run(rng.random()), name="certificate")
 
 
+def _managers(identity: NodeIdentity, data_dir: Path) -> Sequence[str]:
+    """The managers in the node's identity as it is now: 'orc cluster reconnect' changes them."""
+    try:
+        return read_node(data_dir).managers
+    except NoIdentity:
+        return identity.managers
+
+
 async def _dial(dialer: Dialer, leave: Callable[[str], Coroutine[None, None, None]]) -> None:
     await leave(await dialer.run())
 
 
 async def _layers(images: ImagePuller, task: Task) -> Sequence[Path]:
-    """The layers of a task's image, the lowest first."""
+    """The layers of a task's image, lowest first."""
     return (await images.prepare(task.spec.container.image, task.image_digest, ())).layers
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of an agent process, and the error of a host that it cannot work on."""
+"""The configuration of an agent process, and its error for unsuitable hosts."""
 
 from __future__ import annotations
 
@@ -30,24 +30,26 @@ class Settings:
     runtime: str
     """Name or path of the OCI runtime's program."""
     offered: Resources
-    """What the node offers; 0: what the host has."""
+    """CPU shares and memory to offer; 0: all of the host's."""
     generic: Mapping[str, str]
     """Kind of generic resource → how many the node has, or their names."""
     max_layer: int
-    """Bytes that an image's layer may unpack to."""
+    """Maximum unpacked size of an image layer in bytes."""
     build_memory: int
-    """Bytes of memory of a build that names no limit; 0: no limit."""
+    """Default memory limit of builds in bytes; 0: no limit."""
     marks: DiskThresholds
-    """How full the disk of the images may become before some are removed."""
+    """Disk usage at which the removal of unused images starts and stops."""
     key_age: float
-    """Seconds after which the node replaces its key for encrypted networks; 0: never by itself."""
+    """Rotation period of the node's key for encrypted networks in seconds; 0: only on request."""
     blob_port: int
-    """TCP port at which other nodes get images from this one; 0: any free one."""
+    """TCP port at which other nodes fetch images from this one; 0: any free port."""
     metrics_port: int
-    """TCP port at which Prometheus reads this node's metrics; 0: any free one."""
+    """TCP port at which Prometheus reads this node's metrics; 0: any free port."""
     logging: LogConfig = field(default_factory=LogConfig)
-    """The logging driver and options of containers that ask for none."""
+    """The default logging driver of containers, and its options."""
     cdi_folders: tuple[Path, ...] = ()
-    """Where specification files of CDI devices are."""
+    """Folders of CDI device specifications; later ones take precedence."""
+    manager_command: tuple[str, ...] = ()
+    """Program that makes this host a manager; empty: orc and systemd. See `streams.host_role`."""
     otlp_endpoint: str = ""
-    """Where traces go; empty: where OpenTelemetry's variables say, else nowhere."""
+    """OTLP endpoint for traces; empty: from OpenTelemetry's environment variables, if set."""

@@ -1,25 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an agent must not forget, in one SQLite file.
+"""The agent's durable state, in one SQLite file.
 
-A task's row is written when it is assigned (before anything is done about it), when it is about to
-start, when it runs, and when it has ended; a row goes when the task is no longer assigned and
-nothing is left of it. What lies between (preparing, ready) is only reported, not written: an agent
-that dies there simply does it again.
+A task's row is written when it is assigned (before the agent acts), before it starts, when it
+runs, and when it has ended; the row is deleted when the task is no longer assigned and its
+resources are released. The states in between (preparing, ready) are reported but not recorded:
+after a crash, the agent repeats them.
 
-**WAL with `synchronous=NORMAL`**: a commit is an append to the log without an fsync, about 10 µs,
-so it is done on the event loop, and 60 starts a second cost nothing. It survives the death of the
-process at any instant (the kernel has the pages). A loss of *power* may take back the last
-commits, never tear the file; then every container is gone as well, the file is an older consistent
-picture, and the manager's first full set mends it: newer tasks come again, ended ones are not in
-it. `FULL` would buy nothing and cost an fsync at each step.
+**WAL with `synchronous=NORMAL`**: a commit appends to the log without an fsync and takes about
+10 µs, so it runs on the event loop. It survives a crash of the process at any instant, since the
+kernel has the pages. A power loss may revert the last commits but cannot corrupt the file. All
+containers are lost then as well, and the manager's first full set corrects the older state: newer
+tasks are assigned again, and ended ones are missing from it. `FULL` would add an fsync to each
+step without a benefit.
 
-**Checkpoints** move the log into the database, and wait for the disk; so does the first commit
-after one. A thread does both (`run`), and meanwhile nothing else touches the connection.
+**Checkpoints** move the log into the database and wait for the disk; so does the first commit
+after one. A thread does both (`run`) and has the connection to itself meanwhile.
 
-**Deferred writes.** A write that the disk refuses (no space, an I/O error), or that comes during a
-checkpoint, is either refused with `CannotRecord`, or, where the caller can go on without it, kept
-in memory and retried with backoff. Until then `trouble` says what is wrong. So a full disk keeps
-new tasks from starting, and neither ends the agent nor keeps tasks from being stopped.
+**Deferred writes.** When the disk refuses a write (no space, an I/O error), or a checkpoint is
+running, the write either fails with `CannotRecord` or, where the caller can continue without it,
+is kept in memory and retried with backoff. Until then `trouble` describes the error. So a full
+disk prevents new tasks from starting, but neither stops the agent nor prevents it from stopping
+tasks.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from google.protobuf.message import DecodeError
 from orchestrator.model.convert import decode, encode
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import TaskStatus
-from orchestrator.pb import dispatch_pb2
+from orchestrator.pb import dispatch_pb2, types_pb2
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ CREATE TABLE endpoint_tasks (
 ) WITHOUT ROWID;
 """,
 )
-"""What each version adds to the one before."""
+"""The statements of each schema version, which extend the previous one."""
 _SCHEMA_VERSION = len(_SCHEMAS)
 
 _NETWORKS = "networks"
@@ -81,15 +82,16 @@ _MANAGERS = "managers"
 _SCRAPE = "scrape"
 _CONTAINER_ACCESS = "container_access"
 _REVOCATIONS = "revocations"
+_INCARNATION, _ORPHANS, _ORPHAN_REMOVALS = "incarnation", "orphans", "orphan_removals"
 _PROBE = "probe"
-"""Written to find out whether anything can be."""
+"""Written to test whether the disk accepts writes."""
 
 _CHECKPOINT_AFTER = 1000
-"""Pages in the log after which it is moved into the database (SQLite's own default)."""
+"""Pages in the log after which a checkpoint is due (SQLite's default)."""
 _PAGE = 4096
-"""Bytes of a page of the database."""
+"""Bytes of a database page."""
 _RETRY_FIRST, _RETRY_MOST = 0.5, 5.0
-"""Seconds between attempts to record what the disk refused."""
+"""Seconds between retries of deferred writes."""
 
 _Statement = tuple[str, tuple[Any, ...]]
 """SQL and its parameters."""
@@ -100,42 +102,42 @@ EndpointKey = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class EndpointChange:
-    """What has changed of an entry of the endpoint table."""
+    """A change of an entry of the endpoint table."""
 
     head: dispatch_pb2.ServiceEndpoints
-    """All of it but its endpoints."""
+    """The entry without its endpoints."""
     put: Sequence[dispatch_pb2.Endpoint]
-    """New or changed ones."""
+    """New or changed endpoints."""
     gone: Sequence[str] = ()
-    """Ids of the tasks of those that it has no longer."""
+    """Ids of the tasks whose endpoints were removed."""
 
 
 class StateDbError(Exception):
-    """The agent's state file cannot be used; the text says why and what to do."""
+    """The agent's state file cannot be used; one line with the cause and the remedy."""
 
 
 class CannotRecord(StateDbError):
-    """Something could not be recorded now; it may be later, see `StateDb.writable`."""
+    """A write failed; it may succeed later, see `StateDb.writable`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is remembered of one task."""
+    """The recorded state of a task."""
 
     assigned: dispatch_pb2.AssignedTask
     status: TaskStatus
     boot_id: str
     """The boot of the host in which the status was recorded."""
     released: bool
-    """Nothing is left of its container and network."""
+    """Whether its container and network are released."""
 
 
 class StateDb:
     """The agent's state file.
 
-    Every method commits before it returns, except with `defer`: what cannot be committed then is
-    kept in memory, and `run` retries. Raises StateDbError when the file is locked by another agent,
-    broken, or of a newer version.
+    Every method commits before it returns. A deferrable write that cannot be committed is kept in
+    memory, and `run` retries it. Raises StateDbError when the file is locked by another agent,
+    corrupt, or of a newer version.
     """
 
     def __init__(self, path: Path, wake: Callable[[], None] = lambda: None) -> None:
@@ -144,24 +146,24 @@ class StateDb:
         self._path = path
         self.wake = wake
         self.trouble = ""
-        """Why nothing can be recorded now, in words; empty while all is well."""
+        """Why the state cannot be recorded, for display; empty if it can."""
         self._deferred: dict[Hashable, _Statement] = {}
-        """By what it is about: writes that are yet to be made, in this order."""
+        """Subject → its pending write, in the order of execution."""
         self._after: list[Callable[[], None]] = []
-        """Called once what was deferred for a checkpoint is recorded."""
+        """Called once the writes deferred by a checkpoint are recorded."""
         self._logged = 0
-        """Pages in the log, about."""
+        """Approximate number of pages in the log."""
         self._checkpoint: Future[None] | None = None
-        """The newest."""
+        """The newest checkpoint."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state-db")
         self._due = asyncio.Event()
-        """`run` has something to do."""
+        """Set when `run` has work."""
         self._writable = asyncio.Event()
         self._writable.set()
-        # The thread has it to itself during a checkpoint.
+        # The checkpoint thread uses the connection too.
         self._db = sqlite3.connect(path, isolation_level=None, timeout=0, check_same_thread=False)
         try:
-            # EXCLUSIVE also keeps a second agent off the same folder, and needs no shared memory.
+            # EXCLUSIVE also locks out a second agent, and needs no shared memory.
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
@@ -180,22 +182,24 @@ class StateDb:
                 self._settings.update(self._db.execute("SELECT key, value FROM settings"))
         except sqlite3.OperationalError as error:
             self._db.close()
-            why = (
-                "does another agent run on this data folder?"
+            hint = (
+                "is another agent running on this data folder?"
                 if "locked" in str(error)
                 else f"see 'df {path.parent}' and the kernel's log"
             )
-            raise StateDbError(f"cannot use {path}: {error}; {why}") from error
+            raise StateDbError(f"cannot use {path}: {error}; {hint}") from error
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise StateDbError(
-                f"{path} is not usable ({error}); move it away and start the agent again, its"
+                f"{path} is not usable ({error}); move it away and restart the agent, its"
                 " containers are then replaced"
             ) from error
         if version > _SCHEMA_VERSION:
             self._db.close()
-            raise StateDbError(f"{path} was written by a newer version of Orc; run that one")
-        # The first commit flushes the log; and a disk may be full from the beginning.
+            raise StateDbError(
+                f"{path} was written by a newer version of Orc; install that version"
+            )
+        # The first commit flushes the log, and finds a disk that is full already.
         self._retry()
 
     def __enter__(self) -> Self:
@@ -208,7 +212,7 @@ class StateDb:
         self._db.close()
 
     def _split_endpoints(self) -> None:
-        """Have endpoints in rows of their own, which had been in those of their entries."""
+        """Migrate endpoints from their entries' rows to rows of their own."""
         for (row,) in self._db.execute("SELECT entry FROM endpoints").fetchall():
             entry = dispatch_pb2.ServiceEndpoints.FromString(row)
             for endpoint in entry.endpoints:
@@ -217,7 +221,7 @@ class StateDb:
             self._db.execute(*_endpoint_head(entry))
 
     async def run(self) -> None:
-        """Retry what could not be recorded, and make checkpoints, until cancelled."""
+        """Retry deferred writes and make checkpoints, until cancelled."""
         pause = _RETRY_FIRST
         while True:
             await self._due.wait()
@@ -229,15 +233,15 @@ class StateDb:
             pause = _RETRY_FIRST
             self._due.clear()
             if self._logged >= _CHECKPOINT_AFTER:
-                await self._move_log()
+                await self._make_checkpoint()
 
     async def writable(self) -> None:
-        """Until something can be recorded, as far as is known."""
+        """Wait until writes are expected to succeed."""
         await self._writable.wait()
 
     def after(self, call: Callable[[], None]) -> None:
-        """Call once all that was to be recorded is, unless the disk refuses it: at once, but for
-        what a checkpoint delays for a moment."""
+        """Call once all writes so far are recorded, or the disk has refused them: immediately,
+        unless a checkpoint is running."""
         if self._deferred and not self.trouble:
             self._after.append(call)
         else:
@@ -267,15 +271,15 @@ class StateDb:
         *,
         defer: bool = False,
     ) -> None:
-        """Record new and changed tasks, and the complete list of networks unless None; all of it
-        or nothing. The status of a known task stays. Raises CannotRecord unless `defer`."""
+        """Record new and changed tasks, and the complete list of networks unless None, atomically.
+        The status of a recorded task stays. Raises CannotRecord unless `defer`."""
         statements: list[tuple[Hashable, _Statement]] = [
             (
                 ("assigned", task.id),
                 (
                     "INSERT INTO tasks VALUES (?, ?, ?, ?, 0)"
                     " ON CONFLICT (id) DO UPDATE SET assigned = excluded.assigned",
-                    (task.id, each.SerializeToString(), _accepted(task.status.run), boot_id),
+                    (task.id, each.SerializeToString(), _first_status(task), boot_id),
                 ),
             )
             for each in tasks
@@ -289,21 +293,21 @@ class StateDb:
     def put_status(
         self, task_id: str, status: TaskStatus, boot_id: str, *, defer: bool = False
     ) -> None:
-        """Record the newest status of a task, seen in this boot of the host. Raises CannotRecord
-        unless `defer`."""
+        """Record the newest status of a task, observed in this boot of the host. Raises
+        CannotRecord unless `defer`."""
         self._write([_status(task_id, status, boot_id)], defer=defer)
 
     def put_renewed(self, task_id: str, status: TaskStatus, boot_id: str) -> None:
-        """Record, or defer it, that the next run of a container has begun, with which it holds
-        things again."""
+        """Record that the next run of a container has begun, which holds resources again;
+        deferrable."""
         self._write([_status(task_id, status, boot_id), _released(task_id, False)], defer=True)
 
     def put_released(self, task_id: str) -> None:
-        """Record, or defer it, that nothing is left of a task's container and network."""
+        """Record that a task's container and network are released; deferrable."""
         self._write([_released(task_id, True)], defer=True)
 
     def forget(self, task_id: str) -> None:
-        """Drop a task, or defer it."""
+        """Delete a task; deferrable."""
         for about in ("assigned", "status", "released"):
             self._deferred.pop((about, task_id), None)
         drop = "DELETE FROM tasks WHERE id = ?", (task_id,)
@@ -330,7 +334,7 @@ class StateDb:
         changes: Iterable[EndpointChange],
         removed: Iterable[EndpointKey],
     ) -> None:
-        """Record what changed in the endpoint table, or defer it; all of it or nothing."""
+        """Record changes of the endpoint table atomically; deferrable."""
         statements: list[tuple[Hashable, _Statement]] = []
         for change in changes:
             key = change.head.id, change.head.network_id
@@ -348,44 +352,70 @@ class StateDb:
         self._write(statements, defer=True)
 
     def managers(self) -> tuple[str, ...]:
-        """HOST:PORT of the managers that the last session named; empty before the first."""
+        """HOST:PORT of the managers, from the last session; empty before the first."""
         return tuple(self._settings.get(_MANAGERS, b"").decode().split())
 
     def put_managers(self, managers: Iterable[str]) -> None:
-        """Remember where the managers are."""
+        """Record the managers' addresses; deferrable."""
         self._write([self._setting(_MANAGERS, " ".join(managers).encode())], defer=True)
 
     def scrape_digest(self) -> str:
-        """Digest of the token that Prometheus must show; empty before a session told it."""
+        """Digest of the scrape token, from the last session; empty before the first."""
         return self._settings.get(_SCRAPE, b"").decode()
 
     def put_scrape_digest(self, digest: str) -> None:
-        """Remember the token's digest."""
+        """Record the digest of the scrape token; deferrable."""
         self._write([self._setting(_SCRAPE, digest.encode())], defer=True)
 
     def revocations(self) -> dispatch_pb2.RevocationList:
-        """The certificates that the node refuses, a complete list; empty before a session told of
-        any."""
+        """The complete list of revoked certificates, from the last session; empty before the
+        first."""
         kept = dispatch_pb2.RevocationList()
         with suppress(DecodeError):
             kept.ParseFromString(self._settings.get(_REVOCATIONS, b""))
         return kept
 
     def put_revocations(self, revocations: dispatch_pb2.RevocationList) -> None:
-        """Remember which certificates are refused."""
+        """Record the revoked certificates; deferrable."""
         data = revocations.SerializeToString()
         self._write([self._setting(_REVOCATIONS, data)], defer=True)
 
     def container_access(self) -> tuple[str, ...]:
-        """What of the cluster's hosts is open to containers; nothing before a session told it."""
+        """The cluster's host ports open to containers, from the last session; empty before the
+        first."""
         return tuple(self._settings.get(_CONTAINER_ACCESS, b"").decode().split())
 
     def put_container_access(self, access: Iterable[str]) -> None:
-        """Remember what is open to containers."""
+        """Record which host ports are open to containers; deferrable."""
         self._write([self._setting(_CONTAINER_ACCESS, " ".join(access).encode())], defer=True)
 
+    def incarnation(self) -> str:
+        """Of the cluster, from the last session with a full set; empty before the first."""
+        return self._settings.get(_INCARNATION, b"").decode()
+
+    def orphans(self) -> frozenset[str]:
+        """Ids of the tasks that are held although they are not assigned."""
+        return frozenset(self._settings.get(_ORPHANS, b"").decode().split())
+
+    def put_orphans(self, incarnation: str, orphans: Iterable[str]) -> None:
+        """Record the orphans of an incarnation of the cluster, together; deferrable."""
+        statements = [
+            self._setting(_INCARNATION, incarnation.encode()),
+            self._setting(_ORPHANS, " ".join(sorted(orphans)).encode()),
+        ]
+        self._write(statements, defer=True)
+
+    def orphan_removals(self) -> int:
+        """How often orphans were removed, as a manager counts."""
+        return int(self._settings.get(_ORPHAN_REMOVALS, b"0"))
+
+    def put_orphan_removals(self, times: int) -> None:
+        """Record how often orphans were removed; deferrable."""
+        self._write([self._setting(_ORPHAN_REMOVALS, str(times).encode())], defer=True)
+
     def forget_cluster(self) -> None:
-        """Drop, or defer it, what sessions told of the cluster: the node is to join another."""
+        """Delete the settings that belong to the cluster, so that the node can join another;
+        deferrable."""
         self._settings.clear()
         self._write([(("settings",), ("DELETE FROM settings", ()))], defer=True)
 
@@ -394,35 +424,35 @@ class StateDb:
         return ("setting", key), ("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, value))
 
     @property
-    def _moving(self) -> bool:
-        """Whether the thread has the connection."""
+    def _checkpointing(self) -> bool:
+        """Whether the checkpoint thread uses the connection."""
         return self._checkpoint is not None and not self._checkpoint.done()
 
     def _write(self, statements: Iterable[tuple[Hashable, _Statement]], *, defer: bool) -> None:
-        """Commit what was deferred and then these, as one. With `defer`, what cannot be committed
-        is deferred, and not even tried while there is trouble. Raises CannotRecord."""
+        """Commit the deferred statements and then these, in one transaction. With `defer`, they
+        are deferred if that fails, and not tried while there is trouble. Raises CannotRecord."""
         whole = self._deferred if defer else dict(self._deferred)
         for about, statement in statements:
             whole.pop(about, None)
             whole[about] = statement
-        if self._moving and not defer:
-            raise CannotRecord("the state file is being written")
-        if self._moving or (self.trouble and defer):
+        if self._checkpointing and not defer:
+            raise CannotRecord("a checkpoint of the state file is running")
+        if self._checkpointing or (self.trouble and defer):
             return
         if not self._committed(whole.values()) and not defer:
             raise CannotRecord(self.trouble)
 
     def _committed(self, statements: Iterable[_Statement]) -> bool:
-        """Commit these, what was deferred among them; whether the disk took it."""
+        """Commit these statements, which include the deferred ones; False if the disk refuses."""
         try:
             self._commit(statements)
         except sqlite3.DatabaseError as error:
-            if not _refused(error):
+            if not _is_disk_error(error):
                 raise
-            self._note(error)
+            self._note_result(error)
             return False
         self._deferred = {}
-        self._note(None)
+        self._note_result(None)
         return True
 
     def _commit(self, statements: Iterable[_Statement]) -> None:
@@ -433,30 +463,30 @@ class StateDb:
                 self._logged += 2 + sum(len(v) // _PAGE for v in values if isinstance(v, bytes))
             self._db.execute("COMMIT")
         except BaseException:
-            # Some errors have ended the transaction already.
+            # SQLite has already rolled back after some errors.
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
         if self._logged >= _CHECKPOINT_AFTER:
             self._due.set()
 
-    def _note(self, error: sqlite3.Error | None) -> None:
-        """Note how the newest attempt to record something went."""
+    def _note_result(self, error: sqlite3.Error | None) -> None:
+        """Update `trouble` after a write, which failed with `error` unless None."""
         before = self.trouble
         if error is not None:
-            self.trouble = f"the node's state cannot be recorded in {self._path}: {error}"
+            self.trouble = f"cannot write the node's state to {self._path}: {error}"
             self._writable.clear()
             self._due.set()
             if not before:
                 log.error(
-                    "state cannot be recorded; containers run on, new tasks wait",
+                    "cannot write the state file; containers continue, new tasks wait",
                     extra={"path": str(self._path), "error": str(error)},
                 )
         else:
             self.trouble = ""
             self._writable.set()
             if before:
-                log.info("state is recorded again", extra={"path": str(self._path)})
+                log.info("the state file is writable again", extra={"path": str(self._path)})
         calls, self._after = self._after, []
         for call in calls:
             call()
@@ -464,28 +494,28 @@ class StateDb:
             self.wake()
 
     def _retry(self) -> None:
-        """Record what was deferred, or find out that still nothing can be."""
+        """Commit the deferred writes, or a probe if there are none."""
         probe = {_PROBE: self._setting(_PROBE, b"")[1]}
         self._committed((self._deferred | probe).values())
 
-    async def _move_log(self) -> None:
+    async def _make_checkpoint(self) -> None:
         """Make a checkpoint in the thread."""
         self._writable.clear()
-        self._checkpoint = self._thread.submit(self._checkpointed)
+        self._checkpoint = self._thread.submit(self._checkpoint_and_flush)
         try:
             await asyncio.wrap_future(self._checkpoint)
         except sqlite3.Error as error:
-            log.warning("log of the state file cannot be checkpointed", extra={"error": str(error)})
-        # Also after an error: as many writes later it is tried again.
+            log.warning("checkpoint of the state file failed", extra={"error": str(error)})
+        # Also after an error, so that the next attempt comes after as many writes.
         self._logged = 0
         if self._deferred:
             self._write((), defer=True)
         else:
-            self._note(None)
+            self._note_result(None)
 
-    def _checkpointed(self) -> None:
+    def _checkpoint_and_flush(self) -> None:
         self._db.execute("PRAGMA wal_checkpoint").fetchall()
-        # The first commit after a checkpoint begins the log anew, and flushes that.
+        # The first commit after a checkpoint restarts the log, and flushes it.
         self._db.execute(*self._setting(_PROBE, b"")[1])
 
 
@@ -509,9 +539,17 @@ def _endpoint(key: EndpointKey, endpoint: dispatch_pb2.Endpoint) -> _Statement:
     return "INSERT OR REPLACE INTO endpoint_tasks VALUES (?, ?, ?, ?)", values
 
 
-def _refused(error: sqlite3.Error) -> bool:
-    """Whether the disk is at fault, or the file on it, and not the statement."""
+def _is_disk_error(error: sqlite3.Error) -> bool:
+    """Whether the cause is the disk or the file, not the statement."""
     return isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError
+
+
+def _first_status(task: types_pb2.Task) -> bytes:
+    """The status of a task that is not recorded yet. If this node has run it, and the record was
+    lost, it is the manager's: otherwise the next agent would run the task again."""
+    if task.status.state > TaskState.ACCEPTED:
+        return task.status.SerializeToString()
+    return _accepted(task.status.run)
 
 
 @cache

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors as CNI defines them: a number for the runtime, words for the user."""
+"""Errors as CNI defines them: a code for the runtime, a message for the user."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class Code(IntEnum):
-    """Error codes of the CNI specification 1.1 (section 5, "Error"); from 100 on our own."""
+    """Error codes of the CNI specification 1.1 (section 5, "Error"); codes from 100 are Orc's."""
 
     INCOMPATIBLE_VERSION = 1
     UNSUPPORTED_FIELD = 2

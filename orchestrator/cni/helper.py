@@ -1,48 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The warm helper: the plugin's operations over a pipe, for the agent of this host.
+"""The network helper: the plugin's operations over a pipe, for the agent of this host.
 
     python -m orchestrator.cni.helper STATE_DIR NETNS_DIR
 
 A request is a line `{"id": 1, "op": "attach", ...}` on stdin, its answer a line `{"id": 1,
 "result": ...}` or `{"id": 1, "error": {"code": .., "msg": ..., "details": ...}}` on stdout, in the
-order of the requests. The process is single-threaded and ends when its stdin closes. It remembers
-nothing between two requests but open files and the endpoint table, which it asks for when it has
-none, so killing it loses nothing.
+order of the requests. The process is single-threaded and ends when its stdin closes. Between two
+requests it keeps only open files and the endpoint table, which it requests when it has none, so
+killing it loses nothing.
 
-About one network, given as a configuration (`config`); `apply` remembers it until `remove`:
+About one network, given as a configuration (`conf`); `apply` records it until `remove`:
 
-    apply       conf                    the network, its peers, its rules, its containers' cables
-    attach      conf container ifname   ADD; before, make the namespace NETNS_DIR/<container> unless
-                                        it is there. `runtimeConfig` and `defaultRoute` of the
-                                        configuration say what the attachment asks for
-    check       conf container ifname
-    status      conf
-    deviations  conf                    what the next `apply` would repair, as text
+    apply                 conf                    the network, its peers, rules, and veth pairs
+    attach                conf container ifname   ADD; creates the namespace NETNS_DIR/<container>
+                                                  unless it exists. `runtimeConfig` and
+                                                  `defaultRoute` are the attachment's settings
+    check                 conf container ifname   CHECK
+    status                conf                    STATUS
+    deviations            conf                    what the next `apply` would repair, as text
 
 About all networks:
 
-    namespace   container               make its namespace unless it is there; the path
-    interfaces  container               network → interface
-    disconnect  network container       DEL of the container's interfaces in one network
-    detach      container               DEL of all, then remove the namespace
-    collect     valid                   remove all attachments and namespaces but these containers'
-    networks                            the names of those that `apply` remembers, and of these the
-                                        ones that no container is on
-    remove      network                 the network, and everything attached to it
-    balance     table                   VIPs, published ports and policies; see `endpointtable`
-    connections                         how many the kernel tracks, and of how many at most
-    underlay    address vxlan           the interface with that address of this host, and its MTU;
-                                        also the MTU of a tunnel device, 0 if it is not there
-    expose      exposure                what of the cluster's hosts is closed to containers; see
-                                        `hostaccess`
-    unbalanced                          what the next `balance` would repair, as text
-    tunnels     tunnels                 those of encrypted networks; see
-                                        `wireguardtunnels`
-    untunnel                            have none
-    encryption                          why this kernel cannot encrypt, empty if it can; its keys
-    bring       container interface     one that another program made, into the container; see
-                                        `interfacemove`
-    take_back   container interface     the other way
+    namespace             container               create its namespace unless it exists; the path
+    interfaces            container               network → interface
+    disconnect            network container       DEL of the container's interfaces in one network
+    detach                container               DEL of all, then remove the namespace
+    collect               valid                   remove all attachments and namespaces except those
+                                                  of these containers
+    networks                                      names of the recorded networks, and of those
+                                                  without containers
+    remove                network                 the network, and everything attached to it
+    balance               table                   VIPs, published ports and policies; see
+                                                  `endpointtable`
+    balance_deviations                            what the next `balance` would repair, as text
+    connections                                   usage of the connection tracking table
+    underlay              address vxlan           the interface with that address of this host, and
+                                                  its MTU; the MTU of a VXLAN device, 0 without it
+    expose                exposure                access of containers to the cluster's hosts; see
+                                                  `hostaccess`
+    exposure_deviations                           what the next `expose` would repair, as text
+    forgeries                                     dropped packets with forged sources, by container
+    tunnels               tunnels                 WireGuard tunnels; see `wireguardtunnels`
+    remove_tunnels                                remove all tunnels
+    encryption                                    why this kernel cannot encrypt, empty if it can;
+                                                  the keys of this host
+    move_interface_in     container interface     move an interface of another program into the
+                                                  container; see `interfacemove`
+    move_interface_out    container interface     move it back
 """
 
 from __future__ import annotations
@@ -71,24 +75,24 @@ from orchestrator.cni.netlink import conntrack, namespaces
 from orchestrator.cni.netlink import links as netlink
 from orchestrator.cni.netlink.netlinksocket import RouteSocket
 from orchestrator.cni.overlay import vxlan, wireguardtunnels
-from orchestrator.cni.overlay.wireguardtunnels import Tunnel
+from orchestrator.cni.overlay.wireguardtunnels import WireGuardTunnels
 from orchestrator.cni.plugin.protocol import failure
 
 
 @dataclass
-class Desk:
-    """What requests are served with."""
+class HelperState:
+    """The state with which requests are served."""
 
     host: Host
     namespaces: Path
     balancer: Balancer = field(default_factory=Balancer)
     exposed: hostaccess.Exposure | None = None
-    """What was last to be closed to containers."""
+    """The last `expose` request."""
 
     @cached_property
-    def tunnel(self) -> Tunnel:
-        """This host's end of all tunnels."""
-        return Tunnel(self.host.data_dir, self.host.sock, self.host.nft)
+    def tunnels(self) -> WireGuardTunnels:
+        """This host's WireGuard tunnels."""
+        return WireGuardTunnels(self.host.data_dir, self.host.sock, self.host.nft)
 
     def container(self, request: Mapping[str, Any]) -> str:
         """The container that a request is about."""
@@ -107,36 +111,36 @@ class Desk:
 # -- about one network ---------------------------------------------------------------------------
 
 
-def _apply(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> None:
-    attachment.remember(desk.host, request["conf"])
-    attachment.apply(desk.host, conf)
+def _apply(state: HelperState, conf: NetConf, request: Mapping[str, Any]) -> None:
+    attachment.remember(state.host, request["conf"])
+    attachment.apply(state.host, conf)
 
 
-def _attach(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> dict[str, Any]:
-    target = desk.target(request)
+def _attach(state: HelperState, conf: NetConf, request: Mapping[str, Any]) -> dict[str, Any]:
+    target = state.target(request)
     made = namespaces.ensure(Path(target.netns))
     try:
-        return attachment.add(desk.host, conf, target)
+        return attachment.add(state.host, conf, target)
     except BaseException:
         if made:
             namespaces.remove(Path(target.netns))
         raise
 
 
-def _check(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> None:
-    verification.check(desk.host, conf, desk.target(request))
+def _check(state: HelperState, conf: NetConf, request: Mapping[str, Any]) -> None:
+    verification.check(state.host, conf, state.target(request))
 
 
-def _deviations(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> dict[str, Any]:
-    return {"deviations": verification.deviations(desk.host, conf)}
+def _deviations(state: HelperState, conf: NetConf, request: Mapping[str, Any]) -> dict[str, Any]:
+    return {"deviations": verification.deviations(state.host, conf)}
 
 
-def _status(desk: Desk, conf: NetConf, request: Mapping[str, Any]) -> None:
-    verification.status(desk.host, conf)
+def _status(state: HelperState, conf: NetConf, request: Mapping[str, Any]) -> None:
+    verification.status(state.host, conf)
 
 
-Service = Callable[[Desk, Mapping[str, Any]], dict[str, Any] | None]
-Operation = Callable[[Desk, NetConf, Mapping[str, Any]], dict[str, Any] | None]
+Service = Callable[[HelperState, Mapping[str, Any]], dict[str, Any] | None]
+Operation = Callable[[HelperState, NetConf, Mapping[str, Any]], dict[str, Any] | None]
 
 OPERATIONS: dict[str, Operation] = {
     "apply": _apply,
@@ -150,81 +154,83 @@ OPERATIONS: dict[str, Operation] = {
 # -- about all networks --------------------------------------------------------------------------
 
 
-def _namespace(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
-    path = desk.namespaces / desk.container(request)
+def _namespace(state: HelperState, request: Mapping[str, Any]) -> dict[str, Any]:
+    path = state.namespaces / state.container(request)
     if not namespaces.ensure(path):
-        # It may have been made elsewhere, and be as new.
+        # Another program may have created it, with loopback down.
         with namespaces.opened(path) as there, namespaces.route_socket(there) as within:
             netlink.set_loopback_up(within)
     return {"path": str(path)}
 
 
-def _interfaces(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
-    leases = desk.host.ipam.leases(container=desk.container(request))
+def _interfaces(state: HelperState, request: Mapping[str, Any]) -> dict[str, Any]:
+    leases = state.host.ipam.leases(container=state.container(request))
     return {"interfaces": {lease.key.network: lease.key.ifname for lease in leases}}
 
 
-def _disconnect(desk: Desk, request: Mapping[str, Any]) -> None:
-    container, network = desk.container(request), str(request["network"])
-    conf = attachment.known(desk.host, network)
+def _disconnect(state: HelperState, request: Mapping[str, Any]) -> None:
+    container, network = state.container(request), str(request["network"])
+    conf = attachment.known(state.host, network)
     if conf is None:
         return
-    for lease in desk.host.ipam.leases(container=container):
+    for lease in state.host.ipam.leases(container=container):
         if lease.key.network == network:
             gone = Attachment(container, lease.key.ifname, lease.netns)
-            attachment.delete(desk.host, conf, gone)
+            attachment.delete(state.host, conf, gone)
 
 
-def _detach(desk: Desk, request: Mapping[str, Any]) -> None:
-    container = desk.container(request)
-    attachment.retire(desk.host, container, desk.namespaces / container)
+def _detach(state: HelperState, request: Mapping[str, Any]) -> None:
+    container = state.container(request)
+    attachment.detach_container(state.host, container, state.namespaces / container)
 
 
-def _collect(desk: Desk, request: Mapping[str, Any]) -> None:
+def _collect(state: HelperState, request: Mapping[str, Any]) -> None:
     valid = {str(container) for container in request.get("valid", ())}
     kept = {
         (lease.key.container, lease.key.ifname)
-        for lease in desk.host.ipam.leases()
+        for lease in state.host.ipam.leases()
         if lease.key.container in valid
     }
-    networks = desk.host.ipam.networks()
+    networks = state.host.ipam.networks()
     for name in networks:
-        conf = attachment.known(desk.host, name)
+        conf = attachment.known(state.host, name)
         if conf is not None:
-            attachment.collect(desk.host, conf, kept)
-    for path in sorted(desk.namespaces.glob("*")):
+            attachment.collect(state.host, conf, kept)
+    for path in sorted(state.namespaces.glob("*")):
         if path.name not in valid:
             namespaces.remove(path)
 
 
-def _networks(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
-    known = sorted(desk.host.ipam.networks())
-    used = {lease.key.network for lease in desk.host.ipam.leases()}
+def _networks(state: HelperState, request: Mapping[str, Any]) -> dict[str, Any]:
+    known = sorted(state.host.ipam.networks())
+    used = {lease.key.network for lease in state.host.ipam.leases()}
     return {"networks": known, "unused": [name for name in known if name not in used]}
 
 
-def _remove(desk: Desk, request: Mapping[str, Any]) -> None:
-    conf = attachment.known(desk.host, str(request["network"]))
+def _remove(state: HelperState, request: Mapping[str, Any]) -> None:
+    conf = attachment.known(state.host, str(request["network"]))
     if conf is not None:
-        attachment.remove(desk.host, conf)
+        attachment.remove(state.host, conf)
 
 
-def _balance(desk: Desk, request: Mapping[str, Any]) -> None:
-    desk.balancer.apply(desk.host.sock, desk.host.nft, endpointtable.parse(request["table"]))
+def _balance(state: HelperState, request: Mapping[str, Any]) -> None:
+    state.balancer.apply(state.host.sock, state.host.nft, endpointtable.parse(request["table"]))
 
 
-def _expose(desk: Desk, request: Mapping[str, Any]) -> None:
+def _expose(state: HelperState, request: Mapping[str, Any]) -> None:
     wanted = hostaccess.parse(jsonfields.mapping(request.get("exposure"), "exposure"))
-    desk.exposed = wanted
-    sock = desk.host.sock
+    state.exposed = wanted
+    sock = state.host.sock
     try:
-        desk.host.nft.ensure(hostaccess.SUBJECT, hostaccess.script(wanted, _leading(sock, wanted)))
+        state.host.nft.ensure(
+            hostaccess.SUBJECT, hostaccess.script(wanted, _underlay_interfaces(sock, wanted))
+        )
     except NftError as error:
         raise failed("ports closed to containers", error) from error
-    externalnetworks.ensure(sock, desk.host.nft, wanted.checked)
+    externalnetworks.ensure(sock, state.host.nft, wanted.checked)
 
 
-def _leading(sock: RouteSocket, wanted: hostaccess.Exposure) -> list[str]:
+def _underlay_interfaces(sock: RouteSocket, wanted: hostaccess.Exposure) -> list[str]:
     """The interfaces with an address of the cluster's hosts."""
     hosts = set(wanted.hosts)
     own = {index for index, present in netlink.addresses(sock) if present.ip in hosts}
@@ -232,67 +238,67 @@ def _leading(sock: RouteSocket, wanted: hostaccess.Exposure) -> list[str]:
     return [link.name for link in links if link is not None]
 
 
-def _unexposed(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
-    wanted, sock, nft = desk.exposed, desk.host.sock, desk.host.nft
+def _exposure_deviations(state: HelperState, request: Mapping[str, Any]) -> dict[str, Any]:
+    wanted, sock, nft = state.exposed, state.host.sock, state.host.nft
     if wanted is None:
         return {"deviations": []}
-    closed = hostaccess.deviations(nft, wanted, _leading(sock, wanted))
+    closed = hostaccess.deviations(nft, wanted, _underlay_interfaces(sock, wanted))
     return {"deviations": [*closed, *externalnetworks.deviations(sock, wanted.checked)]}
 
 
-def _forgeries(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
+def _forgeries(state: HelperState, request: Mapping[str, Any]) -> dict[str, Any]:
     found = []
-    for name in sorted(desk.host.ipam.networks()):
-        conf = attachment.known(desk.host, name)
+    for name in sorted(state.host.ipam.networks()):
+        conf = attachment.known(state.host, name)
         if conf is not None:
-            for container, packets in attachment.forgeries(desk.host, conf).items():
+            for container, packets in attachment.forgeries(state.host, conf).items():
                 found.append({"network": name, "container": container, "packets": packets})
-    checked = desk.exposed.checked if desk.exposed is not None else ()
-    for guest, packets in externalnetworks.dropped(desk.host.sock, desk.host.nft, checked):
+    checked = state.exposed.checked if state.exposed is not None else ()
+    for guest, packets in externalnetworks.dropped(state.host.sock, state.host.nft, checked):
         found.append({"network": guest.network, "container": guest.container, "packets": packets})
     return {"forgeries": found}
 
 
-def _connections(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
+def _connections(state: HelperState, request: Mapping[str, Any]) -> dict[str, Any]:
     usage = conntrack.usage()
     return {"count": usage.count, "limit": usage.limit, "refused": usage.refused}
 
 
-def _underlay(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
+def _underlay(state: HelperState, request: Mapping[str, Any]) -> dict[str, Any]:
     address = jsonfields.address4(request.get("address"), "address")
-    under = vxlan.underlay(desk.host.sock, address)
-    device = netlink.get_link(desk.host.sock, jsonfields.interface(request.get("vxlan"), "vxlan"))
+    under = vxlan.underlay(state.host.sock, address)
+    device = netlink.get_link(state.host.sock, jsonfields.interface(request.get("vxlan"), "vxlan"))
     return {"device": under.name, "mtu": under.mtu, "tunnel": device.mtu if device else 0}
 
 
-def _unbalanced(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
-    return {"deviations": desk.balancer.deviations()}
+def _balance_deviations(state: HelperState, request: Mapping[str, Any]) -> dict[str, Any]:
+    return {"deviations": state.balancer.deviations()}
 
 
-def _tunnels(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
-    return desk.tunnel.apply(wireguardtunnels.parse(request["tunnels"]))
+def _tunnels(state: HelperState, request: Mapping[str, Any]) -> dict[str, Any]:
+    return state.tunnels.apply(wireguardtunnels.parse(request["tunnels"]))
 
 
-def _untunnel(desk: Desk, request: Mapping[str, Any]) -> None:
-    desk.tunnel.remove()
+def _remove_tunnels(state: HelperState, request: Mapping[str, Any]) -> None:
+    state.tunnels.remove()
 
 
-def _encryption(desk: Desk, request: Mapping[str, Any]) -> dict[str, Any]:
-    return {"why": wireguardtunnels.lacks(), "keys": desk.tunnel.keys()}
+def _encryption(state: HelperState, request: Mapping[str, Any]) -> dict[str, Any]:
+    return {"why": wireguardtunnels.unsupported_reason(), "keys": state.tunnels.keys()}
 
 
-def _bring(desk: Desk, request: Mapping[str, Any]) -> None:
+def _move_interface_in(state: HelperState, request: Mapping[str, Any]) -> None:
     wanted = interfacemove.parse(request["interface"])
-    with namespaces.opened(desk.namespaces / desk.container(request)) as there:
-        interfacemove.bring(desk.host.sock, there, wanted)
+    with namespaces.opened(state.namespaces / state.container(request)) as there:
+        interfacemove.move_in(state.host.sock, there, wanted)
 
 
-def _take_back(desk: Desk, request: Mapping[str, Any]) -> None:
-    path = desk.namespaces / desk.container(request)
+def _move_interface_out(state: HelperState, request: Mapping[str, Any]) -> None:
+    path = state.namespaces / state.container(request)
     if namespaces.exists(path):
         wanted = interfacemove.parse(request["interface"])
         with namespaces.opened(path) as there:
-            interfacemove.take_back(there, wanted.source, wanted.ifname)
+            interfacemove.move_out(there, wanted.source, wanted.ifname)
 
 
 GENERAL: dict[str, Service] = {
@@ -305,25 +311,25 @@ GENERAL: dict[str, Service] = {
     "remove": _remove,
     "balance": _balance,
     "expose": _expose,
-    "unexposed": _unexposed,
+    "exposure_deviations": _exposure_deviations,
     "forgeries": _forgeries,
     "connections": _connections,
     "underlay": _underlay,
-    "unbalanced": _unbalanced,
+    "balance_deviations": _balance_deviations,
     "tunnels": _tunnels,
-    "untunnel": _untunnel,
+    "remove_tunnels": _remove_tunnels,
     "encryption": _encryption,
-    "bring": _bring,
-    "take_back": _take_back,
+    "move_interface_in": _move_interface_in,
+    "move_interface_out": _move_interface_out,
 }
 
 
 def _about_network(operation: Operation, raw: Any) -> Service:
-    return lambda desk, request: operation(desk, parse(raw), request)
+    return lambda state, request: operation(state, parse(raw), request)
 
 
-def answer(desk: Desk, line: bytes) -> dict[str, Any]:
-    """Serve one request. Never raises but for being stopped."""
+def answer(state: HelperState, line: bytes) -> dict[str, Any]:
+    """Serve one request. Raises only what ends the process."""
     try:
         request = json.loads(line)
         number, name = request["id"], request["op"]
@@ -332,7 +338,7 @@ def answer(desk: Desk, line: bytes) -> dict[str, Any]:
         problem = CniError(Code.DECODING_FAILURE, "not a request of the helper", repr(error))
         return {"id": None, "error": failure(VERSION, problem)}
     try:
-        return {"id": number, "result": serve(desk, request) or {}}
+        return {"id": number, "result": serve(state, request) or {}}
     except CniError as error:
         problem = error
     except OSError as error:
@@ -343,15 +349,15 @@ def answer(desk: Desk, line: bytes) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Serve until stdin closes; a Ctrl-C is meant for the agent, which then closes it."""
+    """Serve until stdin closes. SIGINT is for the agent, which then closes it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Imported modules stay: the garbage collector need not walk them each time.
     gc.freeze()
     state_dir, netns_dir = Path(sys.argv[1]), Path(sys.argv[2])
     with Host(state_dir) as host:
-        desk = Desk(host, netns_dir)
+        state = HelperState(host, netns_dir)
         for line in sys.stdin.buffer:
-            sys.stdout.write(json.dumps(answer(desk, line)) + "\n")
+            sys.stdout.write(json.dumps(answer(state, line)) + "\n")
             sys.stdout.flush()
     return 0
 

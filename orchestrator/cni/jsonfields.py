@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A decoded configuration's fields, each taken with a check and the user's words; pure."""
+"""Fields of decoded JSON: type checks with messages for the user; pure."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 
 
 def invalid(message: str) -> CniError:
-    """A configuration that cannot be meant."""
+    """The error for an invalid configuration."""
     return CniError(Code.INVALID_CONFIG, message)
 
 
 def text(raw: Mapping[str, Any], key: str) -> str:
-    """A text that is not empty."""
+    """A non-empty string."""
     value = raw.get(key)
     if not isinstance(value, str) or not value:
         raise invalid(f"{key} is missing")
@@ -39,7 +39,7 @@ def text(raw: Mapping[str, Any], key: str) -> str:
 
 
 def mapping(value: object, key: str) -> Mapping[str, Any]:
-    """An object; an absent one is empty."""
+    """An object; empty if absent."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -48,7 +48,7 @@ def mapping(value: object, key: str) -> Mapping[str, Any]:
 
 
 def mappings(value: object, key: str) -> list[Mapping[str, Any]]:
-    """A list of objects; an absent one is empty."""
+    """A list of objects; empty if absent."""
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(entry, Mapping) for entry in value):
@@ -57,7 +57,7 @@ def mappings(value: object, key: str) -> list[Mapping[str, Any]]:
 
 
 def listed(value: object, key: str) -> list[Any]:
-    """A list; an absent one is empty."""
+    """A list; empty if absent."""
     if value is None:
         return []
     if not isinstance(value, list):
@@ -66,7 +66,7 @@ def listed(value: object, key: str) -> list[Any]:
 
 
 def integer(value: object, key: str, low: int, high: int) -> int:
-    """A whole number in a range."""
+    """An integer from `low` to `high`."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise invalid(f"{key} {value!r}: give a whole number from {low} to {high}")
     return value
@@ -89,7 +89,7 @@ def network6(value: object, key: str) -> IPv6Network:
 
 
 def networks(value: object, key: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    """A list of networks of both families; absent: none."""
+    """A list of networks of both families; empty if absent."""
     return tuple(
         network6(one, key) if ":" in str(one) else network4(one, key) for one in listed(value, key)
     )
@@ -112,7 +112,7 @@ def address6(value: object, key: str) -> IPv6Address:
 
 
 def address(value: object, key: str) -> Address:
-    """An address of either family; a prefix length behind it is dropped."""
+    """An address of either family; a prefix length is ignored."""
     try:
         return ip_address(str(value).partition("/")[0])
     except ValueError as error:

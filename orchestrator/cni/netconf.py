@@ -1,41 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network configuration, as a runtime or the agent hands it over: parsed, checked, typed.
+"""The network configuration that a runtime or the agent passes: parsed, validated, typed.
 
 Pure. Keys besides those of the CNI specification, with their defaults:
 
     bridge         name of the bridge                             "orc0"
-    subnet         this host's part of the network                required
+    subnet         this host's subnet of the network              required
     clusterCIDR    the whole network: not masqueraded within      subnet
-    subnet6        this host's part of it in IPv6; absent: none
+    subnet6        this host's IPv6 subnet; absent: no IPv6
     clusterCIDR6   the whole network in IPv6                      subnet6
     gateway        this host's address in `subnet`                the first one
-    ipRange        addresses come from this part of `subnet`      subnet
-    reserved       addresses that only those get who ask for them []
-    quarantine     seconds for which a released address is kept back, unless all others are taken 60
-    internal       there is no way out of the network, nor in     false
+    ipRange        addresses are allocated from this part of it   subnet
+    reserved       addresses that are allocated on request only   []
+    quarantine     seconds before a released address is reused   60
+    internal       no traffic out of the network, nor in          false
     sourceCheck    containers send with their own addresses only  true
-    allowedSources subnets of which they may have others besides  []
-    ipMasq         masquerade what leaves the network             true
+    allowedSources subnets from which they may use others too     []
+    ipMasq         masquerade traffic that leaves the network     true
     mtu            bytes; 0 derives it from the underlay          0
-    pathMtu        bytes that all paths of the underlay carry     what its interface does
-    dataDir        where addresses are kept                       "/var/lib/orc/cni"
+    pathMtu        bytes that all paths of the underlay carry     its interface's MTU
+    dataDir        folder of the address leases                   "/var/lib/orc/cni"
     vni            VXLAN network identifier; absent: a network of this host alone
-    vxlan          name of the tunnel device                      "orcvx" + vni
+    vxlan          name of the VXLAN device                       "orcvx" + vni
     vxlanPort      UDP port                                       4789
     nodeAddress    this host's address on the underlay            required with vni
-    encrypted      packets leave this host by `tunnels` only      false
+    encrypted      packets leave this host through WireGuard only false
     peers          [{"subnet", "subnet6", "address", "addresses"}] []
 
-`address` of a peer is one of the underlay; of an encrypted network it is the host's address inside
-the tunnels, which must be there already. `addresses` are those that its containers have although
-they are not of its part.
+`address` of a peer is one of the underlay; in an encrypted network it is the host's address inside
+the tunnels, which must exist already. `addresses` are those of its containers outside its subnet.
 
-What one attachment asks for (`Wanted`) comes in `runtimeConfig`: `portMappings`, `mac`, and `ips`,
-one fixed address of each family at most; `mac` and `ips` also in `args.cni`; and by `defaultRoute`
-(true): whether the container's way out is by this network.
+Settings of one attachment (`RuntimeConfig`) come in `runtimeConfig`: `portMappings`, `mac`, and
+`ips`, at most one fixed address of each family; `mac` and `ips` also in `args.cni`; and in
+`defaultRoute` (true): whether the container's default route is through this network.
 
-A container's IPv6 address has in `subnet6` the place that its IPv4 address has in `subnet`, unless
-it asked for another one.
+A container's IPv6 address has in `subnet6` the offset that its IPv4 address has in `subnet`, unless
+another one is requested.
 """
 
 from __future__ import annotations
@@ -82,13 +81,13 @@ class PortMapping:
 
     @property
     def order(self) -> tuple[int, int, str, str]:
-        """By which ports are sorted."""
+        """The sort key."""
         return self.host_port, self.container_port, self.protocol, str(self.host_ip)
 
 
 @record
-class Wanted:
-    """What one attachment asks for; an empty MAC and absent addresses are chosen for it."""
+class RuntimeConfig:
+    """Settings of one attachment; an empty MAC and absent addresses are allocated."""
 
     ports: tuple[PortMapping, ...] = ()
     address: IPv4Address | None = None
@@ -111,19 +110,19 @@ class Overlay:
 
     @property
     def vxlan(self) -> Vxlan:
-        """What its tunnel device is."""
+        """The properties of its VXLAN device."""
         local = IPv4Address(0) if self.encrypted else self.node
         return Vxlan(self.vni, local, self.port, learning=False, ipv6=self.encrypted)
 
     @property
     def overhead(self) -> int:
-        """Bytes by which a packet grows on its way to another host."""
+        """Bytes that encapsulation adds to a packet."""
         return ENCRYPTED_OVERHEAD if self.encrypted else OVERHEAD
 
 
 @record
-class Part6:
-    """A network's IPv6: this host's part, and the whole."""
+class SubnetIPv6:
+    """A network's IPv6: this host's subnet, and the whole."""
 
     subnet: IPv6Network
     cluster: IPv6Network
@@ -136,7 +135,7 @@ class Part6:
 
 @record
 class NetConf:
-    """A network on this host, and what an attachment to it asks for."""
+    """A network on this host, and the settings of an attachment to it."""
 
     version: str
     name: str
@@ -147,7 +146,7 @@ class NetConf:
     range: IPv4Network
     reserved: frozenset[Address]
     quarantine: int
-    ipv6: Part6 | None
+    ipv6: SubnetIPv6 | None
     internal: bool
     source_check: bool
     allowed_sources: tuple[Network, ...]
@@ -156,15 +155,15 @@ class NetConf:
     path_mtu: int
     data_dir: Path
     overlay: Overlay | None
-    wanted: Wanted
+    runtime_config: RuntimeConfig
     dns: Mapping[str, Any]
     previous: Mapping[str, Any] | None
     valid: frozenset[tuple[str, str]]
-    """(container, interface) of all attachments that GC leaves."""
+    """(container, interface) of all attachments that GC keeps."""
 
     @property
     def least_mtu(self) -> int:
-        """Bytes of a packet that each host of the network must take."""
+        """The smallest MTU that the network may have, in bytes."""
         return _least_mtu(self.ipv6)
 
     def twin(self, address: IPv4Address) -> IPv6Address | None:
@@ -192,7 +191,7 @@ def decode(data: str | bytes) -> dict[str, Any]:
 
 
 def version_of(raw: Mapping[str, Any]) -> str:
-    """The version that the caller speaks; raises `CniError` INCOMPATIBLE_VERSION."""
+    """The caller's CNI version; raises `CniError` INCOMPATIBLE_VERSION."""
     version = raw.get("cniVersion", "0.1.0")  # the specification's meaning of a missing version
     if version not in SUPPORTED:
         raise CniError(
@@ -203,7 +202,7 @@ def version_of(raw: Mapping[str, Any]) -> str:
 
 
 def parse(raw: Mapping[str, Any]) -> NetConf:
-    """Check a decoded configuration; raises `CniError` with the reason."""
+    """Validate a decoded configuration; raises `CniError` with the reason."""
     version = version_of(raw)
     name = jsonfields.text(raw, "name")
     if not IDENTIFIER.fullmatch(name):
@@ -222,7 +221,7 @@ def parse(raw: Mapping[str, Any]) -> NetConf:
     )
     if not subnet.subnet_of(cluster):
         raise invalid(f"subnet {subnet} is not part of clusterCIDR {cluster}")
-    ipv6 = _part6(raw, subnet)
+    ipv6 = _subnet6(raw, subnet)
     return NetConf(
         version=version,
         name=name,
@@ -245,7 +244,7 @@ def parse(raw: Mapping[str, Any]) -> NetConf:
         path_mtu=jsonfields.integer(raw.get("pathMtu", 0), "pathMtu", 0, MOST_MTU),
         data_dir=Path(str(raw.get("dataDir", "/var/lib/orc/cni"))),
         overlay=_overlay(raw, subnet, ipv6) if raw.get("vni") is not None else None,
-        wanted=wanted(raw, cluster, ipv6),
+        runtime_config=runtime_config(raw, cluster, ipv6),
         dns=jsonfields.mapping(raw.get("dns"), "dns"),
         previous=(
             jsonfields.mapping(raw["prevResult"], "prevResult") if raw.get("prevResult") else None
@@ -254,8 +253,10 @@ def parse(raw: Mapping[str, Any]) -> NetConf:
     )
 
 
-def wanted(raw: Mapping[str, Any], cluster: IPv4Network, ipv6: Part6 | None) -> Wanted:
-    """What an attachment asks for; raises `CniError`."""
+def runtime_config(
+    raw: Mapping[str, Any], cluster: IPv4Network, ipv6: SubnetIPv6 | None
+) -> RuntimeConfig:
+    """The settings of an attachment; raises `CniError`."""
     runtime = jsonfields.mapping(raw.get("runtimeConfig"), "runtimeConfig")
     args = jsonfields.mapping(jsonfields.mapping(raw.get("args"), "args").get("cni"), "args.cni")
     asked = jsonfields.listed(runtime.get("ips") or args.get("ips"), "ips")
@@ -273,7 +274,7 @@ def wanted(raw: Mapping[str, Any], cluster: IPv4Network, ipv6: Part6 | None) -> 
     if six is not None and ipv6 is not None and six not in ipv6.cluster:
         raise invalid(f"address {six} is not in the network {ipv6.cluster}")
     mac = runtime.get("mac") or args.get("mac")
-    return Wanted(
+    return RuntimeConfig(
         ports=port_mappings(runtime.get("portMappings")),
         address=four if isinstance(four, IPv4Address) else None,
         address6=six if isinstance(six, IPv6Address) else None,
@@ -283,7 +284,7 @@ def wanted(raw: Mapping[str, Any], cluster: IPv4Network, ipv6: Part6 | None) -> 
 
 
 def port_mappings(raw: object) -> tuple[PortMapping, ...]:
-    """The published ports; of the same port given twice, for one purpose, one remains."""
+    """The published ports, without duplicates; raises `CniError` if two conflict."""
     found = set()
     for entry in jsonfields.mappings(raw, "portMappings"):
         protocol = str(entry.get("protocol") or "tcp").lower()
@@ -309,7 +310,7 @@ def port_mappings(raw: object) -> tuple[PortMapping, ...]:
     return ports
 
 
-def _part6(raw: Mapping[str, Any], subnet: IPv4Network) -> Part6 | None:
+def _subnet6(raw: Mapping[str, Any], subnet: IPv4Network) -> SubnetIPv6 | None:
     if not raw.get("subnet6"):
         return None
     part = jsonfields.network6(raw["subnet6"], "subnet6")
@@ -318,7 +319,7 @@ def _part6(raw: Mapping[str, Any], subnet: IPv4Network) -> Part6 | None:
     whole = jsonfields.network6(raw.get("clusterCIDR6") or part, "clusterCIDR6")
     if not part.subnet_of(whole):
         raise invalid(f"subnet6 {part} is not part of clusterCIDR6 {whole}")
-    return Part6(part, whole)
+    return SubnetIPv6(part, whole)
 
 
 def _gateway(raw: Mapping[str, Any], subnet: IPv4Network) -> IPv4Address:
@@ -339,16 +340,16 @@ def _range(raw: Mapping[str, Any], subnet: IPv4Network) -> IPv4Network:
     return found
 
 
-def _mtu(raw: Mapping[str, Any], ipv6: Part6 | None) -> int:
+def _mtu(raw: Mapping[str, Any], ipv6: SubnetIPv6 | None) -> int:
     asked = raw.get("mtu", 0)
     return jsonfields.integer(asked, "mtu", _least_mtu(ipv6), MOST_MTU) if asked else 0
 
 
-def _least_mtu(ipv6: Part6 | None) -> int:
+def _least_mtu(ipv6: SubnetIPv6 | None) -> int:
     return LEAST_MTU6 if ipv6 is not None else LEAST_MTU
 
 
-def _overlay(raw: Mapping[str, Any], subnet: IPv4Network, ipv6: Part6 | None) -> Overlay:
+def _overlay(raw: Mapping[str, Any], subnet: IPv4Network, ipv6: SubnetIPv6 | None) -> Overlay:
     vni = jsonfields.integer(raw.get("vni"), "vni", 1, (1 << 24) - 1)
     node_address = jsonfields.address4(raw.get("nodeAddress"), "nodeAddress")
     encrypted = raw.get("encrypted", False) is True

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's entries for the other hosts of an overlay: desired, and the difference to present.
+"""Peers of an overlay: the desired kernel entries, and the difference to the present ones.
 
-Pure: no socket, no clock. A peer is three entries (see the package's docstring), two more where the
-network has IPv6, and a route for each address that its containers have outside of its subnet. All
-of them are compared with the kernel at each pass, so an entry that was removed comes back, a
-stale one is removed, and a lost message loses nothing.
+Pure: no socket, no clock. A peer has three entries (see the package's docstring), two more where
+the network has IPv6, and a route for each address of its containers outside its subnet. Each pass
+compares all of them with the kernel, restores missing entries and removes stale ones.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from orchestrator.cni.netlink.routing import RouteEntry
 
 @record
 class Peer:
-    """A host of the overlay: its part of the network, the address that leads to it.
+    """A host of the overlay: its subnet, and its address on the underlay.
 
-    `addresses` are those of its containers that are not of its part.
+    `addresses` are those of its containers that are outside its subnet.
     """
 
     subnet: IPv4Network
@@ -39,48 +38,48 @@ class Peer:
 
 @record
 class Neighbour:
-    """`address`, on the VXLAN device, has `mac`."""
+    """A neighbour entry of the VXLAN device."""
 
     address: Address
     mac: str
 
 
 @record
-class Forward:
-    """`mac`, on the VXLAN device, is behind `host`."""
+class FdbEntry:
+    """An FDB entry of the VXLAN device: frames to `mac` go to the VTEP at `host`."""
 
     mac: str
     host: Address
 
 
-Entry = RouteEntry | Neighbour | Forward
+Entry = RouteEntry | Neighbour | FdbEntry
 
 
 @record
 class Operations:
-    """First remove, then put; each in an order that never leaves a route to an unknown MAC."""
+    """Entries to remove, then those to add or replace, ordered so that no route lacks its MAC."""
 
     remove: tuple[Entry, ...]
     put: tuple[Entry, ...]
 
 
-def derived_mac(role: str, address: IPv4Address) -> str:
-    """A locally administered MAC that anyone can derive: 02, the role's letter, the address."""
+def derive_mac(role: str, address: IPv4Address) -> str:
+    """A locally administered MAC: 02, the role's letter, the IPv4 address."""
     return (b"\x02" + role.encode()[:1] + address.packed).hex(":")
 
 
 def vtep_address(subnet: IPv4Network) -> IPv4Address:
-    """The tunnel end of a subnet's host: the network address, which no container can have."""
+    """The VTEP's address of a subnet's host: the network address, which no container can have."""
     return subnet.network_address
 
 
 def vtep_mac(subnet: IPv4Network) -> str:
-    """The MAC of the tunnel end of a subnet's host."""
-    return derived_mac("v", vtep_address(subnet))
+    """The VTEP's MAC of a subnet's host."""
+    return derive_mac("v", vtep_address(subnet))
 
 
 def gateway(subnet: IPv4Network) -> IPv4Address:
-    """The bridge's address on a subnet's host: the first one."""
+    """The bridge's address on a subnet's host: the first of the subnet."""
     return subnet.network_address + 1
 
 
@@ -96,24 +95,24 @@ def twin(
     cluster6: IPv6Network,
     address: IPv4Address,
 ) -> IPv6Address:
-    """The IPv6 address at the place that `address` has in the IPv4 network.
+    """The IPv6 address at the offset that `address` has in the IPv4 network.
 
-    That is the same place in the same host's part; the parts follow each other in both families.
+    It is at the same offset of the same host's subnet; subnets have one order in both families.
     """
     if address in subnet:
         return subnet6.network_address + (int(address) - int(subnet.network_address))
     size = subnet.num_addresses
-    part, place = divmod(int(address) - int(cluster.network_address), size)
-    return cluster6.network_address + part * subnet6.num_addresses + place
+    slice_, offset = divmod(int(address) - int(cluster.network_address), size)
+    return cluster6.network_address + slice_ * subnet6.num_addresses + offset
 
 
 def desired(
     me: Peer, peers: Iterable[Peer], source: IPv4Address, held: Collection[Address] = ()
 ) -> frozenset[Entry]:
-    """The entries for all peers but myself; packets of this host itself come from `source`.
+    """The entries for all peers except this host, whose own packets have the address `source`.
 
-    An address that is `held` here has no route to another host: such a peer's data is outdated.
-    Raises ValueError, with words for the user, if two hosts claim the same or overlapping subnets.
+    An address that a container of this host has (`held`) gets no route to a peer: the peer's data
+    is outdated. Raises ValueError, with a message for the user, if subnets of two hosts overlap.
     """
     mine = (me.subnet, me.address)
     others = {peer for peer in peers if (peer.subnet, peer.address) != mine}
@@ -123,12 +122,12 @@ def desired(
     claimed = set(held)
     for peer in sorted(others, key=lambda peer: (peer.subnet, str(peer.addresses))):
         mac = vtep_mac(peer.subnet)
-        entries.add(Forward(mac, peer.address))
+        entries.add(FdbEntry(mac, peer.address))
         source6 = gateway6(me.subnet6) if me.subnet6 else None
-        ways: list[tuple[Network | None, Address | None]] = [(peer.subnet, source)]
+        sources: list[tuple[Network | None, Address | None]] = [(peer.subnet, source)]
         if source6 is not None:
-            ways.append((peer.subnet6, source6))
-        for network, own in ways:
+            sources.append((peer.subnet6, source6))
+        for network, own in sources:
             if network is None:
                 continue
             end = network.network_address
@@ -157,19 +156,19 @@ def _place(claim: tuple[Network, Address]) -> tuple[int, int, int]:
 
 
 def _key(entry: Entry) -> tuple[object, ...]:
-    """What the kernel replaces an entry by."""
+    """The key by which the kernel replaces an entry."""
     match entry:
         case RouteEntry():
             return ("route", entry.destination, entry.metric)
         case Neighbour():
             return ("neighbour", entry.address)
-        case Forward():
+        case FdbEntry():
             return ("forward", entry.mac)
 
 
 def _dependency(entry: Entry) -> tuple[int, str]:
     match entry:
-        case Forward():
+        case FdbEntry():
             return 0, entry.mac
         case Neighbour():
             return 1, entry.mac
@@ -178,11 +177,10 @@ def _dependency(entry: Entry) -> tuple[int, str]:
 
 
 def diff(wanted: frozenset[Entry], present: frozenset[Entry]) -> Operations:
-    """What turns `present` into `wanted`. Entries in both are left alone.
+    """The operations that turn `present` into `wanted`; entries in both stay untouched.
 
-    An entry that a wanted one replaces is not removed first, so its traffic is not interrupted.
-    If a second one with the same key was appended, replacing would keep one of them: then all
-    stale ones are removed.
+    An entry that a wanted one replaces is not removed first, so its traffic is not interrupted. If
+    several have the same key, replacing would leave the others: then all stale ones are removed.
     """
     kept = {_key(entry) for entry in wanted}
     count = Counter(_key(entry) for entry in present)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stack: networks, volumes, files and services by the names that they have in the
-cluster, which are Docker's (`STACK_NAME`)."""
+"""A stack: its networks, volumes, files and services under their names in the cluster, which follow
+Docker's rule (`STACK_NAME`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.model.specs import ServiceSpec
 
 @dataclass(frozen=True, slots=True)
 class StackNetwork:
-    """A network that a stack has or, if it is external, uses."""
+    """A network that a stack creates or, if external, uses."""
 
     name: str
     place: Place
@@ -35,7 +35,7 @@ class StackNetwork:
 
 @dataclass(frozen=True, slots=True)
 class StackVolume:
-    """A volume that a stack has or uses."""
+    """A volume that a stack creates or, if external, uses."""
 
     name: str
     place: Place
@@ -47,7 +47,7 @@ class StackVolume:
 
 @dataclass(frozen=True, slots=True)
 class StackFile:
-    """A secret or config that a stack has or uses."""
+    """A secret or config that a stack creates or, if external, uses."""
 
     kind: DocumentKind
     name: str
@@ -60,7 +60,7 @@ class StackFile:
 
 @dataclass(frozen=True, slots=True)
 class StackBuild:
-    """An image that is built before the stack is deployed."""
+    """An image to build before the stack is deployed."""
 
     image: str
     section: Map
@@ -80,7 +80,7 @@ class StackService:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """All that a stack is to be. Services stand behind those that they wait for."""
+    """The desired state of a stack. Services are in start order: dependencies first."""
 
     name: str
     services: tuple[StackService, ...]

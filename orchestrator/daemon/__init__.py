@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What managers and agents have in common as processes.
+"""Infrastructure of daemons, shared by managers and agents.
 
-Start and end, systemd, log lines, configuration files, proxies, background tasks. Nothing here
-knows what a manager or an agent does.
+Process life cycle, systemd, logging, configuration files, proxies, background tasks. Nothing here
+depends on the work of a manager or an agent.
 """

@@ -1,30 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A background task for exactly as long as a body of code runs.
+"""A background task with the lifetime of an `async with` block.
 
-`asyncio.TaskGroup` does the work; this adds what an `async with` of ours needs: the task ends when
-the body does, and an exception comes out as itself, not wrapped in a group of one.
+An `asyncio.TaskGroup` that cancels the task at the end of the block, and raises a single exception
+as itself instead of wrapped in a group.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 
 
 @asynccontextmanager
-async def background(work: Coroutine[object, object, None]) -> AsyncIterator[None]:
-    """Run `work` while the body runs.
+async def background(
+    work: Coroutine[object, object, None],
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Run `work` while the block runs; the block can end it earlier by calling what it receives.
 
-    If `work` raises, the body is cancelled and the exception comes out here. If the body ends or
-    raises, `work` is cancelled and waited for. If both fail, the group of both comes out.
+    If `work` raises, the block is cancelled and the exception is raised here. If the block ends or
+    raises, `work` is cancelled and awaited. If both fail, a group of both is raised.
     """
     try:
         async with asyncio.TaskGroup() as group:
             task = group.create_task(work)
-            yield
+
+            async def stop() -> None:
+                task.cancel()
+                await asyncio.wait((task,))
+
+            yield stop
             task.cancel()
-    except BaseExceptionGroup as several:
-        if len(several.exceptions) > 1:
+    except BaseExceptionGroup as error:
+        if len(error.exceptions) > 1:
             raise
-        raise several.exceptions[0] from several.exceptions[0].__cause__
+        raise error.exceptions[0] from error.exceptions[0].__cause__

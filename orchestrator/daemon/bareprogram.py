@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running a module as a short program in a bare interpreter, which starts in 10 ms.
 
-Such a program sees the standard library and this package, nothing of its environment and no other
-packages. Its module is imported and not run as a file, so that it need not be compiled each time.
+The program sees the standard library and this package, but no environment variables of Python and
+no other packages. The module is imported instead of run as a file, so that its bytecode is cached.
 """
 
 from __future__ import annotations
@@ -21,6 +21,6 @@ sys.exit(sys.modules[name].main(sys.argv[3:]))
 
 
 def command(module: str, *options: str) -> tuple[str, ...]:
-    """The words that run `main(argv)` of a module, to which the program's own arguments are added;
-    what it returns is the exit status. `options` are of the interpreter."""
+    """The command that runs `main(argv)` of a module, to which the caller appends arguments. The
+    result of `main` is the exit status. `options` are those of the interpreter."""
     return (sys.executable, "-I", "-S", *options, "-c", _START, _PACKAGES, module)

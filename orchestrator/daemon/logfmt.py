@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structured logs for the daemons: one line per event, `key=value`, with the ids that matter.
+"""Structured logs of daemons: one line of `key=value` per event (logfmt).
 
-Give ids as `extra`: `log.info("task failed", extra={"task": task.id, "node": node.id})`.
+Pass ids as `extra`: `log.info("task failed", extra={"task": task.id, "node": node.id})`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class KeyValueFormatter(logging.Formatter):
 
 
 def setup(level: str = "info") -> None:
-    """Send all logs from `level` (debug, info, warning, error) on to stderr."""
+    """Write logs of `level` (debug, info, warning, error) and above to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(KeyValueFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 
 def run_until_signalled(work: Coroutine[object, object, None]) -> None:
-    """Run `work`; SIGTERM and SIGINT cancel it and count as a clean end."""
+    """Run `work`; SIGTERM and SIGINT cancel it and count as success."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -29,9 +29,9 @@ def run_until_signalled(work: Coroutine[object, object, None]) -> None:
     asyncio.run(main())
 
 
-def take_precedence(nice: int) -> None:
-    """Have this process, and what it starts, run before others of its control group where all
-    processors are in use; as it is where that is not permitted. `nice` is negative."""
+def raise_priority(nice: int) -> None:
+    """Raise the CPU priority of this process and its children; no-op without permission. `nice` is
+    negative."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, nice)
 
@@ -50,15 +50,15 @@ class Supervisor:
 
     @classmethod
     def taken(cls) -> Supervisor:
-        """The one that the environment names, which is then named no more: an OCI runtime that
-        found it would take the container for the service."""
+        """The supervisor of the environment, whose variables are removed: an OCI runtime that
+        inherited them would pass them on to containers."""
         address = os.environ.pop("NOTIFY_SOCKET", "")
         period = os.environ.pop("WATCHDOG_USEC", "")
-        meant = os.environ.pop("WATCHDOG_PID", str(os.getpid()))
-        ours = period.isdigit() and meant == str(os.getpid())
+        pid = os.environ.pop("WATCHDOG_PID", str(os.getpid()))
+        ours = period.isdigit() and pid == str(os.getpid())
         return cls(address, int(period) / _MICROSECONDS if ours else 0.0)
 
-    def tell(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """Send a notification; errors are ignored."""
         if not self.address:
             return
@@ -68,9 +68,12 @@ class Supervisor:
             with suppress(OSError):
                 sender.sendto(text.encode(), address)
 
-    async def attend(self) -> None:
-        """Report that the daemon is ready, then that its event loop runs, until cancelled."""
-        self.tell("READY=1")
+    async def attend(self, *, locked: bool = False) -> None:
+        """Report that the daemon is ready, then that its event loop runs, until cancelled. A locked
+        one counts as ready, so that it is not restarted for being slow."""
+        self.notify("READY=1")
+        # An empty status clears an earlier one.
+        self.notify("STATUS=" + ("locked: run 'orc cluster unlock'" if locked else ""))
         while self.watchdog:
-            self.tell("WATCHDOG=1")
+            self.notify("WATCHDOG=1")
             await asyncio.sleep(self.watchdog / 3)

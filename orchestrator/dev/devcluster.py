@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import shutil
 import socket
 import subprocess
@@ -23,7 +24,8 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.dev import hostcgroups, underlay
+from orchestrator.daemon import bareprogram
+from orchestrator.dev import hostcgroups, hostrole, underlay
 from orchestrator.dev.devhost import Host, orc_command
 from orchestrator.dev.devplan import (
     ClusterPlan,
@@ -139,10 +141,10 @@ class DevCluster:
 
     # ---- up
 
-    def up(self, managers: int, nodes: int, say: Say, within: float = 60.0) -> ClusterPlan:
+    def up(self, managers: int, nodes: int, say: Say, within: float = 120.0) -> ClusterPlan:
         """Bring up what is not up yet, and return when every node is ready.
 
-        More nodes than before are added; fewer change nothing. Raises DevError with what failed.
+        More hosts than before are added; fewer change nothing. Raises DevError with what failed.
         """
         check_size(managers, nodes)
         deadline = time.monotonic() + within
@@ -154,11 +156,17 @@ class DevCluster:
             hosts = [self._at(host) for host in plan.hosts]
             _parallel(lambda host: host.boot(plan), hosts)
             say(f"{len(hosts)} hosts on {plan.subnet} (this machine is {plan.gateway})")
-            manager, workers = hosts[0], hosts[1:]
+            leading, workers = hosts[: plan.managers], hosts[plan.managers :]
+            manager, others = leading[0], leading[1:]
             self._ensure_manager(plan, manager)
             token = self._token(plan, manager, deadline)
             say(f"manager at {manager.plan.address}:{API_PORT}, context {plan.name!r}")
+            if others:
+                self._ensure_other_managers(plan, manager, others)
             _parallel(lambda node: self._ensure_agent(plan, node, manager, token), workers)
+            if others:
+                self._await_managers(plan, leading, deadline)
+                say(f"{len(leading)} managers ready")
             self._allow_all(plan, self._await_nodes(plan, workers, deadline))
             say("1 node ready" if len(workers) == 1 else f"{len(workers)} nodes ready")
         return plan
@@ -179,8 +187,10 @@ class DevCluster:
                     config_home=os.environ.get("XDG_CONFIG_HOME"),
                 )
                 self._write(plan)
-        elif nodes > plan.nodes:
-            plan = replace(plan, nodes=nodes)
+        elif nodes > plan.nodes or managers > plan.managers:
+            plan = replace(
+                plan, nodes=max(nodes, plan.nodes), managers=max(managers, plan.managers)
+            )
             self._write(plan)
         return plan
 
@@ -200,6 +210,34 @@ class DevCluster:
             self._orc(plan, "context", "use", plan.name)
         self._start_daemon(manager)
 
+    def _ensure_other_managers(
+        self, plan: ClusterPlan, first: Host, others: Sequence[Host]
+    ) -> None:
+        """Join the managers after the first. etcd takes one learner at a time; the others wait."""
+        token = self._orc(plan, "cluster", "token", "manager", "-q").strip()
+        to = f"{first.plan.address}:{JOIN_PORT}"
+
+        def join(host: Host) -> None:
+            flags = ["--token", token, "--data-dir", str(host.data)]
+            flags += ["--address", str(host.plan.address)]
+            self._once(plan, host, ["cluster", "join", *flags, to], resumes=True)
+            self._start_daemon(host)
+
+        _parallel(join, others)
+
+    def _await_managers(self, plan: ClusterPlan, managers: Sequence[Host], deadline: float) -> None:
+        """Wait until every manager serves. The command also adds them to the context."""
+        names = {manager.plan.name for manager in managers if not manager.partitioned}
+
+        def ask() -> bool:
+            rows = json.loads(self._orc(plan, "manager", "ls", "--format", "json"))
+            waiting = names - {row["hostname"] for row in rows if row["state"] == "ready"}
+            if waiting:
+                raise DevError(f"waiting for {', '.join(sorted(waiting))}")
+            return True
+
+        _await(ask, deadline, managers, "not every manager is ready")
+
     def _ensure_agent(self, plan: ClusterPlan, node: Host, manager: Host, token: str) -> None:
         flags = ["--token", token, "--data-dir", str(node.data)]
         flags += ["--address", str(node.plan.address)]
@@ -207,17 +245,20 @@ class DevCluster:
         self._once(plan, node, ["cluster", "join", *flags, to])
         self._start_daemon(node)
 
-    def _once(self, plan: ClusterPlan, host: Host, arguments: Sequence[str]) -> bool:
+    def _once(
+        self, plan: ClusterPlan, host: Host, arguments: Sequence[str], *, resumes: bool = False
+    ) -> bool:
         """Run an `orc` command in a host that must succeed exactly once in its disk's life.
 
-        False if it did so before.
+        False if it did so before. `resumes`: it continues an interrupted attempt by itself.
         """
         marker = host.directory / "enrolled"
         if marker.exists():
             return False
-        # What an interrupted attempt left is half of something.
-        shutil.rmtree(host.data)
-        host.data.mkdir(mode=0o700)
+        if not resumes:
+            # What an interrupted attempt left is half of something.
+            shutil.rmtree(host.data)
+            host.data.mkdir(mode=0o700)
         argv = host.enter([*self._command, *arguments])
         _run(argv, _user_environment(plan), f"orc {' '.join(arguments[:2])}")
         marker.touch()
@@ -227,7 +268,14 @@ class DevCluster:
         command = [*self._command, host.plan.daemon, "--data-dir", str(host.data)]
         if host.plan.role == "node":
             command += ["--run-dir", "/run/orc", "--cgroup-parent", f"/{host.plan.cgroup}"]
+            role = bareprogram.command("orchestrator.dev.hostrole")
+            promotion = [*role, str(host.directory), *self._command, "--"]
+            command += ["--manager-command", shlex.join(promotion)]
         host.start([*command, *flags])
+        if (host.directory / hostrole.DATA / "manager.json").exists():
+            # It was promoted.
+            manager = ["manager", "--data-dir", str(host.directory / hostrole.DATA)]
+            host.start([*self._command, *manager], daemon="manager")
 
     def _token(self, plan: ClusterPlan, manager: Host, deadline: float) -> str:
         def ask() -> str | None:

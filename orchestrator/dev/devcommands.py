@@ -75,20 +75,22 @@ def _example(line: str) -> str:
     return f"\b\nExample:\n  {line}"
 
 
-def _words(act: Callable[P, None]) -> Callable[P, None]:
-    """Run as root only, and show a refusal as one line."""
+def _as_root(act: Callable[P, None]) -> Callable[P, None]:
+    """Require root, and print errors as one line."""
 
     @wraps(act)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             if os.geteuid() != 0:
-                raise DevError("a dev cluster makes network and mount namespaces: run this as root")
+                raise DevError(
+                    "a dev cluster needs network and mount namespaces: run this command as root"
+                )
             act(*args, **kwargs)
         except DevError as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
             click.echo(
-                "interrupted: 'orc dev up' goes on from here, 'orc dev down' removes it", err=True
+                "interrupted: 'orc dev up' continues, 'orc dev down' removes the cluster", err=True
             )
             raise click.exceptions.Exit(_INTERRUPTED) from None
 
@@ -97,36 +99,36 @@ def _words(act: Callable[P, None]) -> Callable[P, None]:
 
 @click.group(epilog=_example("orc dev up && orc node ls"))
 def dev() -> None:
-    """A cluster of real hosts, made of namespaces on this machine."""
+    """A cluster on this machine, with namespaces as hosts."""
 
 
 @dev.command(epilog=_example("orc dev up --nodes 5"))
-@click.option("--nodes", default=3, show_default=True, help="How many nodes (agents).")
-@click.option("--managers", default=1, show_default=True, help="How many managers.")
+@click.option("--nodes", default=3, show_default=True, help="Number of nodes (agents).")
+@click.option("--managers", default=1, show_default=True, help="Number of managers.")
 @_name
-@_words
+@_as_root
 def up(nodes: int, managers: int, name: str) -> None:
-    """Start a cluster, or what of it is missing, and wait until it is ready.
+    """Start a cluster, or its missing parts, and wait until it is ready.
 
-    Its admin context becomes the current one. More nodes than before are added.
+    Its admin context becomes the current one. With larger numbers, hosts are added.
     """
     cluster = DevCluster(name)
     plan = cluster.up(managers, nodes, click.echo)
     if plan.nodes > nodes:
-        click.echo(f"it has {plan.nodes} nodes already; none is removed")
+        click.echo(f"the cluster keeps its {plan.nodes} nodes; 'orc dev up' removes none")
 
 
 @dev.command(epilog=_example("orc dev down"))
 @_name
-@_words
+@_as_root
 def down(name: str) -> None:
-    """Remove a cluster with everything in it, whatever state it is in."""
+    """Remove a cluster and all its data, in any state."""
     removed = DevCluster(name).down()
     if removed:
         click.echo(f"dev cluster {name!r} removed")
         return
     up = list_clusters()
-    hint = f"; up is {', '.join(up)}: name it with --name" if up else ""
+    hint = f"; running: {', '.join(up)} (choose one with --name)" if up else ""
     click.echo(f"dev cluster {name!r} is not up{hint}")
 
 
@@ -136,10 +138,10 @@ def down(name: str) -> None:
     "form",
     type=click.Choice(["table", "json"]),
     default="table",
-    help="Of what is printed.",
+    help="Output format.",
 )
 @_name_in_use
-@_words
+@_as_root
 def status(form: str, name: str) -> None:
     """Show each host, its address and its daemon."""
     rows = DevCluster(name).status()
@@ -151,7 +153,7 @@ def status(form: str, name: str) -> None:
 @dev.command(epilog=_example("orc dev shell node1"))
 @click.argument("node", shell_complete=_hosts)
 @_name_in_use
-@_words
+@_as_root
 def shell(node: str, name: str) -> None:
     """Open a shell on a host."""
     _enter(name, node, (os.environ.get("SHELL", "/bin/sh"), "-i"))
@@ -159,16 +161,16 @@ def shell(node: str, name: str) -> None:
 
 @dev.command(
     "exec",
-    # All that stands after the host is the command's.
+    # Everything after the host belongs to the command.
     context_settings={"allow_interspersed_args": False},
     epilog=_example("orc dev exec node1 ip -brief address"),
 )
 @_name_in_use
 @click.argument("node", shell_complete=_hosts)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@_words
+@_as_root
 def exec_(node: str, command: tuple[str, ...], name: str) -> None:
-    """Run a command on a host, with its exit status. Options stand before the host."""
+    """Run a command on a host and return its exit status. Options come before the host."""
     _enter(name, node, command)
 
 
@@ -182,9 +184,9 @@ def _enter(name: str, node: str, command: tuple[str, ...]) -> None:
 @dev.command(epilog=_example("orc dev stop node1"))
 @click.argument("node", shell_complete=_hosts)
 @_name_in_use
-@_words
+@_as_root
 def stop(node: str, name: str) -> None:
-    """Stop a host's daemon; its containers run on."""
+    """Stop a host's daemon; its containers keep running."""
     DevCluster(name).stop(node)
 
 
@@ -192,34 +194,34 @@ def stop(node: str, name: str) -> None:
 @click.argument("node", shell_complete=_hosts)
 @click.argument("flags", metavar="[-- FLAG...]", nargs=-1, type=click.UNPROCESSED)
 @_name_in_use
-@_words
+@_as_root
 def start(node: str, flags: tuple[str, ...], name: str) -> None:
-    """Boot a host that is off, and start its daemon if it is stopped; with further flags until it
-    is stopped again."""
+    """Boot a host that is off, and start its daemon if it is stopped. Further flags apply until the
+    daemon is stopped again."""
     DevCluster(name).start(node, flags)
 
 
 @dev.command(epilog=_example("orc dev kill node1 && orc dev start node1"))
 @click.argument("node", shell_complete=_hosts)
 @_name_in_use
-@_words
+@_as_root
 def kill(node: str, name: str) -> None:
-    """Cut a host's power: everything on it ends at once, its disk stays."""
+    """Power a host off: all its processes end at once; its disk is kept."""
     DevCluster(name).kill(node)
 
 
 @dev.command(epilog=_example("orc dev partition node2 node3"))
 @click.argument("nodes", metavar="NODE...", nargs=-1, required=True, shell_complete=_hosts)
 @_name_in_use
-@_words
+@_as_root
 def partition(nodes: tuple[str, ...], name: str) -> None:
-    """Cut hosts off from the others; those named still reach each other."""
+    """Partition hosts from all others; the given ones still reach each other."""
     DevCluster(name).partition(nodes)
 
 
 @dev.command(epilog=_example("orc dev heal"))
 @_name_in_use
-@_words
+@_as_root
 def heal(name: str) -> None:
     """End all partitions."""
     DevCluster(name).heal()

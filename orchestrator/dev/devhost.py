@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One dev host: switching it on and off, its daemons, commands in its namespaces."""
+"""One dev host: power, its daemon, partitions, and commands in its namespaces."""
 
 from __future__ import annotations
 
@@ -33,18 +33,22 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Of everything that runs in a host: `orc` is on its PATH, also where it is not installed."""
+    """The environment of all processes of a host: `orc` is on PATH even if it is not installed."""
     beside = os.path.dirname(sys.executable)
     return {"PATH": f"{_PATH}:{beside}", "HOME": "/root", "LANG": "C.UTF-8", **(extra or {})}
 
 
-def _tracing() -> dict[str, str]:
-    """The caller's OpenTelemetry variables, passed on to a daemon."""
-    return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
+_PASSED_ON = ("OTEL_", "LD_PRELOAD", "FAKETIME")
+
+
+def _passed_on() -> dict[str, str]:
+    """The caller's variables that a daemon gets, too: of OpenTelemetry, and of libraries that step
+    its wall clock."""
+    return {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
 
 
 def orc_command() -> list[str]:
-    """The `orc` that belongs to this interpreter, whatever is on the PATH."""
+    """The `orc` command of this interpreter, independent of PATH."""
     return [sys.executable, str(Path(sys.executable).with_name("orc"))]
 
 
@@ -68,7 +72,7 @@ class DaemonStatus:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A host at its place on the disk."""
+    """A host and its folder on disk."""
 
     plan: HostPlan
     directory: Path
@@ -80,7 +84,7 @@ class Host:
 
     @property
     def log(self) -> Path:
-        """Where its daemon's output goes."""
+        """The log file of its daemon."""
         return self.directory / hostinit.LOGS / f"{self.plan.daemon}.log"
 
     @property
@@ -88,22 +92,22 @@ class Host:
         return self.directory / "partition"
 
     def pid(self) -> int | None:
-        """The pid of its init, None when the host is off: the holder of its lock."""
+        """The pid of its init, which holds its lock; None if the host is off."""
         try:
             descriptor = os.open(self.directory / hostinit.LOCK, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         try:
-            question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            answer = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, question))
+            query = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            lock = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, query))
         finally:
             os.close(descriptor)
-        return int(answer[4]) if answer[0] != fcntl.F_UNLCK else None
+        return int(lock[4]) if lock[0] != fcntl.F_UNLCK else None
 
     def boot(self, cluster: ClusterPlan) -> int:
-        """Switch it on unless it is: namespaces, init, network. Returns the pid of its init.
+        """Boot it unless it runs: namespaces, init, network. Returns the pid of its init.
 
-        Raises DevError with the reason why it did not come up.
+        Raises DevError with the reason of a failure.
         """
         pid = self.pid() or self._start_init()
         self._await_init()
@@ -121,16 +125,16 @@ class Host:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            # Ctrl-C at a terminal is for the command, not for the hosts that it started.
+            # Ctrl-C on a terminal must not reach hosts that the command started.
             start_new_session=True,
             env=environment(),
             check=False,
         )
-        # Ours may have found the lock taken, by the init of an `up` that was interrupted.
+        # The init of an interrupted `up` may already hold the lock.
         pid = self.pid()
         if pid is None:
-            reason = (done.stderr.strip() or "its init ended").splitlines()[-1]
-            raise DevError(f"host {self.plan.name} did not come up: {reason}")
+            reason = (done.stderr.strip() or "its init exited").splitlines()[-1]
+            raise DevError(f"host {self.plan.name} did not boot: {reason}")
         return pid
 
     def _await_init(self, within: float = 5.0) -> None:
@@ -145,9 +149,9 @@ class Host:
                 time.sleep(0.01)
 
     def power_off(self, within: float = 10.0) -> None:
-        """A power loss: everything in it ends at once. The disk stays; so does a partition.
+        """A power loss: all its processes end at once. Disk and partition are kept.
 
-        Succeeds when the host is off already. Raises DevError if it does not die in time.
+        No-op if the host is off. Raises DevError if it does not end within `within` seconds.
         """
         hostcgroups.thaw(self._is_own_cgroup)
         deadline = time.monotonic() + within
@@ -163,25 +167,27 @@ class Host:
     def _kill(self, pid: int, deadline: float) -> None:
         descriptor = os.pidfd_open(pid)
         try:
-            # The descriptor pins the process; asked again, the lock says that it is our init.
+            # The descriptor pins the process; checking the lock again proves that it is the init.
             if self.pid() != pid:
                 return
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
             with selectors.DefaultSelector() as selector:
                 selector.register(descriptor, selectors.EVENT_READ)
                 if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise DevError(f"host {self.plan.name} does not die (init has pid {pid})")
+                    raise DevError(
+                        f"host {self.plan.name} does not power off (its init has pid {pid})"
+                    )
         finally:
             os.close(descriptor)
 
     def remove(self) -> None:
-        """Power it off and delete its disk. No init can come up in between."""
+        """Power it off and delete its disk. The lock prevents a boot in between."""
         lock = self.directory / hostinit.LOCK
         while lock.exists():
             self.power_off()
             descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
             try:
-                # An interrupted `up` may have left an init that is about to take the lock.
+                # The init of an interrupted `up` may be about to take the lock.
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(self.directory)
             except BlockingIOError:
@@ -192,25 +198,27 @@ class Host:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def daemons(self) -> dict[str, DaemonStatus]:
-        """Every daemon that the init was ever ordered to start since the host's boot."""
-        return self._order({"order": "status"})
+        """The daemons that the init has started since the host's boot, by name."""
+        return self._request({"order": "status"})
 
-    def start(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
-        """Start its daemon, and restart it whenever it dies. No-op if it runs already."""
-        self._order(
+    def start(
+        self, argv: Sequence[str], env: Mapping[str, str] | None = None, *, daemon: str = ""
+    ) -> None:
+        """Start its daemon, or another one, and restart it whenever it dies. No-op if it runs."""
+        self._request(
             {
                 "order": "start",
-                "daemon": self.plan.daemon,
+                "daemon": daemon or self.plan.daemon,
                 "argv": list(argv),
-                # A host's own registries.conf, auth.json and the like are in its own home.
+                # registries.conf, auth.json and the like are per host.
                 "env": environment(
-                    {"HOME": str(self.directory / "home"), **_tracing(), **(env or {})}
+                    {"HOME": str(self.directory / "home"), **_passed_on(), **(env or {})}
                 ),
             }
         )
 
     def stop(self, grace: float = 10.0) -> None:
-        """SIGTERM to its daemon, after the grace (seconds) SIGKILL; it stays down."""
+        """Stop its daemon with SIGTERM, after `grace` seconds with SIGKILL; it is not restarted."""
         name = self.plan.daemon
         if name not in self.daemons():
             return
@@ -222,16 +230,16 @@ class Host:
             time.sleep(0.02)
 
     def signal(self, number: signal.Signals, *, wanted: bool = True) -> None:
-        """Send its daemon a signal; `wanted` says whether the init starts it again."""
-        order = {"order": "signal", "daemon": self.plan.daemon, "signal": int(number)}
-        self._order({**order, "wanted": wanted})
+        """Send its daemon a signal; the init restarts it only if it is `wanted`."""
+        request = {"order": "signal", "daemon": self.plan.daemon, "signal": int(number)}
+        self._request({**request, "wanted": wanted})
 
-    def _order(self, order: Mapping[str, object]) -> dict[str, DaemonStatus]:
+    def _request(self, request: Mapping[str, object]) -> dict[str, DaemonStatus]:
         try:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(5.0)
                 connection.connect(str(self.directory / hostinit.SOCKET))
-                connection.sendall(json.dumps(order).encode() + b"\n")
+                connection.sendall(json.dumps(request).encode() + b"\n")
                 with connection.makefile("rb") as stream:
                     reply = json.loads(stream.readline())
         except (OSError, ValueError) as error:
@@ -246,9 +254,9 @@ class Host:
         return {n: DaemonStatus(**{key: d[key] for key in keys}) for n, d in reply.items()}
 
     def enter(self, command: Sequence[str]) -> list[str]:
-        """The argv that runs a command in all the host's namespaces.
+        """The argv that runs a command in all namespaces of the host.
 
-        Raises DevError when the host is off.
+        Raises DevError if the host is off.
         """
         pid = self.pid()
         if pid is None:
@@ -257,22 +265,22 @@ class Host:
         return ["nsenter", "-t", str(pid), "-m", "-u", "-i", "-n", "-p", "--wdns=/", "--", *command]
 
     def partition(self, reachable: Sequence[IPv4Address]) -> None:
-        """Cut it off from all but these addresses, until `heal`, also over reboots."""
+        """Block all traffic except with these addresses until `heal`, across reboots."""
         self._partition.write_text("".join(f"{address}\n" for address in reachable))
         if (pid := self.pid()) is not None:
             underlay.ensure_partition(pid, reachable)
 
     def partitioned_with(self) -> list[IPv4Address]:
-        """What it still reaches while it is partitioned."""
+        """The addresses that it can reach while partitioned."""
         return [IPv4Address(line) for line in self._partition.read_text().split()]
 
     @property
     def partitioned(self) -> bool:
-        """Whether it is cut off."""
+        """Whether it is partitioned."""
         return self._partition.exists()
 
     def heal(self) -> None:
-        """End a partition; succeeds when there is none."""
+        """End a partition; no-op without one."""
         if (pid := self.pid()) is not None:
             underlay.remove_partition(pid)
         self._partition.unlink(missing_ok=True)

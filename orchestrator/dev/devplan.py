@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a dev cluster consists of: its names and addresses. Pure."""
+"""Names and addresses of a dev cluster and its hosts. Pure."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from typing import Literal
 
 Role = Literal["manager", "node"]
 
-# The cluster network is 10.128.0.0/14; this is beside it.
+# Does not overlap the default pool of cluster networks, 10.128.0.0/14.
 UNDERLAYS = IPv4Network("10.213.0.0/16")
 MAX_NODES = 200
+MAX_MANAGERS = 7
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?")
 _FIRST_MANAGER, _FIRST_NODE = 11, 21
 
 
 class DevError(Exception):
-    """A refusal or failure of the dev cluster, with a message for its user."""
+    """An error of the dev cluster; its text is one line for the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,12 @@ class HostPlan:
 
     @property
     def mac(self) -> str:
-        """MAC of its end of the veth pair: derived from the address, so that a reboot keeps it."""
+        """MAC address of its end of the veth pair, derived from the address: reboots keep it."""
         return "02:0d:" + ":".join(f"{byte:02x}" for byte in self.address.packed)
 
     @property
     def daemon(self) -> str:
-        """The one daemon it runs, also the subcommand of `orc` that runs it."""
+        """Its daemon, which is also the subcommand of `orc` that runs it."""
         return "manager" if self.role == "manager" else "agent"
 
     @property
@@ -54,10 +55,10 @@ class HostPlan:
 
 @dataclass(frozen=True, slots=True)
 class ClusterPlan:
-    """A whole cluster. `config_home` and `home` say whose contexts its own one is among.
+    """A cluster. `config_home` and `home` locate the contexts to which its own is added.
 
-    `tag` tells it from clusters of the same name in other root file systems: containers and chroots
-    may share this machine's network and cgroups.
+    `tag` distinguishes it from clusters of the same name in other root file systems: containers and
+    chroots may share this machine's network and cgroups.
     """
 
     name: str
@@ -89,7 +90,7 @@ class ClusterPlan:
         return (*managers, *nodes)
 
     def host(self, name: str) -> HostPlan:
-        """The host of that name. Raises DevError that lists the names there are."""
+        """The host of that name. Raises DevError that lists the known names."""
         for host in self.hosts:
             if host.name == name:
                 return host
@@ -97,7 +98,7 @@ class ClusterPlan:
         raise DevError(f"no host {name!r} in dev cluster {self.name!r}: there are {known}")
 
     def to_json(self) -> str:
-        """As it stands in `cluster.json`."""
+        """The content of `cluster.json`."""
         document = {
             "name": self.name,
             "subnet": str(self.subnet),
@@ -110,13 +111,13 @@ class ClusterPlan:
 
     @classmethod
     def from_json(cls, text: str, tag: str) -> ClusterPlan:
-        """Read back what `to_json` wrote. Raises ValueError, KeyError or TypeError for else."""
+        """Parse the output of `to_json`. Raises ValueError, KeyError or TypeError."""
         document = json.loads(text)
         return cls(**{**document, "subnet": IPv4Network(document["subnet"]), "tag": tag})
 
 
 def check_name(name: str) -> str:
-    """A valid name of a cluster: it becomes part of names of links and cgroups."""
+    """The name, if valid: it becomes part of names of links and cgroups. Raises DevError."""
     if not _NAME.fullmatch(name):
         raise DevError(
             f"invalid cluster name {name!r}: use up to 20 lowercase letters, digits and dashes"
@@ -126,14 +127,14 @@ def check_name(name: str) -> str:
 
 def check_size(managers: int, nodes: int) -> None:
     """Raises DevError for unsupported numbers of hosts."""
-    if managers != 1:
-        raise DevError(f"--managers {managers} is not possible yet: a dev cluster has one manager")
+    if not 1 <= managers <= MAX_MANAGERS:
+        raise DevError(f"--managers {managers} is out of range: use 1 to {MAX_MANAGERS}")
     if not 1 <= nodes <= MAX_NODES:
         raise DevError(f"--nodes {nodes} is out of range: use 1 to {MAX_NODES}")
 
 
 def link_name(tag: str) -> str:
-    """Of the machine's end of its cable; the kernel allows 15 characters."""
+    """Name of the machine's link to the switch; the kernel allows 15 characters."""
     return f"orcdev-{tag}"
 
 
@@ -144,9 +145,9 @@ def is_host_cgroup(cluster: str, tag: str, directory: str) -> bool:
 
 
 def choose_subnet(cluster: str, taken: Iterable[IPv4Network]) -> IPv4Network:
-    """A /24 that overlaps nothing taken, and is the same one for a cluster's name if it can be.
+    """A free /24, if possible always the same for a cluster's name.
 
-    Raises DevError when there is none left.
+    Raises DevError if none is left.
     """
     used = [network for network in taken if network.overlaps(UNDERLAYS)]
     subnets = list(UNDERLAYS.subnets(new_prefix=24))
@@ -159,7 +160,7 @@ def choose_subnet(cluster: str, taken: Iterable[IPv4Network]) -> IPv4Network:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A destination that the machine reaches, and the link that leads there (empty: none)."""
+    """A route of the machine: destination and link (empty: none)."""
 
     to: IPv4Network
     link: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Removing a host's cgroups, the only part of it that outlives its namespaces."""
+"""Removal of a host's cgroups, which unlike everything else outlive its namespaces."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def hierarchies(mountinfo: str) -> list[Path]:
 
 
 def remove_cgroups(ours: Callable[[str], bool], within: float = 5.0) -> None:
-    """Remove every top-level cgroup whose name is `ours`, and what runs in it.
+    """Remove every top-level cgroup whose name is `ours`, and kill its processes.
 
-    Nothing to remove is success. Raises DevError if one is still busy after `within` seconds.
+    No-op without one. Raises DevError if one is still busy after `within` seconds.
     """
     deadline = time.monotonic() + within
     for top in _tops(ours):
@@ -38,10 +38,13 @@ def remove_cgroups(ours: Callable[[str], bool], within: float = 5.0) -> None:
 
 
 def thaw(ours: Callable[[str], bool]) -> None:
-    """Thaw everything: a process in a frozen v1 freezer cgroup does not even die."""
+    """Thaw all cgroups: a process in a frozen v1 freezer cgroup cannot be killed."""
     for top in _tops(ours):
-        for state in top.rglob("freezer.state"):
-            _tolerate(partial(state.write_text, "THAWED"))
+        # Containers may end meanwhile: a walk passes over what has gone.
+        for folder, _, files in os.walk(top):
+            if "freezer.state" in files:
+                state = Path(folder, "freezer.state")
+                _tolerate(partial(state.write_text, "THAWED"))
 
 
 def _tops(ours: Callable[[str], bool]) -> Iterator[Path]:
@@ -51,7 +54,8 @@ def _tops(ours: Callable[[str], bool]) -> Iterator[Path]:
 
 
 def _tolerate(act: Callable[[], object]) -> bool:
-    """Whether it worked; a cgroup or process that went away counts, a busy one does not."""
+    """Whether `act` succeeded. A missing cgroup or process counts as success, a busy one as
+    failure."""
     try:
         act()
     except OSError as error:
@@ -64,7 +68,7 @@ def _tolerate(act: Callable[[], object]) -> bool:
 
 
 def _remove_tree(top: Path) -> bool:
-    """One attempt, from the leaves up; False if something in it still has to die."""
+    """One attempt, from the leaves up; False if processes in it are still exiting."""
     gone = True
     for folder, _, _ in os.walk(top, topdown=False):
         try:
@@ -74,7 +78,7 @@ def _remove_tree(top: Path) -> bool:
                 raise
             continue
         for pid in map(int, pids):
-            # 0 is a process outside our PID namespace, which we could not have started.
+            # 0 is a process outside of our PID namespace, which cannot be ours.
             if pid:
                 _tolerate(partial(os.kill, pid, signal.SIGKILL))
         gone = _tolerate(partial(os.rmdir, folder)) and gone

@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """PID 1 of a dev host: makes the host's namespaces, reaps, and keeps its daemons running.
 
-Run in a bare interpreter (`daemon.bareprogram`, arguments DIRECTORY HOSTNAME), with the standard
-library and `orchestrator.linux` alone, so that a host boots in tens of milliseconds and costs a
-few megabytes. The process that is started leaves the machine's namespaces, forks PID 1 of the new
-PID namespace, and exits as soon as that one listens. Killing PID 1 from outside kills everything
-in the host at once: a power loss.
+Runs in a bare interpreter (`daemon.bareprogram`, arguments DIRECTORY HOSTNAME) with the standard
+library and `orchestrator.linux` only, so that a host boots in tens of milliseconds and takes a few
+megabytes. The first process leaves the machine's namespaces, forks PID 1 of the new PID namespace,
+and exits once that listens. Killing PID 1 from outside kills all processes of the host at once.
 
-PID 1 holds a POSIX lock on `DIRECTORY/lock` for as long as it lives. To find its pid, ask
-the kernel who holds the lock (`F_GETLK` answers in the asker's PID namespace), so there is no pid
-file that a crash could leave stale, and never a doubt whose process it is.
+PID 1 holds a POSIX lock on `DIRECTORY/lock` while it runs. The kernel reports the holder's pid
+(`F_GETLK`, in the caller's PID namespace), so there is no pid file that a crash could leave stale.
 
-Orders come over the unix socket `DIRECTORY/init.sock`, a JSON object on a line each way:
+Requests arrive on the Unix socket `DIRECTORY/init.sock`; request and reply are a line of JSON:
 `{"order": "start", "daemon": NAME, "argv": [...], "env": {...}}`, `{"order": "signal",
-"daemon": NAME, "signal": NUMBER, "wanted": BOOL}` and `{"order": "status"}`. Each is answered
-with the status of all daemons, or with `{"error": TEXT}`.
+"daemon": NAME, "signal": NUMBER, "wanted": BOOL}` and `{"order": "status"}`. The reply is the
+status of all daemons, or `{"error": TEXT}`.
 """
 
 from __future__ import annotations
@@ -40,8 +38,8 @@ LOCK = "lock"
 SOCKET = "init.sock"
 LOGS = "log"
 
-# A daemon that died comes back after the first pause; each quick death doubles it up to the
-# last, and one that lived for a while starts anew (systemd: RestartSec, RestartMaxDelaySec).
+# Backoff of restarts in seconds: the first pause doubles up to the last, and is reset after a run
+# of LONG_LIFE (systemd: RestartSec, RestartMaxDelaySec).
 FIRST_PAUSE, LAST_PAUSE, LONG_LIFE = 0.1, 2.0, 5.0
 
 _NAMESPACES = (
@@ -52,7 +50,7 @@ _NO_PROGRAMS = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
 
 @dataclass(slots=True)
 class Daemon:
-    """One supervised process: what it should be and what it is. Times are monotonic seconds."""
+    """A supervised process: desired and actual state. Times are monotonic seconds."""
 
     name: str
     argv: list[str]
@@ -66,7 +64,7 @@ class Daemon:
     last_exit: int | None = None
 
     def died(self, status: int, now: float) -> None:
-        """Note the wait status of its end and when it may start again."""
+        """Record its wait status and when it may be restarted."""
         if now - self.started_at >= LONG_LIFE:
             self.pause = FIRST_PAUSE
         self.pid = None
@@ -82,19 +80,19 @@ class Supervisor:
     logs: Path
     daemons: dict[str, Daemon] = field(default_factory=dict)
 
-    def obey(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Carry out one order and return the status of every daemon.
+    def handle(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Handle a request and return the status of every daemon.
 
-        Raises KeyError for an order or daemon that is not known, OSError where the kernel refuses.
+        Raises KeyError for an unknown request or daemon, OSError from the kernel.
         """
-        match order["order"]:
+        match request["order"]:
             case "start":
-                self._start(order["daemon"], list(order["argv"]), dict(order["env"]))
+                self._start(request["daemon"], list(request["argv"]), dict(request["env"]))
             case "signal":
-                daemon = self.daemons[order["daemon"]]
-                daemon.wanted = bool(order["wanted"])
+                daemon = self.daemons[request["daemon"]]
+                daemon.wanted = bool(request["wanted"])
                 if daemon.pid is not None:
-                    os.kill(daemon.pid, int(order["signal"]))
+                    os.kill(daemon.pid, int(request["signal"]))
             case "status":
                 pass
             case unknown:
@@ -102,7 +100,7 @@ class Supervisor:
         return {name: asdict(daemon) for name, daemon in self.daemons.items()}
 
     def tend(self, now: float) -> float | None:
-        """Reap what ended, start what is due; return the seconds until the next start."""
+        """Reap children, restart daemons that are due; return the seconds until the next start."""
         by_pid = {d.pid: d for d in self.daemons.values() if d.pid is not None}
         while True:
             try:
@@ -149,13 +147,13 @@ class Supervisor:
                 setsigdef=[signal.SIGINT, signal.SIGPIPE, signal.SIGCHLD, signal.SIGTERM],
             )
         except OSError as error:
-            # The program is gone, say: as with any death, say why and try again later.
+            # For example, the program was removed: log the reason and retry with backoff.
             print(f"{daemon.name}: cannot start: {error}", file=sys.stderr, flush=True)
             daemon.died(127 << 8, now)
 
 
 def serve(listener: socket.socket, supervisor: Supervisor) -> None:
-    """Supervise the daemons and answer requests, for ever."""
+    """Supervise the daemons and answer requests, forever."""
     wake_r, wake_w = socket.socketpair()
     wake_r.setblocking(False)
     wake_w.setblocking(False)
@@ -176,23 +174,23 @@ def serve(listener: socket.socket, supervisor: Supervisor) -> None:
 
 
 def _answer(connection: socket.socket, supervisor: Supervisor) -> None:
-    # A client that says nothing must not hold up PID 1.
+    # A silent client must not block PID 1.
     connection.settimeout(1.0)
     try:
         with connection.makefile("rwb") as stream:
             try:
-                reply: dict[str, Any] = supervisor.obey(json.loads(stream.readline()))
+                reply: dict[str, Any] = supervisor.handle(json.loads(stream.readline()))
             except (KeyError, ValueError, TypeError, OSError) as error:
                 reply = {"error": f"{type(error).__name__}: {error}"}
             stream.write(json.dumps(reply).encode() + b"\n")
     except OSError as error:
-        print(f"order lost: {error}", file=sys.stderr, flush=True)
+        print(f"request lost: {error}", file=sys.stderr, flush=True)
 
 
 def take_lock(path: Path) -> int:
-    """Hold the host's lock; return its file descriptor, which must stay open.
+    """Take the host's lock; return its file descriptor, which must stay open.
 
-    Raises OSError where another init holds it, or where the host was removed meanwhile.
+    Raises OSError if another init holds it, or if the host was removed concurrently.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -201,10 +199,10 @@ def take_lock(path: Path) -> int:
     return descriptor
 
 
-def _furnish(directory: Path, hostname: str) -> None:
-    """Set up the new namespaces as a host; the machine does not change."""
+def _set_up_namespaces(directory: Path, hostname: str) -> None:
+    """Set up the new namespaces as a host, without changing the machine."""
     socket.sethostname(hostname)
-    # A daemon holds a few files per container: as many as its unit allows on a real host.
+    # A daemon has a few open files per container; on real hosts, its unit raises the limit.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     libc.mount("none", "/", flags=libc.MS_REC | libc.MS_PRIVATE)
@@ -213,37 +211,37 @@ def _furnish(directory: Path, hostname: str) -> None:
     os.mkdir("/run/lock", 0o1777)
     _own_cgroup_folder()
     _plain_bridges()
-    # A container's user namespace may mount its own /proc only where one is to be seen of which
-    # nothing is covered, and the next lines cover a file of the host's.
+    # The kernel lets a user namespace mount /proc only if an instance without mounts on top is
+    # visible, and the next lines mount over a file of the host's.
     os.mkdir("/run/proc", 0o700)
     libc.mount("proc", "/run/proc", "proc", _NO_PROGRAMS)
     boot_id = directory / "boot_id"
     boot_id.write_text(Path("/proc/sys/kernel/random/uuid").read_text())
     libc.mount(boot_id, "/proc/sys/kernel/random/boot_id", flags=libc.MS_BIND)
-    # As systemd has it: what a program of the host mounts arrives at its agent, too. The peers are
-    # this host's namespaces alone.
+    # As in systemd: mounts of the host's programs propagate to its agent. The peer group consists
+    # of this host's namespaces only.
     libc.mount("none", "/", flags=libc.MS_REC | libc.MS_SHARED)
 
 
 def _plain_bridges() -> None:
-    """Keep bridged frames out of netfilter, as on a host that has not loaded
-    br_netfilter. Where the kernel has it built in, a new network namespace begins with it on."""
+    """Keep bridged frames out of netfilter, as on hosts without br_netfilter. If it is built into
+    the kernel, new network namespaces start with it enabled."""
     for switch in Path("/proc/sys/net/bridge").glob("bridge-nf-call-*"):
         switch.write_text("0")
 
 
 def _own_cgroup_folder() -> None:
-    """Where cgroups are v1 or hybrid, give the host its own folder of the hierarchies.
+    """With cgroup v1 or hybrid, give the host its own folder of the hierarchies.
 
-    It is a tmpfs, so what is made in it (crun makes folders where `unified` was unmounted) would
-    stay on the machine. The hierarchies in it are the kernel's, and the same everywhere.
+    It is a tmpfs, in which folders that are created (by crun, if `unified` was unmounted) would
+    remain on the machine. The hierarchies in it are the kernel's own.
     """
     folder, staged = "/sys/fs/cgroup", "/run/cgroup"
-    places: dict[str, str] = {}
+    mounts: dict[str, str] = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
-        places[before.split()[4]] = after.split()[0]
-    if places.get(folder) != "tmpfs":
+        mounts[before.split()[4]] = after.split()[0]
+    if mounts.get(folder) != "tmpfs":
         return
     os.mkdir(staged)
     libc.mount("tmpfs", staged, "tmpfs", _NO_PROGRAMS, "mode=755")
@@ -251,10 +249,10 @@ def _own_cgroup_folder() -> None:
         target = f"{staged}/{entry.name}"
         if entry.is_symlink():
             os.symlink(os.readlink(entry.path), target)
-        elif entry.path in places:
+        elif entry.path in mounts:
             os.mkdir(target)
             libc.mount(entry.path, target, flags=libc.MS_BIND)
-    # The machine's is unmounted, not covered, so that the list of mounts has one of each.
+    # The machine's folder is unmounted, not covered, so that the mount table has no duplicates.
     unmount(folder)
     libc.mount(staged, folder, flags=libc.MS_MOVE)
     os.rmdir(staged)
@@ -264,7 +262,7 @@ def _run_as_pid_1(directory: Path, hostname: str, ready: int) -> None:
     lock = take_lock(directory / LOCK)
     os.set_inheritable(lock, False)
     os.chdir("/")
-    _furnish(directory, hostname)
+    _set_up_namespaces(directory, hostname)
     logs = directory / LOGS
     logs.mkdir(mode=0o700, exist_ok=True)
     path = directory / SOCKET
@@ -285,7 +283,7 @@ def _run_as_pid_1(directory: Path, hostname: str, ready: int) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Boot a host: 0 once its PID 1 listens, 1 with the reason on stderr if it could not."""
+    """Boot a host. Returns 0 once its PID 1 listens; 1, with the reason on stderr, if it failed."""
     directory, hostname = Path(argv[0]).resolve(), argv[1]
     libc.unshare(_NAMESPACES)
     reader, ready = os.pipe()

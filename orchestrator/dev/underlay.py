@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network between dev hosts: a bridge, a veth pair to each host and the machine, partitions.
+"""The network between dev hosts: a bridge, veth pairs to each host and the machine, partitions.
 
-By iproute2 and nft, in batches: a dev cluster makes a handful of links, once, and what it does
-can then be read, and tried, by hand.
+Uses iproute2 and nft in batches: a dev cluster creates a handful of links, once, and its steps can
+be read and repeated by hand.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PARTITION = "orcdev_partition"
 def run(argv: Sequence[str], stdin: str = "") -> str:
     """Run a command, return its stdout. Raises DevError with its stderr if it fails."""
     try:
-        # It inherits the lock of `locked()`: if we are killed, the lock lasts as long as it runs.
+        # It inherits the lock of `locked()`: if this process is killed, the lock outlasts it.
         done = subprocess.run(
             argv, input=stdin, capture_output=True, text=True, check=False, close_fds=False
         )
@@ -47,13 +47,13 @@ def _switch_exists(cluster: str) -> bool:
 
 
 def exists(cluster: str, tag: str) -> bool:
-    """Whether anything of the cluster's switch is there, whole or not."""
+    """Whether the cluster's switch exists, complete or not."""
     return _switch_exists(cluster) or Path("/sys/class/net", link_name(tag)).exists()
 
 
 @contextmanager
 def locked() -> Iterator[None]:
-    """Be the only one who gives out subnets on this network, in whatever root file system."""
+    """Lock the allocation of subnets in this network namespace, across root file systems."""
     descriptor = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     os.set_inheritable(descriptor, True)
     try:
@@ -64,12 +64,12 @@ def locked() -> Iterator[None]:
 
 
 def routes() -> list[Route]:
-    """Every route that the machine has, but the default."""
+    """The machine's routes, without the default route."""
     return parse_routes(run(["ip", "-j", "-4", "route", "show", "table", "all"]))
 
 
-def _is_whole(cluster: str) -> bool:
-    """Whether the last step of `ensure_switch` was done, and its cable is still there."""
+def _is_complete(cluster: str) -> bool:
+    """Whether the last step of `ensure_switch` was done and the machine is still connected."""
     try:
         ports = run(["ip", "-n", _switch(cluster), "-br", "link", "show", "master", BRIDGE])
     except DevError:
@@ -78,12 +78,12 @@ def _is_whole(cluster: str) -> bool:
 
 
 def ensure_switch(plan: ClusterPlan) -> None:
-    """Make the switch and the machine's cable to it, whole or not at all.
+    """Create the switch and the machine's veth pair to it; an incomplete one is recreated.
 
-    The caller holds `locked()`. Raises DevError if another program uses the cluster's subnet.
+    The caller holds `locked()`. Raises DevError if the cluster's subnet is in use.
     """
     link, switch = link_name(plan.tag), _switch(plan.name)
-    if exists(plan.name, plan.tag) and _is_whole(plan.name):
+    if exists(plan.name, plan.tag) and _is_complete(plan.name):
         return
     remove_switch(plan.name, plan.tag)
     _check_free(plan)
@@ -92,7 +92,7 @@ def ensure_switch(plan: ClusterPlan) -> None:
         ["ip", "-n", switch, "-batch", "-"],
         f"link set lo up\nlink add {BRIDGE} type bridge forward_delay 0\nlink set {BRIDGE} up\n",
     )
-    # The machine's end gets its address before its cable is plugged: the subnet is taken at once.
+    # The machine's end gets its address first, which claims the subnet.
     run(
         ["ip", "-batch", "-"],
         f"link add {link} type veth peer name {UPLINK} netns {switch}\n"
@@ -104,44 +104,45 @@ def ensure_switch(plan: ClusterPlan) -> None:
 
 
 def _alias(plan: ClusterPlan) -> str:
-    """Of the machine's end of the cable: who uses the subnet, for people and other clusters."""
+    """Alias of the machine's link: names the user of the subnet for people and other clusters."""
     return f"dev-cluster-{plan.name}-of-{socket.gethostname()}"
 
 
 def _check_free(plan: ClusterPlan) -> None:
-    """Another cluster may have got the subnet while this one was without its cable, as after a
-    reboot. Its hosts' certificates hold their addresses, so it cannot take another one."""
+    """Raises DevError if another cluster took the subnet while this one was disconnected, as after
+    a reboot. Certificates of hosts contain their addresses, so the subnet cannot change."""
     for route in routes():
         if route.to.overlaps(plan.subnet):
             alias = Path("/sys/class/net", route.link, "ifalias")
             user = (alias.read_text().strip() if alias.exists() else "") or f"link {route.link}"
             raise DevError(
                 f"the subnet {plan.subnet} of dev cluster {plan.name!r} is in use by {user}: "
-                "remove that one, or remove this cluster with 'orc dev down' to start anew"
+                "remove that one, or this cluster with 'orc dev down'"
             )
 
 
 def remove_switch(cluster: str, tag: str) -> None:
-    """Remove the switch and the machine's cable; what is gone already is no error."""
+    """Remove the switch and the machine's veth pair; no-op if they are gone."""
     link, switch = link_name(tag), _switch(cluster)
     _remove(lambda: Path("/sys/class/net", link).exists(), ["ip", "link", "del", link])
     _remove(lambda: _switch_exists(cluster), ["ip", "netns", "del", switch])
 
 
-def _remove(is_there: Callable[[], bool], argv: Sequence[str]) -> None:
-    """Remove what is there. It may go by itself meanwhile, as its namespace is cleaned up."""
-    if not is_there():
+def _remove(exists: Callable[[], bool], argv: Sequence[str]) -> None:
+    """Run `argv`, which removes something that `exists`. The kernel may remove it concurrently, as
+    it cleans a namespace up."""
+    if not exists():
         return
     try:
         run(argv)
     except DevError:
-        if is_there():
+        if exists():
             raise
 
 
 def ensure_plugged(plan: ClusterPlan, host: HostPlan, init_pid: int) -> None:
-    """Give a host its cable (`eth0`), address and default route."""
-    # The route comes last, and goes with the cable.
+    """Connect a host: its veth pair (`eth0`), address and default route."""
+    # The route is added last and disappears with the link.
     if run(["nsenter", "-t", str(init_pid), "-n", "ip", "-4", "route", "show", "default"]):
         return
     unplug(host)
@@ -159,20 +160,20 @@ def ensure_plugged(plan: ClusterPlan, host: HostPlan, init_pid: int) -> None:
 
 
 def unplug(host: HostPlan) -> None:
-    """Remove a host's cable, at the switch's end, if there is one."""
+    """Remove a host's veth pair, at the switch's end, if it exists."""
     switch = _switch(host.cluster)
 
-    def is_there() -> bool:
+    def is_plugged() -> bool:
         if not _switch_exists(host.cluster):
             return False
         ports = run(["ip", "-n", switch, "-br", "link", "show", "type", "veth"])
         return any(line.split("@")[0] == host.name for line in ports.splitlines())
 
-    _remove(is_there, ["ip", "-n", switch, "link", "del", host.name])
+    _remove(is_plugged, ["ip", "-n", switch, "link", "del", host.name])
 
 
 def ensure_partition(init_pid: int, reachable: Iterable[IPv4Address]) -> None:
-    """Let a host exchange packets with no other than the addresses that are still reachable."""
+    """Block all packets of a host except with the `reachable` addresses."""
     peers = ", ".join(str(address) for address in reachable)
     arriving = f"iifname eth0 ip saddr {{ {peers} }} accept;" if peers else ""
     leaving = f"oifname eth0 ip daddr {{ {peers} }} accept;" if peers else ""
@@ -196,7 +197,7 @@ def ensure_partition(init_pid: int, reachable: Iterable[IPv4Address]) -> None:
 
 
 def remove_partition(init_pid: int) -> None:
-    """Let a host talk to everyone again."""
+    """Remove a host's partition."""
     _nft(init_pid, f"table inet {PARTITION} {{}}\ndelete table inet {PARTITION}\n")
 
 

@@ -7,10 +7,10 @@ the cluster's id. `roles` holds the one table of which role may call which RPC; 
 only for the id in its own certificate.
 
 How a host gets in: the operator hands it a token, `ORC-1-<digest of the CA>-<secret>`. The host
-asks the manager's join port for the CA certificate over a connection that it does not trust yet,
-and goes on only if that certificate has the digest that the token names; so a false manager
-never learns the secret. It then sends the secret with a signing request over TLS verified
-against that CA, and gets a certificate for a fresh node id.
+requests the CA certificate from the manager's join port over an untrusted connection, and continues
+only if it has the digest in the token; so a false manager never learns the secret. It then sends
+the secret with a signing request over TLS verified against that CA, and gets a certificate for a
+fresh node id.
 
 gRPC's Python API cannot set a lowest TLS version. All keys here are ECDSA, so the top package
 leaves gRPC only a TLS 1.2 cipher suite that needs an RSA key: a TLS 1.2 handshake finds no suite

@@ -11,8 +11,11 @@ from orchestrator.identity import ca, join_tokens
 from orchestrator.identity.certificates import KeyPair, TlsFiles
 from orchestrator.identity.host_identity import (
     REMOVED,
+    REMOVED_MANAGER,
     ManagerIdentity,
     NodeIdentity,
+    NoIdentity,
+    read_manager,
     write_identity,
 )
 from orchestrator.identity.join import Joined
@@ -43,7 +46,7 @@ def init_cluster(
     """
     if (data_dir / "manager.json").exists():
         raise AlreadyThere(
-            f"there is a cluster in {data_dir} already; "
+            f"there is already a cluster in {data_dir}; "
             "run 'orc manager', or choose another --data-dir"
         )
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -59,22 +62,36 @@ def init_cluster(
         certificate_lifetime=lifetime.total_seconds(),
     )
     authority = ca.new_ca(identity.cluster_id, now)
+    admin = store_first_manager(data_dir, identity, authority, now, lifetime)
+    return identity, authority.certificate, admin
+
+
+def store_first_manager(
+    data_dir: Path,
+    identity: ManagerIdentity,
+    authority: KeyPair,
+    now: dt.datetime,
+    lifetime: dt.timedelta = ca.LIFETIME,
+) -> KeyPair:
+    """Write what the only manager of a new or restored cluster needs; an administrator's
+    certificate."""
     manager = ca.issue(
         authority,
         common_name=identity.manager_id,
         role="manager",
         cluster_id=identity.cluster_id,
         now=now,
-        addresses=[address, "127.0.0.1"],
+        addresses=[identity.address, "127.0.0.1"],
         lifetime=lifetime,
     )
     admin = new_admin(authority, identity.cluster_id, now, lifetime)
     write_file(data_dir / "ca.pem", authority.certificate, mode=0o644)
     write_file(data_dir / "ca.key", authority.key)
     TlsFiles.of(data_dir, "manager").pair.replace(manager)
-    # Last: its presence says that the folder is whole.
+    # Last: its presence marks the folder as complete.
     write_identity(data_dir / "manager.json", identity)
-    return identity, authority.certificate, admin
+    (data_dir / REMOVED_MANAGER).unlink(missing_ok=True)
+    return admin
 
 
 def new_admin(
@@ -99,9 +116,39 @@ def check_new_node(data_dir: Path) -> None:
     """Raise `AlreadyThere` if this host has joined a cluster before."""
     if (data_dir / "node.json").exists():
         raise AlreadyThere(
-            f"this host has joined a cluster already ({data_dir}/node.json); "
+            f"this host has already joined a cluster ({data_dir}/node.json); "
             "run 'orc agent', or remove that folder to join anew"
         )
+
+
+def resumable_manager(data_dir: Path) -> ManagerIdentity | None:
+    """The manager whose join was cut off after it got its certificate; None if there is none."""
+    try:
+        identity = read_manager(data_dir)
+    except NoIdentity:
+        return None
+    return identity if identity.joining else None
+
+
+def store_manager(data_dir: Path, joined: Joined, address: str, port: int) -> ManagerIdentity:
+    """Write what a joining manager got; it is to be enrolled next (`enrolment`)."""
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    identity = ManagerIdentity(
+        manager_id=joined.node_id,
+        cluster_id=joined.cluster_id,
+        address=address,
+        port=port,
+        network_cidr="",
+        worker_token="",
+        manager_token="",
+        joining=True,
+        managers=joined.managers,
+    )
+    write_file(data_dir / "ca.pem", joined.ca_certificate, mode=0o644)
+    TlsFiles.of(data_dir, "manager").pair.replace(KeyPair(joined.certificate, joined.key))
+    write_identity(data_dir / "manager.json", identity)
+    (data_dir / REMOVED_MANAGER).unlink(missing_ok=True)
+    return identity
 
 
 def store_node(data_dir: Path, joined: Joined, address: str) -> NodeIdentity:

@@ -88,6 +88,51 @@ def new_ca(cluster_id: str, now: dt.datetime) -> KeyPair:
     return KeyPair(certificate.public_bytes(serialization.Encoding.PEM).decode(), _pem(key))
 
 
+def succeed(former: KeyPair, cluster_id: str, now: dt.datetime) -> tuple[KeyPair, str]:
+    """A fresh CA of the same name, and its certificate signed by the former one: those who trust
+    the former alone accept, with that certificate, what the fresh one signs (RFC 4210, 4.4)."""
+    fresh = new_ca(cluster_id, now)
+    own = x509.load_pem_x509_certificate(fresh.certificate.encode())
+    issuer = x509.load_pem_x509_certificate(former.certificate.encode())
+    issuer_key = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    key = serialization.load_pem_private_key(former.key.encode(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    link = (
+        x509.CertificateBuilder()
+        .subject_name(own.subject)
+        .issuer_name(issuer.subject)
+        .public_key(own.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(own.not_valid_before_utc)
+        .not_valid_after(min(own.not_valid_after_utc, issuer.not_valid_after_utc))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_CA_USAGE, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(own.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_key),
+            critical=False,
+        )
+        .sign(key, hashes.SHA256())
+    )
+    return fresh, link.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def is_pair(pair: KeyPair) -> bool:
+    """Whether the key is that of the certificate."""
+    certificate = x509.load_pem_x509_certificate(pair.certificate.encode())
+    key = serialization.load_pem_private_key(pair.key.encode(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key.public_key() == certificate.public_key()
+
+
+def certificates_in(text: str) -> list[str]:
+    """The PEM certificates of a text, each as `new_ca` writes it."""
+    return [
+        each.public_bytes(serialization.Encoding.PEM).decode()
+        for each in x509.load_pem_x509_certificates(text.encode())
+    ]
+
+
 def new_request() -> tuple[str, str]:
     """A fresh key and a signing request for it, both PEM: (key, request). The subject is the
     CA's to choose, so the request carries none."""

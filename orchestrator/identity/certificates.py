@@ -32,6 +32,10 @@ _VALIDITY = re.compile(rb"\x30[\x1e-\x22]" + 2 * _TIME)
 _SERIAL = re.compile(rb"\x30\x82..\x30\x82..\xa0\x03\x02\x01\x02\x02", re.S)
 """In DER, what is before the serial number's length in every certificate of version 3 that has from
 256 to 65,535 bytes (RFC 5280, 4.1)."""
+_AUTHORITY_KEY = re.compile(rb"\x06\x03\x55\x1d\x23\x04.\x30.\x80\x14(.{20})", re.S)
+_SUBJECT_KEY = re.compile(rb"\x06\x03\x55\x1d\x0e\x04\x16\x04\x14(.{20})", re.S)
+"""In DER, the extensions that identify the issuer's key and the certificate's own (RFC 5280,
+4.2.1)."""
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s*(.*?)-----END CERTIFICATE-----\s*", re.S)
 
 
@@ -45,7 +49,7 @@ class KeyPair:
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """From when until when a certificate counts."""
+    """The validity of a certificate."""
 
     begins: dt.datetime
     ends: dt.datetime
@@ -70,15 +74,17 @@ class Life:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """What tells one certificate from all others, and when it was issued."""
+    """The identity of one certificate, and when it was issued."""
 
     serial: str
     """Its serial number, in lower-case hexadecimal digits."""
     fingerprint: str
     """SHA-256 of its DER form, in lower-case hexadecimal digits."""
     at: float
-    """Seconds since 1970, whole ones: certificates have no finer clock."""
+    """Seconds since the epoch; certificates have whole seconds only."""
     ends: float
+    ca: str = ""
+    """Key id of the CA that issued it, in lower-case hexadecimal digits."""
 
     @classmethod
     def of(cls, certificate: str) -> Issued | None:
@@ -97,7 +103,28 @@ class Issued:
             hashlib.sha256(der).hexdigest(),
             (life.begins + SKEW).timestamp(),
             life.ends.timestamp(),
+            issuer_key_id(certificate),
         )
+
+
+def issuer_key_id(certificate: str) -> str:
+    """Key id of the CA that issued a PEM certificate, in hexadecimal digits; empty if it cannot be
+    read."""
+    return _extension(_AUTHORITY_KEY, certificate)
+
+
+def own_key_id(certificate: str) -> str:
+    """Key id of a PEM certificate's own key, as `issuer_key_id` has it for what it issued."""
+    return _extension(_SUBJECT_KEY, certificate)
+
+
+def _extension(form: re.Pattern[bytes], certificate: str) -> str:
+    body = _PEM.search(certificate)
+    try:
+        found = form.search(base64.b64decode(body[1])) if body else None
+    except binascii.Error:
+        return ""
+    return found[1].hex() if found else ""
 
 
 def _moment(short: bytes | None, long: bytes | None) -> dt.datetime:
@@ -107,7 +134,7 @@ def _moment(short: bytes | None, long: bytes | None) -> dt.datetime:
 
 @dataclass(frozen=True, slots=True)
 class PairFiles:
-    """Where a host keeps its certificate and key.
+    """A host's certificate and key as files.
 
     Both are replaced as one: a third file holds them for as long as the two are not both in place,
     and counts while it is there.
@@ -121,7 +148,7 @@ class PairFiles:
         return self.certificate.with_suffix(".renewed")
 
     def read(self) -> KeyPair:
-        """What counts now. Raises OSError."""
+        """The current pair. Raises OSError."""
         while True:
             try:
                 return _split(self._both.read_text())
@@ -139,7 +166,7 @@ class PairFiles:
         self._both.unlink()
 
     def stamp(self) -> tuple[int, int]:
-        """Differs once another pair is in place. Raises OSError."""
+        """Changes when the pair is replaced. Raises OSError."""
         status = self.certificate.stat()
         return status.st_mtime_ns, status.st_ino
 

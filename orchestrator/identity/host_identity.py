@@ -3,24 +3,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.linux.atomicfile import write_file
 
 
 class NoIdentity(Exception):
-    """The folder holds no identity; one line that says how to get one."""
+    """The folder has no identity; the text is one line with the remedy."""
 
 
 REMOVED = "node.removed.json"
 """The `node.json` of a node that was removed from its cluster."""
 
 
+MEMBERSHIP = "membership.json"
+"""What a manager knows of the other managers and of its etcd member's peers."""
+
+REMOVED_MANAGER = "manager.removed.json"
+"""The `manager.json` of a manager that was removed from its cluster."""
+
+
 @dataclass(frozen=True, slots=True)
 class NodeIdentity:
-    """What a joined host knows of itself (`node.json`)."""
+    """The identity of a joined host (`node.json`)."""
 
     node_id: str
     cluster_id: str
@@ -31,7 +43,7 @@ class NodeIdentity:
 
 @dataclass(frozen=True, slots=True)
 class ManagerIdentity:
-    """What a manager knows of itself (`manager.json`)."""
+    """The identity of a manager (`manager.json`)."""
 
     manager_id: str
     cluster_id: str
@@ -41,29 +53,61 @@ class ManagerIdentity:
     network_cidr: str
     worker_token: str
     manager_token: str
-    """Secrets of the first tokens; the store has those in force."""
+    """Secrets of the initial tokens; the store has the current ones."""
     certificate_lifetime: float = 0.0
-    """Seconds that the cluster began with; the store has what is in force. 0: the usual."""
+    """Initial certificate lifetime in seconds; the store has the current one. 0: the default."""
+    peer_port: int = 0
+    """Port of its etcd member for other managers' members; 0: it listens on loopback only."""
+    initial_cluster: str = ""
+    """etcd's `--initial-cluster` of a manager that joined; empty: its member began the cluster."""
+    joining: bool = False
+    """It has a certificate, but has not served yet: joining can be repeated or undone."""
+    managers: tuple[str, ...] = ()
+    """HOST:PORT of the managers that it last knew."""
+
+
+_MEMBERSHIP = ("peer_port", "initial_cluster", "joining", "managers")
+"""Fields of a manager's identity in a file of their own, since version 0.1 refuses others than its
+own in `manager.json`, and must be able to start after a downgrade."""
 
 
 def write_identity(path: Path, identity: NodeIdentity | ManagerIdentity) -> None:
-    """Write `node.json` or `manager.json`."""
-    write_file(path, json.dumps(asdict(identity), indent=2) + "\n")
+    """Write `node.json`, or `manager.json` with `membership.json` beside it."""
+    fields = asdict(identity)
+    if isinstance(identity, ManagerIdentity):
+        # First: a `manager.json` counts, and must not be without what belongs to it.
+        membership = {name: fields.pop(name) for name in _MEMBERSHIP}
+        _write(path.with_name(MEMBERSHIP), membership)
+    _write(path, fields)
+
+
+def _write(path: Path, fields: Mapping[str, Any]) -> None:
+    text = json.dumps(fields, indent=2) + "\n"
+    if not path.exists() or path.read_text() != text:
+        write_file(path, text)
 
 
 def read_manager(data_dir: Path) -> ManagerIdentity:
-    """The manager that lives in `data_dir`. Raises `NoIdentity`."""
+    """The manager's identity in `data_dir`. Raises `NoIdentity`."""
     try:
         fields = json.loads((data_dir / "manager.json").read_text())
     except FileNotFoundError:
         raise NoIdentity(
-            f"there is no cluster in {data_dir}; run 'orc cluster init' first"
+            "this host's manager was removed from its cluster; run 'orc cluster join --token TOKEN "
+            "ADDRESS' to join again"
+            if (data_dir / REMOVED_MANAGER).exists()
+            else f"there is no cluster in {data_dir}; run 'orc cluster init' first"
         ) from None
-    return ManagerIdentity(**fields)
+    with suppress(FileNotFoundError):
+        fields |= json.loads((data_dir / MEMBERSHIP).read_text())
+    known = {each.name for each in dataclasses.fields(ManagerIdentity)}
+    # A newer version may have written more.
+    own = {name: value for name, value in fields.items() if name in known}
+    return ManagerIdentity(**{**own, "managers": tuple(own.get("managers", ()))})
 
 
 def read_node(data_dir: Path) -> NodeIdentity:
-    """The node that lives in `data_dir`. Raises `NoIdentity`."""
+    """The node's identity in `data_dir`. Raises `NoIdentity`."""
     try:
         fields = json.loads((data_dir / "node.json").read_text())
     except FileNotFoundError:
@@ -76,9 +120,31 @@ def read_node(data_dir: Path) -> NodeIdentity:
             f"this host has not joined a cluster (nothing in {data_dir}); "
             "run 'orc cluster join --token TOKEN ADDRESS' first"
         ) from None
-    return NodeIdentity(**{**fields, "managers": tuple(fields["managers"])})
+    known = {each.name for each in dataclasses.fields(NodeIdentity)}
+    own = {name: value for name, value in fields.items() if name in known}
+    return NodeIdentity(**{**own, "managers": tuple(own["managers"])})
 
 
 def retire_node(data_dir: Path) -> None:
-    """Set aside what makes this host a node, so that it may join again."""
+    """Set the node's identity aside, so that the host may join again."""
     (data_dir / "node.json").replace(data_dir / REMOVED)
+
+
+def remember(data_dir: Path, **changes: Any) -> ManagerIdentity:
+    """Change fields of a manager's identity; the identity afterwards. Raises NoIdentity."""
+    before = read_manager(data_dir)
+    after = dataclasses.replace(before, **changes)
+    if after != before:
+        write_identity(data_dir / "manager.json", after)
+    return after
+
+
+def retire_manager(data_dir: Path) -> None:
+    """Set aside what makes this host a manager, and delete the keys of the cluster, so that it may
+    join again. Safe to repeat."""
+    for name in ("ca.key", "cluster.key", "locked.keys"):
+        (data_dir / name).unlink(missing_ok=True)
+    shutil.rmtree(data_dir / "etcd", ignore_errors=True)
+    with suppress(FileNotFoundError):
+        (data_dir / "manager.json").replace(data_dir / REMOVED_MANAGER)
+    (data_dir / MEMBERSHIP).unlink(missing_ok=True)

@@ -14,16 +14,18 @@ from orchestrator.identity.tls import channel_options
 from orchestrator.pb import identity_pb2, identity_pb2_grpc
 
 _TIMEOUT = 10.0
-"""Seconds for each of the three steps."""
+"""Seconds for each of the first two steps."""
+_SIGNING = 20.0
+"""Seconds for a signed certificate: the manager waits for an etcd that restarts."""
 
 
 class JoinRefused(Exception):
-    """The host did not get in; one line that says why and what to do."""
+    """The host could not join; the text is one line with cause and remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """What a host got: keys and certificates are PEM."""
+    """The result of joining; keys and certificates are PEM."""
 
     node_id: str
     role: str
@@ -33,7 +35,7 @@ class Joined:
     certificate: str
     key: str
     own_address: str
-    """This host's address on the way to the manager."""
+    """This host's address towards the manager."""
 
 
 def _split(address: str, default_port: int) -> tuple[str, int]:
@@ -46,7 +48,7 @@ def _split(address: str, default_port: int) -> tuple[str, int]:
 
 
 def _presented(host: str, port: int) -> tuple[str, str]:
-    """The certificate that the other end shows, unverified, and our own address towards it."""
+    """The server's certificate, unverified, and our own address towards it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -66,12 +68,22 @@ def _presented(host: str, port: int) -> tuple[str, str]:
             f"is 'orc manager' running there, and is port {port} open?"
         ) from error
     if der is None:
-        raise JoinRefused(f"the server at {host}:{port} shows no certificate")
+        raise JoinRefused(f"the server at {host}:{port} presents no certificate")
     return ssl.DER_cert_to_PEM_cert(der), own
 
 
-def join(address: str, token_text: str, hostname: str) -> Joined:
+def join(
+    address: str,
+    token_text: str,
+    hostname: str,
+    *,
+    roles: tuple[str, ...] = ("worker",),
+    own: str = "",
+) -> Joined:
     """Join the cluster whose manager's join port is at `address` (HOST[:PORT]).
+
+    The token decides which of `roles` the host gets. `own` is the host's own address; empty: that
+    on the way to the manager.
 
     Raises `JoinRefused` and `token.BadToken`.
     """
@@ -109,8 +121,14 @@ def join(address: str, token_text: str, hostname: str) -> Joined:
     ) as channel:
         try:
             signed = identity_pb2_grpc.JoinStub(channel).Sign(
-                identity_pb2.SignRequest(secret=wanted.secret, csr=request, hostname=hostname),
-                timeout=_TIMEOUT,
+                identity_pb2.SignRequest(
+                    secret=wanted.secret,
+                    csr=request,
+                    hostname=hostname,
+                    roles=roles,
+                    address=own or own_address,
+                ),
+                timeout=_SIGNING,
             )
         except grpc.RpcError as error:
             raise JoinRefused(str(error.details())) from error
@@ -122,5 +140,5 @@ def join(address: str, token_text: str, hostname: str) -> Joined:
         ca_certificate=reply.ca_certificate,
         certificate=signed.certificate,
         key=key,
-        own_address=own_address,
+        own_address=own or own_address,
     )

@@ -12,23 +12,24 @@ import datetime as dt
 import logging
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from orchestrator.identity.certificates import KeyPair, Life, PairFiles
 
 log = logging.getLogger(__name__)
 
 _LOOK = 3600.0
-"""Seconds after which the clock is looked at again, at the latest."""
+"""Maximum seconds between checks of the clock."""
 _AGAIN_FIRST, _AGAIN_MOST = 1.0, 1 / 200
-"""Seconds after which a certificate that could not be renewed is tried again, from the first time
-on, doubled each time; and of its life, the most."""
+"""Seconds until the first retry of a failed renewal, doubled each time; and the maximum delay as a
+fraction of the certificate's validity."""
 
 Sign = Callable[[str], Awaitable[str]]
 """Gives the certificate (PEM) for a signing request (PEM). Raises NotRenewed."""
 
 
 class NotRenewed(Exception):
-    """There is no new certificate for now; one line that says why."""
+    """The certificate could not be renewed; the text is one line with the cause."""
 
 
 async def keep_renewed(
@@ -38,23 +39,27 @@ async def keep_renewed(
     *,
     unit: float,
     now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+    outdated: Callable[[str], bool] = lambda certificate: False,
+    wake: asyncio.Event | None = None,
 ) -> None:
-    """Renew the certificate in `files` each time that its time has come, until cancelled.
+    """Renew the certificate in `files` whenever it is due, until cancelled.
 
-    `request` makes a key and a signing request for it; `unit` (0 to 1) is how late in the time for
-    it this holder is. Existing connections keep the certificate they began with; new ones
-    read the files.
+    `request` makes a key and a signing request for it; `unit` (0 to 1) is this holder's place in
+    the time for renewal. A certificate that is `outdated` is due at once; set `wake` to have it
+    checked. Existing connections keep the certificate they began with; new ones read
+    the files.
     """
     complaint, failures = "", 0
     while True:
-        life = Life.of(files.read().certificate)
+        certificate = files.read().certificate
+        life = Life.of(certificate)
         if life is None:
-            log.error("the certificate in %s cannot be read, and is not renewed", files.certificate)
+            log.error("cannot read the certificate in %s; it is not renewed", files.certificate)
             return
         wait = (life.renewal(unit) - now()).total_seconds()
-        if wait > 0:
+        if wait > 0 and not outdated(certificate):
             complaint, failures = "", 0
-            await asyncio.sleep(min(wait, _LOOK))
+            await _pause(min(wait, _LOOK), wake)
             continue
         try:
             key, asked = await request()
@@ -63,20 +68,32 @@ async def keep_renewed(
             if str(error) != complaint:
                 complaint = str(error)
                 log.warning(
-                    "the certificate of this host cannot be renewed: %s; it ends at %s, and is "
-                    "tried again until then",
+                    "cannot renew the certificate of this host: %s; it expires at %s; retrying "
+                    "until then",
                     complaint,
                     life.ends.isoformat(),
                 )
             most = min((life.ends - life.begins).total_seconds() * _AGAIN_MOST, _LOOK)
-            await asyncio.sleep(min(_AGAIN_FIRST * 2.0 ** min(failures, 16), most))
+            await _pause(min(_AGAIN_FIRST * 2.0 ** min(failures, 16), most), wake)
             failures += 1
             continue
         log.info("the certificate of this host was renewed", extra={"ended": life.ends.isoformat()})
 
 
+async def _pause(seconds: float, wake: asyncio.Event | None) -> None:
+    """Sleep, but no longer than until `wake` is set; clears it."""
+    if wake is None:
+        await asyncio.sleep(seconds)
+        return
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await wake.wait()
+    wake.clear()
+
+
 async def request_elsewhere() -> tuple[str, str]:
-    """`ca.new_request` in a process of its own, which takes the certificate library with it."""
+    """`ca.new_request` in a process of its own, so that this one need not load the certificate
+    library."""
     program = (
         "from orchestrator.identity.ca import new_request\nprint(*new_request(), sep='', end='')"
     )
@@ -85,6 +102,6 @@ async def request_elsewhere() -> tuple[str, str]:
     )
     said, _ = await process.communicate()
     if process.returncode:
-        raise NotRenewed(f"no key could be made (status {process.returncode})")
+        raise NotRenewed(f"cannot generate a key (exit status {process.returncode})")
     key, begin, rest = said.decode().partition("-----BEGIN CERTIFICATE REQUEST-----")
     return key, begin + rest

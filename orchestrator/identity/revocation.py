@@ -34,14 +34,14 @@ class Revoked:
     role: str
     name: str
     at: float
-    """Seconds since 1970."""
+    """Seconds since the epoch."""
     reason: str = ""
 
     def covers(self, role: str, name: str, serial: str, issued_at: float) -> bool:
         """Whether this certificate is among them."""
         if self.serial:
             return self.serial == serial
-        # Certificates know whole seconds: of those of the same second all are meant.
+        # Certificates have whole seconds: all of the same second are covered.
         return (self.role, self.name) == (role, name) and issued_at <= math.floor(self.at)
 
 
@@ -63,7 +63,7 @@ class _Call:
 
 
 class Revocations:
-    """What is revoked at the moment. For one event loop."""
+    """The revoked certificates. For one event loop."""
 
     def __init__(self) -> None:
         self._serials: dict[str, Revoked] = {}
@@ -73,7 +73,7 @@ class Revocations:
         """Called for each call that is refused or ended."""
 
     def replace(self, revoked: Iterable[Revoked]) -> None:
-        """Refuse these from now on, and no others; end the calls under way that they concern."""
+        """Replace the set of revoked certificates; cancel calls in progress that they concern."""
         everything = list(revoked)
         self._serials = {each.serial: each for each in everything if each.serial}
         self._holders = {(each.role, each.name): each for each in everything if not each.serial}
@@ -83,7 +83,7 @@ class Revocations:
                 call.task.cancel()
 
     def of(self, identity: Identity) -> Revoked | None:
-        """Why the certificate is refused; None if it counts."""
+        """The revocation of the certificate; None if it is valid."""
         issued = identity.certificate
         holder = self._holders.get((identity.role, identity.id))
         if issued is None:
@@ -100,8 +100,8 @@ class Revocations:
 
     @asynccontextmanager
     async def call(self, identity: Identity) -> AsyncIterator[None]:
-        """A call of this caller's is served in the body. Raises CertificateRevoked, at once or when
-        the certificate is revoked meanwhile."""
+        """Serve a call of this caller in the body. Raises CertificateRevoked, at once or when the
+        certificate is revoked during the call."""
         self.check(identity)
         task = asyncio.current_task()
         assert task is not None

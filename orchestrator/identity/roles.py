@@ -19,6 +19,10 @@ log = logging.getLogger(__name__)
 
 ALLOWED: dict[str, frozenset[str]] = {
     "orchestrator.v1.Control": frozenset({"admin"}),
+    "orchestrator.v1.Managers": frozenset({"admin"}),
+    "orchestrator.v1.Security": frozenset({"admin"}),
+    "orchestrator.v1.Membership": frozenset({"manager"}),
+    "orchestrator.v1.Relay": frozenset({"manager"}),
     "orchestrator.v1.Interact": frozenset({"admin"}),
     "orchestrator.v1.Policies": frozenset({"admin"}),
     "orchestrator.v1.Dashboard": frozenset({"admin"}),
@@ -33,12 +37,13 @@ ALLOWED: dict[str, frozenset[str]] = {
     "orchestrator.v1.Images": frozenset({"admin"}),
     "orchestrator.v1.Access": frozenset({"admin"}),
     "orchestrator.v1.Audit": frozenset({"admin"}),
+    "orchestrator.v1.Backup": frozenset({"admin"}),
     "orchestrator.v1.Certificates": frozenset({"admin", "worker"}),
     "orchestrator.v1.Sources": frozenset({"worker"}),
     "orchestrator.v1.Dispatch": frozenset({"worker"}),
     "orchestrator.v1.Blobs": frozenset({"worker", "manager"}),
 }
-"""Service → roles that may call it. What is not here needs no certificate (see `OPEN`) or is
+"""Service → roles that may call it. Other services need no certificate (see `OPEN`) or are
 refused."""
 
 OPEN = frozenset({"orchestrator.v1.Join"})
@@ -46,7 +51,7 @@ OPEN = frozenset({"orchestrator.v1.Join"})
 
 
 def may_call(identity: Identity | None, service: str, cluster_id: str) -> str:
-    """Why `identity` may not call `service`, in the user's words; empty when it may."""
+    """Why `identity` may not call `service`, as one line for the user; empty when it may."""
     if service in OPEN:
         return ""
     roles = ALLOWED.get(service)
@@ -68,7 +73,7 @@ _MOST_TOLD = 1000
 
 class RoleGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Refuses each call that the table does not allow or whose certificate was revoked, and logs
-    it. Ends calls under way when their certificates are revoked."""
+    it. Cancels calls in progress when their certificates are revoked."""
 
     def __init__(
         self,
@@ -83,9 +88,9 @@ class RoleGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._told: dict[str, float] = {}
         """Serial number of a revoked certificate → when its use was logged."""
 
-    def _is_news(self, identity: Identity) -> bool:
-        """Whether the use of a revoked certificate is to be logged: not each of those of a removed
-        node that goes on dialing."""
+    def _should_log(self, identity: Identity) -> bool:
+        """Whether to log the use of a revoked certificate: rate-limited, since a removed node keeps
+        dialing."""
         serial = identity.certificate.serial if identity.certificate else ""
         now = time.monotonic()
         if now < self._told.get(serial, -_LOG_AGAIN) + _LOG_AGAIN:
@@ -129,7 +134,7 @@ class RoleGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                     self._seen(identity, context.peer())
                     yield
             except CertificateRevoked as revoked:
-                if self._is_news(identity):
+                if self._should_log(identity):
                     log.warning("call refused", extra={**facts, "reason": revoked})
                 trailing = tuple(context.trailing_metadata() or ())
                 if identity.certificate is not None:
@@ -143,8 +148,8 @@ def within(
     handler: Any,
     block: Callable[[grpc.aio.ServicerContext[Any, Any]], AbstractAsyncContextManager[None]],
 ) -> Any:
-    """The same handler, within a block of each call. A handler is unary or streaming on its
-    answer's side; what its request is makes no difference here."""
+    """The same handler, within a block of each call. Only whether the response is unary or
+    streaming matters here."""
     streams = handler.response_streaming
     inner: Any = (
         (handler.stream_stream or handler.unary_stream)

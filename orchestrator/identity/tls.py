@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mutual TLS for gRPC, and who is at the other end of a call."""
+"""Mutual TLS for gRPC, and the identity of a call's peer."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Identity:
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """For a port that only holders of a certificate of the cluster may use. What a host shows
-    there is what it has at that time."""
-    return _following(files, files.ca.read_bytes())
+    """For a port that requires a certificate of the cluster. A host presents its current
+    certificate."""
+    return _following(files, verify=True)
 
 
 def join_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     """For the join port, whose callers have no certificate yet."""
-    return _following(files, None)
+    return _following(files, verify=False)
 
 
 def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
@@ -57,30 +57,36 @@ def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
     )
 
 
-def _following(files: TlsFiles, callers: bytes | None) -> grpc.ServerCredentials:
-    """For callers whose certificates these CAs signed, or for any."""
-    stamp = files.pair.stamp()
+def _following(files: TlsFiles, *, verify: bool) -> grpc.ServerCredentials:
+    """For callers whose certificates the CAs in the files signed, or for any. New connections get
+    the files as they are then."""
+
+    def stamped() -> tuple[object, ...]:
+        return files.pair.stamp(), files.ca.stat().st_mtime_ns, files.ca.stat().st_ino
+
+    stamp = stamped()
 
     def shown() -> grpc.ServerCertificateConfiguration:
         pair = files.pair.read()
         return grpc.ssl_server_certificate_configuration(
-            [(pair.key.encode(), pair.certificate.encode())], root_certificates=callers
+            [(pair.key.encode(), pair.certificate.encode())],
+            root_certificates=files.ca.read_bytes() if verify else None,
         )
 
     def renewed() -> Any:  # the stubs do not know that None stands for no change
         nonlocal stamp
         try:
-            found = files.pair.stamp()
+            found = stamped()
             if found == stamp:
                 return None
             configuration = shown()
         except OSError:
-            return None  # what was shown until now counts still
+            return None  # keep presenting the previous one
         stamp = found
         return configuration
 
     return grpc.dynamic_ssl_server_credentials(
-        shown(), renewed, require_client_authentication=callers is not None
+        shown(), renewed, require_client_authentication=verify
     )
 
 
@@ -90,6 +96,8 @@ def channel_options(peer_name: str = MANAGER_NAME) -> list[tuple[str, Any]]:
         ("grpc.ssl_target_name_override", peer_name),
         ("grpc.keepalive_time_ms", 2000),
         ("grpc.keepalive_timeout_ms", 2000),
+        # Newer versions of gRPC have a timeout of pings beside it, of a minute.
+        ("grpc.http2.ping_timeout_ms", 2000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", 64 << 20),
         ("grpc.enable_http_proxy", 0),
@@ -102,7 +110,7 @@ Read from that text, since loading a certificate library would cost every agent 
 
 
 def peer_identity(context: grpc.aio.ServicerContext[Any, Any]) -> Identity | None:
-    """Who calls, by the certificate that the handshake verified; None without one."""
+    """The caller, by the certificate that the handshake verified; None without one."""
     subjects = list(context.auth_context().get("x509_subject") or ())
     match = _SUBJECT.fullmatch(bytes(subjects[0]).decode()) if subjects else None
     if match is None:

@@ -32,7 +32,7 @@ READ_ONLY = MOUNT_ATTR_RDONLY | WRITABLE
 _MEMORY = 1 << 30
 """Bytes of address space; about 100 MiB are in use."""
 _PLACE = "/proc"
-"""A mount point that every host has; nothing in it is needed after the change of root."""
+"""A mount point that every host has, and that is not needed after the change of root."""
 
 
 def limit_memory() -> None:
@@ -71,8 +71,8 @@ def change_root(root: str) -> None:
 
 
 def end_imports() -> None:
-    """Load what Python loads late, and refuse every later import: a module found in a container's
-    root is the container's code."""
+    """Load Python's lazily loaded codecs, and refuse every later import: a module found in a
+    container's root is the container's code."""
     for name in ("utf-8", "ascii", "latin-1"):
         codecs.lookup(name)
     sys.meta_path.clear()

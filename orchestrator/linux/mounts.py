@@ -56,7 +56,7 @@ def _escaped(path: str) -> str:
 
 
 def unshare_mounts(*, receive: bool = True) -> None:
-    """Move the calling thread, and what it starts, to a new mount namespace.
+    """Move the calling thread and its future children to a new mount namespace.
 
     What is mounted or unmounted here stays here. With `receive`, mounts that the host makes later
     (a volume, a network namespace) still propagate into it.
@@ -93,8 +93,8 @@ def detached(
     private: bool = True,
     recursive: bool = False,
 ) -> int:
-    """A descriptor of a new mount of what is at `place`, a path or a descriptor. The mount goes
-    when the descriptor is closed, unless it was attached.
+    """A descriptor of a new mount of `place`, a path or a descriptor. The mount is removed when
+    the descriptor is closed, unless it was attached.
 
     `attributes` are `MOUNT_ATTR_…`; `userns`: the namespace of MOUNT_ATTR_IDMAP; `private`: later
     mounts below the original do not propagate to it; `recursive`: present mounts below it are
@@ -127,8 +127,8 @@ def attach(
 
 
 def idmapped(path: str | os.PathLike[str] | int, userns: int, *, read_only: bool = False) -> int:
-    """A descriptor of a detached mount of `path`, without mounts below it, in which a user
-    namespace's ids stand for those on disk. EINVAL where the file system does not support it."""
+    """A descriptor of a detached mount of `path`, without mounts below it, that maps the ids on
+    disk to those of a user namespace. EINVAL where the file system does not support it."""
     read_only_flag = MOUNT_ATTR_RDONLY if read_only else 0
     return detached(path, MOUNT_ATTR_IDMAP | read_only_flag, userns=userns)
 

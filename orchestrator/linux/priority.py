@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPU and I/O priority: children are started with the default, not with the agent's own.
+"""CPU and I/O priority: children are started with the default, not with the agent's.
 
 Sources: sched(7), ioprio_set(2).
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program: mount a folder that lies below another whose content is not trusted.
+"""A program that mounts a folder below another one whose content is not trusted.
 
 Arguments: ROOT PATH TARGET. It is a separate process because a lookup on a dead file server never
 returns, and a process can be killed. It exits with 0, or with 1 and the kernel's error number
@@ -36,7 +36,7 @@ def mount_beneath(root: str, path: str, target: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Mount what the arguments name."""
+    """Mount the folder that the arguments name."""
     root, path, target = argv
     try:
         mount_beneath(root, path, target)

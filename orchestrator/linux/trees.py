@@ -99,7 +99,7 @@ def _lift(top: int, name: str, serial: int) -> int:
                     except OSError as error:
                         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                             raise
-                        continue  # something of that name is there
+                        continue  # the name exists
                     break
     finally:
         os.close(folder)

@@ -12,8 +12,8 @@ difference.
                                                          ▼               │ reports
                                                      dispatch ◀─ session ┘
 
-Any manager serves the API; only the elected leader plans and holds the agents' sessions. A term is
-one task group: when the lease is lost or anything inside crashes, all of it is cancelled.
+Any manager serves the API and agents' sessions; only the elected leader plans. A term is one task
+group: when the lease is lost or anything inside crashes, all of it is cancelled.
 
 Packages: `api` (gRPC front end), `web` (HTTPS front end), `operations` (what front ends call),
 `leader`, `planning`, `dispatch`, `store`, `security`, `audit`, `telemetry`, `diagnostics`.

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import click
 
-from orchestrator.daemon.configfile import config_option
-from orchestrator.daemon.proxies import registry_proxy_options, set_proxies
+from orchestrator.daemon.daemon_options import config_option, registry_proxy_options, set_proxies
 from orchestrator.tracing.configuration import endpoint_option
-from orchestrator.tracing.spans import CannotTrace
+from orchestrator.tracing.spans import TracingError
 
 
 @click.command()
@@ -72,7 +71,7 @@ from orchestrator.tracing.spans import CannotTrace
 @click.option(
     "--lease",
     type=click.FloatRange(min=1.0),
-    default=10.0,
+    default=3.0,
     show_default=True,
     help="Seconds that this manager leads without an answer of etcd's; more on a slow host.",
 )
@@ -105,7 +104,7 @@ def manager(
     """
     # Imported here, so that `orc manager --help` needs neither gRPC nor NumPy.
     from orchestrator.daemon import logfmt
-    from orchestrator.daemon.process import run_until_signalled, take_precedence
+    from orchestrator.daemon.process import raise_priority, run_until_signalled
     from orchestrator.identity.host_identity import NoIdentity
     from orchestrator.manager.daemon import CannotServe, ManagerSettings, serve
     from orchestrator.manager.store.etcd_tls import EtcdTls
@@ -114,7 +113,7 @@ def manager(
     logfmt.setup(log_level)
     set_proxies(context)
     # The control plane stays responsive when containers on the same host use all CPUs.
-    take_precedence(-5)
+    raise_priority(-5)
     tls = None
     if etcd_cacert or etcd_cert or etcd_key:
         if not (etcd_cacert and etcd_cert and etcd_key):
@@ -136,7 +135,7 @@ def manager(
     )
     try:
         run_until_signalled(serve(settings))
-    except* (CannotServe, CannotTrace, NoIdentity, StoreError) as group:
+    except* (CannotServe, TracingError, NoIdentity, StoreError) as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import logging
 import random
+import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,35 +18,59 @@ from typing import Any
 
 import grpc
 
+from orchestrator import __version__
 from orchestrator.daemon.background import background
 from orchestrator.daemon.process import Supervisor
 from orchestrator.identity import ca
 from orchestrator.identity.bootstrap import new_id
 from orchestrator.identity.certificates import KeyPair, TlsFiles
-from orchestrator.identity.host_identity import ManagerIdentity, read_manager
+from orchestrator.identity.enrolment import choose_peer_port, enroll
+from orchestrator.identity.host_identity import (
+    ManagerIdentity,
+    read_manager,
+    remember,
+    retire_manager,
+)
+from orchestrator.identity.join import JoinRefused
 from orchestrator.identity.join_tokens import new_secret
+from orchestrator.identity.key_files import CA_KEY, KeyFiles
 from orchestrator.identity.revocation import Revocations
 from orchestrator.identity.roles import RoleGuard
+from orchestrator.identity.sealing import unseal
 from orchestrator.identity.tls import join_credentials, server_credentials
 from orchestrator.manager.api import add_control_services
+from orchestrator.manager.api.client_calls import ClientCalls
+from orchestrator.manager.api.managers import add_manager_services
+from orchestrator.manager.api.security import SecurityApi
 from orchestrator.manager.api.tracing_interceptor import TracingInterceptor
 from orchestrator.manager.audit.audit_interceptor import AuditInterceptor
 from orchestrator.manager.audit.trail import FILE_BYTES, FILES, AuditTrail
+from orchestrator.manager.cluster.enrolment import Enrolment, promote_learners, serving_endpoints
+from orchestrator.manager.cluster.manager_calls import KEYS_PURPOSE, ManagerChannels
+from orchestrator.manager.cluster.peering import peering_of
+from orchestrator.manager.cluster.registration import OwnFacts, Presence, register, was_removed
+from orchestrator.manager.cluster.schema import SchemaMigrator, UnknownSchema, check_schema
 from orchestrator.manager.dispatch import dispatcher
 from orchestrator.manager.dispatch.dispatcher import Dispatcher
 from orchestrator.manager.dispatch.image_sources import ImageSources
+from orchestrator.manager.dispatch.relay import Relay, RelayService
 from orchestrator.manager.dispatch.secret_delivery import SecretDelivery
+from orchestrator.manager.dispatch.session_records import SessionRecords
 from orchestrator.manager.dispatch.tunnels import Tunnels
-from orchestrator.manager.event_loop import LivenessClock, freezing_survivors
-from orchestrator.manager.leader.agent_reports import ReportBuffer
-from orchestrator.manager.leader.election import Election, LeadershipLost
+from orchestrator.manager.event_loop import LivenessClock, freezing_survivors, offload
+from orchestrator.manager.leader.agent_reports import RejectedClaims, ReportBuffer
+from orchestrator.manager.leader.election import Deposed, Election, LeadershipLost, Term
 from orchestrator.manager.leader.planning_loop import PlanningLoop
+from orchestrator.manager.leader.report_commit import ReportCommitter
+from orchestrator.manager.operations.administration.managers import ManagerOperations
+from orchestrator.manager.operations.administration.security import SecurityOperations
 from orchestrator.manager.operations.context import ManagerContext
 from orchestrator.manager.operations.resources.deferred_removal import DeferredRemoval
 from orchestrator.manager.operations.resources.networks import create_network
 from orchestrator.manager.planning.networking.addresses import AddressRefused, NewNetwork, complete
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import Quarantined
+from orchestrator.manager.security.ca_rotation import CaFollower
 from orchestrator.manager.security.certificates import (
     CertificateAuthority,
     CertificateRegistry,
@@ -53,11 +80,17 @@ from orchestrator.manager.security.certificates import (
 from orchestrator.manager.security.document_store import DocumentStore
 from orchestrator.manager.security.joining import JoinService
 from orchestrator.manager.security.key_check import WrongKey, check_key
+from orchestrator.manager.security.key_ring import KeyRing
+from orchestrator.manager.security.locked_manager import wait_for_unlock
 from orchestrator.manager.security.vault import Vault, VaultError
 from orchestrator.manager.store.cache import Cache, log_undecodable
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.etcd import EtcdKv, EtcdRenewal
-from orchestrator.manager.store.etcd_member import EtcdMember
+from orchestrator.manager.store.etcd_member import (
+    EtcdMember,
+    MemberRemoved,
+    MembersChanged,
+)
 from orchestrator.manager.store.etcd_tls import EtcdTls
 from orchestrator.manager.store.instrumented_kv import InstrumentedKv, InstrumentedRenewal
 from orchestrator.manager.store.keys import LEADER
@@ -67,13 +100,17 @@ from orchestrator.manager.telemetry import metrics
 from orchestrator.manager.telemetry.event_log import EventLog
 from orchestrator.manager.telemetry.task_traces import TaskSpans
 from orchestrator.manager.web.application import serve_web
+from orchestrator.model.access import KeyRotation
+from orchestrator.model.manager_features import MANAGER_FEATURES
 from orchestrator.model.networks import BRIDGE
 from orchestrator.model.objects import Cluster, Network
 from orchestrator.model.specs import BRIDGE_NETWORK, DEFAULT_NETWORK
 from orchestrator.pb import (
     certificates_pb2_grpc,
+    dispatch_pb2_grpc,
     identity_pb2_grpc,
     images_pb2_grpc,
+    security_pb2_grpc,
 )
 from orchestrator.tracing.configuration import tracer
 from orchestrator.tracing.spans import OFF, Tracer, current
@@ -84,12 +121,16 @@ log = logging.getLogger(__name__)
 
 DEFAULT_VNI = 4096
 
+DEFERENCE = 1.0
+"""Seconds that a leader that was asked to step down leaves to the other managers."""
+
 _SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
     # Agents and clients send keepalive pings often enough, and agents send heartbeats; with many of
     # them, pinging each as often would cost too much.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -114,7 +155,7 @@ class ManagerSettings:
     otlp_endpoint: str = ""
     """Where traces are sent; empty: as OpenTelemetry's environment variables say, otherwise
     nowhere."""
-    lease: float = 10.0
+    lease: float = 3.0
     """Seconds from a leader's death until the next one is elected."""
     discard_secrets: bool = False
     """Start even if the store holds secrets that are sealed with another key."""
@@ -124,18 +165,25 @@ class ManagerSettings:
 
 
 @asynccontextmanager
-async def _store(settings: ManagerSettings) -> AsyncIterator[tuple[Kv, Renewal]]:
-    """The store, and what renews leases outside of the event loop."""
+async def _store(
+    settings: ManagerSettings, identity: ManagerIdentity
+) -> AsyncIterator[tuple[Kv, Renewal, EtcdMember | None]]:
+    """The store, what renews leases outside of the event loop, and the manager's own member of
+    etcd; None with an external etcd."""
     async with AsyncExitStack() as stack:
         endpoints, tls = settings.etcd_endpoints, settings.etcd_tls
+        member: EtcdMember | None = None
         if endpoints:
             kv = EtcdKv(endpoints, tls)
         else:
-            member = await stack.enter_async_context(EtcdMember(settings.data_dir / "etcd"))
+            peering = peering_of(settings.data_dir, identity) if identity.peer_port else None
+            member = await stack.enter_async_context(
+                EtcdMember(settings.data_dir / "etcd", peering=peering)
+            )
             endpoints, tls = member.endpoints, member.tls
             kv = EtcdKv(endpoints, tls, max_txn_ops=member.max_txn_ops)
         renewal = stack.enter_context(EtcdRenewal(endpoints, tls))
-        yield await stack.enter_async_context(kv), renewal
+        yield await stack.enter_async_context(kv), renewal, member
 
 
 async def _initialise_cluster(
@@ -189,6 +237,9 @@ async def _initialise_cluster(
             scrape_token=cluster.scrape_token or new_secret(),
             secrets_key_id=vault.key_id,
         )
+        if cluster.secrets_key_id and vault.key_id != cluster.secrets_key_id:
+            # Its key is lost, and with it what was sealed.
+            after = replace(after, key_rotation=KeyRotation(), unlock_key="")
         changes = [Change(cluster, after)] if after != cluster else []
     if changes:
         try:
@@ -216,9 +267,14 @@ class Manager:
         supervisor: Supervisor,
         tracer: Tracer = OFF,
         renewal: Renewal | None = None,
+        member: EtcdMember | None = None,
+        keys: KeyFiles | None = None,
     ) -> None:
         """`renewal` renews the leader's lease outside of the event loop; without it, the event loop
-        does."""
+        does. `member` is the etcd member that this manager runs, if it does. `keys` are its key
+        files, unlocked; read if not given."""
+        self._member = member
+        self._keys = keys or KeyFiles(settings.data_dir)
         self._settings = settings
         self._identity = identity
         self._supervisor = supervisor
@@ -245,13 +301,42 @@ class Manager:
         """Set once the ports are open."""
         self._address = f"{identity.address}:{identity.port}"
         try:
-            self._vault = Vault.at(settings.data_dir)
+            self._vault = Vault.of(self._keys)
         except VaultError as error:
             raise CannotServe(str(error)) from error
         self._tls = TlsFiles.of(settings.data_dir, "manager")
-        key = (settings.data_dir / "ca.key").read_text()
+        if not (key := self._keys.text(CA_KEY)):
+            raise CannotServe(
+                f"{settings.data_dir / CA_KEY} is missing: restore it from a backup of that "
+                "folder, or remove this manager and let it join again"
+            )
         self._authority = CertificateAuthority(
             KeyPair(self._tls.ca.read_text(), key), lambda: self.cache.view, time.time
+        )
+        self._channels = ManagerChannels(self._tls, lambda: self.cache.view)
+        self._key_ring = KeyRing(
+            kv,
+            self.cache,
+            self._vault,
+            self._keys,
+            identity.manager_id,
+            self._fetch_data_keys,
+            lambda: bool(self._leader),
+        )
+        self._renew = asyncio.Event()
+        self._ca_follower = CaFollower(
+            kv,
+            self.cache,
+            self._vault,
+            self._tls,
+            self._keys,
+            self._authority,
+            identity.manager_id,
+            restart_etcd=self._restart_etcd,
+            leads=lambda: bool(self._leader),
+            now=time.time,
+            renew=self._renew,
+            end_sessions=lambda signer, renewed: self._dispatcher.end_outdated(signer, renewed),
         )
         self._revocations = Revocations()
         self._revocations.refused = metrics.RevocationMetrics(self._registry).refused
@@ -262,22 +347,51 @@ class Manager:
         )
         metrics.AuditMetrics(self._registry).count(self._audit)
         self._records = CertificateRegistry(kv, self.cache, self._revocations, time.time)
+        self._session_records = SessionRecords(
+            kv,
+            self.cache,
+            identity.manager_id,
+            lambda: self.report_buffer.heard,
+            renewal=self._renewal,
+        )
         self._dispatcher = Dispatcher(
             self.cache,
             self.report_buffer,
             self._tunnels,
             SecretDelivery(self.cache, DocumentStore(kv, self._vault)),
-            lambda: self._address,
+            self._session_records,
             self._managers,
+            new_id,
+            random.Random(),
             tracer,
         )
+        self._tunnels.remote = Relay(self._dispatcher.locate, self._channels.channel).open
 
     def _undecodable(self, found: Quarantined) -> None:
         log_undecodable(found)
         self._events.undecodable(found)
 
     def _managers(self) -> list[str]:
-        return [self._address]
+        """HOST:PORT of all managers."""
+        return serving_endpoints(self.cache.view) or [self._address]
+
+    async def _restart_etcd(self) -> None:
+        if self._member is not None:
+            await self._member.restart()
+
+    async def _fetch_data_keys(self, ids: Collection[str]) -> list[bytes]:
+        """Data keys by id, from other managers."""
+        own = self._identity.manager_id
+
+        def unsealed(reply: bytes) -> list[bytes]:
+            texts = json.loads(unseal(self._tls.pair.read().key, reply, KEYS_PURPOSE + own))
+            return [base64.b64decode(text) for text in texts]
+
+        return await self._channels.data_keys(ids, own, unsealed)
+
+    def _cluster_keys(self) -> dict[str, str]:
+        """The keys that a joining manager gets."""
+        return {"ca_key": self._keys.text(CA_KEY) or "", "cluster_key": self._vault.text()}
 
     async def run(self) -> None:
         """Serve until cancelled. Raises CannotServe."""
@@ -286,18 +400,30 @@ class Manager:
 
     async def _run(self) -> None:
         with self._audit.running():
-            await self._run_parts()
+            await self._run_components()
 
-    async def _run_parts(self) -> None:
+    async def _run_components(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(metrics.EventLoopLag(self._registry).measure())
             group.create_task(self.cache.follow())
             await self.cache.wait_for(1)
+            try:
+                await check_schema(self._kv)
+            except UnknownSchema as unknown:
+                raise CannotServe(str(unknown)) from None
             group.create_task(self._records.run())
+            if not self._settings.discard_secrets:
+                await self._key_ring.prepare()
             await _initialise_cluster(
                 self._kv, self.cache, self._identity, self._settings, self._vault
             )
+            try:
+                await self._ca_follower.prepare()
+            except VaultError as error:
+                raise CannotServe(str(error)) from error
+            await self._register()
             async with (
+                self._channels,
                 self._events.following(),
                 self._latencies.following(),
                 self._spans.following(),
@@ -306,6 +432,40 @@ class Manager:
                 background(DeferredRemoval(self._kv, self.cache).run()),
             ):
                 await self._serve()
+
+    async def _register(self) -> None:
+        """Bring this manager's own object in the store up to date, and the managers that it will
+        ask when it leaves."""
+        identity, member = self._identity, self._member
+        if was_removed(self.cache.view, identity.manager_id):
+            raise MemberRemoved("this manager was removed from the cluster")
+        status = await member.membership.status() if member else None
+        peering = member.peering if member else None
+        own = OwnFacts(
+            id=identity.manager_id,
+            hostname=socket.gethostname(),
+            address=identity.address,
+            port=identity.port,
+            version=__version__,
+            features=MANAGER_FEATURES,
+            peer_port=peering.port if peering else 0,
+            member_id=f"{status.id:x}" if status else "",
+        )
+        await register(self._kv, self.cache, own, time.time())
+        remember(self._settings.data_dir, joining=False, managers=tuple(self._managers()))
+
+    async def _open_to_peers(self) -> None:
+        """Have the etcd member listen for those of other managers."""
+        assert self._member is not None
+        folder = self._settings.data_dir
+        if self._member.peering is not None:
+            return
+        identity = read_manager(folder)
+        port = identity.peer_port or choose_peer_port(identity.address, identity.port)
+        # Before etcd has it, so that a manager that is killed in between starts with it.
+        remember(folder, peer_port=port)
+        await self._member.open_to_peers(peering_of(folder, read_manager(folder)))
+        await self._register()
 
     def _state(self) -> metrics.ManagerState:
         return metrics.ManagerState(
@@ -325,6 +485,12 @@ class Manager:
             async with (
                 serve_web(api, self._settings.data_dir, self._registry, self._state),
                 background(self._supervisor.attend()),
+                background(Presence(self._kv, self._identity.manager_id, time.time).run()),
+                background(self._promote()),
+                background(self._key_ring.run()),
+                background(self._ca_follower.run()),
+                background(self._session_records.run()),
+                background(self._follow_managers()),
                 background(
                     maintain_own_certificate(
                         self._authority,
@@ -332,6 +498,7 @@ class Manager:
                         self._tls,
                         random.random(),
                         self._records,
+                        self._renew,
                     )
                 ),
             ):
@@ -345,6 +512,26 @@ class Manager:
             raise CannotServe(str(error)) from error
         finally:
             await server.stop(0.2)
+
+    async def _follow_managers(self) -> None:
+        """Remember the managers, for a start or a leave without them. Raise MemberRemoved once
+        another manager has removed this one: with an external etcd, nothing else ends it."""
+        own, known = self._identity.manager_id, self._managers()
+        while not was_removed(self.cache.view, own):
+            await asyncio.sleep(1.0)
+            if known != (found := self._managers()):
+                known = found
+                folder = self._settings.data_dir
+                await asyncio.to_thread(remember, folder, managers=tuple(found))
+        raise MemberRemoved("this manager was removed from the cluster")
+
+    async def _promote(self) -> None:
+        if self._member is not None:
+            await promote_learners(
+                self._member.membership, lambda: self.cache.view, lambda: bool(self._leader)
+            )
+        else:
+            await asyncio.Event().wait()
 
     def _api(self) -> ManagerContext:
         folder = self._settings.data_dir
@@ -360,6 +547,7 @@ class Manager:
             leader=lambda: self._leader,
             now=time.time,
             new_id=new_id,
+            keys=self._keys.texts,
             revocations=self._revocations,
             record=self._audit.record,
             tracer=self._tracer,
@@ -373,11 +561,22 @@ class Manager:
         ]
         if self._tracer.on:
             guards.append(TracingInterceptor(self._tracer))
+        guards.append(ClientCalls(self._kv, self.cache, self._managers, time.monotonic))
         server = grpc.aio.server(interceptors=guards, options=_SERVER_OPTIONS)
         add_control_services(server, context, self._audit, folder)
+        operations = ManagerOperations(context, self._channels, self._member)
+        enrolment = Enrolment(
+            self._kv, self.cache, self._cluster_keys, self._member, self._open_to_peers, time.time
+        )
+        add_manager_services(server, operations, enrolment)
+        security_pb2_grpc.add_SecurityServicer_to_server(
+            SecurityApi(SecurityOperations(context, lambda: self._keys.text(CA_KEY) or "")), server
+        )
         sources = ImageSources(self.cache, context.vault, self._tunnels.pulls)
         images_pb2_grpc.add_SourcesServicer_to_server(sources, server)
         dispatcher.serve(self._dispatcher, server)
+        relay = RelayService(self._tunnels, self._dispatcher.deliver, self._dispatcher.is_local)
+        dispatch_pb2_grpc.add_RelayServicer_to_server(relay, server)
         joining = JoinService(
             self._kv, self.cache, self._authority, self._managers, time.time, new_id
         )
@@ -406,37 +605,83 @@ class Manager:
             ttl=self._settings.lease,
             renewal=self._renewal,
         )
+        reports = ReportCommitter(
+            self._kv,
+            self.cache,
+            self.report_buffer,
+            is_local=self._session_records.is_local,
+            now=time.time,
+            offload=offload,
+            rejected=RejectedClaims(self._planning.refused),
+        )
+        deference = 0.0
         while True:
             try:
-                async with election.term() as won:
-                    self.report_buffer.begin_term()
-                    self._dispatcher.begin_term()
-                    self._leader, self._term = self._identity.manager_id, won.revision
-                    term = PlanningLoop(
-                        self._kv,
-                        self.cache,
-                        self.report_buffer,
-                        fence=won.guard,
-                        now=time.time,
-                        new_id=new_id,
-                        times=self._planning,
-                    )
-                    await term.run(won.revision)
+                async with background(reports.run()) as stop:
+                    await asyncio.sleep(deference)
+                    deference = 0.0
+                    async with election.term() as won:
+                        await stop()
+                        await self._plan(won)
             except LeadershipLost as lost:
                 log.warning("leadership lost", extra={"reason": lost})
+                if isinstance(lost, Deposed) and len(self.cache.view.manager_presence) > 1:
+                    deference = DEFERENCE
             finally:
-                self._dispatcher.end_term()
                 self._leader, self._term = "", 0
+
+    async def _plan(self, won: Term) -> None:
+        self.report_buffer.begin_term()
+        self._leader, self._term = self._identity.manager_id, won.revision
+        term = PlanningLoop(
+            self._kv,
+            self.cache,
+            self.report_buffer,
+            fence=won.guard,
+            now=time.time,
+            new_id=new_id,
+            times=self._planning,
+            manager_id=self._identity.manager_id,
+        )
+        async with background(SchemaMigrator(self._kv, self.cache, won.guard).run()):
+            await term.run(won.revision)
 
 
 async def serve(settings: ManagerSettings) -> None:
     """Run a manager until cancelled. Raises CannotServe, NoIdentity, StoreError."""
     supervisor = Supervisor.taken()
     identity = read_manager(settings.data_dir)
+    if identity.joining and not identity.initial_cluster:
+        try:
+            identity = await asyncio.to_thread(
+                enroll, settings.data_dir, identity, socket.gethostname()
+            )
+        except JoinRefused as error:
+            raise CannotServe(f"cannot join the cluster: {error}") from error
+    keys = KeyFiles(settings.data_dir)
+    if keys.locked:
+        try:
+            await wait_for_unlock(keys, identity, supervisor)
+        except RuntimeError as error:
+            raise CannotServe(f"cannot listen on {identity.address}: {error}") from error
     traces = tracer("orc-manager", identity.manager_id, settings.otlp_endpoint)
     with closing(traces):
-        async with _store(settings) as (kv, renewal):
-            await Manager(settings, identity, kv, supervisor, traces, renewal).run()
+        try:
+            async with _store(settings, identity) as (kv, renewal, member):
+                await Manager(
+                    settings, identity, kv, supervisor, traces, renewal, member, keys
+                ).run()
+        except* MembersChanged as changed:
+            # The next start enrols again, for the members as they are then.
+            remember(settings.data_dir, initial_cluster="")
+            raise CannotServe(
+                "the members of etcd changed while this manager joined; start it again"
+            ) from changed
+        except* MemberRemoved as removed:
+            retire_manager(settings.data_dir)
+            raise CannotServe(
+                "this manager was removed from the cluster; 'orc cluster join' lets it join again"
+            ) from removed
 
 
 def _store_timer(times: metrics.StoreMetrics, traces: Tracer) -> Callable[[str, float], None]:

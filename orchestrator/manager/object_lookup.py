@@ -39,7 +39,7 @@ def _resolve(
     if len(begun) == 1:
         return begun[0]
     if begun:
-        raise invalid_argument(f"'{word}' begins the ids of {len(begun)} {kind}s; use more of it")
+        raise invalid_argument(f"'{word}' is a prefix of {len(begun)} {kind} ids; use a longer one")
     guess = near_miss(word, [name for name, _ in names])
     hint = f"did you mean '{guess}'?" if guess else f"see '{listing}'"
     raise not_found(f"no {kind} '{word}'; {hint}")
@@ -174,7 +174,7 @@ def find_image_by_word(view: ClusterView, word: str, *, reported: bool = False) 
         begun = [i for id, i in view.images.items() if id.startswith(f"sha256:{digits}")]
         if len(begun) > 1:
             raise invalid_argument(
-                f"'{word}' begins the ids of {len(begun)} images; use more of it"
+                f"'{word}' is a prefix of {len(begun)} image ids; use a longer one"
             )
         if begun:
             return begun[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What things are: specs, objects, task states, and their validation and formats.
+"""The data model: specs, stored objects, task states, their validation and formats.
 
 A *spec* is a user's intent: the system never edits it. A *status* is what was observed.
 *desired_state* is the manager's order to an agent. All objects are frozen slotted dataclasses, so
@@ -12,10 +12,10 @@ a snapshot is a cheap copy of references and a pure function cannot change what 
     constraints, affinities, placement, jobs, dependencies, hooks, mounts
                 parts of specs
     convert     dataclass ⇄ protobuf: the only place where the two meet (`extensible`: its base)
-    validation/ what a valid spec is, in the user's words
+    validation/ which specs are valid, with errors for users
     formats/    texts that users and other tools write: schedules, templates, Dockerfiles, …
     units, names
-                sizes, shares, durations; image and object names, near misses
+                sizes, shares, durations; names of images and objects, suggestions for typos
 
 Units everywhere: memory and sizes in bytes, CPU in shares (1024 a core), durations in float
 seconds, points in time in float seconds since the epoch (UTC).

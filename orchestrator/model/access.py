@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator.model.extensible import Extensible
 
 TICKET_LIFE = 300.0
-"""Seconds in which the address of the web page must be opened."""
+"""Seconds for which the address of the web page, with its ticket, can be opened."""
 SESSION_LIFE = 12 * 3600.0
 """Maximum seconds of a session of the web page."""
 IDLE = 1800.0
@@ -35,6 +35,8 @@ class Certificate(Extensible):
     revision: int = 0
     since: float = 0.0
     """When the first certificate of its chain of renewals was issued; 0: this is the first."""
+    ca: str = ""
+    """Key id of the CA that issued it; empty: recorded by an earlier version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +88,37 @@ class PageSession(Extensible):
     def can_be_forgotten(self, now: float) -> bool:
         """Whether it and its ticket have expired, so that the ticket cannot open it again."""
         return self.is_over(now) and now >= self.created_at + TICKET_LIFE
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRotation(Extensible):
+    """A rotation of the data key in progress; without an id, there is none."""
+
+    id: str = ""
+    """Of the new key."""
+    started_at: float = 0.0
+    by: str = ""
+    """Name of the admin who began it."""
+    former: str = ""
+    """Id of the key that it replaces."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaRotation(Extensible):
+    """A rotation of the CA in progress; without certificates, there is none. Certificates are
+    PEM."""
+
+    former: str = ""
+    """The CA that is to be removed."""
+    successor: str = ""
+    """The new CA, signed by itself."""
+    link: str = ""
+    """The new CA, signed by the former: holders of the former alone accept what the new one
+    signs."""
+    key: str = ""
+    """Key of the new CA, sealed with the data key."""
+    started_at: float = 0.0
+    signing_since: float = 0.0
+    """When the new CA began to sign; 0: managers do not all trust it yet."""
+    by: str = ""
+    """Name of the admin who began it."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features of agents: what a task may ask for that an agent of an older version would ignore.
+"""Features of agents: requirements of tasks that an agent of an older version would ignore.
 
-Protobuf drops a field that the reader does not know, so an older agent would run a task without it,
-and nothing would say so. Therefore an agent lists its features (`NodeDescription.features`), and
-the scheduler considers only nodes whose agents have all that a task needs.
+Protobuf drops a field that the reader does not know, so an older agent would silently run a task
+without it. Therefore an agent lists its features (`NodeDescription.features`), and the scheduler
+considers only nodes whose agents have all that a task needs.
 
 A new field of `TaskSpec`, or of a message in it, is named in `FEATURES` with a test of whether a
 task uses it. `tests/unit/model/test_agent_features.py` fails until it is.
@@ -88,5 +88,5 @@ def required_features(spec: TaskSpec) -> tuple[str, ...]:
 
 
 def describe_feature(name: str) -> str:
-    """What a feature is, in the user's words."""
+    """The feature's name for users."""
     return _DESCRIPTIONS.get(name) or name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Constraints: rules on attributes of nodes, in Docker's syntax and a little more.
+"""Constraints: rules on attributes of nodes, in Docker's syntax, with `in` in addition.
 
 KEY==VALUE    the attribute has this value
 KEY!=VALUE    it has another value, or there is no such label
@@ -48,7 +48,7 @@ class RuleError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What an attribute must be, or (`negated`) must not."""
+    """The values that an attribute must have, or (`negated`) must not have."""
 
     attribute: str
     values: frozenset[str]
@@ -121,8 +121,8 @@ def read_attribute(node: Node, key: str) -> str | None:
 
 
 def check_agreement(texts: Iterable[str]) -> None:
-    """Raise `RuleError` for rules of which no node can ever meet all, naming two of them or the one
-    that leaves nothing."""
+    """Raise `RuleError` for contradictory rules; names two of them, or the one that no node can
+    meet."""
     allowed: dict[str, tuple[frozenset[str], str]] = {}
     rules = [(parse_rule(text), text) for text in texts]
     for rule, text in sorted(rules, key=lambda item: item[0].negated):

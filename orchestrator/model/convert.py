@@ -8,9 +8,9 @@ fields in the same order** (whatever the fields' numbers): values are read and p
 `tests/unit/model/test_convert.py` compares them.
 
 Three rules keep a round trip exact. A nested message is always sent, also when empty, and one that
-is absent reads as the dataclass' own default: a client that says nothing of `restart` gets the
-default policy, not one of zeros. Bytes are deterministic (map keys sorted), so that equal objects
-are equal in the store. And fields that this version does not know are kept at every level
+is absent reads as the dataclass' own default: a client that omits `restart` gets the default
+policy, not one of zeros. Bytes are deterministic (map keys sorted), so that equal objects are equal
+in the store. And fields that this version does not know are kept at every level
 (`Extensible.unknown_fields`). Looking for them is cheap: a message has some if and only if it
 shrinks when they are discarded.
 """
@@ -61,7 +61,7 @@ def from_proto(message: Message, *, strict: bool = False) -> Any:
     """The dataclass for a message of `types_pb2`.
 
     An enum number that this version does not know becomes a member named `UNRECOGNIZED_<number>`,
-    which is no other member's equal and converts back to the same number. With `strict`, for
+    which equals no other member and converts back to the same number. With `strict`, for
     input that is about to be acted upon, it raises UnknownEnumNumber.
     """
     known = type(message)()
@@ -79,7 +79,7 @@ def from_proto(message: Message, *, strict: bool = False) -> Any:
 
 
 def encode(obj: Any) -> bytes:
-    """The bytes that the store keeps. `revision` is left out: it is the store's to give."""
+    """The bytes that the store keeps. `revision` is left out: the store assigns it."""
     message: Message = to_proto(obj)
     if "revision" in message.DESCRIPTOR.fields_by_name:
         message.ClearField("revision")
@@ -201,7 +201,7 @@ class _Converter:
         return self._cls(*values)
 
     def read_all(self, message: Any, strict: bool) -> Any:
-        """As `read`, with the fields and, unless `strict`, enum numbers that are unknown."""
+        """As `read`, including unknown fields and, unless `strict`, unknown enum numbers."""
         values = list(self._get_all(message))
         others: dict[int, Callable[[Any], Any]] = {} if strict else self._lenient_reads
         items = self._items

@@ -12,42 +12,42 @@ from orchestrator.model.names import check_name
 
 
 class DependencyCondition(IntEnum):
-    """What of another service is waited for."""
+    """The state of another service that a dependency requires."""
 
     STARTED = 0
     """A task of it runs, or it has completed."""
     HEALTHY = 1
-    """A task of it runs and, where that is probed, is healthy."""
+    """A task of it runs and, if it has a health check, is healthy."""
     COMPLETED = 2
-    """All its tasks have done their work, with exit status 0."""
+    """All its tasks have completed with exit status 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dependency(Extensible):
-    """Another service that must have come so far before a task may start."""
+    """Another service, and the state that it must have reached before a task may start."""
 
     service: str = ""
     """Its name."""
     condition: DependencyCondition = DependencyCondition.STARTED
     optional: bool = False
-    """It need not be there."""
+    """The service need not exist."""
 
     def __str__(self) -> str:
         return f"{self.service}:{self.condition.name.lower()}"
 
 
 def parse_dependency(text: str) -> Dependency:
-    """From `SERVICE[:started|healthy|completed]`. Raises ValueError in the user's words."""
+    """From `SERVICE[:started|healthy|completed]`. Raises ValueError for the user."""
     name, colon, word = text.partition(":")
     conditions = {each.name.lower(): each for each in DependencyCondition}
     if colon and word not in conditions:
-        raise ValueError(f"{text!r}: {word!r} is none of {', '.join(conditions)}")
+        raise ValueError(f"{text!r}: {word!r} is not one of {', '.join(conditions)}")
     check_name(name, "service name")
     return Dependency(name, conditions[word or "started"])
 
 
 def check_dependencies(name: str, dependencies: Iterable[Dependency]) -> None:
-    """Refuse what cannot be waited for whatever services there are. Raises ValueError."""
+    """Raise ValueError for dependencies that are invalid regardless of the cluster's services."""
     seen: set[str] = set()
     for each in dependencies:
         check_name(each.service, "service name")
@@ -59,8 +59,8 @@ def check_dependencies(name: str, dependencies: Iterable[Dependency]) -> None:
 
 
 def find_cycle(name: str, needs: Mapping[str, Iterable[str]]) -> list[str] | None:
-    """The shortest way from a service over those that it waits for back to itself, such as
-    `[web, db, web]`; None if there is none. `needs` has the names that each name waits for."""
+    """The shortest dependency cycle through a service, such as `[web, db, web]`; None without one.
+    `needs` maps a name to the names that it depends on."""
     ways = [[name]]
     seen = {name}
     while ways:
@@ -77,8 +77,8 @@ def find_cycle(name: str, needs: Mapping[str, Iterable[str]]) -> list[str] | Non
 
 
 def start_order(needs: Mapping[str, Iterable[str]]) -> list[str]:
-    """The names of `needs`, each behind those that it waits for; else in the order in which they
-    are given. What is reversed is the order in which they stop. A cycle is broken somewhere."""
+    """The names of `needs` in topological order, otherwise in the given order; reversed, the order
+    in which they stop. A cycle is broken at an arbitrary edge."""
     ordered: list[str] = []
     seen: set[str] = set()
 

@@ -20,7 +20,7 @@ from orchestrator.model.extensible import Extensible
 from orchestrator.model.signals import signal_number
 
 SECRETS_FOLDER = "/run/secrets"
-"""Where a container finds a secret whose reference has no absolute target."""
+"""Folder of secrets whose reference has no absolute target."""
 
 DEFAULT_MODE = 0o444
 """Permission bits of a file whose reference says none."""
@@ -29,7 +29,7 @@ KEPT_VERSIONS = 10
 """The newest versions of a document that are kept for a rollback, as a service keeps specs."""
 
 TEMPLATE_DRIVERS = ("golang",)
-"""How a document's data may be a template; empty: it is not one."""
+"""Template drivers of documents; empty: the data is no template."""
 
 _NAME = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9])?")
 
@@ -42,24 +42,24 @@ class DocumentKind(IntEnum):
 
     @property
     def word(self) -> str:
-        """As users say it."""
+        """The word for users."""
         return self.name.lower()
 
     @property
     def limit(self) -> int:
-        """Most bytes of its data (Docker's limits)."""
+        """Maximum bytes of its data (Docker's limits)."""
         return (500 if self is DocumentKind.SECRET else 1000) << 10
 
 
 class OnUpdate(IntEnum):
-    """What a new version of a document does to the containers that have it."""
+    """Effect of a new version of a document on the containers that have it."""
 
     ROLL = 0
     """The service's tasks are replaced, as by an update of the service."""
     SIGNAL = 1
     """The file is replaced in the running containers, and their first processes get a signal."""
     NONE = 2
-    """Do nothing; tasks get it with the service's next update."""
+    """No effect; tasks get it with the service's next update."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class FileReference(Extensible):
 
 @dataclass(frozen=True, slots=True)
 class Document(Extensible):
-    """A secret or config, without its data, which the store has under lock by version."""
+    """A secret or config without its data, which the store has sealed, by version."""
 
     id: str = ""
     kind: DocumentKind = DocumentKind.SECRET
@@ -104,20 +104,20 @@ class Document(Extensible):
     updated_at: float = 0.0
     labels: dict[str, str] = field(default_factory=dict)
     version: int = 1
-    """The newest; numbers are never used again."""
+    """The newest version; numbers are never reused."""
     kept: tuple[int, ...] = ()
-    """The versions whose data is there, ascending."""
+    """The versions whose data is kept, ascending."""
     template_driver: str = ""
     """One of TEMPLATE_DRIVERS: the data is a template that each task's values are filled into."""
     removing: bool = False
-    """It is being removed: nothing new may use it."""
+    """It is being removed: new users are rejected."""
     remove_when_unused: bool = False
     """A tombstone: a manager removes it when the last task of a removed service has stopped."""
     revision: int = 0
 
 
 class HasFiles(Protocol):
-    """What is needed of a `ContainerSpec`."""
+    """The part of `ContainerSpec` that references need."""
 
     @property
     def secrets(self) -> tuple[FileReference, ...]: ...

@@ -11,10 +11,10 @@ from enum import IntEnum
 from orchestrator.model.extensible import Extensible
 
 LOCAL_DRIVER = "local"
-"""The volume driver that every node has: a folder of its own, or what `mount` takes."""
+"""The volume driver of every node: a folder of its own, or a file system for `mount`."""
 
 PROPAGATIONS = ("rprivate", "private", "rslave", "slave", "rshared", "shared")
-"""How mounts made later travel between the host and the container; see mount_namespaces(7)."""
+"""Propagation of later mounts between host and container; see mount_namespaces(7)."""
 
 _VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}")
 _PLACEHOLDER = re.compile(r"\{\{\s*\.(\w+\.\w+)\s*\}\}")
@@ -28,7 +28,7 @@ TEMPLATE_FIELDS = (
     "Node.ID",
     "Node.Hostname",
 )
-"""What a name may refer to, such as `data-{{.Task.Slot}}`."""
+"""Placeholders in a name, such as `data-{{.Task.Slot}}`."""
 
 
 class MountType(IntEnum):
@@ -41,7 +41,7 @@ class MountType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class MountSpec(Extensible):
-    """One mount of a container, as `--mount` and `--volume` say it."""
+    """One mount of a container, as given by `--mount` and `--volume`."""
 
     type: MountType = MountType.VOLUME
     source: str = ""
@@ -53,9 +53,9 @@ class MountSpec(Extensible):
     propagation: str = ""
     """One of PROPAGATIONS; empty: rprivate."""
     non_recursive: bool = False
-    """A bind leaves out what is mounted below its source."""
+    """A bind excludes mounts below its source."""
     create_source: bool = False
-    """A bind's source is made, as a folder, where it is missing."""
+    """A missing source of a bind is created as a folder."""
     no_copy: bool = False
     """A new volume stays empty, instead of being filled from the image's folder."""
     driver: str = ""
@@ -65,7 +65,7 @@ class MountSpec(Extensible):
     labels: dict[str, str] = field(default_factory=dict)
     """Of a volume that does not exist yet."""
     tmpfs_size: int = 0
-    """Bytes; 0: as the kernel has it, half of the memory."""
+    """Bytes; 0: the kernel's default, half of the memory."""
     tmpfs_mode: int = 0
     """Permission bits; 0: 1777 in octal."""
     subpath: str = ""
@@ -73,7 +73,7 @@ class MountSpec(Extensible):
 
 
 def check_volume_name(text: str) -> None:
-    """Refuse a name that is no volume's. Raises ValueError with the user's words."""
+    """Raise ValueError for an invalid volume name."""
     if not _VOLUME_NAME.fullmatch(text):
         raise ValueError(
             f"volume name {text!r} is not valid; use 2 to 128 letters, digits, '_', '.' and '-', "
@@ -82,7 +82,7 @@ def check_volume_name(text: str) -> None:
 
 
 def check_template(text: str) -> None:
-    """Refuse a volume's name whose placeholders are unknown. Raises ValueError."""
+    """Raise ValueError for unknown placeholders in a volume's name."""
     example = dict.fromkeys(TEMPLATE_FIELDS, "1")
     check_volume_name(expand(text, example))
 
@@ -104,5 +104,5 @@ def expand(text: str, fields: Mapping[str, str]) -> str:
 
 
 def depends_on_node(text: str) -> bool:
-    """Whether a name is known only once the task has its node."""
+    """Whether a name depends on the task's node."""
     return any(match[1].startswith("Node.") for match in _PLACEHOLDER.finditer(text))

@@ -117,7 +117,7 @@ def _upper_case(text: str) -> str:
 
 
 def check_name(text: str, what: str = "name") -> None:
-    """Refuse a name that cannot be a DNS label (RFC 1123, with `_` as stacks use it).
+    """Raise ValueError for a name that is no DNS label (RFC 1123, with `_` as stacks use it).
 
     Raises ValueError with the user's words.
     """
@@ -133,7 +133,7 @@ def check_name(text: str, what: str = "name") -> None:
 
 
 def check_container_name(text: str) -> None:
-    """Refuse what Docker does not take as a container's name. Raises ValueError."""
+    """Raise ValueError for a name that Docker does not accept for a container."""
     if not _CONTAINER.fullmatch(text) or len(text) > 255:
         raise ValueError(
             f"container name {text[:40]!r} is not valid; use letters, digits, '_', '.' and '-', "
@@ -142,8 +142,8 @@ def check_container_name(text: str) -> None:
 
 
 def check_hostname(text: str) -> None:
-    """Refuse what the kernel or a resolver would not take as a host's name (RFC 1123, with `_` as
-    services use it)."""
+    """Raise ValueError for a hostname that the kernel or a resolver would reject (RFC 1123, with
+    `_` as services use it)."""
     if len(text) > 63 or not _HOSTNAME.fullmatch(text):
         raise ValueError(
             f"hostname {text!r} is not valid; use letters, digits, '-', '_' and '.', at most 63"
@@ -151,13 +151,13 @@ def check_hostname(text: str) -> None:
 
 
 def short_id(text: str) -> str:
-    """What of an id is shown in a table: 12 characters, of a digest its first 12 digits."""
+    """The form of an id in tables: its first 12 characters, or the first 12 digits of a digest."""
     return text.removeprefix("sha256:")[:12]
 
 
 def near_miss(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate that `word` was most likely meant to be, if one is close enough."""
-    import difflib  # not for those who never err
+    import difflib  # imported only for suggestions
 
     known = list(candidates)
     lowered = {candidate.lower(): candidate for candidate in reversed(known)}
@@ -168,7 +168,7 @@ def near_miss(word: str, candidates: Iterable[str]) -> str | None:
 
 def near_image(name: str, names: Iterable[str]) -> str | None:
     """The image name that `name` was most likely meant to be: another tag of the same repository,
-    or else of one that is called alike. A tag alone, such as `latest`, makes no two names alike."""
+    or else a similar repository. Equal tags, such as `latest`, do not count as similarity."""
     known: dict[str, dict[str, str]] = {}
     for each in sorted(names):
         repository, tag = _split_tag(each)

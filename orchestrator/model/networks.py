@@ -35,8 +35,8 @@ Subnet = TypeVar("Subnet", IPv4Network, IPv6Network)
 
 OVERLAY, BRIDGE, CNI = "overlay", "bridge", "cni"
 DRIVERS = (OVERLAY, BRIDGE, CNI)
-"""Over all nodes; one of its own on each node with a way out by the node's address; a chain of
-CNI plugins. Any other name is that of a network plugin of Docker's protocol."""
+"""Drivers: across all nodes; a bridge on each node with NAT; a chain of CNI plugins. Any other name
+is that of a network plugin of Docker's protocol."""
 
 BUILT_IN = (DEFAULT_NETWORK, BRIDGE_NETWORK, HOST_NETWORK, NO_NETWORK)
 """Networks that every cluster has, and that cannot be created or removed."""
@@ -44,32 +44,32 @@ BUILT_IN = (DEFAULT_NETWORK, BRIDGE_NETWORK, HOST_NETWORK, NO_NETWORK)
 MTU, NODE_PREFIX, SOURCE_CHECK = "mtu", "node-prefix", "source-check"
 ALLOWED_SOURCES = "allowed-sources"
 OPTIONS = (MTU, NODE_PREFIX, SOURCE_CHECK, ALLOWED_SOURCES)
-"""What `--opt` may say: bytes of a packet, the prefix length of a node's slice, whether the source
-addresses of what containers send are checked, and which they may have besides their own."""
+"""Options of `--opt`: MTU in bytes, prefix length of a node's slice, whether source addresses of
+containers' packets are checked, and which they may use besides their own."""
 
 ENCRYPTED = "encrypted"
-"""What a node says of itself whose networks can be encrypted."""
+"""Feature of a node that can encrypt networks."""
 
 CONFLIST, SCOPE = "conflist", "scope"
-"""What `--opt` may say of a chain of CNI plugins: its file, and how far its networks reach."""
+"""Options of `--opt` for a chain of CNI plugins: its file, and the scope of its networks."""
 
 CHAINS = "cni"
-"""What a node says of itself (`network_features`) that can run chains of CNI plugins."""
+"""Feature (`network_features`) of a node that can run chains of CNI plugins."""
 
 NO_IPAM = "null"
-"""The `--ipam-driver` of a network whose own plugin alone knows its addresses."""
+"""The `--ipam-driver` of a network whose plugin assigns addresses itself."""
 
 LOCAL, GLOBAL = "local", "global"
-"""How far a network of others reaches: containers of one node reach each other, or of all."""
+"""Scope of a third-party network: connects containers of one node, or of all."""
 
 TUNNELS6 = IPv6Network("fd6f:7263::/32")
 """Addresses that nodes have inside the tunnels of encrypted networks (`cni.sealed`)."""
 
 DOCKER_MTU = "com.docker.network.driver.mtu"
-"""The name that Docker has for the option `mtu`."""
+"""Docker's name for the option `mtu`."""
 
 SMALLEST_MTU, SMALLEST_MTU6, LARGEST_MTU = 576, 1280, 65485
-"""Bytes that every host must take (RFC 791, RFC 8200), and what a tunnel leaves of 64 KiB."""
+"""Bytes that every host must accept (RFC 791, RFC 8200), and 64 KiB less a tunnel's overhead."""
 
 LONGEST_SLICE = 29
 """Prefix length of the smallest slice: its own address, gateway, broadcast, five containers."""
@@ -78,11 +78,11 @@ SLICE6 = 64
 """Prefix length of a node's slice of IPv6."""
 
 NOT_CONNECTED = "not connected: "
-"""Begins the message of a running task that could not be put on the networks that it was to be on
-since it runs, or not be taken off one."""
+"""Prefix of the message of a running task that could not be connected to, or disconnected from, a
+network since it runs."""
 
 _TRUE, _FALSE = ("1", "t", "true"), ("0", "f", "false")
-"""How Docker spells a boolean option, in lower case."""
+"""Docker's spellings of a boolean option, in lower case."""
 
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 
@@ -107,7 +107,7 @@ def network_container(spec: TaskSpec) -> str:
 
 
 def connected(spec: TaskSpec, attachment: NetworkAttachment) -> TaskSpec:
-    """The spec with one network more, or another attachment to it. Raises ValueError."""
+    """The spec with another network, or with a changed attachment to it. Raises ValueError."""
     kept = [each for each in spec.attachments if each.network != attachment.network]
     if [each.network for each in kept] == [NO_NETWORK]:
         kept = []
@@ -225,7 +225,7 @@ def read_encrypted(value: str | None) -> bool:
         return True
     if text in _FALSE:
         return False
-    raise ValueError(f"network option encrypted={value} is neither true nor false")
+    raise ValueError(f"network option encrypted={value} is not a boolean (true or false)")
 
 
 def checks_sources(options: Mapping[str, str]) -> bool:

@@ -11,7 +11,7 @@ from orchestrator.model.placement import Resources
 
 
 class NodeState(IntEnum):
-    """What the managers know of a node's health."""
+    """A node's health, as managers see it."""
 
     UNKNOWN = 0
     """No report since this leader's term began."""
@@ -92,6 +92,33 @@ class NodeDescription(Extensible):
 
 
 @dataclass(frozen=True, slots=True)
+class SessionRecord(Extensible):
+    """Which manager has the session of a node. It ends with that manager's lease."""
+
+    id: str = ""
+    """Of the node."""
+    manager_id: str = ""
+    session_id: str = ""
+    silent: bool = False
+    """Whether the manager has heard nothing from the node for the cluster's node timeout."""
+    revision: int = 0
+    certificate_ca: str = ""
+    """Key id of the CA that issued the certificate with which the node opened it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointProgress(Extensible):
+    """How far the nodes in session with one manager follow the endpoint table. It ends with that
+    manager's lease."""
+
+    id: str = ""
+    """Of the manager."""
+    through: int = 0
+    """Store revision up to which all of them have applied the changes of endpoints."""
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Node(Extensible):
     """A host that runs tasks."""
 
@@ -121,3 +148,7 @@ class Node(Extensible):
     """Whether containers get only the host access in `allowed`; see `validation.host_access`."""
     allowed: tuple[str, ...] = ()
     """Set by operators."""
+    awaited: bool = False
+    """It has not reconnected since the cluster was restored, and is not called down until then."""
+    orphan_removals: int = 0
+    """How often a user has removed its orphans: containers that a restored store does not know."""

@@ -6,10 +6,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from orchestrator.model.access import Certificate, PageSession, Revocation
+from orchestrator.model.access import (
+    CaRotation,
+    Certificate,
+    KeyRotation,
+    PageSession,
+    Revocation,
+)
 from orchestrator.model.documents import Document
 from orchestrator.model.extensible import Extensible
-from orchestrator.model.nodes import Node
+from orchestrator.model.managers import Manager, ManagerPresence
+from orchestrator.model.nodes import EndpointProgress, Node, SessionRecord
 from orchestrator.model.placement import Strategy
 from orchestrator.model.services import Service
 from orchestrator.model.specs import Protocol
@@ -70,7 +77,7 @@ class Network(Extensible):
     subnet6: str = ""
     """A node's slice of it is the /64 of the same number as its IPv4 slice."""
     removing: bool = False
-    """It is being removed: nothing new may use it."""
+    """It is being removed: new users are rejected."""
     remove_when_unused: bool = False
     """A tombstone: a manager removes it when the last task of a removed service has stopped."""
     policies: tuple[NetworkPolicy, ...] = ()
@@ -113,7 +120,7 @@ class Image(Extensible):
     command: tuple[str, ...] = ()
     """From its config."""
     reported_names: tuple[str, ...] = ()
-    """Names that nodes reported, for display only: names are not resolved by them."""
+    """Names that nodes reported: displayed, but never used to resolve a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +159,7 @@ class Volume(Extensible):
     node_id: str = ""
     """The node that it is pinned to; empty for global scope, and before its first use."""
     removing: bool = False
-    """It is being removed: nothing new may use it."""
+    """It is being removed: new users are rejected."""
     revision: int = 0
 
     @property
@@ -185,6 +192,20 @@ class Cluster(Extensible):
     """Id of the key that secrets are encrypted with; empty in a cluster of an earlier version."""
     container_access: tuple[str, ...] = ()
     """Which ports of the hosts containers can reach; see `validation.host_access`."""
+    incarnation: str = ""
+    """Changes with each restore from a backup; empty in a cluster that was never restored."""
+    key_rotation: KeyRotation = field(default_factory=KeyRotation)
+    unlock_key: str = ""
+    """The key that locks the managers' key files, sealed with the data key; empty: they are not
+    locked."""
+    ca_rotation: CaRotation = field(default_factory=CaRotation)
+
+    @property
+    def trusted_cas(self) -> str:
+        """The CAs to trust, PEM; the one that signs is the first."""
+        rotation = self.ca_rotation
+        others = [each for each in (rotation.former, rotation.successor) if each]
+        return "".join(dict.fromkeys([self.ca_certificate, *others]))
 
 
 Object = (
@@ -200,4 +221,8 @@ Object = (
     | Certificate
     | Revocation
     | PageSession
+    | Manager
+    | ManagerPresence
+    | SessionRecord
+    | EndpointProgress
 )

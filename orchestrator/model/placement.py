@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Placement: amounts of resources, scheduling strategies, policies for disconnected nodes."""
+"""Amounts of resources, scheduling strategies, and policies for disconnected nodes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from orchestrator.model.extensible import Extensible
-
-SHARES_PER_CORE = 1024
-"""CPU weight of one core, as in cgroup v1's `cpu.shares`."""
+from orchestrator.model.units import format_duration, parse_duration
 
 MAX_REPLICAS = 100_000
 """Maximum number of tasks of one service."""
@@ -59,7 +57,7 @@ class DisconnectAction(IntEnum):
     KEEP = 1
     """Keep them for when the node comes back."""
     STOP = 2
-    """Their node stops them by itself; then they are rescheduled: never two at a time."""
+    """Their node stops them itself; then they are rescheduled, so that two never run at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +71,35 @@ class Disconnect(Extensible):
 
 KEPT = "kept on "
 """Prefix of the message of a task that waits for its node, which is down."""
+
+MAX_DISCONNECTED = 30 * 86400.0
+"""Seconds."""
+
+
+def parse_disconnect(text: str) -> Disconnect:
+    """From `replace`, `replace-after=30s`, `keep` or `stop-after=30s`. Raises ValueError."""
+    word, equals, value = text.partition("=")
+    actions = {"replace-after": DisconnectAction.REPLACE, "stop-after": DisconnectAction.STOP}
+    if not equals and word in ("replace", "keep"):
+        return Disconnect(DisconnectAction[word.upper()])
+    if not equals or word not in actions:
+        raise ValueError(f"{text!r} is not one of replace, replace-after=30s, keep, stop-after=30s")
+    made = Disconnect(actions[word], parse_duration(value))
+    check_disconnect(made)
+    return made
+
+
+def check_disconnect(disconnect: Disconnect) -> None:
+    """Raise ValueError for an invalid policy."""
+    if not 0 <= disconnect.after <= MAX_DISCONNECTED:
+        raise ValueError(f"on-disconnect: {disconnect.after:g} s is not from 0s to 30 days")
+    if disconnect.action is DisconnectAction.STOP and disconnect.after < 1:
+        raise ValueError("on-disconnect: stop-after must be at least 1s")
+
+
+def disconnect_text(disconnect: Disconnect) -> str:
+    """The policy as users write it."""
+    if disconnect.action is DisconnectAction.KEEP:
+        return "keep"
+    word = disconnect.action.name.lower()
+    return f"{word}-after={format_duration(disconnect.after)}" if disconnect.after else word

@@ -22,7 +22,7 @@ _REALTIME = re.compile(r"RTM(IN|AX)(?:([+-])(\d+))?")
 def signal_number(name: str) -> int:
     """The number of `SIGTERM`, `term`, `15` or `SIGRTMIN+3`.
 
-    Raises ValueError for anything that is no signal.
+    Raises ValueError for an unknown signal.
     """
     text = name.strip().upper().removeprefix("SIG")
     number = NUMBERS.get(text)

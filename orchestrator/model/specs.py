@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""User intent. A spec is stored as given and never edited by the system."""
+"""Specs: what users declare. A spec is stored as given and never edited by the system."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from orchestrator.model.extensible import Extensible
 from orchestrator.model.hooks import Hook as Hook
 from orchestrator.model.jobs import JobSpec
 from orchestrator.model.mounts import MountSpec
-from orchestrator.model.placement import SHARES_PER_CORE as SHARES_PER_CORE
 from orchestrator.model.placement import Disconnect, GenericResource, Strategy
 from orchestrator.model.placement import Resources as Resources
 
 DEFAULT_SHARES = 128
-"""What a task counts when it asks for nothing, so that nothing is free."""
+"""CPU shares that the scheduler counts for a task without a reservation."""
 
 DEFAULT_MEMORY = 64 << 20
-"""Bytes of memory that a task counts when it asks for nothing."""
+"""Bytes of memory that the scheduler counts for a task without a reservation."""
 
 
 STACK_LABEL = "com.docker.stack.namespace"
@@ -271,7 +270,7 @@ class FailureAction(IntEnum):
     """Update no further slot until a user resumes it."""
     CONTINUE = 1
     ROLLBACK = 2
-    """Go back to the previous spec."""
+    """Roll back to the previous spec."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +298,7 @@ NO_NETWORK, HOST_NETWORK, BRIDGE_NETWORK = "none", "host", "bridge"
 """Networks that every cluster has: loopback only, the node's own, a bridge of the node with NAT."""
 
 CONTAINER_NETWORK = "container:"
-"""Begins the name of a network that is another container's namespace."""
+"""Prefix of a network's name that is another container's namespace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,11 +335,11 @@ class TaskSpec(Extensible):
     ports: tuple[PortSpec, ...] = ()
     restart: RestartPolicy = field(default_factory=RestartPolicy)
     force: int = 0
-    """Raised to replace tasks although nothing else changed."""
+    """Incremented to replace tasks although nothing else changed."""
     networks: tuple[NetworkAttachment, ...] = ()
-    """One a network; none: the cluster's default network."""
+    """One per network; none: the cluster's default network."""
     generic_resources: tuple[GenericResource, ...] = ()
-    """What it needs of its node besides, such as two GPUs; one a kind."""
+    """Generic resources that it needs, such as two GPUs; one entry per kind."""
 
     @property
     def attachments(self) -> tuple[NetworkAttachment, ...]:

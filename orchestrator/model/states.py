@@ -3,7 +3,7 @@
 
 States only advance (a Lamport clock: a smaller state is ignored), with gaps for states that may
 come later. Each transition has one owner. The table is applied to every change of a plan
-(`planning.plan`) and to every status that an agent reports (`planning.reports.statuses`).
+(`planning.plan`) and to every status that an agent reports (`planning.reports.claims`).
 """
 
 from __future__ import annotations

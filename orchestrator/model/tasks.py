@@ -25,7 +25,7 @@ class Health(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class TaskStatus(Extensible):
-    """What was observed of a task."""
+    """Observed status of a task."""
 
     state: TaskState = TaskState.NEW
     at: float = 0.0

@@ -11,7 +11,8 @@ import re
 from datetime import UTC, datetime
 from math import isfinite
 
-from orchestrator.model.placement import SHARES_PER_CORE
+SHARES_PER_CORE = 1024
+"""CPU weight of one core, as in cgroup v1's `cpu.shares`."""
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([kmgtp]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 _RATE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([kmg]?)(?:bit)?", re.IGNORECASE | re.ASCII)
@@ -66,8 +67,7 @@ def parse_duration(text: str, what: str = "duration") -> float:
         rest = rest[match.end() :]
     if rest or not text.strip():
         raise ValueError(
-            f"{what} {text!r} is not a length of time; "
-            "write a number with h, m, s or ms, such as 1m30s"
+            f"{what} {text!r} is not a duration; write a number with h, m, s or ms, such as 1m30s"
         )
     return total
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m orchestrator.nameserver SOCKET`: serve until there is neither network nor agent.
 
-SOCKET is a path at which an agent connects. It is greeted with a line
-`{"version": …, "protocol": …}`; each line that it sends is a table (`table`), and the answer is
-`{"revision": …}` once names are answered by it, with a `complaint` if not at all addresses. It is
-`{"behind": true}` if the table that it changes is not here, and `{"error": …}` if it is none. To
-`{}` the answer is as to a change of nothing; `{"end": true}` ends the process: another version is
-to take its place. The process's id stands in the file beside SOCKET that ends in `.lock`.
+SOCKET is the path of the Unix socket for the agent. On connection the server sends a line
+`{"version": …, "protocol": …}`. Each line from the agent is a table (`feed`); the response is
+`{"revision": …}` once it is in effect, with a `complaint` if an address cannot be listened on,
+`{"behind": true}` if the table that it changes is missing, or `{"error": …}` if it is invalid. `{}`
+is an empty change; `{"end": true}` ends the process, for an upgrade. The file beside SOCKET that
+ends in `.lock` has the process's id.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _LINE_LIMIT = 256 << 20
 log = logging.getLogger(__name__)
 
 
-class _Desk:
-    """Takes the agent's orders. A newer agent's connection ends the older."""
+class _ControlServer:
+    """Serves the agent's connection. A new connection replaces the previous one."""
 
     def __init__(self, server: NameServer) -> None:
         self._server = server
@@ -42,14 +42,14 @@ class _Desk:
         self.ended = asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Hold one connection."""
+        """Serve one connection."""
         if self._current is not None:
             self._current.close()
         self._current = writer
         try:
-            await _say(writer, {"version": __version__, "protocol": PROTOCOL})
+            await _send(writer, {"version": __version__, "protocol": PROTOCOL})
             while self._current is writer and (line := await reader.readline()).endswith(b"\n"):
-                await _say(writer, await self._do(json.loads(line)))
+                await _send(writer, await self._handle(json.loads(line)))
         except (OSError, ValueError) as error:
             log.warning("the agent's connection broke: %s", error)
         finally:
@@ -59,15 +59,15 @@ class _Desk:
                 if self._server.idle:
                     self.ended.set()
 
-    async def _do(self, order: dict[str, object]) -> dict[str, object]:
-        if order.get("end"):
+    async def _handle(self, request: dict[str, object]) -> dict[str, object]:
+        if request.get("end"):
             self.ended.set()
             return {}
-        if not order:
+        if not request:
             complaint = await self._server.listen()
         else:
             try:
-                table = parse(order)
+                table = parse(request)
             except (KeyError, TypeError, ValueError) as error:
                 return {"error": f"not an endpoint table: {error!r}"}
             if table.base is not None and table.base != self._server.revision:
@@ -76,13 +76,13 @@ class _Desk:
         return {"revision": self._server.revision, "complaint": complaint}
 
 
-async def _say(writer: asyncio.StreamWriter, what: dict[str, object]) -> None:
-    writer.write(json.dumps(what).encode() + b"\n")
+async def _send(writer: asyncio.StreamWriter, message: dict[str, object]) -> None:
+    writer.write(json.dumps(message).encode() + b"\n")
     await writer.drain()
 
 
 async def serve(sock: socket.socket) -> None:
-    """Serve names, and orders that come by a listening socket, until ended."""
+    """Serve DNS, and the agent on a listening socket, until ended."""
     running: set[asyncio.Task[None]] = set()
     async with asyncio.TaskGroup() as group:
 
@@ -92,16 +92,18 @@ async def serve(sock: socket.socket) -> None:
             task.add_done_callback(running.discard)
 
         server = NameServer(HostServers(), spawn)
-        desk = _Desk(server)
+        control = _ControlServer(server)
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, desk.ended.set)
-        orders = await asyncio.start_unix_server(
-            lambda reader, writer: spawn(desk.serve(reader, writer)), sock=sock, limit=_LINE_LIMIT
+            asyncio.get_running_loop().add_signal_handler(number, control.ended.set)
+        agents = await asyncio.start_unix_server(
+            lambda reader, writer: spawn(control.serve(reader, writer)),
+            sock=sock,
+            limit=_LINE_LIMIT,
         )
         try:
-            await desk.ended.wait()
+            await control.ended.wait()
         finally:
-            orders.close()
+            agents.close()
             server.close()
             for task in running:
                 task.cancel()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The answer to a question, by the asker's networks. Pure."""
+"""The answer to a question, by the client's networks. Pure."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from orchestrator.nameserver.dnswire import (
-    Code,
     Question,
     Record,
+    ResponseCode,
     Service,
     Type,
     service_data,
@@ -21,52 +21,54 @@ from orchestrator.nameserver.dnswire import (
 from orchestrator.nameserver.zones import Name, Records
 
 TTL = 1
-"""Seconds for which an answer may be kept."""
-_MOST_ORDERS = 16
-"""In how many orders the addresses of a name are given, one after the other."""
+"""Seconds for which an answer may be cached."""
+_MAX_ROTATIONS = 16
+"""Rotations of a name's addresses, given in turn (round robin)."""
 _OF_A_SERVICE = re.compile(
     r"(?:tasks|\d+|_[^.]+\._(?:tcp|udp)(?:\.tasks)?)\.(?P<below>.+)|(?P<slot>.+)\.\d+"
 )
-"""Names that belong to a service: `tasks.web`, `3.web`, `_80._tcp.web` and `web.3`."""
+"""Names of a service: `tasks.web`, `3.web`, `_80._tcp.web` and `web.3`."""
 
 Range = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What an asker may know: its networks, in the order in which they are searched."""
+    """What a client may resolve: its networks, in the order in which they are searched."""
 
     networks: tuple[str, ...]
     ranges: tuple[Range, ...]
     """The addresses of these networks."""
     forwards: bool
-    """Whether what is not known here may be asked elsewhere."""
+    """Whether other names may be forwarded."""
     servers: tuple[str, ...] = ()
-    """Who is to be asked then; none: the host's servers."""
+    """The upstream servers; empty: the host's."""
 
 
 def answer(records: Records, scope: Scope, question: Question, limit: int) -> tuple[bytes, ...]:
-    """The answers, to be given one after the other, without their first two bytes; none if the
-    question is to be asked elsewhere. `limit` in bytes."""
+    """The answers, to be given in turn, without the id (the first two bytes); empty if the question
+    is to be forwarded. `limit` in bytes."""
     name = records.find(scope.networks, question.name)
     if name is None:
-        if scope.forwards and not _is_ours(records, scope, question.name):
+        if scope.forwards and not _is_authoritative_for(records, scope, question.name):
             return ()
-        return (write_answer(question, Code.NO_SUCH_NAME, ttl=TTL, limit=limit),)
+        return (write_answer(question, ResponseCode.NXDOMAIN, ttl=TTL, limit=limit),)
     found = list(_answers(name, question.type))
     more = list(_targets(records, scope, name)) if question.type == Type.SRV else []
-    orders = min(len(found), _MOST_ORDERS) or 1
+    orders = min(len(found), _MAX_ROTATIONS) or 1
     step = len(found) / orders
     return tuple(
-        write_answer(question, Code.OK, found[cut:] + found[:cut], more, ttl=TTL, limit=limit)
+        write_answer(
+            question, ResponseCode.NOERROR, found[cut:] + found[:cut], more, ttl=TTL, limit=limit
+        )
         for cut in (int(number * step) for number in range(orders))
     )
 
 
 def failure(question: Question) -> bytes:
-    """The answer when no server can be asked, without its first two bytes."""
+    """The answer if no upstream server replies (SERVFAIL), without the id."""
     return write_answer(
-        question, Code.SERVER_FAILURE, ttl=TTL, limit=question.size, authoritative=False
+        question, ResponseCode.SERVFAIL, ttl=TTL, limit=question.size, authoritative=False
     )
 
 
@@ -83,7 +85,7 @@ def _answers(name: Name, asked: int) -> Iterator[Record]:
 
 
 def _targets(records: Records, scope: Scope, name: Name) -> Iterator[Record]:
-    """The addresses of what a SRV record names, which saves the asker a question."""
+    """The addresses of SRV targets, which save the client a query."""
     for target in dict.fromkeys(target for _, target in name.services):
         found = records.find(scope.networks, target.lower())
         if found is not None:
@@ -91,11 +93,11 @@ def _targets(records: Records, scope: Scope, name: Name) -> Iterator[Record]:
             yield from (Record(Type.AAAA, each, target) for each in found.addresses6)
 
 
-def _is_ours(records: Records, scope: Scope, text: str) -> bool:
-    """Whether no other name server can know a name: it belongs to a service of the asker's
-    networks, it is a name without a dot of another network, or of an address here."""
-    belongs = _OF_A_SERVICE.fullmatch(text)
-    service = (belongs["below"] or belongs["slot"]) if belongs else ""
+def _is_authoritative_for(records: Records, scope: Scope, text: str) -> bool:
+    """Whether a name is never forwarded: it belongs to a service of the client's networks, is a
+    name without a dot in another network, or of an address in the client's networks."""
+    match = _OF_A_SERVICE.fullmatch(text)
+    service = (match["below"] or match["slot"]) if match else ""
     if service and records.find(scope.networks, service) is not None:
         return True
     bare = service or text
@@ -106,7 +108,7 @@ def _is_ours(records: Records, scope: Scope, text: str) -> bool:
 
 
 def _address_of(text: str) -> IPv4Address | IPv6Address | None:
-    """The address that a name looks up in reverse."""
+    """The address of a name for reverse look-up, or None."""
     labels = text.split(".")[::-1]
     try:
         if labels[:2] == ["arpa", "in-addr"] and len(labels) == 6:

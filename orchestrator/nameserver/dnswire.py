@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DNS messages (RFC 1035, EDNS of RFC 6891, SRV of RFC 2782) as far as a name server of a few
-record types needs them. Pure."""
+"""DNS messages (RFC 1035, EDNS of RFC 6891, SRV of RFC 2782) for a server of a few
+record types. Pure."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ RECURSION_DESIRED, RECURSION_AVAILABLE, CHECKING_DISABLED = 0x0100, 0x0080, 0x00
 IN, ANY_CLASS = 1, 255
 
 PLAIN_SIZE = 512
-"""Bytes of a UDP message of who does not say that it takes more."""
+"""Bytes of a UDP message without EDNS."""
 LARGEST_DATAGRAM = 1232
-"""Bytes that we send at most in a UDP message: no fragment on any path (DNS flag day 2020)."""
+"""Largest UDP message that is sent, in bytes: no fragments on any path (DNS flag day 2020)."""
 _POINTER_TO_QUESTION = b"\xc0\x0c"
 
 
 class Type(IntEnum):
-    """Record types that are answered."""
+    """Supported record types."""
 
     A = 1
     PTR = 12
@@ -36,39 +36,39 @@ class Type(IntEnum):
     ANY = 255
 
 
-class Code(IntEnum):
-    """Response codes."""
+class ResponseCode(IntEnum):
+    """Response codes (RFC 1035, 4.1.1)."""
 
-    OK = 0
-    FORMAT_ERROR = 1
-    SERVER_FAILURE = 2
-    NO_SUCH_NAME = 3
-    NOT_IMPLEMENTED = 4
+    NOERROR = 0
+    FORMERR = 1
+    SERVFAIL = 2
+    NXDOMAIN = 3
+    NOTIMP = 4
     REFUSED = 5
 
 
-class Malformed(Exception):
-    """Not a question that can be answered; `code` is what to say."""
+class MalformedQuery(Exception):
+    """A message that cannot be answered; `code` is that of the error response."""
 
-    def __init__(self, code: Code) -> None:
+    def __init__(self, code: ResponseCode) -> None:
         super().__init__(code.name)
         self.code = code
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What one message asks."""
+    """The question of a query."""
 
     name: str
     """In lower case, no final dot; the root is empty."""
     type: int
     text: bytes
-    """The question's section, as it was sent."""
+    """The question section, as received."""
     flags: int
     size: int
-    """Bytes that the asker takes in a UDP message."""
+    """Largest UDP message that the client accepts, in bytes."""
     extended: bool
-    """It speaks EDNS, and so must the answer."""
+    """The client uses EDNS, and so must the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A record of an answer; `name` empty is the question's own."""
+    """A record of an answer; an empty `name` is that of the question."""
 
     type: Type
     data: bytes
@@ -89,25 +89,25 @@ class Record:
 
 
 def read_question(message: bytes) -> Question:
-    """The one question of a message. Raises Malformed."""
+    """Decode a query with one question. Raises Malformed."""
     if len(message) < HEADER.size:
-        raise Malformed(Code.FORMAT_ERROR)
+        raise MalformedQuery(ResponseCode.FORMERR)
     _, flags, questions, answers, authorities, additional = HEADER.unpack_from(message)
     if flags & RESPONSE:
-        raise Malformed(Code.FORMAT_ERROR)
+        raise MalformedQuery(ResponseCode.FORMERR)
     if flags & OPCODE:
-        raise Malformed(Code.NOT_IMPLEMENTED)
+        raise MalformedQuery(ResponseCode.NOTIMP)
     if questions != 1 or answers or authorities or additional > 2:
-        raise Malformed(Code.FORMAT_ERROR)
+        raise MalformedQuery(ResponseCode.FORMERR)
     try:
         name, end = _read_name(message, HEADER.size)
         type_, class_ = _QUESTION.unpack_from(message, end)
         end += _QUESTION.size
         size = _extended_size(message, end, additional)
     except (IndexError, struct.error, UnicodeDecodeError) as error:
-        raise Malformed(Code.FORMAT_ERROR) from error
+        raise MalformedQuery(ResponseCode.FORMERR) from error
     if class_ not in (IN, ANY_CLASS):
-        raise Malformed(Code.NOT_IMPLEMENTED)
+        raise MalformedQuery(ResponseCode.NOTIMP)
     return Question(
         name=name,
         type=type_,
@@ -119,18 +119,18 @@ def read_question(message: bytes) -> Question:
 
 
 def _read_name(message: bytes, at: int) -> tuple[str, int]:
-    """A name without compression, and where it ends."""
+    """An uncompressed name, and the offset of its end."""
     start, labels = at, []
     while length := message[at]:
         if length > 63 or at - start > 253:
-            raise Malformed(Code.FORMAT_ERROR)
+            raise MalformedQuery(ResponseCode.FORMERR)
         labels.append(message[at + 1 : at + 1 + length].decode("ascii").lower())
         at += 1 + length
     return ".".join(labels), at + 1
 
 
 def _extended_size(message: bytes, at: int, records: int) -> int | None:
-    """The size that an OPT record tells; None without one."""
+    """The UDP size of an OPT record; None without one."""
     for _ in range(records):
         _, at = _read_name(message, at)
         type_, class_, _, length = _RECORD.unpack_from(message, at)
@@ -141,7 +141,8 @@ def _extended_size(message: bytes, at: int, records: int) -> int | None:
 
 
 def write_name(name: str) -> bytes:
-    """A name, not compressed. Raises ValueError for a label that is too long or not ASCII."""
+    """Encode a name without compression. Raises ValueError for a label that is too long or not
+    ASCII."""
     found = bytearray()
     for label in name.split(".") if name else ():
         text = label.encode("ascii")
@@ -159,7 +160,7 @@ def service_data(service: Service) -> bytes:
 
 def write_answer(
     question: Question,
-    code: Code,
+    code: ResponseCode,
     answers: Sequence[Record] = (),
     additional: Sequence[Record] = (),
     *,
@@ -167,10 +168,10 @@ def write_answer(
     limit: int,
     authoritative: bool = True,
 ) -> bytes:
-    """The answer without its first two bytes, the id: it is the same for all who ask the same.
+    """The answer without its id (the first two bytes), and so the same for all clients.
 
-    Of what does not fit into `limit` bytes additional records go first; if records of the answer
-    go, too, it is marked as truncated. `ttl` in seconds.
+    Records beyond `limit` bytes are left out, additional ones first; without a record of the answer
+    section the message is marked as truncated. `ttl` in seconds.
     """
     kept = question.flags & (OPCODE | RECURSION_DESIRED | CHECKING_DISABLED)
     flags = RESPONSE | RECURSION_AVAILABLE | kept | code
@@ -198,9 +199,9 @@ def write_answer(
     return header[2:] + question.text + bytes(body) + tail
 
 
-def refusal(message: bytes, code: Code) -> bytes:
-    """The answer to what is no question: a header only, with the id. Empty for what is itself an
-    answer, or too short to have an id."""
+def error_response(message: bytes, code: ResponseCode) -> bytes:
+    """The response to a malformed query: a header only, with the id. Empty for a response, or a
+    message without a complete header."""
     if len(message) < HEADER.size:
         return b""
     number, flags, *_ = HEADER.unpack_from(message)

@@ -14,10 +14,9 @@
                         "servers": ["9.9.9.9"]}}}
 
 `base` null: this is the whole table. `networks` is sent in full when any of them has changed.
-Clients are the node's own containers of which more is to be known than the network in which they
-ask: on which others they are, and whom they want to be asked what no network knows. `clients` has
-all of them, by task; in its place, `changed_clients` has those that have changed, null for one that
-is none any more.
+Clients are the node's own containers that are on several networks or have upstream servers of
+their own. `clients` has all of them, by task; alternatively, `changed_clients` has those that have
+changed (null: removed).
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from orchestrator.nameserver.answers import Range, Scope
 from orchestrator.nameserver.zones import Entry, Key, parse_entry
 
 PROTOCOL = 2
-"""Version of the format; a server with another one is replaced."""
+"""Version of the format; the agent replaces a server with another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +39,11 @@ class Network:
 
     id: str
     gateways: tuple[str, ...]
-    """This node's addresses in it, on which names are answered."""
+    """This node's addresses in it, on which the server listens."""
     ranges: tuple[Range, ...]
-    """All its addresses, on all nodes: questions from elsewhere get no answer."""
+    """All its addresses, on all nodes: queries from others are ignored."""
     internal: bool
-    """It has no route to the outside, so no question is forwarded either."""
+    """It has no route to the outside, and queries are not forwarded."""
 
     def has(self, address: str) -> bool:
         """Whether an address is in it."""
@@ -57,12 +56,12 @@ class Client:
     """A container of this node."""
 
     addresses: Mapping[str, tuple[str, ...]]
-    """Network id → its addresses there, in the order in which the networks are searched."""
+    """Network id → its addresses there, in the order in which networks are searched."""
     servers: tuple[str, ...] = ()
-    """The servers that it wants for names that no network has; none: the host's servers."""
+    """Its upstream servers; empty: the host's."""
 
     def places(self) -> list[tuple[str, str]]:
-        """The (network id, address) pairs that it asks from."""
+        """The (network id, address) pairs from which it sends queries."""
         return [
             (network_id, address)
             for network_id, addresses in self.addresses.items()
@@ -71,8 +70,8 @@ class Client:
 
 
 def scope_of(asked: Network, networks: Mapping[str, Network], client: Client | None) -> Scope:
-    """What an asker may know; `client` is None if only the network that it asks in is known. A
-    client's networks are in its own order wherever it asks: some resolvers ask all servers."""
+    """What a client may resolve; `client` None: only names of the network in which it asks. A
+    client's networks have one order wherever it asks, since some resolvers query all servers."""
     mine = [networks[id_] for id_ in client.addresses if id_ in networks] if client else [asked]
     return Scope(
         networks=tuple(each.id for each in mine),
@@ -84,7 +83,7 @@ def scope_of(asked: Network, networks: Mapping[str, Network], client: Client | N
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The whole table (`base` None), or what makes it from that of revision `base`."""
+    """The whole table (`base` None), or a change of that of revision `base`."""
 
     revision: int
     base: int | None
@@ -94,7 +93,7 @@ class Table:
     clients: Mapping[str, Client] | None
     """All of them, by task; None: see `changed_clients`."""
     changed_clients: Mapping[str, Client | None]
-    """By task; None: it is none any more."""
+    """By task; None: removed."""
 
 
 def parse(raw: Mapping[str, Any]) -> Table:

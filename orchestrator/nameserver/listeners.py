@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The name server's sockets, UDP and TCP, and the table that they answer from.
+"""The name server's sockets, UDP and TCP, and its table.
 
-TCP connections of all listeners are limited to a number that one process can serve.
+The number of TCP connections of all listeners is limited.
 """
 
 from __future__ import annotations
@@ -17,23 +17,25 @@ from typing import Any
 
 from orchestrator.nameserver import upstream
 from orchestrator.nameserver.answers import Scope, answer, failure
-from orchestrator.nameserver.dnswire import Malformed, Question, read_question, refusal
+from orchestrator.nameserver.dnswire import MalformedQuery, Question, error_response, read_question
 from orchestrator.nameserver.feed import Client, Network, Table, scope_of
 from orchestrator.nameserver.upstream import HostServers
 from orchestrator.nameserver.zones import Records
 
-MOST = 512
-"""Connections of all clients together."""
-MOST_OF_ONE = 32
-"""Connections of one address."""
+MAX_STREAMS = 512
+"""TCP connections of all clients."""
+MAX_STREAMS_PER_ADDRESS = 32
+"""TCP connections of one address."""
 
 
 class Streams:
-    """Who is connected, the longest unused first."""
+    """The open TCP connections, least recently used first."""
 
-    def __init__(self, most: int = MOST, most_of_one: int = MOST_OF_ONE) -> None:
-        self._most = most
-        self._most_of_one = most_of_one
+    def __init__(
+        self, limit: int = MAX_STREAMS, limit_per_address: int = MAX_STREAMS_PER_ADDRESS
+    ) -> None:
+        self._limit = limit
+        self._limit_per_address = limit_per_address
         self._sources: OrderedDict[StreamWriter, str] = OrderedDict()
         self._of: Counter[str] = Counter()
 
@@ -41,25 +43,25 @@ class Streams:
         return len(self._sources)
 
     def admit(self, writer: StreamWriter, source: str) -> bool:
-        """Take a connection of a client, unless that has as many as it may; where there are too
-        many of all, the longest unused one is closed."""
-        if self._of[source] >= self._most_of_one:
+        """Add a client's connection, unless the client has too many. If there are too many in all,
+        the least recently used one is closed."""
+        if self._of[source] >= self._limit_per_address:
             return False
-        if len(self._sources) >= self._most:
-            unused = next(iter(self._sources))
-            self.leave(unused)
-            unused.transport.abort()
+        if len(self._sources) >= self._limit:
+            oldest = next(iter(self._sources))
+            self.remove(oldest)
+            oldest.transport.abort()
         self._sources[writer] = source
         self._of[source] += 1
         return True
 
-    def use(self, writer: StreamWriter) -> None:
-        """A question came."""
+    def touch(self, writer: StreamWriter) -> None:
+        """Mark a connection as used."""
         if writer in self._sources:
             self._sources.move_to_end(writer)
 
-    def leave(self, writer: StreamWriter) -> None:
-        """It is closed; also more than once."""
+    def remove(self, writer: StreamWriter) -> None:
+        """Remove a closed connection; idempotent."""
         source = self._sources.pop(writer, None)
         if source is not None:
             self._of[source] -= 1
@@ -69,25 +71,25 @@ class Streams:
 
 PORT = 53
 _IP_FREEBIND, _IPV6_FREEBIND = 15, 78
-"""Bind to an address that the host does not have yet (ip(7), linux/in6.h)."""
+"""Bind to an address that does not exist yet (ip(7), linux/in6.h)."""
 _BATCH = 64
-"""Questions that are answered before other events."""
+"""Queries that are answered before other events."""
 _BUFFER = 4 << 20
-"""Bytes of questions that wait."""
-_MOST_ANSWERS = 4096
-"""Answers kept an asker."""
-_MOST_ASKERS = 4096
-_MOST_ASKED = 512
-"""Questions that are asked elsewhere at a time."""
+"""Receive buffer of a UDP socket, in bytes."""
+_MAX_ANSWERS = 4096
+"""Cached answers of each client."""
+_MAX_CLIENTS = 4096
+_MAX_FORWARDED = 512
+"""Queries that are forwarded at a time."""
 _IDLE = 10.0
-"""Seconds in which a TCP client must ask."""
+"""Seconds after which an idle TCP connection is closed."""
 _TCP_LIMIT = 65535
 
 Spawn = Callable[[Coroutine[Any, Any, None]], None]
 """Runs a coroutine for as long as the server lives."""
 
 _Answers = dict[bytes, Iterator[bytes]]
-"""A question's bytes after its id → its answers after theirs."""
+"""A query without its id → its answers without theirs, in turn."""
 
 
 class Listener:
@@ -103,7 +105,7 @@ class Listener:
         spawn: Spawn,
         streams: Streams,
     ) -> None:
-        """`scope` is what an address that asks in the network may know, `streams` the TCP
+        """`scope` returns what a client address of the network may resolve; `streams` are the TCP
         connections of all listeners."""
         self.address = address
         self._network = network
@@ -112,8 +114,8 @@ class Listener:
         self._hosts = hosts
         self._spawn = spawn
         self._streams = streams
-        self._askers: dict[str, tuple[Scope, _Answers]] = {}
-        self._asked = 0
+        self._cache: dict[str, tuple[Scope, _Answers]] = {}
+        self._forwarded = 0
         self._udp: socket.socket | None = None
         self._tcp: asyncio.Server | None = None
 
@@ -123,99 +125,101 @@ class Listener:
         self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         stream = _bound(self.address, socket.SOCK_STREAM)
         self._tcp = await asyncio.start_server(
-            lambda reader, writer: self._spawn(self._converse(reader, writer)),
+            lambda reader, writer: self._spawn(self._serve_stream(reader, writer)),
             sock=stream,
             backlog=256,
         )
         asyncio.get_running_loop().add_reader(self._udp, self._drain, self._udp)
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         if self._udp is not None:
             asyncio.get_running_loop().remove_reader(self._udp)
             self._udp.close()
         if self._tcp is not None:
             self._tcp.close()
 
-    def forget(self, network: Network | None) -> None:
-        """The table has changed, and maybe the network; None: it is about to be closed."""
+    def invalidate(self, network: Network | None) -> None:
+        """Drop cached answers after a change of the table; `network` None leaves it unchanged."""
         self._network = network or self._network
-        self._askers.clear()
+        self._cache.clear()
 
     def _drain(self, sock: socket.socket) -> None:
-        """Answer what waits. The hot path: keep it short."""
+        """Answer pending queries. The hot path: keep it short."""
         for _ in range(_BATCH):
             try:
-                query, asker = sock.recvfrom(4096)
+                query, client = sock.recvfrom(4096)
             except BlockingIOError:
                 return
             except OSError:
-                continue  # an earlier answer was refused by its asker's host
-            known = self._askers.get(asker[0])
+                continue  # ICMP error for an earlier answer
+            known = self._cache.get(client[0])
             found = known[1].get(query[2:]) if known else None
-            reply = query[:2] + next(found) if found else self._work_out(sock, query, asker)
+            reply = query[:2] + next(found) if found else self._resolve(sock, query, client)
             if reply:
                 with suppress(OSError):
-                    sock.sendto(reply, asker)
+                    sock.sendto(reply, client)
 
-    def _work_out(self, sock: socket.socket, query: bytes, asker: Any) -> bytes:
-        """The answer to a question that is new; empty if there is none, or it comes later."""
-        known = self._asker(asker[0])
+    def _resolve(self, sock: socket.socket, query: bytes, client: Any) -> bytes:
+        """The answer to a query that is not cached; empty if there is none, or it is sent later."""
+        known = self._client(client[0])
         if known is None:
             return b""
         scope, answers = known
         try:
             question = read_question(query)
-        except Malformed as error:
-            return refusal(query, error.code)
+        except MalformedQuery as error:
+            return error_response(query, error.code)
         found = answer(self._records, scope, question, question.size)
         if found:
-            if len(answers) >= _MOST_ANSWERS:
+            if len(answers) >= _MAX_ANSWERS:
                 answers.clear()
             turns = answers[query[2:]] = itertools.cycle(found)
             return query[:2] + next(turns)
-        if self._asked >= _MOST_ASKED:
+        if self._forwarded >= _MAX_FORWARDED:
             return query[:2] + failure(question)
-        self._spawn(self._ask(sock, scope, question, query, asker))
+        self._spawn(self._forward(sock, scope, question, query, client))
         return b""
 
-    def _asker(self, address: str) -> tuple[Scope, _Answers] | None:
-        """What is known of an asker; None if it is not in the network."""
-        known = self._askers.get(address)
+    def _client(self, address: str) -> tuple[Scope, _Answers] | None:
+        """A client's scope and cached answers; None if it is not in the network."""
+        known = self._cache.get(address)
         if known is None and self._network.has(address):
-            if len(self._askers) >= _MOST_ASKERS:
-                self._askers.clear()
-            known = self._askers[address] = self._scope(self._network, address), {}
+            if len(self._cache) >= _MAX_CLIENTS:
+                self._cache.clear()
+            known = self._cache[address] = self._scope(self._network, address), {}
         return known
 
-    async def _ask(
-        self, sock: socket.socket, scope: Scope, question: Question, query: bytes, asker: Any
+    async def _forward(
+        self, sock: socket.socket, scope: Scope, question: Question, query: bytes, client: Any
     ) -> None:
-        self._asked += 1
+        self._forwarded += 1
         try:
-            reply = await upstream.ask(query, self._elsewhere(scope))
+            reply = await upstream.forward(query, self._upstreams(scope))
         finally:
-            self._asked -= 1
+            self._forwarded -= 1
         reply = reply or query[:2] + failure(question)
         with suppress(OSError):
-            sock.sendto(reply, asker)
+            sock.sendto(reply, client)
 
-    def _elsewhere(self, scope: Scope) -> list[str]:
+    def _upstreams(self, scope: Scope) -> list[str]:
         asked = scope.servers or self._hosts.current()
         return [server for server in asked if server != self.address]
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer a TCP client, one question after the other."""
+    async def _serve_stream(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Answer a TCP client, one query after the other."""
         try:
             address = writer.get_extra_info("peername")[0]
-            known = self._asker(address)
+            known = self._client(address)
             if known is None or not self._streams.admit(writer, address):
                 return
             while True:
                 async with asyncio.timeout(_IDLE):
                     length = int.from_bytes(await reader.readexactly(2), "big")
                     query = await reader.readexactly(length)
-                self._streams.use(writer)
+                self._streams.touch(writer)
                 reply = await self._answer_stream(known[0], query)
                 if not reply:
                     break
@@ -225,23 +229,23 @@ class Listener:
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             pass
         finally:
-            self._streams.leave(writer)
+            self._streams.remove(writer)
             writer.close()
 
     async def _answer_stream(self, scope: Scope, query: bytes) -> bytes:
         try:
             question = read_question(query)
-        except Malformed as error:
-            return refusal(query, error.code)
+        except MalformedQuery as error:
+            return error_response(query, error.code)
         found = answer(self._records, scope, question, _TCP_LIMIT)
         if found:
             return query[:2] + found[0]
-        reply = await upstream.ask_stream(query, self._elsewhere(scope))
+        reply = await upstream.forward_stream(query, self._upstreams(scope))
         return reply or query[:2] + failure(question)
 
 
 def _bound(address: str, kind: socket.SocketKind) -> socket.socket:
-    """A socket at port 53 of an address, which the host may yet get."""
+    """A socket at port 53 of an address, which need not exist yet."""
     ipv6 = ":" in address
     sock = socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET, kind)
     try:
@@ -260,7 +264,7 @@ def _bound(address: str, kind: socket.SocketKind) -> socket.socket:
 
 
 class NameServer:
-    """All listeners of this node, and the table that they answer from."""
+    """All listeners of this node, and the table."""
 
     def __init__(self, hosts: HostServers, spawn: Spawn) -> None:
         self._hosts = hosts
@@ -274,10 +278,10 @@ class NameServer:
         """By network's id and address."""
         self._streams = Streams()
         self.revision: int | None = None
-        """Of the table that answers are made from; None before the first."""
+        """The table's revision; None before the first."""
 
     async def apply(self, table: Table) -> str:
-        """Answer by this table from now on; see `listen` for what is returned."""
+        """Apply a table or a change; return as `listen`."""
         if table.base is None:
             self._records.replace(table.entries)
         else:
@@ -294,7 +298,7 @@ class NameServer:
             self._put_client(task, client)
         self.revision = table.revision
         for (network_id, _), listener in self._listeners.items():
-            listener.forget(self._networks.get(network_id))
+            listener.invalidate(self._networks.get(network_id))
         return await self.listen()
 
     def _put_client(self, task: str, client: Client | None) -> None:
@@ -308,8 +312,8 @@ class NameServer:
             self._clients.update(dict.fromkeys(client.places(), client))
 
     async def listen(self) -> str:
-        """Listen on exactly those addresses that the networks have; on which that failed, for
-        the user, or nothing. It may be tried again."""
+        """Listen on exactly the gateway addresses of the networks; return a message for the user
+        about one that failed, or an empty string. It may be repeated."""
         wanted = {
             (network.id, address): network
             for network in self._networks.values()
@@ -350,6 +354,6 @@ class NameServer:
         return not self._listeners
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         for listener in self._listeners.values():
             listener.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's own name servers, asked for names that no network has."""
+"""The host's own name servers, to which other queries are forwarded."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from orchestrator.nameserver.dnswire import HEADER, RESPONSE
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 PORT = 53
-_PATIENCE = 2.0
-"""Seconds that one of them may take; then the next is asked."""
-_TCP_PATIENCE = 5.0
+_UDP_TIMEOUT = 2.0
+"""Seconds after which the next server is tried."""
+_TCP_TIMEOUT = 5.0
 _LARGEST = 65535
 
 
@@ -35,7 +35,7 @@ def servers(text: str) -> tuple[str, ...]:
 
 
 class HostServers:
-    """The name servers that the host's resolv.conf names now."""
+    """The name servers of the host's resolv.conf."""
 
     def __init__(self, path: Path = RESOLV_CONF) -> None:
         self._path = path
@@ -43,7 +43,7 @@ class HostServers:
         self._servers: tuple[str, ...] = ()
 
     def current(self) -> tuple[str, ...]:
-        """Them, in order; the file is read again when it has changed."""
+        """The current servers, in order; the file is read again when it has changed."""
         try:
             state = self._path.stat()
             stamp = state.st_mtime_ns, state.st_ino
@@ -55,12 +55,11 @@ class HostServers:
         return self._servers
 
 
-async def ask(query: bytes, among: Sequence[str]) -> bytes | None:
-    """The answer to a query of whichever server answers first, in their order; None if none
-    does."""
+async def forward(query: bytes, among: Sequence[str]) -> bytes | None:
+    """Forward a query over UDP to each server in turn; return the first reply, or None."""
     for server in among:
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_UDP_TIMEOUT):
                 return await _exchange(query, server)
         except (OSError, TimeoutError):
             continue
@@ -68,7 +67,7 @@ async def ask(query: bytes, among: Sequence[str]) -> bytes | None:
 
 
 async def _exchange(query: bytes, server: str) -> bytes:
-    """One question over UDP, with an unpredictable port and id."""
+    """One query over UDP, with an unpredictable port and id."""
     loop = asyncio.get_running_loop()
     number = secrets.token_bytes(2)
     question = query[HEADER.size :]
@@ -81,11 +80,11 @@ async def _exchange(query: bytes, server: str) -> bytes:
                 return query[:2] + reply[2:]
 
 
-async def ask_stream(query: bytes, among: Sequence[str]) -> bytes | None:
-    """As `ask`, over TCP."""
+async def forward_stream(query: bytes, among: Sequence[str]) -> bytes | None:
+    """As `forward`, over TCP."""
     for server in among:
         try:
-            async with asyncio.timeout(_TCP_PATIENCE):
+            async with asyncio.timeout(_TCP_TIMEOUT):
                 reader, writer = await asyncio.open_connection(server, PORT)
                 try:
                     writer.write(len(query).to_bytes(2, "big") + query)
@@ -109,13 +108,13 @@ def _socket(server: str, kind: socket.SocketKind) -> socket.socket:
 
 
 def _answers(reply: bytes, question: bytes) -> bool:
-    """Whether a message is an answer to a query whose rest, after the header, is `question`."""
+    """Whether a message replies to a query whose part after the header is `question`."""
     if len(reply) < HEADER.size:
         return False
     _, flags, questions, *_ = HEADER.unpack_from(reply)
     if not flags & RESPONSE:
         return False
     if not questions:
-        return True  # a refusal, with no more than a header
+        return True  # an error response of a header only
     end = question.find(b"\0") + 5
     return reply[HEADER.size : HEADER.size + end].lower() == question[:end].lower()

@@ -13,11 +13,11 @@ from socket import AF_INET, AF_INET6, inet_pton
 from typing import Any, NamedTuple
 
 SHORT_ID = 12
-"""Characters of a task's id by which it is known, too."""
+"""Characters of a task's id that are also a name."""
 
 
 class Key(NamedTuple):
-    """An entry: a service, or a container of its own, in one network."""
+    """The key of an entry: a service, or a standalone container, in one network."""
 
     id: str
     network: str
@@ -46,7 +46,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A service, or a container of its own, in one network, with its tasks that are ready."""
+    """A service, or a standalone container, in one network, with its ready tasks."""
 
     id: str
     network: str
@@ -55,7 +55,7 @@ class Entry:
     vip6: str
     container: bool
     aliases: tuple[str, ...]
-    """Its own, also while it has no task."""
+    """The service's own aliases, which exist also without tasks."""
     ports: tuple[Port, ...]
     tasks: tuple[Task, ...]
 
@@ -73,9 +73,9 @@ class Name:
     """IPv4, packed."""
     addresses6: tuple[bytes, ...] = ()
     services: tuple[tuple[int, str], ...] = ()
-    """Of a SRV record: port and target."""
+    """SRV records: port and target."""
     pointers: tuple[str, ...] = ()
-    """Of a PTR record."""
+    """PTR records."""
 
     def __or__(self, other: Name) -> Name:
         return Name(
@@ -88,7 +88,7 @@ class Name:
 
 @dataclass(slots=True)
 class _Zone:
-    """The names of one network, and the entries that they come from."""
+    """The names of one network, by the entries that define them."""
 
     names: dict[str, dict[Key, Name]] = field(default_factory=dict)
 
@@ -98,12 +98,12 @@ class Records:
 
     def __init__(self) -> None:
         self._zones: dict[str, _Zone] = {}
-        self._made: dict[Key, frozenset[str]] = {}
+        self._names_of: dict[Key, frozenset[str]] = {}
         """The names of an entry."""
 
     def replace(self, entries: Iterable[Entry]) -> None:
         """Replace all entries by these."""
-        self._zones, self._made = {}, {}
+        self._zones, self._names_of = {}, {}
         for entry in entries:
             self.put(entry)
 
@@ -112,26 +112,26 @@ class Records:
         key = entry.key
         zone = self._zones.setdefault(entry.network, _Zone())
         made = _names(entry)
-        for gone in self._made.get(key, frozenset()) - made.keys():
+        for gone in self._names_of.get(key, frozenset()) - made.keys():
             self._drop(zone, gone, key)
         for text, name in made.items():
             zone.names.setdefault(text, {})[key] = name
-        self._made[key] = frozenset(made)
+        self._names_of[key] = frozenset(made)
 
     def remove(self, key: Key) -> None:
         """Remove an entry."""
         zone = self._zones.get(key.network)
-        for text in self._made.pop(key, ()):
+        for text in self._names_of.pop(key, ()):
             if zone is not None:
                 self._drop(zone, text, key)
 
     def find(self, networks: Sequence[str], text: str) -> Name | None:
-        """What a name resolves to, in the first of these networks that has it."""
+        """The records of a name in the first of these networks that has it."""
         for network in networks:
             zone = self._zones.get(network)
-            makers = zone.names.get(text) if zone is not None else None
-            if makers:
-                first, *others = (makers[key] for key in sorted(makers))
+            definitions = zone.names.get(text) if zone is not None else None
+            if definitions:
+                first, *others = (definitions[key] for key in sorted(definitions))
                 for other in others:
                     first = first | other
                 return first
@@ -143,9 +143,9 @@ class Records:
 
     @staticmethod
     def _drop(zone: _Zone, text: str, key: Key) -> None:
-        makers = zone.names.get(text, {})
-        makers.pop(key, None)
-        if not makers:
+        definitions = zone.names.get(text, {})
+        definitions.pop(key, None)
+        if not definitions:
             zone.names.pop(text, None)
 
 
@@ -211,7 +211,7 @@ def _addresses(ipv4: Iterable[str], ipv6: Iterable[str]) -> Name:
 
 
 def reverse(address: str) -> str:
-    """The name under which an address is looked up."""
+    """The name for reverse look-up of an address."""
     if ":" not in address:
         return f"{'.'.join(address.split('.')[::-1])}.in-addr.arpa"
     return f"{'.'.join(inet_pton(AF_INET6, address).hex()[::-1])}.ip6.arpa"

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registries, through skopeo: what managers and agents both need of them.
+"""Access to registries with skopeo, shared by managers and agents.
 
-skopeo is the ecosystem's own client, so registries.conf, certs.d, policy.json, credential helpers
-and auth.json of the host that runs it mean what they mean to Podman.
+skopeo reads registries.conf, certs.d, policy.json, credential helpers and auth.json of its host, so
+they apply to Orc as they do to Podman.
 """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Docker's `credsStore`: one credential helper for all registries, which skopeo does not ask.
+"""Docker's `credsStore`: one credential helper for all registries, which skopeo does not support.
 
-skopeo itself asks the helpers of registries.conf (`credential-helpers`) and the `credHelpers` of
-auth.json and of Docker's config.json. Helpers are asked each time, so a password that rotates needs
-no new login. Source of the protocol: https://github.com/docker/docker-credential-helpers.
+skopeo itself supports helpers of registries.conf (`credential-helpers`) and the `credHelpers` of
+auth.json and Docker's config.json. Helpers are called each time, so rotated passwords need no new
+login. Protocol: https://github.com/docker/docker-credential-helpers.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from typing import Any
 
 from orchestrator.registries.registry_errors import ImageError
 
-_WITHIN = 30.0
-"""Seconds that a helper may take."""
+_HELPER_TIMEOUT = 30.0
+"""Timeout of a helper in seconds."""
 _HUB, _HUB_KEY = "docker.io", "https://index.docker.io/v1/"
 _TOKEN = "<token>"
 _CONF = Path("/etc/containers/registries.conf")
 
 
 async def stored_auth(registry: str) -> bytes:
-    """An auth.json with what this host's `credsStore` has for a registry; empty where there is no
-    store, or something that comes before it. Raises ImageError when the helper fails."""
+    """An auth.json with the credentials of this host's `credsStore` for a registry. Empty without a
+    store, or if other credentials take precedence. Raises ImageError if the helper fails."""
     key = _HUB_KEY if registry == _HUB else registry
     store = ""
     for document in await asyncio.to_thread(lambda: list(_documents())):
-        nearer = {**_map(document, "auths"), **_map(document, "credHelpers")}
-        if registry in nearer or key in nearer:
+        specific = {**_map(document, "auths"), **_map(document, "credHelpers")}
+        if registry in specific or key in specific:
             return b""
         store = store or str(document.get("credsStore") or "")
     if not store:
         return b""
-    answer = await _ask(f"docker-credential-{store}", key)
+    answer = await _query_helper(f"docker-credential-{store}", key)
     if answer is None:
         return b""
     username, secret = answer
@@ -50,21 +50,21 @@ async def stored_auth(registry: str) -> bytes:
 
 
 def has_credentials() -> bool:
-    """Whether this host has credentials, or helpers that know them, for any registry."""
+    """Whether this host has credentials or credential helpers for any registry."""
     if any(
         document.get(key)
         for document in _documents()
         for key in ("auths", "credHelpers", "credsStore")
     ):
         return True
-    return any(_helpers(path) for path in _confs())
+    return any(_has_helpers(path) for path in _registries_confs())
 
 
 def _documents() -> Iterator[dict[str, Any]]:
-    """The files of credentials, in the order in which skopeo looks at them."""
+    """The credential files, in skopeo's order."""
     home = Path(os.environ.get("HOME", "/root"))
-    if told := os.environ.get("REGISTRY_AUTH_FILE"):
-        paths = [Path(told)]
+    if file := os.environ.get("REGISTRY_AUTH_FILE"):
+        paths = [Path(file)]
     else:
         runtime = os.environ.get("XDG_RUNTIME_DIR")
         config = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
@@ -78,7 +78,7 @@ def _documents() -> Iterator[dict[str, Any]]:
         try:
             document = json.loads(path.read_bytes())
         except (OSError, ValueError):
-            continue  # skopeo says what is wrong with it
+            continue  # skopeo reports the error
         if isinstance(document, dict):
             yield document
 
@@ -88,16 +88,16 @@ def _map(document: dict[str, Any], key: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _confs() -> Iterator[Path]:
+def _registries_confs() -> Iterator[Path]:
     home = Path(os.environ.get("HOME", "/root"), ".config/containers/registries.conf")
-    told = os.environ.get("CONTAINERS_REGISTRIES_CONF")
-    main = Path(told) if told else home if home.exists() else _CONF
+    configured = os.environ.get("CONTAINERS_REGISTRIES_CONF")
+    main = Path(configured) if configured else home if home.exists() else _CONF
     yield main
     yield from sorted(Path(f"{main}.d").glob("*.conf"))
 
 
-def _helpers(path: Path) -> bool:
-    """Whether a registries.conf(5) names other helpers than its own file of credentials."""
+def _has_helpers(path: Path) -> bool:
+    """Whether a registries.conf(5) lists credential helpers besides the auth file."""
     try:
         helpers = tomllib.loads(path.read_text()).get("credential-helpers") or []
     except (OSError, ValueError):
@@ -105,8 +105,8 @@ def _helpers(path: Path) -> bool:
     return any(helper != "containers-auth.json" for helper in helpers)
 
 
-async def _ask(program: str, key: str) -> tuple[str, str] | None:
-    """User name and secret; None where the helper has none."""
+async def _query_helper(program: str, key: str) -> tuple[str, str] | None:
+    """User name and secret from a helper; None if it has none."""
     try:
         process = await asyncio.create_subprocess_exec(
             *(program, "get"),
@@ -115,12 +115,12 @@ async def _ask(program: str, key: str) -> tuple[str, str] | None:
             stderr=asyncio.subprocess.STDOUT,
         )
     except FileNotFoundError:
-        raise ImageError(f"{program} is not in the PATH, and credsStore names it") from None
+        raise ImageError(f"{program}, which credsStore names, is not in PATH") from None
     try:
-        async with asyncio.timeout(_WITHIN):
+        async with asyncio.timeout(_HELPER_TIMEOUT):
             output, _ = await process.communicate(key.encode())
     except TimeoutError:
-        raise ImageError(f"{program} did not answer within {_WITHIN:g} seconds") from None
+        raise ImageError(f"{program} did not answer within {_HELPER_TIMEOUT:g} seconds") from None
     finally:
         if process.returncode is None:
             process.kill()
@@ -134,5 +134,5 @@ async def _ask(program: str, key: str) -> tuple[str, str] | None:
         document = json.loads(text)
         username, secret = str(document["Username"]), str(document["Secret"])
     except (ValueError, KeyError, TypeError):
-        raise ImageError(f"{program} answered something else than credentials") from None
+        raise ImageError(f"{program} returned invalid credentials") from None
     return (username, secret) if username else None

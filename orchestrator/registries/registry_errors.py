@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of registries: skopeo's messages, classified and in the user's words."""
+"""Errors of registries: skopeo's messages, classified and reworded for users."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 _FATAL = re.compile(r'level=(?:fatal|error) msg="((?:[^"\\]|\\.)*)"')
 _PROXY = re.compile(r"proxyconnect tcp: (?:dial tcp )?(.*)")
 _NOT_FOUND = re.compile(r"\b404\b")
-"""The status; three digits of a digest are none."""
+"""The HTTP status, which must not match digits of a digest."""
 
 
 class ImageError(Exception):
@@ -16,22 +16,22 @@ class ImageError(Exception):
 
 
 class RegistryError(ImageError):
-    """A registry did not give or take an image; the text says whose matter it is."""
+    """A transfer with a registry failed; the text says who can fix it."""
 
 
 class AccessDenied(RegistryError):
-    """The registry wants other credentials."""
+    """The registry rejects the credentials."""
 
 
-class NotThere(RegistryError):
+class ImageNotFound(RegistryError):
     """The registry has no such image."""
 
 
-class TooMany(RegistryError):
-    """The registry limits how often it is asked."""
+class RateLimited(RegistryError):
+    """The registry's rate limit is exceeded."""
 
 
-class NotTrusted(RegistryError):
+class TlsError(RegistryError):
     """TLS with the registry failed."""
 
 
@@ -39,37 +39,39 @@ class Unreachable(RegistryError):
     """The registry does not answer."""
 
 
-class Damaged(RegistryError):
-    """The registry sends other bytes than it was asked for."""
+class CorruptContent(RegistryError):
+    """The registry's content does not match its digest."""
 
 
-class Forbidden(RegistryError):
-    """The host's own configuration rules the image out."""
+class BlockedByHost(RegistryError):
+    """The host's own configuration blocks the image."""
 
 
-def explain(registry: str, name: str, said: str, host: str = "node") -> RegistryError:
-    """The error for what skopeo wrote to stderr, or its proxy answered; `host` names the host that
-    asked: a node or a manager."""
-    found = _FATAL.findall(said)
-    words = " ".join((found[-1].replace('\\"', '"') if found else said).split())
+def explain(registry: str, name: str, output: str, host: str = "node") -> RegistryError:
+    """The error for skopeo's stderr, or for an answer of its proxy. `host` is the kind of host that
+    made the request: a node or a manager."""
+    found = _FATAL.findall(output)
+    words = " ".join((found[-1].replace('\\"', '"') if found else output).split())
     low = words.lower()
 
-    def has(*parts: str) -> bool:
-        return any(part in low for part in parts)
+    def has(*phrases: str) -> bool:
+        return any(phrase in low for phrase in phrases)
 
     settings = "manager.toml" if host == "manager" else "agent.toml"
     what = f"the image {name}" if name else "this login"
     if has("source image rejected", "policy"):
-        return Forbidden(f"this {host}'s signature policy (policy.json) rejects {what}: {words}")
+        return BlockedByHost(
+            f"this {host}'s signature policy (policy.json) rejects {what}: {words}"
+        )
     if has("is blocked in"):
-        return Forbidden(f"{registry} is blocked on this {host}, in registries.conf")
+        return BlockedByHost(f"{registry} is blocked on this {host}, in registries.conf")
     if has("toomanyrequests", "too many requests", "rate limit"):
-        return TooMany(
+        return RateLimited(
             f"{registry} limits how often images are pulled: wait, or 'orc login {registry}'"
         )
     if has("proxy authentication required"):
         return Unreachable(
-            f"this {host}'s proxy wants a password: write it into http-proxy and https-proxy of "
+            f"this {host}'s proxy requires a password: set it in http-proxy and https-proxy of "
             f"{settings}, as http://USER:PASSWORD@HOST:PORT"
         )
     if proxy := _PROXY.search(words):
@@ -78,24 +80,24 @@ def explain(registry: str, name: str, said: str, host: str = "node") -> Registry
             f"http-proxy, https-proxy and no-proxy of {settings}"
         )
     if has("server gave http response"):
-        return NotTrusted(
+        return TlsError(
             f"{registry} does not speak TLS: start it with TLS, or name it as insecure in the "
             "registries.conf of managers and nodes"
         )
     if has("x509", "tls:", "certificate"):
-        return NotTrusted(_tls(registry, words))
+        return TlsError(_tls(registry, words))
     if has("unauthorized", "authentication required", "denied", "forbidden", "invalid username"):
         missing = " or it does not exist" if name and not has("authentication required") else ""
         return AccessDenied(f"{registry} denies access to {what}{missing}: 'orc login {registry}'")
     absent = has("manifest unknown", "name unknown", "not found", "unknown to registry")
     if absent or _NOT_FOUND.search(words):
-        return NotThere(f"{registry} has no image {name}")
+        return ImageNotFound(f"{registry} has no image {name}")
     if has("corrupted blob", "did not match expected digest", "digest mismatch"):
-        return Damaged(f"{registry} sends damaged content for {what}: push it there again")
+        return CorruptContent(f"{registry} sends damaged content for {what}: push it there again")
     for mark, reason in _UNREACHABLE:
         if mark in low:
             return Unreachable(f"{registry} cannot be reached ({reason})")
-    return RegistryError(f"{registry}: {words or 'skopeo failed and did not say why'}")
+    return RegistryError(f"{registry}: {words or 'skopeo failed without a message'}")
 
 
 def _tls(registry: str, words: str) -> str:
@@ -104,7 +106,7 @@ def _tls(registry: str, words: str) -> str:
     if "has expired or is not yet valid" in low:
         return (
             f"the TLS certificate of {registry} is not valid now ({reason}): renew it there, or "
-            "set the clocks of managers and nodes"
+            "correct the clocks of managers and nodes"
         )
     if "certificate is valid for" in low or "doesn't contain any ip sans" in low:
         return (
@@ -113,7 +115,7 @@ def _tls(registry: str, words: str) -> str:
         )
     if "certificate required" in low or "bad certificate" in low:
         return (
-            f"{registry} wants a certificate of who asks: put client.cert and client.key into "
+            f"{registry} requires a client certificate: put client.cert and client.key into "
             f"/etc/containers/certs.d/{registry} on managers and nodes"
         )
     return (
@@ -124,13 +126,13 @@ def _tls(registry: str, words: str) -> str:
 
 _UNREACHABLE = (
     ("no such host", "no such host"),
-    ("server misbehaving", "its name cannot be looked up"),
+    ("server misbehaving", "DNS lookup failed"),
     ("connection refused", "connection refused"),
     ("network is unreachable", "network is unreachable"),
     ("no route to host", "no route to host"),
     ("timeout", "no answer"),
     ("deadline exceeded", "no answer"),
-    ("connection reset", "it broke the connection off"),
-    ("unexpected eof", "it broke off in the middle"),
-    ("eof", "it broke the connection off"),
+    ("connection reset", "connection reset"),
+    ("unexpected eof", "connection closed during the transfer"),
+    ("eof", "connection closed"),
 )

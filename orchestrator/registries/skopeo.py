@@ -20,21 +20,21 @@ from orchestrator.registries.credsstore import stored_auth
 from orchestrator.registries.registry_errors import ImageError, Unreachable, explain
 
 HUB = "docker.io"
-"""The registry of a name that has none."""
+"""The default registry of names without one."""
 
-PATIENCE = 60.0
-"""Seconds that a registry may take to tell what a name stands for."""
+INSPECT_TIMEOUT = 60.0
+"""Timeout in seconds for resolving a name at a registry."""
 _SLOW_DOWN = b"Too many requests"
 """In skopeo's log when a registry answers with status 429."""
 
 
 def registry_of(name: ImageName) -> str:
-    """The registry that has the name."""
+    """The registry of an image name."""
     return name.registry or HUB
 
 
 def remote(name: ImageName, digest: str = "") -> str:
-    """The name as skopeo wants it: complete, with `digest` in place of the tag where given."""
+    """skopeo's full reference of a name, with `digest` instead of the tag if given."""
     repository = name.repository
     if not name.registry and "/" not in repository:
         repository = f"library/{repository}"
@@ -48,28 +48,30 @@ class Skopeo:
     """The skopeo of this host."""
 
     def __init__(self, program: str = "skopeo", host: str = "node") -> None:
-        """`host` is what this host is, for errors: a node or a manager."""
+        """`host` is the kind of this host in errors: a node or a manager."""
         self.program = program
         self._host = host
 
     async def inspect(
-        self, name: str, digest: str = "", auth: bytes = b"", within: float = PATIENCE
+        self, name: str, digest: str = "", auth: bytes = b"", within: float = INSPECT_TIMEOUT
     ) -> bytes:
-        """A manifest or index as the registry has it, byte for byte: that of `digest`, or, where
-        that is empty, what the name stands for. Raises ImageError."""
+        """The raw manifest or index of `digest`, or of the name if that is empty. Raises
+        ImageError."""
         parsed = parse_image(name)
         async with credentials(registry_of(parsed), auth) as (options, fds):
-            # It waits for half a minute where a registry asks it to slow down, and says so here.
+            # When rate limited, skopeo retries for half a minute; only its debug log shows that.
             command = ("--debug", "inspect", *options, "--raw", remote(parsed, digest))
             return await self.run(registry_of(parsed), name, command, fds, within=within)
 
     async def login(self, registry: str, username: str, password: str, scratch: Path) -> None:
-        """Prove credentials to a registry. `scratch` is an existing folder on a tmpfs. Raises
+        """Verify credentials with a registry. `scratch` is an existing folder on a tmpfs. Raises
         ImageError with the registry's answer."""
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             options = ("--authfile", f"{folder}/auth.json", "--username", username)
             command = ("login", *options, "--password-stdin", registry)
-            await self.run(registry, "", command, (), within=PATIENCE, stdin=password.encode())
+            await self.run(
+                registry, "", command, (), within=INSPECT_TIMEOUT, stdin=password.encode()
+            )
 
     async def run(
         self,
@@ -83,8 +85,8 @@ class Skopeo:
         said: Callable[[str], None] = lambda line: None,
         watch: Callable[[int], Coroutine[Any, Any, None]] | None = None,
     ) -> bytes:
-        """Run skopeo and return its output. `said` is called with the lines of its log;
-        `watch`, given its pid, runs beside it until it ends."""
+        """Run skopeo and return its output. `said` is called with each line of its log; `watch`,
+        called with its pid, runs concurrently. Raises ImageError."""
         try:
             process = await asyncio.create_subprocess_exec(
                 self.program,
@@ -127,7 +129,7 @@ class Skopeo:
         return b"".join(output)
 
     def failed(self, registry: str, name: str, said: str) -> ImageError:
-        """The error for what skopeo wrote."""
+        """The error for skopeo's stderr."""
         return explain(registry, name, said, self._host)
 
 
@@ -137,7 +139,7 @@ async def _collect(stream: asyncio.StreamReader, into: list[bytes]) -> None:
 
 
 async def _lines(stream: asyncio.StreamReader, into: list[bytes]) -> AsyncIterator[str]:
-    """Whole lines as they come; all that came is in `into`."""
+    """Complete lines as they arrive; all output is collected in `into`."""
     rest = b""
     while piece := await stream.read(1 << 16):
         into.append(piece)
@@ -150,15 +152,15 @@ async def _lines(stream: asyncio.StreamReader, into: list[bytes]) -> AsyncIterat
 async def credentials(
     registry: str, auth: bytes
 ) -> AsyncIterator[tuple[tuple[str, ...], tuple[int, ...]]]:
-    """Options and descriptors that show skopeo an auth.json, or, where that is empty, what the
-    host's `credsStore` has for a registry. Raises ImageError."""
+    """skopeo's options and inherited descriptors for an auth.json; if that is empty, for the
+    credentials of the host's `credsStore`. Raises ImageError."""
     with _in_memory(auth or await stored_auth(registry)) as shown:
         yield shown
 
 
 @contextmanager
 def _in_memory(auth: bytes) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
-    """Options and descriptors that show an auth.json to skopeo; none for an empty one."""
+    """Options and descriptors for an auth.json in a memfd; none for an empty one."""
     if not auth:
         yield (), ()
         return

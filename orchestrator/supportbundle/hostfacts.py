@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a host reports of itself: kernel, network, programs, the logs of Orc's daemons.
+"""Diagnostic data of a host: kernel, network, programs, logs of Orc's daemons.
 
-Nothing is changed, and nothing takes longer than a few seconds. A fact that is not available is a
-file that says why. `packed` and `unpacked` are the form in which facts travel, deflated.
+Collection changes nothing and takes a few seconds at most. If data is not available, its file gives
+the reason. `packed` and `unpacked` convert to and from messages, compressed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from orchestrator.pb import support_pb2
 from orchestrator.supportbundle.redaction import cleaned, scrubbed
 
 LOG_BYTES = 1 << 20
-"""Bytes of a log's end, unless given."""
+"""Default size in bytes of a log's tail."""
 COMMAND_BYTES = 1 << 20
-"""Most bytes of what a program prints."""
-PATIENCE = 5.0
-"""Seconds for one program."""
+"""Maximum size in bytes of a program's output."""
+COMMAND_TIMEOUT = 5.0
+"""Timeout of a program in seconds."""
 
 _FILES = (
     *("/etc/os-release", "/proc/version", "/proc/cmdline", "/proc/uptime", "/proc/loadavg"),
@@ -57,7 +57,8 @@ _COMMANDS: Mapping[str, tuple[str, ...]] = {
     "host/inodes": ("df", "--inodes"),
     "host/processes": ("ps", "-eo", "pid,ppid,stat,etime,rss,pcpu,comm"),
 }
-"""File → what prints it. `wg show` hides private keys; `ps` shows no arguments."""
+"""File → the command that prints it. `wg show` hides private keys; `ps` omits arguments of
+processes."""
 _PROGRAMS = ("crun", "runc", "conmon", "skopeo", "buildah", "nft", "ip", "etcd", "aardvark-dns")
 
 
@@ -72,7 +73,7 @@ class Fact:
 
 
 def host() -> Iterator[Fact]:
-    """What kernel and programs of this host say."""
+    """Data from the kernel and programs of this host."""
     yield Fact("host/orc.txt", _about())
     for path in _FILES:
         if (text := _read(Path(path))) is not None:
@@ -104,7 +105,7 @@ def _read(path: Path) -> str | None:
     try:
         return scrubbed(path.read_text(errors="replace"))
     except OSError:
-        return None  # not on this kernel
+        return None  # this kernel does not have it
 
 
 def _printed(command: tuple[str, ...]) -> str:
@@ -112,7 +113,11 @@ def _printed(command: tuple[str, ...]) -> str:
         return f"{command[0]} is not installed\n"
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=COMMAND_TIMEOUT,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{' '.join(command)}: {error}\n"
@@ -127,35 +132,37 @@ def _version(program: str) -> str:
         return "not installed"
     flag = "-V" if program == "ip" else "--version"
     lines = _printed((program, flag)).splitlines()[1:]
-    return lines[0] if lines else "says nothing"
+    return lines[0] if lines else "no output"
 
 
 def own_log(daemon: str, size: int = LOG_BYTES) -> Fact:
-    """The end of the log of this process, whose unit is `orc-DAEMON`."""
+    """The tail of this process's log, whose unit is `orc-DAEMON`."""
     return Fact(f"log/{daemon}.log", _log_of("self", f"orc-{daemon}.service", size))
 
 
 def _log_of(pid: str, unit: str, size: int) -> str:
-    """What the process wrote to stderr, from the file that it is, or from the journal."""
+    """The log of a process: its stderr, if that is a file, else the journal."""
     stderr = f"/proc/{pid}/fd/2"
     try:
         if stat.S_ISREG(os.stat(stderr).st_mode):
             return tail(Path(stderr), size)
         target = os.readlink(stderr)
     except OSError as error:
-        return f"its log cannot be read: {error.strerror}\n"
-    return journal(unit, size) or f"its log goes to {target}, and the journal has none of {unit}\n"
+        return f"cannot read the log: {error.strerror}\n"
+    return (
+        journal(unit, size) or f"the log goes to {target}; the journal has no entries of {unit}\n"
+    )
 
 
 def journal(unit: str, size: int = LOG_BYTES) -> str:
-    """The end of what systemd's journal has of a unit; empty where there is none."""
+    """The tail of a unit's log in systemd's journal; empty without entries."""
     if shutil.which("journalctl") is None:
         return ""
     command = ["journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=20000"]
     try:
         done = subprocess.run(
             [*command, f"--unit={unit}"],
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=4 * PATIENCE, check=False,
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=4 * COMMAND_TIMEOUT, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return ""
@@ -163,26 +170,26 @@ def journal(unit: str, size: int = LOG_BYTES) -> str:
 
 
 def tail(path: Path, size: int = LOG_BYTES) -> str:
-    """The last lines of a file, without secrets; a line that says so if it cannot be read."""
+    """The last lines of a file, redacted; a line with the error if it cannot be read."""
     try:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - size - 1))
             return scrubbed(_whole_lines(file.read(size + 1), size))
     except OSError as error:
-        return f"{path} cannot be read: {(error.strerror or str(error)).lower()}\n"
+        return f"cannot read {path}: {(error.strerror or str(error)).lower()}\n"
 
 
 def _whole_lines(data: bytes, size: int) -> str:
     if len(data) > size:
-        # A line that is cut could begin in the middle of what would be known as a secret.
+        # A truncated first line could contain a part of a secret that is not recognised.
         data = data[-size:].partition(b"\n")[2]
     return data.decode(errors="replace")
 
 
 def daemons(size: int = LOG_BYTES) -> Iterator[Fact]:
-    """The logs of all of Orc's daemons on this host, also of those that do not run any more as far
-    as systemd's journal knows them."""
+    """Logs of all of Orc's daemons on this host: from the journal, also of stopped ones, and from
+    files of running ones."""
     for name in ("manager", "agent"):
         if text := journal(f"orc-{name}.service", size):
             yield Fact(f"log/{name}.log", text)
@@ -202,7 +209,7 @@ def _mode(path: str) -> int:
 
 
 def _daemon(pid: str) -> str:
-    """`manager` or `agent`, if the process is one."""
+    """`manager` or `agent` if the process is one, else empty."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -215,12 +222,12 @@ def _daemon(pid: str) -> str:
 
 
 def document(name: str, value: Any, known: Iterable[str] = ()) -> Fact:
-    """A document as a file of JSON, without secrets."""
+    """A document as a JSON file, redacted."""
     return Fact(name, json.dumps(cleaned(value, known), indent=2, ensure_ascii=False) + "\n")
 
 
 def packed(facts: Iterable[Fact]) -> support_pb2.SupportFacts:
-    """As a message."""
+    """Facts as a message."""
     return support_pb2.SupportFacts(
         files=[
             support_pb2.SupportFile(name=fact.name, data=zlib.compress(fact.text.encode()))
@@ -230,9 +237,9 @@ def packed(facts: Iterable[Fact]) -> support_pb2.SupportFacts:
 
 
 def unpacked(facts: support_pb2.SupportFacts) -> Iterator[Fact]:
-    """From a message; what is no such file is left out."""
+    """Facts from a message; a corrupt one becomes a file with the error."""
     for file in facts.files:
         try:
             yield Fact(file.name, zlib.decompress(file.data).decode(errors="replace"))
         except zlib.error as error:
-            yield Fact(file.name, f"it arrived broken: {error}\n")
+            yield Fact(file.name, f"corrupt data: {error}\n")

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts and documents without passwords, tokens and private keys. Pure.
+"""Redaction of passwords, tokens and private keys in texts and documents. Pure.
 
-What is removed leaves `(removed)` in its place, so that one sees that there was something. Rather
-too much is removed than too little: of environment variables all values, as no rule can tell a
-password by its look.
+Removed values are replaced by `(removed)`. Redaction errs on the side of removing too much: values
+of environment variables are always removed, as passwords cannot be recognised by their form.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ _WORDS = (
     r"pass(?:word|wd|phrase)|secret|token|ticket|credentials?|api[_-]?key|access[_-]?key|"
     r"private[_-]?key|signing[_-]?key|encryption[_-]?key|authorization|bearer"
 )
-_SECRET_INSIDE = re.compile(_WORDS, re.IGNORECASE)
-"""Wherever it stands in a name."""
+_SECRET_WORD = re.compile(_WORDS, re.IGNORECASE)
+"""Anywhere in a name."""
 _SECRET_NAME = re.compile(
     r"(?:^|[^a-z])(?:key|pass|pwd|auth|cookie|salt|dsn|session_?id)(?:$|[^a-z])", re.IGNORECASE
 )
-"""As a word of its own in a name."""
+"""As a separate word in a name."""
 _REFERENCES = frozenset({"secrets", "configs", "secret", "config", "secret_id", "secret_name"})
-"""Fields that name an object of the cluster; what it holds is not in them."""
+"""Fields with the name of an object in the cluster, without its content."""
 _PLAIN = frozenset({"authority", "author", "token_type", "key_rotation"})
 _ENVIRONMENT = frozenset({"env", "environment"})
-_LEAST_KNOWN = 6
-"""Characters of a value from which on it is looked for everywhere; a shorter one is a word."""
+_MIN_KNOWN_LENGTH = 6
+"""Minimum length of a known value to be removed everywhere; shorter ones may be ordinary words."""
 
-_IN_TEXTS: tuple[tuple[re.Pattern[str], str], ...] = (
+_TEXT_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (
         re.compile(r"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----.*?(?:-----END \1-----|\Z)", re.DOTALL),
         REMOVED,
@@ -43,7 +42,7 @@ _IN_TEXTS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), REMOVED),
     (re.compile(r"\b(?:gh[opsu]_|github_pat_|glpat-|xox[abprs]-)[\w-]{10,}"), REMOVED),
 )
-_IN_LINES = (
+_LINE_PATTERNS = (
     re.compile(
         rf"(\b[\w.-]*(?:{_WORDS})[\w.-]*[\"']?\s*[=:]\s*)"
         r"(\"[^\"]*\"|'[^']*'|[^\s\"',;&}]+)",
@@ -51,33 +50,35 @@ _IN_LINES = (
     ),
     re.compile(rf"(--?[\w-]*(?:{_WORDS})[\w-]*\s+)(\"[^\"]*\"|'[^']*'|[^\s\"'-]\S*)", re.I),
 )
-"""What follows a name, as `NAME=…`, `"NAME": "…"` or `--NAME …`, in a line with such a word."""
+"""Values after a name with a secret word: `NAME=…`, `"NAME": "…"` or `--NAME …`."""
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether what is called so opens something: `DB_PASSWORD`, `apiKey`, `tls.key`."""
+    """Whether a name suggests a secret: `DB_PASSWORD`, `apiKey`, `tls.key`."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
-    return bool(_SECRET_NAME.search(words) or _SECRET_INSIDE.search(words))
+    return bool(_SECRET_NAME.search(words) or _SECRET_WORD.search(words))
 
 
 def scrubbed(text: str, known: Iterable[str] = ()) -> str:
-    """A text, such as a log, without secrets that have a known look, and without `known` ones."""
-    for value in sorted({value for value in known if len(value) >= _LEAST_KNOWN}, key=len)[::-1]:
+    """A text, such as a log, without secrets of recognisable forms and without `known` ones."""
+    for value in sorted({value for value in known if len(value) >= _MIN_KNOWN_LENGTH}, key=len)[
+        ::-1
+    ]:
         text = text.replace(value, REMOVED)
-    for pattern, instead in _IN_TEXTS:
-        text = pattern.sub(instead, text)
+    for pattern, replacement in _TEXT_PATTERNS:
+        text = pattern.sub(replacement, text)
     return "".join(map(_line, text.splitlines(keepends=True)))
 
 
 def _line(line: str) -> str:
-    if _SECRET_INSIDE.search(line):
-        for pattern in _IN_LINES:
+    if _SECRET_WORD.search(line):
+        for pattern in _LINE_PATTERNS:
             line = pattern.sub(rf"\1{REMOVED}", line)
     return line
 
 
 def cleaned(value: Any, known: Iterable[str] = (), key: str = "") -> Any:
-    """A document as JSON has it, without secrets; `key` is what it is called where it stands."""
+    """A JSON-like document without secrets; `key` is its key in the enclosing document."""
     known = tuple(known)
     if isinstance(value, Mapping):
         of_environment = key.lower() in _ENVIRONMENT
@@ -97,7 +98,7 @@ def cleaned(value: Any, known: Iterable[str] = (), key: str = "") -> Any:
 
 
 def _list(items: Sequence[Any], known: tuple[str, ...], key: str) -> list[Any]:
-    """As above; in a command, what follows `--password` goes too."""
+    """A list without secrets, including arguments after flags such as `--password`."""
     found, hide = [], False
     for item in items:
         found.append(REMOVED if hide and isinstance(item, str) else cleaned(item, known, key))
@@ -115,13 +116,13 @@ def _hidden(value: Any) -> Any:
 
 
 def without_value(variable: str) -> str:
-    """`NAME=value` as `NAME=(removed)`."""
+    """`NAME=value` with the value redacted."""
     name, equals, value = variable.partition("=")
     return f"{name}={REMOVED}" if equals and value else variable
 
 
 def secret_values(variables: Iterable[str]) -> set[str]:
-    """The values of `NAME=value` that are to be found nowhere else, such as in a log."""
+    """Values of `NAME=value` variables that must not appear elsewhere, such as in a log."""
     found = set()
     for variable in variables:
         name, _, value = variable.partition("=")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Traces (opentelemetry.io): who waited for what, from a user's call to the process that runs.
+"""Tracing with OpenTelemetry, from a user's call to the running container.
 
-`spans` is what the code calls; `configuration` decides whether spans are made; `otlp` alone imports
-OpenTelemetry, where traces are asked for.
+`spans` is the interface that code calls; `configuration` decides whether tracing is enabled; only
+`otlp` imports OpenTelemetry, and only if it is.
 """

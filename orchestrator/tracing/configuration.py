@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from orchestrator.tracing.spans import OFF, CannotTrace, Tracer
+from orchestrator.tracing.spans import OFF, Tracer, TracingError
 
 F = TypeVar("F")
 
@@ -18,7 +18,7 @@ _BASE, _TRACES = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPO
 
 
 def configured(environment: Mapping[str, str]) -> bool:
-    """Whether OpenTelemetry's standard variables ask for traces."""
+    """Whether OpenTelemetry's standard variables enable traces."""
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     if environment.get("OTEL_TRACES_EXPORTER", "otlp") == "none":
@@ -27,15 +27,15 @@ def configured(environment: Mapping[str, str]) -> bool:
 
 
 def tracer(service: str, instance: str, endpoint: str = "") -> Tracer:
-    """What a process traces with: to `endpoint` (of OTLP, without a path), else to where
-    OpenTelemetry's variables say, else nowhere. `service` is its name unless OTEL_SERVICE_NAME
-    says otherwise, `instance` tells it from others of that name. Raises CannotTrace."""
+    """The process's tracer: sends to `endpoint` (OTLP, without a path), else as OpenTelemetry's
+    variables configure, else does nothing. `service` is the service name, which OTEL_SERVICE_NAME
+    overrides; `instance` distinguishes processes of that name. Raises TracingError."""
     if not endpoint and not configured(os.environ):
         return OFF
     try:
         from orchestrator.tracing.otlp import OtlpTracer
     except ImportError as error:
-        raise CannotTrace(
+        raise TracingError(
             f"traces need OpenTelemetry's packages ({error.name} is missing); install them with "
             "pip install 'orc[traces]'"
         ) from None
@@ -44,16 +44,16 @@ def tracer(service: str, instance: str, endpoint: str = "") -> Tracer:
 
 def _url(context: click.Context, parameter: click.Parameter, value: str) -> str:
     if value and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname):
-        raise click.BadParameter(f"'{value}' is not a URL such as http://collector:4318")
+        raise click.BadParameter(f"'{value}' is not a URL, such as http://collector:4318")
     return value
 
 
 def endpoint_option(function: F) -> F:
-    """A daemon's option for where its traces go."""
+    """A daemon's option `--otlp-endpoint`."""
     return click.option(
         "--otlp-endpoint",
         default="",
         metavar="URL",
         callback=_url,
-        help="Send traces there (OTLP), such as http://collector:4318; none else.",
+        help="OTLP endpoint for traces, such as http://collector:4318; empty: none.",
     )(function)  # type: ignore[type-var]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Traces by OpenTelemetry's SDK, sent in OTLP; nothing else imports it.
+"""Tracing with OpenTelemetry's SDK, exported by OTLP; no other module imports it.
 
-All that the specification's variables say holds (OTEL_EXPORTER_OTLP_HEADERS, OTEL_TRACES_SAMPLER,
-OTEL_RESOURCE_ATTRIBUTES, …; opentelemetry.io, "Environment Variable Specification"). Spans are sent
-by a thread from a queue with a bound: an unavailable receiver costs nothing but the spans.
+Variables of the specification apply (OTEL_EXPORTER_OTLP_HEADERS, OTEL_TRACES_SAMPLER,
+OTEL_RESOURCE_ATTRIBUTES, …; opentelemetry.io, "Environment Variable Specification"). A thread sends
+spans from a bounded queue: while the receiver is unavailable, spans are lost and nothing blocks.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from opentelemetry.trace import (
 )
 
 from orchestrator import __version__
-from orchestrator.tracing.spans import CannotTrace, Kind, at, current
+from orchestrator.tracing.spans import Kind, TracingError, attached, current
 
 log = logging.getLogger(__name__)
 
-_CLOSING = 1.0
-"""Seconds in which what is left must be sent."""
+_SHUTDOWN_TIMEOUT = 1.0
+"""Seconds for sending the remaining spans at shutdown."""
 _KINDS = {"": SpanKind.INTERNAL, "client": SpanKind.CLIENT, "server": SpanKind.SERVER}
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
-"""Versions to come may have more after a dash."""
+"""Future versions may append fields after a dash."""
 _PROTOCOLS = ("http/protobuf", "grpc")
 
 
 class OtlpTracer:
-    """See `Tracer`. Spans are made by one thread."""
+    """See `Tracer`. Spans are created by one thread."""
 
     on = True
 
@@ -65,14 +65,16 @@ class OtlpTracer:
             "service.instance.id": instance,
             "host.name": socket.gethostname(),
         }
-        self._ids = _Ids()
+        self._ids = _PresetIds()
         self._provider = TracerProvider(
-            # What the variables say counts more.
+            # Variables take precedence.
             resource=Resource.create(known).merge(OTELResourceDetector().detect()),
             id_generator=self._ids,
             shutdown_on_exit=False,
         )
-        self._provider.add_span_processor(BatchSpanProcessor(_Told(_exporter(endpoint))))
+        self._provider.add_span_processor(
+            BatchSpanProcessor(_AvailabilityLogger(_exporter(endpoint)))
+        )
         self._tracer = self._provider.get_tracer("orc", __version__)
 
     @contextmanager
@@ -84,10 +86,12 @@ class OtlpTracer:
         if not above and not kind:
             yield ""
             return
-        span = self._tracer.start_span(name, _below(above), _KINDS[kind], _named(attributes))
+        span = self._tracer.start_span(
+            name, _parent_context(above), _KINDS[kind], _attributes(attributes)
+        )
         try:
-            with at(_place(span.get_span_context())) as place:
-                yield place
+            with attached(_traceparent(span.get_span_context())) as context:
+                yield context
         except BaseException as error:
             if not isinstance(error, asyncio.CancelledError | GeneratorExit):
                 _fail(span, str(error) or type(error).__name__)
@@ -103,22 +107,25 @@ class OtlpTracer:
         parent: str,
         /,
         *,
-        place: str = "",
+        context: str = "",
         error: str = "",
         **attributes: Any,
     ) -> None:
         """See `Tracer`."""
-        if not parent and not place:
+        if not parent and not context:
             return
-        if place:
-            self._ids.wanted = _parsed(place)
+        if context:
+            self._ids.preset = _parsed(context)
         span = self._tracer.start_span(
-            name, _below(parent), attributes=_named(attributes), start_time=_nanoseconds(start)
+            name,
+            _parent_context(parent),
+            attributes=_attributes(attributes),
+            start_time=_nanoseconds(start),
         )
-        self._ids.wanted = None
+        self._ids.preset = None
         if error:
             _fail(span, error)
-        # Clocks of hosts differ; a span is never over before it began.
+        # Clocks of hosts differ; a span must not end before it starts.
         span.end(_nanoseconds(max(start, end)))
 
     def derived(self, parent: str, key: str) -> str:
@@ -129,46 +136,46 @@ class OtlpTracer:
         else:
             trace_id = int.from_bytes(digest[8:24])
             decision = self._provider.sampler.should_sample(None, trace_id, "task").decision
-            taken = decision is Decision.RECORD_AND_SAMPLE
-            flags = TraceFlags(TraceFlags.SAMPLED if taken else TraceFlags.DEFAULT)
-        return _place(SpanContext(trace_id, int.from_bytes(digest[:8]), False, flags))
+            sampled = decision is Decision.RECORD_AND_SAMPLE
+            flags = TraceFlags(TraceFlags.SAMPLED if sampled else TraceFlags.DEFAULT)
+        return _traceparent(SpanContext(trace_id, int.from_bytes(digest[:8]), False, flags))
 
     def close(self) -> None:
         """See `Tracer`."""
-        # A receiver that does not answer must not keep a process from ending.
+        # A silent receiver must not keep the process from exiting.
         sending = threading.Thread(target=self._provider.shutdown, daemon=True)
         sending.start()
-        sending.join(_CLOSING)
+        sending.join(_SHUTDOWN_TIMEOUT)
 
 
-class _Ids(RandomIdGenerator):
-    """Gives the next span the ids that it was promised."""
+class _PresetIds(RandomIdGenerator):
+    """Uses the ids of a `preset` span context for the next span."""
 
     def __init__(self) -> None:
-        self.wanted: SpanContext | None = None
+        self.preset: SpanContext | None = None
 
     def generate_span_id(self) -> int:
-        return self.wanted.span_id if self.wanted else super().generate_span_id()
+        return self.preset.span_id if self.preset else super().generate_span_id()
 
     def generate_trace_id(self) -> int:
-        return self.wanted.trace_id if self.wanted else super().generate_trace_id()
+        return self.preset.trace_id if self.preset else super().generate_trace_id()
 
 
-class _Told(SpanExporter):
-    """Says once that spans are not taken, and once that they are again."""
+class _AvailabilityLogger(SpanExporter):
+    """Logs once that exports fail, and once that they succeed again."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
-        self._well = True
+        self._available = True
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         result = self._exporter.export(spans)
-        if (well := result is SpanExportResult.SUCCESS) is not self._well:
-            self._well = well
-            if well:
-                log.info("traces are taken again")
+        if (available := result is SpanExportResult.SUCCESS) is not self._available:
+            self._available = available
+            if available:
+                log.info("trace export recovered")
             else:
-                log.warning("traces are not taken, and those of the meantime are lost")
+                log.warning("trace export failed; spans are lost until it recovers")
         return result
 
     def shutdown(self) -> None:
@@ -176,10 +183,10 @@ class _Told(SpanExporter):
 
 
 def _exporter(endpoint: str) -> SpanExporter:
-    """The exporter of the protocol that the variables name. Raises CannotTrace."""
+    """The exporter for the protocol that the variables configure. Raises TracingError."""
     known = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or _PROTOCOLS[0]
     protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or known
-    # Only that one's module is imported: each brings a client of its own.
+    # Each exporter has its own client library: only the needed one is imported.
     if protocol == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as grpc_exporter
 
@@ -189,31 +196,31 @@ def _exporter(endpoint: str) -> SpanExporter:
 
         url = f"{endpoint.rstrip('/')}/v1/traces" if endpoint else None
         return trace_exporter.OTLPSpanExporter(endpoint=url)
-    raise CannotTrace(
+    raise TracingError(
         f"OTEL_EXPORTER_OTLP_PROTOCOL is '{protocol}'; set it to {' or '.join(_PROTOCOLS)}"
     )
 
 
-def _parsed(place: str) -> SpanContext | None:
-    """What a `traceparent` says; None for what is not one."""
-    if (parts := _TRACEPARENT.fullmatch(place)) is None:
+def _parsed(traceparent: str) -> SpanContext | None:
+    """The span context of a `traceparent`; None if invalid."""
+    if (parts := _TRACEPARENT.fullmatch(traceparent)) is None:
         return None
     trace_id, span_id, flags = (int(part, 16) for part in parts.groups())
     context = SpanContext(trace_id, span_id, True, TraceFlags(flags))
     return context if context.is_valid else None
 
 
-def _place(context: SpanContext) -> str:
+def _traceparent(context: SpanContext) -> str:
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
-def _below(place: str) -> Context:
-    above = _parsed(place)
+def _parent_context(traceparent: str) -> Context:
+    above = _parsed(traceparent)
     return Context() if above is None else set_span_in_context(NonRecordingSpan(above), Context())
 
 
-def _named(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that say something, under our name."""
+def _attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes that are set, prefixed with `orc.`."""
     return {f"orc.{name}": value for name, value in attributes.items() if value not in ("", None)}
 
 

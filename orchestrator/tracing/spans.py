@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spans: what the code calls to record who waited for what. Nothing of OpenTelemetry is imported.
+"""The interface for spans that the code calls. Does not import OpenTelemetry.
 
-Off unless a process is configured to send traces (`configuration`); then a call of `Tracer` costs
-as much as a function that does nothing.
+Unless a process is configured to send traces (`configuration`), calls of `Tracer` are no-ops.
 
-A *place* in a trace is passed on as text, W3C's `traceparent` (w3.org/TR/trace-context): in a
-call's metadata, in the store with what the call wrote, and in a node's assignments. Empty: in no
-trace.
+A *trace context* is passed on as text, W3C's `traceparent` (w3.org/TR/trace-context): in a call's
+metadata, in the store with the objects that the call wrote, and in a node's assignments. Empty: not
+part of a trace.
 """
 
 from __future__ import annotations
@@ -17,48 +16,49 @@ from contextvars import ContextVar
 from typing import Any, Literal, Protocol
 
 Kind = Literal["", "client", "server"]
-"""Which end of a call a span is; empty: none."""
+"""The side of a call that a span describes; empty: internal."""
 
 HEADER = "traceparent"
-"""Of a call's metadata."""
+"""Key of a call's metadata."""
 
-_current: ContextVar[str] = ContextVar("place in a trace", default="")
+_current: ContextVar[str] = ContextVar("trace context", default="")
 
 
-class CannotTrace(Exception):
-    """Traces are asked for and cannot be made; one line that says why and what to do."""
+class TracingError(Exception):
+    """Tracing is enabled but cannot be set up; the text is one line with reason and remedy."""
 
 
 def current() -> str:
-    """The place of what is being done; empty where that is in no trace."""
+    """The current trace context; empty outside of a trace."""
     return _current.get()
 
 
 @contextmanager
-def at(place: str) -> Iterator[str]:
-    """Be at that place for as long as this lasts."""
-    token = _current.set(place)
+def attached(context: str) -> Iterator[str]:
+    """Make `context` the current trace context for the duration of the block."""
+    token = _current.set(context)
     try:
-        yield place
+        yield context
     finally:
         _current.reset(token)
 
 
 class Tracer(Protocol):
-    """Makes spans. Names are few and fixed; what differs is in the attributes, without `orc.`."""
+    """Creates spans. Names are few and fixed; details are in attributes, named without `orc.`."""
 
     @property
     def on(self) -> bool:
-        """Whether any are made."""
+        """Whether spans are recorded."""
         ...
 
     def span(
         self, name: str, parent: str | None = None, /, *, kind: Kind = "", **attributes: Any
     ) -> AbstractContextManager[str]:
-        """A span as long as the block, which gets its place; an exception is its error.
+        """A span for the duration of the block, which receives its trace context; an exception
+        sets its error.
 
-        `parent` is the current span by default; outside of a trace no span is made, except with a
-        `kind`, which starts a trace.
+        `parent` defaults to the current span. Outside of a trace, only a span with a `kind` is
+        created, which starts a trace.
         """
         ...
 
@@ -70,26 +70,26 @@ class Tracer(Protocol):
         parent: str,
         /,
         *,
-        place: str = "",
+        context: str = "",
         error: str = "",
         **attributes: Any,
     ) -> None:
-        """A span that is over; seconds since 1970. `place` is what it was given beforehand, with
-        or without `parent`; else it is made only below a parent."""
+        """Record a finished span; times are Unix seconds. `context` is its trace context if it was
+        `derived` before; otherwise the span requires a parent."""
         ...
 
     def derived(self, parent: str, key: str) -> str:
-        """The place of a span that is yet to be recorded, the same for each who asks: below
-        `parent`, or where that is empty in a trace of its own. Empty while no spans are made."""
+        """The trace context of a span that will be recorded later; deterministic by `key`. It is
+        below `parent`, or starts a trace if that is empty. Empty if tracing is off."""
         ...
 
     def close(self) -> None:
-        """Send what is there, within a second."""
+        """Send pending spans, within a second."""
         ...
 
 
 class NoTraces:
-    """Makes none."""
+    """A tracer that does nothing."""
 
     on = False
     _block = nullcontext("")
@@ -108,7 +108,7 @@ class NoTraces:
         parent: str,
         /,
         *,
-        place: str = "",
+        context: str = "",
         error: str = "",
         **attributes: Any,
     ) -> None:

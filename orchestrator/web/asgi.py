@@ -23,7 +23,7 @@ _SUBJECT = {"organizationalUnitName": "cluster_id", "organizationName": "role", 
 
 
 def identity_in(certificate: Any, der: bytes | None = None) -> Identity | None:
-    """Whose certificate it is, by its subject as `SSLObject.getpeercert` gives it, and its DER
+    """The holder of a certificate, by its subject as `SSLObject.getpeercert` gives it, and its DER
     form."""
     issued = Issued.of(ssl.DER_cert_to_PEM_cert(der)) if der else None
     found = {

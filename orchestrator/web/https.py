@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 _BACKLOG = 64
 _MOST_CONNECTIONS = 256
 _CHECK_PERIOD = 2.0
-"""Seconds between two looks at the certificate's files."""
+"""Seconds between checks of the certificate's files."""
 _CLOSING = 1
-"""Seconds that requests under way have when the listener closes."""
+"""Seconds that requests in progress have when the listener closes."""
 
 
 class CannotListen(Exception):
-    """The address cannot be had; one line that says why."""
+    """Cannot listen on the address; the text is one line with the cause."""
 
 
 def _tls(files: TlsFiles) -> ssl.SSLContext:
@@ -43,16 +43,22 @@ def _tls(files: TlsFiles) -> ssl.SSLContext:
 
 
 async def _follow_certificate(context: ssl.SSLContext, files: TlsFiles) -> None:
-    """Reload the certificate for new connections when the files change."""
-    shown = files.pair.stamp()
+    """Reload the certificate for new connections when the files change. CAs are added to those that
+    are trusted; one that was removed is trusted until the daemon restarts."""
+
+    def stamped() -> tuple[object, ...]:
+        return files.pair.stamp(), files.ca.stat().st_mtime_ns
+
+    shown = stamped()
     while True:
         await asyncio.sleep(_CHECK_PERIOD)
         try:
-            if (found := files.pair.stamp()) != shown:
+            if (found := stamped()) != shown:
+                context.load_verify_locations(files.ca)
                 _load(context, files)
                 shown = found
         except OSError:
-            log.exception("the renewed certificate cannot be shown")
+            log.exception("cannot load the renewed certificate")
 
 
 def _load(context: ssl.SSLContext, files: TlsFiles) -> None:

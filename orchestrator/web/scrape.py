@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`/metrics`: what Prometheus reads, and who may.
+"""`/metrics` for Prometheus, and its authorisation.
 
 Prometheus shows the cluster's scrape token (`orc cluster token scrape`) as a bearer token, or a
-certificate of the cluster. A host knows only the token's digest, so that nothing that leaks from a
-node lets anybody in.
+certificate of the cluster. A host knows only the token's digest, so a leak from a node reveals no
+token.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def process_registry() -> CollectorRegistry:
 
 
 def digest(token: str) -> str:
-    """What hosts know of a token: its SHA-256, in hexadecimal digits."""
+    """The digest of a token that hosts get: SHA-256, in hexadecimal digits."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def may_read(scope: Scope, cluster_id: str, token_digest: str, revocations: Revocations) -> bool:
-    """Whether the request may read what is measured."""
+    """Whether the request may read the metrics."""
     peer = scope.get(PEER)
     if peer is not None and peer.cluster_id == cluster_id:
         if revocations.of(peer) is None:

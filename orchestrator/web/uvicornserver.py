@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only importer of uvicorn: a server on a socket and a TLS context of ours.
+"""The only importer of uvicorn: a server on a given socket and TLS context.
 
 Signals stay with the daemon, and each request's scope gets the identity in the caller's
 certificate, for which ASGI has no standard place.
@@ -20,7 +20,7 @@ from orchestrator.web.asgi import PEER, App, Receive, Scope, Send, identity_in
 
 
 class _Protocol(H11Protocol):
-    """One connection; what it asks of the application comes with the caller's identity."""
+    """One connection; its requests carry the caller's identity."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -45,7 +45,7 @@ class _Server(uvicorn.Server):
 async def run(
     app: App, listener: socket.socket, tls: ssl.SSLContext, *, most_connections: int, closing: int
 ) -> None:
-    """Serve until cancelled; then requests under way have `closing` seconds."""
+    """Serve until cancelled; then requests in progress have `closing` seconds."""
     config = uvicorn.Config(
         app,
         http=_Protocol,

@@ -129,22 +129,22 @@ MESSAGES = (
     ),
     Message(
         "IPv4 address",
-        lambda: links.address_request(2, IPv4Interface("10.128.7.2/24"), alone=True),
+        lambda: links.address_request(2, IPv4Interface("10.128.7.2/24"), no_prefix_route=True),
         lambda: _address("10.128.7.2/24", links.IFA_F_NOPREFIXROUTE),
         1,
     ),
     Message(
         "IPv6 address",
-        lambda: links.address_request(2, IPv6Interface("fd00::2/64"), alone=True),
+        lambda: links.address_request(2, IPv6Interface("fd00::2/64"), no_prefix_route=True),
         lambda: _address("fd00::2/64", links.IFA_F_NOPREFIXROUTE | links.IFA_F_NODAD),
         0,
     ),
     Message("route", lambda: routing.route_request(2, ROUTE_TO_PEER), _route, 3),
     Message("neighbour", lambda: routing.neighbour_request(2, PEER, MAC), _neighbour, 2),
-    Message("station of a port", lambda: routing.station_request(8, MAC), _station, 1),
+    Message("station of a port", lambda: routing.bridge_fdb_request(8, MAC), _station, 1),
     Message(
         "forwarding entry",
-        lambda: routing.forwarding_request(8, MAC, IPv4Address("192.0.2.12")),
+        lambda: routing.vxlan_fdb_request(8, MAC, IPv4Address("192.0.2.12")),
         _forwarding,
         0,
     ),
@@ -170,9 +170,11 @@ def _reads() -> list[tuple[str, Callable[[], object], Callable[[], object]]]:
     neighbour = routing.neighbour_request(2, PEER, MAC).body
     route = routing.route_request(2, ROUTE_TO_PEER).body
     endpoint = wireguard.Endpoint(IPv4Address("192.0.2.12"), 7423)
-    peer = wireguard.peer_attributes(wireguard.Peer(wireguard.shown(bytes(32)), endpoint, None, 25))
-    peers = ("WGDEVICE_A_PEERS", [{"attrs": peer}])
-    device = wireguard.device_request(0, wireguard.GET_DEVICE, "orcwg0", [peers]).body
+    peer = wireguard.peer_attributes(
+        wireguard.Peer(wireguard.encode_key(bytes(32)), endpoint, None, 25)
+    )
+    peers = wireguard.peers_attributes([peer])
+    device = wireguard.device_request(0, wireguard.GET_DEVICE, "orcwg0", peers).body
 
     def read(message: Any, body: bytes, *names: str) -> Callable[[], object]:
         def call() -> object:

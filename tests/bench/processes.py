@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def descendants(root: int) -> list[Process]:
         pid, parent = open_ones.pop()
         try:
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            found_children = children(pid)
+            found_children = list(children(pid))
         except (FileNotFoundError, ProcessLookupError):
             continue
         found.append(Process(pid, parent, tuple(command.decode(errors="replace").split("\0")[:-1])))
@@ -68,7 +69,8 @@ def descendants(root: int) -> list[Process]:
 def children(pid: int) -> Iterator[int]:
     """The ids of a process's own children."""
     for task in Path(f"/proc/{pid}/task").iterdir():
-        yield from map(int, (task / "children").read_text().split())
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            yield from map(int, (task / "children").read_text().split())
 
 
 def memory(processes: Iterable[Process]) -> Memory:

@@ -18,7 +18,7 @@ import grpc
 from orchestrator.daemon.process import Supervisor
 from orchestrator.identity import ca, join_tokens
 from orchestrator.identity.bootstrap import init_cluster, new_id
-from orchestrator.identity.certificates import KeyPair
+from orchestrator.identity.certificates import KeyPair, TlsFiles
 from orchestrator.identity.host_identity import ManagerIdentity
 from orchestrator.identity.join import Joined, join
 from orchestrator.identity.tls import channel_options
@@ -107,6 +107,15 @@ async def manager_beside(other: Running, folder: Path) -> AsyncIterator[Running]
     """One more manager of a cluster, on the same store."""
     shutil.copytree(other.folder, folder)
     identity = replace(other.identity, manager_id=new_id(), port=_two_free_ports())
+    certificate = ca.issue(
+        other.authority,
+        common_name=identity.manager_id,
+        role="manager",
+        cluster_id=identity.cluster_id,
+        now=dt.datetime.now(dt.UTC),
+        addresses=["127.0.0.1"],
+    )
+    TlsFiles.of(folder, "manager").pair.replace(certificate)
     async with _serving(folder, identity, other.admin, other.kv, None) as running:
         yield running
 

@@ -31,7 +31,7 @@ from orchestrator.agent.runtime.fake import FakeNode, FakeRuntime, Script
 from orchestrator.agent.runtime.interface import Container, Runtime
 from orchestrator.agent.runtime.io import logfiles
 from orchestrator.agent.runtime.isolation.mountns import enter_private_mounts
-from orchestrator.agent.runtime.resources import limits
+from orchestrator.agent.runtime.resources import cgroup_limits
 from orchestrator.agent.runtime.resources.cgroups import CgroupMode, Cgroups, detect
 from orchestrator.linux.libc import mount
 from orchestrator.linux.mounts import unshare_mounts
@@ -184,8 +184,8 @@ class UnifiedWorld(CrunWorld):
             mount("none", Path("/sys/fs/cgroup"), "cgroup2", 0, "")
             self._patch = pytest.MonkeyPatch()
             devices = [{"allow": False, "access": "rwm"}]
-            self._patch.setattr(limits, "resources", lambda *_: {"devices": devices})
-            self._patch.setattr(limits, "changes", lambda *_: {})
+            self._patch.setattr(cgroup_limits, "resources", lambda *_: {"devices": devices})
+            self._patch.setattr(cgroup_limits, "changes", lambda *_: {})
         return self
 
     async def __aexit__(self, *_: object) -> None:

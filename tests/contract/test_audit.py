@@ -32,6 +32,7 @@ from orchestrator.manager.store.keys import PREFIX, object_key, object_type
 from orchestrator.model.access import Certificate, Revocation
 from orchestrator.model.convert import decode, to_proto
 from orchestrator.model.documents import Document
+from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import Availability, Node
 from orchestrator.model.objects import Cluster, Image, Network, Object, Volume
 from orchestrator.model.services import Service
@@ -133,6 +134,8 @@ def made_by_user(before: Object | None, after: Object | None) -> tuple[str, str]
     """The object that a user changed; None for what the cluster does by itself."""
     match before, after:
         case None, Certificate() | Cluster() | Image():
+            return None
+        case (_, Manager() | ManagerPresence()) | (ManagerPresence(), None):
             return None
         case None, Network(name=name) if name in ("default", "bridge"):
             return None

@@ -152,7 +152,7 @@ def test_a_tar_whose_header_is_larger_than_memory_is_refused(tmp_path: Path) -> 
     words = {"verb": "unpack", "path": "/", "top": "", "folder": True, "owner": None}
     done = program({**place, **words}, info.tobuf(tarfile.GNU_FORMAT) + bytes(64 << 20))
     assert done.returncode == 1
-    assert done.stderr.decode() == f"that is no tar: a header of {60 << 30} bytes\n"
+    assert done.stderr.decode() == f"invalid tar archive: header too large: {60 << 30} bytes\n"
 
 
 def test_a_reused_pid_is_not_taken_for_the_container(tmp_path: Path) -> None:

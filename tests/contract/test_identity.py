@@ -190,7 +190,7 @@ def test_what_is_not_a_token_is_said_to_be_none() -> None:
         join("127.0.0.1:1", "SWMTKN-1-abc", "host")
 
 
-def test_nobody_at_the_address() -> None:
+def test_joining_an_address_without_a_manager_is_refused() -> None:
     text = str(join_tokens.JoinToken("0" * 64, join_tokens.new_secret()))
     with pytest.raises(JoinRefused, match="is 'orc manager' running there"):
         join("127.0.0.1:1", text, "host")

@@ -26,7 +26,7 @@ import pytest
 from orchestrator.agent.builds.build_cgroup import BuildGroups, BuildLimits
 from orchestrator.agent.builds.builder import Builder, BuildSpec
 from orchestrator.agent.builds.sandbox import NONE, Sandboxes
-from orchestrator.agent.images.errors import BuildError, ImageError
+from orchestrator.agent.images.image_errors import BuildError, ImageError
 from orchestrator.agent.images.staging import IncomingBlob
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.runtime.resources.cgroups import BUILDS, CgroupMode, Cgroups, detect

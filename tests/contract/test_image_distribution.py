@@ -21,7 +21,7 @@ from managerhost import Running, manager_in
 
 from orchestrator.agent.images.pulls import ImagePuller
 from orchestrator.agent.images.store import ImageStore
-from orchestrator.agent.images.transfer.peers import BlobService
+from orchestrator.agent.images.transfer.image_peers import BlobService
 from orchestrator.agent.images.transfer.registry import Registry
 from orchestrator.identity.certificates import KeyPair
 from orchestrator.model.convert import to_proto

@@ -17,9 +17,9 @@ import grpc
 import grpc.aio
 import pytest
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.staging import IncomingBlob
-from orchestrator.agent.images.transfer.peers import CHUNK, BlobService, fetch_from
+from orchestrator.agent.images.transfer.image_peers import CHUNK, BlobService, fetch_from
 from orchestrator.pb import blobs_pb2, blobs_pb2_grpc
 
 BLOB = os.urandom(5 * CHUNK + 123)
@@ -195,7 +195,8 @@ async def test_the_error_names_every_source_with_its_reason(target: Path) -> Non
             await get([*sources, "127.0.0.1:1"], target)
     assert str(caught.value) == (
         f"cannot get blob {DIGEST} from any node: {sources[0]} (does not have it), "
-        f"{sources[1]} (what it sent is damaged), 127.0.0.1:1 (cannot be reached)"
+        f"{sources[1]} (the received data does not match its digest), "
+        "127.0.0.1:1 (cannot be reached)"
     )
     with pytest.raises(ImageError, match="none has it"):
         await get([], target)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from imageregistry import layout_of, registry_in, take_insecure
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.image_spec import Platform
 from orchestrator.agent.images.singleflight import SingleFlight
 from orchestrator.agent.images.store import ImageStore
@@ -24,12 +24,12 @@ from orchestrator.agent.images.transfer.registry import Registry
 from orchestrator.model.names import parse_image
 from orchestrator.registries.registry_errors import (
     AccessDenied,
-    Damaged,
-    Forbidden,
-    NotThere,
-    NotTrusted,
+    BlockedByHost,
+    CorruptContent,
+    ImageNotFound,
+    RateLimited,
     RegistryError,
-    TooMany,
+    TlsError,
     Unreachable,
     explain,
 )
@@ -111,7 +111,7 @@ async def test_push_and_pull(tmp_path: Path, port: int, docker: bool) -> None:
         (image,) = store.inventory()
         assert image.names == (name,)
     assert {done for _, done, total in told if done == total} == {t for _, _, t in told}
-    with pytest.raises(NotThere, match="has no image"):
+    with pytest.raises(ImageNotFound, match="has no image"):
         await registry.resolve(f"127.0.0.1:{port}/some/web:2")
 
 
@@ -145,7 +145,9 @@ async def test_a_registry_that_sends_damaged_content_is_named(tmp_path: Path, po
     data[1_000_000] ^= 0xFF
     stored.write_bytes(data)
     async with ImageStore(tmp_path / "store") as store:
-        with pytest.raises(Damaged, match=f"127.0.0.1:{port} sends damaged content for the image"):
+        with pytest.raises(
+            CorruptContent, match=f"127.0.0.1:{port} sends damaged content for the image"
+        ):
             async with registry.source(name, digest) as fetch:
                 await store.ensure(digest, fetch)
         assert store.inventory() == ()
@@ -242,7 +244,7 @@ async def _limiting() -> AsyncIterator[int]:
 async def test_a_rate_limited_pull_fails_with_the_reason(tmp_path: Path, port: int) -> None:
     async with _limiting() as way:
         _insecure(tmp_path, f"127.0.0.1:{way}")
-        with pytest.raises(TooMany, match=f"127.0.0.1:{way} limits how often"):
+        with pytest.raises(RateLimited, match=f"127.0.0.1:{way} limits how often"):
             await Registry(tmp_path).resolve(f"127.0.0.1:{way}/web:1", within=2.0)
 
 
@@ -273,7 +275,7 @@ async def test_a_signature_policy_is_enforced(tmp_path: Path, port: int) -> None
     digest = await registry.push(layout_of(tmp_path, 1000), name, b"", lambda *news: None)
     async with ImageStore(tmp_path / "store") as store:
         with pytest.raises(
-            Forbidden, match=r"this node's signature policy \(policy.json\) rejects"
+            BlockedByHost, match=r"this node's signature policy \(policy.json\) rejects"
         ):
             async with registry.source(name, digest) as fetch:
                 await store.ensure(digest, fetch, name)
@@ -326,21 +328,24 @@ async def test_the_nodes_platform_is_pulled_from_an_index(tmp_path: Path, port: 
 )
 def test_certificate_errors(said: str, words: str) -> None:
     error = explain("r", "r/x:1", f'time="…" level=fatal msg="{said}"')
-    assert type(error) is NotTrusted
+    assert type(error) is TlsError
     assert words in str(error)
 
 
 @pytest.mark.parametrize(
     ("said", "kind"),
     [
-        ("reading manifest 1 in r/x: toomanyrequests: You have reached your pull rate", TooMany),
-        ("pinging r: Get https://r/v2/: x509: certificate signed by unknown", NotTrusted),
-        ("pinging r: http: server gave HTTP response to HTTPS client", NotTrusted),
+        (
+            "reading manifest 1 in r/x: toomanyrequests: You have reached your pull rate",
+            RateLimited,
+        ),
+        ("pinging r: Get https://r/v2/: x509: certificate signed by unknown", TlsError),
+        ("pinging r: http: server gave HTTP response to HTTPS client", TlsError),
         ("reading manifest 1 in r/x: unauthorized: authentication required", AccessDenied),
         ("requested access to the resource is denied", AccessDenied),
-        ("reading manifest 1 in r/x: manifest unknown", NotThere),
-        ("reading manifest 1 in r/x: StatusCode: 404, not here", NotThere),
-        ("corrupted blob, expecting sha256:1a404b, got sha256:404404", Damaged),
+        ("reading manifest 1 in r/x: manifest unknown", ImageNotFound),
+        ("reading manifest 1 in r/x: StatusCode: 404, not here", ImageNotFound),
+        ("corrupted blob, expecting sha256:1a404b, got sha256:404404", CorruptContent),
         ("dial tcp: lookup r: no such host", Unreachable),
         ("proxyconnect tcp: dial tcp 10.0.0.1:3128: connect: connection refused", Unreachable),
         ("pinging r: Get https://r/v2/: Proxy Authentication Required", Unreachable),

@@ -17,7 +17,7 @@ from orchestrator.agent.builds.buildah import limits
 from orchestrator.agent.images.image_spec import LocalImage
 from orchestrator.agent.images.staging import IncomingBlob
 from orchestrator.agent.images.store import ImageStore
-from orchestrator.agent.images.transfer.peers import BlobService, fetch_from
+from orchestrator.agent.images.transfer.image_peers import BlobService, fetch_from
 from orchestrator.pb import blobs_pb2_grpc
 
 pytestmark = pytest.mark.root

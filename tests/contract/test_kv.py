@@ -170,7 +170,7 @@ async def test_a_key_twice_in_one_transaction_is_refused(
     assert await kv.get(at + "a") is None
 
 
-async def test_as_many_operations_as_promised_and_no_more(kv: Kv, at: str) -> None:
+async def test_transactions_are_limited_to_max_txn_ops(kv: Kv, at: str) -> None:
     most = kv.max_txn_ops
     keys = [f"{at}{n}" for n in range(most + 1)]
     await kv.txn([Guard(key, mod_revision=0) for key in keys[:most]], [Put(keys[0], b"")])

@@ -91,12 +91,14 @@ async def test_names_differ_by_more_than_the_case_of_their_letters(calls: Calls)
     """The DNS makes no difference between them."""
     await calls.make("Front_Net")
     assert "Front_Net" in await calls.names()
-    with pytest.raises(grpc.aio.AioRpcError, match="a network 'front_net' already"):
+    with pytest.raises(grpc.aio.AioRpcError, match="network 'front_net' already exists"):
         await calls.make("front_net")
     with pytest.raises(grpc.aio.AioRpcError, match="a network 'Host' in every cluster"):
         await calls.make("Host")
     await calls.service("Web_1", NetworkAttachment("Front_Net"))
-    with pytest.raises(grpc.aio.AioRpcError, match="a service 'web_1' already, maybe in other"):
+    with pytest.raises(
+        grpc.aio.AioRpcError, match="service 'web_1' already exists, perhaps in another"
+    ):
         await calls.service("web_1")
     with pytest.raises(grpc.aio.AioRpcError, match="not a DNS label"):
         await calls.service("web.1")
@@ -107,7 +109,7 @@ async def test_a_name_and_a_subnet_have_one_owner(calls: Calls) -> None:
     made = [each for each in outcomes if isinstance(each, types_pb2.Network)]
     assert len(made) == 1
     refused = refusals([each for each in outcomes if each not in made])
-    assert set(refused) == {"there is a network 'back' already; choose another name"}
+    assert set(refused) == {"network 'back' already exists; choose another name"}
     outcomes = await asyncio.gather(
         *(calls.make(f"n{number}", subnets=["10.77.0.0/16"]) for number in range(4)),
         return_exceptions=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ def of(running: Running, name: str) -> list[Task]:
 async def test_an_undecodable_task_holds_its_own_service_and_no_other(
     kv: Kv, tmp_path: Path
 ) -> None:
-    async with manager_in(tmp_path / "manager", 600.0, kv) as running, leading(running):
+    async with manager_in(tmp_path / "manager", 600.0, kv) as running:
         joined = await running.join(running.token)
         async with (
             agent(running, "one", joined) as node,
@@ -78,7 +77,6 @@ async def test_an_undecodable_task_holds_its_own_service_and_no_other(
 
     async with (
         manager_again(running) as running,
-        leading(running),
         agent(running, "one", joined) as node,
         running.channel(running.admin) as channel,
     ):
@@ -119,15 +117,6 @@ async def test_an_undecodable_task_holds_its_own_service_and_no_other(
         await tasks_run(node, 8)
         assert len(of(running, "web")) == 3
         assert lost.id in node.tasks
-
-
-@asynccontextmanager
-async def leading(running: Running) -> AsyncIterator[None]:
-    """Begin once the manager takes sessions, which the lease of the one before it may delay."""
-    async with asyncio.timeout(60):
-        while not running.manager._dispatcher.serving:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-    yield
 
 
 async def undecodable(channel: grpc.aio.Channel) -> set[str]:

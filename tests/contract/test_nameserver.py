@@ -54,7 +54,7 @@ def web(*endpoints: dict[str, Any], network: str = "net") -> dict[str, Any]:
 
 
 class Elsewhere(asyncio.DatagramProtocol):
-    """A name server of the host's: knows the address of everything, and counts the questions."""
+    """An upstream name server that resolves every name, and counts the queries."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -86,7 +86,7 @@ class Elsewhere(asyncio.DatagramProtocol):
 
 
 class Served:
-    """A name server, and how to ask it."""
+    """A name server, and a client of it."""
 
     def __init__(self, server: NameServer, elsewhere: Elsewhere, port: int) -> None:
         self.server = server
@@ -141,7 +141,7 @@ async def test_names_over_both_transports_and_families(served: Served) -> None:
             assert await served.ask("web", at=at, tcp=tcp) == ["10.0.0.1"]
 
 
-async def test_a_change_is_answered_from_then_on(served: Served) -> None:
+async def test_a_change_takes_effect_at_once(served: Served) -> None:
     assert await served.ask("web") == ["10.0.0.1"]
     changed = web(endpoint(1, "10.0.0.1", ready=False), endpoint(2, "10.0.0.2"))
     await served.tell(2, changed, base=1)
@@ -152,7 +152,7 @@ async def test_a_change_is_answered_from_then_on(served: Served) -> None:
     assert await served.ask("web") == ["10.0.0.3"]
 
 
-async def test_many_addresses_come_by_tcp(served: Served) -> None:
+async def test_truncated_answers_are_complete_over_tcp(served: Served) -> None:
     many = [endpoint(number, f"10.0.1.{number}") for number in range(1, 201)]
     await served.tell(2, web(*many), base=1)
     query = dns.message.make_query("web.", "A")
@@ -167,7 +167,7 @@ async def test_many_addresses_come_by_tcp(served: Served) -> None:
     assert len(reply.answer[0]) == 200
 
 
-async def test_the_host_is_asked_what_no_network_knows(served: Served) -> None:
+async def test_other_names_are_forwarded_to_the_host(served: Served) -> None:
     assert await served.ask("example.com") == ["192.0.2.1"]
     assert await served.ask("example.com", tcp=True) == ["192.0.2.1"]
     count = served.elsewhere.asked
@@ -176,34 +176,36 @@ async def test_the_host_is_asked_what_no_network_knows(served: Served) -> None:
     assert served.elsewhere.asked == count
 
 
-async def test_a_hundred_ask_elsewhere_at_once(served: Served) -> None:
+async def test_a_hundred_queries_are_forwarded_at_once(served: Served) -> None:
     asked = (served.ask(f"host{number}.example.com") for number in range(100))
     assert await asyncio.gather(*asked) == [["192.0.2.1"]] * 100
 
 
-async def test_a_server_that_is_silent_is_passed_over(
+async def test_an_upstream_server_that_times_out_is_skipped(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upstream, "_PATIENCE", 0.3)
+    monkeypatch.setattr(upstream, "_UDP_TIMEOUT", 0.3)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind((DEAD, served.port))
         assert await served.ask("example.com") == ["192.0.2.1"]
 
 
-async def test_when_nobody_answers_that_is_said(served: Served, tmp_path: Path) -> None:
+async def test_without_a_reply_of_any_upstream_server_it_answers_servfail(
+    served: Served, tmp_path: Path
+) -> None:
     (tmp_path / "resolv.conf").write_text(f"nameserver {DEAD}\n")
     assert await served.ask("example.com") == "SERVFAIL"
     assert await served.ask("example.com", tcp=True) == "SERVFAIL"
     assert await served.ask("web") == ["10.0.0.1"]
 
 
-async def test_who_has_no_way_out_asks_nobody_outside(served: Served) -> None:
+async def test_queries_of_internal_networks_are_not_forwarded(served: Served) -> None:
     assert await served.ask("example.com", at=INTERNAL) == "NXDOMAIN"
     assert await served.ask("web", at=INTERNAL) == "NXDOMAIN"
     assert served.elsewhere.asked == 0
 
 
-async def test_a_container_knows_the_names_of_all_its_networks(served: Served) -> None:
+async def test_a_container_resolves_names_of_all_its_networks(served: Served) -> None:
     there = dict(web(endpoint(9, "10.0.9.9"), network="in"), id="s2", name="db")
     client = {"addresses": {"net": [HERE], "in": [HERE]}, "servers": [DEAD]}
     await served.tell(2, there, base=1)
@@ -219,7 +221,7 @@ async def test_a_container_knows_the_names_of_all_its_networks(served: Served) -
     assert await served.ask("example.com", at=INTERNAL) == "SERVFAIL"
     await served.tell(5, base=4, changed_clients={"t2": dict(client, addresses={})})
     assert await served.ask("db") == ["10.0.9.9"]
-    # Another task has its address by now, and then it is told that it has left.
+    # Another task has its address by now; then its removal is sent.
     await served.tell(6, base=5, changed_clients={"t3": client, "t1": None})
     assert await served.ask("db") == ["10.0.9.9"]
     await served.tell(7, base=6, changed_clients={"t3": None})
@@ -229,7 +231,7 @@ async def test_a_container_knows_the_names_of_all_its_networks(served: Served) -
     assert await served.ask("db") == "NXDOMAIN"
 
 
-async def test_who_is_not_in_the_network_gets_no_answer(served: Served) -> None:
+async def test_clients_outside_the_network_get_no_answer(served: Served) -> None:
     network = {"id": "net", "gateways": [HERE], "ranges": ["10.0.0.0/8"]}
     await served.tell(2, base=1, networks=[network])
     query = dns.message.make_query("web.", "A")
@@ -242,7 +244,7 @@ async def connections(source: str, port: int, count: int) -> list[Connection]:
 
 
 async def question(connection: Connection) -> list[str] | None:
-    """The answer to a question by a connection that is open; None if the server has closed it."""
+    """The answer to a query on an open connection; None if the server has closed it."""
     reader, writer = connection
     query = dns.message.make_query("web.", "A").to_wire()
     try:
@@ -254,8 +256,8 @@ async def question(connection: Connection) -> list[str] | None:
     return sorted(each.to_text() for each in dns.message.from_wire(reply).answer[0])
 
 
-async def test_one_client_has_only_so_many_connections(served: Served) -> None:
-    many = await connections("127.0.0.7", served.port, listeners.MOST_OF_ONE)
+async def test_connections_of_a_client_are_limited(served: Served) -> None:
+    many = await connections("127.0.0.7", served.port, listeners.MAX_STREAMS_PER_ADDRESS)
     for each in many:
         assert await question(each) == ["10.0.0.1"]
     (more,) = await connections("127.0.0.7", served.port, 1)
@@ -271,11 +273,13 @@ async def test_one_client_has_only_so_many_connections(served: Served) -> None:
         writer.close()
 
 
-async def test_all_clients_together_have_only_so_many_connections(served: Served) -> None:
-    clients = listeners.MOST // listeners.MOST_OF_ONE
+async def test_connections_of_all_clients_are_limited(served: Served) -> None:
+    clients = listeners.MAX_STREAMS // listeners.MAX_STREAMS_PER_ADDRESS
     made: list[Connection] = []
     for number in range(clients):
-        made += await connections(f"127.0.1.{number}", served.port, listeners.MOST_OF_ONE)
+        made += await connections(
+            f"127.0.1.{number}", served.port, listeners.MAX_STREAMS_PER_ADDRESS
+        )
     for each in made:
         assert await question(each) == ["10.0.0.1"]
     assert await question(made[0]) == ["10.0.0.1"]
@@ -287,9 +291,7 @@ async def test_all_clients_together_have_only_so_many_connections(served: Served
         writer.close()
 
 
-async def test_a_client_that_asks_nothing_is_not_waited_for(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_idle_connections_are_closed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "_IDLE", 0.05)
     silent, half = await connections("127.0.0.7", served.port, 2)
     half[1].write(b"\0\x20only")
@@ -298,7 +300,7 @@ async def test_a_client_that_asks_nothing_is_not_waited_for(
         writer.close()
 
 
-async def test_an_address_that_another_has_is_named_and_tried_again(served: Served) -> None:
+async def test_an_address_in_use_is_reported_and_tried_again(served: Served) -> None:
     networks = [{"id": "net", "gateways": [HERE, DEAD], "ranges": ["127.0.0.0/8"]}]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind((DEAD, served.port))
@@ -310,7 +312,7 @@ async def test_an_address_that_another_has_is_named_and_tried_again(served: Serv
     assert await served.ask("web", at=DEAD) == ["10.0.0.1"]
 
 
-async def test_noise_does_no_harm(served: Served) -> None:
+async def test_random_bytes_do_no_harm(served: Served) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as noisy:
         for length in range(64):
             noisy.sendto(os.urandom(length), (HERE, served.port))
@@ -321,14 +323,14 @@ async def test_noise_does_no_harm(served: Served) -> None:
     assert await served.ask("web") == ["10.0.0.1"]
 
 
-async def test_a_network_that_goes_is_no_longer_listened_for(served: Served) -> None:
+async def test_the_address_of_a_removed_network_is_closed(served: Served) -> None:
     await served.tell(2, base=1, networks=NETWORKS[:1])
     assert await served.ask("web") == ["10.0.0.1"]
     with pytest.raises(OSError, match="Connect call failed"):
         await asyncio.open_connection(INTERNAL, served.port)
 
 
-async def test_the_agent_tells_it_so_that_the_server_understands(served: Served) -> None:
+async def test_the_server_parses_the_agents_table(served: Served) -> None:
     networks = [
         dispatch_pb2.AssignedNetwork(
             id="net",
@@ -376,7 +378,7 @@ async def test_the_agent_tells_it_so_that_the_server_understands(served: Served)
 
 @asynccontextmanager
 async def name_server(folder: Path, lost: Callable[[], None]) -> AsyncIterator[NameServerProcess]:
-    """The agent's side; a server that it starts is ended afterwards."""
+    """The agent's client; a server that it starts is ended afterwards."""
     async with NameServerProcess(folder, lost) as process:
         yield process
         for pid in pids(folder):
@@ -403,7 +405,7 @@ async def test_a_server_outlives_the_agent_and_is_found_by_the_next(tmp_path: Pa
         await process.follow(whole(), whole)
         (pid,) = pids(tmp_path)
         async with name_server(tmp_path, lambda: None) as next_one:
-            # A difference to what another agent told is no use: it is told all.
+            # A change of another agent's table is useless: the whole table is sent.
             asked: list[int] = []
 
             def all_of_it() -> Change:
@@ -415,7 +417,7 @@ async def test_a_server_outlives_the_agent_and_is_found_by_the_next(tmp_path: Pa
             assert pids(tmp_path) == [pid]
 
 
-async def test_a_killed_server_is_missed_and_replaced(tmp_path: Path) -> None:
+async def test_a_killed_server_is_replaced(tmp_path: Path) -> None:
     lost = asyncio.Event()
     async with name_server(tmp_path, lost.set) as process:
         await process.follow(whole(), whole)
@@ -427,7 +429,7 @@ async def test_a_killed_server_is_missed_and_replaced(tmp_path: Path) -> None:
         assert pids(tmp_path) not in ([], [pid])
 
 
-async def test_a_server_that_hangs_is_ended_and_replaced(
+async def test_a_hung_server_is_ended_and_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with name_server(tmp_path, lambda: None) as process:
@@ -464,18 +466,18 @@ async def test_a_server_of_another_version_is_replaced(
         os.kill(after, signal.SIGTERM)
 
 
-async def test_clients_that_come_one_by_one_are_told_once_each(
+async def test_each_new_client_is_sent_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twice as many containers take twice the work, whatever each of them has to say."""
-    told: list[dict[str, Any]] = []
+    """Twice as many containers take twice the work, not four times."""
+    sent: list[dict[str, Any]] = []
     ask = _Link.ask
 
-    async def heard(link: _Link, order: dict[str, Any]) -> dict[str, Any]:
-        told.append(order)
-        return await ask(link, order)
+    async def recorded(link: _Link, request: dict[str, Any]) -> dict[str, Any]:
+        sent.append(request)
+        return await ask(link, request)
 
-    monkeypatch.setattr(_Link, "ask", heard)
+    monkeypatch.setattr(_Link, "ask", recorded)
     there: dict[str, DnsClient] = {}
     looked: list[str] = []
 
@@ -497,17 +499,17 @@ async def test_clients_that_come_one_by_one_are_told_once_each(
             addresses = {"net-a": (f"10.1.0.{number}",), "net-b": (f"10.2.0.{number}",)}
             there[f"t{number}"] = DnsClient(addresses, ())
             for _ in range(6):  # states that a start passes
-                process.look_at(f"t{number}")
+                process.mark_client(f"t{number}")
                 await process.follow(Change(1, 1, ()), whole)
         del there["t7"]
-        process.look_at("t7")
+        process.mark_client("t7")
         await process.follow(Change(1, 1, ()), whole)
         assert every == [0]
         assert len(looked) == 30 * 6 + 1
-        sizes = [len(order["changed_clients"]) for order in told if "changed_clients" in order]
+        sizes = [len(each["changed_clients"]) for each in sent if "changed_clients" in each]
         assert sizes == [1] * 31
-        assert told[-1]["changed_clients"] == {"t7": None}
-        # One that is started anew is told all that there are.
+        assert sent[-1]["changed_clients"] == {"t7": None}
+        # A new server is sent all clients.
         (pid,) = pids(tmp_path)
         os.kill(pid, signal.SIGKILL)
         async with asyncio.timeout(60):
@@ -516,7 +518,7 @@ async def test_clients_that_come_one_by_one_are_told_once_each(
         with suppress(NetworkError):
             await process.follow(Change(1, 1, ()), lambda: first)
         await process.follow(Change(1, 1, ()), lambda: first)
-        assert len(told[-1].get("clients", told[-2].get("clients", ()))) == 29
+        assert len(sent[-1].get("clients", sent[-2].get("clients", ()))) == 29
         for last in pids(tmp_path):
             os.kill(last, signal.SIGTERM)
 

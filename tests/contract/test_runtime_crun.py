@@ -68,8 +68,8 @@ def other_netns() -> Iterator[Path]:
         ("/etc/passwd", "`/etc/passwd` in the image is not executable"),
         ("/bin", "`/bin` in the image is not a program"),
         ("/foreign", "the image is for another architecture"),
-        ("/plain", "`/plain` is no program for this node"),
-        ("/empty", "`/empty` is no program for this node"),
+        ("/plain", "`/plain` is not a program for this node"),
+        ("/empty", "`/empty` is not a program for this node"),
         ("/script", "needs an interpreter or loader that the image does not have: `/no/such`"),
         ("/linked", "needs an interpreter or loader that the image does not have: `/no/ld.so`"),
     ],
@@ -108,7 +108,7 @@ async def test_a_program_that_cannot_run(world: CrunWorld, program: str, words: 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("no program\n", "`/bad` is no program for this node"),
+        ("no program\n", "`/bad` is not a program for this node"),
         ("#!/no/such\n", "`/bad` needs an interpreter or loader that the image does not have"),
     ],
 )

@@ -16,8 +16,7 @@ from orchestrator.agent.runtime.engine.crun import CrunRuntime
 from orchestrator.agent.runtime.interface import Container, RuntimeFailure
 from orchestrator.agent.runtime.io import execs
 from orchestrator.agent.runtime.io.attach import AttachedProgram, attach
-from orchestrator.agent.runtime.io.execs import ExecProgram, ExecSpec
-from orchestrator.agent.runtime.io.programs import Program
+from orchestrator.agent.runtime.io.execs import ExecProgram, ExecSpec, Program
 from orchestrator.agent.runtime.resources.stats import StatsReader, node_memory
 from orchestrator.model.specs import Resources
 

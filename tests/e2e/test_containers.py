@@ -161,7 +161,7 @@ def test_pause_is_seen_in_the_kernel(box: Cluster, hello: str) -> None:
     first = ticks()
     time.sleep(0.3)
     assert ticks() == first
-    assert "paused already" in box.refused("pause", "still")
+    assert "is paused already" in box.refused("pause", "still")
     box.orc("unpause", "still")
     assert shown(box, "still")["state"] == "running"
     box.orc("pause", "still")
@@ -259,7 +259,7 @@ def test_restart_policies_over_a_restart_of_the_agent_and_a_reboot(
     box.await_ready("node1")
     are(once="exited", ran="running", stopped="exited", always="running")
     lost = shown(box, "once")
-    assert (lost["exit_code"], lost["error"]) == (255, "lost over a restart of the node")
+    assert (lost["exit_code"], lost["error"]) == (255, "lost during a restart of the node")
     # What each wrote is there in its next run.
     for name, runs in (("once", 1), ("ran", 3), ("stopped", 1), ("always", 2)):
         says(box, name, *(str(number + 1) for number in range(runs)))

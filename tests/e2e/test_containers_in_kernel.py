@@ -231,7 +231,7 @@ def test_every_namespace_is_its_own(cluster: Cluster, hello: str) -> None:
         assert numbers == [str(task["pid"]), "1"]
 
 
-def test_what_is_the_hosts_is_out_of_reach(cluster: Cluster, hello: str) -> None:
+def test_host_files_in_proc_are_not_readable(cluster: Cluster, hello: str) -> None:
     lines = said(
         cluster,
         hello,

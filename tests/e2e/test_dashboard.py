@@ -275,7 +275,9 @@ def test_what_the_manager_refuses_is_told(cluster: Cluster, hello: str, browser:
     assert said == [409, "give a number of replicas from 0 to 10000"]
 
 
-def test_who_may_only_look_changes_nothing(cluster: Cluster, hello: str, browser: Browser) -> None:
+def test_a_read_only_session_cannot_change_anything(
+    cluster: Cluster, hello: str, browser: Browser
+) -> None:
     cluster.orc("service", "create", "--name", "shown", hello)
     browser.open("--read-only")
     browser.click("Services")
@@ -352,7 +354,7 @@ def test_all_by_the_keyboard(cluster: Cluster, hello: str, browser: Browser) -> 
     browser.press("3")
     browser.sees("typed", "main")
     browser.press("/", "nothing-like-that")
-    browser.sees("No service is like that.", "main")
+    browser.sees("No matching services.", "main")
     browser.press(Keys.ESCAPE)
     browser.sees("typed", "main")
     browser.script("document.activeElement.blur()")
@@ -488,7 +490,9 @@ def _light(image: Image.Image) -> float:
     return sum(value * number for value, number in enumerate(histogram)) / sum(histogram)
 
 
-def test_who_talks_to_whom(cluster: Cluster, hello: str, browser: Browser) -> None:
+def test_traffic_graph_shows_connections_between_services(
+    cluster: Cluster, hello: str, browser: Browser
+) -> None:
     cluster.orc("service", "create", "--name", "asked", "--replicas", "2", hello)
     loop = "while :; do wget -q -O /dev/null http://asked/; sleep 0.2; done"
     cluster.script("asker", hello, loop, "--replicas", "2")

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.root
 BOX = ("--entrypoint", "/bin/busybox")
 
 
-def test_ports_that_nobody_chose(cluster: Cluster, hello: str) -> None:
+def test_publish_all_maps_exposed_ports(cluster: Cluster, hello: str) -> None:
     """`-P` publishes what the image exposes, on ports that lead there."""
     cluster.orc("run", "-d", "--name", "web", "-P", "-p", "81", hello)
     lines = cluster.orc("port", "web").stdout.splitlines()

@@ -143,7 +143,7 @@ def given_back(ids: Path, but: set[str]) -> bool:
     return {entry.readlink().name for entry in ids.iterdir()} <= but
 
 
-def test_root_in_a_container_is_nobody_elsewhere(cluster: Cluster, hello: str) -> None:
+def test_root_in_a_container_is_unprivileged_on_the_host(cluster: Cluster, hello: str) -> None:
     text = f"id -u; touch /mine; ls -ln /mine; ls -ln /bin/busybox; ls -ld /sys; {IDLE}"
     tasks = cluster.script("users", hello, text, "--replicas", "6")
     # Each of the six has said its four lines.

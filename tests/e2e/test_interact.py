@@ -297,7 +297,9 @@ def test_copies_reach_what_is_stopped(cluster: Cluster, hello: str, tmp_path: Pa
         cluster.orc("cp", "still:/data", str(tmp_path / "back"))
         assert (tmp_path / "back" / "runs").read_text() == "1\n"
         assert listing(tmp_path / "back" / "tree") == listing(tree)
-        assert "no folder /nowhere" in cluster.refused("cp", str(tree), "still:/nowhere/x")
+        assert "folder /nowhere does not exist" in cluster.refused(
+            "cp", str(tree), "still:/nowhere/x"
+        )
         changed = set(cluster.orc("diff", "still").stdout.splitlines())
         assert {"A /data", "A /data/runs", "A /data/tree", "A /data/tree/sub"} <= changed
         # Nothing of a copy is left but what was copied, and its next run has that.
@@ -316,7 +318,9 @@ def test_where_copies_go(cluster: Cluster, box: str, tmp_path: Path) -> None:
     cluster.orc("cp", str(tree / "one"), f"{box}:/www/renamed")
     names = sh(cluster, box, "ls /www").split()
     assert {"tree", "one", "sub", "renamed"} <= set(names)
-    assert "no folder /nowhere/" in cluster.refused("cp", str(tree / "one"), f"{box}:/nowhere/")
+    assert "folder /nowhere/ does not exist" in cluster.refused(
+        "cp", str(tree / "one"), f"{box}:/nowhere/"
+    )
     assert "is a file" in cluster.refused("cp", str(tree), f"{box}:/www/one")
     assert "no such file" in cluster.refused("cp", f"{box}:/nothing", str(tmp_path))
     out = run(cluster, "cp", f"{box}:/www/tree/sub", "-")

@@ -98,7 +98,7 @@ def _variables(board: dict[str, Any]) -> list[dict[str, Any]]:
     return [each for each in board.get("templating", {}).get("list", []) if each["type"] == "query"]
 
 
-def test_all_is_seen_and_a_dead_node_is_told(
+def test_all_targets_are_scraped_and_a_down_node_fires_an_alert(
     cluster: Cluster, hello: str, monitoring: Monitoring
 ) -> None:
     eventually(lambda: monitoring.values('sum(up{job="orc-managers"})') == [1.0])

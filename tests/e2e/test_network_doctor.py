@@ -111,13 +111,13 @@ def test_two_nodes_apart(cluster: Cluster, addresses: dict[str, str]) -> None:
     with filtered(cluster, "node1", one), filtered(cluster, "node2", two):
         found = diagnosis(cluster)
     assert wrong(found) == [
-        "nothing gets through between node1 and node2, neither pings nor the tunnel's packets"
+        "no packets get through between node1 and node2, neither pings nor the tunnel's"
     ]
     assert found["findings"][0]["nodes"] == ["node1", "node2"]
     # Of one only: nothing of node2 arrives at node1.
     with filtered(cluster, "node1", one):
         assert wrong(diagnosis(cluster)) == [
-            "nothing from node2 arrives at node1, though node2 hears node1"
+            "no packets from node2 arrive at node1, though those from node1 arrive at node2"
         ]
 
 
@@ -128,7 +128,7 @@ def test_a_firewall_drops_the_tunnel(cluster: Cluster, addresses: dict[str, str]
             "packets of the tunnel (UDP port 4789) from node2 and node3 do not arrive at node1, "
             "though pings do"
         ]
-        assert "let UDP port 4789 through" in found["findings"][0]["mend"]
+        assert "let UDP port 4789 through" in found["findings"][0]["remedy"]
     rule = "ip saddr {} udp dport 4789 drop"
     with (
         filtered(cluster, "node1", rule.format(addresses["node3"])),
@@ -182,9 +182,9 @@ def test_a_card_that_does_not_compute_checksums(
         switch(cluster, "nft", "delete table bridge broken")
     assert wrong(found) == [
         "TCP and UDP from node1 arrive at node2 and node3 with a wrong checksum and are dropped: "
-        "eth0 of node1 says that it computes it inside of a tunnel, and does not"
+        "eth0 of node1 claims to compute it inside tunnels, and does not"
     ]
-    assert f"ethtool -K {device} tx off" in found["findings"][0]["mend"]
+    assert f"ethtool -K {device} tx off" in found["findings"][0]["remedy"]
 
 
 def test_what_another_removes_is_told(cluster: Cluster) -> None:
@@ -200,8 +200,8 @@ def test_what_another_removes_is_told(cluster: Cluster) -> None:
     finally:
         cluster.exec("node1", "sh", "-c", "kill $(cat /tmp/sabotage)")
     assert text.startswith(
-        "network default on node1 is not in the kernel as it was made: the forwarding entry (FDB) "
-        f"of {mac} to "
+        "network default on node1 differs in the kernel from its configuration: "
+        f"the forwarding entry (FDB) of {mac} to "
     )
     assert text.endswith(f" is missing on {device}")
     eventually(lambda: diagnosis(cluster)["ok"])
@@ -246,12 +246,12 @@ def test_a_path_that_carries_less(cluster: Cluster, hello: str) -> None:
             (finding,) = [each for each in found["findings"] if each["wrong"]]
             assert finding["text"].startswith("packets of 1450 bytes, as network large has them")
             assert "that path carries 1400 bytes, 50 of them for the tunnel" in finding["text"]
-            assert finding["mend"].startswith("recreate the network with --opt mtu=1350, or ")
+            assert finding["remedy"].startswith("recreate the network with --opt mtu=1350, or ")
             # What was measured is what networks follow that are left to us.
             eventually(lambda: {tunnel(cluster, node)["mtu"] for node in NODES} == {1350})
             found = diagnosis(cluster)
             (other,) = wrong(found)
-            assert other.startswith("network large was made for packets of 1450 bytes, and the ")
+            assert other.startswith("network large has an MTU of 1450 bytes, and the ")
             (note,) = [each for each in found["findings"] if "bytes and no larger" in each["text"]]
             assert "though eth0 of node" in note["text"]
             # Containers from before go on, also to new ones and back.

@@ -309,7 +309,7 @@ def test_what_is_refused_and_why_it_waits(tidy: Cluster, hello: str, tmp_path: P
 
     eventually(waits)
     words = cluster.refused("network", "policy", "deny", "odd", "--to", "web")
-    assert "is for its driver cni to say; it has no policies here" in words
+    assert "has driver cni, which does not support policies" in words
     # What a plugin itself says is the task's error, in one line.
     chain = conflist(tmp_path, bridge(cluster, hairpinMode=True, promiscMode=True), name="bad")
     cluster.orc(*create, "--opt", chain)

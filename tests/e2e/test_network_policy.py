@@ -46,13 +46,13 @@ def test_a_policy_is_in_force_on_every_node(cluster: Cluster, hello: str) -> Non
     eventually(lambda: all(reached(*others)))
 
 
-def test_what_no_policy_can_be(cluster: Cluster, hello: str) -> None:
+def test_invalid_policies_are_refused(cluster: Cluster, hello: str) -> None:
     cluster.orc("service", "create", "--name", "db", *SMALL, hello)
     deny = ("network", "policy", "deny", "default")
     assert "did you mean 'db'" in cluster.refused(*deny, "--to", "dbb")
     assert "no network 'nowhere'" in cluster.refused(*deny[:3], "nowhere", "--to", "db")
     cluster.orc(*deny, "--to", "db")
-    assert "has this policy already" in cluster.refused(*deny, "--to", "db")
+    assert "already has this policy" in cluster.refused(*deny, "--to", "db")
     assert "no policy 'zz'" in cluster.refused("network", "policy", "rm", "default", "zz")
     (id,) = cluster.orc("network", "policy", "ls", "default", "-q").stdout.split()
     cluster.orc("network", "policy", "rm", "default", id)

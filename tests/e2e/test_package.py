@@ -83,7 +83,7 @@ def test_installed_they_serve_a_cluster_and_removed_they_are_gone(
     assert (host.root / "var/lib/orc/manager/manager.json").exists()
 
 
-def test_what_is_in_them(packages: list[Path]) -> None:
+def test_packages_contain_the_expected_files(packages: list[Path]) -> None:
     listed = "".join(
         subprocess.run(
             ["dpkg-deb", "-c", package], capture_output=True, text=True, check=True

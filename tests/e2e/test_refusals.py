@@ -32,7 +32,9 @@ def test_a_service_that_makes_no_sense(
 def test_names_that_are_taken_or_wrong(cluster: Cluster, hello: str) -> None:
     cluster.orc("service", "create", "--name", "web", hello)
     before = cluster.json("service", "inspect", "web")
-    assert "a service 'web' already" in cluster.refused("service", "create", "--name", "web", hello)
+    assert "service 'web' already exists" in cluster.refused(
+        "service", "create", "--name", "web", hello
+    )
     assert "Web Site" in cluster.refused("service", "create", "--name", "Web Site", hello)
     assert cluster.json("service", "inspect", "web") == before
 

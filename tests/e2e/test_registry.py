@@ -76,7 +76,7 @@ def test_replicas_on_all_nodes_run_the_same_and_the_registry_serves_it_once(
     assert len(fetched) == len(set(fetched)) >= 1, fetched
 
 
-def test_what_is_nowhere_is_refused_with_the_registrys_word(
+def test_a_missing_image_is_refused_with_the_registrys_message(
     cluster: Cluster, hello: str, plain: RegistryHost
 ) -> None:
     line = cluster.refused("service", "create", "--name", "bad", f"{plain.name}/nosuch:1")
@@ -105,7 +105,7 @@ def test_tls_and_passwords(cluster: Cluster, hello: str, tmp_path: Path) -> None
         done = cluster.orc("push", name).stderr
         assert ": pushed " in done
         (pushed,) = [line.split()[1] for line in done.splitlines() if line.startswith("digest: ")]
-        assert ": is there already" in cluster.orc("push", name).stderr
+        assert ": already exists" in cluster.orc("push", name).stderr
         cluster.orc("pull", "--node", "node3", name)
         for node in NODES:
             kept = cluster.exec(node, "grep", "-rlaF", "open-sesame", "/var/lib/orc-dev", ok=False)
@@ -134,7 +134,7 @@ def test_tls_and_passwords(cluster: Cluster, hello: str, tmp_path: Path) -> None
         # And for a build, as long as it goes on.
         (tmp_path / "Dockerfile").write_text(f"FROM {name}\nENV A=1\n")
         build = ("build", "--node", "node2", "-t", "above:1", str(tmp_path))
-        assert f"{name}: asking its registry" in cluster.orc(*build).stderr
+        assert f"{name}: resolving at its registry" in cluster.orc(*build).stderr
         cluster.orc("rmi", "above:1")
         cluster.orc("logout", host.name)
         assert "denies access" in cluster.orc(*build, ok=False).stderr

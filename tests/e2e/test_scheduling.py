@@ -177,7 +177,7 @@ def test_a_global_service_has_a_task_on_each_node_that_takes_tasks(
     eventually(lambda: places(cluster, "each") == {"node1": 1, "node2": 1, "node3": 1})
 
 
-def test_zones_before_nodes_and_no_more_than_so_many_a_node(cluster: Cluster, hello: str) -> None:
+def test_spread_over_zones_and_maximum_tasks_per_node(cluster: Cluster, hello: str) -> None:
     for name, zone in (("node1", "a"), ("node2", "a"), ("node3", "b")):
         cluster.orc("node", "update", "--label-add", f"zone={zone}", name)
     cluster.orc("service", "create", "--name", "web", "--replicas", "4",

@@ -248,11 +248,13 @@ def test_a_node_that_boots_without_a_manager_waits_for_the_secret(
     assert eventually(again)
 
 
-def test_what_is_refused(cluster: Cluster, hello: str, put: Put, tmp_path: Path) -> None:
+def test_invalid_secrets_are_refused(
+    cluster: Cluster, hello: str, put: Put, tmp_path: Path
+) -> None:
     put("create", "secret", "db", "x")
     service = ("service", "create", "--name", "api")
     for arguments, words in (
-        (("secret", "create", "db", str(tmp_path / "data")), "there is a secret 'db' already"),
+        (("secret", "create", "db", str(tmp_path / "data")), "secret 'db' already exists"),
         (("secret", "create", "d b", str(tmp_path / "data")), "name 'd b' is not valid"),
         (("secret", "inspect", "dbb"), "no secret 'dbb'; did you mean 'db'?"),
         (("config", "rm", "db"), "no config 'db'; see 'orc config ls'"),

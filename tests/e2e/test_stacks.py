@@ -230,13 +230,13 @@ def test_conflicts_are_refused_before_anything_is_made(
     assert "no image 'nowhere:1' in this cluster" in refused(
         f"services: {{web: {{{usual}}}, cache: {{image: nowhere:1}}}}{tail}"
     )
-    assert "compose.yaml:1: there is no folder" in refused(
+    assert "compose.yaml:1: build context" in refused(
         f"services: {{web: {{build: ./none, volumes: ['data:/data']}}}}{tail}"
     )
     assert "volume 'gone' is external and does not exist" in refused(
         "services: {web: {image: hello:1, volumes: ['gone:/d']}}\nvolumes: {gone: {external: true}}"
     )
-    assert "compose.yaml:1: services.web.imag: there is no such key of a service" in refused(
+    assert "compose.yaml:1: services.web.imag: unknown key of a service" in refused(
         "services: {web: {imag: hello:1}}"
     )
     assert "no stack 'on'; did you mean 'one'?" in cluster.refused("stack", "rm", "on")
@@ -246,7 +246,9 @@ def test_conflicts_are_refused_before_anything_is_made(
     assert "network 'one_default' differs from the file in internal" in line
 
 
-def test_exit_statuses_tell_what_became_of_it(tidy: Cluster, hello: str, write: Write) -> None:
+def test_exit_status_of_stack_deploy_shows_the_outcome(
+    tidy: Cluster, hello: str, write: Write
+) -> None:
     cluster = tidy
     text = """
 services:

@@ -53,13 +53,13 @@ def test_it_starts_when_the_other_has_completed(cluster: Cluster, hello: str) ->
     cluster.await_running("web", 1)
 
 
-def test_what_cannot_be_waited_for(cluster: Cluster, hello: str) -> None:
+def test_impossible_dependencies_are_refused(cluster: Cluster, hello: str) -> None:
     cluster.orc("service", "create", "--name", "db", *RUNS, hello)
     cluster.orc("service", "create", "--name", "web", "--depends-on", "db", *RUNS, hello)
     assert "circle: db -> web -> db" in cluster.refused(
         "service", "update", "--depends-on-add", "web", "db"
     )
-    assert "no service 'dbb' to wait for; did you mean 'db'?" in cluster.refused(
+    assert "no service 'dbb' to depend on; did you mean 'db'?" in cluster.refused(
         "service", "create", "--depends-on", "dbb", hello
     )
     assert "so it never completes" in cluster.refused(

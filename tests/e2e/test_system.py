@@ -59,7 +59,7 @@ def test_the_cluster_in_figures(cluster: Cluster, hello: str) -> None:
     assert cluster.orc("system", "info", "-f", "{{.NodesReady}}").stdout == f"{row['nodes']}\n"
 
 
-def test_what_nodes_use(cluster: Cluster, hello: str) -> None:
+def test_system_top_shows_resource_usage_of_nodes(cluster: Cluster, hello: str) -> None:
     cluster.orc(
         "run", "-d", "--name", "busy", "--node", "node1", "--cpus", "0.3",
         *BOX, hello, "sh", "-c", "while :; do :; done",

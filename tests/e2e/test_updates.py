@@ -77,12 +77,12 @@ def test_canaries_wait_for_a_word(cluster: Cluster, hello: str) -> None:
 
 def test_back_to_one_of_several_versions(cluster: Cluster, hello: str) -> None:
     create(cluster, hello, replicas=1)
-    assert "no way back" in cluster.refused("service", "rollback", "web")
+    assert "no previous spec to roll back to" in cluster.refused("service", "rollback", "web")
     for value in ("1", "2"):
         cluster.orc("service", "update", "--env-add", f"A={value}", "web")
     cluster.orc("service", "scale", "web=2")
     assert [past["version"] for past in inspected(cluster)["history"]] == [2, 1]
-    assert "remembers no version 9; there are 2, 1" in cluster.refused(
+    assert "has no version 9 in its history; it has 2, 1" in cluster.refused(
         "service", "rollback", "--to", "9", "web"
     )
     cluster.orc("service", "rollback", "--to", "1", "web")

@@ -108,7 +108,7 @@ def test_a_container_joins_and_leaves_networks_while_it_runs(tidy: Cluster, hell
     (row,) = cluster.json("ps", "--filter", "name=one")
     assert set(row["addresses"]) == {"default", "back"}
     assert cluster.refused("network", "connect", "back", "one") == (
-        "orc: container 'one' is on network 'back' already"
+        "orc: container 'one' is already on network 'back'"
     )
     assert "in use by container db and container one" in cluster.refused("network", "rm", "back")
     # After a restart all is as before.
@@ -233,7 +233,7 @@ def test_what_cannot_be_is_refused_in_one_line(tidy: Cluster, hello: str) -> Non
         ("--subnet", f"{underlay.rpartition('.')[0]}.0/24", "x"): "overlaps the address",
         ("--opt", "mtu=100", "x"): "is not in 576-65485",
         ("--driver", "overly", "x"): "did you mean 'overlay'?",
-        ("services",): "there is a network 'services' already",
+        ("services",): "network 'services' already exists",
         ("host",): "in every cluster",
     }
     for flags, words in refusals.items():

@@ -168,7 +168,10 @@ def test_one_folder_of_a_volume(volumes: Cluster, hello: str) -> None:
     assert inside(cluster, writer, "cat /data/a/b/new; stat -c %u /data/a/b/new") == "more\n0"
     # A link that was good when one container started is looked at again for the next.
     inside(cluster, writer, "ln -sfn /etc /data/good")
-    for path, why in (("good", "leads out of the volume"), ("none", "has no folder 'none'")):
+    for path, why in (
+        ("good", "is a symbolic link to outside of the volume"),
+        ("none", "has no folder 'none'"),
+    ):
         run = cluster.orc("run", "--rm", "--mount", part + path, hello, "true", ok=False)
         assert run.returncode != 0
         assert why in run.stderr

@@ -32,7 +32,7 @@ import grpc
 from orchestrator import __version__
 from orchestrator.agent.session.session import Dialer, Node, Session, SessionEnded
 from orchestrator.agent.tasks.status_reporter import StatusReporter
-from orchestrator.daemon.process import take_precedence
+from orchestrator.daemon.process import raise_priority
 from orchestrator.identity.join import Joined, join
 from orchestrator.identity.tls import MANAGER_NAME, channel_options
 from orchestrator.model.agent_features import DOCUMENTS, NETWORK_CHANGES, STOP_AFTER
@@ -125,6 +125,9 @@ class SimulatedWorker:
             for id, each in self._tasks.items()
         )
 
+    def remove_orphans(self, times: int) -> None:
+        pass
+
     def apply(
         self,
         tasks: Sequence[dispatch_pb2.AssignedTask],
@@ -132,6 +135,7 @@ class SimulatedWorker:
         networks: Sequence[dispatch_pb2.AssignedNetwork] | None,
         *,
         full: bool,
+        incarnation: str | None = None,
     ) -> None:
         """As `Worker.apply`."""
         for network in networks or ():
@@ -325,7 +329,7 @@ class SimulatedAgent:
 
         self.dialer = Dialer(
             db=cast(Any, _Managers()),
-            joined_by=joined.managers,
+            joined_by=lambda: joined.managers,
             dial=self._dial,
             new_session=session,
             rng=random.Random(number),
@@ -452,5 +456,5 @@ if __name__ == "__main__":
     given = parser.parse_args()
     logging.disable(logging.WARNING)  # reasons are counted
     # Agents have hosts of their own: they get their share of this one as managers do.
-    take_precedence(-5)
+    raise_priority(-5)
     asyncio.run(_main(given.first, given.count, given.join, given.start_seconds))

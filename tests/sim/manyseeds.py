@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
+from simmanagers import live_of_managers
 from simpulls import live_of_pulls
 from simseeds import live, live_of_containers
 from simterm import Kind, live_of_terms
@@ -23,6 +24,7 @@ _LIVES: dict[str, Callable[[int], None]] = {
     "services": live,
     "containers": live_of_containers,
     "pulls": live_of_pulls,
+    "managers": live_of_managers,
     **{kind.value: partial(live_of_terms, kind=kind) for kind in Kind},
 }
 _CHUNK = 20

@@ -22,15 +22,14 @@ import simjobs
 from simnode import LATE, STOPPING, Agent, Statuses, Wire, advance, obey, reboot, report
 from simusers import MIB, any_service, changed
 
-from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.pipeline import EVERYTHING, Dirty, dirty_of, plan
 from orchestrator.manager.planning.plan import Change, Plan, earliest
 from orchestrator.manager.planning.reconcile.convergence import progress
 from orchestrator.manager.planning.reconcile.service_dependencies import unmet_dependency
+from orchestrator.manager.planning.reports.claims import accept_reports
 from orchestrator.manager.planning.reports.liveness import Hearing, Silence, expire, node_up
-from orchestrator.manager.planning.reports.statuses import accept_reports
 from orchestrator.manager.planning.scheduling.scheduler import Placement, schedule
-from orchestrator.manager.planning.view import ClusterView
+from orchestrator.manager.planning.view import ClusterView, assigned_tasks
 from orchestrator.manager.store.cache import find_object
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
 from orchestrator.model.objects import Cluster, Network, Object

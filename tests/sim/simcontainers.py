@@ -28,8 +28,8 @@ from orchestrator.agent.tasks.lifecycle import (
 from orchestrator.manager.errors import RequestError
 from orchestrator.manager.leader.agent_reports import Hello, Reports, report_changes
 from orchestrator.manager.operations.workloads import container_lifecycle
-from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.view import assigned_tasks
 from orchestrator.model.nodes import NodeDescription, NodeState
 from orchestrator.model.specs import (
     ContainerSpec,
@@ -170,7 +170,7 @@ class ContainerCluster(SimCluster):
                 row.task,
                 row.status,
                 Observed(
-                    looked=False,
+                    searched=False,
                     released=row.released,
                     rebooted=row.status.state >= S.STARTING and row.boot != host.boot,
                     confirmed=False,
@@ -242,7 +242,7 @@ class ContainerCluster(SimCluster):
             status = TaskStatus(S.ACCEPTED, at=self._time(agent), run=task.status.run)
             observed = Observed()
             if task.status.state > S.ACCEPTED:  # the node's state file is younger than that
-                status, observed = task.status, Observed(looked=False)
+                status, observed = task.status, Observed(searched=False)
             host.runners[id] = Runner(task, status, observed)
             host.rows[id] = Recorded(task, replace(status, state=S.ASSIGNED), host.boot)
             agent.unreported[id] = status
@@ -275,7 +275,7 @@ class ContainerCluster(SimCluster):
             case Step.ADOPT:
                 if kernel.process is None:
                     self._clear(host, id, runner)
-                observed = replace(runner.observed, looked=True, container=kernel.process)
+                observed = replace(runner.observed, searched=True, container=kernel.process)
                 runner.observed = observed
             case Step.PREPARE:
                 runner.observed = replace(runner.observed, prepared=True)

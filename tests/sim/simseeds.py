@@ -17,6 +17,11 @@ def live_of_containers(seed: int) -> None:
     _live(ContainerCluster(seed), seed, ticks=240, limit=300.0)
 
 
+def live_through(cluster: SimCluster, seed: int) -> None:
+    """As `live`, in another cluster of that seed."""
+    _live(cluster, seed, ticks=160, limit=240.0)
+
+
 def _live(cluster: SimCluster, seed: int, ticks: int, limit: float) -> None:
     try:
         for _ in range(4):

@@ -23,9 +23,9 @@ from simstore import Faults, FaultyKv, nobody
 
 from orchestrator.manager.leader.agent_reports import Hello, ReportBuffer
 from orchestrator.manager.leader.planning_loop import PlanningLoop, inline
-from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.reconcile.convergence import progress
+from orchestrator.manager.planning.view import assigned_tasks
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import LEADER, object_key, object_type
@@ -78,6 +78,8 @@ class Kind(Enum):
 
 class TermCluster:
     """The store, the managers, the agents and the users of one simulated cluster."""
+
+    node_timeout = NODE_TIMEOUT
 
     def __init__(self, seed: int, kind: Kind) -> None:
         self.random = Random(seed)
@@ -224,13 +226,17 @@ class TermCluster:
     # Its life
 
     async def live(self) -> None:
+        await self.live_with(lambda: _FAULTS[self.kind](self))
+
+    async def live_with(self, suffer: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Live, with trouble for as long as `suffer` takes."""
         async with asyncio.TaskGroup() as group:
             following = [
                 group.create_task(self.truth.follow()),
                 group.create_task(self.cache.follow()),
             ]
             await self.write(
-                Change(None, Cluster(id="cluster", node_timeout=NODE_TIMEOUT)),
+                Change(None, Cluster(id="cluster", node_timeout=self.node_timeout)),
                 Change(None, Network(id="net", name="default", subnet="10.128.0.0/20")),
             )
             for _ in range(4):
@@ -242,7 +248,7 @@ class TermCluster:
             leading = group.create_task(self.lead())
             await self.settle(30.0)
             self.trouble, self.faults = True, self.kind is Kind.OUTCOMES
-            await _FAULTS[self.kind](self)
+            await suffer()
             self.heal()
             await self.settle(60.0)
             for task in (*following, leading):

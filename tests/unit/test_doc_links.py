@@ -58,3 +58,20 @@ def test_names_that_link_to_code_are_defined_there(page: Path) -> None:
         is_module = name in (file.stem, file.parent.name)
         defined = rf"^\s*(async )?(def|class) {name}\b"
         assert is_module or re.search(defined, file.read_text(), re.MULTILINE), f"{path}: {name}"
+
+
+def test_tests_and_paths_named_in_pages_exist() -> None:
+    sources = {path: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    tests = {path.stem for path in sources} | {
+        name for text in sources.values() for name in re.findall(r"def (test_\w+)", text)
+    }
+    missing = []
+    for page in PAGES:
+        text = _FENCE.sub("", page.read_text())
+        quoted = re.findall(r"`([^`\n]+)`", text)
+        missing += [
+            name for name in quoted if re.fullmatch(r"test_\w+", name) and name not in tests
+        ]
+        paths = [name for name in quoted if re.fullmatch(r"(tests|scripts|charts)/[\w./-]+", name)]
+        missing += [name for name in paths if not (ROOT / name).exists()]
+    assert not missing

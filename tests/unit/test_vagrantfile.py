@@ -48,3 +48,15 @@ def test_what_is_no_number_is_refused_in_a_line(validate: Validate) -> None:
     said, content = validate(ORC_WORKERS="two")
     assert not content
     assert said == "ORC_WORKERS=two: give a whole number\n"
+
+
+def test_several_managers_are_valid(validate: Validate) -> None:
+    said, content = validate(ORC_MANAGERS="3", ORC_PACKAGES=str(VAGRANT))
+    assert content, said
+    assert said.count("Ignoring provider config") == 5
+
+
+def test_a_number_of_managers_out_of_range_is_refused_in_a_line(validate: Validate) -> None:
+    said, content = validate(ORC_MANAGERS="8")
+    assert not content
+    assert said == "ORC_MANAGERS=8: give 1 to 7\n"

@@ -23,7 +23,7 @@ ROOT = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 """Modules for the root folder."""
 NETWORK = (
     "crc32c_generic",  # libcrc32c asks for it by what it does, not by name
-    *("bridge", "br_netfilter", "veth"),
+    *("bridge", "br_netfilter", "nft_meta_bridge", "veth"),
     *("nf_tables", "nf_conntrack", "nf_nat", "nf_conntrack_netlink"),
     *("nft_chain_nat", "nft_nat", "nft_masq", "nft_redir", "nft_ct", "nft_numgen", "nft_hash"),
     *("nft_fib", "nft_fib_ipv4", "nft_fib_inet", "nft_limit", "nft_reject", "nft_reject_inet"),

@@ -35,7 +35,7 @@ def test_the_task_and_the_log_say_it_in_one_line(cluster: Cluster, hello: str) -
     assert "Traceback" not in log
 
 
-def test_it_is_told_to_who_waits(cluster: Cluster, hello: str) -> None:
+def test_the_waiting_command_shows_the_error(cluster: Cluster, hello: str) -> None:
     done = cluster.orc(
         "service", "create", "--name", "waited", "--restart-condition", "none", hello,
         ok=False, within=180,

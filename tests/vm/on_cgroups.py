@@ -117,7 +117,7 @@ def test_a_task_that_eats_too_much_memory_says_so(cluster: Cluster, hello: str) 
     assert task["error"] == "out of memory (limit 32MiB)"
 
 
-def test_what_is_removed_leaves_no_group(cluster: Cluster) -> None:
+def test_removed_tasks_leave_no_cgroup(cluster: Cluster) -> None:
     pids = [task["pid"] for task in cluster.running("web")]
     ids = [task["id"] for task in (*cluster.tasks("web"), *cluster.tasks("eater"))]
     assert pids

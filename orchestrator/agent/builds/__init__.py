@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images built from Dockerfiles on this node, by buildah.
 
-A build runs in a user namespace and a control group of its own and takes its base images from the
-store. Which node builds, and how a client follows it, is decided elsewhere.
+A build runs in a separate user namespace and cgroup, and takes its base images from the store. The
+node that builds is chosen by the manager.
 """

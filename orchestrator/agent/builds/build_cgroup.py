@@ -15,9 +15,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
+from orchestrator.agent.runtime.resources.cgroup_limits import MIN_MEMORY, QUOTA_PERIOD
 from orchestrator.agent.runtime.resources.cgroups import BUILDS, CgroupMode, Cgroups
-from orchestrator.agent.runtime.resources.limits import MIN_MEMORY, QUOTA_PERIOD
 from orchestrator.agent.runtime.spec.node_facts import DEFAULT_PIDS_LIMIT
 from orchestrator.model.units import format_memory
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running buildah on a storage of its own, without leftover mounts or processes."""
+"""Runs buildah on a separate storage, without leftover mounts or processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from orchestrator.agent.builds.sandbox import Sandbox
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.linux.priority import with_default_priority
 
 Progress = Callable[[str], None]
@@ -88,7 +88,7 @@ network namespace, and no cgroups."""
 
 
 class Buildah:
-    """Runs buildah on the storage under `root`, which nothing else uses."""
+    """Runs buildah on the storage under `root`, which must not have other users."""
 
     def __init__(self, top: Path, root: Path, secrets: Path) -> None:
         """`top`: a folder with `root` and the folders in which commands run. Commands also see
@@ -176,7 +176,7 @@ class Buildah:
             return "\n".join(lines)
         if status in (126, 127) and lines and "buildah" in lines[-1]:
             raise ImageError("buildah is not installed on this node: install buildah")
-        raise ImageError(_error(list(lines)) or f"buildah ended with status {status}")
+        raise ImageError(_error(list(lines)) or f"buildah: exit status {status}")
 
 
 def limits(wanted: Sequence[str] = ()) -> tuple[str, ...]:

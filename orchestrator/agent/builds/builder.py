@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Building Dockerfiles with buildah, in a storage of the agent's own.
+"""Builds Dockerfiles with buildah, in a private storage of the agent.
 
 buildah runs in a user namespace (`sandbox`), and each RUN in a container of crun, with Docker's
 default capabilities, a seccomp profile and a network separate from the host's. Overlay storage does
@@ -7,8 +7,8 @@ not copy all files for each layer, unlike vfs. With `--isolation chroot`, the pr
 the output of a RUN ends with the RUN and may lose its end (buildah 1.39 and newer); with `oci`,
 buildah itself forwards it.
 
-buildah never contacts a registry: base images are pulled as any image is, from other nodes or with
-the cluster's credentials, and given to buildah. Images are exchanged with buildah through `dir:`,
+buildah never contacts a registry: base images are pulled like any image, from other nodes or with
+the cluster's credentials, and imported into buildah. Images are exchanged with buildah by `dir:`,
 the only transport that keeps what Docker's format has beyond the OCI's (HEALTHCHECK, SHELL,
 ONBUILD).
 """
@@ -27,9 +27,9 @@ from orchestrator.agent.builds.build_cgroup import BuildGroups, BuildLimits, out
 from orchestrator.agent.builds.buildah import BLOBS, Buildah, Progress, limits
 from orchestrator.agent.builds.sandbox import NONE, Sandbox, Sandboxes
 from orchestrator.agent.images import staging
-from orchestrator.agent.images.errors import BuildError, ImageError
+from orchestrator.agent.images.image_errors import BuildError, ImageError
+from orchestrator.agent.images.image_names import full_name
 from orchestrator.agent.images.layers.unpack import unpack_context
-from orchestrator.agent.images.names import full_name
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.images.transfer.layout import convert_dir_layout, make_dir_layout
 from orchestrator.agent.runtime.spec.privileges import DEFAULT_CAPABILITIES
@@ -168,12 +168,12 @@ class Builder:
             profile = work / "seccomp.json"
             profile.write_bytes(await asyncio.to_thread(DEFAULT_PROFILE.read_bytes))
             options.append(f"--security-opt=seccomp={seen(profile)}")
-            lent = await self._import_bases(text, shown, spec, work, sandbox, progress)
-            for base, id in lent:
+            imported = await self._import_bases(text, shown, spec, work, sandbox, progress)
+            for base, id in imported:
                 options.append(f"--build-context={base.written}=container-image://{id}")
 
             def clear(line: str) -> str:
-                for base, id in lent:
+                for base, id in imported:
                     line = line.replace(id, base.name)
                 return line.replace(f'"{seen(folder)}"', "the build context")
 
@@ -298,7 +298,7 @@ class Builder:
         progress: Progress,
     ) -> list[tuple[dockerfile.Base, str]]:
         """Import the Dockerfile's base images into buildah's storage; each with its id there."""
-        lent: list[tuple[dockerfile.Base, str]] = []
+        imported: list[tuple[dockerfile.Base, str]] = []
         platform = self._store.platform
         arguments = dockerfile.platform_arguments(
             platform.os, platform.architecture, platform.variant
@@ -315,9 +315,9 @@ class Builder:
             manifest = self._store.blob_path(digest)
             if manifest is None:
                 raise BuildError(
-                    f"{shown}:{base.line}: the image {base.name} has just been removed"
+                    f"{shown}:{base.line}: the image {base.name} was removed during the build"
                 )
-            folder = work / f"lent-{len(lent)}"
+            folder = work / f"base-{len(imported)}"
             await asyncio.to_thread(make_dir_layout, folder, manifest, BLOBS)
             output = await self._buildah.run(
                 *(sandbox, work, "pull", "--quiet", self._trust_option(work)),
@@ -326,9 +326,9 @@ class Builder:
             )
             id = output.split()[-1]
             # With a name, it is kept when cached steps are pruned.
-            await self._buildah.run(sandbox, work, "tag", id, f"localhost/lent:{manifest.name}")
-            lent.append((base, id))
-        return lent
+            await self._buildah.run(sandbox, work, "tag", id, f"localhost/base:{manifest.name}")
+            imported.append((base, id))
+        return imported
 
 
 def _dockerfile(folder: Path, work: Path, spec: BuildSpec) -> tuple[Path, str, list[str]]:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from orchestrator.agent.builds.build_cgroup import BuildGroup
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.isolation.idranges import BUILD_IDS, SIZE, IdRange
 from orchestrator.agent.runtime.isolation.userns import NamespaceMaker

@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ICMP echoes from one address of this node: whether, how fast and how large packets get anywhere.
+"""ICMP echoes from an address of this node, plain or in VXLAN: reachability, latency, path MTU.
 
-By a raw socket (RFC 792), so that a packet's size is ours to say. All bear the "don't fragment"
-bit, and what the kernel remembers of a path's MTU is passed over (`IP_PMTUDISC_PROBE`): a packet
-goes out if its interface takes it, and what comes back is the truth.
+Echoes use a raw socket (RFC 792), which allows packets of any size. They carry the "don't
+fragment" bit and bypass the kernel's cache of path MTUs (`IP_PMTUDISC_PROBE`), so every result
+is measured.
+
+Many firewalls drop pings but pass UDP port 4789, which overlays need. `VxlanEcho` therefore sends
+echoes as containers' packets travel, in VXLAN (RFC 7348). It builds the frames itself and sends
+them from an ordinary UDP socket, because the kernel's tunnel device controls neither the size nor
+the "don't fragment" bit of its outer packets. The peer's kernel decapsulates the frame, and its
+reply returns through the tunnel.
 """
 
 from __future__ import annotations
@@ -13,17 +19,22 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
 from statistics import median
 from typing import Self
+
+from orchestrator.agent.network.network_types import NetworkConfig
+from orchestrator.cni.netconf import DEFAULT_PORT, OVERHEAD
+from orchestrator.cni.peers import vtep_address, vtep_mac
 
 SMALL = 84
 """Bytes of an ordinary echo's packet, as `ping` sends it."""
 PATIENCE = 1.0
-"""Seconds in which an answer must come."""
+"""Default timeout of a reply in seconds."""
 LEAST = 68
-"""Bytes that each IPv4 path takes in one piece (RFC 791)."""
+"""The minimum MTU of IPv4 in bytes (RFC 791)."""
 
 _IP_HEADER = 20
 _ECHO = struct.Struct("!BBHHH")
@@ -38,16 +49,16 @@ _DISCARD = 9
 _BUFFER = 1 << 21
 _LARGEST = 1 << 16
 _LEAST_PATIENCE = 0.25
-"""Seconds for an answer on a path however short: a host may be busy."""
+"""Minimum timeout of a reply in seconds, also on short paths, since a host may be busy."""
 _COPIES = 3
-"""How often a packet is sent before its size counts as too large."""
+"""Packets of one size that must be lost before the size counts as too large."""
 _STEPS = 16
-"""Sizes that are tried at once."""
+"""Sizes that are probed concurrently."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Echoes to one address: how many, and the seconds there and back of those that came back."""
+    """A series of echoes to one address: packets sent, and round-trip times in seconds."""
 
     sent: int = 0
     times: tuple[float, ...] = ()
@@ -58,7 +69,7 @@ class Series:
 
     @property
     def latency(self) -> float:
-        """Seconds there and back, the median; 0 if nothing came back."""
+        """Median round-trip time in seconds; 0 without replies."""
         return median(self.times) if self.times else 0.0
 
     def __add__(self, other: Series) -> Series:
@@ -66,9 +77,9 @@ class Series:
 
 
 class Echo:
-    """Sends echoes from `source`, an address of this node, while its context lasts. Needs root.
+    """Sends ICMP echoes from `source`, an address of this node; a context manager. Needs root.
 
-    Raises OSError when it is entered, if the address is not this node's.
+    Entering raises OSError if the address is not one of this node.
     """
 
     def __init__(self, source: str) -> None:
@@ -76,7 +87,7 @@ class Echo:
         self._id = int.from_bytes(os.urandom(2), "big")
         self._sequence = 0
         self._waiting: dict[int, tuple[str, asyncio.Future[float]]] = {}
-        """Number → whence the answer comes, and the seconds at which it came."""
+        """Sequence number → expected source of the reply, and its arrival time."""
 
     def __enter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -104,8 +115,8 @@ class Echo:
         self._guide.close()
 
     def known_mtu(self, address: str) -> int:
-        """Bytes of the largest packet that the kernel would send there in one piece: what
-        interface, route and earlier complaints of routers say. 0: there is no way."""
+        """The path MTU in bytes as the kernel knows it, from the interface, the route and earlier
+        ICMP errors; 0: no route."""
         try:
             self._guide.connect((address, _DISCARD))
         except OSError:
@@ -115,9 +126,9 @@ class Echo:
     async def ask(
         self, address: str, size: int = SMALL, patience: float = PATIENCE
     ) -> float | None:
-        """Send a packet of `size` bytes, headers and all; the seconds until its answer came.
+        """Send a packet of `size` bytes, headers included; return the round-trip time in seconds.
 
-        None: none came, or the packet could not even be sent.
+        None: no reply within `patience` seconds, or the packet could not be sent.
         """
         number = self._sequence = self._sequence + 1 & 0xFFFF
         answer: asyncio.Future[float] = self._loop.create_future()
@@ -128,7 +139,7 @@ class Echo:
             async with asyncio.timeout(patience):
                 await answer
         except (TimeoutError, OSError):  # or too large for its interface, no route, forbidden
-            # It may have come in time, and this process been late.
+            # The reply may have arrived in time while this process was delayed.
             if not answer.done() or answer.cancelled():
                 return None
         finally:
@@ -139,11 +150,11 @@ class Echo:
         self._socket.sendto(request(self._id, number, size), (address, 0))
 
     def _answerer(self, address: str) -> str:
-        """The address from which the answer comes."""
+        """The address that the reply comes from."""
         return address
 
     async def series(self, address: str, count: int, pause: float, size: int = SMALL) -> Series:
-        """Send `count` packets, `pause` seconds apart, whether answers come or not."""
+        """Send `count` packets, `pause` seconds apart, without waiting for replies in between."""
         asked = []
         async with asyncio.TaskGroup() as group:
             for _ in range(count):
@@ -155,7 +166,7 @@ class Echo:
         while True:
             try:
                 data, extra, _, (host, _) = self._socket.recvmsg(_LARGEST, 64)
-            except OSError:  # there is no more, or it is about a packet that was sent
+            except OSError:  # no further packet, or an error of a packet that was sent
                 return
             _, _, _, whose, number = _ECHO.unpack_from(data, (data[0] & 0xF) * 4)
             address, answer = self._waiting.get(number, ("", None))
@@ -164,7 +175,8 @@ class Echo:
 
 
 def request(identity: int, number: int, size: int) -> bytes:
-    """An echo that fills a packet of `size` bytes with zeros, which its checksum need not sum."""
+    """An ICMP echo request, padded with zeros to an IP packet of `size` bytes. The zeros do not
+    change the checksum."""
     total = (_REQUEST << 8) + identity + number
     checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
     head = _ECHO.pack(_REQUEST, 0, checksum, identity, number)
@@ -172,7 +184,7 @@ def request(identity: int, number: int, size: int) -> bytes:
 
 
 def _stamped(extra: Sequence[tuple[int, int, bytes]]) -> float:
-    """When the kernel took the packet, so that a busy process is not measured."""
+    """The kernel's time of arrival, which excludes delays of this process."""
     for level, kind, data in extra:
         if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
             seconds, nanoseconds = _TIMESPEC.unpack_from(data)
@@ -181,11 +193,10 @@ def _stamped(extra: Sequence[tuple[int, int, bytes]]) -> float:
 
 
 async def path_mtu(echo: Echo, address: str) -> int:
-    """Bytes of the largest packet that gets to an address in one piece; 0: nothing is answered
-    there.
+    """Measure the path MTU to an address in bytes; 0: no reply.
 
-    The size that the kernel believes in is tried first, which mostly is the end of it. Else several
-    sizes at once narrow it down, to the byte in three rounds.
+    The kernel's value is probed first and is usually right. Otherwise a search with several sizes
+    per round finds the exact value in three rounds.
     """
     most = echo.known_mtu(address)
     first = await _first(echo, address, SMALL, PATIENCE)
@@ -207,13 +218,14 @@ async def path_mtu(echo: Echo, address: str) -> int:
 
 
 def ladder(fits: int, too_large: int) -> list[int]:
-    """Sizes between one that fits and one that does not, evenly, each only once."""
+    """Distinct, evenly spaced sizes between one that fits and one that does not."""
     steps = min(_STEPS, too_large - fits)
     return sorted({fits + (too_large - fits) * n // steps for n in range(1, steps)})
 
 
 async def _first(echo: Echo, address: str, size: int, patience: float) -> float | None:
-    """The first answer to a few packets, the seconds that it took; None: none came."""
+    """Send a few packets; return the round-trip time of the first reply in seconds, None without
+    one."""
     asked = {asyncio.ensure_future(echo.ask(address, size, patience)) for _ in range(_COPIES)}
     try:
         for each in asyncio.as_completed(asked):
@@ -223,3 +235,75 @@ async def _first(echo: Echo, address: str, size: int, patience: float) -> float 
     finally:
         for one in asked:
             one.cancel()
+
+
+_VXLAN = struct.Struct("!B3xI")
+_VNI_IS_VALID = 8
+_ETHERNET = struct.Struct("!6s6sH")
+_IPV4, _ICMP = 0x0800, 1
+_HEADER = struct.Struct("!BBHHHBBH4s4s")
+_TTL = 64
+
+
+class VxlanEcho(Echo):
+    """Sends echoes to the underlay addresses of a network's nodes, through its tunnel.
+
+    Sizes are those of the packets between the nodes. The network must not be encrypted.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        own = IPv4Network(config.subnet)
+        super().__init__(str(vtep_address(own)))
+        self._node = config.node_address
+        self._head = _VXLAN.pack(_VNI_IS_VALID, config.vni << 8)
+        self._mac = _mac(own)
+        self._peers: Mapping[str, IPv4Network] = {
+            peer.address: IPv4Network(peer.subnet) for peer in config.peers
+        }
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        try:
+            self._wire = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            self._wire.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
+            self._wire.bind((self._node, 0))
+        except BaseException:
+            super().__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wire.close()
+        super().__exit__()
+
+    def knows(self, address: str) -> bool:
+        """Whether a node of the network has that address."""
+        return address in self._peers
+
+    def _answerer(self, address: str) -> str:
+        return str(vtep_address(self._peers[address]))
+
+    def _send(self, address: str, number: int, size: int) -> None:
+        peer = self._peers[address]
+        packet = request(self._id, number, size - OVERHEAD)
+        frame = _ETHERNET.pack(_mac(peer), self._mac, _IPV4)
+        frame += _ip_header(IPv4Address(self._source), vtep_address(peer), len(packet))
+        self._wire.sendto(self._head + frame + packet, (address, DEFAULT_PORT))
+
+
+def _mac(subnet: IPv4Network) -> bytes:
+    return bytes.fromhex(vtep_mac(subnet).replace(":", ""))
+
+
+def _ip_header(source: IPv4Address, target: IPv4Address, length: int) -> bytes:
+    """An IPv4 header without options (RFC 791) for an ICMP message of `length` bytes."""
+
+    def packed(checksum: int) -> bytes:
+        total = _HEADER.size + length
+        return _HEADER.pack(
+            0x45, 0, total, 0, 0, _TTL, _ICMP, checksum, source.packed, target.packed
+        )
+
+    total = sum(struct.unpack("!10H", packed(0)))
+    total = (total & 0xFFFF) + (total >> 16)
+    return packed(~(total + (total >> 16)) & 0xFFFF)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The MTU of the paths to the other nodes, found by sending packets (`echo`), not guessed.
+"""Path MTUs to the other nodes, measured with packets (`echo`).
 
-Every minute, and at once when a node is new, each path is tried with one packet of the size that
-the kernel believes in. What is less than was known counts when it was found twice in a row, and so
-does, a minute later, what is more: a path that lost some packets makes no network smaller, and one
-that changes to and fro makes none larger. A path that carries nothing keeps what was known of it.
+Each path is measured every minute, and immediately for a new node, normally with a single packet of
+the size that the kernel assumes. A changed value, lower or higher, is adopted when two consecutive
+measurements confirm it, so neither packet loss nor a flapping path changes the MTU of networks. A
+path without replies keeps its last value.
 """
 
 from __future__ import annotations
@@ -14,44 +14,43 @@ import logging
 from collections.abc import Callable, Collection, Set
 from dataclasses import dataclass
 
-from orchestrator.agent.diagnostics.echo import Echo, path_mtu
-from orchestrator.agent.diagnostics.vxlan_echo import VxlanEcho
+from orchestrator.agent.diagnostics.echo import Echo, VxlanEcho, path_mtu
 from orchestrator.agent.network.network_types import NetworkConfig
 
 log = logging.getLogger(__name__)
 
 PERIOD = 60.0
 """Seconds between two rounds."""
-LOOK = 1.0
-"""Seconds between two looks whether a node is new."""
-AT_ONCE = 16
-"""Paths that are measured at the same time."""
+POLL = 1.0
+"""Seconds between checks for new nodes."""
+CONCURRENCY = 16
+"""Paths that are measured concurrently."""
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What is known of one path: the bytes that it carries, and what the last round found."""
+class PathMtu:
+    """The adopted MTU of a path, and the last measurement, in bytes."""
 
     size: int
     last: int
 
 
-def after(known: Known | None, found: int) -> Known | None:
-    """What is known of a path after another round, which found that many bytes; 0: no reply."""
+def after(known: PathMtu | None, found: int) -> PathMtu | None:
+    """The MTU of a path after a measurement of `found` bytes; 0: no reply."""
     if not found:
         return known
     if known is None:
-        return Known(found, found)
+        return PathMtu(found, found)
     size = known.size
     if max(found, known.last) < size:
         size = max(found, known.last)
     elif min(found, known.last) > size:
         size = min(found, known.last)
-    return Known(size, found)
+    return PathMtu(size, found)
 
 
 class PathMtus:
-    """Measures the paths from this node to its peers for as long as it runs."""
+    """Measures the paths from this node to its peers periodically."""
 
     def __init__(
         self,
@@ -60,18 +59,19 @@ class PathMtus:
         plain: Callable[[], NetworkConfig | None],
         changed: Callable[[], None],
     ) -> None:
-        """`address` is this node's, `peers` are the others' now, `plain` is a network whose tunnel
-        may be used. `changed` is called when `least` has."""
+        """`address` is this node's underlay address, `peers` returns the current ones of the other
+        nodes, `plain` an unencrypted network whose tunnel can carry probes. `changed` is called
+        when `least` changes."""
         self._address = address
         self._peers = peers
         self._plain = plain
         self._changed = changed
-        self._known: dict[str, Known] = {}
-        self._tried: set[str] = set()
-        """Peers that were measured in this period."""
+        self._known: dict[str, PathMtu] = {}
+        self._measured: set[str] = set()
+        """Peers measured in this period."""
         self._failure = ""
         self.least = 0
-        """Bytes of the largest packet that gets to each of them in one piece; 0: not known."""
+        """The smallest path MTU to a peer in bytes; 0: unknown."""
 
     async def run(self) -> None:
         """Measure until cancelled."""
@@ -80,15 +80,15 @@ class PathMtus:
         while True:
             if loop.time() >= due:
                 due = loop.time() + PERIOD
-                self._tried.clear()
-            if fresh := self._peers() - self._tried:
-                self._tried |= fresh
-                await self._round(fresh)
-            self._conclude()
-            await asyncio.sleep(LOOK)
+                self._measured.clear()
+            if due_peers := self._peers() - self._measured:
+                self._measured |= due_peers
+                await self._measure_all(due_peers)
+            self._update_least()
+            await asyncio.sleep(POLL)
 
-    async def _round(self, peers: Collection[str]) -> None:
-        turns = asyncio.Semaphore(AT_ONCE)
+    async def _measure_all(self, peers: Collection[str]) -> None:
+        turns = asyncio.Semaphore(CONCURRENCY)
 
         async def one(echo: Echo, peer: str) -> None:
             async with turns:
@@ -99,14 +99,14 @@ class PathMtus:
                 await asyncio.gather(*(one(echo, peer) for peer in sorted(peers)))
         except OSError as error:
             if str(error) != self._failure:
-                log.error("the paths to other nodes cannot be measured: %s", error)
+                log.error("path MTUs to other nodes cannot be measured: %s", error)
             self._failure = str(error)
         else:
             self._failure = ""
 
     async def measure(self, echo: Echo, peer: str) -> int:
-        """Bytes of the largest packet that gets to a peer in one piece, found now and remembered;
-        0: nothing is answered. `echo` is of this node's address."""
+        """Measure the path MTU to a peer in bytes, and record it; 0: no reply. `echo` sends from
+        this node's underlay address."""
         found = 0
         for _ in range(2):
             found = await path_mtu(echo, peer) or await self._through_tunnel(peer)
@@ -114,26 +114,26 @@ class PathMtus:
             now = after(known, found)
             if now is not None and peer in self._peers():
                 self._known[peer] = now
-            self._conclude()
+            self._update_least()
             if known is None or not found or found >= known.size:
                 break
         return found
 
     async def _through_tunnel(self, peer: str) -> int:
-        """The same for a peer that does not answer pings."""
+        """Measure the path MTU by VXLAN, for a peer that does not reply to pings; 0: no reply."""
         config = self._plain()
         if config is None:
             return 0
         with VxlanEcho(config) as echo:
             return await path_mtu(echo, peer) if echo.knows(peer) else 0
 
-    def _conclude(self) -> None:
+    def _update_least(self) -> None:
         peers = self._peers()
-        # One that comes back is measured anew.
-        self._tried &= peers
+        # A peer that returns is measured again.
+        self._measured &= peers
         self._known = {peer: known for peer, known in self._known.items() if peer in peers}
         least = min((known.size for known in self._known.values()), default=0)
         if least != self.least:
-            log.info("packets of %d bytes get to all other nodes in one piece", least)
+            log.info("smallest path MTU to another node: %d bytes", least)
             self.least = least
             self._changed()

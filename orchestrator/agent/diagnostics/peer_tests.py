@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node does of a diagnosis: it tells of itself, tests its paths to others, hears theirs.
+"""This node's part in a network diagnosis: it reports its state, probes the paths to other nodes,
+and counts the probes that it receives from them.
 
-All of it lasts as long as the tunnel by which a manager orders it, step by step. Who judges is the
-manager.
+A manager directs the diagnosis step by step over a tunnel, which bounds its lifetime, and evaluates
+the results.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from orchestrator.agent.diagnostics.echo import SMALL, Echo, Series
-from orchestrator.agent.diagnostics.path_mtu import AT_ONCE
+from orchestrator.agent.diagnostics.path_mtu import CONCURRENCY
 from orchestrator.agent.diagnostics.throughput import (
     DATAGRAMS,
     Responder,
@@ -28,18 +29,18 @@ from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.pb import dispatch_pb2, doctor_pb2
 
 COUNT, PAUSE = 20, 0.01
-"""Echoes to each node, and seconds between."""
+"""Echoes to each node, and seconds between them."""
 DOUBT_COUNT, DOUBT_PAUSE = 200, 0.004
-"""Further ones where some but not all came back: to tell how many get lost."""
+"""Additional echoes after partial loss, to measure the loss rate."""
 LARGE_COUNT = 5
-LONGEST = 60.0
-"""Seconds without an order after which a diagnosis is given up."""
+IDLE_TIMEOUT = 60.0
+"""Seconds without an order after which a diagnosis is aborted."""
 MOST_DEVIATIONS = 20
-"""That are told of a network."""
+"""Maximum number of reported deviations per network."""
 
 
 class Networking(Protocol):
-    """What is needed of `network.NodeNetwork`; see there."""
+    """The methods of `network.node_network.NodeNetwork` that are used here."""
 
     async def deviations(self, network: str) -> list[str]: ...
 
@@ -55,7 +56,7 @@ class Networking(Protocol):
 
 
 class Ordered(Protocol):
-    """What is needed of `networks.Networks`; see there."""
+    """The methods of `network.reconciler.NetworkReconciler` that are used here."""
 
     def applied(self) -> Mapping[str, NetworkConfig]: ...
 
@@ -63,19 +64,19 @@ class Ordered(Protocol):
 
 
 class Paths(Protocol):
-    """What is needed of `pathmtu.PathMtus`; see there."""
+    """The methods of `path_mtu.PathMtus` that are used here."""
 
     async def measure(self, echo: Echo, peer: str) -> int: ...
 
 
 @dataclass(slots=True)
 class _Test:
-    """One diagnosis as this node takes part in it."""
+    """The state of one diagnosis on this node."""
 
     echo: Echo
     token: bytes
     address: str = ""
-    """In the network that is tested; empty: this node has not got it."""
+    """This node's address in the tested network; empty: it is not in that network."""
     mtu: int = 0
     inner: Echo | None = None
     responder: Responder | None = None
@@ -94,7 +95,7 @@ class PeerTests:
     async def serve(
         self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
     ) -> dispatch_pb2.TunnelResult:
-        """Be tested (a handler of `tunnels.Tunnels`)."""
+        """Take part in a diagnosis until it ends (a handler of `tunnels.Tunnels`)."""
         asked = order.diagnosis
         async with AsyncExitStack() as stack:
             test = _Test(stack.enter_context(Echo(self._address)), asked.token)
@@ -117,12 +118,14 @@ class PeerTests:
 
     async def _next(self, call: Any) -> doctor_pb2.DiagnosisFrame:
         try:
-            async with asyncio.timeout(LONGEST):
+            async with asyncio.timeout(IDLE_TIMEOUT):
                 frame = await call.read()
         except TimeoutError:
-            raise RuntimeFailure("the manager does not go on with the diagnosis") from None
+            raise RuntimeFailure(
+                f"the diagnosis timed out: no request from the manager for {IDLE_TIMEOUT:.0f} s"
+            ) from None
         if not isinstance(frame, dispatch_pb2.Frame):  # grpc.aio.EOF
-            raise RuntimeFailure("the diagnosis was given up")
+            raise RuntimeFailure("the manager has aborted the diagnosis")
         return frame.diagnosis
 
     async def _enter(
@@ -132,13 +135,13 @@ class PeerTests:
         test: _Test,
         asked: doctor_pb2.DiagnosisOrder,
     ) -> doctor_pb2.Here:
-        """Get ready; what there is of the network here. Raises RuntimeFailure."""
+        """Prepare the test; return the network's state on this node. Raises RuntimeFailure."""
         here = doctor_pb2.Here(drifts=await self.drifts())
         try:
             connections = await self._network.connections()
             forgeries = await self._network.forgeries()
         except NetworkError as error:
-            raise RuntimeFailure(f"its network helper does not work: {error}") from None
+            raise RuntimeFailure(f"the node's network helper failed: {error}") from None
         here.tracked, here.trackable = connections.count, connections.limit
         here.dropped.extend(
             doctor_pb2.DroppedPackets(
@@ -149,7 +152,7 @@ class PeerTests:
         config = self._ordered.applied().get(asked.network_id)
         if config is None or not config.vni or config.id in self._ordered.failures():
             return here
-        # At the gateway's own address the name server has the port.
+        # The name server uses the reserved port at the gateway's own address.
         address = config.tunnel_address if asked.reserved_port else config.own_address
         try:
             under = await self._network.underlay(config.id)
@@ -165,12 +168,12 @@ class PeerTests:
         return here
 
     async def drifts(self) -> list[doctor_pb2.Drift]:
-        """What of this node's networks is not in the kernel as it should be."""
+        """Drift of this node's networks: differences between desired state and kernel."""
         found = []
         failures = self._ordered.failures()
         for id, config in sorted(self._ordered.applied().items()):
             try:
-                # Another's network has its own ways.
+                # Only the plugin can check a network of its own.
                 deviations = [] if config.driver else await self._network.deviations(id)
                 failure = failures.get(id, "")
             except NetworkError as error:
@@ -186,7 +189,7 @@ class PeerTests:
         return found
 
     async def _probe(self, test: _Test, order: doctor_pb2.Probe) -> doctor_pb2.Probed:
-        turns = asyncio.Semaphore(AT_ONCE)
+        turns = asyncio.Semaphore(CONCURRENCY)
 
         async def one(target: doctor_pb2.ProbeTarget) -> doctor_pb2.ProbedPath:
             async with turns:
@@ -215,24 +218,24 @@ class PeerTests:
         return found
 
     async def _mtu(self, test: _Test, target: doctor_pb2.ProbeTarget, *asked: Series) -> int:
-        """Of the path, if anything came back on it."""
+        """The path MTU in bytes, if a reply came back; else 0."""
         if not any(series.received for series in asked):
             return 0
         return await self._paths.measure(test.echo, target.underlay)
 
     async def _result(self, test: _Test) -> doctor_pb2.DiagnosisResult:
-        heard = test.responder.heard if test.responder is not None else {}
+        received = test.responder.received if test.responder is not None else {}
         return doctor_pb2.DiagnosisResult(
             heard=[
                 doctor_pb2.Heard(number=number, checked=checked, unchecked=unchecked)
-                for number, (checked, unchecked) in heard.items()
+                for number, (checked, unchecked) in received.items()
             ],
             drifts=await self.drifts(),
         )
 
 
 async def _series(echo: Echo, address: str) -> Series:
-    """Echoes, and more of them if some got lost."""
+    """Send echoes, and additional ones after partial loss."""
     found = await echo.series(address, COUNT, PAUSE, SMALL)
     if 0 < found.received < found.sent:
         found += await echo.series(address, DOUBT_COUNT, DOUBT_PAUSE, SMALL)
@@ -244,10 +247,10 @@ def _echoes(series: Series) -> doctor_pb2.Echoes:
 
 
 def _drift(network: str, deviations: Collection[str], failure: str = "") -> doctor_pb2.Drift:
-    told = list(deviations)[:MOST_DEVIATIONS]
-    if more := len(deviations) - len(told):
-        told.append(f"and {more} more")
-    return doctor_pb2.Drift(network=network, deviations=told, failure=failure)
+    reported = list(deviations)[:MOST_DEVIATIONS]
+    if more := len(deviations) - len(reported):
+        reported.append(f"and {more} more")
+    return doctor_pb2.Drift(network=network, deviations=reported, failure=failure)
 
 
 def _frame(**kind: Any) -> dispatch_pb2.Frame:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this node tells for `orc support-bundle`: its host, its log, its tasks, and what of its
-networks is not in the kernel as it should be. What opens a door is removed here, before it leaves.
-"""
+"""This node's part of `orc support-bundle`: its host, its log, its tasks, and drift of its networks
+between desired state and kernel. Secrets are redacted here, before anything leaves the node."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from orchestrator.supportbundle.redaction import scrubbed, secret_values
 
 
 class SupportFacts:
-    """Answers orders to tell."""
+    """Serves requests for this node's part of a support bundle."""
 
     def __init__(
         self,
@@ -31,7 +30,7 @@ class SupportFacts:
     async def serve(
         self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
     ) -> dispatch_pb2.TunnelResult:
-        """Tell what there is (a handler of `tunnels.Tunnels`)."""
+        """Return the collected facts, packed (a handler of `tunnels.Tunnels`)."""
         drifts = [
             {
                 "network": drift.network,

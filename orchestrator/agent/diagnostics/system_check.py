@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`orc system check`: whether this host has what a node needs, each thing tried, not looked up."""
+"""`orc system check`: whether this host can be a node. Each requirement is tried, not looked up."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from pathlib import Path
 import click
 
 _OLDEST_KERNEL = (5, 18)
-"""The first whose bridges lock a port to the hardware address behind it."""
-_LEAST_ROOM = 1 << 30
-"""Bytes of the data folder's disk below which images will not fit."""
+"""The first whose bridges can lock a port to a MAC address."""
+_LEAST_SPACE = 1 << 30
+"""Minimum free bytes on the data folder's disk."""
 
 PROGRAMS = (
-    ("conmon", "conmon", "keeps containers alive, beside the agent"),
+    ("conmon", "conmon", "monitors containers"),
     ("skopeo", "skopeo", "pulls and pushes images"),
     ("buildah", "buildah", "builds images"),
-    ("unshare", "util-linux", "confines builds and volumes"),
-    ("mkfs.ext4", "e2fsprogs", "makes volumes with a size"),
-    ("tini-static", "tini", "is the init of --init"),
+    ("unshare", "util-linux", "isolates builds and volumes"),
+    ("mkfs.ext4", "e2fsprogs", "creates volumes with a size limit"),
+    ("tini-static", "tini", "is the init process of --init"),
     ("ps", "procps", "lists processes for 'orc top'"),
 )
-"""Program, Debian package, what it is for."""
+"""Program, Debian package, purpose."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found."""
+    """The result of one check."""
 
     check: str
     fine: bool
     text: str
-    """What is there, or what is lacking and what mends it."""
+    """What was found, or the remedy."""
     needed: bool = True
-    """Whether a host that lacks it cannot be a node."""
+    """Whether a node requires it."""
 
 
 @click.command(epilog="\b\nExample:\n  orc system check")
@@ -50,7 +50,7 @@ class Finding:
     default="crun",
     show_default=True,
     metavar="RUNTIME",
-    help="The OCI runtime to look for.",
+    help="OCI runtime to check.",
 )
 @click.option(
     "--data-dir",
@@ -58,7 +58,7 @@ class Finding:
     metavar="DIR",
     default=Path("/var/lib/orc"),
     show_default=True,
-    help="Where images and volumes are to be.",
+    help="Folder of images and volumes.",
 )
 @click.option(
     "--format",
@@ -66,10 +66,10 @@ class Finding:
     type=click.Choice(["table", "json"]),
     default="table",
     show_default=True,
-    help="How to print it.",
+    help="Output format.",
 )
 def check(runtime: str, data_dir: Path, form: str) -> None:
-    """Try whether this host can be a node: programs, kernel, room. Exits with 1 if it cannot."""
+    """Check whether this host can be a node: programs, kernel, disk. Exits with 1 if it cannot."""
     findings = list(_findings(runtime, data_dir))
     if form == "json":
         rows = [
@@ -90,21 +90,21 @@ def check(runtime: str, data_dir: Path, form: str) -> None:
 def _findings(runtime: str, data_dir: Path) -> Iterator[Finding]:
     root = os.geteuid() == 0
     yield Finding("root", root, "" if root else "run this, and the agent, with sudo")
-    yield _program(runtime, runtime, "makes containers")
+    yield _program(runtime, runtime, "creates containers")
     for program, package, purpose in PROGRAMS:
         yield _program(program, package, purpose)
-    yield _program("etcd", "etcd-server", "is a manager's store", needed=False)
+    yield _program("etcd", "etcd-server", "stores a manager's state", needed=False)
     numbers = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
     yield Finding(
         "kernel",
         numbers >= _OLDEST_KERNEL,
-        f"{os.uname().release}; {'.'.join(map(str, _OLDEST_KERNEL))} is the oldest that will do",
+        f"{os.uname().release}; at least {'.'.join(map(str, _OLDEST_KERNEL))} is required",
     )
     yield _cgroups()
-    for name, command, mends, needed in _TRIALS:
-        yield _tried(name, command, mends, needed)
+    for name, command, remedy, needed in _TRIALS:
+        yield _tried(name, command, remedy, needed)
     yield _overlay(data_dir)
-    yield _room(data_dir)
+    yield _disk_space(data_dir)
 
 
 def _program(name: str, package: str, purpose: str, needed: bool = True) -> Finding:
@@ -158,18 +158,19 @@ _TRIALS: tuple[tuple[str, str, str, bool], ...] = (
         False,
     ),
 )
-"""Check, what is tried in a namespace that ends with it, what mends it, whether it is needed."""
+"""Check, command (in a namespace of its own, which ends with it), remedy, whether it is needed."""
 
 
-def _tried(name: str, command: str, mends: str, needed: bool) -> Finding:
+def _tried(name: str, command: str, remedy: str, needed: bool) -> Finding:
     try:
         done = subprocess.run(command.split(), capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding(name, False, f"{mends} ({error})", needed)
+        return Finding(name, False, f"{remedy} ({error})", needed)
     if done.returncode == 0:
         return Finding(name, True, "", needed)
-    said = done.stderr.strip().splitlines()
-    return Finding(name, False, f"{mends} ({said[-1] if said else 'it failed'})", needed)
+    lines = done.stderr.strip().splitlines()
+    reason = lines[-1] if lines else f"exit status {done.returncode}"
+    return Finding(name, False, f"{remedy} ({reason})", needed)
 
 
 def _overlay(data_dir: Path) -> Finding:
@@ -182,15 +183,16 @@ def _overlay(data_dir: Path) -> Finding:
             for key, name in (("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work"))
         )
         command = f"unshare --mount mount -t overlay overlay -o {options} {folder}/merged"
-        return _tried("overlay", command, f"use a disk for {data_dir} that overlay can be on", True)
+        remedy = f"put {data_dir} on a file system that supports overlay, such as ext4 or xfs"
+        return _tried("overlay", command, remedy, True)
 
 
-def _room(data_dir: Path) -> Finding:
+def _disk_space(data_dir: Path) -> Finding:
     free = shutil.disk_usage(_existing(data_dir)).free
-    text = f"{free >> 30} GiB are free for {data_dir}"
-    return Finding("disk", free >= _LEAST_ROOM, text, needed=False)
+    text = f"{free >> 30} GiB free for {data_dir}"
+    return Finding("disk", free >= _LEAST_SPACE, text, needed=False)
 
 
 def _existing(path: Path) -> Path:
-    """The folder itself, or the nearest above it that is there."""
+    """The folder itself, or the nearest parent that exists."""
     return next(each for each in (path, *path.parents) if each.is_dir())

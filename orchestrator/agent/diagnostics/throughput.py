@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Datagrams and a stream of bytes from one node to another, for a test on request.
+"""Loss of UDP datagrams and TCP throughput from one node to another, measured on request.
 
-An agent opens no port. While a test lasts it listens, on its address in the network that is tested,
-where only the network's own nodes and containers reach it, and accepts only peers that know the
-test's token, which the manager makes for each test. A stream takes
-a second or two and is discarded.
+An agent has no permanent port. During a test it listens on its address in the tested network, which
+only that network's nodes and containers can reach, and accepts only peers that know the token which
+the manager generates for each test. A stream lasts a second or two, and its data is discarded.
 
-A datagram's checksum is left to the network card, if that says it computes it, as those of
-containers' packets are; another one has none (RFC 768). Where the former get lost and the latter
-arrive, a card does not keep its word.
+Half of the datagrams have a checksum, which the network card computes if it offers to, as for
+containers' packets; the others have none (RFC 768). If only those without a checksum arrive, the
+card's checksum offload is broken.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from contextlib import suppress
 from typing import Self
 
 DATAGRAMS = 10
-"""Of each kind to each node."""
+"""Datagrams of each kind (with and without a checksum) to each node."""
 TOKEN_BYTES = 16
 
 _DATAGRAM = struct.Struct(f"!{TOKEN_BYTES}sIB")
@@ -34,25 +33,25 @@ _SO_NO_CHECK = 11
 _BUFFER = 1 << 21
 _CHUNK = 1 << 18
 _MOST_SECONDS = 2.0
-"""Of a stream; and for each of its steps to come."""
+"""Maximum seconds of a stream, and of the handshakes around it."""
 _REPORT = struct.Struct("!Qd")
 _RESERVED = 53
 
 
 class Responder:
-    """Hears datagrams and takes streams while its context lasts. Raises OSError when entered, if
-    the address is not this node's or the port is taken."""
+    """Receives datagrams and streams; an async context manager. Entering raises OSError if the
+    address is not one of this node or the port is in use."""
 
     def __init__(
         self, group: asyncio.TaskGroup, address: str, token: bytes, *, reserved: bool
     ) -> None:
-        """`reserved`: at the name servers' port, which is open where others are not. Its task is
-        one of the `group`."""
+        """`reserved`: use the name servers' port, which policies leave open. Its task runs in
+        `group`."""
         self._group = group
         self._address = address
         self._token = token
         self._wanted = _RESERVED if reserved else 0
-        self._heard: Counter[tuple[int, bool]] = Counter()
+        self._received: Counter[tuple[int, bool]] = Counter()
 
     async def __aenter__(self) -> Self:
         self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -69,7 +68,7 @@ class Responder:
             raise
         self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._udp.fileno(), self._hear)
+        self._loop.add_reader(self._udp.fileno(), self._receive)
         self._server = self._group.create_task(self._serve(), name="rate test")
         return self
 
@@ -78,17 +77,17 @@ class Responder:
         self._loop.remove_reader(self._udp.fileno())
         self._udp.close()
         try:
-            await asyncio.wait([self._server])  # it must have let go of the socket
+            await asyncio.wait([self._server])  # it still uses the socket
         finally:
             self._tcp.close()
 
     @property
-    def heard(self) -> Mapping[int, tuple[int, int]]:
+    def received(self) -> Mapping[int, tuple[int, int]]:
         """Sender's number → its datagrams that arrived: with a checksum, without one."""
-        numbers = {number for number, _ in self._heard}
-        return {n: (self._heard[n, True], self._heard[n, False]) for n in sorted(numbers)}
+        numbers = {number for number, _ in self._received}
+        return {n: (self._received[n, True], self._received[n, False]) for n in sorted(numbers)}
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         with suppress(BlockingIOError):
             while True:
                 data = self._udp.recv(_SIZE)
@@ -96,25 +95,25 @@ class Responder:
                     continue
                 token, number, checked = _DATAGRAM.unpack_from(data)
                 if hmac.compare_digest(token, self._token):
-                    self._heard[number, bool(checked)] += 1
+                    self._received[number, bool(checked)] += 1
 
     async def _serve(self) -> None:
-        """Take one stream after the other."""
+        """Accept streams, one at a time."""
         while True:
             stream, _ = await self._loop.sock_accept(self._tcp)
             with stream, suppress(OSError, TimeoutError):
                 async with asyncio.timeout(2 * _MOST_SECONDS):
-                    await self._take(stream)
+                    await self._measure(stream)
 
-    async def _take(self, stream: socket.socket) -> None:
+    async def _measure(self, stream: socket.socket) -> None:
         stream.setblocking(False)
-        said = b""
-        while len(said) < TOKEN_BYTES:
-            data = await self._loop.sock_recv(stream, TOKEN_BYTES - len(said))
+        token = b""
+        while len(token) < TOKEN_BYTES:
+            data = await self._loop.sock_recv(stream, TOKEN_BYTES - len(token))
             if not data:
                 return
-            said += data
-        if not hmac.compare_digest(said, self._token):
+            token += data
+        if not hmac.compare_digest(token, self._token):
             return
         buffer, taken, began = memoryview(bytearray(_CHUNK)), 0, self._loop.time()
         while (size := await self._loop.sock_recv_into(stream, buffer)) > 0:
@@ -126,8 +125,8 @@ class Responder:
 
 
 async def send_datagrams(source: str, target: tuple[str, int], token: bytes, number: int) -> None:
-    """Send `DATAGRAMS` of each kind from an address of this node, as its node's `number`. What
-    cannot be sent is lost."""
+    """Send `DATAGRAMS` of each kind from an address of this node; `number` identifies the sender.
+    Send errors count as loss."""
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as checked,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unchecked,
@@ -145,7 +144,7 @@ async def send_datagrams(source: str, target: tuple[str, int], token: bytes, num
 
 
 async def measure_rate(source: str, target: tuple[str, int], token: bytes, seconds: float) -> float:
-    """Bits a second that arrive at a responder in a stream of that duration; 0 if none do."""
+    """Throughput to a responder in bits per second, measured for `seconds`; 0: it failed."""
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as stream:
         try:

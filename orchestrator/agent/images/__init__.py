@@ -17,14 +17,14 @@ their SHA-256. This package relies on that everywhere:
 - **A layer is unpacked once per node**, under the digest of its uncompressed content (its *diff
   id*), and is then a read-only lower folder of any number of overlay mounts. Layers do not depend
   on the layers below them, so images share them in any order.
-- **Unpacking is the dangerous part**: the input is untrusted and the agent is root. So a child
+- **Unpacking is confined**: the input is untrusted and the agent is root. So a child
   process (`layers.untar`) changes its root to the empty folder before it reads the first header.
   Every `..`, absolute link or symlink then resolves inside, by the kernel's rules and not by ours.
   The child executes nothing from the layer, opens only files that it created itself, and has no
   other files open. `layers.unpack` starts it.
-- **Nodes serve each other** (`transfer.peers`): each serves its blobs read-only. A received blob is
-  verified by its digest, so any node may send it, and an interrupted transfer resumes from another
-  node at the same byte.
+- **Nodes serve each other** (`transfer.image_peers`): each serves its blobs read-only. A received
+  blob is verified by its digest, so any node may send it, and an interrupted transfer resumes from
+  another node at the same byte.
 - **Work is shared** (`singleflight`): ten containers that wait for one layer cause one download and
   one unpacking, which is cancelled when the last waiter has gone.
 - **Formats and tools of the ecosystem**: archives of docker, podman, skopeo and buildah are read

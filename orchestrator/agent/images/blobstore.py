@@ -14,11 +14,11 @@ from types import TracebackType
 from typing import Self
 
 from orchestrator.agent.images import staging
-from orchestrator.agent.images.errors import ImageError, SourceGone
+from orchestrator.agent.images.image_errors import ImageError, SourceGone
+from orchestrator.agent.images.image_names import hex_of
 from orchestrator.agent.images.image_spec import Descriptor
 from orchestrator.agent.images.layers import untar
 from orchestrator.agent.images.layers.unpack import unpack_layer
-from orchestrator.agent.images.names import hex_of
 from orchestrator.agent.images.singleflight import SingleFlight
 from orchestrator.agent.images.staging import FetchBlob, IncomingBlob
 from orchestrator.agent.images.transfer.archive import MAX_DOCUMENT

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
+from orchestrator.agent.images.image_names import hex_of
 from orchestrator.agent.images.image_spec import ConfigFile, Manifest
-from orchestrator.agent.images.names import hex_of
 from orchestrator.model.objects import Image
 
 
@@ -181,5 +181,5 @@ def read_index(path: Path) -> IndexFile:
         return IndexFile()
     except (ValueError, KeyError, TypeError) as error:
         raise ImageError(
-            f"{path} is damaged ({error!r}): remove it, and load images anew"
+            f"{path} is damaged ({error!r}): remove it, and load the images again"
         ) from error

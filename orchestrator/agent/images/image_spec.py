@@ -15,8 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.agent.images.errors import ImageError
-from orchestrator.agent.images.names import hex_of
+from orchestrator.agent.images.image_errors import ImageError
+from orchestrator.agent.images.image_names import hex_of
 from orchestrator.model.formats.platforms import architecture
 from orchestrator.model.specs import HealthCheck
 
@@ -120,7 +120,7 @@ def parse_manifest(data: bytes) -> Manifest | Index:
     """A manifest or index blob. Raises `ImageError` for anything else."""
     document = _document(data, "manifest")
     if document.get("schemaVersion") == 1:
-        raise ImageError("the image has a schema 1 manifest, a format given up in 2019: rebuild it")
+        raise ImageError("the image has a schema 1 manifest, deprecated since 2019: rebuild it")
     try:
         if "manifests" in document:
             return Index(tuple(_descriptor(entry) for entry in document["manifests"]))

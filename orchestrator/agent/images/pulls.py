@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image pulls: from this node's store, else from other nodes, else from the registry.
 
-A manager grants each pull and its sources, for it knows which nodes have the image and limits
-concurrent pulls. While a node has to wait, the manager says why. A node that reaches no manager, or
-gets no answer for too long, asks the nodes that its assignment named, and then the registry with
-its own credentials.
+A manager grants each pull and its sources, since it knows which nodes have the image and limits
+concurrent pulls. While a node has to wait, the manager reports why. A node without a manager, or
+without a response for too long, pulls from the nodes in its assignment, and then from the registry
+with its own credentials.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import grpc
 import grpc.aio
 
-from orchestrator.agent.images.errors import ImageError, NoSpace
+from orchestrator.agent.images.image_errors import ImageError, NoSpace
 from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
 from orchestrator.agent.images.staging import FetchBlob, IncomingBlob
 from orchestrator.agent.images.store import ImageStore
-from orchestrator.agent.images.transfer.peers import ChannelFactory, fetch_from
+from orchestrator.agent.images.transfer.image_peers import ChannelFactory, fetch_from
 from orchestrator.agent.images.transfer.registry import LayerProgress, Registry
 from orchestrator.daemon.background import background
 from orchestrator.model.names import parse_image
@@ -32,15 +32,15 @@ from orchestrator.pb import images_pb2, images_pb2_grpc
 log = logging.getLogger(__name__)
 
 _LOCATE_WITHIN = 10.0
-"""Seconds in which a manager resolves a name."""
+"""Timeout of a manager's resolution of a name, in seconds."""
 SILENCE = 30.0
-"""Seconds without an answer of a manager after which a node pulls an image on its own."""
+"""Seconds without a response of a manager after which a node pulls an image without a grant."""
 _RETRY = 1.0
 """Seconds between attempts to reach a manager."""
 _REPORT = 5.0
 """Seconds between reports of a pull's progress."""
 
-Tell = Callable[[str], None]
+OnWait = Callable[[str], None]
 """Called with why the node waits for an image; empty: it no longer waits."""
 
 
@@ -52,7 +52,7 @@ def _unseen(digest: str, done: int, total: int) -> None:
     """Drop the progress."""
 
 
-def _untold(reason: str) -> None:
+def _ignore_wait(reason: str) -> None:
     """Drop the reason for waiting."""
 
 
@@ -125,7 +125,11 @@ class ImagePuller:
         self._report_every = report
 
     async def prepare(
-        self, name: str, digest: str, sources: Sequence[str], tell: Tell = _untold
+        self,
+        name: str,
+        digest: str,
+        sources: Sequence[str],
+        on_wait: OnWait = _ignore_wait,
     ) -> LocalImage:
         """See `tasks.backends.Images`."""
         local = self._store.resolve(digest or name)
@@ -135,7 +139,7 @@ class ImagePuller:
         """Errors of nodes, by their HOST:PORT."""
         while True:
             received = Received()
-            waits = self._granted(name, digest, sources, list(failures), tell, received)
+            waits = self._granted(name, digest, sources, list(failures), on_wait, received)
             async with waits as grant:
                 try:
                     return await self.pull(name, digest, grant, received=received)
@@ -193,7 +197,7 @@ class ImagePuller:
         first. Raises ImageError.
         """
 
-        def tell(reason: str) -> None:
+        def on_wait(reason: str) -> None:
             if reason:
                 progress(f"{name}: {reason}")
 
@@ -201,22 +205,22 @@ class ImagePuller:
         digest = name.partition("@")[2] or known.digest
         if digest and not fresh:
             if self._store.resolve(digest) is None:
-                progress(f"{name}: getting it from another node")
-            return (await self.prepare(name, digest, (), tell)).digest
+                progress(f"{name}: pulling from another node")
+            return (await self.prepare(name, digest, (), on_wait)).digest
         if self._registry is None:
             raise ImageError(f"no node that is up has the image {name}")
-        progress(f"{name}: asking its registry")
+        progress(f"{name}: resolving at its registry")
         try:
             newest = await self._registry.resolve(name, known.auth)
-            return (await self.prepare(name, newest, (), tell)).digest
+            return (await self.prepare(name, newest, (), on_wait)).digest
         except ImageError as error:
             if not digest:
                 raise ImageError(f"no node has the image {name}, and {error}") from error
-            progress(f"{error}: using the cluster's own {name}")
-            return (await self.prepare(name, digest, (), tell)).digest
+            progress(f"{error}: using {name} from the cluster")
+            return (await self.prepare(name, digest, (), on_wait)).digest
 
     async def _located(self, name: str) -> images_pb2.LocateReply:
-        """What a manager knows of a name; without a manager, what this node knows."""
+        """A manager's record of an image name; without a manager, this node's."""
         here = images_pb2.LocateReply(digest=self._store.resolve(name) or "")
         if (channel := self._manager()) is None:
             return here
@@ -243,14 +247,14 @@ class ImagePuller:
         digest: str,
         sources: Sequence[str],
         failed: Sequence[str],
-        tell: Tell,
+        on_wait: OnWait,
         received: Received,
     ) -> AsyncIterator[images_pb2.Grant]:
         """The sources of an image, for the duration of the block: granted by a manager, else those
         known without one, without nodes that have failed. Progress (`received`) is reported to the
         manager."""
         request = images_pb2.AcquireRequest(name=name, digest=digest, failed=failed, reports=True)
-        granted = await self._asked(request, tell)
+        granted = await self._asked(request, on_wait)
         if granted is None:
             yield images_pb2.Grant(nodes=sources, registry=self._registry is not None)
             return
@@ -260,12 +264,12 @@ class ImagePuller:
         finally:
             granted.call.cancel()
 
-    async def _asked(self, request: images_pb2.AcquireRequest, tell: Tell) -> _Granted | None:
+    async def _asked(self, request: images_pb2.AcquireRequest, on_wait: OnWait) -> _Granted | None:
         """A manager's grant, which lasts as long as its call; None without a manager, or without an
         answer for too long."""
         now = asyncio.get_running_loop().time
         channel = self._manager() if self._registry is not None else None
-        deadline, told = now() + self._silence, False
+        deadline, reported = now() + self._silence, False
         granted: _Granted | None = None
         while channel is not None and granted is None:
             stub = images_pb2_grpc.SourcesStub(channel)
@@ -278,8 +282,8 @@ class ImagePuller:
                         break
                     deadline = now() + self._silence
                     if answer.waiting:
-                        tell(answer.waiting)
-                        told = True
+                        on_wait(answer.waiting)
+                        reported = True
                     else:
                         granted = _Granted(stub, call, answer)
             except TimeoutError:
@@ -296,8 +300,8 @@ class ImagePuller:
             while granted is None and channel is None and now() + _RETRY < deadline:
                 await asyncio.sleep(_RETRY)
                 channel = self._manager()
-        if told:
-            tell("")
+        if reported:
+            on_wait("")
         return granted
 
     async def _report(

@@ -35,7 +35,7 @@ class SingleFlight(Generic[K, V]):
     ) -> None:
         for call in list(self._calls.values()):
             call.task.cancel()
-        # The caller's error, if any, is the caller's: it does not become one of a group.
+        # The caller's error, if any, is raised as it is, not in an exception group.
         await self._tasks.__aexit__(None, None, None)
 
     async def run(self, key: K, work: Callable[[], Awaitable[V]]) -> V:

@@ -16,7 +16,8 @@ from typing import Self
 from orchestrator.agent.images import staging
 from orchestrator.agent.images.blobstore import BlobStore
 from orchestrator.agent.images.catalog import Catalog, Record, read_index
-from orchestrator.agent.images.errors import ImageError, ImageInUse, NoSpace
+from orchestrator.agent.images.image_errors import ImageError, ImageInUse, NoSpace
+from orchestrator.agent.images.image_names import full_name, hex_of, is_digest
 from orchestrator.agent.images.image_spec import (
     ConfigFile,
     Descriptor,
@@ -33,7 +34,6 @@ from orchestrator.agent.images.image_spec import (
 )
 from orchestrator.agent.images.layers import untar
 from orchestrator.agent.images.layers.unpack import MAX_LAYER
-from orchestrator.agent.images.names import full_name, hex_of, is_digest
 from orchestrator.agent.images.staging import FetchBlob
 from orchestrator.agent.images.transfer.archive import (
     MAX_DOCUMENT,
@@ -54,8 +54,8 @@ _PARALLEL = 3
 class ImageStore:
     """The content-addressed image store under `root`, which no other process may use meanwhile.
 
-    An async context manager. `changed` is set whenever `inventory()` has become another one; the
-    one who reports it clears it first.
+    An async context manager. `changed` is set whenever `inventory()` has changed; the reporter
+    clears it first.
     """
 
     def __init__(
@@ -344,7 +344,7 @@ class ImageStore:
                         made.unlink(missing_ok=True)
         return images
 
-    # -- reading what is there -------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------
 
     def _read(self, digest: str) -> bytes:
         with self._blobs.blob(digest).open("rb") as file:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from orchestrator.agent.logs.log_reader import Line
 from orchestrator.agent.logs.log_target import (
-    AT_ONCE,
+    BATCH,
     PATIENCE,
     Container,
     SocketTarget,
@@ -26,7 +26,7 @@ from orchestrator.agent.logs.log_target import (
 
 SOCKET = Path("/run/systemd/journal/socket")
 _ERROR, _INFO = b"3", b"6"
-_MISSING = "run systemd-journald there, or use --log-driver local or json-file"
+_MISSING = "run systemd-journald on it, or use --log-driver local or json-file"
 _LONGEST_FIELD = 64
 
 
@@ -65,7 +65,7 @@ class Journald(SocketTarget):
                 for line in lines:
                     await send_datagram(connected, self._entry(line))
                     taken += 1
-                    if taken % AT_ONCE == 0:
+                    if taken % BATCH == 0:
                         # Let other tasks of the event loop run.
                         await asyncio.sleep(0)
         except TimeoutError:

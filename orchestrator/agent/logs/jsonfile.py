@@ -5,8 +5,8 @@ A line of a file is a JSON object with `log`, `stream` and `time`, and `attrs` i
 a tag, labels or variables. `log` ends with a line feed, but for a part of a longer line. Source:
 moby's daemon/logger/jsonfilelog and jsonlog.
 
-A file holds each line once, also when the agent is killed: what was written since the record of
-the last place in the log is counted, and as many lines of the log are passed over.
+Each line is written once, also if the agent is killed: the lines written since the last recorded
+position are counted, and that number of lines of the log is skipped.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class JsonFile:
     def __init__(
         self, path: Path, limits: LogLimits, container: Container, record: Mapping[str, Any]
     ) -> None:
-        """`record`: what `record` said at the place from which lines are sent now. Waits for the
-        disk. Raises TargetError."""
+        """`record`: the result of `record` at the position from which lines are sent now. Waits
+        for the disk. Raises TargetError."""
         self._path = path
         self._limits = limits
         details = dict(container.details)
@@ -44,7 +44,7 @@ class JsonFile:
         self._fd = -1
         self._size = 0
         self._lock = threading.RLock()
-        """Held while a thread writes: one whose caller was cancelled goes on."""
+        """Held while a thread writes: it continues when its caller is cancelled."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
             self._repeated = self._written_since(record)
@@ -52,7 +52,7 @@ class JsonFile:
             raise _failed(path, error) from error
 
     def _written_since(self, record: Mapping[str, Any]) -> int:
-        """Lines that were written after `record`; the last one is cut off if it is not whole."""
+        """The number of lines written after `record`; an incomplete last line is removed."""
         _cut(self._path)
         since, size = record.get("inode", 0), record.get("size", 0)
         count = number = 0
@@ -65,7 +65,7 @@ class JsonFile:
                         block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b"")
                     )
             except FileNotFoundError:
-                # Without its file nothing is known of what was written.
+                # The recorded file is gone, so the number is unknown.
                 return 0 if since else count
             count += lines
             if found:
@@ -113,7 +113,7 @@ class JsonFile:
         return at
 
     def _append(self, data: bytes) -> None:
-        """All of it or, on a full disk, nothing."""
+        """Append all of `data` or, on an error such as a full disk, none of it. Raises OSError."""
         try:
             written = os.write(self._fd, data)
             while written < len(data):
@@ -156,7 +156,7 @@ def _row(line: Line, attrs: str) -> bytes:
 
 
 def _cut(path: Path) -> None:
-    """Remove what stands behind the last line end of a file."""
+    """Remove an incomplete last line of a file."""
     try:
         file = open(path, "r+b")  # noqa: SIM115
     except FileNotFoundError:

@@ -100,7 +100,7 @@ class LogDrivers:
             raise RuntimeFailure(str(error)) from error
         except OSError as error:
             raise RuntimeFailure(
-                f"logging driver {config.driver}: cannot record its place ({error.strerror})"
+                f"logging driver {config.driver}: cannot record its position ({error.strerror})"
             ) from error
         return config
 
@@ -218,7 +218,7 @@ class LogDrivers:
 
 @contextmanager
 def _guarded(task: Task) -> Iterator[None]:
-    """Log errors instead of raising them: the container runs on."""
+    """Log errors instead of raising them: the container continues."""
     try:
         yield
     except Exception as error:

@@ -62,7 +62,7 @@ class Line(NamedTuple):
     text: bytes
     """Without the line feed."""
     partial: bool
-    """Whether the line goes on in the next one of this stream."""
+    """Whether the line continues in the next one of this stream."""
     file: _File
     offset: int
     parts: tuple[tuple[str, bytes], ...] = ()
@@ -89,7 +89,7 @@ class LogReader:
     _begun: bool = False
     _unfinished: int = 0
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Open new files."""
         newest = self._newest()
         if self._files and self._files[-1].number == newest:
@@ -150,7 +150,7 @@ class LogReader:
     def read(self) -> list[Line]:
         """The next lines; none if there are none yet."""
         while True:
-            self.look()
+            self.refresh()
             if not self._files:
                 return []
             # Before reading: once there is a newer file, the older one is complete.

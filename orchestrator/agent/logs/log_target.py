@@ -13,7 +13,7 @@ from orchestrator.agent.logs.log_reader import Line
 from orchestrator.linux.spawn import writable
 from orchestrator.model.formats.log_options import Source
 
-AT_ONCE = 32
+BATCH = 32
 """Messages sent before the event loop runs other tasks."""
 PATIENCE = 1.0
 """Seconds that a target may take for a batch of lines before waiting lines are counted again."""

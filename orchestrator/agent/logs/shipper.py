@@ -201,7 +201,7 @@ class Shipper:
         except OSError:
             changed = asyncio.Event()
         # Requested first, so that no later write goes unnoticed.
-        self._source.look()
+        self._source.refresh()
         if self._source.fresh:
             return
         due = _SAVE if self._dirty or self._source.pending else None
@@ -217,12 +217,12 @@ class Shipper:
         while seconds > 0:
             await asyncio.sleep(min(seconds, PATIENCE))
             seconds -= PATIENCE
-            self._source.look()
+            self._source.refresh()
             self._bound()
 
     def _bound(self) -> None:
         """Drop the oldest lines in excess of the buffer."""
-        self._source.look()
+        self._source.refresh()
         if not self._source.over(self._buffer):
             return
         self._count_dropped(len(self._waiting) + self._source.skip(self._buffer))
@@ -239,7 +239,7 @@ class Shipper:
         if self._dropped:
             self._dropping = asyncio.get_running_loop().time()
             log.warning(
-                "log lines dropped: the log target does not take them fast enough",
+                "log lines dropped: the log target is too slow",
                 extra={
                     "task": self._id,
                     "driver": self._state.config.driver,
@@ -256,7 +256,7 @@ class Shipper:
         if reason != self._failing:
             self._failing = reason
             log.warning(
-                "log target does not take lines; they wait on this node",
+                "log target refuses lines; they are buffered on this node",
                 extra={"task": self._id, "driver": self._state.config.driver, "error": reason},
             )
 
@@ -280,7 +280,7 @@ class Shipper:
             self._dirty = False
         except OSError as error:
             log.warning(
-                "place in a log cannot be recorded; its last lines may be sent again",
+                "position in a log cannot be recorded; its last lines may be sent again",
                 extra={"task": self._id, "error": error.strerror},
             )
 

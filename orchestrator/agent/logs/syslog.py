@@ -17,7 +17,7 @@ from typing import Any
 
 from orchestrator.agent.logs.log_reader import Line
 from orchestrator.agent.logs.log_target import (
-    AT_ONCE,
+    BATCH,
     PATIENCE,
     Container,
     SocketTarget,
@@ -34,7 +34,7 @@ _ERROR, _INFO = 3, 6
 _LONGEST_TAG = 48
 """Of APP-NAME in RFC 5424."""
 _LONGEST_ID = 32
-_MISSING = "run a syslog daemon there, or name one by --log-opt syslog-address=udp://HOST"
+_MISSING = "run a syslog daemon on it, or give one with --log-opt syslog-address=udp://HOST"
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
@@ -75,8 +75,8 @@ class Syslog(SocketTarget):
                 if self._rest is not None:
                     await self._send(*self._rest)
                     self._rest = None
-                for begin in range(0, len(lines), AT_ONCE):
-                    some = [self._message(line) for line in lines[begin : begin + AT_ONCE]]
+                for begin in range(0, len(lines), BATCH):
+                    some = [self._message(line) for line in lines[begin : begin + BATCH]]
                     if self._stream:
                         # Counted first: when time is up, the rest of them is sent next time.
                         self._rest = (b"".join(some), 0)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attachments that plugins were asked to make on this node and have not released yet.
+"""Durable records of the attachments that plugins may hold on this node, and retries of releases.
 
-One file per network and per attachment, written before a plugin is called: what plugins keep
-themselves, such as leased addresses, survives a power loss, too. A release that fails is repeated
-with backoff, and given up when the container's namespace is gone, since some plugins fail forever.
+There is one file per network and per attachment, written before a plugin is called, because a
+plugin's own state, such as leased addresses, survives a power loss as well. A failed release is
+retried with backoff, and abandoned when the container's namespace is gone, since some plugins never
+succeed.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class AttachmentRecord:
 
 
 def namespace_stamp(netns: str) -> int:
-    """A number that distinguishes a namespace from an earlier one at the same path; 0: there is
-    none."""
+    """The namespace's inode number, which distinguishes it from an earlier one at the same path;
+    0: there is none."""
     try:
         return os.stat(netns).st_ino
     except OSError:
@@ -174,7 +175,7 @@ def _unwritable(path: Path, error: OSError) -> NetworkError:
 
 
 RETRY_FIRST, RETRY_MOST = 1.0, 300.0
-"""Seconds between two attempts."""
+"""Seconds between two attempts, doubled after each failure."""
 
 AttachmentKey = tuple[str, str]
 
@@ -187,21 +188,21 @@ class _Retry:
 
 
 class ReleaseRetries:
-    """Records of removed containers, until their attachments are released."""
+    """Schedules the release of removed containers' attachments, with backoff."""
 
     def __init__(self, records: AttachmentRecords) -> None:
         self._records = records
         self._retries: dict[AttachmentKey, _Retry] = {}
-        self.news = asyncio.Event()
-        """Set when the set has changed."""
+        self.changed = asyncio.Event()
+        """Set when `run` of the networks must check again."""
 
     def __contains__(self, key: AttachmentKey) -> bool:
         return key in self._retries
 
     def note(self, key: AttachmentKey) -> None:
-        """Release the attachment of this record now."""
+        """Schedule an immediate release of the attachment of this record."""
         self._retries[key] = _Retry()
-        self.news.set()
+        self.changed.set()
 
     def forget(self, key: AttachmentKey) -> None:
         """Drop a record: it is released, or in use again."""
@@ -219,7 +220,7 @@ class ReleaseRetries:
         network, container = key
         if record is not None and self._hopeless(record, earlier):
             log.error(
-                "release from network %s given up; its plugin may still hold resources: %s",
+                "release from network %s abandoned; its plugin may still hold resources: %s",
                 network,
                 error,
                 extra={"task": container},
@@ -236,14 +237,14 @@ class ReleaseRetries:
             )
         due = asyncio.get_running_loop().time() + earlier.pause
         self._retries[key] = _Retry(due, min(2 * earlier.pause, RETRY_MOST))
-        self.news.set()
+        self.changed.set()
 
     async def wait(self, period: float) -> None:
         """Wait until a record is due or the set has changed, at most for that many seconds."""
         due = [retry.due for retry in self._retries.values()]
         try:
             async with asyncio.timeout_at(min((asyncio.get_running_loop().time() + period, *due))):
-                await self.news.wait()
+                await self.changed.wait()
         except TimeoutError:
             pass
 

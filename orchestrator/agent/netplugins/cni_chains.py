@@ -36,7 +36,7 @@ from orchestrator.model.formats.conflist import Conflist, bandwidth, parse_confl
 
 
 def asked_of(interface: Interface) -> dict[str, Any]:
-    """The requests of a container, by capability."""
+    """A container's requests by CNI capability, for `runtimeConfig`."""
     return {
         "portMappings": [
             {
@@ -60,9 +60,9 @@ def configs(chain: Conflist, record: AttachmentRecord) -> list[dict[str, Any]]:
     for plugin in chain.plugins:
         config = {**plugin.config, "name": chain.name, "cniVersion": record.body["version"]}
         asked = record.body["asked"]
-        told = {key: asked[key] for key in plugin.capabilities & asked.keys() if asked[key]}
-        if told:
-            config["runtimeConfig"] = told
+        supported = {key: asked[key] for key in plugin.capabilities & asked.keys() if asked[key]}
+        if supported:
+            config["runtimeConfig"] = supported
         found.append(config)
     return found
 
@@ -100,9 +100,11 @@ DEL_SECONDS = 12.0
 ASK_SECONDS = 10.0
 """Seconds of CHECK, STATUS, GC and VERSION."""
 PATIENCE = 30.0
-"""Seconds for which a call is retried that fails with "try again later"."""
-_LOOK_PERIOD = 5.0
+"""Seconds for which a call that fails with "try again later" is retried."""
+_PERIOD = 5.0
+"""Seconds between two discoveries of plugins."""
 _LOCK_PERIOD = 0.05
+"""Seconds between attempts to take a container's lock."""
 
 _CHECKS, _COLLECTS = "0.4.0", "1.1.0"
 """The versions that introduced CHECK, and STATUS and GC."""
@@ -116,7 +118,7 @@ class Chains:
         self._programs = programs
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """One operation per container at a time, as the specification demands."""
-        self._overdue = ReleaseRetries(records)
+        self._releases = ReleaseRetries(records)
         self._leaving: set[str] = set()
         """Networks to remove from this node."""
         self._uncollected = False
@@ -127,7 +129,7 @@ class Chains:
     # -- methods of `composite.Driver` ------------------------------------------------------------
 
     async def apply(self, config: NetworkConfig) -> None:
-        """Take a network. Raises NetworkError for a plugin that this node lacks."""
+        """Record a network. Raises NetworkError for a plugin that this node lacks."""
         chain = parse_conflist(config.conflist)
         self._leaving.discard(config.id)
         kept = {
@@ -162,7 +164,7 @@ class Chains:
             version = await self._version(parse_conflist(config.conflist))
             record = replace(wanted, body={**wanted.body, "version": version})
             self._records.put(record)
-            self._overdue.forget(record.key)
+            self._releases.forget(record.key)
             try:
                 result = await self._add(record, lock)
                 attachment = attachment_of(record, result)
@@ -185,21 +187,17 @@ class Chains:
         self._turns.pop(container, None)
 
     def collect(self, valid: Collection[str]) -> None:
-        """Have `run` release the attachments of all other containers, and check the remaining
+        """Schedule the release of all other containers' attachments, and a check of the remaining
         ones."""
         for record in self._records.all():
             if record.container not in valid:
-                self._overdue.note(record.key)
+                self._releases.note(record.key)
         self._uncollected = True
-        self._overdue.news.set()
+        self._releases.changed.set()
 
     def interfaces(self, container: str) -> dict[str, str]:
         """Network → interface of a container."""
         return {each.network: each.ifname for each in self._records.of_container(container)}
-
-    def knows(self, network: str) -> bool:
-        """Whether a network is recorded."""
-        return network in self._records.networks
 
     def unused(self) -> list[str]:
         """Networks without a container."""
@@ -207,18 +205,18 @@ class Chains:
         return [id for id in sorted(networks) if not self._records.of_network(id)]
 
     async def remove(self, network: str) -> None:
-        """Have `run` remove a network without containers, also from its plugins."""
+        """Schedule the removal of a network without containers, also from its plugins."""
         if network in self._records.networks:
             self._leaving.add(network)
-            self._overdue.news.set()
+            self._releases.changed.set()
 
     # -- background work ---------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Release the remains of earlier agents, and discover plugins, until cancelled."""
         while True:
-            self._overdue.news.clear()
-            for key in self._overdue.due():
+            self._releases.changed.clear()
+            for key in self._releases.due():
                 await self._clear(key)
             for network in sorted(self._leaving):
                 known = self._records.networks[network]
@@ -229,15 +227,15 @@ class Chains:
                     self._records.drop_network(network)
             if self._uncollected:
                 self._uncollected = False
-                await self._look_after_kill()
+                await self._check_after_restart()
             names = await asyncio.to_thread(self._programs.names)
             if names != self.names:
                 self.names = names
                 self.changed.set()
-            await self._overdue.wait(_LOOK_PERIOD)
+            await self._releases.wait(_PERIOD)
 
     def places(self) -> dict[str, Place]:
-        """Network id → where this node can answer names in it: its own addresses among the gateways
+        """Network id → where this node can serve DNS in it: its own addresses among the gateways
         of its containers."""
         return places_of(
             (record.network, each.gateway, str(each.address.network))
@@ -269,27 +267,29 @@ class Chains:
             async with self._turn(key[1]) as lock:
                 # Its container may have been connected again meanwhile.
                 record = self._records.get(*key)
-                if record is not None and key in self._overdue:
+                if record is not None and key in self._releases:
                     await self._delete(record, lock)
         except NetworkError as error:
-            self._overdue.failed(key, error)
+            self._releases.failed(key, error)
         if self._records.get(*key) is None:
-            self._overdue.forget(key)
+            self._releases.forget(key)
 
-    async def _look_after_kill(self) -> None:
-        """Once per agent: GC of the plugins, and CHECK of what is connected."""
+    async def _check_after_restart(self) -> None:
+        """Once per agent process: GC of the plugins' remains, and CHECK of the attachments."""
         for id, known in list(self._records.networks.items()):
             await self._collect_garbage(known, self._records.of_network(id))
         for record in self._records.all():
             try:
                 async with self._turn(record.container) as lock:
                     now = self._records.get(*record.key)
-                    if now is not None and now.body.get("result") and now.key not in self._overdue:
+                    if now is not None and now.body.get("result") and now.key not in self._releases:
                         await self._check(now, lock)
             except NetworkError as error:
-                log.warning("it cannot be checked: %s", error, extra={"task": record.container})
+                log.warning(
+                    "attachment cannot be checked: %s", error, extra={"task": record.container}
+                )
 
-    # -- the verbs ---------------------------------------------------------------------------------
+    # -- CNI operations ----------------------------------------------------------------------------
 
     async def _add(self, record: AttachmentRecord, lock: int) -> Mapping[str, Any]:
         chain = parse_conflist(record.body["conflist"])
@@ -302,7 +302,7 @@ class Chains:
             except NetworkError as error:
                 if error.code != TRY_AGAIN or loop.time() + pause > give_up:
                     raise
-                log.info("it is tried again: %s", error, extra={"task": record.container})
+                log.info("retrying ADD: %s", error, extra={"task": record.container})
             await asyncio.sleep(pause)
             pause *= 2
 
@@ -321,8 +321,8 @@ class Chains:
         return result
 
     async def _check(self, record: AttachmentRecord, lock: int) -> None:
-        """Log an attachment that has drifted (CHECK), and leave it alone: its container may run,
-        and some plugins object to what they themselves have made."""
+        """Log an attachment that has drifted (CHECK). It is not repaired: its container may run,
+        and some plugins reject their own attachments."""
         chain, version = parse_conflist(record.body["conflist"]), record.body["version"]
         if not chain.checks or before(version, _CHECKS):
             return
@@ -333,9 +333,7 @@ class Chains:
                     plugin.type, call_of("CHECK", record), config, ASK_SECONDS, lock
                 )
         except NetworkError as error:
-            log.warning(
-                "its attachment may have drifted: %s", error, extra={"task": record.container}
-            )
+            log.warning("attachment may have drifted: %s", error, extra={"task": record.container})
 
     async def _delete(self, record: AttachmentRecord, lock: int) -> None:
         """DEL of all plugins, in reverse, despite errors; then delete the record. Raises the first
@@ -344,8 +342,8 @@ class Chains:
         loop = asyncio.get_running_loop()
         end = loop.time() + DEL_SECONDS
         failure: NetworkError | None = None
-        told = configs(chain, record)
-        for plugin, config in reversed(list(zip(chain.plugins, told, strict=True))):
+        each_config = configs(chain, record)
+        for plugin, config in reversed(list(zip(chain.plugins, each_config, strict=True))):
             if result := record.body.get("result"):
                 config["prevResult"] = result
             left = max(end - loop.time(), 1.0)
@@ -356,14 +354,14 @@ class Chains:
         if failure is not None:
             raise failure
         self._records.drop(record)
-        self._overdue.forget(record.key)
+        self._releases.forget(record.key)
 
     async def _try_to_delete(self, record: AttachmentRecord, lock: int) -> None:
         """DEL, retried later if it fails."""
         try:
             await self._delete(record, lock)
         except NetworkError as error:
-            self._overdue.failed(record.key, error)
+            self._releases.failed(record.key, error)
 
     async def _status(self, chain: Conflist, version: str) -> None:
         """Raise NetworkError if a plugin cannot connect containers now (STATUS)."""
@@ -397,22 +395,21 @@ class Chains:
 
     async def _version(self, chain: Conflist) -> str:
         """The newest version that the list and all its plugins support. Raises NetworkError."""
-        spoken = list(chain.versions)
+        common = list(chain.versions)
         for plugin in chain.plugins:
-            speaks = await self._programs.speaks(plugin.type, spoken[0], ASK_SECONDS)
-            if not (left := [each for each in spoken if each in speaks]):
-                known = ", ".join(sorted(speaks, key=numbers)) or "none that it tells"
+            supported = await self._programs.versions(plugin.type, common[0], ASK_SECONDS)
+            if not (left := [each for each in common if each in supported]):
+                known = ", ".join(sorted(supported, key=numbers)) or "none that it reports"
                 raise NetworkError(
-                    f"CNI plugin {plugin.type} of this node speaks versions {known}, and the "
+                    f"CNI plugin {plugin.type} of this node supports versions {known}, and the "
                     f"conflist has {', '.join(chain.versions)}: set cniVersion to one of them"
                 )
-            spoken = left
-        return spoken[0]
+            common = left
+        return common[0]
 
     @asynccontextmanager
     async def _turn(self, container: str) -> AsyncIterator[int]:
-        """Exclude other operations of a container, including plugins that an earlier agent
-        started."""
+        """Serialize operations on a container, also with plugins that an earlier agent started."""
         async with self._turns[container]:
             loop = asyncio.get_running_loop()
             give_up = loop.time() + ADD_SECONDS
@@ -423,7 +420,6 @@ class Chains:
                         return
                 if loop.time() > give_up:
                     raise NetworkError(
-                        "a CNI plugin that was called before the agent was started again has not "
-                        "ended yet"
+                        "a CNI plugin that was called before the agent restarted is still running"
                     )
                 await asyncio.sleep(_LOCK_PERIOD)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs CNI plugins: programs that read JSON and answer JSON.
+"""Runs CNI plugins: programs that read JSON from stdin and write JSON to stdout.
 
 Source: CNI specification 1.1, section 2 ("Execution Protocol") and section 5 ("Result Types").
 """
@@ -21,16 +21,16 @@ from orchestrator.agent.network.helper_process import NetworkError
 from orchestrator.linux.spawn import descriptors, kill, readable, spawn
 
 FOLDERS = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
-"""Where plugins are searched for, in this order."""
+"""Folders of plugins, in the order of the search."""
 
 TRY_AGAIN = 11
 """Error code of a plugin that may succeed later."""
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MOST = 1 << 20
-"""Bytes of an answer that are read."""
+"""Maximum bytes of a response."""
 _LONGEST = 400
-"""Characters of an error that are shown."""
+"""Maximum characters of an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,9 @@ class Programs:
         places = " or ".join(map(str, self._folders))
         raise NetworkError(f"node {self._hostname} has no CNI plugin {name} in {places}")
 
-    async def speaks(self, name: str, version: str, timeout: float) -> frozenset[str]:
-        """The versions of the specification that a plugin supports; cached. The question is in
-        `version`. Raises NetworkError."""
+    async def versions(self, name: str, version: str, timeout: float) -> frozenset[str]:
+        """The versions of the specification that a plugin supports; cached. `version` is that of
+        the request. Raises NetworkError."""
         path = self.find(name)
         status = path.stat()
         key = path, status.st_ino, status.st_mtime_ns
@@ -86,7 +86,7 @@ class Programs:
         timeout: float,
         lock: int | None = None,
     ) -> dict[str, Any]:
-        """Call a plugin and return its answer, empty if it has none. It is killed after `timeout`
+        """Call a plugin and return its response, which may be empty. It is killed after `timeout`
         seconds and on cancellation. It inherits the descriptor `lock`. Raises NetworkError with
         the plugin's error code."""
         path = self.find(name)
@@ -108,27 +108,27 @@ class Programs:
             except OSError as error:
                 raise NetworkError(f"{what} cannot be started: {error.strerror}") from error
             status = await _end(process, timeout, what, call.command)
-            answer, said = os.pread(stdout, _MOST, 0), os.pread(stderr, _MOST, 0)
+            answer, errors = os.pread(stdout, _MOST, 0), os.pread(stderr, _MOST, 0)
         document = _document(answer)
         if status == 0:
             if answer.strip() and document is None:
-                raise NetworkError(f"{what} ({call.command}) answered without a JSON object")
+                raise NetworkError(f"{what} ({call.command}): its output is not a JSON object")
             return document or {}
-        raise _failure(what, call.command, status, document, said)
+        raise _failure(what, call.command, status, document, errors)
 
     def _environment(self, call: Call) -> dict[str, str]:
-        said = {
+        parameters = {
             "CNI_COMMAND": call.command,
             "CNI_CONTAINERID": call.container,
             "CNI_NETNS": call.netns,
             "CNI_IFNAME": call.ifname,
             "CNI_PATH": ":".join(map(str, self._folders)),
         }
-        return {"PATH": _PATH} | {key: value for key, value in said.items() if value}
+        return {"PATH": _PATH} | {key: value for key, value in parameters.items() if value}
 
 
 async def _end(process: subprocess.Popen[bytes], timeout: float, what: str, command: str) -> int:
-    """The exit status of a program, which is killed with its children when the time is over."""
+    """The exit status of a program, which is killed with its children after `timeout` seconds."""
     fd = os.pidfd_open(process.pid)
     try:
         async with asyncio.timeout(timeout):
@@ -173,7 +173,7 @@ def _failure(
 ) -> NetworkError:
     """A plugin's error as one line: CNI's error object, else its stderr."""
     code, details = 999, ""
-    words = stderr.decode(errors="replace").strip() or f"it ended with status {status}"
+    words = stderr.decode(errors="replace").strip() or f"exit status {status}"
     if document is not None and "msg" in document:
         given, details = document.get("code"), str(document.get("details") or "")
         code = given if isinstance(given, int) else code

@@ -53,7 +53,7 @@ class Driver(Protocol):
         ...
 
     def collect(self, valid: Collection[str]) -> None:
-        """Release the attachments of all other containers, eventually."""
+        """Schedule the release of all other containers' attachments."""
         ...
 
     def interfaces(self, container: str) -> Mapping[str, str]:
@@ -65,11 +65,11 @@ class Driver(Protocol):
         ...
 
     async def remove(self, network: str) -> None:
-        """Remove a network from this node, eventually, if it is of this kind."""
+        """Schedule the removal of a network from this node, if it is of this kind."""
         ...
 
     def places(self) -> Mapping[str, Place]:
-        """Network → where this node can answer names in it."""
+        """Network id → where this node can serve DNS in it."""
         ...
 
 
@@ -80,14 +80,15 @@ class CompositeNetwork:
         """`chains` implements networks of driver `cni`, `plugins` those of Docker's plugins."""
         self._own = own
         self._drivers = (chains, plugins)
-        self._foreign: dict[str, NetworkConfig] = {}
+        self._third_party: dict[str, NetworkConfig] = {}
+        """Applied networks of plugins, by id."""
 
     async def apply(self, config: NetworkConfig) -> None:
         """Ensure a network as configured."""
         if not config.driver:
             await self._own.apply(config)
             return
-        self._foreign[config.id] = config
+        self._third_party[config.id] = config
         await self._driver(config).apply(config)
 
     async def expose(self, exposure: Exposure) -> None:
@@ -96,7 +97,7 @@ class CompositeNetwork:
 
     async def attach(self, network: str, container_id: str, interface: Interface) -> Attachment:
         """Connect a container to an applied network."""
-        config = self._foreign.get(network)
+        config = self._third_party.get(network)
         if config is None:
             return await self._own.attach(network, container_id, interface)
         netns = await self._own.namespace(container_id)
@@ -143,13 +144,13 @@ class CompositeNetwork:
 
     async def remove(self, network: str) -> None:
         """Remove a network without containers."""
-        self._foreign.pop(network, None)
+        self._third_party.pop(network, None)
         for driver in self._drivers:
             await driver.remove(network)
         await self._own.remove(network)
 
     def places(self) -> dict[str, Place]:
-        """Network → where this node can answer names, for networks of plugins."""
+        """Network id → where this node can serve DNS, for networks of plugins."""
         return {network: at for each in self._drivers for network, at in each.places().items()}
 
     def _driver(self, config: NetworkConfig) -> Driver:
@@ -164,38 +165,38 @@ class ThirdPartyNetworks:
         namespaces."""
         self._chains = Chains(AttachmentRecords(folder / "cni"), Programs(hostname))
         plugins = PluginSet(NetworkPlugin.activate, "network plugin")
-        self._plugged = RemoteNetworks(AttachmentRecords(folder / "docker"), plugins, own)
-        self.with_own = CompositeNetwork(own, self._chains, self._plugged)
+        self._remote = RemoteNetworks(AttachmentRecords(folder / "docker"), plugins, own)
+        self.with_own = CompositeNetwork(own, self._chains, self._remote)
         """All networks, including Orc's own."""
 
     def addresses(self) -> frozenset[str]:
         """The addresses of containers on networks of plugins."""
-        return self._chains.addresses() | self._plugged.addresses()
+        return self._chains.addresses() | self._remote.addresses()
 
     def checked(self) -> list[Guest]:
         """The interfaces of containers on these networks whose source addresses are checked."""
-        return [*self._chains.checked(), *self._plugged.checked()]
+        return [*self._chains.checked(), *self._remote.checked()]
 
     def described(self, node: NodeDescription) -> NodeDescription:
         """The node's description with its network and IPAM drivers."""
         return replace(
             node,
             cni_plugins=self._chains.names,
-            network_drivers=self._plugged.scopes,
-            ipam_drivers=self._plugged.ipam,
+            network_drivers=self._remote.scopes,
+            ipam_drivers=self._remote.ipam,
         )
 
     async def run(self, changed: Callable[[], None]) -> None:
-        """Do the background work until cancelled; `changed` is called when `described` has
-        changed."""
+        """Release attachments and discover plugins until cancelled; `changed` is called when
+        `described` has changed."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._chains.run(), name="CNI networks")
-            group.create_task(self._plugged.run(), name="networks of plugins")
-            for event in (self._chains.changed, self._plugged.changed):
-                group.create_task(_tell(event, changed), name="network plugins")
+            group.create_task(self._remote.run(), name="networks of plugins")
+            for event in (self._chains.changed, self._remote.changed):
+                group.create_task(_notify(event, changed), name="network plugins")
 
 
-async def _tell(event: asyncio.Event, changed: Callable[[], None]) -> None:
+async def _notify(event: asyncio.Event, changed: Callable[[], None]) -> None:
     while True:
         await event.wait()
         event.clear()

@@ -29,7 +29,7 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where this node can answer names in a network: its own addresses there, and the ranges of its
+    """Where this node can serve DNS in a network: its own addresses there, and the ranges of its
     clients."""
 
     gateways: tuple[str, ...]
@@ -110,8 +110,8 @@ def _mac(record: AttachmentRecord, result: Mapping[str, Any]) -> str:
 
 
 def places_of(found: Iterable[tuple[str, str, str]]) -> dict[str, Place]:
-    """Network id → where this node can answer names in it, of (network id, gateway, range) of
-    containers."""
+    """Network id → where this node can serve DNS in it, from the (network id, gateway, range) of
+    each container."""
     gateways: dict[str, set[str]] = {}
     ranges: dict[str, set[str]] = {}
     ours: dict[str, bool] = {}
@@ -128,7 +128,7 @@ def places_of(found: Iterable[tuple[str, str, str]]) -> dict[str, Place]:
 
 
 def answers_here(gateway: str) -> bool:
-    """Whether an address is this node's own, so that its name server can listen on it."""
+    """Whether this node has an address, so that its name server can listen on it."""
     if not gateway:
         return False
     family = socket.AF_INET6 if ":" in gateway else socket.AF_INET

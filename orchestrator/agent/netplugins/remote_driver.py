@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Docker's remote network driver and IPAM protocols: their calls, and the addresses they give.
+"""Docker's remote network driver and IPAM protocols: calls, and the allocation of addresses.
 
-Addresses come from the node's own part of the network, from an IPAM plugin, or from the network's
+Addresses come from the node's subnet of the network, from an IPAM plugin, or from the network's
 plugin itself (`null`). Source: moby's `daemon/libnetwork/docs/remote.md` and `ipam.md`.
 """
 
@@ -61,27 +61,27 @@ class NetworkPlugin:
         """The network plugin of this name; None if it is of another kind. Raises PluginError."""
         scope, gives, mac = "", "IpamDriver" in implements, False
         if "NetworkDriver" in implements:
-            told = await call_plugin(address, "/NetworkDriver.GetCapabilities", {}, _driver(name))
-            word = str(told.get("ConnectivityScope") or told.get("Scope")).lower()
+            answer = await call_plugin(address, "/NetworkDriver.GetCapabilities", {}, _driver(name))
+            word = str(answer.get("ConnectivityScope") or answer.get("Scope")).lower()
             scope = GLOBAL if word == GLOBAL else LOCAL
         if gives:
             with suppress(plugin_client.UnknownCall):  # optional
-                told = await call_plugin(address, "/IpamDriver.GetCapabilities", {}, _ipam(name))
-                mac = bool(told.get("RequiresMACAddress"))
+                answer = await call_plugin(address, "/IpamDriver.GetCapabilities", {}, _ipam(name))
+                mac = bool(answer.get("RequiresMACAddress"))
         return cls(name, address, scope=scope, gives=gives, mac=mac) if scope or gives else None
 
     async def drive(self, method: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Call `/NetworkDriver.<method>`, with retries while it does not answer. Raises
+        """Call `/NetworkDriver.<method>`, with retries while the plugin does not respond. Raises
         NetworkError."""
         return await self._ask(f"/NetworkDriver.{method}", body, _driver(self.name))
 
-    async def give(self, method: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def ipam(self, method: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Call `/IpamDriver.<method>`, likewise."""
         return await self._ask(f"/IpamDriver.{method}", body, _ipam(self.name))
 
-    async def take_back(self, path: str, body: Mapping[str, Any]) -> None:
+    async def release(self, path: str, body: Mapping[str, Any]) -> None:
         """Make a releasing call, without retries. An error of the plugin is ignored: there is
-        nothing to release. Raises NetworkError if it does not answer."""
+        nothing to release. Raises NetworkError if it does not respond."""
         try:
             await call_plugin(self._address, path, body, _driver(self.name), END_SECONDS)
         except plugin_client.PluginUnavailable as error:
@@ -89,8 +89,8 @@ class NetworkPlugin:
         except plugin_client.PluginError as error:
             log.info("%s", error)
 
-    async def may(self, method: str, body: Mapping[str, Any]) -> None:
-        """Call `/NetworkDriver.<method>` of a plugin that implements it. Raises NetworkError."""
+    async def drive_if_known(self, method: str, body: Mapping[str, Any]) -> None:
+        """Call `/NetworkDriver.<method>` if the plugin implements it. Raises NetworkError."""
         with of_networks(), suppress(plugin_client.UnknownCall):
             await call_plugin(self._address, f"/NetworkDriver.{method}", body, _driver(self.name))
 
@@ -142,12 +142,12 @@ def _ipam(name: str) -> str:
 
 
 NOWHERE = "0.0.0.0/0"
-"""The pool of a network whose addresses only its plugin knows (`null`)."""
+"""The pool of a network whose plugin allocates the addresses (`null`)."""
 
 
 async def request_pool(plugin: NetworkPlugin, config: NetworkConfig) -> dict[str, str]:
     """A pool of an IPAM plugin: its `id`, `pool` and `gateway`, with prefix lengths."""
-    spaces = await plugin.give("GetDefaultAddressSpaces", {})
+    spaces = await plugin.ipam("GetDefaultAddressSpaces", {})
     space = str(spaces.get("LocalDefaultAddressSpace", ""))
     body = {
         "AddressSpace": space,
@@ -156,7 +156,7 @@ async def request_pool(plugin: NetworkPlugin, config: NetworkConfig) -> dict[str
         "Options": dict(config.ipam_options),
         "V6": False,
     }
-    answer = await plugin.give("RequestPool", body)
+    answer = await plugin.ipam("RequestPool", body)
     pool = {"space": space, "id": str(answer.get("PoolID", "")), "pool": str(answer.get("Pool"))}
     try:
         IPv4Network(pool["pool"], strict=False)
@@ -165,10 +165,9 @@ async def request_pool(plugin: NetworkPlugin, config: NetworkConfig) -> dict[str
             f"ipam plugin {plugin.name} answered with an invalid pool: {pool['pool']}"
         ) from None
     data = answer.get("Data")
-    told = data.get(GATEWAY, "") if isinstance(data, dict) else ""
-    gateway = str(told or "")
+    gateway = str(data.get(GATEWAY) or "") if isinstance(data, dict) else ""
     if not gateway:
-        answer = await plugin.give(
+        answer = await plugin.ipam(
             "RequestAddress",
             {"PoolID": pool["id"], "Address": config.gateway, "Options": {REQUEST_KIND: GATEWAY}},
         )
@@ -186,7 +185,7 @@ async def request_address(
         "Address": interface.ip,
         "Options": {MAC: interface.mac} if plugin.wants_mac else {},
     }
-    return str((await plugin.give("RequestAddress", body)).get("Address", ""))
+    return str((await plugin.ipam("RequestAddress", body)).get("Address", ""))
 
 
 def data_of(config: NetworkConfig, pool: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
@@ -204,8 +203,8 @@ def _data(space: str, pool: str, gateway: str) -> dict[str, Any]:
 
 
 def own_pool(config: NetworkConfig) -> dict[str, str]:
-    """The pool of a network of which each node has a subnet; the gateway is in the node's own, so
-    that nodes on one wire do not take each other's."""
+    """The pool of a network of which each node has a subnet. The gateway is in the node's subnet,
+    so that nodes in one broadcast domain do not use the same address."""
     return {
         "pool": config.cluster_cidr,
         "gateway": with_length(config.own_address, config.cluster_cidr),

@@ -40,7 +40,8 @@ from orchestrator.model.networks import NO_IPAM
 
 log = logging.getLogger(__name__)
 
-_LOOK_PERIOD = 5.0
+_PERIOD = 5.0
+"""Seconds between two discoveries of plugins."""
 
 
 class Mover(Protocol):
@@ -62,11 +63,11 @@ class RemoteNetworks:
         self._mover = mover
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """One operation per container, or network, at a time."""
-        self._overdue = ReleaseRetries(records)
+        self._releases = ReleaseRetries(records)
         self._leaving: set[str] = set()
         """Networks to remove from this node."""
         self.changed = asyncio.Event()
-        """Set when the set of plugins that answer has changed."""
+        """Set when the set of plugins that respond has changed."""
 
     @property
     def scopes(self) -> dict[str, str]:
@@ -84,7 +85,7 @@ class RemoteNetworks:
         wanted = {config.driver, config.ipam_driver} - {"", NO_IPAM}
         for name in sorted(wanted - self._plugins.all().keys()):
             why = self._plugins.silent.get(name, "start it")
-            raise NetworkError(f"this node has no network plugin {name} that answers: {why}")
+            raise NetworkError(f"network plugin {name} does not answer on this node: {why}")
         self._leaving.discard(config.id)
         if (kept := self._records.networks.get(config.id)) is not None:
             self._records.put_network(config.id, {**kept, **_sources(config)})
@@ -108,7 +109,7 @@ class RemoteNetworks:
                     await self._mover.bring(container, placed)
                     return _attachment(self._note(known, interface=placed))
                 await self._release(known)
-            self._overdue.forget(wanted.key)
+            self._releases.forget(wanted.key)
             await self._make(plugin, config)
             try:
                 joined = await self._connect(plugin, config, interface, wanted)
@@ -130,10 +131,10 @@ class RemoteNetworks:
         self._turns.pop(container, None)
 
     def collect(self, valid: Collection[str]) -> None:
-        """Release the attachments of all other containers, eventually."""
+        """Schedule the release of all other containers' attachments."""
         for record in self._records.all():
             if record.container not in valid:
-                self._overdue.note(record.key)
+                self._releases.note(record.key)
 
     def interfaces(self, container: str) -> dict[str, str]:
         """Network → interface of a container."""
@@ -145,13 +146,13 @@ class RemoteNetworks:
         return [id for id in sorted(networks) if not self._records.of_network(id)]
 
     async def remove(self, network: str) -> None:
-        """Have `run` remove a network, also from its plugin."""
+        """Schedule the removal of a network, also from its plugin."""
         if network in self._records.networks:
             self._leaving.add(network)
-            self._overdue.news.set()
+            self._releases.changed.set()
 
     def places(self) -> dict[str, Place]:
-        """Network id → where this node can answer names in it."""
+        """Network id → where this node can serve DNS in it."""
         return places_of(
             (record.network, gateway, str(subnet))
             for record in self._records.all()
@@ -189,20 +190,20 @@ class RemoteNetworks:
     async def run(self) -> None:
         """Release the remains of earlier agents, and discover plugins, until cancelled."""
         while True:
-            self._overdue.news.clear()
-            for network, container in self._overdue.due():
+            self._releases.changed.clear()
+            for network, container in self._releases.due():
                 async with self._turns[container]:
-                    if (network, container) in self._overdue:
+                    if (network, container) in self._releases:
                         await self._try_to_release(self._records.get(network, container))
                 if self._records.get(network, container) is None:
-                    self._overdue.forget((network, container))
+                    self._releases.forget((network, container))
             for network in sorted(self._leaving):
                 await self._forget(network)
             before = self.scopes, self.ipam
-            await self._plugins.look()
+            await self._plugins.discover()
             if (self.scopes, self.ipam) != before:
                 self.changed.set()
-            await self._overdue.wait(_LOOK_PERIOD)
+            await self._releases.wait(_PERIOD)
 
     async def _forget(self, network: str) -> None:
         async with self._turns[network]:
@@ -215,7 +216,7 @@ class RemoteNetworks:
             else:
                 self._leaving.discard(network)
 
-    # -- with the plugin ---------------------------------------------------------------------------
+    # -- calls to plugins --------------------------------------------------------------------------
 
     async def _make(self, plugin: NetworkPlugin, config: NetworkConfig) -> None:
         """Create a network in its plugin, once."""
@@ -248,7 +249,7 @@ class RemoteNetworks:
         interface: Interface,
         record: AttachmentRecord,
     ) -> AttachmentRecord:
-        """Each step is recorded before it is taken."""
+        """Create an endpoint and connect the container. Each step is recorded first."""
         ids = {"NetworkID": config.id, "EndpointID": _endpoint(record)}
         self._records.put(record)
         address, address6 = await self._addresses(config, interface)
@@ -256,14 +257,14 @@ class RemoteNetworks:
         options = endpoint_options(interface)
         asked = {"Address": address, "AddressIPv6": address6, "MacAddress": interface.mac}
         body = {**ids, "Options": options, "Interface": asked}
-        told = (await plugin.drive("CreateEndpoint", body)).get("Interface")
-        given = told if isinstance(told, dict) else {}
-        for key, mine in asked.items():
-            if mine and given.get(key):
+        answer = (await plugin.drive("CreateEndpoint", body)).get("Interface")
+        given = answer if isinstance(answer, dict) else {}
+        for key, requested in asked.items():
+            if requested and given.get(key):
                 raise NetworkError(
-                    f"network plugin {plugin.name} changes what was requested: {key} {mine}"
+                    f"network plugin {plugin.name} changed the requested {key} {requested}"
                 )
-        chosen = {key: mine or str(given.get(key) or "") for key, mine in asked.items()}
+        chosen = {key: value or str(given.get(key) or "") for key, value in asked.items()}
         addresses = [each for each in (chosen["Address"], chosen["AddressIPv6"]) if each]
         record = self._note(record, addresses=addresses)
         joined = await plugin.drive("Join", {**ids, "SandboxKey": record.netns, "Options": options})
@@ -271,7 +272,7 @@ class RemoteNetworks:
         gateways = [str(joined.get(key) or "") for key in ("Gateway", "GatewayIPv6")]
         record = self._note(record, interface=placed, gateways=list(filter(None, gateways)))
         await self._mover.bring(record.container, placed)
-        await plugin.may("ProgramExternalConnectivity", {**ids, "Options": options})
+        await plugin.drive_if_known("ProgramExternalConnectivity", {**ids, "Options": options})
         return self._note(record, joined=True)
 
     async def _addresses(self, config: NetworkConfig, interface: Interface) -> tuple[str, str]:
@@ -311,41 +312,40 @@ class RemoteNetworks:
         return remote_driver.own_pool(config)
 
     async def _release(self, record: AttachmentRecord) -> None:
-        """Release an attachment and delete its record. Raises NetworkError; then it may be
-        repeated."""
+        """Release an attachment and delete its record. After a NetworkError it can be repeated."""
         plugin = await self._plugin(record.body["driver"])
         ids = {"NetworkID": record.network, "EndpointID": _endpoint(record)}
-        await plugin.take_back("/NetworkDriver.RevokeExternalConnectivity", ids)
-        await plugin.take_back("/NetworkDriver.Leave", ids)
+        await plugin.release("/NetworkDriver.RevokeExternalConnectivity", ids)
+        await plugin.release("/NetworkDriver.Leave", ids)
         if (placed := record.body.get("interface")) and namespace_stamp(record.netns):
             await self._mover.take_back(record.container, placed)
-        await plugin.take_back("/NetworkDriver.DeleteEndpoint", ids)
+        await plugin.release("/NetworkDriver.DeleteEndpoint", ids)
         ipam = record.body.get("ipam", "")
         if ipam not in ("", NO_IPAM):
             pool = self._records.networks.get(record.network, {}).get("pool") or {}
-            giver = await self._plugin(ipam)
+            ipam_plugin = await self._plugin(ipam)
             for address in record.body.get("addresses", ()):
-                await _give_back(giver, pool, address)
+                await _release_address(ipam_plugin, pool, address)
         self._records.drop(record)
-        self._overdue.forget(record.key)
+        self._releases.forget(record.key)
 
     async def _try_to_release(self, record: AttachmentRecord | None) -> None:
         if record is not None:
             try:
                 await self._release(record)
             except NetworkError as error:
-                self._overdue.failed(record.key, error)
+                self._releases.failed(record.key, error)
 
     async def _delete_network(self, network: str) -> None:
         kept = self._records.networks[network]
         plugin = await self._plugin(kept["driver"])
-        await plugin.take_back("/NetworkDriver.DeleteNetwork", {"NetworkID": network})
+        await plugin.release("/NetworkDriver.DeleteNetwork", {"NetworkID": network})
         pool = kept.get("pool") or {}
         if kept["ipam"] not in ("", NO_IPAM) and "id" in pool:
-            giver = await self._plugin(kept["ipam"])
+            ipam_plugin = await self._plugin(kept["ipam"])
             if given := pool.get("given"):
-                await _give_back(giver, pool, given)
-            await giver.take_back("/IpamDriver.ReleasePool", {"PoolID": pool["id"]})
+                await _release_address(ipam_plugin, pool, given)
+            await ipam_plugin.release("/IpamDriver.ReleasePool", {"PoolID": pool["id"]})
         self._records.drop_network(network)
 
     async def _plugin(self, name: str) -> NetworkPlugin:
@@ -366,9 +366,9 @@ def _sources(config: NetworkConfig) -> dict[str, Any]:
     }
 
 
-async def _give_back(giver: NetworkPlugin, pool: Mapping[str, str], address: str) -> None:
+async def _release_address(plugin: NetworkPlugin, pool: Mapping[str, str], address: str) -> None:
     body = {"PoolID": pool.get("id", ""), "Address": address.partition("/")[0]}
-    await giver.take_back("/IpamDriver.ReleaseAddress", body)
+    await plugin.release("/IpamDriver.ReleaseAddress", body)
 
 
 def _asked(interface: Interface) -> dict[str, Any]:
@@ -393,7 +393,7 @@ def _placed(
     name = joined.get("InterfaceName")
     source = name.get("SrcName") if isinstance(name, dict) else None
     if not source:
-        raise NetworkError(f"network plugin {plugin} created no interface that it names")
+        raise NetworkError(f"network plugin {plugin} returned no InterfaceName in answer to Join")
     routes = joined.get("StaticRoutes")
     gateways = [joined.get(key) for key in ("Gateway", "GatewayIPv6")]
     return {

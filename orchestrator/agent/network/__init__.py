@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks of this node: kept as ordered, containers attached, the endpoint table followed.
 
-The agent decides nothing about addresses and touches no interface. `reconciler` keeps the networks
-that a manager orders in force and attaches containers. It does so by `node_network`, whose requests
-go to `orchestrator.cni.helper`: a child process that enters namespaces, so that this process, which
-runs an event loop and gRPC's threads, never has to. The endpoint table (`endpoint_table`) is
-followed by the kernel's load balancer (`load_balancer`) and by the name server (`name_server`).
+The agent neither allocates addresses nor configures interfaces. `reconciler` applies the networks
+that a manager orders and attaches containers. It uses `node_network`, whose requests go to
+`orchestrator.cni.helper`: a child process that enters namespaces, which this process, with its
+event loop and gRPC's threads, cannot do. The kernel's load balancer (`load_balancer`) and the name
+server (`name_server`) follow the endpoint table (`endpoint_table`).
 
 Every request is idempotent: after a crash, a timeout or a killed helper it is sent again. An
 attachment keeps its address, and detaching what is gone succeeds. After a restart of the agent,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network of image builds: a bridge of this node alone, with a way out and no peers.
+"""The network of image builds: a bridge on this node with external access and without peers.
 
 It is not a network of the cluster, so a RUN cannot reach containers through their networks. This
-node chooses its subnet among those without a route and without a network of the cluster.
+node chooses a subnet that neither a route nor a network of the cluster uses.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ipaddress import IPv4Network, ip_network
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.network.helper_process import NetworkError
 from orchestrator.agent.network.network_types import Attachment, NetworkConfig
 from orchestrator.agent.runtime.isolation.userns import keep
@@ -83,7 +83,7 @@ class BuildNetwork:
             self._attached.discard(name)
 
     async def _configured(self) -> NetworkConfig:
-        """The network, on another subnet if its own was taken since the last build."""
+        """The network, on another subnet if its own is in use elsewhere since the last build."""
         taken = [
             subnet for each in self._taken() if isinstance(subnet := ip_network(each), IPv4Network)
         ]

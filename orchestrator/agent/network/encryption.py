@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encrypted networks: this node's tunnels to other nodes, and its public keys.
 
-One key and one set of tunnels serve all encrypted networks, and exist while there is one.
+All encrypted networks share one key and one set of tunnels, which exist while there is such a
+network.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def tunnel_order(network: dispatch_pb2.AssignedNetwork) -> TunnelOrder | None:
 
 
 class Encryption:
-    """Keeps the node's tunnels. `changed` is called when its keys have changed."""
+    """Maintains the node's tunnels. `changed` is called when its keys have changed."""
 
     def __init__(
         self,
@@ -71,8 +72,9 @@ class Encryption:
         self._node_address = node_address
         self._most_age = most_age
         self._changed = changed
-        self._lacks = ""
-        self._standing = False
+        self._unsupported = ""
+        """Why the kernel cannot encrypt; empty if it can."""
+        self._may_exist = False
         """Whether tunnels may exist."""
         self._keys: tuple[TunnelKey, ...] = ()
         self._tunnels = Tunnels()
@@ -81,7 +83,7 @@ class Encryption:
     @property
     def features(self) -> tuple[str, ...]:
         """The network features that encryption adds to this node."""
-        return () if self._lacks else (ENCRYPTED,)
+        return () if self._unsupported else (ENCRYPTED,)
 
     @property
     def keys(self) -> tuple[nodes.TunnelKey, ...]:
@@ -93,30 +95,31 @@ class Encryption:
         """The tunnels as of the last pass."""
         return self._tunnels
 
-    async def look(self) -> None:
-        """Find out whether the kernel supports encryption, and which keys an earlier agent used,
-        since other nodes have tunnels to them. Raises NetworkError."""
-        self._lacks, self._keys = await self._network.encryption()
-        self._standing = bool(self._keys)
-        if self._lacks:
-            log.info("encrypted networks are not supported on this node: %s", self._lacks)
+    async def read_keys(self) -> None:
+        """Read whether the kernel supports encryption, and the keys of an earlier agent, to which
+        other nodes have tunnels. Raises NetworkError."""
+        self._unsupported, self._keys = await self._network.encryption()
+        self._may_exist = bool(self._keys)
+        if self._unsupported:
+            log.info("encrypted networks are not supported on this node: %s", self._unsupported)
 
     async def apply(self, orders: Iterable[TunnelOrder]) -> None:
-        """Ensure the tunnels of all encrypted networks. `through` raises the error of a failure."""
+        """Ensure the tunnels of all encrypted networks. After a failure `through` raises the
+        error."""
         wanted = list(orders)
         before = self._keys
         try:
             if wanted:
-                self._standing = True
+                self._may_exist = True
                 self._tunnels = await self._network.tunnels(
                     self._node_address,
                     _merged(wanted),
                     rotation=max(order.rotation for order in wanted),
                     most_age=self._most_age,
                 )
-            elif self._standing:
+            elif self._may_exist:
                 await self._network.remove_tunnels()
-                self._standing, self._tunnels = False, Tunnels()
+                self._may_exist, self._tunnels = False, Tunnels()
             self._keys, self._failure = self._tunnels.keys, None
         except NetworkError as error:
             self._failure = error
@@ -140,7 +143,7 @@ class Encryption:
 
 
 def _merged(orders: Sequence[TunnelOrder]) -> list[TunnelHost]:
-    """Each host once; all networks of an assignment agree about a host."""
+    """The distinct hosts; all networks of an assignment have the same keys of a host."""
     return sorted(
         {host.address: host for order in orders for host in order.hosts if host.keys}.values(),
         key=lambda host: host.address,

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The endpoint table of this node: received, recorded, and followed.
+"""The endpoint table of this node: receives it, records it, and distributes it to followers.
 
-A manager sends it (`session`), whole once a session and then as differences. It is recorded before
-it is followed, so that a node that starts without a manager resolves names and balances load by the
-last one. Each follower (`Follower`: the kernel's load balancer, the name server) has its own pace:
-what changes while it is busy reaches it as one change. Every few seconds it is asked to repair
-drift.
+A manager sends it over the session: complete at the beginning, then as differences. It is recorded
+before it is applied, so that a node that starts without a manager resolves names and balances load
+by the last one. Each follower (`Follower`: the kernel's load balancer, the name server) applies
+changes at its own pace, and changes that arrive meanwhile are merged into one. Every few seconds it
+also repairs drift.
 
-`applied` is the newest revision that all of them follow. A manager waits for it before it stops a
-task that has left the table.
+`applied` is the newest revision that all followers have applied. A manager waits for it before it
+stops a task that was removed from the table.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from orchestrator.pb import dispatch_pb2
 log = logging.getLogger(__name__)
 
 MEND_PERIOD = 5.0
-"""Seconds between two applications when nothing changes."""
+"""Seconds between two repairs of drift without a change."""
 _RETRY_FIRST, _RETRY_MOST = 0.1, 5.0
 """Seconds between attempts of a follower that fails."""
 
@@ -143,8 +143,8 @@ class EndpointTable:
             others = before ^ self._node_local
             self._advance([key for key in self._entries if key[1] in others], networks=True)
 
-    def look_again(self, follower: Follower) -> None:
-        """Have a follower check for drift now."""
+    def resync(self, follower: Follower) -> None:
+        """Check a follower for drift now."""
         self._followers[follower].changed.set()
 
     async def run(self) -> None:

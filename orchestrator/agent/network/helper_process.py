@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-LINE_LIMIT = 16 << 20  # bytes of an answer
+LINE_LIMIT = 16 << 20
+"""Maximum bytes of a response."""
 ATTEMPTS = 2
 COMMAND = (sys.executable, "-m", "orchestrator.cni.helper")
 EXIT_SECONDS = 2.0
@@ -58,7 +59,7 @@ class HelperProcess:
     async def request(self, op: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Send a request, return its result; raises `NetworkError`.
 
-        Cancelling the caller does not undo the operation; its answer is dropped when it comes.
+        Cancelling the caller does not undo the operation; its response is discarded.
         """
         async with self._turn:
             for _ in range(ATTEMPTS):

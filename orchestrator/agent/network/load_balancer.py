@@ -29,11 +29,11 @@ class BalancerNetwork(Protocol):
 
 
 class KernelLoadBalancer:
-    """Has the kernel's VIPs follow the endpoint table.
+    """Keeps the kernel's VIPs in sync with the endpoint table.
 
     A kernel whose connection table is full drops the first packet of each new connection, which
-    looks like sporadic network failures. So that is logged once each time, and is in `trouble` as
-    long as it lasts.
+    looks like sporadic network failures. So a full table is logged once, and reported in `trouble`
+    while it lasts.
     """
 
     name = "the load balancer"
@@ -41,7 +41,7 @@ class KernelLoadBalancer:
     def __init__(self, network: BalancerNetwork) -> None:
         self._network = network
         self.trouble = ""
-        """Why the connection table of the host refuses connections; empty: it does not."""
+        """Why the kernel refuses new connections; empty: it does not."""
         self._refused: int | None = None
 
     async def follow(self, change: Change, whole: Callable[[], Change]) -> None:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The name server process of this node: started, replaced, and fed with the endpoint table.
+"""The name server process of this node: starts and replaces it, and sends it the endpoint table.
 
-The server outlives the agent, as containers do: it answers names while there is no agent. The next
-agent finds it by its socket. A server that dies is replaced at once, and so is one of another
-version of Orc.
+Like containers, the server outlives the agent and resolves names without it. The next agent finds
+it by its socket. A server that has died, or is of another version of Orc, is replaced immediately.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class DnsClient:
     addresses: Mapping[str, tuple[str, ...]]
     """Network name → its addresses there, in the order of resolution."""
     servers: tuple[str, ...]
-    """Upstream name servers; none: the node's own."""
+    """Upstream name servers; empty: the node's."""
 
 
 def dns_client(task: Task, status: TaskStatus) -> DnsClient | None:
@@ -63,8 +62,8 @@ def dns_client(task: Task, status: TaskStatus) -> DnsClient | None:
 
 
 class NameServerProcess:
-    """Has the node's name server follow the endpoint table; an async context manager. The server
-    outlives it."""
+    """Keeps the node's name server in sync with the endpoint table; an async context manager. The
+    server outlives it."""
 
     name = "the name server"
 
@@ -78,9 +77,9 @@ class NameServerProcess:
         command: Sequence[str] = COMMAND,
     ) -> None:
         """`lost` is called when the server has ended and needs the whole table again. `clients` are
-        the containers with DNS settings of their own, by task; `client` is one of them, None for
-        another container; see `look_at`. `places` says by network id where names are answered in
-        networks of plugins."""
+        the containers with DNS settings of their own, by task; `client` returns one of them, None
+        for a container without; see `mark_client`. `places` are, by network id, the addresses that
+        answer names in networks of plugins."""
         self._path = run_dir / "names.sock"
         self._lost = lost
         self._clients = clients
@@ -93,7 +92,8 @@ class NameServerProcess:
         """Name → id."""
         self._sent_clients: dict[str, dict[str, Any]] = {}
         """The clients that the server knows, by task."""
-        self._complaint = ""
+        self._problem = ""
+        """The problem that the server last reported; empty: none."""
         self._command = (*command, str(self._path))
         self._process: subprocess.Popen[bytes] | None = None
         """The server, if this agent started it."""
@@ -107,8 +107,8 @@ class NameServerProcess:
     async def __aexit__(self, *_: object) -> None:
         self._disconnect()
 
-    def look_at(self, task_id: str) -> None:
-        """A task has changed: it may have become a client, or is no longer one."""
+    def mark_client(self, task_id: str) -> None:
+        """Mark a task as changed: its DNS settings are compared at the next update."""
         self._changed.add(task_id)
 
     async def follow(self, change: Change, whole: Callable[[], Change]) -> None:
@@ -123,7 +123,7 @@ class NameServerProcess:
                 if change.networks is not None:
                     self._networks = {network.name: network.id for network in change.networks}
                 clients = self._changed_clients(
-                    all_of_them=self._revision is None or change.networks is not None
+                    complete=self._revision is None or change.networks is not None
                 )
                 changed = moved or change.revision != self._revision or clients
                 self._revision = None
@@ -144,17 +144,17 @@ class NameServerProcess:
         if "revision" not in answer:
             raise NetworkError(str(answer.get("error", "the name server has lost its table")))
         self._revision, self._sent_places = change.revision, places
-        if (complaint := answer["complaint"]) != self._complaint:
+        if (problem := answer["complaint"]) != self._problem:
             log.log(
-                logging.ERROR if complaint else logging.INFO,
-                complaint or "the name server answers again",
+                logging.ERROR if problem else logging.INFO,
+                problem or "the name server answers again",
             )
-            self._complaint = complaint
+            self._problem = problem
 
-    def _changed_clients(self, *, all_of_them: bool) -> dict[str, Any]:
-        """The part of an update about clients."""
+    def _changed_clients(self, *, complete: bool) -> dict[str, Any]:
+        """The clients in an update: all if `complete`, else those that have changed."""
         changed, self._changed = self._changed, set()
-        if all_of_them:
+        if complete:
             self._sent_clients = {
                 task_id: _client(client, self._networks)
                 for task_id, client in self._clients().items()
@@ -177,19 +177,19 @@ class NameServerProcess:
         if self._link is not None and self._link.open:
             return self._link
         self._link, self._revision = None, None
-        link = await self._reach()
+        link = await self._connect()
         while link is None or (link.version, link.protocol) != (__version__, PROTOCOL):
             if link is not None:
                 log.info("replacing a name server of version %s", link.version)
                 with suppress(EOFError):
                     await link.ask({"end": True})
             await self._start()
-            link = await self._reach()
+            link = await self._connect()
         link.lost = self._lost
         self._link = link
         return link
 
-    async def _reach(self) -> _Link | None:
+    async def _connect(self) -> _Link | None:
         """A connection to the running server; None if there is none."""
         loop = asyncio.get_running_loop()
         try:
@@ -216,7 +216,7 @@ class NameServerProcess:
         log.info("name server started", extra={"pid": self._process.pid})
 
     def _kill(self) -> None:
-        """Kill the server that holds our socket, even if an earlier agent started it."""
+        """Kill the server that owns the socket, also if an earlier agent started it."""
         with suppress(OSError, ValueError):
             pid = int(self._path.with_suffix(".lock").read_text())
             if os.fsencode(self._path) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
@@ -266,7 +266,7 @@ class _Link(asyncio.Protocol):
         self.version, self.protocol = greeting["version"], greeting.get("protocol", 1)
 
     async def ask(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Send a request and return its answer. Raises EOFError if the server ends before."""
+        """Send a request and return its response. Raises EOFError if the server ends before."""
         if self._transport is None:
             raise EOFError("it has ended")
         self._transport.write(json.dumps(order).encode() + b"\n")

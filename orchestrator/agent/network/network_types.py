@@ -33,11 +33,11 @@ class NetworkConfig:
 
     `vni` 0 is a network of this node alone, with `subnet` all of it; else `subnet` is this node's
     part of `cluster_cidr`, and `subnet6` of `cluster_cidr6`, both empty where it has no IPv6.
-    `mtu` in bytes, 0 derives it, less the overhead of VXLAN, from the interface that has
-    `node_address`, or from `path_mtu`, what the paths between the nodes carry, if that is known and
-    less. `peers` may name this node too. `gateway` is this node's address in `subnet`, empty for
-    the first. Addresses are allocated from `ip_range`, empty for all of `subnet`, except those that
-    are `reserved`, which a container must request. `internal`: no traffic from or to other
+    `mtu` is in bytes; 0 derives it, less the overhead of VXLAN, from the interface that has
+    `node_address`, or from `path_mtu`, the least MTU of the paths between nodes, if that is known
+    and less. `peers` may name this node too. `gateway` is this node's address in `subnet`, empty
+    for the first. Addresses are allocated from `ip_range`, empty for all of `subnet`, except
+    the `reserved` ones, which a container must request. `internal`: no traffic from or to other
     networks. `encrypted`: packets leave this node only through its tunnels, which must exist.
     """
 
@@ -127,7 +127,7 @@ class Forgery:
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """What of the cluster's hosts is closed to containers.
+    """The ports and addresses of the cluster's hosts that are closed to containers.
 
     `hosts` are the addresses of all hosts of the cluster on the underlay, `ports` their closed TCP
     ports, `addresses` are closed everywhere. `guests` are the addresses of containers on networks
@@ -156,7 +156,7 @@ class Interface:
     """The desired interface of a container in a network.
 
     Empty `ip`, `ip6` and `mac` are allocated. The default route is through the network if
-    `default_route` and the network has a way out; of several, through the one attached last.
+    `default_route` and the network has external access; of several, through the last attached.
     """
 
     ifname: str = "eth0"
@@ -189,16 +189,16 @@ class Attachment:
     result: Mapping[str, Any]
     address6: str = ""
     leads_out: bool = True
-    """The container has a way out (of IPv4) by the network, if it was asked for and the network
-    has one."""
+    """The container's IPv4 default route is through the network."""
     nameservers: tuple[str, ...] = ()
-    """Who the network says answers names, where this node does not, by the gateway."""
+    """Name servers from the result of a plugin, for networks in which this node's name server does
+    not listen at the gateway."""
 
 
 @dataclass(frozen=True, slots=True)
 class Underlay:
-    """The interface below a tunnel and its MTU in bytes; `tunnel` is the tunnel's own, 0 if it is
-    not there."""
+    """The interface below a tunnel and its MTU in bytes; `tunnel` is the tunnel's own MTU, 0 if
+    the tunnel is missing."""
 
     device: str
     mtu: int
@@ -206,7 +206,7 @@ class Underlay:
 
 
 def network_document(config: NetworkConfig, *, with_peers: bool = False) -> dict[str, Any]:
-    """The configuration as the helper reads it; only `apply` needs a thousand peers."""
+    """The configuration in the helper's format; only `apply` needs the peers, up to a thousand."""
     document: dict[str, Any] = {
         "cniVersion": CNI_VERSION,
         "name": config.id,
@@ -245,7 +245,7 @@ def network_document(config: NetworkConfig, *, with_peers: bool = False) -> dict
 
 
 def attachment_document(config: NetworkConfig, interface: Interface) -> dict[str, Any]:
-    """The configuration with what an attachment asks for."""
+    """The configuration with the requests of an attachment."""
     return network_document(config) | {
         "defaultRoute": interface.default_route,
         "runtimeConfig": {

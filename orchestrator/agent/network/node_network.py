@@ -35,8 +35,7 @@ _TRY_AGAIN_LATER = 11
 class Connections:
     """The connections that the kernel tracks: `count` of at most `limit`.
 
-    `refused` counts those that did not fit since the host started: each is a client without an
-    answer.
+    `refused` counts the connections refused since the host started because the table was full.
     """
 
     count: int
@@ -50,7 +49,7 @@ class Connections:
 
 
 async def _balance(helper: HelperProcess, change: Table, whole: Callable[[], Table]) -> None:
-    """Apply the table to VIPs, published ports and policies; return when the kernel follows it.
+    """Apply the table to VIPs, published ports and policies; return when the kernel has it.
 
     `change` may be a difference. `whole` returns the complete table, for a new helper that lacks
     the base of `change`. An empty change (`base` equal to `revision`) repairs drift in the kernel.
@@ -72,7 +71,7 @@ async def _connections(helper: HelperProcess) -> Connections:
 
 @dataclass(frozen=True, slots=True)
 class TunnelKey:
-    """A public key of a node, and the UDP port at which the node answers to it."""
+    """A public key of a node, and the UDP port at which the node uses it."""
 
     public: str
     port: int
@@ -103,8 +102,8 @@ class TunnelSession:
 
 @dataclass(frozen=True, slots=True)
 class Tunnels:
-    """This node's tunnels: its keys, the oldest first; the address inside the tunnels by which each
-    other node (by its address) is reached; what the kernel tells."""
+    """This node's tunnels: its keys, oldest first; the address inside the tunnels of each other
+    node, by its underlay address; the sessions as the kernel reports them."""
 
     keys: tuple[TunnelKey, ...] = ()
     hosts: Mapping[str, str] = field(default_factory=dict)
@@ -119,7 +118,7 @@ async def _ensure_tunnels(
     rotation: int,
     most_age: float,
 ) -> Tunnels:
-    """Have tunnels to these nodes; see `NodeNetwork.tunnels`."""
+    """Ensure tunnels to these nodes; see `NodeNetwork.tunnels`."""
     wanted = {
         "address": address,
         "rotation": rotation,
@@ -136,7 +135,7 @@ async def _ensure_tunnels(
 
 
 def _tunnel_keys(found: Mapping[str, Any]) -> tuple[TunnelKey, ...]:
-    """The keys in an answer of the helper's."""
+    """The keys in a response of the helper."""
     return tuple(TunnelKey(**key) for key in found["keys"])
 
 
@@ -155,10 +154,10 @@ ANY_INTERFACE = Interface()
 class NodeNetwork:
     """Connects the containers of this node; owns the helper process while its context lasts.
 
-    `state_dir` keeps networks and addresses over restarts and reboots, `run_dir` holds the
-    namespaces' files and may be emptied by a reboot. `timeout` is in seconds, a request; `command`
+    `state_dir` keeps networks and addresses across restarts and reboots, `run_dir` has the files of
+    namespaces and may be emptied by a reboot. `timeout` is that of a request in seconds; `command`
     starts the helper, which serves the network namespace that it is started in. Networks are named
-    by their ids. All methods raise `NetworkError` and may be called again.
+    by their ids. All methods raise `NetworkError` and may be repeated.
     """
 
     def __init__(
@@ -204,7 +203,7 @@ class NodeNetwork:
     ) -> Attachment:
         """Connect a container to a network; create its network namespace if it has none yet.
 
-        Repeated, it returns the same address and applies all other settings anew. A failed call
+        Repeated, it returns the same address and applies all other settings again. A failed call
         leaves nothing behind.
         """
         config = self._configured(network)
@@ -238,15 +237,15 @@ class NodeNetwork:
         """Move an interface of a plugin into the container's existing namespace; the format is that
         of `orchestrator.cni.attachments.interfacemove`."""
         body = {"container": container_id, "interface": interface}
-        await self._helper.request("bring", body)
+        await self._helper.request("move_interface_in", body)
 
     async def take_back(self, container_id: str, interface: Mapping[str, Any]) -> None:
         """Move such an interface back to this host, under its name."""
         body = {"container": container_id, "interface": interface}
-        await self._helper.request("take_back", body)
+        await self._helper.request("move_interface_out", body)
 
     async def disconnect(self, network: str, container_id: str) -> None:
-        """Disconnect a container, which may run on, from one network."""
+        """Disconnect a container, which may be running, from one network."""
         body = {"network": network, "container": container_id}
         await self._helper.request("disconnect", body)
 
@@ -283,20 +282,20 @@ class NodeNetwork:
         return await _connections(self._helper)
 
     async def deviations(self, network: str) -> list[str]:
-        """What the next pass would repair of a network as last applied, in words. Raises what would
-        end that pass."""
+        """Descriptions of what the next pass would repair of a network as last applied. Raises the
+        error that would end that pass."""
         document = network_document(self._configured(network), with_peers=True)
         found = await self._helper.request("deviations", {"conf": document})
         return list(found["deviations"])
 
     async def unbalanced(self) -> list[str]:
-        """What the next pass would repair of VIPs, published ports and policies, in words."""
-        return list((await self._helper.request("unbalanced", {}))["deviations"])
+        """Descriptions of what the next pass would repair of VIPs, published ports and policies."""
+        return list((await self._helper.request("balance_deviations", {}))["deviations"])
 
     async def unexposed(self) -> list[str]:
-        """What the next pass would repair of the exposure and of source checks on networks of
-        plugins, in words."""
-        return list((await self._helper.request("unexposed", {}))["deviations"])
+        """Descriptions of what the next pass would repair of the exposure, and of source checks on
+        networks of plugins."""
+        return list((await self._helper.request("exposure_deviations", {}))["deviations"])
 
     async def forgeries(self) -> list[Forgery]:
         """Containers whose packets were recently dropped for spoofed source addresses."""
@@ -311,8 +310,8 @@ class NodeNetwork:
         return Underlay(found["device"], found["mtu"], found["tunnel"])
 
     async def encryption(self) -> tuple[str, tuple[TunnelKey, ...]]:
-        """Why this node's kernel cannot encrypt, in words, empty if it can; and the node's current
-        public keys, oldest first."""
+        """Why this node's kernel cannot encrypt, empty if it can; and the node's current public
+        keys, oldest first."""
         found = await self._helper.request("encryption", {})
         return found["why"], _tunnel_keys(found)
 
@@ -331,18 +330,13 @@ class NodeNetwork:
 
     async def remove_tunnels(self) -> None:
         """Remove all tunnels; the key is kept for later ones."""
-        await self._helper.request("untunnel", {})
+        await self._helper.request("remove_tunnels", {})
 
     async def check(self, network: str, container_id: str, ifname: str = "eth0") -> None:
         """Raise `NetworkError`, with the reason, if the container's attachment has drifted."""
         document = network_document(self._configured(network))
         body = {"conf": document, "container": container_id, "ifname": ifname}
         await self._helper.request("check", body)
-
-    async def status(self, network: str) -> None:
-        """Raise `NetworkError`, with the reason, if the next `attach` would fail."""
-        body = {"conf": network_document(self._configured(network))}
-        await self._helper.request("status", body)
 
     async def remove(self, network: str) -> None:
         """Remove a network from this node, and disconnect everything in it."""
@@ -353,6 +347,6 @@ class NodeNetwork:
         config = self._configs.get(network)
         if config is None:
             raise NetworkError(
-                "this node has not got the network yet: it gets it from a manager", NOT_AVAILABLE
+                "this node has not received the network from a manager yet", NOT_AVAILABLE
             )
         return config

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reconciles this node's networks with the manager's order, and attaches containers to them.
 
-The order is applied at each change and every few seconds, level-triggered: what was removed by hand
-is restored. A container is connected only after the first pass, which also releases what no task of
-this node can hold any more. A network that is no longer ordered is removed once no container is
-attached.
+The order is applied on each change and every few seconds, level-triggered, so manual changes in the
+kernel are repaired. Containers are connected only after the first pass, which also releases the
+attachments of containers that no longer exist. A network that is no longer ordered is removed once
+no container is attached.
 
-The helper's records say which networks a container is attached to, and by which interface: so
-connecting is the same for a new container, for one that an earlier agent connected, and for one
-whose networks have changed.
+The helper's records have the networks and interfaces of each container. So `connect` treats a new
+container, one that an earlier agent connected, and one whose networks have changed alike.
 """
 
 from __future__ import annotations
@@ -54,11 +53,10 @@ from orchestrator.pb import dispatch_pb2
 log = logging.getLogger(__name__)
 
 APPLY_PERIOD = 5.0
-"""Seconds between two passes when nothing changes."""
-
+"""Seconds between two passes without a change."""
 
 MOST_NAMESERVERS = 3
-"""The number that resolvers use (resolv.conf(5))."""
+"""The maximum that resolvers use (resolv.conf(5))."""
 
 
 class NodeNetworking(Protocol):
@@ -95,7 +93,7 @@ class Connected:
     """Network name → IPv4 address, no prefix length."""
     addresses6: Mapping[str, str] = field(default_factory=dict)
     nameservers: tuple[str, ...] = ()
-    """Its name servers; none: the node's own."""
+    """Its name servers; empty: the node's."""
 
 
 @dataclass(slots=True)
@@ -104,9 +102,9 @@ class _Network:
 
     config: NetworkConfig
     tunnels: TunnelOrder | None
-    """Of an encrypted network."""
+    """Those of an encrypted network."""
     passed: asyncio.Event = field(default_factory=asyncio.Event)
-    """This configuration was applied, successfully or not."""
+    """Set once this configuration was applied, successfully or not."""
     failure: NetworkError | None = None
 
 
@@ -125,9 +123,9 @@ class NetworkReconciler:
         exposure: Callable[[Collection[str]], Exposure] = lambda nodes: Exposure(tuple(nodes)),
     ) -> None:
         """`held` returns the ids of containers that may hold an address; it is called once, after
-        the first pass. `running` finds the running task that a user means by a word. `unordered`
-        are networks that this node has without an order. `exposure` is what is closed to
-        containers, given the addresses of all known nodes."""
+        the first pass. `running` finds a running task by name or id. `unordered` are networks that
+        the agent creates itself. `exposure` returns the ports and addresses to close to containers,
+        from the addresses of all known nodes."""
         self._network = network
         self._node_address = node_address
         self._held = held
@@ -136,19 +134,19 @@ class NetworkReconciler:
         self._period = period
         self._unordered = frozenset(unordered)
         self._exposure = exposure
-        self._exposing: NetworkError | None = None
-        """Why the last pass could not close hosts to containers."""
+        self._exposure_error: NetworkError | None = None
+        """Why the last pass could not apply the exposure."""
         self._networks: dict[str, _Network] = {}
         """By id."""
         self._peers: frozenset[str] = frozenset()
         self._changed = asyncio.Event()
         self._ready = asyncio.Event()
-        """The first pass is over."""
+        """Set after the first pass."""
         self._cleared: asyncio.Event | None = None
         """Set once no network is left; None unless all are being removed."""
         self._collected = False
         self._attached: set[str] = set()
-        """Containers that may be attached to networks; all others certainly are not."""
+        """Containers that may be attached to networks; all others are not."""
         self._failure: NetworkError | None = None
         """Why the remains of earlier containers could not be released."""
 
@@ -166,7 +164,7 @@ class NetworkReconciler:
             return
         for id, before in self._networks.items():
             if wanted.get(id) is not before:
-                # Tasks that wait for it look for its successor.
+                # Waiting tasks continue with the new configuration.
                 before.passed.set()
         self._networks = wanted
         addresses = {peer.address for each in wanted.values() for peer in each.config.peers}
@@ -187,7 +185,7 @@ class NetworkReconciler:
         return frozenset({s for c in configs for s in (c.cluster_cidr, c.subnet) if s})
 
     def plain(self) -> NetworkConfig | None:
-        """The first network by id that is in place, spans nodes and is not encrypted."""
+        """The first network by id that is applied, spans nodes and is not encrypted."""
         for id, config in sorted(self.applied().items()):
             if config.vni and not config.encrypted and id not in self.failures():
                 return config
@@ -205,7 +203,7 @@ class NetworkReconciler:
         return len(self._networks)
 
     async def run(self) -> None:
-        """Keep the order in force until cancelled."""
+        """Apply the order until cancelled."""
         while True:
             self._changed.clear()
             if self._cleared is not None:
@@ -224,7 +222,7 @@ class NetworkReconciler:
         self._changed.set()
 
     async def clear(self) -> None:
-        """Remove all networks of the cluster from this host; return when they are gone. Call it
+        """Remove all networks of the cluster from this host; return when they are removed. Call it
         when no container is left and while `run` is running."""
         self._networks, self._peers = {}, frozenset()
         self._cleared = cleared = asyncio.Event()
@@ -243,16 +241,16 @@ class NetworkReconciler:
             cleared.set()
 
     async def _expose(self) -> None:
-        before = self._exposing
+        before = self._exposure_error
         try:
             nodes = sorted({self._node_address, *self._peers})
             await self._network.expose(self._exposure(nodes))
         except NetworkError as error:
-            self._exposing = error
+            self._exposure_error = error
             if str(error) != str(before):
-                log.error("hosts cannot be closed to containers: %s", error)
+                log.error("ports of hosts cannot be closed to containers: %s", error)
         else:
-            self._exposing = None
+            self._exposure_error = None
 
     async def _pass(self) -> None:
         await self._expose()
@@ -295,23 +293,23 @@ class NetworkReconciler:
         network.passed.set()
 
     async def ready(self) -> None:
-        """Wait until the remains of earlier containers are released, including their namespaces, so
-        that new ones are not mistaken for them. Raises NetworkError."""
+        """Wait until the attachments and namespaces of earlier containers are released, which would
+        otherwise include those of new ones. Raises NetworkError."""
         if not self._networks:
-            raise NetworkError("this node has no network yet: it gets one from a manager")
+            raise NetworkError("this node has not received its networks from a manager yet")
         await self._ready.wait()
         if not self._collected and self._failure is not None:
             raise self._failure
 
     async def connect(self, task: Task) -> Connected:
-        """Attach a task's container to the networks of its spec, once these are in place, and to no
+        """Attach a task's container to the networks of its spec, once these are applied, and to no
         others. New interfaces are named eth0, eth1, … in the order of the spec; its default route
-        is through the first network with a way out. Raises NetworkError."""
+        is through the first network with external access. Raises NetworkError."""
         await self.ready()
         if word := network_container(task.spec):
             neighbour = self._running(word)
             if neighbour is None:
-                raise NetworkError(f"container {word}, whose network it is to share, does not run")
+                raise NetworkError(f"container {word}, whose network it shares, is not running")
             shared = await self.connect(neighbour)
             return Connected(shared.netns, nameservers=shared.nameservers)
         attachments = task.spec.attachments
@@ -322,7 +320,7 @@ class NetworkReconciler:
             for each in attachments
             if not stands_alone(each.network)
         ]
-        # A start waits for each request: a new container costs no more than its attachments.
+        # Each request delays the start: a new container needs none but its attachments.
         new = task.id not in self._attached
         self._attached.add(task.id)
         has = {} if new else dict(await self._network.interfaces(task.id))
@@ -354,8 +352,8 @@ class NetworkReconciler:
                 addresses6[config.name] = made.address6
         if any(config.driver for _, config in wanted):
             await self._expose()  # before the container starts, not with the next pass
-        # Each of them resolves the names of all networks of the container; the others are for when
-        # it is disconnected from the first.
+        # Each gateway resolves the names of all networks of the container; with several, one
+        # remains when the container is disconnected from a network.
         nameservers = gateways or others
         return Connected(Path(netns), addresses, addresses6, tuple(nameservers[:MOST_NAMESERVERS]))
 
@@ -368,14 +366,14 @@ class NetworkReconciler:
         self._attached.discard(container_id)
 
     async def _applied(self, name: str) -> NetworkConfig:
-        """The network of this name, once it is in place."""
+        """The network of this name, once it is applied. Raises NetworkError."""
         while (network := self._named(name)) is not None:
             await network.passed.wait()
             if self._named(name) is network:
                 if network.failure is not None:
                     raise network.failure
                 return network.config
-        raise NetworkError(f"this node has no part of network {name}")
+        raise NetworkError(f"network {name} is not assigned to this node")
 
     def _named(self, name: str) -> _Network | None:
         found = (each for each in self._networks.values() if each.config.name == name)
@@ -426,9 +424,10 @@ def exposure_of(
     guests: Collection[str] = (),
     checked: Sequence[Guest] = (),
 ) -> Exposure:
-    """What is closed to containers. `nodes` are addresses, `managers` HOST:PORT, `ports` those of
-    this node's images and metrics, `access` what is open. `guests` are the addresses of containers
-    on networks of plugins, `checked` their interfaces with source checks."""
+    """The ports and addresses to close to containers. `nodes` are addresses, `managers` HOST:PORT,
+    `ports` those of this node's images and metrics, `access` the open ones by name. `guests` are
+    the addresses of containers on networks of plugins, `checked` their interfaces with source
+    checks."""
     places = [manager.rpartition(":") for manager in managers]
     hosts = {host for host, _, _ in places if _is_address(host)}
     return Exposure(
@@ -451,14 +450,14 @@ def _is_address(host: str) -> bool:
 def network_config(network: dispatch_pb2.AssignedNetwork, node_address: str) -> NetworkConfig:
     """The configuration of an ordered network on this node."""
     alone = network.driver == BRIDGE
-    foreign = bool(network.driver) and not is_ours(network.driver)
+    third_party = bool(network.driver) and not is_ours(network.driver)
     return NetworkConfig(
         id=network.id,
         name=network.name,
         vni=0 if alone else network.vni,
         cluster_cidr=network.cluster_cidr,
         subnet=network.subnet,
-        mtu=0 if foreign else int(network.options.get(MTU, 0)),
+        mtu=0 if third_party else int(network.options.get(MTU, 0)),
         node_address=node_address,
         peers=tuple(
             Peer(peer.subnet, peer.address, peer.subnet6, tuple(peer.addresses))
@@ -472,9 +471,9 @@ def network_config(network: dispatch_pb2.AssignedNetwork, node_address: str) -> 
         encrypted=network.encrypted,
         source_check=checks_sources(network.options),
         allowed_sources=allowed_sources(network.options),
-        driver=network.driver if foreign else "",
+        driver=network.driver if third_party else "",
         conflist=network.conflist,
-        options=_of_plugin(network.options) if foreign else {},
+        options=_of_plugin(network.options) if third_party else {},
         ipam_driver=network.ipam_driver,
         ipam_options=dict(network.ipam_options),
     )

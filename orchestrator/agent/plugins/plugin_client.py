@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of Docker plugins: HTTP over a Unix socket, TCP or TLS, with limits of time and size.
+"""Calls to Docker plugins: HTTP over a Unix socket, TCP or TLS, with limits of time and size.
 
-A plugin that answers nothing for `SILENCE` seconds counts as hung: no caller waits longer for it. A
-call that takes long, such as attaching a disk, has more time, as long as the plugin answers
-`/Plugin.Activate` meanwhile. Answers are checked; errors are one line.
+A plugin that does not respond for `SILENCE` seconds counts as hung, and its callers fail. A slow
+call, such as attaching a disk, has more time, as long as the plugin responds to `/Plugin.Activate`
+meanwhile. Responses are validated; errors are one line.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class PluginError(Exception):
 
 
 class PluginUnavailable(PluginError):
-    """A plugin did not answer, or its answer was invalid. It may work later."""
+    """A plugin did not respond, or its response was invalid. It may work later."""
 
 
 class UnknownCall(PluginError):
@@ -46,7 +46,7 @@ class UnknownCall(PluginError):
 MEDIA_TYPE = "application/vnd.docker.plugins.v1+json"
 
 _MOST = 4 << 20
-"""Bytes of an answer; no list of a plugin is longer."""
+"""Maximum size of a response in bytes."""
 _threads = KeyedThreads("plugin call")
 _numbers = itertools.count(1)
 _UCRED = struct.Struct("3i")
@@ -73,7 +73,7 @@ def parse_address(url: str, tls: Mapping[str, Any] | None = None) -> Address:
     except ValueError:
         host = port = None
     if parts.scheme not in ("tcp", "http", "https") or not host or not port:
-        raise PluginError(f"{url!r} is no plugin's address; write unix:///PATH or tcp://HOST:PORT")
+        raise PluginError(f"{url!r} is not a plugin's address; use unix:///PATH or tcp://HOST:PORT")
     if not tls and parts.scheme != "https":
         return Address(host=host, port=port)
     return Address(host=host, port=port, tls=_tls(tls or {}))
@@ -93,8 +93,8 @@ def _tls(config: Mapping[str, Any]) -> ssl.SSLContext:
 
 
 async def post(address: Address, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
-    """Status and JSON of the answer (None when it is empty). Raises PluginUnavailable. The caller
-    limits the time: cancelling it ends the connection."""
+    """Status and JSON of the response (None when it is empty). Raises PluginUnavailable. The
+    caller limits the time: cancelling it ends the connection."""
     exchange = _Exchange(address, path, json.dumps(body).encode())
     try:
         status, answer = await _threads.run(f"{next(_numbers)}", exchange.run)
@@ -110,7 +110,7 @@ async def post(address: Address, path: str, body: Mapping[str, Any]) -> tuple[in
 
 
 class _Exchange:
-    """One request and its answer on a connection of their own, in a thread that `abort` frees."""
+    """One request and its response on a separate connection, in a thread that `abort` ends."""
 
     def __init__(self, address: Address, path: str, data: bytes) -> None:
         self._connection = _Connection(address)
@@ -120,7 +120,8 @@ class _Exchange:
         self._aborted = False
 
     def run(self) -> tuple[int, bytes]:
-        """Status and content of the answer; blocks. Raises OSError, ValueError, HTTPException."""
+        """Status and content of the response; blocks. Raises OSError, ValueError,
+        HTTPException."""
         with closing(self._connection) as connection:
             connection.connect()
             self._socket = connection.sock
@@ -135,13 +136,13 @@ class _Exchange:
             with connection.getresponse() as response:
                 content = response.read(_MOST + 1)
                 if len(content) > _MOST:
-                    raise ValueError("its answer is too long")
+                    raise ValueError("its response is too long")
                 if response.length:  # http.client returns what came before a disconnection
                     raise IncompleteRead(content, response.length)
                 return response.status, content
 
     def abort(self) -> None:
-        """Make `run` return, whatever it waits for."""
+        """Make `run` return, also while it blocks."""
         self._aborted = True
         if self._socket is not None:
             with suppress(OSError):
@@ -167,8 +168,8 @@ class _Connection(HTTPConnection):
 
 
 async def listener(address: Address) -> int:
-    """The process that listens at a unix socket; 0: none that is visible to this one. Raises
-    PluginUnavailable."""
+    """The pid of the process that listens at a Unix socket; 0: not visible in this PID namespace.
+    Raises PluginUnavailable."""
     if address.socket is None:
         return 0
     with socket.socket(socket.AF_UNIX) as sock:
@@ -184,7 +185,7 @@ async def listener(address: Address) -> int:
 
 def _error_message(error: Exception) -> str:
     if isinstance(error, RemoteDisconnected | IncompleteRead):
-        return "it hung up in the middle of its answer"
+        return "it closed the connection during its response"
     if isinstance(error, BadStatusLine):
         return "it does not speak HTTP"
     if isinstance(error, OSError) and error.strerror:
@@ -194,17 +195,17 @@ def _error_message(error: Exception) -> str:
 
 T = TypeVar("T")
 
-Tell = Callable[[str], None]
-"""Called with what an operation waits for; empty: for nothing any more."""
+OnWait = Callable[[str], None]
+"""Called with what an operation waits for; empty: it no longer waits."""
 
 NOTICE = 2.0
-"""Seconds after which a status says that an operation waits for a plugin."""
+"""Seconds after which a status reports that an operation waits for a plugin."""
 SILENCE = 5.0
-"""Seconds without any answer after which a plugin counts as hung."""
+"""Seconds without a response after which a plugin counts as hung."""
 PATIENCE = SILENCE
-"""Seconds for which a plugin that cannot be reached is tried again, with backoff."""
+"""Seconds for which calls to an unreachable plugin are retried, with backoff."""
 CALL_TIMEOUT = 60.0
-"""Seconds of a call while the plugin answers other calls."""
+"""Maximum seconds of a call while the plugin responds to other calls."""
 _FIRST_PAUSE = 0.1
 
 
@@ -215,8 +216,8 @@ async def call_plugin(
     what: str,
     timeout: float | None = None,
 ) -> dict[str, Any]:
-    """A plugin's answer to a call within `timeout` seconds (default: `SILENCE`). `what` names the
-    plugin in its errors, such as `volume driver nfs`. Raises PluginError."""
+    """A plugin's response to a call within `timeout` seconds (default: `SILENCE`). `what` names the
+    plugin in errors, such as `volume driver nfs`. Raises PluginError."""
     limit = SILENCE if timeout is None else timeout
     try:
         async with asyncio.timeout(limit):
@@ -224,11 +225,11 @@ async def call_plugin(
     except TimeoutError:
         raise PluginUnavailable(f"no answer within {limit:g} s") from None
     if not isinstance(answer, dict | None):
-        raise PluginUnavailable(f"its answer to {path} is no JSON object")
+        raise PluginUnavailable(f"its response to {path} is not a JSON object")
     # IPAM plugins use the longer key.
-    said = (answer or {}).get("Err") or (answer or {}).get("Error")
-    if status >= 400 or said:
-        words = " ".join(str(said or f"HTTP status {status}").split())
+    message = (answer or {}).get("Err") or (answer or {}).get("Error")
+    if status >= 400 or message:
+        words = " ".join(str(message or f"HTTP status {status}").split())
         kind = UnknownCall if status == 404 else PluginError
         raise kind(f"{what}: {words}")
     return answer or {}
@@ -237,8 +238,8 @@ async def call_plugin(
 async def call_long(
     address: Address, path: str, body: Mapping[str, Any], what: str
 ) -> dict[str, Any]:
-    """As `call_plugin`, for a call that may take long: `CALL_TIMEOUT` seconds while the plugin
-    answers other calls. Raises PluginError."""
+    """As `call_plugin`, for a slow call: `CALL_TIMEOUT` seconds while the plugin responds to other
+    calls. Raises PluginError."""
     outcomes: list[dict[str, Any] | PluginError] = []
 
     async def call() -> None:
@@ -256,7 +257,7 @@ async def call_long(
                 outcomes.append(PluginUnavailable(f"no answer within {SILENCE:g} s"))
                 return
             except PluginError:
-                continue  # it answers
+                continue  # it responds
 
     async with asyncio.TaskGroup() as group:
         running = {group.create_task(call(), name=path), group.create_task(watch(), name="watch")}
@@ -270,9 +271,8 @@ async def call_long(
 
 
 async def with_retries(attempt: Callable[[], Awaitable[T]]) -> T:
-    """What an attempt returns; it is repeated while it raises PluginUnavailable, for
-    `PATIENCE` seconds.
-    Raises the last one."""
+    """The result of an attempt, which is repeated while it raises PluginUnavailable, for `PATIENCE`
+    seconds. Raises the last PluginUnavailable."""
     loop = asyncio.get_running_loop()
     give_up, pause = loop.time() + PATIENCE, _FIRST_PAUSE
     while True:
@@ -286,19 +286,20 @@ async def with_retries(attempt: Callable[[], Awaitable[T]]) -> T:
 
 
 @contextmanager
-def announced(tell: Tell, text: str) -> Iterator[None]:
-    """Call `tell` with `text` once the block has taken `NOTICE` seconds, and again when it ends."""
-    told = False
+def report_if_slow(on_wait: OnWait, text: str) -> Iterator[None]:
+    """Call `on_wait` with `text` once the block has taken `NOTICE` seconds, and with an empty text
+    when it ends after that."""
+    reported = False
 
     def now() -> None:
-        nonlocal told
-        told = True
-        tell(text)
+        nonlocal reported
+        reported = True
+        on_wait(text)
 
     timer = asyncio.get_running_loop().call_later(NOTICE, now)
     try:
         yield
     finally:
         timer.cancel()
-        if told:
-            tell("")
+        if reported:
+            on_wait("")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plugin discovery as in Docker: sockets first, then `.spec` and `.json` files.
 
-A plugin is activated when its file is first seen or has changed, and again while it does not
-answer. Source: Docker's "Plugin API" (legacy plugins, version 1).
+A plugin is activated when its file is new or has changed; activation is repeated while it does not
+respond. Source: Docker's "Plugin API" (legacy plugins, version 1).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SOCKET_FOLDERS = (Path("/run/docker/plugins"),)
 SPEC_FOLDERS = (Path("/etc/docker/plugins"), Path("/usr/lib/docker/plugins"))
 
 ACTIVATION_TIMEOUT = 2.0
-"""Seconds of an activation call."""
+"""Timeout of an activation call in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class PluginFile:
 
 
 def find(sockets: Sequence[Path], specs: Sequence[Path]) -> dict[str, PluginFile]:
-    """The plugins' files by name; the first found of a name counts."""
+    """The plugins' files by name; the first of a name takes precedence."""
     found: dict[str, PluginFile] = {}
     places = [*((each, (".sock",)) for each in sockets), *((e, (".spec", ".json")) for e in specs)]
     for folder, kinds in places:
@@ -84,10 +84,10 @@ def read_address(file: PluginFile) -> Address:
 
 
 async def implements(name: str, address: Address) -> list[str]:
-    """What a plugin implements, such as `VolumeDriver`. Raises PluginError."""
+    """The interfaces that a plugin implements, such as `VolumeDriver`. Raises PluginError."""
     found = (await call_plugin(address, "/Plugin.Activate", {}, f"plugin {name}")).get("Implements")
     if not isinstance(found, list):
-        raise PluginUnavailable("it does not say what it implements")
+        raise PluginUnavailable("its response to /Plugin.Activate lacks the field Implements")
     return [str(each) for each in found]
 
 
@@ -101,21 +101,21 @@ class PluginSet(Generic[P]):
         sockets: Sequence[Path] = SOCKET_FOLDERS,
         specs: Sequence[Path] = SPEC_FOLDERS,
     ) -> None:
-        """`activate` makes a plugin from its name, its address and what it implements; None when
-        it is of another kind. It raises PluginError. `noun` is for messages: `volume driver`."""
+        """`activate` makes a plugin from its name, address and interfaces; None when it is of
+        another kind. It raises PluginError. `noun` is for messages: `volume driver`."""
         self._activate = activate
         self._noun = noun
         self._sockets, self._specs = tuple(sockets), tuple(specs)
         self._known: dict[str, tuple[PluginFile, P | None]] = {}
-        """Plugins that have answered; None: it is of another kind."""
+        """Plugins that have responded; None: it is of another kind."""
         self.silent: dict[str, str] = {}
-        """Plugins that do not answer, and why."""
+        """Plugins that do not respond, with the reason."""
 
     def all(self) -> dict[str, P]:
-        """Plugins that have answered and whose file exists, by name."""
+        """Plugins that have responded and whose file exists, by name."""
         return {name: plugin for name, (_, plugin) in sorted(self._known.items()) if plugin}
 
-    async def look(self, timeout: float = ACTIVATION_TIMEOUT) -> None:
+    async def discover(self, timeout: float = ACTIVATION_TIMEOUT) -> None:
         """Look for plugin files, and activate new plugins, concurrently."""
         files = find(self._sockets, self._specs)
         for name in [*self._known]:
@@ -123,16 +123,16 @@ class PluginSet(Generic[P]):
                 del self._known[name]
         self.silent = {name: why for name, why in self.silent.items() if name in files}
         new = [file for name, file in files.items() if name not in self._known]
-        await asyncio.gather(*(self._ask(file, timeout) for file in new))
+        await asyncio.gather(*(self._activate_file(file, timeout) for file in new))
 
     async def get(self, name: str) -> P:
-        """The plugin of this name. Raises PluginUnavailable when none answers, PluginError when it
-        is of another kind."""
+        """The plugin of this name. Raises PluginUnavailable when it does not respond, PluginError
+        when it is of another kind."""
         if name not in self._known:
-            await self.look()
+            await self.discover()
         if (known := self._known.get(name)) is not None:
             if known[1] is None:
-                raise PluginError(f"plugin {name} is no {self._noun}")
+                raise PluginError(f"plugin {name} is not a {self._noun}")
             return known[1]
         raise PluginUnavailable(
             f"{self._noun} {name} does not answer: {self.silent[name]}"
@@ -144,28 +144,28 @@ class PluginSet(Generic[P]):
         """As `get`, but retry for `plugin_client.PATIENCE` seconds."""
         return await with_retries(lambda: self.get(name))
 
-    def doubt(self, name: str, why: str) -> None:
-        """Mark a plugin as silent until it answers again."""
+    def mark_silent(self, name: str, why: str) -> None:
+        """Mark a plugin as silent until it responds again."""
         if self._known.pop(name, None) is not None:
-            self._is_silent(name, why)
+            self._note_silent(name, why)
 
-    async def _ask(self, file: PluginFile, timeout: float) -> None:
+    async def _activate_file(self, file: PluginFile, timeout: float) -> None:
         try:
             async with asyncio.timeout(timeout):
                 address = read_address(file)
                 kinds = await implements(file.name, address)
                 plugin = await self._activate(file.name, address, kinds)
         except TimeoutError:
-            self._is_silent(file.name, f"no answer within {timeout:g} s")
+            self._note_silent(file.name, f"no answer within {timeout:g} s")
         except PluginError as error:
-            self._is_silent(file.name, str(error))
+            self._note_silent(file.name, str(error))
         else:
             self._known[file.name] = (file, plugin)
             self.silent.pop(file.name, None)
             if plugin is not None:
                 log.info("%s found", self._noun, extra={"plugin": file.name})
 
-    def _is_silent(self, name: str, why: str) -> None:
+    def _note_silent(self, name: str, why: str) -> None:
         if self.silent.get(name) != why:
             log.warning("plugin %s cannot be used: %s", name, why)
         self.silent[name] = why

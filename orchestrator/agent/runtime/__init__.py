@@ -52,7 +52,7 @@ first process, and a cgroup, by which remaining processes are found. SIGKILL goe
 state that is in a file is not queried from crun; the seccomp profile, the largest part of the
 configuration, is rendered to JSON once.
 
-**cgroups.** `resources.cgroups` tells version 2, version 1 and both at once (`hybrid`) apart. crun
+**cgroups.** `resources.cgroups` distinguishes version 2, version 1 and both (`hybrid`). crun
 refuses hybrid hosts, so `isolation.mountns.enter_private_mounts` hides the version 2 tree from the
 agent and its children before anything else starts.
 """

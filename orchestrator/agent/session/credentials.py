@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import grpc
 
 from orchestrator.agent.statedb import StateDb
-from orchestrator.identity.certificates import Issued, PairFiles
+from orchestrator.identity.certificates import Issued, TlsFiles, issuer_key_id
 from orchestrator.identity.renewal import NotRenewed, keep_renewed, request_elsewhere
 from orchestrator.identity.revocation import Revocations, Revoked
+from orchestrator.linux.atomicfile import write_file
 from orchestrator.pb import certificates_pb2, certificates_pb2_grpc, dispatch_pb2, types_pb2
 
 _TIMEOUT = 10.0
@@ -18,12 +20,16 @@ _TIMEOUT = 10.0
 
 
 class NodeCertificate:
-    """Keeps the certificate in `files` valid."""
+    """Keeps the certificate in `files` valid, and the CAs there as managers say."""
 
-    def __init__(self, files: PairFiles, channel: Callable[[], grpc.aio.Channel | None]) -> None:
+    def __init__(self, files: TlsFiles, channel: Callable[[], grpc.aio.Channel | None]) -> None:
         """`channel` is that of the current session, if there is one."""
-        self._files = files
+        self._tls = files
+        self._files = files.pair
         self._channel = channel
+        self._signer = ""
+        """Key id of the CA that signs; empty: not known."""
+        self._wake = asyncio.Event()
 
     @property
     def serial(self) -> str:
@@ -36,7 +42,22 @@ class NodeCertificate:
 
     async def run(self, unit: float) -> None:
         """Renew it whenever it is due, until cancelled; see `keep_renewed`."""
-        await keep_renewed(self._files, request_elsewhere, self._sign, unit=unit)
+        await keep_renewed(
+            self._files,
+            request_elsewhere,
+            self._sign,
+            unit=unit,
+            outdated=lambda certificate: self._signer not in ("", issuer_key_id(certificate)),
+            wake=self._wake,
+        )
+
+    def trust(self, order: dispatch_pb2.Trust) -> None:
+        """Trust these CAs in new connections, and renew the certificate if another one than the
+        signer issued it. Raises OSError."""
+        if order.ca_certificates and self._tls.ca.read_text() != order.ca_certificates:
+            write_file(self._tls.ca, order.ca_certificates, mode=0o644)
+        self._signer = order.signer
+        self._wake.set()
 
     async def _sign(self, request: str) -> str:
         channel = self._channel()

@@ -15,7 +15,8 @@ from pathlib import Path
 from orchestrator import __version__
 from orchestrator.model.agent_features import AGENT_FEATURES
 from orchestrator.model.nodes import REGISTRY_CREDENTIALS, NodeDescription
-from orchestrator.model.specs import SHARES_PER_CORE, Resources
+from orchestrator.model.specs import Resources
+from orchestrator.model.units import SHARES_PER_CORE
 from orchestrator.registries.credsstore import has_credentials
 
 _MEMINFO = Path("/proc/meminfo")

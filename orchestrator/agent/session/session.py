@@ -7,8 +7,10 @@ the period is over. Any doubt, such as a diff that does not chain or a silent ma
 session, and the next one begins with everything: all statuses and images from here, the full set
 from there.
 
-All known managers are tried in turn, in random order, with exponential backoff up to eight seconds
-and jitter, so that a thousand agents do not return in step. The newest list of managers is kept on
+All known managers are tried in turn, in random order, which spreads agents over them, with
+exponential backoff and jitter, so that a thousand agents do not return in step. A manager that does
+not answer is left within two seconds if there are others. A manager that has more sessions than
+others redirects some to them. The newest list of managers is kept on
 disk: those that the node joined by may be long gone.
 """
 
@@ -54,11 +56,11 @@ class SessionEnded(Exception):
 
 
 class Redirected(SessionEnded):
-    """The manager is not the leader; `leader` is the leader's HOST:PORT."""
+    """The manager refers the node to another one at HOST:PORT."""
 
-    def __init__(self, leader: str) -> None:
-        super().__init__(f"the leader is {leader}")
-        self.leader = leader
+    def __init__(self, address: str) -> None:
+        super().__init__(f"redirected to {address}")
+        self.address = address
 
 
 class CertificateRefused(SessionEnded):
@@ -95,11 +97,12 @@ class Session:
         scrapable: Callable[[str], None],
         expose: Callable[[Sequence[str]], None] = lambda access: None,
         revoked: Callable[[dispatch_pb2.RevocationList], None] = lambda news: None,
+        trust: Callable[[dispatch_pb2.Trust], None] = lambda order: None,
     ) -> None:
         """`wake` is set when there is something to send. `open_tunnel` must not raise.
         `remove_images` removes images of these digests unless containers need them. `scrapable`
         gets the digest of the token for metrics. `revoked` gets changes of the revoked
-        certificates."""
+        certificates, `trust` the CAs to trust."""
         self._node = node
         self._worker = worker
         self._endpoints = endpoints
@@ -110,6 +113,7 @@ class Session:
         self._scrapable = scrapable
         self._expose = expose
         self._revoked = revoked
+        self._trust = trust
         self._images_changed = True
         self._volume_drivers: dict[str, str] = {}
         self._path_mtu = 0
@@ -126,6 +130,8 @@ class Session:
         """Revision of the endpoint table after the last message; None before the full one."""
         self._followed: deque[tuple[int, int]] = deque()
         """(revision on this node, the manager's) of tables that are not acknowledged yet."""
+        self._incarnation = ""
+        """Of the cluster, as welcomed."""
         self._progress = 0.0
         """Loop time of the last acknowledgement or report."""
 
@@ -181,6 +187,7 @@ class Session:
         if not message.HasField("welcome"):
             raise SessionEnded("the first message of the manager was not a welcome")
         self._period = message.welcome.heartbeat_period or _DEFAULT_PERIOD
+        self._incarnation = message.welcome.incarnation
         return message.welcome
 
     async def _take(
@@ -206,10 +213,14 @@ class Session:
                 group.create_task(self._remove_images(images), name="image removal")
             case "container_access":
                 self._expose(list(message.container_access.open))
+            case "orphan_removal":
+                self._worker.remove_orphans(message.orphan_removal.times)
             case "scrape":
                 self._scrapable(message.scrape.token_digest)
             case "revocations":
                 self._revoked(message.revocations)
+            case "trust":
+                self._trust(message.trust)
             case "redirect":
                 raise _redirected(message.redirect)
             case other:
@@ -231,7 +242,13 @@ class Session:
         networks = None
         if order.full or order.networks or order.network_changes or order.removed_networks:
             networks = [self._networks[network_id] for network_id in sorted(self._networks)]
-        self._worker.apply(order.tasks, order.removed_tasks, networks, full=order.full)
+        self._worker.apply(
+            order.tasks,
+            order.removed_tasks,
+            networks,
+            full=order.full,
+            incarnation=self._incarnation,
+        )
         if networks is not None:
             self._endpoints.order(networks)
         self._version = order.results_in
@@ -372,7 +389,7 @@ async def _closed(call: Any) -> SessionEnded:
 def _redirected(redirect: dispatch_pb2.Redirect) -> SessionEnded:
     if redirect.leader:
         return Redirected(redirect.leader)
-    return SessionEnded("this manager is not the leader and knows of none")
+    return SessionEnded("this manager does not serve and knows of no other")
 
 
 def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -415,6 +432,8 @@ BACKOFF_REFUSED = 60.0
 _REDIRECTS = 3
 """Redirects in a row that are followed at once; from then on they count as failures."""
 
+PATIENCE_OTHERS = 1.0
+"""The first timeout in seconds of a connection if there are other managers."""
 PATIENCE_FIRST, PATIENCE_MOST = 5.0, 60.0
 """Seconds that a connection may take, from the first failure on: growing, so that a slow host is
 reached eventually."""
@@ -431,9 +450,12 @@ def backoff(attempt: int, unit: float, refused: bool = False) -> float:
     return most * (0.5 + unit / 2)
 
 
-def patience(failures: int) -> float:
-    """The timeout of the next attempt, in seconds; it grows from the third failure in a row."""
-    most: float = min(PATIENCE_FIRST * 2.0 ** max(0, min(failures, 16) - 2), PATIENCE_MOST)
+def patience(failures: int, others: int = 0) -> float:
+    """The timeout of the next attempt, in seconds; it grows from the third failure in a row of each
+    manager. `others`: the number of other managers that could be tried."""
+    first = min(PATIENCE_OTHERS, PATIENCE_FIRST) if others else PATIENCE_FIRST
+    rounds = failures // (others + 1)
+    most: float = min(first * 2.0 ** max(0, min(rounds, 16) - 2), PATIENCE_MOST)
     return most
 
 
@@ -444,17 +466,20 @@ class Dialer:
         self,
         *,
         db: StateDb,
-        joined_by: Sequence[str],
+        joined_by: Callable[[], Sequence[str]],
         dial: Dial,
+        dial_one_of_several: Dial | None = None,
         new_session: Callable[[], Session],
         rng: random.Random,
         serial: Callable[[], str] = lambda: "",
     ) -> None:
-        """`joined_by` are the managers (HOST:PORT) that the node knows from joining; `serial` is
-        the serial number of the node's certificate."""
+        """`joined_by` gives the managers (HOST:PORT) in the node's identity: those by which it
+        joined, or that an operator has set since. `dial_one_of_several` is used while there are
+        other managers; `serial` is the serial number of the node's certificate."""
         self._db = db
-        self._joined_by = tuple(joined_by)
+        self._joined_by = joined_by
         self._dial = dial
+        self._dial_one_of_several = dial_one_of_several or dial
         self._new_session = new_session
         self._rng = rng
         self._serial = serial
@@ -476,18 +501,20 @@ class Dialer:
         failures = redirects = 0
         refused = False
         queue: list[str] = []
+        address = ""
         said: dict[str, str] = {}
         while True:
-            queue = queue or self._candidates()
-            address = queue.pop(0)
-            end = await self._hold(address, patience(failures))
+            queue = queue or self._candidates(address)
+            address, *queue = queue
+            queue = [other for other in queue if other != address]  # a redirect named it, too
+            end = await self._hold(address, failures)
             if self.connected_to:
                 failures = redirects = 0
                 refused = False
                 self.connected_to = ""
                 said.clear()
             if isinstance(end, Redirected):
-                queue.insert(0, end.leader)
+                queue.insert(0, end.address)
                 redirects += 1
                 if redirects <= _REDIRECTS:
                     continue
@@ -503,7 +530,10 @@ class Dialer:
             log.log(level, "no session: %s", end, extra=extra)
             await asyncio.sleep(delay)
 
-    async def _hold(self, address: str, within: float) -> SessionEnded:
+    async def _hold(self, address: str, failures: int) -> SessionEnded:
+        others = len(self._candidates(address)) - 1
+        dial = self._dial_one_of_several if others else self._dial
+
         def welcomed(welcome: dispatch_pb2.Welcome) -> None:
             self.connected_to = address
             if welcome.managers:
@@ -512,15 +542,16 @@ class Dialer:
 
         self._session = self._new_session()
         try:
-            async with self._dial(address) as channel:
+            async with dial(address) as channel:
                 self.channel = channel
-                return await self._session.run(channel, welcomed, within)
+                return await self._session.run(channel, welcomed, patience(failures, others))
         finally:
             self._session = self.channel = None
 
-    def _candidates(self) -> list[str]:
-        """Every known manager once: the newest list shuffled, then those that the node joined
-        by."""
+    def _candidates(self, last: str) -> list[str]:
+        """Every known manager once: the newest list shuffled, then those that the node joined by;
+        the `last` one that was tried comes last."""
         newest = list(self._db.managers())
         self._rng.shuffle(newest)
-        return newest + [manager for manager in self._joined_by if manager not in newest]
+        known = newest + [manager for manager in self._joined_by() if manager not in newest]
+        return sorted(known, key=lambda manager: manager == last)

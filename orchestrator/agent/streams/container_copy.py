@@ -26,7 +26,7 @@ _PROGRAM = bareprogram.command("orchestrator.agent.streams.copy_program", "-X", 
 
 
 class ContainerCopies:
-    """Serves the copies of a node."""
+    """Serves requests to copy files into and out of this node's containers."""
 
     def __init__(
         self,
@@ -71,9 +71,9 @@ class ContainerCopies:
             "folder": request.folder,
             "owner": owner,
         }
-        said: list[str] = []
+        warnings: list[str] = []
         async with self._program(
-            request.container, words, stdin=PIPE, stdout=DEVNULL, said=said
+            request.container, words, stdin=PIPE, stdout=DEVNULL, warnings=warnings
         ) as process:
             stdin = process.stdin
             assert stdin is not None
@@ -81,17 +81,19 @@ class ContainerCopies:
                 frame = await call.read()
                 if not isinstance(frame, dispatch_pb2.Frame):  # grpc.aio.EOF
                     process.kill()
-                    raise RuntimeFailure("the upload broke off; what came until then is there")
+                    raise RuntimeFailure(
+                        "the upload was interrupted; the files received before remain"
+                    )
                 if frame.eof:
                     break
                 stdin.write(frame.data)
                 try:
                     await stdin.drain()
                 except ConnectionError:
-                    # It has read enough, or it failed and says why.
+                    # It has read enough, or failed and reports why.
                     continue
             stdin.close()
-        for line in said:
+        for line in warnings:
             await call.write(dispatch_pb2.Frame(line=line))
         return dispatch_pb2.TunnelResult()
 
@@ -103,13 +105,13 @@ class ContainerCopies:
         *,
         stdin: int,
         stdout: int,
-        said: list[str] | None = None,
+        warnings: list[str] | None = None,
     ) -> AsyncIterator[Process]:
-        """The program, for the duration of the block, by whose end it must have succeeded. `said`
-        gets its warnings for the user."""
+        """The running program. Leaving the block raises RuntimeFailure if it failed, and adds its
+        output for the user to `warnings`."""
         async with (
             self._place(task_id) as place,
-            self._started({**place, **words}, said, stdin=stdin, stdout=stdout) as process,
+            self._started({**place, **words}, warnings, stdin=stdin, stdout=stdout) as process,
         ):
             yield process
 
@@ -129,7 +131,7 @@ class ContainerCopies:
             return
         upper = access.bundle.upper
         if not upper.is_dir():
-            raise RuntimeFailure("the container has ended, and nothing of it is left")
+            raise RuntimeFailure("the container has ended, and its files are removed")
         if runner.task.spec.container.storage_size:
             raise RuntimeFailure("its disk is not mounted while it is stopped; start it first")
         layers = await self._layers(runner.task)
@@ -146,7 +148,7 @@ class ContainerCopies:
 
     @asynccontextmanager
     async def _started(
-        self, words: dict[str, Any], said: list[str] | None, *, stdin: int, stdout: int
+        self, words: dict[str, Any], warnings: list[str] | None, *, stdin: int, stdout: int
     ) -> AsyncIterator[Process]:
         process = await asyncio.create_subprocess_exec(
             *_PROGRAM,
@@ -161,9 +163,9 @@ class ContainerCopies:
             assert process.stderr is not None
             lines = (await process.stderr.read()).decode(errors="replace").strip().splitlines()
             if await process.wait():
-                raise RuntimeFailure(lines[-1] if lines else "the copy broke off")
-            if said is not None:
-                said += lines
+                raise RuntimeFailure(lines[-1] if lines else "the copy was interrupted")
+            if warnings is not None:
+                warnings += lines
         finally:
             if process.returncode is None:
                 process.kill()

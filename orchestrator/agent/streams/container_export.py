@@ -11,7 +11,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.layers.rootfiles import read_changes, read_root, write_layer
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.images.transfer import layout
@@ -99,7 +99,7 @@ class ContainerExports:
     async def _diff(self, call: Any, task: Task, digest: str) -> None:
         upper, layers = self._roots.upper(task.id), self._store.layers(digest)
         for kind, path in await read_changes(upper, layers, _mounts(task)):
-            # Names may be any bytes; what is not UTF-8 shows as Docker shows it.
+            # Names may be any bytes; invalid UTF-8 is shown as in Docker.
             shown = os.fsencode(path).decode(errors="replace")
             await call.write(dispatch_pb2.Frame(line=f"{kind} {shown}"))
 
@@ -138,7 +138,7 @@ class ContainerExports:
 
     @asynccontextmanager
     async def _still(self, runner: TaskRunner, *, pause: bool) -> AsyncIterator[None]:
-        """Pause the container, if it runs, during the block."""
+        """Pause a running container during the block."""
         if not pause or runner.status.paused:
             yield
             return

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program: copy files out of or into a container, as `orchestrator.copying` does it.
+"""A program that copies files out of or into a container, by `orchestrator.copying`.
 
 One argument, JSON: `{"pid": PID, "verb": "pack", "path": …, "follow": …}` writes a line and a tar,
 `{"pid": PID, "verb": "unpack", "path": …, "top": …, …}` reads a tar. On success, a line on stderr
 names attributes that could not be preserved.
 
-It works in the mount and user namespace of a container's process, so it can reach nothing outside
-of the container and sees owners as it does. `pid` names the process, and `pidfd`, a descriptor,
-ensures that it is this one. For a container that does not run, `layers`, `upper`, `work` and `root`
-replace the two: it mounts the root from them in a private namespace. Once it has changed its root
-it imports nothing, since that would be the container's code.
+It works in the mount and user namespace of a container's process, so it cannot access files outside
+of the container, and sees the same owners. `pid` is the process, and the descriptor `pidfd`
+protects against reuse of the pid. For a container that is not running, `layers`, `upper`, `work`
+and `root` replace the two: it mounts the root from them in a private namespace. After the change of
+root it imports no module, since that would be the container's code.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import select
 import sys
 from typing import Any
 
-from orchestrator.copying import CannotCopy, Owner, pack, source, target, unpack, words
+from orchestrator.copying import CopyError, Owner, error_text, pack, source, target, unpack
 from orchestrator.linux import libc
 from orchestrator.linux.confine import (
     change_root,
@@ -42,11 +42,11 @@ def _enter(order: dict[str, Any]) -> None:
 
 
 def _join(process: int, pid: int) -> None:
-    """Enter the namespaces of a container's process. Raises CannotCopy, OSError."""
+    """Enter the namespaces of a container's process. Raises CopyError, OSError."""
     users = os.stat(f"/proc/{pid}/ns/user").st_ino
     # Opened by pid, which is the process's as long as it has not ended.
     if select.select([process], [], [], 0)[0]:
-        raise CannotCopy("the container has ended meanwhile; try again")
+        raise CopyError("the container has ended meanwhile; try again")
     own_users = users != os.stat("/proc/self/ns/user").st_ino
     end_imports()
     libc.setns(process, libc.CLONE_NEWNS | (libc.CLONE_NEWUSER if own_users else 0), "")
@@ -61,12 +61,12 @@ def main(argv: list[str]) -> None:
     limit_memory()
     try:
         _copy(json.loads(argv[0]))
-    except CannotCopy as error:
+    except CopyError as error:
         sys.exit(str(error))
     except OSError as error:
-        sys.exit(words(error))
+        sys.exit(error_text(error))
     except MemoryError:
-        sys.exit("the copy takes more memory than it may")
+        sys.exit("the copy exceeds its memory limit")
 
 
 def _copy(order: dict[str, Any]) -> None:

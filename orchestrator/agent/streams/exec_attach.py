@@ -2,11 +2,12 @@
 """Exec and attach: the agent's end of a client's streams.
 
 Three flows are independent of each other: output, which is read from the program only as fast as
-the client takes it; input, with a window of bytes in flight; and what must overtake unread input, a
-new terminal size or a signal.
+the client receives it; input, with a window of bytes in flight; and control messages (a new
+terminal size, a signal), which overtake unread input.
 
-A lost client ends nothing: it is detached from a container, and a program of `exec` runs on, its
-output read and discarded. The end of the agent has the effect of a lost terminal on such a program.
+A client that disconnects does not end a program: it is detached from a container, and a program of
+`exec` continues, its output read and discarded. When the agent ends, such a program gets the same
+hang-up as from a closed terminal.
 """
 
 from __future__ import annotations
@@ -24,8 +25,7 @@ from orchestrator.agent.runtime.engine.bundle import ContainerHandle
 from orchestrator.agent.runtime.interface import Exit, RuntimeFailure
 from orchestrator.agent.runtime.io import execs
 from orchestrator.agent.runtime.io.attach import attach
-from orchestrator.agent.runtime.io.execs import ExecProgram, ExecSpec
-from orchestrator.agent.runtime.io.programs import Program
+from orchestrator.agent.runtime.io.execs import ExecProgram, ExecSpec, Program
 from orchestrator.agent.tasks.runner import TaskRunner
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import TaskStatus
@@ -99,7 +99,7 @@ class ExecAttach:
             await _send(call, exited=exited)
             return dispatch_pb2.TunnelResult()
         try:
-            await _Conversation(call, program).hold(readers)
+            await _Relay(call, program).run(readers)
         except BaseException:
             self._leave(program)
             raise
@@ -123,7 +123,7 @@ class ExecAttach:
         try:
             if request.HasField("size"):
                 program.resize(request.size.rows, request.size.columns)
-            await _Conversation(call, program).hold(readers)
+            await _Relay(call, program).run(readers)
         finally:
             program.close()
         return dispatch_pb2.TunnelResult()
@@ -152,8 +152,8 @@ class _Ending(Protocol):
 
 
 async def end_of(runner: _Ending, wait: Callable[[str], Awaitable[Exit]]) -> Exit:
-    """How a container ended. With `--rm` it may already be removed: then its reported status
-    counts. Raises RuntimeFailure if nothing is known."""
+    """How a container ended. With `--rm` it may already be removed; then its reported status is
+    used. Raises RuntimeFailure if its end is unknown."""
     try:
         return await wait(runner.id)
     except RuntimeFailure:
@@ -172,8 +172,8 @@ async def _run_on(program: ExecProgram) -> None:
         program.close()
 
 
-class _Conversation:
-    """One client and one program."""
+class _Relay:
+    """Relays the streams between one client and one program."""
 
     def __init__(self, call: Any, program: Program) -> None:
         self._call = call
@@ -183,12 +183,13 @@ class _Conversation:
         self._size = 0
         """Bytes that are queued."""
         self._ended = False
-        self._news = asyncio.Event()
-        self._taken = 0
+        self._changed = asyncio.Event()
+        self._consumed = 0
+        """Bytes of input that the program has read."""
 
-    async def hold(self, readers: asyncio.TaskGroup) -> None:
-        """Run until the program has ended and all its output is sent. `readers` go on reading the
-        client's input, until it has seen the end and closes."""
+    async def run(self, readers: asyncio.TaskGroup) -> None:
+        """Run until the program has ended and all its output is sent. Tasks in `readers` continue
+        to read the client's input until it has received the end and closes."""
         program = self._program
         await self._send(
             attached=interact_pb2.Attached(
@@ -207,7 +208,7 @@ class _Conversation:
                 feeder.cancel()
         finally:
             feeder.cancel()
-            # It must have released the descriptors before they are closed.
+            # It uses descriptors that are closed afterwards.
             await asyncio.wait((feeder,))
         await self._send(exited=interact_pb2.Exited(code=code))
 
@@ -224,7 +225,7 @@ class _Conversation:
                         self._waiting.append(message.stdin)
                         self._size += len(message.stdin)
                         if self._size > WINDOW:
-                            log.warning("a client sent more input than it may")
+                            log.warning("a client sent more input than its window allows")
                             self._call.cancel()
                             return
                     case "eof":
@@ -233,27 +234,27 @@ class _Conversation:
                         self._program.resize(message.resize.rows, message.resize.columns)
                     case "signal":
                         await self._program.signal(message.signal)
-                self._news.set()
+                self._changed.set()
         except _BROKEN:
             return
 
     async def _feed(self) -> None:
-        told = 0
+        acknowledged = 0
         try:
             while True:
                 while self._waiting:
                     data = self._waiting.popleft()
                     await self._program.write(data)
                     self._size -= len(data)
-                    self._taken += len(data)
-                    if self._taken - told >= WINDOW // 4:
-                        told = self._taken
-                        await self._send(stdin_taken=told)
+                    self._consumed += len(data)
+                    if self._consumed - acknowledged >= WINDOW // 4:
+                        acknowledged = self._consumed
+                        await self._send(stdin_taken=acknowledged)
                 if self._ended:
                     await self._program.end_input()
                     return
-                self._news.clear()
-                await self._news.wait()
+                self._changed.clear()
+                await self._changed.wait()
         except _BROKEN:
             return
 

@@ -11,7 +11,7 @@ from typing import IO, Any, Self
 
 import grpc
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.pb import dispatch_pb2
 
 _WAITING = 10_000
@@ -25,7 +25,7 @@ class Frames:
 
     def __init__(self) -> None:
         self._waiting: deque[dispatch_pb2.Frame] = deque(maxlen=_WAITING)
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._closed = False
 
     @classmethod
@@ -48,32 +48,32 @@ class Frames:
     def put(self, frame: dispatch_pb2.Frame) -> None:
         """Queue a frame, without waiting."""
         self._waiting.append(frame)
-        self._news.set()
+        self._changed.set()
 
     def close(self) -> None:
         """No more frames will be queued."""
         self._closed = True
-        self._news.set()
+        self._changed.set()
 
     async def send(self, call: Any) -> None:
-        """Send all frames until closed, or until the reader has gone."""
+        """Send all frames until closed, or until the reader has disconnected."""
         try:
             while self._waiting or not self._closed:
                 while self._waiting:
                     await call.write(self._waiting.popleft())
-                self._news.clear()
+                self._changed.clear()
                 if not self._closed:
-                    await self._news.wait()
+                    await self._changed.wait()
         except (grpc.RpcError, asyncio.InvalidStateError):
             return
 
 
 async def receive(call: Any, file: IO[bytes]) -> None:
-    """Write an upload into a file. Raises ImageError when it breaks off."""
+    """Write an upload into a file. Raises ImageError when it is interrupted."""
     while True:
         frame = await call.read()
         if not isinstance(frame, dispatch_pb2.Frame):  # grpc.aio.EOF
-            raise ImageError("the upload broke off; try again")
+            raise ImageError("the upload was interrupted; try again")
         if frame.data:
             await asyncio.to_thread(file.write, frame.data)
         if frame.eof:
@@ -82,12 +82,12 @@ async def receive(call: Any, file: IO[bytes]) -> None:
 
 
 async def send(call: Any, read: Callable[[], bytes]) -> None:
-    """Send all that the blocking `read` returns, until it returns nothing."""
+    """Send what the blocking `read` returns, until it returns no bytes."""
     while piece := await asyncio.to_thread(read):
         await send_piece(call, piece)
 
 
 async def send_piece(call: Any, piece: bytes) -> None:
-    """Send bytes of any number, in frames of limited size."""
+    """Send any number of bytes, in frames of limited size."""
     for start in range(0, len(piece), _CHUNK):
         await call.write(dispatch_pb2.Frame(data=piece[start : start + _CHUNK]))

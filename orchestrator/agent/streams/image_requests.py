@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from orchestrator.agent.builds.build_cgroup import BuildLimits
 from orchestrator.agent.builds.buildah import Progress
 from orchestrator.agent.builds.builder import BuildSpec, CacheUsage
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.pulls import ImagePuller
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.images.transfer import layout
@@ -95,7 +95,7 @@ class ImageRequests:
         return self._images_of(held)
 
     def needed(self) -> frozenset[str]:
-        """Digests of the images of containers on this node, including coming ones."""
+        """Digests of the images of containers on this node, including those still to be created."""
         waiting = [
             runner.task for runner in self._runners.values() if not is_terminal(runner.status.state)
         ]
@@ -111,7 +111,7 @@ class ImageRequests:
     async def _pull(self, call: Any, order: images_pb2.PullOrder) -> dispatch_pb2.TunnelResult:
         grant = images_pb2.Grant(nodes=order.sources, registry=order.registry, auth=order.auth)
         async with Frames.sending(call) as frames:
-            progress, _ = _telling(frames)
+            progress, _ = _reporters(frames)
             local = await self._images.pull(order.name, order.digest, grant, progress, rename=True)
         return self._result(local.digest)
 
@@ -123,7 +123,9 @@ class ImageRequests:
             place = Path(folder) / "image"
             await asyncio.to_thread(layout.make_dir_layout, place, manifest)
             async with Frames.sending(call) as frames:
-                digest = await self._registry.push(place, order.name, order.auth, *_telling(frames))
+                digest = await self._registry.push(
+                    place, order.name, order.auth, *_reporters(frames)
+                )
             await call.write(dispatch_pb2.Frame(line=f"digest: {digest}"))
         return self._result(order.image)
 
@@ -213,18 +215,17 @@ class ImageRequests:
         return dispatch_pb2.TunnelResult(image=to_proto(image))
 
 
-def _telling(frames: Frames) -> tuple[LayerProgress, Callable[[str], None]]:
-    """Report the progress of a layer, and of one that exists already."""
+def _reporters(frames: Frames) -> tuple[LayerProgress, Callable[[str], None]]:
+    """Functions that report the progress of a layer, and a layer that the registry already has."""
 
     def progress(digest: str, done: int, total: int) -> None:
         layer = control_pb2.LayerProgress(digest=digest, done=done, total=total)
         frames.put(dispatch_pb2.Frame(layer=layer))
 
-    def there(digest: str) -> None:
-        said = f"{short_id(digest)}: is there already"
-        frames.put(dispatch_pb2.Frame(line=said))
+    def exists(digest: str) -> None:
+        frames.put(dispatch_pb2.Frame(line=f"{short_id(digest)}: already exists"))
 
-    return progress, there
+    return progress, exists
 
 
 def _magic(path: Path) -> bytes:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streams that a manager asks for beside the session: opened, dispatched to handlers, ended.
+"""Streams that a manager requests beside the session: opens them and dispatches to handlers.
 
-For each `OpenTunnel` the agent opens a stream of its own to the manager that asked, on the same
-connection. A tunnel waits only for its own slow reader; its errors go into its last frame, one
-line, and end nothing else.
+For each `OpenTunnel` the agent opens a separate stream to the requesting manager, on the same
+connection. A tunnel waits only for its own slow reader. Its errors go into its last frame, one
+line, and do not affect others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.tasks.runner import TaskRunner
 from orchestrator.model.convert import from_proto, to_proto
@@ -32,7 +32,7 @@ async def _control_container(
     """Signal, pause, resume or resize a container. Raises RuntimeFailure."""
     runner = runners.get(order.task_id)
     if runner is None:
-        raise RuntimeFailure("its node no longer has it")
+        raise RuntimeFailure("the container is no longer on its node")
     match order.action:
         case dispatch_pb2.ContainerOrder.SIGNAL:
             await runner.send_signal(order.signal)
@@ -43,7 +43,7 @@ async def _control_container(
         case dispatch_pb2.ContainerOrder.RESIZE:
             await runner.resize(from_proto(order.spec))
         case _:
-            raise RuntimeFailure("its node is too old for this request")
+            raise RuntimeFailure("the node's version of Orc does not support this request")
 
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Tunnels:
             left.unlink()
 
     async def open(self, channel: grpc.aio.Channel, order: dispatch_pb2.OpenTunnel) -> None:
-        """Serve a request over a stream of its own. Never raises."""
+        """Serve a request over a separate stream. Never raises."""
         call = dispatch_pb2_grpc.DispatchStub(channel).Tunnel(metadata=(("orc-tunnel", order.id),))
         async with asyncio.TaskGroup() as readers:
             try:
@@ -98,10 +98,8 @@ class Tunnels:
                 await call.done_writing()
                 # The manager ends the stream when it has read everything.
                 await call.code()
-            except (grpc.RpcError, asyncio.InvalidStateError, _HungUp) as error:
-                log.info(
-                    "a tunnel was closed early: %s", _reason(error), extra={"tunnel": order.id}
-                )
+            except (grpc.RpcError, asyncio.InvalidStateError, _StreamClosed) as error:
+                log.info("tunnel closed early: %s", _reason(error), extra={"tunnel": order.id})
             finally:
                 call.cancel()
 
@@ -120,7 +118,7 @@ class Tunnels:
                 case str() if (handler := self._handlers.get(kind)) is not None:
                     return await handler(call, order, readers)
                 case _:
-                    raise TunnelFailure("this node is too old for this request")
+                    raise TunnelFailure("this node's version of Orc does not support this request")
         except (TunnelFailure, ImageError, RuntimeFailure) as error:
             return dispatch_pb2.TunnelResult(error=str(error))
         except OSError as error:
@@ -128,7 +126,7 @@ class Tunnels:
         except (grpc.RpcError, asyncio.InvalidStateError):
             raise
         except Exception as error:
-            log.exception("a tunnel failed", extra={"tunnel": order.id, "order": kind})
+            log.exception("tunnel failed", extra={"tunnel": order.id, "order": kind})
             return dispatch_pb2.TunnelResult(error=f"internal error of the agent: {error}")
         first, *more = (to_proto(image) for image in images)
         return dispatch_pb2.TunnelResult(image=first, more_images=more)
@@ -140,7 +138,7 @@ class Tunnels:
             while True:
                 frame = await call.read()
                 if not isinstance(frame, dispatch_pb2.Frame):  # grpc.aio.EOF
-                    raise TunnelFailure("the upload broke off; try again")
+                    raise TunnelFailure("the upload was interrupted; try again")
                 if frame.data:
                     await asyncio.to_thread(file.write, frame.data)
                 if frame.eof:
@@ -149,22 +147,22 @@ class Tunnels:
             yield Path(file.name)
 
 
-class _HungUp(Exception):
+class _StreamClosed(Exception):
     """The other end has closed the stream."""
 
 
 @asynccontextmanager
 async def _while_open(call: Any) -> AsyncIterator[None]:
-    """End the block with `_HungUp` when the other end closes the stream."""
+    """End the block with `_StreamClosed` when the other end closes the stream."""
     inside = True
     try:
         async with asyncio.timeout(None) as scope:
 
-            def hung_up(_: object) -> None:
+            def closed(_: object) -> None:
                 if inside:
                     scope.reschedule(asyncio.get_running_loop().time())
 
-            call.add_done_callback(hung_up)
+            call.add_done_callback(closed)
             try:
                 yield
             finally:
@@ -172,7 +170,7 @@ async def _while_open(call: Any) -> AsyncIterator[None]:
     except TimeoutError:
         if not scope.expired():
             raise
-        raise _HungUp("the other end has closed it") from None
+        raise _StreamClosed("the other end has closed it") from None
 
 
 def _reason(error: Exception) -> str:

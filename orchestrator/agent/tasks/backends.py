@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backends of tasks as protocols, and the errors that they raise, in words for users.
+"""The backends of tasks as protocols, and the errors that they raise, one line for users.
 
 The real ones are `images.pulls.ImagePuller`, `network.reconciler.NetworkReconciler` and
 `runtime.engine.crun.CrunRuntime`; tests bring scripted ones. Each method may be called again after
@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
 from orchestrator.agent.logs.log_drivers import LogDrivers
 from orchestrator.agent.logs.retained_logs import RetainedLogs
@@ -38,10 +38,10 @@ class Images(Protocol):
         name: str,
         digest: str,
         sources: Sequence[str],
-        tell: Callable[[str], None] = lambda reason: None,
+        on_wait: Callable[[str], None] = lambda reason: None,
     ) -> LocalImage:
         """Return the image `digest`, pulling it from one of `sources` (HOST:PORT) if this node
-        lacks it. `name` is the reference of the spec. `tell` gets the reason while the pull waits,
+        lacks it. `name` is the reference of the spec. `on_wait` gets the reason while it waits,
         and an empty string when it proceeds. Raises ImageError."""
         ...
 
@@ -70,7 +70,7 @@ class Volumes(Protocol):
         task: Task,
         volumes: Mapping[str, Volume],
         image: LocalImage,
-        tell: Callable[[str], None],
+        on_wait: Callable[[str], None],
     ) -> tuple[Mount, ...]: ...
 
     async def detach(self, task: Task) -> None: ...

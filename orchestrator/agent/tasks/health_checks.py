@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a container is probed, and what the results make of its health.
+"""Health checks: when a container is probed, and how the results change its health.
 
-A successful probe makes it healthy at once. `retries` failures in a row make it unhealthy, as in
-Docker; failures in the start period do not count.
+A successful probe makes a container healthy immediately. `retries` consecutive failures make it
+unhealthy, as in Docker; failures in the start period do not count.
 
-Until the first success, probes come early and then less often (100 ms, 200 ms, … up to
-`start_interval`): a program that is ready in a moment serves in a moment. Early probes can only
-help: a failure counts only when `interval` has passed since the start, or since the last one that
-counted, so nothing becomes unhealthy sooner than in Docker, which probes only then.
+Until the first success, probes begin early and become less frequent (100 ms, 200 ms, … up to
+`start_interval`), so that a program which starts fast gets traffic soon. Early probes never make a
+container unhealthy sooner than in Docker, which probes every `interval`: a failure counts only when
+`interval` has passed since the start, or since the last one that counted.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Monitored(Protocol):
 
 
 class HealthMonitor:
-    """Probes one container. Each run starts anew."""
+    """Probes one container."""
 
     def __init__(self, probes: Prober, clock: Callable[[], float]) -> None:
         self._probes = probes
@@ -98,10 +98,10 @@ class HealthMonitor:
         self._record = HealthRecord(Health.STARTING, since=0.0)
 
     async def run(
-        self, container: Monitored, check: HealthCheck, tell: Callable[[Health, str], None]
+        self, container: Monitored, check: HealthCheck, report: Callable[[Health, str], None]
     ) -> None:
-        """Probe until cancelled, and `tell` each change of health or of a failing probe's output. A
-        paused container is not probed."""
+        """Probe until cancelled; `report` gets each change of health or of a failing probe's
+        output. A paused container is not probed."""
         if self._pid != container.status.pid:
             # A new run, or one that an earlier agent has probed: continue with its result.
             status = container.status
@@ -120,4 +120,4 @@ class HealthMonitor:
                 status.health,
                 status.health_output,
             ):
-                tell(self._record.health, self._record.output)
+                report(self._record.health, self._record.output)

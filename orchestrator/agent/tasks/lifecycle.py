@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lifecycle of a task on its node: which step comes next, and how a task ends. Pure.
 
-The runner (`runner`) asks `next_step`, does that one step, and asks again. So every path through a
-task's life, a crash between any two steps included, is a row of a table in the tests.
+The runner (`runner`) performs the step that `next_step` returns, and repeats. So every path through
+a task's life, including a crash between any two steps, is a row of a table in the tests.
 
     state      entered by                                       left by
     ACCEPTED   the worker, which has recorded the assignment    PREPARE
     PREPARING  PREPARE: image, volumes, secrets, network        PREPARE
     READY      PREPARE, when all of these are there             START, if RUNNING is desired
     STARTING   START, on disk before the process starts         POST_START, RECORD_RUNNING
-    RUNNING    RECORD_RUNNING: the process was seen to run      STOP or its own end, RECORD_END
+    RUNNING    RECORD_RUNNING: the process is running           STOP or its own end, RECORD_END
     REJECTED   a step that failed before READY                  RELEASE
     COMPLETE, FAILED, SHUTDOWN
                RECORD_END (`final_status`), or a failed step    RELEASE; then NEXT_RUN or DISCARD
@@ -20,16 +20,16 @@ and REFRESH make it follow a changed order; WATCH waits for its end or the next 
 
 Two rules:
 
-- What may have run is never run again on the agent's own decision: the work may have moved
-  meanwhile. STARTING is recorded before the process is started, so a task that is recorded as
-  STARTING or later and of which nothing is found has failed, and the manager replaces it. The
-  exception is a reboot of the host: then nothing can run twice here, and what ran starts again.
-- What never ran waits, after a restart of the agent, until a manager has confirmed it.
+- A task that may have run is never started again on the agent's own decision: the work may have
+  moved meanwhile. STARTING is recorded before the process is started, so a task that is recorded as
+  STARTING or later and has no container has failed, and the manager replaces it. The exception is a
+  reboot of the host: nothing of it can still run, so the task is started again.
+- A task that never ran waits, after a restart of the agent, until a manager has confirmed it.
 
-A standalone container never moves, so it may be started again where it certainly was not started;
-and it may run again: RELEASE keeps its writable layer, NEXT_RUN begins the next run that the order
-asks for, and DISCARD removes the rest in the end. A reboot starts it again if its restart policy
-says so.
+A standalone container never moves, so it may be started again where it certainly was not started.
+It may also have several runs: RELEASE keeps its writable layer, NEXT_RUN begins the next run of the
+order, and DISCARD finally removes the rest. A reboot starts it again if its restart policy requires
+it.
 """
 
 from __future__ import annotations
@@ -100,18 +100,18 @@ class Observed:
 
     container: Started | Exit | None = None
     """Its last observed process; None: there is no container, or it was not started."""
-    looked: bool = True
-    """Whether a container of an earlier agent was looked for."""
+    searched: bool = True
+    """Whether a container of an earlier agent was searched for."""
     prepared: bool = False
     """Image and network are ready."""
     released: bool = False
-    """Container and network are gone."""
+    """Container and network are removed."""
     discarded: bool = False
-    """The files of a standalone container are gone too."""
+    """The files of a standalone container are removed too."""
     rebooted: bool = False
     """It ran in an earlier boot of the host, so nothing of it can run now."""
     unconnected: tuple[NetworkAttachment, ...] | None = None
-    """The networks of the order that could not be followed."""
+    """The order's networks to which it could not be connected."""
     stale: bool = False
     """Its secrets or configs differ from the newest order."""
     resize: bool = False
@@ -130,13 +130,13 @@ def initial(
     if recorded is not None:
         rebooted = rebooted and recorded.state >= TaskState.STARTING
         return recorded, Observed(
-            looked=False, released=released, rebooted=rebooted, confirmed=False
+            searched=False, released=released, rebooted=rebooted, confirmed=False
         )
     known: TaskStatus = task.status
     if known.state > TaskState.ACCEPTED:
-        # This node's state file was lost, but the manager remembers: what has ended stays ended,
-        # and what may run is looked for, not started twice.
-        return known, Observed(looked=False)
+        # This node's state file was lost, but the manager has the status: an ended task stays
+        # ended, and one that may run is searched for, not started twice.
+        return known, Observed(searched=False)
     return TaskStatus(state=TaskState.ACCEPTED, at=now, run=known.run), Observed()
 
 
@@ -166,7 +166,7 @@ def next_step(task: Task, status: TaskStatus, observed: Observed) -> Step:
     """The next step for `task`, whose newest recorded status is `status`."""
     if is_terminal(status.state):
         return _after_end(task, status, observed)
-    if not observed.looked:
+    if not observed.searched:
         return Step.ADOPT
     wanted = not must_end(task, status)
     if isinstance(observed.container, Exit):
@@ -201,7 +201,7 @@ def _after_end(task: Task, status: TaskStatus, observed: Observed) -> Step:
     if not observed.released:
         return Step.RELEASE
     # The manager has assigned it: its node has capacity, and its delay is over. It begins even if
-    # it must end at once, so that its end is reported.
+    # it must end immediately, so that its end is reported.
     if assigned_run(task) > status.run:
         return Step.NEXT_RUN
     if task.standalone and task.desired_state is TaskState.REMOVE and not observed.discarded:
@@ -247,12 +247,12 @@ def _lost(task: Task, status: TaskStatus, observed: Observed) -> bool:
 
 def failing_health(task: Task, status: TaskStatus) -> bool:
     """Whether its health ends it. An unhealthy task of a service is replaced; a standalone
-    container runs on, as in Docker, and is shown as unhealthy."""
+    container continues, as in Docker, and is shown as unhealthy."""
     return status.health is Health.UNHEALTHY and not task.standalone
 
 
 def running_status(status: TaskStatus, started: Started, probed: bool, now: float) -> TaskStatus:
-    """The status of a task whose container was seen to run; `probed`: it has a health check."""
+    """The status of a task whose container is running; `probed`: it has a health check."""
     return replace(
         status,
         state=TaskState.RUNNING,
@@ -290,9 +290,9 @@ def final_status(task: Task, status: TaskStatus, observed: Observed, now: float)
     if ordered:
         state, message = TaskState.SHUTDOWN, "stopped before it started"
         if status.state >= TaskState.STARTING:
-            message = "stopped; how it ended was not seen"
+            message = "stopped; its exit status was not observed"
     else:
-        state, message = TaskState.FAILED, "lost over a restart of the node"
+        state, message = TaskState.FAILED, "lost during a restart of the node"
     code = _NOT_OBSERVED if status.state >= TaskState.STARTING else 0
     return replace(_ended(status, state, message, now), exit_code=code, lost=not ordered)
 
@@ -301,7 +301,7 @@ def failed_status(
     task: Task, status: TaskStatus, reason: str, now: float, exit_code: int = 0
 ) -> TaskStatus:
     """The last status of a task of which a step failed: REJECTED before it was ready, FAILED later,
-    SHUTDOWN if it was to stop anyway. `exit_code` tells of a program that cannot be run."""
+    SHUTDOWN if it had to stop anyway. `exit_code` is that of a program that cannot be run."""
     if must_end(task, status):
         state = TaskState.SHUTDOWN
     elif status.state < TaskState.READY:
@@ -339,5 +339,5 @@ def exit_reason(end: Exit, memory_limit: int) -> str:
         except ValueError:
             pass
     if end.code < 0:
-        return "ended; its exit status was not seen"
+        return "ended; its exit status was not observed"
     return f"exit status {end.code}"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs lifecycle hooks: programs in a running container that the agent waits for.
 
-If the agent ends during a hook, the next agent kills what is left of it and runs it again from the
+If the agent ends during a hook, the next agent kills the hook's process and runs it again from the
 beginning. So a hook may run more than once, but never concurrently with itself.
 """
 
@@ -91,7 +91,7 @@ def _recorded(access: ContainerHandle, program: ExecProgram) -> Iterator[None]:
     if (identity := program.identity) is not None:
         path.write_text(json.dumps([identity.pid, identity.start]))
     yield
-    # Not if the agent ends: what hangs in the kernel is looked for again.
+    # Not if the agent ends: the next agent must find a program that hangs in the kernel.
     path.unlink(missing_ok=True)
 
 

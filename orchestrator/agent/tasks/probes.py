@@ -42,9 +42,9 @@ class Probes:
         self, container_id: str, check: HealthCheck, addresses: Mapping[str, str]
     ) -> ProbeResult:
         """The result of one probe. `addresses` (network → IP) are the container's; without any, it
-        is in the node's network. An impossible probe has failed.
+        is in the node's network. An impossible probe counts as failed.
 
-        Raises OSError if the agent lacks resources, which says nothing about the container.
+        Raises OSError if the agent lacks resources, which does not affect the container's health.
         """
         kind, *arguments = check.test
         address = next(iter(addresses.values()), "127.0.0.1")
@@ -72,7 +72,7 @@ class Probes:
 
     async def _run(self, container_id: str, command: tuple[str, ...]) -> ProbeResult:
         if (hanging := self._hanging.pop(container_id, None)) is not None and hanging.alive():
-            # Programs that cannot be killed must not pile up.
+            # Programs that cannot be killed must not accumulate.
             self._hanging[container_id] = hanging
             return ProbeResult(
                 False, f"an earlier probe hangs in the kernel (process {hanging.pid})"
@@ -147,7 +147,7 @@ async def _grpc(address: str, port: int, service: str) -> ProbeResult:
             )
     if answer.status == _SERVING:
         return ProbeResult(True)
-    return ProbeResult(False, "gRPC says that it does not serve")
+    return ProbeResult(False, "gRPC health status is not SERVING")
 
 
 def _line(head: str, output: bytes = b"") -> str:

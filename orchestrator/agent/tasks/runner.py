@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The driver of one task: one asyncio task for each assigned task, for as long as it is assigned.
 
-It asks `lifecycle.next_step`, does that step, and asks again. A change of the order interrupts what
-may take long and is safe to cancel (fetching an image, waiting for the end, idling); what changes
-the kernel (attach, create, start, remove) always finishes first.
+It repeatedly performs the step that `lifecycle.next_step` returns. A change of the order interrupts
+steps that may take long and are safe to cancel (pulling an image, waiting for the end, idling);
+steps that change the kernel (attach, create, start, remove) always finish first.
 
-An error never ends the agent. While the container is prepared and started, it ends the task, which
-a manager then starts elsewhere. Once the container may run, an error is the agent's own (too many
-open files, no memory, a bug) and says nothing about the container: it is left running, and the
-agent looks for it again with backoff. Only what the container itself does ends the task then.
+An error never ends the agent. While the container is prepared and started, an error ends the task,
+which a manager then starts elsewhere. Once the container may run, an error concerns the agent (too
+many open files, no memory, a bug) and not the container: it is left running, and the agent searches
+for it again with backoff. From then on, only the container's own end ends the task.
 
 States on the way to RUNNING are reported but not recorded: after a crash they are repeated. From
 STARTING on, a status is on disk before it is reported.
@@ -53,9 +53,9 @@ from orchestrator.agent.tasks.lifecycle import (
     next_step,
     running_status,
 )
-from orchestrator.agent.tasks.resources import TaskResources
 from orchestrator.agent.tasks.secret_files import NOT_REPLACED, FileError
 from orchestrator.agent.tasks.status_reporter import StatusReporter
+from orchestrator.agent.tasks.task_resources import TaskResources
 from orchestrator.model.convert import from_proto
 from orchestrator.model.hooks import POST_START, PRE_STOP
 from orchestrator.model.limits import Limits, limits_of
@@ -73,7 +73,7 @@ log = logging.getLogger(__name__)
 _REMOVAL_TIMEOUT = 20.0
 """Seconds of an attempt at a removal, after which the end of the task is reported without it."""
 _RETRY_FIRST, _RETRY_MOST = 0.5, 30.0
-"""Seconds between attempts to release, and to look again for a container that may run."""
+"""Seconds between attempts to release resources, or to find a container that may run."""
 
 _CONTAINER_MAY_RUN = frozenset(
     {
@@ -88,13 +88,13 @@ _CONTAINER_MAY_RUN = frozenset(
         Step.RECORD_END,
     }
 )
-"""Steps whose failure says nothing about the container, which may run on."""
+"""Steps whose failure does not affect the container, which may continue."""
 NOT_RESIZED = "limits not changed: "
 """Prefix of the message of a container whose limits could not be set."""
 _COMMAND_LIMIT = 60
 """Characters of a hook's command that are shown."""
 _RETRYING = "agent error, retrying: "
-"""Prefix of the message of a container that runs on after an error of the agent."""
+"""Prefix of the message of a container that continues after an error of the agent."""
 
 
 class TaskRunner:
@@ -115,7 +115,7 @@ class TaskRunner:
     ) -> None:
         """`record` is what an earlier agent recorded, None for a new task. `gate` bounds concurrent
         starts, `removals` concurrent removals. `predecessors` are the ends to wait for before it
-        starts; `running` finds the running task that a user means by a word."""
+        starts; `running` finds a running task by name or id."""
         self._backends = backends
         self._gate = gate
         self._removals = removals
@@ -234,7 +234,7 @@ class TaskRunner:
         self._interrupt.trigger()
 
     async def run(self) -> None:
-        """Drive the task until it is no longer assigned and nothing of it is left."""
+        """Drive the task until it is no longer assigned and is removed."""
         while True:
             step = next_step(self._task, self.status, self._observed)
             if step is Step.IDLE and not self._assigned:
@@ -260,7 +260,7 @@ class TaskRunner:
             exc_info=None if isinstance(error, EXPECTED_ERRORS) else error,
         )
         if step in (Step.RELEASE, Step.DISCARD):
-            # How the container ended is known, even if its removal fails.
+            # The container's end is known, even if its removal fails.
             self._recorder.report()
             await asyncio.sleep(self._next_retry())
         elif step in _CONTAINER_MAY_RUN:
@@ -283,9 +283,9 @@ class TaskRunner:
         return retry
 
     def _forget_container(self) -> None:
-        """Have the container looked for again (ADOPT), unless its end is known."""
+        """Have the container searched for again (ADOPT), unless its end is known."""
         if not isinstance(self._observed.container, Exit):
-            self._observed = replace(self._observed, looked=False, container=None)
+            self._observed = replace(self._observed, searched=False, container=None)
 
     async def _perform(self, step: Step) -> None:
         match step:
@@ -314,8 +314,8 @@ class TaskRunner:
             case Step.RECORD_END:
                 last = final_status(self._task, self.status, self._observed, self._backends.clock())
                 if self.stopped_disconnected:
-                    alone = format_duration(self.stop_after)
-                    last = replace(last, message=f"stopped: no manager reachable for {alone}")
+                    seconds = format_duration(self.stop_after)
+                    last = replace(last, message=f"stopped: no manager reachable for {seconds}")
                 self._recorder.record(last)
             case Step.RELEASE:
                 await self._release()
@@ -336,7 +336,7 @@ class TaskRunner:
                     gone = await self._resources.remove_container(self._task)
                 self._observed = replace(self._observed, discarded=gone)
             except (RuntimeFailure, OSError) as error:
-                # That it is lost is known, even if the removal of its remains fails.
+                # The container is lost, even if the removal of its remains fails.
                 log.warning(
                     "remains of a lost container cannot be removed yet",
                     extra={"task": self.id, "error": error_message(error)},
@@ -351,7 +351,7 @@ class TaskRunner:
             extra={"task": self.id},
         )
         stale = isinstance(found, Started) and self._resources.has_outdated_files(self._task)
-        self._observed = replace(self._observed, looked=True, container=found, stale=stale)
+        self._observed = replace(self._observed, searched=True, container=found, stale=stale)
         # An earlier agent may have ended before it could set them.
         self._limits = None
         self._compare_limits()
@@ -376,7 +376,7 @@ class TaskRunner:
             return
         await self._resources.connect(self._task, image, mounts, self._recorder.set_message)
         if self._task.standalone and self._task.desired_state is TaskState.READY:
-            # So that clients can attach before its program writes anything.
+            # Clients can then attach before its program writes output.
             async with self._gate:
                 self._limits = limits_of(self._task.spec)
                 await self._resources.create(self._task)
@@ -384,10 +384,10 @@ class TaskRunner:
         self._recorder.advance(TaskState.READY)
 
     async def _wait_for_files(self) -> None:
-        """Wait for its secrets and configs. They are kept in memory only, so a manager has to send
-        them again after a reboot."""
+        """Wait for its secrets and configs. They are in memory only, so a manager has to send them
+        again after a reboot."""
         if missing := self._backends.files.missing(self.files):
-            reason = f"waits for {missing}, which a manager has yet to send"
+            reason = f"waits for {missing}: not received from a manager yet"
             log.info(reason, extra={"task": self.id})
             self._recorder.set_message(reason)
         await self._backends.files.wait(self.files)
@@ -505,9 +505,9 @@ class TaskRunner:
         if self.status.health is Health.NONE:
             return await self._backends.runtime.wait(self.id)
         async with asyncio.TaskGroup() as group:
-            care = group.create_task(self._check_health(), name=f"health {self.id}")
+            checks = group.create_task(self._check_health(), name=f"health {self.id}")
             end = await self._backends.runtime.wait(self.id)
-            care.cancel()
+            checks.cancel()
         return end
 
     async def _check_health(self) -> None:
@@ -523,7 +523,7 @@ class TaskRunner:
         try:
             status = await self._resources.reconnect(self._task, self.status)
         except NetworkError as error:
-            # It runs on as it is, until another order.
+            # It continues unchanged until another order.
             self._observed = replace(self._observed, unconnected=self._task.spec.networks)
             self._recorder.record(replace(self.status, message=f"{NOT_CONNECTED}{error}"))
             return
@@ -543,7 +543,7 @@ class TaskRunner:
         try:
             await self._enforce(self._task.spec)
         except (RuntimeFailure, OSError) as error:
-            # The program runs on; only another order leads to another attempt.
+            # The program continues; only another order leads to another attempt.
             self._rejected_limits = wanted
             reason = error_message(error)
             log.warning("limits cannot be set", extra={"task": self.id, "error": reason})
@@ -559,7 +559,7 @@ class TaskRunner:
             self._limits, self._rejected_limits = limits_of(spec), None
 
     async def _replace_files(self) -> None:
-        # The program runs on; if this fails, only another order leads to another attempt.
+        # The program continues; after a failure only another order leads to another attempt.
         self._observed = replace(self._observed, stale=False)
         try:
             await self._resources.replace_files(self._task)
@@ -666,7 +666,7 @@ class StatusRecorder:
         db: StateDb,
         reporter: StatusReporter,
     ) -> None:
-        """`status`, what is known so far, is reported at once."""
+        """`status`, the last known one, is reported immediately."""
         self._id = task_id
         self._status = status
         self._clock = clock
@@ -718,7 +718,7 @@ class StatusRecorder:
             self._db.after(self.report)
 
     async def wait_writable(self) -> None:
-        """Wait until the disk accepts records again; report meanwhile what it waits for."""
+        """Wait until the disk accepts records again; report the reason meanwhile."""
         trouble = self._db.trouble
         if trouble:
             self.set_message(f"waits: {trouble}")

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The secrets and configs of this node's tasks: in memory, and nowhere else.
 
-They are in a tmpfs of their own below the node's run folder, which only root can enter and which is
+They are in a separate tmpfs below the node's run folder, which only root can enter and which is
 never swapped where the kernel supports that (Linux 6.4). It outlives the agent, so running
 containers keep their files, and so do containers that have not started yet. A reboot empties it;
-then a task that names a secret waits until a manager has sent it again.
+then a task that uses a secret waits until a manager has sent it again.
 
-`data/` has received data by key, as long as a task of this node names it. `tasks/ID/` has a task's
+`data/` has received data by key, as long as a task of this node uses it. `tasks/ID/` has a task's
 own files, with the owner and mode in its container; each is mounted separately, read-only. `files`
 in it lists those in place, so that the work of a killed agent is resumed.
 """
@@ -32,7 +32,7 @@ from orchestrator.pb import documents_pb2
 log = logging.getLogger(__name__)
 
 NOT_REPLACED = "secrets and configs are as they were: "
-"""Prefix of the message of a container that runs on with older files."""
+"""Prefix of the message of a container that continues with older files."""
 
 _IN_PLACE = "files"
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -215,7 +215,7 @@ class SecretFiles:
             data = (self._data / file.payload).read_bytes()
         except FileNotFoundError:
             raise FileError(
-                self._errors.get(file.payload, f"{file.name} has not come from a manager")
+                self._errors.get(file.payload, f"{file.name} was not received from a manager")
             ) from None
         path = folder / _name(file)
         _write(path, data, file.mode, (uid, gid))

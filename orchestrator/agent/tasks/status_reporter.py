@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statuses on their way to the manager: the newest of each task, repeated until acknowledged.
+"""Reports task statuses to the manager: the newest of each task, until it is acknowledged.
 
 A start passes six states in about 20 ms. The reporter keeps one status per task, so a report holds
 the newest at the moment the session sends it: no queue, and no older state behind a newer one.
-Transient states need not be sent at once (`is_urgent`), and are skipped when a later one follows in
-time: each reported state is a transaction of the store.
+Transient states may be delayed (`is_urgent`), and are skipped when a later one follows in time:
+each reported state is a transaction of the store.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TRANSIENT = frozenset({TaskState.ACCEPTED, TaskState.PREPARING, TaskState.STARTI
 
 
 class StatusReporter:
-    """Statuses that the manager does not know yet. `wake` is called when there is more to send."""
+    """Statuses that the manager has not acknowledged. `wake` is called when one is to be sent."""
 
     def __init__(
         self, wake: Callable[[], None], changed: Callable[[str], None] = lambda task_id: None
@@ -83,7 +83,7 @@ class StatusReporter:
 
     @property
     def is_urgent(self) -> bool:
-        """Whether a status is to be sent at once."""
+        """Whether a status must be sent immediately."""
         return any(self._newest[task_id].state not in TRANSIENT for task_id in self._unsent)
 
     @property

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All tasks of the node: records assignments, then has a runner drive each task.
+"""All tasks of the node: records assignments and starts a runner for each task.
 
-A full set is the truth: recorded tasks that it lacks are removed. Containers without a record (of a
-lost state file, or of a node that was removed and joined anew) are removed after the first full
-set, never before: without a manager's word, nothing is decided.
+A full set is authoritative: recorded tasks that it lacks are removed. Containers without a record
+(after the loss of the state file, or of a node that was removed and has joined again) are removed
+after the first full set, never before: without a manager, nothing is decided.
 
-`stop_disconnected` stops tasks that must not run while no manager can see them (`--on-disconnect
-stop-after=…`). The manager replaces such a task only when it is sure to have ended: that long after
-it has declared this node down, which is later than this node notices, because a dead session is
-noticed in four seconds, and a node is down after five.
+`stop_disconnected` stops tasks that must not run without a connection to a manager
+(`--on-disconnect stop-after=…`). The manager replaces such a task only when it must have ended:
+that long after it has declared this node down. This node detects the disconnection earlier, because
+a dead session is detected within four seconds, and a node is down after five.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Self
 from orchestrator.agent.network.name_server import DnsClient, dns_client
 from orchestrator.agent.statedb import CannotRecord, Record, StateDb
 from orchestrator.agent.tasks.backends import EXPECTED_ERRORS, Backends, error_message
+from orchestrator.agent.tasks.orphans import Orphans
 from orchestrator.agent.tasks.runner import TaskRunner
 from orchestrator.agent.tasks.status_reporter import StatusReporter
 from orchestrator.agent.volumes.volume_errors import VolumeError
@@ -35,8 +36,9 @@ from orchestrator.pb import dispatch_pb2, documents_pb2
 log = logging.getLogger(__name__)
 
 CONCURRENT_STARTS = 8
-"""Containers that are started concurrently. A start mostly waits for conmon and crun: with 1, 4 and
-8 at once, 77, 137 and 173 a second were started on 2 cores; more only makes each slower."""
+"""Maximum number of concurrent starts. A start mostly waits for conmon and crun: with 1, 4 and 8
+concurrent starts, 77, 137 and 173 per second were measured on 2 cores; more only delay each
+other."""
 
 _SWEEP_FIRST, _SWEEP_MOST = 1.0, 60.0
 """Seconds between attempts to remove leftovers."""
@@ -64,6 +66,7 @@ class Worker:
         self._unrecorded: dict[str, dispatch_pb2.AssignedTask] = {}
         """New tasks that start once they are recorded."""
         self._runners: dict[str, TaskRunner] = {}
+        self.orphans = Orphans(db, self._runners)
         self._swept = False
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -127,16 +130,29 @@ class Worker:
         networks: Sequence[dispatch_pb2.AssignedNetwork] | None,
         *,
         full: bool,
+        incarnation: str | None = None,
     ) -> None:
         """Record an assignment, then act on it: `tasks` are new or changed, `removed` are removed,
-        `networks` is the complete list or None; with `full`, tasks that are not listed are removed.
+        `networks` is the complete list or None; with `full`, tasks that are not listed are removed,
+        but for orphans if the `incarnation` of the cluster is given.
 
-        While the disk refuses records, new tasks wait. Orders for known tasks are followed all the
-        same: after a restart the agent may know an older one, until a manager repeats the newest.
+        While the disk refuses records, new tasks wait. Orders for known tasks are followed anyway:
+        after a restart the agent may have an older order, until a manager sends the newest.
         """
         if full:
             listed = {assigned.task.id for assigned in tasks}
-            removed = [each for each in (*self._runners, *self._unrecorded) if each not in listed]
+            if incarnation is None:
+                self.orphans.release(list(self._runners))
+            else:
+                self.orphans.hold(listed, incarnation)
+            known_ids = (*self._runners, *self._unrecorded)
+            removed = [
+                each for each in known_ids if each not in listed and each not in self.orphans
+            ]
+        else:
+            self.orphans.release([assigned.task.id for assigned in tasks])
+        if networks is not None:
+            networks = self.orphans.with_networks(networks)
         try:
             self._db.put_assignments(tasks, networks, self._backends.boot_id)
             wait: set[str] = set()
@@ -166,14 +182,20 @@ class Worker:
             self._swept = True
             self._spawn(self._sweep(), "sweep")
 
+    def remove_orphans(self, times: int) -> None:
+        """Remove the orphans if a user has asked for it more often than before: `times`."""
+        for task_id in self.orphans.taken(times):
+            if (runner := self._runners.get(task_id)) is not None:
+                runner.unassign()
+
     async def clear(self) -> None:
-        """Stop and remove all tasks; return when nothing of them is left. Volumes stay."""
+        """Stop and remove all tasks; return when they are removed. Volumes stay."""
         self.apply((), (), (), full=True)
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
     def take(self, payload: documents_pb2.Payload) -> None:
-        """Keep the data of a secret or config that the next assignment names."""
+        """Keep the data of a secret or config that the next assignment uses."""
         self._backends.files.take(payload)
 
     def _start_when_recorded(self, assigned: dispatch_pb2.AssignedTask) -> None:
@@ -224,8 +246,8 @@ class Worker:
         self._spawn(self._run(runner), f"task {runner.id}")
 
     def _predecessors(self, task: Task) -> list[asyncio.Event]:
-        """The ends of older tasks with generic resources that were given to this one: a manager
-        reassigns them when it has lost the connection to this node."""
+        """The ends of older tasks with generic resources of this one: a manager reassigns them when
+        it has lost the connection to this node."""
         names = _given(task)
         return [
             runner.ended
@@ -250,13 +272,14 @@ class Worker:
             await runner.run()
         self._db.forget(runner.id)
         del self._runners[runner.id]
+        self.orphans.release([runner.id])
         self._reporter.forget(runner.id)
         self._backends.logs.forget(runner.id)
         self._backends.log_drivers.forget(runner.id)
         self._retain_files(assigned=False)
 
     def _retain_files(self, *, assigned: bool) -> None:
-        """Drop the data of secrets and configs that no task names any more."""
+        """Drop the data of secrets and configs that no task uses any more."""
         self._backends.files.retain(
             {
                 file.payload
@@ -272,14 +295,15 @@ class Worker:
     async def _sweep(self) -> None:
         """Remove containers, files and volumes without a task, until none is left."""
         left: set[str] = set()
-        """Containers of which something may be left, perhaps only an attachment."""
+        """Containers with possible remains, such as only an attachment."""
         pause = _SWEEP_FIRST
         while not await self._remove_leftovers(left):
             await asyncio.sleep(pause)
             pause = min(2 * pause, _SWEEP_MOST)
 
     async def _remove_leftovers(self, left: set[str]) -> bool:
-        """Try once to remove what belongs to no task; return whether nothing is left."""
+        """Try once to remove containers, files and volumes without a task; return whether none is
+        left."""
         clean = True
         try:
             left |= await self._backends.runtime.list()
@@ -330,7 +354,7 @@ async def watch_connection(
     clock: Callable[[], float],
 ) -> None:
     """Stop tasks that must not run without a manager, until cancelled. `clock` is monotonic, in
-    seconds; a disconnection counts from the start of this agent at the earliest."""
+    seconds; a disconnection begins with this agent process at the earliest."""
     disconnected_since = clock()
     while True:
         await asyncio.sleep(CONNECTION_PERIOD)
@@ -345,5 +369,7 @@ def stop_disconnected(runners: Iterable[TaskRunner], seconds: float) -> None:
     """Stop tasks that must not be disconnected for that many seconds."""
     for runner in runners:
         if 0 < runner.stop_after <= seconds and not runner.stopped_disconnected:
-            log.warning("stopped: no manager for too long", extra={"task": runner.id})
+            log.warning(
+                "stopping task: no manager reachable for too long", extra={"task": runner.id}
+            )
             runner.stop_disconnected()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measurements: Prometheus metrics, resource usage of containers and disk, network flows.
 
-Everything is read when it is asked for, but for the last hour's samples of the web page. Health
-checks are in `tasks`.
+All values are read on request, except the samples of the last hour for the web page. Health checks
+are in `tasks`.
 """

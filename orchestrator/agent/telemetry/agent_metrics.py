@@ -66,7 +66,7 @@ def holdings(
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class MetricSources:
     """The components of an agent that metrics are read from."""
 
     runners: Mapping[str, TaskRunner]
@@ -85,7 +85,7 @@ class Shown:
 @asynccontextmanager
 async def serving(
     settings: Settings,
-    shown: Shown,
+    sources: MetricSources,
     token_digest: Callable[[], str],
     revocations: Revocations,
 ) -> AsyncIterator[int]:
@@ -97,11 +97,11 @@ async def serving(
         "node": host.nodename,
         "node_id": identity.node_id,
         "version": __version__,
-        "runtime": shown.runtime,
+        "runtime": sources.runtime,
         "kernel": host.release,
     }
-    registry.register(AgentCollector(shown, facts))
-    containers = ContainerText(shown.runners, shown.access, host.nodename)
+    registry.register(AgentCollector(sources, facts))
+    containers = ContainerText(sources.runners, sources.access, host.nodename)
     app = MetricsApp(registry, identity.cluster_id, token_digest, containers.render, revocations)
     files = TlsFiles.of(data, "node")
     async with listening(app, identity.address, settings.metrics_port, files) as port:
@@ -109,10 +109,10 @@ async def serving(
 
 
 class ContainerText:
-    """The containers that run, in Prometheus' text format (prometheus.io, "Exposition formats").
+    """Running containers in Prometheus' text format (prometheus.io, "Exposition formats").
 
-    Written here, a line at a time: with hundreds of containers the library's own objects, one a
-    sample, cost more than all that the kernel is asked.
+    It is formatted here because, with hundreds of containers, the library's object per sample
+    costs more than reading the values from the kernel.
     """
 
     def __init__(
@@ -183,11 +183,11 @@ _FAMILIES: dict[str, tuple[str, str]] = {
     **{name: ("gauge", help) for name, help in cadvisor.LEVELS.items()},
     **{name: ("counter", help) for name, (help, _, _) in cadvisor.PRESSURES.items()},
     **{name: ("counter", help) for name, (help, _) in cadvisor.INTERFACES.items()},
-    "container_start_time_seconds": ("gauge", "When it was started, seconds since 1970"),
-    "container_last_seen": ("gauge", "When it was looked at, seconds since 1970"),
+    "container_start_time_seconds": ("gauge", "Start time of the container, Unix time"),
+    "container_last_seen": ("gauge", "Time of this sample, Unix time"),
     "orc_container_restarts_total": (
         "counter",
-        "Runs that a restart policy began, and failures in a row of its slot",
+        "Restarts by a restart policy, and consecutive failures of its slot",
     ),
 }
 _COLUMNS = [(name, column) for name, (_, column) in cadvisor.INTERFACES.items()]
@@ -196,27 +196,29 @@ _COLUMNS = [(name, column) for name, (_, column) in cadvisor.INTERFACES.items()]
 class AgentCollector(Collector):
     """Metrics of the agent itself."""
 
-    def __init__(self, shown: Shown, facts: Mapping[str, str]) -> None:
+    def __init__(self, sources: MetricSources, facts: Mapping[str, str]) -> None:
         """`facts` are labels of the node: hostname, version, …"""
-        self._shown = shown
+        self._sources = sources
         self._facts = dict(facts)
 
     def collect(self) -> Iterable[Metric]:
         """Every family."""
-        held = self._shown.holdings()
+        held = self._sources.holdings()
         info = GaugeMetricFamily("orc_agent_info", "This node", labels=tuple(self._facts))
         info.add_metric(list(self._facts.values()), 1)
         yield info
         yield GaugeMetricFamily(
-            "orc_agent_connected", "Whether a manager hears this agent", self._shown.connected()
+            "orc_agent_connected",
+            "Whether this agent has a session with a manager",
+            self._sources.connected(),
         )
         for name, help, value in (
             ("images", "Images on this node", held.images),
             ("image_bytes", "Size of the images, compressed as stored", held.image_bytes),
             ("volumes", "Volumes on this node", held.volumes),
             ("networks", "Networks on this node", held.networks),
-            ("peers", "Other nodes that its networks reach", held.peers),
-            ("endpoints", "Addresses that its names and balance know", held.endpoints),
+            ("peers", "Other nodes in this node's networks", held.peers),
+            ("endpoints", "Addresses in this node's endpoint table", held.endpoints),
         ):
             yield GaugeMetricFamily(f"orc_agent_{name}", help, value)
         sent = CounterMetricFamily(
@@ -224,25 +226,25 @@ class AgentCollector(Collector):
         )
         dropped = CounterMetricFamily(
             "orc_agent_log_lines_dropped",
-            "Lines that logging drivers have dropped, since their target did not take them",
+            "Lines that logging drivers have dropped because their target did not accept them",
             labels=("driver",),
         )
-        for driver, tally in self._shown.tallies.items():
+        for driver, tally in self._sources.tallies.items():
             sent.add_metric([driver], tally.sent)
             dropped.add_metric([driver], tally.dropped)
         yield sent
         yield dropped
         forged = CounterMetricFamily(
             "orc_agent_source_check_dropped_packets",
-            "Packets of containers that had source addresses of others",
+            "Packets of containers dropped because of a forged source address",
             labels=("network",),
         )
-        for network, packets in self._shown.dropped().items():
+        for network, packets in self._sources.dropped().items():
             forged.add_metric([network], packets)
         yield forged
         states = GaugeMetricFamily("orc_agent_tasks", "Tasks of this node", labels=("state",))
         count = dict.fromkeys(TaskState, 0)
-        for runner in self._shown.runners.values():
+        for runner in self._sources.runners.values():
             count[runner.status.state] += 1
         for state in TaskState:
             if TaskState.ASSIGNED <= state <= TaskState.ORPHANED:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.agent.builds.builder import Builder
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.tasks.runner import TaskRunner
 from orchestrator.linux.trees import tree_usage

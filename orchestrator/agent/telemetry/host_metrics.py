@@ -31,7 +31,7 @@ _COLUMNS = (
 )
 """Of /proc/net/dev, proc(5)."""
 _OTHERS = re.compile(r"lo|veth.*|orcv.*|docker.*|br-.*|cali.*|cni.*")
-"""Network devices that are the host's own business, or containers'."""
+"""Loopback, and network devices of containers."""
 _REQUESTS = (
     ("reads_completed", 3, 1.0),
     ("read_bytes", 5, 512.0),
@@ -41,7 +41,7 @@ _REQUESTS = (
 )
 """Of /proc/diskstats (kernel, admin-guide/iostats): name, column, and what its unit is in ours."""
 _PARTS = re.compile(r"(z?ram|loop|fd|sr|dm-|md)\d+|([hsv]|xv)d[a-z]+\d+|(nvme\d+n|mmcblk)\d+p\d+")
-"""Block devices that are no disks, or parts of one."""
+"""Block devices that are partitions or not disks."""
 
 
 class HostCollector(Collector):
@@ -167,14 +167,16 @@ def _connections() -> Iterable[Metric]:
     if not (limit := number(read_text(folder + "max"))):
         return
     yield GaugeMetricFamily(
-        "node_nf_conntrack_entries", "Connections tracked", number(read_text(folder + "count"))
+        "node_nf_conntrack_entries", "Tracked connections", number(read_text(folder + "count"))
     )
-    yield GaugeMetricFamily("node_nf_conntrack_entries_limit", "The most that fit", limit)
+    yield GaugeMetricFamily(
+        "node_nf_conntrack_entries_limit", "Connection tracking table size", limit
+    )
     heading, *rows = read_text("/proc/net/stat/nf_conntrack").splitlines() or [b""]
     if b"drop" in (titles := heading.split()):
         column = titles.index(b"drop")
         yield CounterMetricFamily(
             "node_nf_conntrack_stat_drop",
-            "Connections refused for want of room",
+            "Connections dropped because the connection tracking table was full",
             sum(int(row.split()[column], 16) for row in rows),
         )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Network flows of this node's containers, streamed to a manager on request.
 
-A thread reads the kernel's connection table every few seconds, and less often the longer that
-takes, so that it costs a twentieth of a core at most. Without a request nothing is read, and byte
-counters are off. That they are on is recorded, so that the next agent switches them off if this one
-is killed.
+A thread reads the kernel's connection table every few seconds, less often if that takes long, so
+that it uses at most a twentieth of a core. Without a request the table is not read, and byte
+counters are off. A file records that they are on, so that the next agent switches them off if this
+one is killed.
 """
 
 from __future__ import annotations
@@ -62,14 +62,15 @@ class NetworkFlows:
         self._lock = asyncio.Lock()
         self._sample = Sample(float("-inf"), ())
         self._took = 0.0
-        self._looking = 0
+        self._requests = 0
+        """Requests that are being served."""
 
     def __enter__(self) -> Self:
-        self._count_no_more()
+        self._stop_counting()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._count_no_more()
+        self._stop_counting()
 
     async def serve(
         self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
@@ -106,19 +107,19 @@ class NetworkFlows:
     @asynccontextmanager
     async def _counting(self) -> AsyncIterator[None]:
         """Switch byte counters on during requests, unless they were on before."""
-        self._looking += 1
+        self._requests += 1
         try:
-            if self._looking == 1 and not conntrack.counts_bytes():
+            if self._requests == 1 and not conntrack.counts_bytes():
                 self._record.touch()
                 _count(True)
             yield
         finally:
-            self._looking -= 1
-            if not self._looking:
+            self._requests -= 1
+            if not self._requests:
                 self._sample = Sample(float("-inf"), ())
-                self._count_no_more()
+                self._stop_counting()
 
-    def _count_no_more(self) -> None:
+    def _stop_counting(self) -> None:
         """Switch byte counters off that this agent, or a killed one, has switched on."""
         if self._record.exists():
             _count(False)
@@ -129,7 +130,7 @@ def _count(wanted: bool) -> None:
     try:
         conntrack.count_bytes(wanted)
     except OSError as error:
-        log.info("bytes of connections cannot be counted: %s", error)
+        log.info("byte counters of connections cannot be switched: %s", error)
 
 
 def changes(before: Sample | None, now: Sample) -> flows_pb2.NodeFlows:
@@ -148,13 +149,13 @@ def changes(before: Sample | None, now: Sample) -> flows_pb2.NodeFlows:
             earlier = None
         sums[2] += each.sent - (earlier.sent if earlier else 0)
         sums[3] += max(each.received - (earlier.received if earlier else 0), 0)
-    told = sorted(
+    reported = sorted(
         ((key, sums) for key, sums in found.items() if any(sums)),
         key=lambda one: (-one[1][2] - one[1][3], -one[1][0], one[0]),
     )
     return flows_pb2.NodeFlows(
         seconds=now.at - before.at if before else 0.0,
-        left_out=max(len(told) - MOST_FLOWS, 0),
+        left_out=max(len(reported) - MOST_FLOWS, 0),
         flows=[
             flows_pb2.Flow(
                 client=client,
@@ -166,6 +167,6 @@ def changes(before: Sample | None, now: Sample) -> flows_pb2.NodeFlows:
                 sent=sums[2],
                 received=sums[3],
             )
-            for (client, server, port, protocol), sums in told[:MOST_FLOWS]
+            for (client, server, port, protocol), sums in reported[:MOST_FLOWS]
         ],
     )

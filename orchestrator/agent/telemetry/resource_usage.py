@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Resource usage: `top`, `stats`, and the last hour of the node and its containers.
 
-The history is a sample every quarter of a minute, in memory only, and empty after a restart of the
-agent. A container costs about 6 KiB, and its sample a few reads of small files.
+The history has a sample every 15 seconds. It is in memory only, so it is empty after a restart of
+the agent. It takes about 6 KiB per container, and a sample a few reads of small files.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ class ResourceUsage:
                 stderr=asyncio.subprocess.PIPE,
             )
         except FileNotFoundError:
-            raise RuntimeFailure("its node has no program `ps`; install procps there") from None
+            raise RuntimeFailure("the node has no program `ps`; install procps on it") from None
         try:
-            output, said = await process.communicate()
+            output, errors = await process.communicate()
         except asyncio.CancelledError:
             process.kill()
             await asyncio.shield(process.wait())
             raise
         if process.returncode:
-            raise RuntimeFailure(_first_line(said) or f"ps ended with status {process.returncode}")
+            raise RuntimeFailure(_first_line(errors) or f"ps: exit status {process.returncode}")
         reply = pick(output.decode(errors="replace"), set(access.pids()))
         await call.write(dispatch_pb2.Frame(top=reply))
         return dispatch_pb2.TunnelResult()
@@ -174,7 +174,7 @@ class _Series:
 
 
 class UsageHistory:
-    """Takes samples, and serves them."""
+    """Records samples of the node and its containers, and serves them."""
 
     def __init__(
         self,

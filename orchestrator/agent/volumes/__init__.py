@@ -10,9 +10,9 @@ removed on the manager's order:
   half-made (it is renamed into place); a use is a file, written before anything is mounted and
   removed after it is unmounted, so that no mount is forgotten by a kill at any point.
 - `local_driver`: the driver that every node has: a folder, a mount of whatever mount(8) takes
-  (`type`, `device`, `o`), or with `size` a file system of its own, which is a hard limit.
-- `copyup`: fills a volume. A mark in the record says that it is under way, so an interrupted copy
-  is restarted; it reads the image's layers, never the container's root, so that owners are the
+  (`type`, `device`, `o`), or with `size` a separate file system, which is a hard limit.
+- `copyup`: fills a volume. The record has a flag meanwhile, so that an interrupted copy is
+  restarted. It reads the image's layers, never the container's root, so that owners are the
   image's.
 - `bind_mounts`: folders of the node, tmpfs, and folders of a volume, mounted where no symbolic link
   of a container can lead out of it.
@@ -23,8 +23,8 @@ removed on the manager's order:
 user namespace has its volumes mounted through the namespace's map, so that a file of user 1000
 stays one of user 1000 whatever host ids its next user gets.
 
-**Plugins are not trusted.** Calls have limits of time and size. A plugin that answers nothing for
-five seconds counts as hung until it answers. Answers are checked. A child process looks at paths of
-a plugin, since a look at a dead FUSE mount never returns. A mount that may exist is recorded, so it
-is unmounted when the plugin answers again; a container's end never waits for that.
+**Plugins are not trusted.** Calls have limits of time and size. A plugin that does not respond for
+five seconds counts as hung until it responds. Responses are validated. A child process accesses the
+paths of a plugin, since access to a dead FUSE mount never returns. A mount that may exist is
+recorded, so it is unmounted when the plugin responds again; a container's end never waits for that.
 """

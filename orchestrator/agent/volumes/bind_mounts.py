@@ -2,9 +2,9 @@
 """Bind mounts and tmpfs of a container: folders and files of the node, and folders of volumes.
 
 The runtime binds by path, and a path through a volume may lead anywhere once a container replaces a
-folder by a symbolic link. So a folder of a volume is first mounted safely at `CONTAINER/PLACE` in a
-folder of the agent's own, which no container can reach, and the container gets that. The place
-follows from the container and its target, so that a later agent finds it after a kill.
+folder by a symbolic link. So a folder of a volume is first mounted safely at `CONTAINER/HASH` in a
+private folder of the agent, which no container can reach, and the container gets that mount. The
+hash is that of the target, so that a restarted agent finds the mount.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from orchestrator.linux import spawn
 from orchestrator.linux.mounts import unmount
 from orchestrator.model.mounts import MountSpec
 
-_LOOK_TIMEOUT = 5.0
-"""Seconds of a look at a path, which may be on an unreachable file server."""
+_PROBE_TIMEOUT = 5.0
+"""Timeout of access to a path, which may be on an unreachable file server, in seconds."""
 
 
 def tmpfs(spec: MountSpec) -> Mount:
@@ -44,7 +44,7 @@ async def bind(spec: MountSpec, hostname: str) -> Mount:
             raise VolumeError(f"bind source path {source} does not exist on {hostname}")
         if not await _succeeds("mkdir", "-p", "--", source):
             raise VolumeError(f"bind source path {source} cannot be created on {hostname}")
-    # The runtime makes a mount point of the kind that the source is, and knows none for a link.
+    # The runtime makes a mount point of the source's type, which must not be a symbolic link.
     source = await asyncio.to_thread(os.path.realpath, source)
     if spec.propagation.lstrip("r") in ("shared", "slave"):
         _check_propagation(spec.propagation, source)
@@ -59,7 +59,7 @@ async def bind(spec: MountSpec, hostname: str) -> Mount:
 
 async def _succeeds(*argv: str) -> bool:
     try:
-        async with asyncio.timeout(_LOOK_TIMEOUT):
+        async with asyncio.timeout(_PROBE_TIMEOUT):
             return (await spawn.run(argv))[0] == 0
     except TimeoutError:
         raise VolumeError(f"{argv[-1]} does not answer on this node") from None
@@ -84,7 +84,7 @@ def _check_propagation(wanted: str, source: str) -> None:
 
 _COMMAND = bareprogram.command("orchestrator.linux.submount")
 _TIMEOUT = 10.0
-"""Seconds of a look into a volume, which may be on an unreachable file server."""
+"""Timeout of access to a volume, which may be on an unreachable file server, in seconds."""
 
 
 async def ensure_subpath(places: Path, container_id: str, spec: MountSpec, data: Path) -> Path:
@@ -99,11 +99,11 @@ async def ensure_subpath(places: Path, container_id: str, spec: MountSpec, data:
     _unmount_all(place)
     try:
         async with asyncio.timeout(_TIMEOUT):
-            status, said = await spawn.run([*_COMMAND, str(data), spec.subpath, str(place)])
+            status, stderr = await spawn.run([*_COMMAND, str(data), spec.subpath, str(place)])
     except TimeoutError:
         raise VolumeError(f"volume {spec.source} does not answer on this node") from None
     if status != 0:
-        raise VolumeError(_refusal(spec, int(said) if said.isdecimal() else 0, said))
+        raise VolumeError(_refusal(spec, int(stderr) if stderr.isdecimal() else 0, stderr))
     return place
 
 
@@ -133,11 +133,11 @@ def _unmount_all(place: Path) -> None:
             return
 
 
-def _refusal(spec: MountSpec, code: int, said: str) -> str:
+def _refusal(spec: MountSpec, code: int, stderr: str) -> str:
     name, path = spec.source, spec.subpath
     if code in (errno.ENOENT, errno.ENOTDIR):
         return f"volume {name} has no folder {path!r}; create it before it is mounted"
     if code == errno.EXDEV:
-        return f"folder {path!r} of volume {name} is a link that leads out of the volume"
-    reason = os.strerror(code).lower() if code else said
+        return f"folder {path!r} of volume {name} is a symbolic link to outside of the volume"
+    reason = os.strerror(code).lower() if code else stderr
     return f"folder {path!r} of volume {name} cannot be mounted: {reason}"

@@ -24,13 +24,13 @@ from orchestrator.linux.mounts import is_mounted, unmount
 from orchestrator.linux.openat import open_in_root
 
 _FILLER = bareprogram.command("orchestrator.agent.volumes.copyup_program", "-X", "utf8")
-LOOK_TIMEOUT = 5.0
-"""Seconds of a look at a volume."""
+PROBE_TIMEOUT = 5.0
+"""Timeout of reading a volume's folder, in seconds."""
 
 
 async def is_folder(path: Path) -> bool:
     """Whether a path is a folder. Raises VolumeError if it hangs."""
-    return (await _look(["test", "-d", str(path)], path))[0] == 0
+    return (await _probe(["test", "-d", str(path)], path))[0] == 0
 
 
 async def is_empty(path: Path) -> bool:
@@ -38,15 +38,15 @@ async def is_empty(path: Path) -> bool:
     with spawn.descriptors() as owned:
         out = owned.memory_file()
         argv = ["find", str(path), "-mindepth", "1", "-maxdepth", "1", "-print", "-quit"]
-        status, stderr = await _look(argv, path, out)
+        status, stderr = await _probe(argv, path, out)
         if status != 0:
             raise VolumeError(f"{path} cannot be read: {stderr}")
         return not spawn.read_text(out)
 
 
-async def _look(argv: Sequence[str], path: Path, stdout: int | None = None) -> tuple[int, str]:
+async def _probe(argv: Sequence[str], path: Path, stdout: int | None = None) -> tuple[int, str]:
     try:
-        async with asyncio.timeout(LOOK_TIMEOUT):
+        async with asyncio.timeout(PROBE_TIMEOUT):
             if stdout is None:
                 return await spawn.run(argv)
             with spawn.descriptors() as owned:
@@ -75,7 +75,7 @@ async def fill(layers: Sequence[Path], folder: str, volume: Path, scratch: Path)
         try:
             root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise VolumeError("a layer of the image is no longer on this node") from error
+            raise VolumeError("a layer of the image is missing on this node") from error
         try:
             source = open_in_root(root_fd, folder.lstrip("/"))
         except OSError:

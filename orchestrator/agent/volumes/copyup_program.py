@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program: copy a folder of an image into a volume that containers may be changing meanwhile.
+"""A program that copies a folder of an image into a volume, which containers may change meanwhile.
 
 Arguments: SOURCE VOLUME; SOURCE is the descriptor of the image's folder. The program is confined to
-the two (`runtime.confine`), so that a symbolic link that a container puts into the volume cannot
-lead its writes elsewhere. Copied with all that files have: owners, modes, times, extended
-attributes, hard links and holes. It prints one line and exits with status 1 if that fails.
+the two (`linux.confine`), so that a symbolic link that a container puts into the volume cannot
+redirect its writes. Owners, modes, times, extended attributes, hard links and holes are preserved.
+On failure it prints one line and exits with status 1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _IGNORED = (errno.ENOTSUP, errno.EPERM, errno.EINVAL)
 
 
 def main(argv: list[str]) -> None:
-    """Copy what the arguments name."""
+    """Copy the folder that the arguments name."""
     source, volume = int(argv[0]), argv[1]
     limit_memory()
     try:
@@ -39,14 +39,12 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         sys.exit((error.strerror or str(error)).lower())
     except MemoryError:
-        sys.exit("there are too many files")
+        sys.exit("the folder has too many files for the memory limit")
 
 
 def copy_tree(source: str, target: str) -> None:
-    """Copy what is in the folder `source` to the folder `target`, and its owner, mode and times.
-
-    A file that is in the way is replaced. Raises OSError.
-    """
+    """Copy the content of the folder `source` to the folder `target`, and its owner, mode and
+    times. Existing files are replaced. Raises OSError."""
     links: dict[tuple[int, int], str] = {}
     folders = [(source, target, os.lstat(source))]
     for folder, copy, _ in folders:  # grows meanwhile
@@ -70,7 +68,7 @@ def copy_tree(source: str, target: str) -> None:
                 continue
             links[inode] = place
             _copy_file(entry.path, place, status)
-    # The innermost first: to change what is in a folder changes its times.
+    # The innermost first: changing the content of a folder changes its times.
     for folder, copy, status in reversed(folders):
         _set_attributes(folder, copy, status)
 
@@ -84,7 +82,7 @@ def _make_folder(place: str) -> None:
 
 
 def _replace(place: str, make: Callable[[], object]) -> None:
-    """Make a file, in place of one that is there."""
+    """Make a file, replacing an existing one."""
     try:
         make()
     except FileExistsError:

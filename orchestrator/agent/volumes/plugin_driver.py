@@ -79,10 +79,10 @@ class VolumePlugin:
         return path
 
     async def _check_seen(self, volume: str, path: Path) -> None:
-        """Raise VolumeError if the plugin has mounted something at `path` in another mount
+        """Raise VolumeError if the plugin has mounted the volume at `path` in another mount
         namespace than this agent's: containers would write to the folder beneath.
 
-        A plugin with plain folders mounts nothing, and one on the network cannot be checked.
+        A plugin that uses plain folders has no mounts, and a remote one cannot be checked.
         """
         with of_volumes():
             process = await listener(self._address)
@@ -202,5 +202,5 @@ class VolumePlugins(PluginSet[VolumePlugin]):
         try:
             yield
         except VolumePluginUnavailable as error:
-            self.doubt(name, str(error))
+            self.mark_silent(name, str(error))
             raise

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from orchestrator.agent.images.image_spec import LocalImage
-from orchestrator.agent.plugins.plugin_client import Tell
+from orchestrator.agent.plugins.plugin_client import OnWait
 from orchestrator.agent.runtime.interface import Mount
 from orchestrator.agent.volumes.mount_plan import Holder
 from orchestrator.agent.volumes.volume_errors import VolumeError
@@ -47,16 +47,16 @@ class TaskVolumes:
         self._neighbours = neighbours
 
     async def attach(
-        self, task: Task, volumes: Mapping[str, Volume], image: LocalImage, tell: Tell
+        self, task: Task, volumes: Mapping[str, Volume], image: LocalImage, on_wait: OnWait
     ) -> tuple[Mount, ...]:
-        """Mount the volumes of a task; `volumes` are the cluster's objects of named ones, `tell`
-        gets what it waits for.
+        """Mount the volumes of a task; `volumes` are the cluster's objects of named ones, `on_wait`
+        gets the plugin that it waits for.
 
         Safe to cancel at any point, and to repeat. Raises VolumeError, ImageError.
         """
         declared = dict(volumes)
         holder = await self._holder(task, image, declared, frozenset())
-        return await self._store.attach(holder, declared, tell)
+        return await self._store.attach(holder, declared, on_wait)
 
     async def detach(self, task: Task) -> None:
         """Release the volumes of a task, if it has any. Anonymous volumes are removed with a task
@@ -90,5 +90,5 @@ class TaskVolumes:
         found = [each for each in known if word in (each.task.id, each.task.name)]
         found = found or [each for each in known if each.task.id.startswith(word)]
         if not found:
-            raise VolumeError(f"no container {word} on this node, whose volumes it is to have")
+            raise VolumeError(f"no container {word} on this node, whose volumes it mounts")
         return max(found, key=lambda each: each.task.created_at)

@@ -17,7 +17,7 @@ from orchestrator.model.mounts import LOCAL_DRIVER
 from orchestrator.pb import dispatch_pb2, volumes_pb2
 
 PATIENCE = 0.6
-"""Seconds of a plugin's answer, and of measuring the sizes of volumes."""
+"""Timeout of a plugin's response, and of measuring the sizes of volumes, in seconds."""
 
 _UNMAPPED = (
     "its file system cannot map user ids: containers see its files as nobody's (65534), unless "
@@ -41,20 +41,20 @@ class VolumeListing:
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def look(self) -> dispatch_pb2.NodeVolumes:
-        """All volumes, including those that plugins have from elsewhere, and a notice for each
-        plugin that does not answer."""
+    async def collect(self) -> dispatch_pb2.NodeVolumes:
+        """All volumes, including those of plugins that Orc did not create, and a notice for each
+        plugin that does not respond."""
         plugins = self._store.plugins
-        asked = list(plugins.all().values())
+        responsive = list(plugins.all().values())
         answers, _, _ = await asyncio.gather(
-            asyncio.gather(*(_volumes(plugin) for plugin in asked)),
-            plugins.look(PATIENCE),
+            asyncio.gather(*(_volumes(plugin) for plugin in responsive)),
+            plugins.discover(PATIENCE),
             self._count(),
         )
         result = dispatch_pb2.NodeVolumes()
         listed: dict[tuple[str, str], PluginVolume] = {}
         silent = dict(plugins.silent)
-        for plugin, answer in zip(asked, answers, strict=True):
+        for plugin, answer in zip(responsive, answers, strict=True):
             if isinstance(answer, str):
                 silent[plugin.name] = answer
             else:
@@ -94,7 +94,7 @@ class VolumeListing:
         )
 
     async def _count(self) -> None:
-        """Measure the volumes; the last result stands in for a measurement that takes long."""
+        """Measure the volumes; a slow measurement is replaced by the last result."""
         if self._counting is None:
             records = [known.record for known in self._store.known()]
             self._counting = self._thread.submit(self._usage, records)
@@ -141,12 +141,12 @@ class VolumeRequests:
         try:
             match order.WhichOneof("order"):
                 case "list_volumes":
-                    return dispatch_pb2.TunnelResult(volumes=await self._listing.look())
+                    return dispatch_pb2.TunnelResult(volumes=await self._listing.collect())
                 case "create_volume":
                     await self._store.create(from_proto(order.create_volume))
                 case "remove_volume":
-                    asked = order.remove_volume
-                    await self._store.remove(from_proto(asked.volume), force=asked.force)
+                    removal = order.remove_volume
+                    await self._store.remove(from_proto(removal.volume), force=removal.force)
         except VolumeError as error:
             return dispatch_pb2.TunnelResult(error=str(error))
         return dispatch_pb2.TunnelResult()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from orchestrator.agent.plugins.plugin_client import Tell, announced
+from orchestrator.agent.plugins.plugin_client import OnWait, report_if_slow
 from orchestrator.agent.runtime.interface import Mount
 from orchestrator.agent.runtime.spec.privileges import own_users
 from orchestrator.agent.volumes import bind_mounts, copyup, local_driver, mountpoints
@@ -34,14 +34,14 @@ CONTAINER_LABEL = "orc.container"
 
 _A = TypeVar("_A")
 
-_LOOK_PERIOD = 5.0
+_PERIOD = 5.0
 """Seconds between two discoveries of plugins, and between attempts to release mounts."""
 _UNMOUNT_TIMEOUT = 5.0
-"""Seconds that the end of a container waits for a plugin."""
+"""Maximum seconds that the end of a container waits for a plugin."""
 
 
 def _ignore(_: str) -> None:
-    """Drop what an operation waits for."""
+    """A `OnWait` without an effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class VolumeStore:
         self._uses = {id: use for id, use in known.items() if not use.leaving}
         self._leaving = {id: use for id, use in known.items() if use.leaving}
         self.changed = asyncio.Event()
-        """Set when the set of plugins that answer has changed."""
+        """Set when the set of plugins that respond has changed."""
 
     async def run(self) -> None:
         """Remove the remains of an earlier agent, then discover plugins until cancelled."""
@@ -87,19 +87,19 @@ class VolumeStore:
         copyup.clear_scratch(self._scratch)
         while True:
             before = dict(self.plugins.scopes)
-            await self.plugins.look()
+            await self.plugins.discover()
             if self.plugins.scopes != before:
                 self.changed.set()
             for use in list(self._leaving.values()):
                 await self._leave(use)
-            await asyncio.sleep(_LOOK_PERIOD)
+            await asyncio.sleep(_PERIOD)
 
     async def attach(
-        self, holder: Holder, declared: Mapping[str, Volume], tell: Tell = _ignore
+        self, holder: Holder, declared: Mapping[str, Volume], on_wait: OnWait = _ignore
     ) -> tuple[Mount, ...]:
         """Mount all volumes of a container; `declared` are the cluster's objects of its named
-        volumes, `tell` gets the plugin that it waits for. `detach` undoes it, whether it succeeds
-        or not. Raises VolumeError.
+        volumes, `on_wait` gets the plugin that it waits for. `detach` undoes it, whether it
+        succeeds or not. Raises VolumeError.
         """
         container_id = holder.task.id
         wanted = wanted_mounts(holder, self._node())
@@ -114,7 +114,7 @@ class VolumeStore:
         users = own_users(holder.task.spec.container)
         attached = []
         for each in wanted:
-            mount = await self._mount(each, container_id, declared, tell)
+            mount = await self._mount(each, container_id, declared, on_wait)
             if mount.owned and users and not self._maps_ids(each.spec.source):
                 mount = replace(mount, owned=False)
                 self._check_accessible(each.spec.source, Path(mount.source))
@@ -123,7 +123,7 @@ class VolumeStore:
 
     async def detach(self, container_id: str, *, drop: bool) -> None:
         """Undo `attach`; with `drop`, also remove the container's anonymous volumes. A plugin that
-        does not answer is called again later. Raises VolumeError.
+        does not respond is called again later. Raises VolumeError.
         """
         use = self._uses.pop(container_id, None)
         if use is not None:
@@ -190,7 +190,11 @@ class VolumeStore:
         return (volume.driver if volume else wanted.spec.driver) or LOCAL_DRIVER
 
     async def _mount(
-        self, wanted: Wanted, container_id: str, declared: Mapping[str, Volume], tell: Tell
+        self,
+        wanted: Wanted,
+        container_id: str,
+        declared: Mapping[str, Volume],
+        on_wait: OnWait,
     ) -> Mount:
         spec = wanted.spec
         if spec.type is MountType.TMPFS:
@@ -201,9 +205,9 @@ class VolumeStore:
             id=spec.source, driver=spec.driver, options=spec.options, labels=spec.labels
         )
         async with self._locks[spec.source]:
-            record = await self._ensure(volume, wanted.owner, tell)
-            path = await self._path(record, container_id, tell)
-            record = await self._look_at_owners(record, path)
+            record = await self._ensure(volume, wanted.owner, on_wait)
+            path = await self._path(record, container_id, on_wait)
+            record = await self._probe_id_mapping(record, path)
             # Only a whole volume is filled: a restarted copy empties all of it.
             if not spec.no_copy and not spec.subpath:
                 await self._fill(record, path, wanted)
@@ -211,8 +215,8 @@ class VolumeStore:
             path = await bind_mounts.ensure_subpath(self._places, container_id, spec, path)
         return Mount(target=spec.target, source=str(path), read_only=spec.read_only, owned=True)
 
-    async def _look_at_owners(self, record: VolumeRecord, path: Path) -> VolumeRecord:
-        """The record, with the features of a file system that is mounted from elsewhere."""
+    async def _probe_id_mapping(self, record: VolumeRecord, path: Path) -> VolumeRecord:
+        """The record, which states whether the volume's file system supports idmapped mounts."""
         if record.driver == LOCAL_DRIVER and not record.options.get("device"):
             return record
         found = replace(record, maps_ids=await mountpoints.maps_ids(path))
@@ -240,7 +244,7 @@ class VolumeStore:
             "container with --userns host"
         )
 
-    async def _ensure(self, volume: Volume, owner: str, tell: Tell) -> VolumeRecord:
+    async def _ensure(self, volume: Volume, owner: str, on_wait: OnWait) -> VolumeRecord:
         if (record := self._records.volume(volume.name)) is not None:
             return record
         record = VolumeRecord(
@@ -252,7 +256,7 @@ class VolumeStore:
             owner=owner,
         )
         if record.driver != LOCAL_DRIVER:
-            async with self._answering(record, tell) as plugin:
+            async with self._answering(record, on_wait) as plugin:
                 # A volume of global scope may already exist, created by another node.
                 if await plugin.get(record.name) is None:
                     await plugin.create(record.name, record.options)
@@ -261,19 +265,22 @@ class VolumeStore:
         return record
 
     @asynccontextmanager
-    async def _answering(self, record: VolumeRecord, tell: Tell) -> AsyncIterator[VolumePlugin]:
-        """The plugin of a volume; `tell` reports that the block waits for it. Raises
+    async def _answering(
+        self, record: VolumeRecord, on_wait: OnWait
+    ) -> AsyncIterator[VolumePlugin]:
+        """The plugin of a volume; `on_wait` gets a message while the block waits for it. Raises
         VolumeError."""
         driver = record.driver
-        with announced(tell, f"volume driver {driver} has not answered yet (volume {record.name})"):
+        waiting = f"volume driver {driver} has not answered yet (volume {record.name})"
+        with report_if_slow(on_wait, waiting):
             plugin = await self.plugins.awaited(driver)
             with self.plugins.judged(driver):
                 yield plugin
 
-    async def _path(self, record: VolumeRecord, container_id: str, tell: Tell) -> Path:
+    async def _path(self, record: VolumeRecord, container_id: str, on_wait: OnWait) -> Path:
         if record.driver == LOCAL_DRIVER:
             return await local_driver.ensure_mounted(record, self._records.folder(record.name))
-        async with self._answering(record, tell) as plugin:
+        async with self._answering(record, on_wait) as plugin:
             path = await plugin.mount(record.name, container_id)
         if not await copyup.is_folder(path):
             raise VolumeError(
@@ -296,20 +303,20 @@ class VolumeStore:
         await self._write(self._records.update, replace(record, filling=False))
 
     async def _leave(self, use: Use) -> None:
-        """Release the mounts of a removed container; what a plugin does not release now stays
+        """Release the mounts of a removed container; those that a plugin has not released stay
         recorded."""
         if use.container_id not in self._uses:
             bind_mounts.ensure_no_subpaths(self._places, use.container_id)
         others = {name: driver for name, driver in use.volumes.items() if driver != LOCAL_DRIVER}
         for name in use.volumes.keys() - others.keys():
             await self._unmount_unused(name)
-        told = await asyncio.gather(
-            *(self._told(name, driver, use.container_id) for name, driver in others.items())
+        released = await asyncio.gather(
+            *(self._unmount(name, driver, use.container_id) for name, driver in others.items())
         )
-        for name, done in zip(others, told, strict=True):
+        for name, done in zip(others, released, strict=True):
             if done and (record := self._records.volume(name)) is not None:
                 await self._forget_shared(record)
-        left = {name: others[name] for name, done in zip(others, told, strict=True) if not done}
+        left = {name: others[name] for name, done in zip(others, released, strict=True) if not done}
         if use.container_id in self._uses:
             # It was started again meanwhile: its mounts are in use.
             self._leaving.pop(use.container_id, None)
@@ -321,7 +328,8 @@ class VolumeStore:
             await self._write(self._records.drop_use, use.container_id)
 
     async def _forget_shared(self, record: VolumeRecord) -> None:
-        """Forget it: it may be removed on another node, without notice to this one."""
+        """Forget an unused shared volume: another node may remove it without notice to this
+        one."""
         if record.shared and not self.users(record.name):
             await self._discard(record)
 
@@ -331,8 +339,8 @@ class VolumeStore:
             if record is not None and not self.users(name):
                 local_driver.ensure_unmounted(record, self._records.folder(name))
 
-    async def _told(self, name: str, driver: str, container_id: str) -> bool:
-        """Whether a plugin has released a container's mount."""
+    async def _unmount(self, name: str, driver: str, container_id: str) -> bool:
+        """Have a plugin release a container's mount; False if it has not done so yet."""
         try:
             async with asyncio.timeout(_UNMOUNT_TIMEOUT):
                 plugin = await self.plugins.named(driver)
@@ -347,7 +355,7 @@ class VolumeStore:
             )
             return False
         except VolumeError as error:
-            # It answers that it does not know the mount: then there is none.
+            # The plugin refuses because it does not know the mount: there is none.
             log.info("unmounting %s: %s", name, error, extra={"task": container_id})
         return True
 

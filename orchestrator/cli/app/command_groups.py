@@ -221,7 +221,7 @@ _BOOLEANS = {
 def _flag_words(command: click.Command, name: str, text: str) -> list[str]:
     """The words that stand for `NAME=true` or `NAME=false`."""
     if (truth := _BOOLEANS.get(text.lower())) is None:
-        raise click.BadParameter(f"{name}: {text!r} is neither true nor false")
+        raise click.BadParameter(f"{name}: {text!r} is not a boolean; write true or false")
     if truth:
         return [name]
     option = next(param for param in command.params if name in param.opts)

@@ -104,7 +104,7 @@ SECTIONS = (
     (
         "Daemons and administration",
         (
-            Lazy("manager", "orchestrator.manager.command:manager", "Run a manager (foreground)"),
+            Lazy("manager", ".cluster.manager_commands:manager", "Run a manager; manage managers"),
             Lazy("agent", "orchestrator.agent.command:agent", "Run this node's agent (foreground)"),
             Lazy("plan", ".service.plan_command:plan", "Dry run: show what a command would do"),
             Lazy("system", ".app.management_commands:system", "Disk usage, cleanup, host checks"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -57,6 +58,18 @@ def save_context(context: Context, use: bool = True, renew_at: float = 0.0) -> N
     _write(context_file(context.name), dump_context(dataclasses.replace(context, renew_at=renewal)))
     if use:
         use_context(context.name)
+
+
+def learn_endpoints(context: Context, managers: Sequence[str], gone: Sequence[str] = ()) -> None:
+    """Add managers to a stored context, and remove those that are gone. Other endpoints stay: one
+    may be a load balancer's."""
+    kept = [each for each in context.endpoints if each not in gone or each in managers]
+    found = tuple(dict.fromkeys([*kept, *managers]))
+    if found != context.endpoints and context.name in list_contexts():
+        stored = load_context(context.name)
+        _write(
+            context_file(context.name), dump_context(dataclasses.replace(stored, endpoints=found))
+        )
 
 
 def dump_context(context: Context) -> str:
@@ -117,7 +130,7 @@ def current_context() -> str | None:
 
 
 def use_context(name: str) -> None:
-    """Make `name` the current context. Raises CliError if there is none of that name."""
+    """Make `name` the current context. Raises CliError if no context has that name."""
     _existing(name)
     before = [current_context(), *_previous()]
     earlier = [each for each in dict.fromkeys(before) if each and each != name]
@@ -134,9 +147,9 @@ def previous_context() -> str | None:
 
 def remove_context(name: str, *, back: bool = False) -> None:
     """Remove a context and its key; `back`: if it is current, make the previous one current.
-    Raises CliError if there is none of that name."""
+    Raises CliError if no context has that name."""
     current = current_context() == name
-    for path in (_existing(name), *([_current()] if current else [])):
+    for path in (_existing(name), seen_file(name), *([_current()] if current else [])):
         with suppress(FileNotFoundError):
             os.unlink(path)
     if current and back and (earlier := previous_context()) is not None:
@@ -172,6 +185,11 @@ def _current() -> str:
 def context_file(name: str) -> str:
     """The path of a context's file."""
     return os.path.join(_folder(), "contexts", f"{name}.json")
+
+
+def seen_file(name: str) -> str:
+    """The path of the file with what commands remember of a context's managers."""
+    return os.path.join(_folder(), "seen", f"{name}.json")
 
 
 def _existing(name: str) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_BLOCK_IO = "the kernel's weights and rates of block devices are not set by container"
-_REAL_TIME = "real-time scheduling is not given to containers"
+_BLOCK_IO = "weights and rates of block devices cannot be set per container"
+_REAL_TIME = "containers cannot use real-time scheduling"
 _TRUST = "signatures are checked by each node's policy.json"
 
 _CONTAINER = {
@@ -22,7 +22,7 @@ _CONTAINER = {
     "--device-write-bps": _BLOCK_IO,
     "--device-write-iops": _BLOCK_IO,
     "--cgroup-parent": "the agent keeps the cgroups; limit by --cpus, --memory and --pids-limit",
-    "--cgroupns": "each container has a cgroup namespace of its own",
+    "--cgroupns": "each container has its own cgroup namespace",
     "--cpu-count": "use --cpus",
     "--cpu-percent": "use --cpus",
     "--cpu-period": "use --cpus, which is quota divided by period",
@@ -30,7 +30,7 @@ _CONTAINER = {
     "--cpu-rt-period": _REAL_TIME,
     "--cpu-rt-runtime": _REAL_TIME,
     "--cpuset-mems": "use --cpuset-cpus; memory follows the CPUs",
-    "--device-cgroup-rule": "use --device, with the rights that it needs",
+    "--device-cgroup-rule": "use --device with permissions",
     "--disable-content-trust": _TRUST,
     "--isolation": "Windows only; see --runtime",
     "--kernel-memory": "use --memory, which includes kernel memory",
@@ -38,7 +38,7 @@ _CONTAINER = {
     "--link-local-ip": "use --ip",
     "--memory-reservation": "use --reserve-memory",
     "--memory-swappiness": "use --memory-swap",
-    "--oom-kill-disable": "use --oom-score-adj, or give more --memory",
+    "--oom-kill-disable": "use --oom-score-adj, or raise --memory",
     "--io-maxbandwidth": "Windows only",
     "--io-maxiops": "Windows only",
     "--use-api-socket": "mount the socket with -v",
@@ -53,7 +53,7 @@ _BUILD = {
     "--cgroup-parent": "the agent keeps the cgroups; limit by --cpus, --memory and --pids-limit",
     "--cpuset-mems": "use --cpuset-cpus; memory follows the CPUs",
     "--security-opt": "a build's RUN has Docker's own seccomp profile and capabilities",
-    "--compress": "the context is sent as it is",
+    "--compress": "the context is sent uncompressed",
     "--disable-content-trust": _TRUST,
     "--force-rm": "a build's containers are always removed",
     "--isolation": "Windows only",
@@ -66,10 +66,9 @@ _SERVICE = {
     "--tty": "a service has no terminal; see 'orc run -it'",
     "-t": "a service has no terminal; see 'orc run -it'",
 }
-_SCOPE = "a network spans all nodes; one node's own is the network bridge"
+_SCOPE = "networks span all nodes; the network bridge is local to each node"
 _SEALED = "secrets are stored encrypted in the cluster"
-_ONE_MANAGER = "a host is a manager by 'orc cluster init', and a node by 'orc cluster join'"
-_CLUSTER_VOLUME = "for Docker's cluster volumes only; a volume of Orc has a node, a driver, a size"
+_CLUSTER_VOLUME = "cluster volumes (CSI) are not supported; use --driver"
 
 FLAGS: Mapping[str, Mapping[str, str]] = {
     "run": _CONTAINER,
@@ -94,7 +93,7 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
     "pull": {
         "--all-tags": "name each tag",
         "-a": "name each tag",
-        "--platform": "a node pulls for its own platform; choose one by --node",
+        "--platform": "nodes pull for their own platform; choose one with --node",
         "--disable-content-trust": _TRUST,
     },
     "push": {
@@ -103,8 +102,10 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "--disable-content-trust": _TRUST,
     },
     "rmi": {"--no-prune": "shared layers are kept anyway"},
-    "history": dict.fromkeys(("--human", "-H"), "sizes are for people; --format json has bytes"),
-    "import": {"--platform": "an image is of the platform of its node; choose one by --node"},
+    "history": dict.fromkeys(
+        ("--human", "-H"), "sizes are human-readable; --format json has bytes"
+    ),
+    "import": {"--platform": "images have the platform of their node; choose one with --node"},
     "volume create": dict.fromkeys(
         (
             *("--availability", "--group", "--limit-bytes", "--required-bytes", "--scope"),
@@ -114,10 +115,10 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
     ),
     "volume ls": {"--cluster": _CLUSTER_VOLUME},
     "network create": {
-        "--aux-address": "addresses of hosts are not a container network's; see --ip-range",
-        "--config-from": "write the options of the network itself",
-        "--config-only": "write the options of the network itself",
-        "--ingress": "published ports need no network of their own",
+        "--aux-address": "exclude addresses with --ip-range",
+        "--config-from": "set the options on the network itself",
+        "--config-only": "set the options on the network itself",
+        "--ingress": "published ports need no ingress network",
         "--scope": _SCOPE,
     },
     "network connect": {
@@ -138,16 +139,16 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
     "stack ps": {"--no-resolve": "--format json has the ids"},
     "secret create": {"--driver": _SEALED, "-d": _SEALED},
     "builder prune": {
-        "--filter": "the cache of a node is emptied as a whole; see --node",
-        "--keep-storage": "the cache of a node is emptied as a whole; see --node",
+        "--filter": "a node's cache is removed as a whole; see --node",
+        "--keep-storage": "a node's cache is removed as a whole; see --node",
     },
     "context create": {
-        "--description": "a context has its name alone",
+        "--description": "contexts have no description",
         "--docker": "use --endpoint, --ca, --cert and --key",
         "--from": "a context is a file in ~/.config/orc/contexts, which can be copied",
     },
     "context rm": dict.fromkeys(("--force", "-f"), "contexts are removed without confirmation"),
-    "node update": {"--role": _ONE_MANAGER},
+    "node update": {"--role": "use 'orc node promote' and 'orc node demote'"},
 }
 """Command → flag → alternative."""
 
@@ -174,8 +175,6 @@ COMMANDS: Mapping[str, str] = {
     "get services": "use 'orc service ls'",
     "rollout": "use 'orc service update' and 'orc service rollback'",
     "scale": "use 'orc service scale SERVICE=REPLICAS'",
-    "node demote": _ONE_MANAGER,
-    "node promote": _ONE_MANAGER,
     "plugin": "volume and network plugins are discovered by their sockets",
     "search": "search at the registry; 'orc pull' takes any name",
     "swarm": "use 'orc cluster'",
@@ -183,7 +182,7 @@ COMMANDS: Mapping[str, str] = {
     "swarm init": "use 'orc cluster init --advertise ADDRESS'",
     "swarm join": "use 'orc cluster join --token TOKEN ADDRESS'",
     "swarm join-token": "use 'orc cluster token worker'",
-    "swarm leave": "stop the agent of the node, then use 'orc node rm NAME'",
+    "swarm leave": "use 'orc cluster leave' on the host",
     "swarm unlock": _SEALED,
     "swarm unlock-key": _SEALED,
     "swarm update": "use 'orc cluster update'",

@@ -35,6 +35,10 @@ class ManagerLost(CliError):
     """No manager can be reached or can serve; trying again may help."""
 
 
+class Unsupported(CliError):
+    """The manager does not know the method: it has an older version."""
+
+
 class Refused(CliError):
     """The manager rejected the request; its message."""
 

@@ -8,7 +8,6 @@ from typing import Any, cast
 import click
 
 from orchestrator.cli.app.command_groups import Lazy, OrcGroup, example
-from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.flags.flag_types import CERTIFICATE_LIFETIME, Parsed
 from orchestrator.cli.flags.update_settings import parse_member
 from orchestrator.cli.output.listings import (
@@ -28,7 +27,39 @@ from orchestrator.pb import control_pb2
 _HOSTS = (
     Lazy("init", ".cluster.membership_commands:init", "Initialize a cluster on this host"),
     Lazy("join", ".cluster.membership_commands:join", "Join this host to a cluster"),
+    Lazy("leave", ".cluster.membership_commands:leave", "Leave the cluster with this host"),
+    Lazy(
+        "advertise",
+        ".cluster.membership_commands:advertise",
+        "Change the address of this host's manager",
+    ),
+    Lazy(
+        "reconnect",
+        ".cluster.membership_commands:reconnect",
+        "Set the managers that this host's agent calls",
+    ),
     Lazy("admin", ".cluster.membership_commands:admin", "Create an admin's context, on a manager"),
+)
+
+
+_DISASTER = (
+    Lazy("backup", ".cluster.backup_commands:backup", "Back up the cluster to a file"),
+    Lazy("restore", ".cluster.backup_commands:restore", "Restore a cluster on this host"),
+    Lazy(
+        "recover",
+        ".cluster.backup_commands:recover",
+        "Make this host's manager the only one, after the loss of the quorum",
+    ),
+)
+_UPKEEP = (Lazy("upgrade", ".cluster.upgrade_command:upgrade", "Check or finalize an upgrade"),)
+
+
+_KEYS = (
+    Lazy("ca", ".cluster.key_commands:ca", "Rotate the CA"),
+    Lazy("key", ".cluster.key_commands:key", "Rotate the data key"),
+    Lazy("lock", ".cluster.key_commands:lock", "Lock the managers' key files"),
+    Lazy("unlock", ".cluster.key_commands:unlock", "Unlock managers that have started locked"),
+    Lazy("unlock-key", ".cluster.key_commands:unlock_key", "Print or rotate the unlock key"),
 )
 
 
@@ -41,7 +72,13 @@ _ACCESS = (
 
 @click.group(
     cls=OrcGroup,
-    sections=[("On the host itself", _HOSTS), ("Access", _ACCESS)],
+    sections=[
+        ("On the host itself", _HOSTS),
+        ("Backup and restore", _DISASTER),
+        ("Upkeep", _UPKEEP),
+        ("Access", _ACCESS),
+        ("Keys", _KEYS),
+    ],
     epilog=example("orc cluster info"),
 )
 def cluster() -> None:
@@ -174,17 +211,13 @@ def update(
 def token(client: Client, role: str, rotate: bool, quiet: bool) -> None:
     """Print the command that joins a host, or the token that Prometheus sends.
 
-    The token `scrape` permits reading metrics and nothing else. A cluster has one manager for now,
-    so `manager` is refused.
+    The token `scrape` permits reading metrics and nothing else. A host that joins with the token
+    `manager` becomes a manager and gets the cluster's keys.
     """
-    if role == "manager":
-        raise CliError(
-            "a cluster has one manager for now, and no other can join; "
-            "'orc cluster token worker' prints the command that joins a node"
-        )
     reply = client.call("GetCluster", control_pb2.GetClusterRequest())
     text = {
         "worker": reply.worker_token,
+        "manager": reply.manager_token,
         "scrape": reply.scrape_token,
     }[role]
     if rotate:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`orc cluster init` and `join`, run once on the host itself; they start its systemd units."""
+"""`orc cluster init`, `join`, `leave` and `advertise`, run on the host itself.
+
+They start and stop its systemd units.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ import os
 import re
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +22,9 @@ from orchestrator.cli.app.command_groups import example
 from orchestrator.cli.app.contexts import Context, save_context
 from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.flags.flag_types import CERTIFICATE_LIFETIME
+
+if TYPE_CHECKING:
+    from orchestrator.identity.host_identity import ManagerIdentity
 
 _SYSTEMD_RUNTIME = Path("/run/systemd/system")
 _UNIT_FOLDERS = tuple(map(Path, ("/etc/systemd/system", "/usr/lib/systemd/system")))
@@ -26,19 +34,33 @@ def start_unit(unit: str) -> bool:
     """Enable and start a unit; False where systemd does not run or has no such unit.
 
     Raises CliError with systemd's message."""
+    return _systemctl(unit, "did not start", "enable", "--now")
+
+
+def stop_unit(unit: str) -> bool:
+    """Stop and disable a unit; False and CliError as `start_unit`."""
+    return _systemctl(unit, "did not stop", "disable", "--now")
+
+
+def restart_unit(unit: str) -> bool:
+    """Restart a unit; False and CliError as `start_unit`."""
+    return _systemctl(unit, "did not restart", "restart")
+
+
+def _systemctl(unit: str, failure: str, *command: str) -> bool:
     known = any((folder / unit).exists() for folder in _UNIT_FOLDERS)
     if not _SYSTEMD_RUNTIME.is_dir() or not known or os.geteuid() != 0:
         return False
     done = subprocess.run(
-        ["systemctl", "enable", "--now", "--quiet", unit],
+        ["systemctl", *command, "--quiet", unit],
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().splitlines()
+        output = (done.stderr or done.stdout).strip().splitlines()
         raise CliError(
-            f"{unit} did not start: {said[0] if said else 'systemctl failed'}; "
+            f"{unit} {failure}: {output[0] if output else 'systemctl failed'}; "
             f"see 'journalctl -u {unit}'"
         )
     return True
@@ -51,7 +73,7 @@ MANAGER_DATA, AGENT_DATA = Path("/var/lib/orc/manager"), Path("/var/lib/orc/agen
 _ADMIN_NAME = re.compile(r"(?=.{1,63}$)[a-z0-9]+(?:[._-][a-z0-9]+)*")
 
 
-def _address(text: str) -> str:
+def own_address(text: str) -> str:
     try:
         return str(ipaddress.ip_address(text))
     except ValueError:
@@ -111,7 +133,7 @@ def init(
     """Initialize a cluster on this host: a CA, certificates, and your admin context."""
     from orchestrator.identity.bootstrap import AlreadyThere, init_cluster
 
-    address = _address(advertise)
+    address = own_address(advertise)
     try:
         identity, authority, admin = init_cluster(
             data_dir,
@@ -138,13 +160,172 @@ def init(
     )
 
 
-@click.command(epilog=example("orc cluster join --token ORC-1-… 192.168.1.10:7421"))
+@click.command(
+    epilog=example(
+        "orc cluster join --token ORC-1-… 192.168.1.10:7421",
+        "orc cluster join --token ORC-1-… --address 192.168.1.11 192.168.1.10:7421",
+    )
+)
 @click.option(
-    "--token", required=True, metavar="TOKEN", help="As 'orc cluster token worker' prints it."
+    "--token",
+    required=True,
+    envvar="ORC_JOIN_TOKEN",
+    metavar="TOKEN",
+    help="As 'orc cluster token worker' or 'orc cluster token manager' prints it; or in "
+    "ORC_JOIN_TOKEN.",
 )
 @click.option(
     "--address", default="", metavar="IP", help="This host's own address, if it has several."
 )
+@click.option(
+    "--listen-port",
+    default=7420,
+    show_default=True,
+    help="Control port of a manager; joins: +1.",
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help=f"Where the agent or manager keeps its identity and state  [default: {AGENT_DATA}, "
+    f"{MANAGER_DATA}]",
+)
+@click.argument("manager", metavar="ADDRESS")
+def join(token: str, address: str, listen_port: int, data_dir: Path | None, manager: str) -> None:
+    """Join this host to the cluster whose manager is at ADDRESS (HOST[:PORT]), as a node or as a
+    manager, depending on the token.
+
+    A join that was cut off can be repeated.
+    """
+    from orchestrator.identity.bootstrap import (
+        AlreadyThere,
+        check_new_node,
+        resumable_manager,
+        store_manager,
+        store_node,
+    )
+    from orchestrator.identity.enrolment import EnrolmentUndone
+    from orchestrator.identity.host_identity import retire_manager
+    from orchestrator.identity.join import JoinRefused
+    from orchestrator.identity.join import join as join_cluster
+    from orchestrator.identity.join_tokens import BadToken
+
+    own = own_address(address) if address else ""
+    agent_data, manager_data = data_dir or AGENT_DATA, data_dir or MANAGER_DATA
+    try:
+        if (begun := resumable_manager(manager_data)) is not None:
+            with suppress(EnrolmentUndone):
+                return _enroll(manager_data, begun)
+            retire_manager(manager_data)
+        roles = []
+        if not (agent_data / "node.json").exists():
+            roles.append("worker")
+        if not (manager_data / "manager.json").exists():
+            roles.append("manager")
+        if not roles:
+            check_new_node(agent_data)
+        joined = join_cluster(manager, token, socket.gethostname(), roles=tuple(roles), own=own)
+        if joined.role == "manager":
+            begun = store_manager(manager_data, joined, joined.own_address, listen_port)
+            return _enroll(manager_data, begun)
+        identity = store_node(agent_data, joined, own)
+    except (AlreadyThere, JoinRefused, BadToken) as error:
+        raise CliError(str(error)) from None
+    except PermissionError as error:
+        raise CliError(f"cannot write {error.filename}: run this as root (sudo)") from None
+    click.echo(f"This host is node {identity.node_id} now, at {identity.address}.")
+    if agent_data == AGENT_DATA and start_unit("orc-agent.service"):
+        click.echo("Its agent runs, now and after each boot (orc-agent.service).")
+    else:
+        click.echo(f"Start its agent:  orc agent --data-dir {agent_data}")
+
+
+def _enroll(data_dir: Path, begun: ManagerIdentity) -> None:
+    """Finish the join of a manager that has its certificate. Raises JoinRefused."""
+    from orchestrator.identity.enrolment import enroll
+
+    identity = enroll(data_dir, begun, socket.gethostname())
+    click.echo(
+        f"This host is manager {identity.manager_id} now, at {identity.address}:{identity.port}."
+    )
+    if data_dir == MANAGER_DATA and start_unit("orc-manager.service"):
+        click.echo("Its manager runs, now and after each boot (orc-manager.service).")
+    else:
+        click.echo(f"Start its manager:  orc manager --data-dir {data_dir}")
+    if identity.peer_port:
+        click.echo(f"Managers must reach each other at TCP {identity.peer_port} (etcd), too.")
+    else:
+        click.echo("The cluster has an external etcd: start it with the same --etcd-… flags.")
+
+
+@click.command(epilog=example("sudo orc cluster leave", "sudo orc cluster leave --force"))
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help=f"Where the agent or manager keeps its identity and state  [default: {MANAGER_DATA} if "
+    f"this host is a manager, else {AGENT_DATA}]",
+)
+@click.option(
+    "--force",
+    "-f",
+    is_flag=True,
+    help="Leave although no quorum of healthy managers is left, or no manager answers.",
+)
+def leave(data_dir: Path | None, force: bool) -> None:
+    """Leave the cluster, on the host itself: its manager ends, or else its node.
+
+    The other managers remove it. A node's tasks are rescheduled once it is down; remove it from the
+    list of nodes with 'orc node rm'.
+    """
+    try:
+        if ((data_dir or MANAGER_DATA) / "manager.json").exists():
+            _leave_as_manager(data_dir or MANAGER_DATA, force)
+        else:
+            _leave_as_node(data_dir or AGENT_DATA)
+    except PermissionError as error:
+        raise CliError(f"cannot write {error.filename}: run this as root (sudo)") from None
+
+
+def _leave_as_manager(data_dir: Path, force: bool) -> None:
+    from orchestrator.identity.enrolment import EnrolmentUndone, call_managers
+    from orchestrator.identity.host_identity import read_manager, retire_manager
+    from orchestrator.identity.join import JoinRefused
+    from orchestrator.pb import managers_pb2
+
+    identity = read_manager(data_dir)
+    own = f"{identity.address}:{identity.port}"
+    others = [each for each in identity.managers if each != own]
+    request = managers_pb2.RemoveManagerRequest(manager=identity.manager_id, force=force)
+    try:
+        if not others:
+            raise JoinRefused("it is the only manager, and a cluster without one is lost")
+        with suppress(EnrolmentUndone):  # the removal revokes the caller's certificate
+            call_managers(data_dir, others, "Remove", request, within=10.0)
+    except JoinRefused as error:
+        if not force:
+            raise CliError(f"this manager cannot leave: {error}") from None
+        click.echo(f"orc: the other managers still count this one: {error}", err=True)
+    if data_dir == MANAGER_DATA:
+        stop_unit("orc-manager.service")
+    retire_manager(data_dir)
+    click.echo(f"Manager {identity.manager_id} has left the cluster.")
+
+
+def _leave_as_node(data_dir: Path) -> None:
+    from orchestrator.identity.host_identity import NoIdentity, read_node, retire_node
+
+    try:
+        identity = read_node(data_dir)
+    except NoIdentity as error:
+        raise CliError(str(error)) from None
+    if data_dir == AGENT_DATA:
+        stop_unit("orc-agent.service")
+    retire_node(data_dir)
+    click.echo(f"Node {identity.node_id} has left; remove it: orc node rm {identity.node_id}")
+
+
+@click.command(epilog=example("sudo orc cluster reconnect 192.168.1.20"))
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -153,28 +334,97 @@ def init(
     show_default=True,
     help="Where the agent keeps its identity and state.",
 )
-@click.argument("manager", metavar="ADDRESS")
-def join(token: str, address: str, data_dir: Path, manager: str) -> None:
-    """Join this host to the cluster whose manager is at ADDRESS (HOST[:PORT])."""
-    from orchestrator.identity.bootstrap import AlreadyThere, check_new_node, store_node
-    from orchestrator.identity.join import JoinRefused
-    from orchestrator.identity.join import join as join_cluster
-    from orchestrator.identity.join_tokens import BadToken
+@click.argument("managers", nargs=-1, required=True, metavar="ADDRESS...")
+def reconnect(data_dir: Path, managers: tuple[str, ...]) -> None:
+    """Tell this host's agent where the managers are (HOST[:PORT]), after all of them got other
+    addresses, as after a restore.
 
-    own = _address(address) if address else ""
+    The agent uses them at its next attempt to connect, without a restart. Its containers run on.
+    """
+    from dataclasses import replace
+
+    from orchestrator.identity.host_identity import NoIdentity, read_node, write_identity
+    from orchestrator.model.managers import host_port
+
+    endpoints = []
+    for text in managers:
+        host, _, port = text.rpartition(":")
+        if not port.isdecimal():
+            host, port = text, ""
+        if not host or "/" in text:
+            raise CliError(f"'{text}' is not an address of a manager; write 192.168.1.20:7420")
+        endpoints.append(host_port(host.strip("[]"), int(port or 7420)))
     try:
-        check_new_node(data_dir)
-        joined = join_cluster(manager, token, socket.gethostname())
-        identity = store_node(data_dir, joined, own)
-    except (AlreadyThere, JoinRefused, BadToken) as error:
+        identity = read_node(data_dir)
+        write_identity(data_dir / "node.json", replace(identity, managers=tuple(endpoints)))
+    except NoIdentity as error:
         raise CliError(str(error)) from None
     except PermissionError as error:
         raise CliError(f"cannot write {error.filename}: run this as root (sudo)") from None
-    click.echo(f"This host is node {identity.node_id} now, at {identity.address}.")
-    if data_dir == AGENT_DATA and start_unit("orc-agent.service"):
-        click.echo("Its agent runs, now and after each boot (orc-agent.service).")
+    click.echo(f"Node {identity.node_id} connects to {', '.join(endpoints)} from now on.")
+
+
+def _ca_key(data_dir: Path) -> str:
+    """The key of the CA; asks for the unlock key if it is locked. Raises CliError, OSError."""
+    from orchestrator.cli.cluster.key_commands import entered_unlock_key
+    from orchestrator.identity.key_files import CA_KEY, KeyFiles, WrongUnlockKey
+
+    files = KeyFiles(data_dir)
+    if files.locked:
+        try:
+            files.unlock(entered_unlock_key())
+        except WrongUnlockKey as error:
+            raise CliError(str(error)) from None
+    if (key := files.text(CA_KEY)) is None:
+        raise CliError(f"{data_dir / CA_KEY} is missing; run this on another manager")
+    return key
+
+
+@click.command(epilog=example("sudo orc cluster advertise 192.168.1.20"))
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    default=MANAGER_DATA,
+    show_default=True,
+    help="Where the manager keeps its identity and state.",
+)
+@click.argument("address", metavar="IP")
+def advertise(data_dir: Path, address: str) -> None:
+    """Change the address of this host's manager, after the host got another one.
+
+    The manager gets a certificate for the address and restarts; then the other managers and all
+    agents learn it. Contexts learn it with 'orc manager ls'.
+    """
+    from orchestrator.identity import ca
+    from orchestrator.identity.certificates import KeyPair, TlsFiles
+    from orchestrator.identity.host_identity import NoIdentity, read_manager, remember
+
+    new = own_address(address)
+    try:
+        identity = read_manager(data_dir)
+        files = TlsFiles.of(data_dir, "manager")
+        authority = KeyPair(files.ca.read_text(), _ca_key(data_dir))
+        files.pair.replace(
+            ca.issue(
+                authority,
+                common_name=identity.manager_id,
+                role="manager",
+                cluster_id=identity.cluster_id,
+                now=dt.datetime.now(dt.UTC),
+                addresses=[new, "127.0.0.1"],
+            )
+        )
+        remember(data_dir, address=new)
+    except NoIdentity as error:
+        raise CliError(str(error)) from None
+    except PermissionError as error:
+        raise CliError(f"cannot write {error.filename}: run this as root (sudo)") from None
+    click.echo(f"Manager {identity.manager_id} is at {new}:{identity.port} when it starts again.")
+    if data_dir == MANAGER_DATA and restart_unit("orc-manager.service"):
+        click.echo("It was restarted (orc-manager.service).")
     else:
-        click.echo(f"Start its agent:  orc agent --data-dir {data_dir}")
+        click.echo(f"Restart it:  orc manager --data-dir {data_dir}")
 
 
 @click.command(epilog=example("sudo orc cluster admin"))
@@ -211,7 +461,7 @@ def admin(data_dir: Path, name: str, admin_name: str | None) -> None:
     try:
         identity = read_manager(data_dir)
         files = TlsFiles.of(data_dir, "manager")
-        authority = KeyPair(files.ca.read_text(), (data_dir / "ca.key").read_text())
+        authority = KeyPair(files.ca.read_text(), _ca_key(data_dir))
     except NoIdentity as error:
         raise CliError(str(error)) from None
     except PermissionError as error:

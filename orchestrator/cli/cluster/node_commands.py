@@ -13,6 +13,7 @@ import click
 
 from orchestrator.cli.app.command_groups import OrcGroup, example
 from orchestrator.cli.app.completion_names import completes
+from orchestrator.cli.app.contexts import learn_endpoints
 from orchestrator.cli.app.errors import INTERRUPTED, CliError, ManagerLost, NotConverged
 from orchestrator.cli.cluster.node_rows import node_columns, node_row
 from orchestrator.cli.flags.flag_types import DURATION, pairs
@@ -30,7 +31,7 @@ from orchestrator.model.nodes import Availability
 from orchestrator.model.placement import MAX_REPLICAS
 from orchestrator.model.units import format_cores, format_duration, format_memory
 from orchestrator.model.validation.host_access import ALLOWANCES, parse_allowances
-from orchestrator.pb import control_pb2
+from orchestrator.pb import control_pb2, managers_pb2
 
 
 @click.group(cls=OrcGroup, epilog=example("orc node ls"))
@@ -161,6 +162,11 @@ def ps(
     "--rotate-key", is_flag=True, help="Replace its key for encrypted networks; no packet is lost."
 )
 @click.option(
+    "--remove-orphans",
+    is_flag=True,
+    help="Stop and remove containers there that a restored cluster does not know.",
+)
+@click.option(
     "--address",
     default="",
     metavar="ADDRESS",
@@ -186,6 +192,7 @@ def update(
     allow: tuple[str, ...],
     disallow: tuple[str, ...],
     rotate_key: bool,
+    remove_orphans: bool,
     address: str,
     detach: bool,
     timeout: float | None,
@@ -199,11 +206,14 @@ def update(
         raise click.UsageError(
             "--max-unavailable, --deadline and --timeout go with --availability drain"
         )
-    changes = (label_add, label_rm, allow, disallow, rotate_key, address)
+    changes = (
+        *(label_add, label_rm, allow, disallow),
+        *(rotate_key, remove_orphans, address),
+    )
     if availability is None and not any(changes):
         raise click.UsageError(
             "nothing to change; give --availability, --label-add, --label-rm, --allow, --disallow, "
-            "--rotate-key or --address"
+            "--rotate-key, --remove-orphans or --address"
         )
     request = control_pb2.UpdateNodeRequest(
         node=name,
@@ -212,6 +222,7 @@ def update(
         allow=_allowances("--allow", allow),
         disallow=_allowances("--disallow", disallow),
         rotate_key=rotate_key,
+        remove_orphans=remove_orphans,
         address=address,
         max_unavailable=max_unavailable or 0,
         deadline=deadline or 0.0,
@@ -301,7 +312,7 @@ def until_empty(client: Client, node_id: str, name: str, timeout: float) -> None
     detaches with a message. Raises NotConverged, with the remaining tasks and the reasons, after
     `timeout` seconds."""
     deadline = time.monotonic() + timeout
-    said_at, said = time.monotonic(), ""
+    printed_at, printed = time.monotonic(), ""
     try:
         while left := _tasks(client, node_id, deadline):
             now = time.monotonic()
@@ -312,9 +323,9 @@ def until_empty(client: Client, node_id: str, name: str, timeout: float) -> None
                 )
             if (
                 text := f"{name}: {_counted(left)} left"
-            ) != said and now - said_at >= _PROGRESS_INTERVAL:
+            ) != printed and now - printed_at >= _PROGRESS_INTERVAL:
                 click.echo(text, err=True)
-                said_at, said = now, text
+                printed_at, printed = now, text
             time.sleep(_POLL_INTERVAL)
     except KeyboardInterrupt:
         click.echo(
@@ -374,3 +385,62 @@ def _reasons(client: Client, left: Sequence[Any]) -> str:
     )
     reasons = [reason for reason, _ in found.most_common(2) if reason]
     return f": {'; '.join(reasons)}" if reasons else ""
+
+
+_PROMOTION = 120.0
+"""Seconds in which a promoted node's manager must be ready."""
+
+
+@node.command(epilog=example("orc node promote node2"))
+@click.argument("nodes", nargs=-1, required=True, shell_complete=completes("nodes"))
+@pass_client
+def promote(client: Client, nodes: tuple[str, ...]) -> None:
+    """Make the hosts of nodes managers, too, and wait until they are ready."""
+
+    def one(name: str) -> None:
+        request = managers_pb2.PromoteNodeRequest(node=name)
+        address = client.call("Managers.PromoteNode", request, timeout=_PROMOTION).address
+        end = time.monotonic() + _PROMOTION
+        while True:
+            reply = client.call("Managers.ListManagers", managers_pb2.ListManagersRequest())
+            states = {each.manager.address: each.state for each in reply.managers}
+            if states.get(address) == "ready":
+                from orchestrator.model.managers import host_port
+
+                learn_endpoints(
+                    client.context,
+                    [
+                        host_port(each.manager.address, each.manager.port)
+                        for each in reply.managers
+                        if each.state != "joining"
+                    ],
+                )
+                return
+            if time.monotonic() > end:
+                raise NotConverged(
+                    f"the manager on {name} is {states.get(address, 'down')}; see its log, and "
+                    "'orc manager ls'"
+                )
+            time.sleep(RECONNECT_PAUSE)
+
+    one_by_one(nodes, one)
+
+
+@node.command(epilog=example("orc node demote node2"))
+@click.argument("nodes", nargs=-1, required=True, shell_complete=completes("nodes"))
+@click.option(
+    "--force",
+    "-f",
+    is_flag=True,
+    help="Demote it although no quorum of healthy managers is left.",
+)
+@pass_client
+def demote(client: Client, nodes: tuple[str, ...], force: bool) -> None:
+    """Remove the managers on the hosts of nodes; the nodes remain."""
+
+    def one(name: str) -> None:
+        request = managers_pb2.DemoteNodeRequest(node=name, force=force)
+        reply = client.call("Managers.DemoteNode", request)
+        learn_endpoints(client.context, reply.managers, [reply.endpoint])
+
+    one_by_one(nodes, one)

@@ -119,7 +119,7 @@ def parse_restart(text: str) -> RestartPolicy:
     name, colon, count = text.partition(":")
     condition = _CONDITIONS.get(name)
     if condition is None or (colon and condition is not RestartCondition.ON_FAILURE):
-        raise ValueError(f"{text!r} is none of no, on-failure[:N], always, unless-stopped")
+        raise ValueError(f"{text!r} is not one of no, on-failure[:N], always, unless-stopped")
     if colon and not count.isdecimal():
         raise ValueError(f"{text!r} has no number of restarts; for example on-failure:3")
     return RestartPolicy(condition, max_attempts=int(count or 0))

@@ -55,7 +55,7 @@ def cp(
                 )
             case _:
                 raise click.UsageError("source or destination must be on this host")
-    except copying.CannotCopy as error:
+    except copying.CopyError as error:
         raise CliError(str(error)) from None
     except OSError as error:
         name = f"{error.filename}: " if isinstance(error.filename, str) else ""

@@ -11,7 +11,7 @@ import click
 
 from orchestrator.cli.app.command_groups import example
 from orchestrator.cli.app.completion_names import completes, file_option
-from orchestrator.cli.app.errors import CliError
+from orchestrator.cli.app.errors import CliError, ManagerLost
 from orchestrator.cli.container.terminal import DETACH_KEYS, parse_keys
 from orchestrator.cli.rpc.client import Client, pass_client
 
@@ -105,7 +105,16 @@ def exec_(
         privileged=privileged,
         detach=detach,
     )
-    sys.exit(Session(client, request, stdin=interactive and not detach, keys=keys).run())
+    session = Session(client, request, stdin=interactive and not detach, keys=keys)
+    try:
+        sys.exit(session.run())
+    except ManagerLost as lost:
+        if not session.begun:
+            raise
+        raise ManagerLost(
+            f"{lost.message} (the process continues in the container, and its output is discarded; "
+            f"see 'orc top {container}')"
+        ) from None
 
 
 def _environment(words: tuple[str, ...], files: tuple[str, ...]) -> tuple[str, ...]:

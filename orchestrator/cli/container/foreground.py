@@ -12,8 +12,9 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.app.errors import CliError, ManagerLost
+from orchestrator.cli.app.errors import CliError, ManagerLost, Refused
 from orchestrator.cli.rpc.client import Client
+from orchestrator.cli.rpc.resumption import resumed
 from orchestrator.model.states import CANNOT_INVOKE, NOT_FOUND, TaskState, is_terminal
 from orchestrator.pb import containers_pb2, types_pb2
 
@@ -71,8 +72,10 @@ class ContainerWatch:
     def __init__(self, client: Client, container: str, quiet: bool = False) -> None:
         """`quiet`: do not print why it waits."""
         self._quiet = quiet
-        self._rows: Iterator[Any] = client.stream(
-            "Containers.WatchContainer", containers_pb2.ContainerRequest(container=container)
+        request = containers_pb2.ContainerRequest(container=container)
+        self._request = request
+        self._rows: Iterator[Any] = resumed(
+            client, lambda: client.stream("Containers.WatchContainer", request)
         )
         self._said: set[str] = set()
         self.last = self._next()
@@ -98,6 +101,8 @@ class ContainerWatch:
         row = next(self._rows, None)
         if row is None:
             raise CliError("the manager ended the call; try again")
+        # By its id it is found after its removal, too.
+        self._request.container = row.task.id
         return ContainerState(
             row.task,
             row.removed,
@@ -180,6 +185,11 @@ def foreground(
         )
         try:
             status = session.run()
+        except Refused:
+            if not session.was_lost:
+                raise
+            # It ended before it could be attached to again.
+            status = watch.until(lambda seen: seen.ended).task.status.exit_code
         except ManagerLost as lost:
             if not started:
                 raise

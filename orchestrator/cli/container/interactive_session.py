@@ -4,6 +4,9 @@
 
 Three threads: the call's own sends the queue; one reads stdin, limited by the flow-control window
 of the other end; the main thread writes the output, at the reader's speed, and handles signals.
+
+A container is attached to again when its manager is lost and there are others, unless stdin is
+forwarded from something other than a terminal: bytes that may not have arrived cannot be repeated.
 """
 
 from __future__ import annotations
@@ -12,15 +15,17 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import click
 
-from orchestrator.cli.app.errors import CliError
+from orchestrator.cli.app.errors import CliError, ManagerLost
 from orchestrator.cli.container import terminal
-from orchestrator.cli.rpc.client import Client
+from orchestrator.cli.rpc.client import RECONNECT_PAUSE, Client
+from orchestrator.cli.rpc.resumption import GIVE_UP_AFTER
 from orchestrator.model.signals import signal_number
 from orchestrator.pb import interact_pb2
 
@@ -65,10 +70,16 @@ class Session:
         self._call: Any = None
         self.detached = False
         """Whether the user detached."""
-        kind = "exec" if isinstance(first, interact_pb2.ExecRequest) else "attach"
+        self.begun = False
+        """Whether it has been attached."""
+        self.was_lost = False
+        """Whether a manager was lost since."""
+        self._at_terminal = False
+        self._first = first
+        self._kind = "exec" if isinstance(first, interact_pb2.ExecRequest) else "attach"
         if (found := terminal.size(_STDOUT)) is not None:
             first.size.rows, first.size.columns = found
-        self._send(**{kind: first})
+        self._send(**{self._kind: first})
 
     def run(self) -> int:
         """Run until the process has exited: its exit status, or DETACHED. Raises CliError."""
@@ -78,7 +89,7 @@ class Session:
                     terminal.handle_signals(self._pass_on, *terminal.FORWARDED_SIGNALS)
                 )
             try:
-                return self._converse(stack)
+                return self._until_exit(stack)
             except CliError:
                 if not self.detached:
                     raise
@@ -87,6 +98,37 @@ class Session:
                 self._outbox.put(None)
         click.echo("\nDetached; the process continues to run.", err=True)
         return DETACHED
+
+    def _until_exit(self, stack: ExitStack) -> int:
+        lost_at: float | None = None
+        while True:
+            try:
+                return self._converse(stack)
+            except ManagerLost:
+                if not self._may_attach_again():
+                    raise
+                now = time.monotonic()
+                if lost_at is None or self.begun:
+                    lost_at = now
+                elif now - lost_at > GIVE_UP_AFTER:
+                    raise
+                else:
+                    time.sleep(RECONNECT_PAUSE)
+            self._reset()
+
+    def _may_attach_again(self) -> bool:
+        attached = self._kind == "attach" and (self.begun or self.was_lost)
+        repeatable = not self._stdin or self._at_terminal
+        return attached and repeatable and not self.detached and self._client.has_alternatives
+
+    def _reset(self) -> None:
+        """Prepare another call, which attaches again."""
+        self.begun, self.was_lost = False, True
+        ended, self._outbox = self._outbox, queue.SimpleQueue()
+        ended.put(None)
+        with self._flow:
+            self._sent = self._room = 0
+        self._send(attach=self._first)
 
     def _converse(self, stack: ExitStack) -> int:
         requests = iter(self._outbox.get, None)
@@ -113,8 +155,18 @@ class Session:
         self._call = call
 
     def _begin(self, attached: Any, stack: ExitStack) -> None:
+        self.begun = True
+        if self.was_lost:
+            with self._flow:
+                self._room = self._window = attached.stdin_window
+                self._flow.notify()
+            where = self._first.container
+            text = f"attached again at another manager; output in between is in 'orc logs {where}'"
+            click.echo(f"orc: {text}", err=True)
+            return
         self._window = attached.stdin_window
         at_terminal = attached.tty and terminal.size(_STDIN) is not None
+        self._at_terminal = at_terminal
         if attached.tty and terminal.size(_STDOUT) is not None:
             stack.enter_context(terminal.handle_signals(self._resized, *terminal.RESIZE_SIGNAL))
             # The size may have changed since the request was made.

@@ -129,7 +129,7 @@ def _with_flag(text: str, mount: MountSpec, flag: str) -> MountSpec:
     if flag in PROPAGATIONS and bind:
         return replace(mount, propagation=flag)
     known = ("ro", "rw", *(PROPAGATIONS if bind else ("nocopy",)))
-    raise click.BadParameter(f"volume {text!r} has {flag!r}, which is none of {', '.join(known)}")
+    raise click.BadParameter(f"volume {text!r}: option {flag!r} is not one of {', '.join(known)}")
 
 
 def parse_mount(text: str) -> MountSpec:
@@ -162,7 +162,7 @@ def parse_mount(text: str) -> MountSpec:
 
 def _type(mount: MountSpec, value: str) -> MountSpec:
     if value.upper() not in MountType.__members__:
-        raise ValueError(f"type {value!r} is none of bind, volume, tmpfs")
+        raise ValueError(f"type {value!r} is not one of bind, volume, tmpfs")
     return replace(mount, type=MountType[value.upper()])
 
 
@@ -178,7 +178,7 @@ def _switch(name: str) -> Callable[[MountSpec, str], MountSpec]:
     def read(mount: MountSpec, value: str) -> MountSpec:
         truth = {"": True, "1": True, "true": True, "0": False, "false": False}
         if value.lower() not in truth:
-            raise ValueError(f"{value!r} is neither true nor false")
+            raise ValueError(f"{value!r} is not a boolean; write true or false")
         return _set(mount, name, truth[value.lower()])
 
     return read
@@ -241,7 +241,7 @@ def _storage_size(texts: Iterable[str]) -> int:
     for text in texts:
         key, _, value = text.partition("=")
         if key != "size":
-            raise click.BadParameter(f"storage option {text!r} is not known; there is size=SIZE")
+            raise click.BadParameter(f"unknown storage option {text!r}; use size=SIZE")
         try:
             size = parse_memory(value, "storage size")
             check_disk_size("storage size", size)

@@ -86,6 +86,6 @@ def _read(texts: Sequence[str]) -> PruneFilters:
                 raise click.BadParameter(str(error)) from None
         else:
             raise click.BadParameter(
-                f"filter {text!r} is none of until=TIME, label=KEY, label!=KEY"
+                f"filter {text!r} is not one of until=TIME, label=KEY, label!=KEY"
             )
     return PruneFilters(tuple(texts), labels, tuple(without), until)

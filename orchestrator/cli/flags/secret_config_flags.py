@@ -127,7 +127,7 @@ def parse_on_update(text: str) -> tuple[OnUpdate, str]:
     word, colon, signal = text.partition(":")
     found = OnUpdate.__members__.get(word.upper())
     if found is None or (colon and (found is not OnUpdate.SIGNAL or not signal)):
-        raise ValueError(f"on-update {text!r} is none of roll, signal[:SIGHUP], none")
+        raise ValueError(f"on-update {text!r} is not one of roll, signal[:SIGHUP], none")
     return found, signal
 
 

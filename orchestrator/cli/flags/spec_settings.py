@@ -15,9 +15,8 @@ import click
 
 from orchestrator.cli.flags.flag_types import CPUS, DURATION, MEMORY, WORDS, Parsed, Setting
 from orchestrator.cli.flags.update_settings import UPDATE_SETTINGS, parse_member
-from orchestrator.model.formats.disconnect import parse_disconnect
 from orchestrator.model.jobs import Missed, Overlap
-from orchestrator.model.placement import Strategy
+from orchestrator.model.placement import Strategy, parse_disconnect
 from orchestrator.model.specs import (
     EndpointMode,
     HealthCheck,
@@ -120,7 +119,7 @@ def _reserved_cpus(text: str) -> int:
 
 def _condition(text: str) -> RestartCondition:
     if text not in _CONDITIONS:
-        raise ValueError(f"{text!r} is none of {', '.join(_CONDITIONS)}")
+        raise ValueError(f"{text!r} is not one of {', '.join(_CONDITIONS)}")
     return RestartCondition[text.upper().replace("-", "_")]
 
 

@@ -16,12 +16,12 @@ E = TypeVar("E", bound=IntEnum)
 
 
 def parse_member(kind: type[E]) -> Callable[[str], E]:
-    """Parses the name of a member, as users write it."""
+    """A parser of a member's name in lower case with dashes."""
     names = {each.name.lower().replace("_", "-"): each for each in kind}
 
     def read(text: str) -> E:
         if text not in names:
-            raise ValueError(f"{text!r} is none of {', '.join(names)}")
+            raise ValueError(f"{text!r} is not one of {', '.join(names)}")
         return names[text]
 
     return read

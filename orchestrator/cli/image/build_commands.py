@@ -37,8 +37,7 @@ from orchestrator.cli.rpc.client import Client, pass_client, upload
 from orchestrator.model.formats.platforms import wanted_architecture
 from orchestrator.model.names import short_id
 from orchestrator.model.nodes import NodeState
-from orchestrator.model.specs import SHARES_PER_CORE
-from orchestrator.model.units import format_size
+from orchestrator.model.units import SHARES_PER_CORE, format_size
 from orchestrator.model.validation.confinement import parse_ulimit
 from orchestrator.pb import control_pb2, images_pb2
 
@@ -412,7 +411,7 @@ def _from_folder(
                 raise CliError(f"{each.relative_to(root)} of the context is a link that leaves it")
     if not file.is_file():
         shown = file.relative_to(root) if remote else file
-        raise CliError(f"there is no {shown}; write one, or name it with -f")
+        raise CliError(f"{shown} not found; write one, or name it with -f")
     _put_dockerfile(header, file.read_bytes(), dockerfile or file.name)
     try:
         rules = build_context.read_rules(root, file)

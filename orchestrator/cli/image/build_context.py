@@ -125,14 +125,14 @@ def _walk(folder: Path, rules: Sequence[Rule], prefix: str = "") -> Iterator[tup
     exceptions = any(rule.keep for rule in rules)
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path, file = prefix + entry.name, Path(entry.path)
-        told = not is_ignored(path, rules)
-        if told:
+        included = not is_ignored(path, rules)
+        if included:
             yield path, file
-        if entry.is_dir(follow_symlinks=False) and (told or exceptions):
+        if entry.is_dir(follow_symlinks=False) and (included or exceptions):
             for inner in _walk(file, rules, f"{path}/"):
-                if not told:
+                if not included:
                     yield path, file
-                    told = True
+                    included = True
                 yield inner
 
 

@@ -79,10 +79,10 @@ def _call_helper(helper: str, key: str, path: Path) -> StoredLogin | None:
     except subprocess.TimeoutExpired:
         raise CliError(f"{program} did not answer within {_HELPER_TIMEOUT:g} seconds") from None
     if done.returncode:
-        said = (done.stdout.strip() or done.stderr.strip()).splitlines()
-        if said and "not found" in said[0]:
+        output = (done.stdout.strip() or done.stderr.strip()).splitlines()
+        if output and "not found" in output[0]:
             return None
-        reason = said[0] if said else f"status {done.returncode}"
+        reason = output[0] if output else f"status {done.returncode}"
         raise CliError(f"{program} failed: {reason}")
     try:
         answer = json.loads(done.stdout)

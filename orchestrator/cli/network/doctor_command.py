@@ -107,7 +107,7 @@ def document(found: Any) -> Row:
                 "wrong": finding.wrong,
                 "nodes": list(finding.nodes),
                 "text": finding.text,
-                "mend": finding.mend or None,
+                "remedy": finding.remedy or None,
             }
             for finding in found.findings
         ],
@@ -147,8 +147,8 @@ def _print(found: Any) -> None:
         click.echo()
     for finding in found.findings:
         click.echo(f"{'wrong' if finding.wrong else 'note'}: {finding.text}")
-        if finding.mend:
-            click.echo(f"       {finding.mend}")
+        if finding.remedy:
+            click.echo(f"       {finding.remedy}")
     if not rows["paths"]:
         click.echo(f"Network {found.network} spans fewer than two nodes, so no packets were sent.")
     elif rows["ok"]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from orchestrator.model.formats.gotemplate import Fields, Word
-from orchestrator.model.specs import SHARES_PER_CORE
+from orchestrator.model.units import SHARES_PER_CORE
 
 _Row = Mapping[str, Any]
 

@@ -83,9 +83,9 @@ def terminal_width() -> int | None:
     context = click.get_current_context(silent=True)
     if not sys.stdout.isatty() or (context and context.params.get("no_trunc")):
         return None
-    said = os.environ.get("COLUMNS", "")
-    if said.isdecimal() and int(said):
-        return int(said)
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns or None
     except (OSError, ValueError):
@@ -94,7 +94,7 @@ def terminal_width() -> int | None:
 
 def align_columns(lines: Sequence[Sequence[str]], room: int | None = None) -> list[str]:
     """Lines of cells as text, each column as wide as its widest cell; the first line has the
-    headings. With `room`, columns stand closer and cells are cut until so many are enough, if
+    headings. With `room`, columns stand closer and cells are cut until they fit, if
     that can be."""
     widths, gap = (
         [max(map(display_width, texts)) for texts in zip_longest(*lines, fillvalue="")],

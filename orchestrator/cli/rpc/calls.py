@@ -14,7 +14,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -74,17 +74,24 @@ class BadContext(Exception):
 
 
 def connect(
-    address: tuple[str, int], *, name: str, ca: str, certificate: str, key: str, within: float
+    address: tuple[str, int],
+    *,
+    name: str,
+    ca: str,
+    certificate: str,
+    key: str,
+    within: float,
+    ping_after: float | None = None,
 ) -> Connection:
     """A connection by mutual TLS; certificates and key are PEM, `name` is the one that the
-    peer's certificate must carry. Raises OSError (TimeoutError after `within` seconds), NotTls,
-    WrongCertificate, BadContext."""
+    peer's certificate must carry, `ping_after` as for `Connection`. Raises OSError (TimeoutError
+    after `within` seconds), NotTls, WrongCertificate, BadContext."""
     deadline = time.monotonic() + within
     plain = _dial(address, within)
     try:
         tls = _tls(ca, certificate, key)
         plain.settimeout(max(0.001, deadline - time.monotonic()))
-        return Connection(tls.wrap_socket(plain, server_hostname=name.encode()))
+        return Connection(tls.wrap_socket(plain, server_hostname=name.encode()), ping_after)
     except ssl.SSLCertVerificationError as error:
         raise WrongCertificate(error.verify_message) from None
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
@@ -170,10 +177,10 @@ class Call:
         method: Method,
         requests: Any,
         timeout: float | None,
-        trace: str = "",
+        metadata: Iterable[tuple[str, str]] = (),
     ) -> None:
         """`requests`: a message, or an iterable of them. `timeout`: seconds for all of it.
-        `trace`: the caller's place in a trace. Raises ConnectionBroken."""
+        `metadata`: more headers. Raises ConnectionBroken."""
         self._method = method
         self._until = None if timeout is None else time.monotonic() + timeout
         fields = [
@@ -186,8 +193,7 @@ class Call:
         ]
         if timeout is not None:
             fields.append(("grpc-timeout", f"{max(1, int(timeout * 1000))}m"))
-        if trace:
-            fields.append(("traceparent", trace))
+        fields += metadata
         self._stream: Stream = connection.open(fields)
         self._failure: BaseException | None = None
         self._arrived = bytearray()
@@ -227,6 +233,11 @@ class Call:
         for _ in self:
             pass
         return message
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Headers and trailers of the reply, as far as they have arrived."""
+        return self._stream.fields
 
     def cancel(self) -> None:
         """Cancel the call."""

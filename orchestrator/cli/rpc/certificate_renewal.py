@@ -23,9 +23,10 @@ _WARN_FRACTION = 0.9
 """Fraction of the lifetime after which a failed renewal prints a warning."""
 
 
-def renew_if_due(context: Context, call: Callable[..., Any]) -> None:
-    """Renew a context's certificate if it is time to, with `call` (as `Client.call`)."""
-    if not 0 < context.renew_at <= time.time():
+def renew_if_due(context: Context, call: Callable[..., Any], *, at_once: bool = False) -> None:
+    """Renew a context's certificate if it is time to, with `call` (as `Client.call`), and take the
+    CAs to trust. `at_once`: a manager asks for it."""
+    if not (at_once and context.renew_at) and not 0 < context.renew_at <= time.time():
         return
     from orchestrator.identity.ca import new_request
     from orchestrator.pb import certificates_pb2
@@ -33,7 +34,9 @@ def renew_if_due(context: Context, call: Callable[..., Any]) -> None:
     key, request = new_request()
     try:
         reply = call("Certificates.Renew", certificates_pb2.RenewRequest(csr=request), _TIMEOUT)
-        save_context(replace(context, certificate=reply.certificate, key=key), use=False)
+        trusted = reply.ca_certificates or context.ca
+        renewed = replace(context, certificate=reply.certificate, key=key, ca=trusted)
+        save_context(renewed, use=False)
     except CliError as error:
         if isinstance(error, Refused):
             # A new key costs time, and the answer would be the same.

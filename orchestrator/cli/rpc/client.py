@@ -8,20 +8,31 @@ named with the operating system's own reason within about three seconds.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from orchestrator.cli.app.completion_names import completes
-from orchestrator.cli.app.contexts import Context, load_context
-from orchestrator.cli.app.errors import CliError, ManagerLost, Refused
+from orchestrator.cli.app.contexts import Context, learn_endpoints, list_contexts, load_context
+from orchestrator.cli.app.errors import CliError, ManagerLost, Refused, Unsupported
 from orchestrator.cli.rpc.certificate_renewal import renew_if_due
+from orchestrator.cli.rpc.managers_seen import (
+    AVOIDED_FOR,
+    ManagersSeen,
+    by_preference,
+    load_seen,
+    save_seen,
+)
+from orchestrator.cli.rpc.retries import changes, may_repeat
 
 if TYPE_CHECKING:
     from orchestrator.cli.rpc.calls import Call, Method, RpcError
     from orchestrator.cli.rpc.http2_connection import Connection, ConnectionBroken
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,6 +46,12 @@ CALL_TIMEOUT = 30.0
 """Default timeout of a call in seconds."""
 
 
+REPEAT_WITHIN = 10.0
+"""Seconds after a call's beginning within which it is repeated when a manager cannot serve it."""
+
+_PING_AFTER_WITH_ALTERNATIVES = 1.0
+"""Seconds of silence after which a manager is pinged, if there are others."""
+
 RECONNECT_PAUSE = 0.5
 """Seconds between two attempts to reach a lost manager."""
 
@@ -44,6 +61,9 @@ class Client:
 
     `reach` is how long, in seconds, some manager has for accepting a connection.
     A method is named `Method` of the Control service, or `Service.Method` of another.
+
+    Where there are several managers, one that fails is left for another, and calls that may be
+    repeated (`retries`) are. Every reply names the managers that serve, which the context learns.
     """
 
     is_dry_run = False
@@ -54,12 +74,21 @@ class Client:
         self._reach = reach
         self._connection: Connection | None = None
         self._methods: dict[str, Method] = {}
-        self._tried: list[str] = []
+        self._seen = load_seen(context.name)
+        self._managers = self._seen.managers
+        """As named by the newest reply."""
+        self._revision = self._seen.revision
+        """Newest store revision that a reply has shown."""
+        self._wrote = False
+        self._silent = dict(self._seen.silent)
+        self._endpoints = by_preference(context.endpoints, self._seen)
+        """The first is the one that is called."""
+        self._failed: dict[str, str] = {}
         """Endpoints that failed, with the reason, until one answers."""
-        self._endpoints = list(context.endpoints)
         self.trace = ""
         """The command's trace context (traceparent)."""
         self._spoke = False
+        self._renew = False
         """Whether a manager has answered: then the certificates are right."""
 
     def __enter__(self) -> Client:
@@ -67,8 +96,9 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         if self._spoke and not self.is_dry_run:
-            renew_if_due(self._context, self.call)
+            renew_if_due(self._context, self.call, at_once=self._renew)
         self.close()
+        self._remember()
 
     @property
     def context(self) -> Context:
@@ -79,6 +109,11 @@ class Client:
     def endpoint(self) -> str:
         """`HOST:PORT` of the manager that is called, or will be."""
         return self._endpoints[0]
+
+    @property
+    def has_alternatives(self) -> bool:
+        """Whether there are further endpoints to try."""
+        return len(self._endpoints) + len(self._failed) > 1
 
     def close(self) -> None:
         """Drop the connection; the next call opens another."""
@@ -94,15 +129,24 @@ class Client:
         from orchestrator.cli.rpc.calls import RpcError
         from orchestrator.cli.rpc.http2_connection import ConnectionBroken
 
+        began, request_id, attempt = time.monotonic(), os.urandom(8).hex(), 0
         while True:
+            attempt += 1
+            metadata = self._metadata(request_id, attempt)
+            sent: list[Call] = []
             try:
-                reply = self._begin(method, request, timeout).one()
-                self._spoke = True
+                sent.append(self._begin(method, request, timeout, metadata))
+                reply = sent[0].one()
+                self._take(sent[0], metadata, changes(_full_name(method)))
                 return reply
             except RpcError as error:
-                self._raise(error, timeout)
+                endpoint, late = self.endpoint, time.monotonic() - began > REPEAT_WITHIN
+                if late or not self._may_go_elsewhere(method, error):
+                    self._raise(error, timeout, endpoint)
             except ConnectionBroken as broken:
-                self._next_or_raise(broken)
+                safe = not sent or may_repeat(_full_name(method))
+                if not (safe and self._leave(broken)):
+                    self._next_or_raise(broken)
 
     def stream(
         self,
@@ -116,36 +160,122 @@ class Client:
 
         `opened` is given the call, which other threads may cancel. `timeout` bounds the whole
         stream: when it has passed, TimeoutError is raised. Closing the iterator cancels the call.
-        Raises CliError like `call`.
+        Raises CliError like `call`; ManagerLost once the answer has begun, as the caller alone
+        knows where to go on.
         """
         from orchestrator.cli.rpc.calls import Code, RpcError
         from orchestrator.cli.rpc.http2_connection import ConnectionBroken
 
-        call: Call | None = None
-        try:
-            call = self._begin(method, request, timeout)
-            opened(call)
-            for message in call:
-                self._spoke = True
-                yield message
-        except RpcError as error:
-            if timeout is not None and error.code is Code.DEADLINE_EXCEEDED:
-                raise TimeoutError from None
-            self._raise(error, timeout or 0.0)
-        except ConnectionBroken as broken:
-            self._raise_broken(broken)
-        finally:
-            if call is not None:
-                call.cancel()
+        repeats = hasattr(request, "SerializeToString") and may_repeat(_full_name(method))
+        request_id, attempt, begun = os.urandom(8).hex(), 0, False
+        while True:
+            call: Call | None = None
+            attempt += 1
+            try:
+                metadata = self._metadata(request_id, attempt)
+                call = self._begin(method, request, timeout, metadata)
+                opened(call)
+                for message in call:
+                    if not begun:
+                        self._take(call, metadata, changes(_full_name(method)))
+                    begun = True
+                    yield message
+                return
+            except RpcError as error:
+                if timeout is not None and error.code is Code.DEADLINE_EXCEEDED:
+                    raise TimeoutError from None
+                endpoint, moved = self.endpoint, self._may_go_elsewhere(method, error)
+                if begun or not (repeats and moved):
+                    self._raise(error, timeout or 0.0, endpoint)
+            except ConnectionBroken as broken:
+                left = self._leave(broken)
+                # With the headers, the caller has a position from which it goes on.
+                begun = begun or (call is not None and "orc-revision" in call.metadata)
+                if begun or not repeats:
+                    self._raise_broken(broken, left)
+                if not left:
+                    self._next_or_raise(broken)
+            finally:
+                if call is not None:
+                    call.cancel()
 
-    def _begin(self, name: str, request: Any, timeout: float | None) -> Call:
+    def _metadata(self, request_id: str, attempt: int) -> dict[str, str]:
+        found = {"orc-request-id": request_id, "orc-attempt": str(attempt)}
+        if self._revision:
+            found["orc-revision"] = str(self._revision)
+        if self.trace:
+            found["traceparent"] = self.trace
+        return found
+
+    def _take(self, call: Call, asked: Mapping[str, str], wrote: bool) -> None:
+        """Process a reply's metadata."""
+        self._spoke = True
+        self._renew |= "orc-renew" in call.metadata
+        if self._failed:
+            # They are tried again after this one.
+            self._endpoints += self._failed
+            self._failed = {}
+        self._wrote |= wrote
+        revision = call.metadata.get("orc-revision", "")
+        if revision.isdecimal():
+            shown, wanted = int(revision), int(asked.get("orc-revision", "0"))
+            # A lower one than was asked for: the cluster was restored from a backup.
+            self._revision = shown if shown < wanted else max(shown, self._revision)
+        managers = tuple(filter(None, call.metadata.get("orc-managers", "").split(",")))
+        if managers and managers != self._managers and (len(managers) > 1 or self._managers):
+            self._endpoints = [
+                each
+                for number, each in enumerate(self._endpoints)
+                if number == 0 or each in managers or each not in self._managers
+            ]
+            self._endpoints += [each for each in managers if each not in self._endpoints]
+            self._managers = managers
+
+    def _remember(self) -> None:
+        """Keep what was learnt about the managers."""
+        if not self._spoke or not (self._managers or len(self._context.endpoints) > 1):
+            return
+        if self._managers != self._seen.managers:
+            learn_endpoints(self._context, self._managers, self._seen.managers)
+        revision = self._revision if self._wrote else self._seen.revision
+        now = time.time()
+        silent = {each: until for each, until in self._silent.items() if until > now}
+        newest = ManagersSeen(revision, self._managers, silent)
+        if newest != self._seen and self._context.name in list_contexts():
+            save_seen(self._context.name, newest)
+
+    def _begin(
+        self, name: str, request: Any, timeout: float | None, metadata: Mapping[str, str]
+    ) -> Call:
         from orchestrator.cli.rpc.calls import Call, Method
 
         connection = self._open()
         if name not in self._methods:
             service, _, method = name.rpartition(".")
             self._methods[name] = Method(service or "Control", method)
-        return Call(connection, self._methods[name], request, timeout, self.trace)
+        return Call(connection, self._methods[name], request, timeout, metadata.items())
+
+    def _may_go_elsewhere(self, method: str, error: RpcError) -> bool:
+        """Leave a manager that cannot serve a call for another one, if the call may be repeated and
+        one is left."""
+        from orchestrator.cli.rpc.calls import Code
+
+        if error.code not in (Code.UNAVAILABLE, Code.CANCELLED) or len(self._endpoints) < 2:
+            return False
+        if not may_repeat(_full_name(method)):
+            return False
+        self.close()
+        self._skip(error.details or "it ended the call")
+        return True
+
+    def _leave(self, broken: ConnectionBroken) -> bool:
+        """Leave a manager whose connection broke for another one, if one is left that has not
+        failed."""
+        if len(self._endpoints) < 2 or not (broken.greeted or self._spoke):
+            return False
+        self.close()
+        self._skip("no answer" if broken.silent else "the connection broke", broken.silent)
+        return True
 
     def _open(self) -> Connection:
         """A connection to the first endpoint, from the current one on, that is a manager."""
@@ -154,7 +284,7 @@ class Client:
         if self._connection is not None:
             return self._connection
         context = self._context
-        share = self._reach / max(1, len(self._endpoints))
+        share = self._reach / max(1, len(self._endpoints) + len(self._failed))
         timeout = max(self._reach / REACH_TIMEOUT, share)
         while self._endpoints:
             endpoint = self._endpoints[0]
@@ -177,20 +307,25 @@ class Client:
                     "with 'orc context create'"
                 ) from None
             except OSError as error:
-                self._skip(_reason(error))
+                self._skip(_reason(error), isinstance(error, TimeoutError))
         raise self._unreachable()
 
-    def _skip(self, reason: str) -> None:
-        self._tried.append(f"{self._endpoints.pop(0)}: {reason}")
+    def _skip(self, reason: str, silent: bool = False) -> None:
+        """Do not call the current endpoint again until another one has answered, or all failed."""
+        endpoint = self._endpoints.pop(0)
+        self._failed[endpoint] = reason
+        if silent:
+            self._silent[endpoint] = time.time() + AVOIDED_FOR
 
     def _unreachable(self) -> ManagerLost:
-        ports = sorted({endpoint.rpartition(":")[2] for endpoint in self._context.endpoints})
+        ports = sorted({endpoint.rpartition(":")[2] for endpoint in self._failed})
+        tried = ", ".join(f"{endpoint}: {reason}" for endpoint, reason in self._failed.items())
         text = (
-            f"cannot reach a manager at {', '.join(self._tried)}; is 'orc manager' running there, "
+            f"cannot reach a manager at {tried}; is 'orc manager' running there, "
             f"and is port {' and '.join(ports)} open?"
         )
         # The next call starts over.
-        self._endpoints, self._tried = list(self._context.endpoints), []
+        self._endpoints, self._failed = list(self._failed), {}
         return ManagerLost(text)
 
     def _next_or_raise(self, broken: ConnectionBroken) -> None:
@@ -199,14 +334,15 @@ class Client:
         if self._spoke or broken.greeted or not reason:
             self._raise_broken(broken)
         self.close()
-        self._skip(reason)
+        self._skip(reason, broken.silent)
         if not self._endpoints:
             raise self._unreachable()
 
-    def _raise_broken(self, broken: ConnectionBroken) -> NoReturn:
+    def _raise_broken(self, broken: ConnectionBroken, left: bool = False) -> NoReturn:
+        """`left`: another manager is already chosen."""
         self.close()
-        endpoint = self._endpoints[0]
-        if not (self._spoke or broken.greeted or broken.silent) and self._refused():
+        endpoint = list(self._failed)[-1] if left else self._endpoints[0]
+        if not left and not (self._spoke or broken.greeted or broken.silent) and self._refused():
             # The handshake succeeded; our certificate was rejected right after it.
             raise CliError(
                 f"the manager at {endpoint} refused the certificate of context "
@@ -256,12 +392,13 @@ class Client:
             certificate=self._context.certificate,
             key=self._context.key,
             within=within,
+            ping_after=_PING_AFTER_WITH_ALTERNATIVES if self.has_alternatives else None,
         )
 
-    def _raise(self, error: RpcError, timeout: float) -> NoReturn:
+    def _raise(self, error: RpcError, timeout: float, endpoint: str) -> NoReturn:
         from orchestrator.cli.rpc.calls import Code
 
-        endpoint, code, details = self._endpoints[0], error.code, error.details
+        code, details = error.code, error.details
         if code is Code.CANCELLED:
             self.close()
             raise ManagerLost(f"the manager at {endpoint} ended the call; try again")
@@ -271,7 +408,7 @@ class Client:
                 "see its log, and try again"
             )
         if code is Code.UNIMPLEMENTED:
-            raise CliError(
+            raise Unsupported(
                 f"the manager at {endpoint} does not support this command; is it an older version?"
             )
         if code is Code.UNAVAILABLE:
@@ -311,13 +448,31 @@ def pass_client(function: F) -> F:
         kind: Callable[[Context], Client] = ctx.meta.get(CLIENT_FACTORY, Client)
         client = kind(load_context(name))
         if any(variable in os.environ for variable in _TRACING):
-            from orchestrator.cli.rpc.command_trace import traced
-
-            client.trace = ctx.with_resource(traced(ctx.command_path))
+            client.trace = ctx.with_resource(_traced(ctx.command_path))
         ctx.with_resource(client)
         return ctx.invoke(function, client, **kwargs)
 
     return update_wrapper(command, function)  # type: ignore[return-value]
+
+
+@contextmanager
+def _traced(command: str) -> Iterator[str]:
+    """The trace context of a command while it runs, below TRACEPARENT if set, as build systems do.
+    A problem with traces never fails a command."""
+    from orchestrator.tracing.configuration import tracer
+    from orchestrator.tracing.spans import TracingError
+
+    above = os.environ.get("TRACEPARENT", "")
+    try:
+        traces = tracer("orc", str(os.getpid()))
+    except TracingError:
+        yield above
+        return
+    if not traces.on:
+        yield above
+        return
+    with closing(traces), traces.span(command, above, kind="client") as place:
+        yield place
 
 
 def upload(header: Any, chunks: Iterable[bytes]) -> Iterator[Any]:
@@ -334,6 +489,10 @@ def _reason(error: OSError) -> str:
     if isinstance(error, TimeoutError):
         return "no answer"
     return (error.strerror or str(error)).lower()
+
+
+def _full_name(method: str) -> str:
+    return method if "." in method else f"Control.{method}"
 
 
 def _split(endpoint: str) -> tuple[str, int]:

@@ -108,8 +108,10 @@ class Stream:
 class Connection:
     """One connection. It has a thread of its own until it is closed or broken."""
 
-    def __init__(self, tls: ssl.SSLSocket) -> None:
-        """`tls`: after the handshake; it is closed with the connection."""
+    def __init__(self, tls: ssl.SSLSocket, ping_after: float | None = None) -> None:
+        """`tls`: after the handshake; it is closed with the connection. `ping_after`: as
+        PING_AFTER, which is the default."""
+        self._ping_after = ping_after
         tls.setblocking(False)
         tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._tls = tls
@@ -284,7 +286,7 @@ class Connection:
                 self._changed.notify_all()
                 writes = selectors.EVENT_WRITE if self._out else 0
                 selector.modify(self._tls, selectors.EVENT_READ | writes)
-            ready = selector.select(ANSWER_WITHIN if pinged else PING_AFTER)
+            ready = selector.select(ANSWER_WITHIN if pinged else self._ping_after or PING_AFTER)
             with self._changed:
                 if any(key.fileobj is self._wake for key, _ in ready):
                     with suppress(BlockingIOError):

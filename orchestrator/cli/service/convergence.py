@@ -194,16 +194,21 @@ def watch_progress(
     client: Client, name: str, deadline: float, request: Any | None = None
 ) -> Iterator[Any]:
     """Stream ServiceProgress until the deadline (TimeoutError), across failures of managers."""
-    told = False
+    reported, failures = False, 0
     request = request or control_pb2.WatchServiceRequest(service=name)
     while (left := deadline - time.monotonic()) > 0:
         try:
             bound = left if isfinite(left) else None
-            yield from client.stream("WatchService", request, timeout=bound)
+            for progress in client.stream("WatchService", request, timeout=bound):
+                failures = 0
+                yield progress
         except ManagerLost as lost:
-            if not told:
+            failures += 1
+            if client.has_alternatives and failures == 1:
+                continue  # at another manager
+            if not reported:
                 click.echo(f"{name}: {lost.message}; trying again", err=True)
-            told = True
+            reported = True
         # Reopen a stream that ended or broke: a manager may be restarting.
         client.close()
         time.sleep(min(RECONNECT_PAUSE, max(0.0, deadline - time.monotonic())))
@@ -335,7 +340,7 @@ def until_stopped(client: Client, services: Collection[str], quiet: bool = False
 
     Raises NotConverged, with the tasks that have not stopped, after `STOP_TIMEOUT`."""
     begun = time.monotonic()
-    said = ""
+    printed = ""
     try:
         while services and (left := _running_tasks(client, services)):
             waited = time.monotonic() - begun
@@ -345,9 +350,9 @@ def until_stopped(client: Client, services: Collection[str], quiet: bool = False
                     f"{format_duration(STOP_TIMEOUT)}; see 'orc node ls'"
                 )
             text = f"waiting for {_counted(left.values())} to stop"
-            if waited > _NOTICE_AFTER and text != said and not quiet:
+            if waited > _NOTICE_AFTER and text != printed and not quiet:
                 click.echo(text, err=True)
-                said = text
+                printed = text
             time.sleep(_POLL_INTERVAL)
     except KeyboardInterrupt:
         click.echo("orc: detached; the removal continues in the background", err=True)

@@ -288,7 +288,7 @@ def _job(client: Client, word: str) -> Any:
     if len(found := named or begun) == 1:
         return found[0]
     if found:
-        raise CliError(f"'{word}' is a prefix of the ids of {len(found)} jobs; use more of it")
+        raise CliError(f"'{word}' is a prefix of {len(found)} job ids; use a longer one")
     meant = near_miss(word, [row.service.spec.name for row in rows])
     hint = f"did you mean '{meant}'?" if meant else "see 'orc job ls'"
     raise CliError(f"no job '{word}'; {hint}")

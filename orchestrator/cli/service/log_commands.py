@@ -125,28 +125,31 @@ def _batches(client: Client, request: Any) -> Iterator[Any]:
     """The records that the manager streams. A followed stream survives a manager's restart, with
     each line once."""
     places: dict[str, LogPosition] = {}
-    told = False
+    reported, failures = False, 0
     calls: list[Any] = []
     while True:
         try:
             for batch in client.stream(
                 "Logs", _resume_request(request, places), opened=calls.append
             ):
-                told = False
+                reported, failures = False, 0
                 start = LogPosition(request.since, request.tail)
                 places.setdefault(batch.task_id, start).advance(batch.records)
                 yield batch
             return
         except ManagerLost as lost:
-            if not (request.follow and calls):
+            failures += 1
+            moves = client.has_alternatives and failures == 1
+            if not calls or not (request.follow or moves):
                 raise
-            if not told:
+            if not (reported or moves):
                 click.echo(
                     f"orc: {lost.message} (the log continues when a manager is back)", err=True
                 )
-            told = True
+            reported = not moves
         client.close()
-        time.sleep(RECONNECT_PAUSE)
+        if not moves:
+            time.sleep(RECONNECT_PAUSE)
         for place in places.values():
             place.begin()
 

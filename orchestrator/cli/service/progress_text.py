@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A service's progress and a task's crash, in words."""
+"""Texts about a service's progress and a task's crash."""
 
 from __future__ import annotations
 

@@ -35,8 +35,12 @@ from orchestrator.cli.service.service_rows import (
 )
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import start_order
-from orchestrator.model.formats.disconnect import disconnect_text
-from orchestrator.model.placement import Disconnect, DisconnectAction, GenericResource
+from orchestrator.model.placement import (
+    Disconnect,
+    DisconnectAction,
+    GenericResource,
+    disconnect_text,
+)
 from orchestrator.model.units import format_cores, format_duration, format_memory
 from orchestrator.pb import control_pb2
 

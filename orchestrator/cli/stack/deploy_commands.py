@@ -35,7 +35,7 @@ from orchestrator.cli.stack.stack_files import checked_name, file_options, read_
 from orchestrator.compose.project.rendering import escaped, rendered
 from orchestrator.compose.project.yaml_tree import dump
 from orchestrator.compose.stack import Stack, StackFile, StackNetwork, StackService, StackVolume
-from orchestrator.compose.tree import Node, plain
+from orchestrator.compose.tree import Node, to_python
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.dependencies import start_order
 from orchestrator.model.documents import DocumentKind
@@ -587,6 +587,6 @@ def config(
     if not skip_interpolation:
         document = escaped(rendered(given.document, given.name))
     if form == "json":
-        print_json(plain(document))
+        print_json(to_python(document))
     else:
         click.echo(dump(document), nl=False)

@@ -75,7 +75,7 @@ class Change:
 
 def changes(
     stack: Stack,
-    there: Observed,
+    observed: Observed,
     *,
     prune: bool,
     resolve: bool,
@@ -86,47 +86,53 @@ def changes(
 
     An image name that now resolves to another image is a change: of all images if `resolve`, else
     of those `built`. Raises Conflict."""
-    early, late = _obsolete_services(stack, there) if prune else ([], [])
+    early, late = _obsolete_services(stack, observed) if prune else ([], [])
     found = [*early]
     for network in stack.networks:
-        found += _network(network, there.networks.get(network.name), stack.name)
+        found += _network(network, observed.networks.get(network.name), stack.name)
     for volume in stack.volumes:
-        found += _volume(volume, there.volumes.get(volume.name))
+        found += _volume(volume, observed.volumes.get(volume.name))
     for file in stack.files:
-        found += _file(file, there, stack.name)
+        found += _file(file, observed, stack.name)
     drivers = {each.name: each.driver or OVERLAY for each in stack.networks if not each.external}
-    drivers = {**{each.name: each.driver for each in there.networks.values()}, **drivers}
+    drivers = {**{each.name: each.driver for each in observed.networks.values()}, **drivers}
     for service in stack.services:
         newest = resolve or service.spec.task.container.image in built
-        found += _service(service, there, drivers, stack.name, newest)
+        found += _service(service, observed, drivers, stack.name, newest)
     networks = {each.name for each in stack.networks}
     found += late
     if prune:
         found += [
             Change(REMOVE, "network", each.name)
-            for each in there.networks.values()
+            for each in observed.networks.values()
             if each.labels.get(STACK_LABEL) == stack.name and each.name not in networks
         ]
-        found += _documents_of(stack.name, there, {(each.kind, each.name) for each in stack.files})
+        found += _documents_of(
+            stack.name, observed, {(each.kind, each.name) for each in stack.files}
+        )
     return found
 
 
-def removals(name: str, there: Observed) -> list[Change]:
+def removals(name: str, observed: Observed) -> list[Change]:
     """The steps that remove a stack, except its volumes. Services are removed before their
     dependencies."""
-    services = stop_order(each for each in there.services.values() if _is_of(each, name))
-    networks = sorted(n.name for n in there.networks.values() if n.labels.get(STACK_LABEL) == name)
+    services = stop_order(each for each in observed.services.values() if _is_of(each, name))
+    networks = sorted(
+        n.name for n in observed.networks.values() if n.labels.get(STACK_LABEL) == name
+    )
     return [
         *(Change(REMOVE, "service", each) for each in services),
         *(Change(REMOVE, "network", each) for each in networks),
-        *_documents_of(name, there, set()),
+        *_documents_of(name, observed, set()),
     ]
 
 
-def _documents_of(stack: str, there: Observed, kept: set[tuple[DocumentKind, str]]) -> list[Change]:
+def _documents_of(
+    stack: str, observed: Observed, kept: set[tuple[DocumentKind, str]]
+) -> list[Change]:
     return [
         Change(REMOVE, kind.word, name)
-        for (kind, name), each in sorted(there.documents.items())
+        for (kind, name), each in sorted(observed.documents.items())
         if each.labels.get(STACK_LABEL) == stack and (kind, name) not in kept
     ]
 
@@ -142,16 +148,16 @@ def _is_of(service: Service, stack: str) -> bool:
     return service.spec.labels.get(STACK_LABEL) == stack
 
 
-def _obsolete_services(stack: Stack, there: Observed) -> tuple[list[Change], list[Change]]:
+def _obsolete_services(stack: Stack, observed: Observed) -> tuple[list[Change], list[Change]]:
     """Services no longer in the stack: those without dependents first, as their ports may be
     needed; the others after their dependents."""
     names = {each.spec.name for each in stack.services}
-    gone = [
-        s for s in there.services.values() if _is_of(s, stack.name) and s.spec.name not in names
+    obsolete = [
+        s for s in observed.services.values() if _is_of(s, stack.name) and s.spec.name not in names
     ]
-    kept = [s for s in there.services.values() if s not in gone]
+    kept = [s for s in observed.services.values() if s not in obsolete]
     needed = {each.service for service in kept for each in service.spec.depends_on}
-    steps = [Change(REMOVE, "service", name) for name in stop_order(gone)]
+    steps = [Change(REMOVE, "service", name) for name in stop_order(obsolete)]
     if any(each.name in needed for each in steps):
         return [], steps
     return steps, []
@@ -170,20 +176,20 @@ def _missing(
     return Conflict(wanted.place, f"{kind} '{wanted.name}' is external and does not exist; {hint}")
 
 
-def _network(wanted: StackNetwork, there: Network | None, stack: str) -> Iterator[Change]:
-    if there is None:
+def _network(wanted: StackNetwork, observed: Network | None, stack: str) -> Iterator[Change]:
+    if observed is None:
         if not wanted.external:
             yield Change(CREATE, "network", wanted.name, wanted=wanted)
         return
     if wanted.external:
         return
-    if there.labels.get(STACK_LABEL) != stack:
+    if observed.labels.get(STACK_LABEL) != stack:
         raise Conflict(
             wanted.place,
-            f"network '{wanted.name}' exists already, and {_owner(there.labels)}; name another "
+            f"network '{wanted.name}' exists already, and {_owner(observed.labels)}; name another "
             f"one, or declare it external: true",
         )
-    if keys := _network_differences(wanted, there):
+    if keys := _network_differences(wanted, observed):
         raise Conflict(
             wanted.place,
             f"network '{wanted.name}' differs from the file in {', '.join(keys)}, and "
@@ -191,21 +197,21 @@ def _network(wanted: StackNetwork, there: Network | None, stack: str) -> Iterato
         )
 
 
-def _network_differences(wanted: StackNetwork, there: Network) -> list[str]:
-    said: list[tuple[str, Any, Any]] = [
-        ("driver", wanted.driver or OVERLAY, there.driver),
-        ("internal", wanted.internal, there.internal),
-        ("attachable", wanted.attachable, there.attachable),
-        ("encrypted", wanted.encrypted, there.encrypted),
-        ("driver_opts", dict(wanted.options), dict(there.options)),
-        ("ipam driver", wanted.ipam_driver, there.ipam_driver),
-        ("ipam options", dict(wanted.ipam_options), there.ipam_options),
-        ("ip_range", wanted.ip_range or there.ip_range, there.ip_range),
-        ("gateway", wanted.gateway or there.gateway, there.gateway),
-        ("enable_ipv6", wanted.ipv6 or _has_ipv6(wanted), bool(there.subnet6)),
+def _network_differences(wanted: StackNetwork, observed: Network) -> list[str]:
+    compared: list[tuple[str, Any, Any]] = [
+        ("driver", wanted.driver or OVERLAY, observed.driver),
+        ("internal", wanted.internal, observed.internal),
+        ("attachable", wanted.attachable, observed.attachable),
+        ("encrypted", wanted.encrypted, observed.encrypted),
+        ("driver_opts", dict(wanted.options), dict(observed.options)),
+        ("ipam driver", wanted.ipam_driver, observed.ipam_driver),
+        ("ipam options", dict(wanted.ipam_options), observed.ipam_options),
+        ("ip_range", wanted.ip_range or observed.ip_range, observed.ip_range),
+        ("gateway", wanted.gateway or observed.gateway, observed.gateway),
+        ("enable_ipv6", wanted.ipv6 or _has_ipv6(wanted), bool(observed.subnet6)),
     ]
-    keys = [key for key, one, other in said if one != other]
-    if not set(wanted.subnets) <= {there.subnet, there.subnet6}:
+    keys = [key for key, one, other in compared if one != other]
+    if not set(wanted.subnets) <= {observed.subnet, observed.subnet6}:
         keys.append("subnet")
     return keys
 
@@ -214,24 +220,26 @@ def _has_ipv6(wanted: StackNetwork) -> bool:
     return any(":" in subnet for subnet in wanted.subnets)
 
 
-def _volume(wanted: StackVolume, there: Volume | None) -> Iterator[Change]:
-    if there is None:
+def _volume(wanted: StackVolume, observed: Volume | None) -> Iterator[Change]:
+    if observed is None:
         if not wanted.external:
             yield Change(CREATE, "volume", wanted.name, wanted=wanted)
         return
     driver = wanted.driver or LOCAL_DRIVER
-    if not wanted.external and (driver != there.driver or dict(wanted.options) != there.options):
+    if not wanted.external and (
+        driver != observed.driver or dict(wanted.options) != observed.options
+    ):
         raise Conflict(
             wanted.place,
-            f"there is a volume '{wanted.name}' with another driver or other options than the file "
-            f"says, and volumes cannot be changed; name another one, or remove it with its data "
+            f"volume '{wanted.name}' exists with another driver or other options than in the file, "
+            f"and volumes cannot be changed; name another one, or remove it with its data "
             f"('orc volume rm {wanted.name}')",
         )
 
 
-def _file(wanted: StackFile, there: Observed, stack: str) -> Iterator[Change]:
+def _file(wanted: StackFile, observed: Observed, stack: str) -> Iterator[Change]:
     word, name = wanted.kind.word, wanted.name
-    current = there.documents.get((wanted.kind, name))
+    current = observed.documents.get((wanted.kind, name))
     if current is None:
         if not wanted.external:
             yield Change(CREATE, word, name, wanted=wanted)
@@ -247,10 +255,10 @@ def _file(wanted: StackFile, there: Observed, stack: str) -> Iterator[Change]:
     if current.template_driver != wanted.template_driver:
         raise Conflict(
             wanted.place,
-            f"{word} '{name}' has another template_driver than the file says, which cannot be "
+            f"{word} '{name}' has another template_driver than in the file, which cannot be "
             f"changed; remove the stack first ('orc stack rm {stack}')",
         )
-    keys = ["data"] if (wanted.kind, name) in there.outdated else []
+    keys = ["data"] if (wanted.kind, name) in observed.outdated else []
     keys += ["labels"] if dict(wanted.labels) != current.labels else []
     if keys:
         yield Change(CHANGE, word, name, tuple(keys), wanted)
@@ -258,13 +266,13 @@ def _file(wanted: StackFile, there: Observed, stack: str) -> Iterator[Change]:
 
 def _service(
     wanted: StackService,
-    there: Observed,
+    observed: Observed,
     drivers: Mapping[str, str],
     stack: str,
     newest: bool,
 ) -> Iterator[Change]:
     name = wanted.spec.name
-    current = there.services.get(name)
+    current = observed.services.get(name)
     if current is None:
         yield Change(CREATE, "service", name, wanted=wanted)
         return
@@ -284,13 +292,13 @@ def _service(
     spec = as_stored(wanted.spec, current.spec, drivers)
     keys = differences(current.spec, spec)
     image = spec.task.container.image
-    known = there.images.get(image, current.image_digest)
+    known = observed.images.get(image, current.image_digest)
     if newest and "image" not in keys and "@" not in image and known != current.image_digest:
         keys = ["image", *keys]
     keys += [
         f"{kind.word} {reference.source}"
         for kind, reference in references(spec.task.container)
-        if (kind, reference.source) in there.outdated
+        if (kind, reference.source) in observed.outdated
     ]
     if keys:
         yield Change(CHANGE, "service", name, tuple(keys), replace(wanted, spec=spec))
@@ -305,23 +313,23 @@ def as_stored(spec: ServiceSpec, current: ServiceSpec, drivers: Mapping[str, str
     return replace(spec, task=task)
 
 
-def check_external(stack: Stack, there: Observed) -> None:
+def check_external(stack: Stack, observed: Observed) -> None:
     """Raise Conflict for the first external object that is missing."""
     for network in stack.networks:
-        if network.external and network.name not in there.networks:
+        if network.external and network.name not in observed.networks:
             if network.name in ("host", "none"):
                 raise Conflict(
                     network.place,
                     f"'{network.name}' cannot be declared as a network; write "
                     f"network_mode: {network.name} at the service",
                 )
-            raise _missing("network", network, there.networks)
+            raise _missing("network", network, observed.networks)
     for volume in stack.volumes:
-        if volume.external and volume.name not in there.volume_names and "{{" not in volume.name:
-            raise _missing("volume", volume, there.volume_names)
+        if volume.external and volume.name not in observed.volume_names and "{{" not in volume.name:
+            raise _missing("volume", volume, observed.volume_names)
     for file in stack.files:
-        if file.external and (file.kind, file.name) not in there.documents:
-            known = [name for kind, name in there.documents if kind is file.kind]
+        if file.external and (file.kind, file.name) not in observed.documents:
+            known = [name for kind, name in observed.documents if kind is file.kind]
             raise _missing(file.kind.word, file, known)
 
 

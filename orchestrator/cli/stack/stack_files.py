@@ -1,11 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compose files of a stack: finding and reading them, and values of their variables."""
+"""Compose files of a stack: finding and reading them, and values of their variables.
+
+Variables with values from the cluster, for stacks that monitor it:
+
+    ORC_MANAGER        HOST:PORT of a manager's HTTPS server (metrics, service discovery)
+    ORC_CA             the certificate of the cluster's CA, PEM
+    ORC_SCRAPE_TOKEN   what Prometheus shows to managers and agents
+    ORC_CLUSTER        the cluster's id
+
+They are queried when a file first uses one; other definitions of the name take precedence.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,14 +25,45 @@ import click
 from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.flags.flag_types import pairs
 from orchestrator.cli.stack.stack_template import TEMPLATES, rendered, template_of, values_of
-from orchestrator.cli.stack.stack_variables import Values, placeholders
 from orchestrator.compose.conversion.assembly import stack_of
 from orchestrator.compose.project.loader import Loader, Project, project_name
 from orchestrator.compose.project.variables import parse_env
-from orchestrator.compose.schema.value_kinds import Reading
+from orchestrator.compose.schema.value_kinds import ReadContext
 from orchestrator.compose.stack import Stack
 from orchestrator.compose.tree import ComposeError, Map
 from orchestrator.model.names import check_name
+
+CLUSTER_VARIABLES = ("ORC_MANAGER", "ORC_CA", "ORC_SCRAPE_TOKEN", "ORC_CLUSTER")
+
+
+class VariableValues(Mapping[str, str]):
+    """The values of variables: those given, then the cluster's."""
+
+    def __init__(self, given: Mapping[str, str], query: Callable[[], Mapping[str, str]]) -> None:
+        """`query` returns the cluster's, by name; it is called at most once."""
+        self._given = given
+        self._query = query
+        self._cluster: Mapping[str, str] | None = None
+
+    def __getitem__(self, name: str) -> str:
+        if name in self._given or name not in CLUSTER_VARIABLES:
+            return self._given[name]
+        if self._cluster is None:
+            self._cluster = self._query()
+        return self._cluster[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._given
+        yield from (name for name in CLUSTER_VARIABLES if name not in self._given)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def placeholders() -> dict[str, str]:
+    """Placeholders without a cluster: their own names."""
+    return {name: f"({name} of the cluster)" for name in CLUSTER_VARIABLES}
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,7 +90,7 @@ class ComposeFiles:
 
     def stack(self) -> Stack:
         """The stack of the files. Raises CliError."""
-        reading = Reading(self.folder, _home(), self.notes)
+        reading = ReadContext(self.folder, _home(), self.notes)
         try:
             return stack_of(Project(self.document, _read, self.values), self.name, reading)
         except ComposeError as error:
@@ -129,7 +170,7 @@ def read_files(
     cluster: Callable[[], Mapping[str, str]] = placeholders,
 ) -> ComposeFiles:
     """Read the files of `file_options`, or the compose file of a folder. `cluster` returns the
-    values of the variables of `stack_variables`. Raises CliError, in one line with the file, the
+    values of CLUSTER_VARIABLES. Raises CliError, in one line with the file, the
     line and the key.
 
     The stack's name is `name`, COMPOSE_PROJECT_NAME, the last one in the files, or else the
@@ -158,7 +199,7 @@ def read_files(
     profiles = [*values["profiles"], *os.environ.get("COMPOSE_PROFILES", "").split(",")]
     try:
         given = _variables(base, values["env_files"], settings)
-        known = Values(given, cluster)
+        known = VariableValues(given, cluster)
         loader = Loader(
             read,
             known,
@@ -184,7 +225,7 @@ def _with(template: str, values: Mapping[str, Any]) -> Callable[[str], bytes]:
 
 def _of_folder(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise CliError(f"there is no folder {folder}; a file is named with -c")
+        raise CliError(f"folder {folder} does not exist; name a file with -c")
     found = [str(folder / name) for name in FILES if (folder / name).is_file()][:1]
     if not found:
         raise CliError(f"{folder} has no compose file; it is called {FILES[0]}")

@@ -41,7 +41,7 @@ def build_images(client: Client, builds: Mapping[str, StackBuild], quiet: bool) 
         with ExitStack() as stack:
             folder = stack.enter_context(context_folder(context))
             if not folder.is_dir():
-                words = f"there is no folder {folder} to build {name} in"
+                words = f"build context {folder} of {name} does not exist"
                 raise CliError(f"{build.section.place}: {words}")
             header, dockerfile = stack.enter_context(_prepared(name, build, folder))
             remote = str(folder) != context

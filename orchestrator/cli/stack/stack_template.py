@@ -31,7 +31,7 @@ Read = Callable[[str], bytes]
 
 
 def template_of(folder: str) -> str | None:
-    """The template of a chart's folder; None where it has none."""
+    """The path of a chart's template; None if the chart has none."""
     paths = (os.path.join(folder, name) for name in TEMPLATES)
     return next((path for path in paths if os.path.isfile(path)), None)
 
@@ -83,10 +83,10 @@ def rendered(path: str, values: Mapping[str, Any], read: Read) -> bytes:
 
 
 def _missing(error: Exception, values: Mapping[str, Any]) -> str:
-    said = str(error)
-    name = said.split("'")[1] if said.count("'") >= 2 and said.endswith("is undefined") else ""
+    text = str(error)
+    name = text.split("'")[1] if text.count("'") >= 2 and text.endswith("is undefined") else ""
     hint = near_miss(name, map(str, values)) if name else None
-    return said + (f"; did you mean '{hint}'?" if hint else ", and no values file has it")
+    return text + (f"; did you mean '{hint}'?" if hint else ", and no values file has it")
 
 
 def _line(error: BaseException) -> int:

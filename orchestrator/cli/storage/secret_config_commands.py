@@ -211,12 +211,12 @@ def _report(reply: Any) -> None:
     """The effects of a new version, a line per service or container that uses it."""
     if not reply.changed:
         click.echo("the data is unchanged", err=True)
-    told = (
+    notices = (
         (reply.rolled, "is updated"),
         (reply.signalled, "is signalled"),
         (reply.left, "gets it with its next update or start"),
     )
-    for names, what in told:
+    for names, what in notices:
         for name in names:
             click.echo(f"{name} {what}", err=True)
 

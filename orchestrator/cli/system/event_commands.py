@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -23,6 +23,7 @@ from orchestrator.cli.output.listings import (
     template_lines,
 )
 from orchestrator.cli.rpc.client import Client, pass_client
+from orchestrator.cli.rpc.resumption import resumed
 from orchestrator.model.names import near_miss
 from orchestrator.model.units import format_time
 from orchestrator.pb import audit_pb2, containers_pb2
@@ -187,7 +188,7 @@ def _warn_of_gap(row: Row) -> None:
 
 
 _TYPES = (
-    *("container", "node", "service", "job", "stack", "image", "network", "volume"),
+    *("container", "node", "manager", "service", "job", "stack", "image", "network", "volume"),
     *("secret", "config", "plugin"),
 )
 _EVENT_KEYS = ("type", "event", "label", "scope", *_TYPES)
@@ -239,12 +240,34 @@ def events(
     """Stream events of the cluster, until Ctrl-C (or --until)."""
     request = containers_pb2.EventsRequest(since=since or 0.0, until=until or 0.0)
     try:
-        for event in client.stream("Containers.Events", request):
+        for event in _resumed_events(client, request):
             if all(any(matches(event, k, v) for v in values) for k, values in wanted.items()):
                 click.echo(_line(event, form))
                 sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def _resumed_events(client: Client, request: Any) -> Iterator[Any]:
+    """The stream of an EventsRequest, each event once, across failures of managers."""
+    calls: list[Any] = []
+
+    def open_stream() -> Iterator[Any]:
+        if calls and not request.after_revision:
+            # No event has come; the position is the one at which the stream began.
+            shown = calls[-1].metadata.get("orc-revision", "0")
+            request.after_revision, request.after_number = int(shown), _WHOLE_REVISION
+        calls.clear()
+        return client.stream("Containers.Events", request, opened=calls.append)
+
+    for event in resumed(client, open_stream):
+        if event.revision:
+            request.after_revision, request.after_number = event.revision, event.number
+        yield event
+
+
+_WHOLE_REVISION = 2**31 - 1
+"""Number of an event that is after all of its revision."""
 
 
 def matches(event: Any, key: str, value: str) -> bool:

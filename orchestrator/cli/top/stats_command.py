@@ -26,6 +26,7 @@ from orchestrator.cli.output.listings import (
 )
 from orchestrator.cli.output.screen import is_live
 from orchestrator.cli.rpc.client import Client, pass_client
+from orchestrator.cli.rpc.resumption import resumed
 from orchestrator.model.convert import from_proto
 from orchestrator.model.units import format_memory, format_size
 
@@ -105,7 +106,7 @@ def samples(
     shown = time.monotonic()
     due = shown
     """Time of the next sample; the first is shown as soon as it is complete."""
-    for message in client.stream("Interact.Stats", request):
+    for message in resumed(client, lambda: client.stream("Interact.Stats", request)):
         if notice := picture.take(message):
             say(notice)
         now = time.monotonic()

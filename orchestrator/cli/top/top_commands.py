@@ -27,7 +27,6 @@ from orchestrator.cli.output.listings import (
 )
 from orchestrator.cli.output.screen import is_live
 from orchestrator.cli.rpc.client import Client, pass_client
-from orchestrator.cli.top.process_list import processes
 from orchestrator.cli.top.stats_command import samples, show_sample
 from orchestrator.model.units import format_cores, format_memory, format_size
 from orchestrator.pb import control_pb2
@@ -51,6 +50,8 @@ def top(
     if container is None:
         show_cluster(client, no_stream, form)
         return
+    from orchestrator.cli.top.top_feed import processes
+
     titles, rows = processes(client, container, ps_options)
     if form == "json":
         print_json([{key.lower().lstrip("%"): row[key] for key in row} for row in rows])

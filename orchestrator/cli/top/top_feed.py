@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data of `orc top`: two threads that poll a manager, and their latest results."""
+"""The data of `orc top`: the latest results of two threads that poll a manager, and processes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,28 @@ from orchestrator.cli.app.contexts import Context
 from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.cluster.node_rows import node_row
 from orchestrator.cli.container.container_rows import container_row
-from orchestrator.cli.output.listings import Row
+from orchestrator.cli.output.listings import (
+    Row,
+)
 from orchestrator.cli.rpc.client import Client
 from orchestrator.cli.service.service_rows import service_row
-from orchestrator.cli.top.process_list import processes
 from orchestrator.cli.top.stats_command import samples
 from orchestrator.cli.top.top_views import Figures, node_rows, service_rows, task_rows
 from orchestrator.pb import containers_pb2, control_pb2
+
+
+def processes(
+    client: Client, container: str, ps_options: tuple[str, ...] = ()
+) -> tuple[list[str], list[Row]]:
+    """The columns of a container's processes, and a row for each."""
+    from orchestrator.pb import interact_pb2
+
+    reply = client.call(
+        "Interact.Top", interact_pb2.TopRequest(container=container, ps_options=ps_options)
+    )
+    titles = list(reply.titles)
+    return titles, [dict(zip(titles, each.fields, strict=False)) for each in reply.processes]
+
 
 PERIOD = 1.0
 """Seconds between two polls."""

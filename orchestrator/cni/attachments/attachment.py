@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operations of CNI, over a `Host`: what the plugin and the helper both do.
+"""The operations of CNI on a `Host`, for the plugin and the helper.
 
-The order of steps is what makes a kill -9 at any point harmless. ADD: lease, cable, ports. DEL:
-ports, cable, lease. So whatever exists in the kernel has a lease, under whose name it is found.
+The order of steps makes a kill -9 at any point harmless. ADD: lease, veth pair, ports. DEL: ports,
+veth pair, lease. So all that exists in the kernel has a lease, from which its names derive.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from orchestrator.cni.attachments.ipam import Ipam, Key, Lease
 from orchestrator.cni.errors import CniError, Code
 from orchestrator.cni.fastrecord import TYPE_CHECKING, record
 from orchestrator.cni.firewall import antispoofing, networkfirewall, nftables, portmap
-from orchestrator.cni.firewall.antispoofing import End
+from orchestrator.cni.firewall.antispoofing import SourceBinding
 from orchestrator.cni.firewall.nftables import TABLE, Nftables, NftError
 from orchestrator.cni.netconf import NetConf, PortMapping, parse
 from orchestrator.cni.netlink import conntrack, links, namespaces
 from orchestrator.cni.netlink.links import Address
 from orchestrator.cni.netlink.netlinksocket import RouteSocket
 from orchestrator.cni.overlay import bridge, hostnetwork, veth
-from orchestrator.cni.overlay.veth import Cable, Place
+from orchestrator.cni.overlay.veth import IPConfig, VethConfig
 
 if TYPE_CHECKING:
     from typing import Any, Self
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Host:
     """This host's kernel and leases, open while the context lasts.
 
-    `table` is the nftables table for the networks that these leases are of.
+    `table` is the nftables table of the networks of these leases.
     """
 
     def __init__(self, data_dir: Path, table: str = TABLE) -> None:
@@ -41,7 +41,7 @@ class Host:
         self.data_dir = data_dir
         self.ipam = Ipam(data_dir)
         self.published: tuple[int, int] | None = None
-        """The leases' version when all their ports were last published."""
+        """Version of the leases at the last `restore_published`."""
         self.sock = RouteSocket()
 
     @functools.cached_property
@@ -59,7 +59,7 @@ class Host:
 
 @record
 class Attachment:
-    """Which interface of which container, and where its namespace is (may be gone on DEL)."""
+    """An interface of a container; `netns` is its namespace's path, which DEL may find removed."""
 
     container_id: str
     ifname: str
@@ -70,10 +70,10 @@ def _key(conf: NetConf, attachment: Attachment) -> Key:
     return Key(conf.name, attachment.container_id, attachment.ifname)
 
 
-def _cable(conf: NetConf, lease: Lease) -> Cable:
+def _veth_config(conf: NetConf, lease: Lease) -> VethConfig:
     local = lease.address in conf.subnet
-    places = [
-        Place(
+    ips = [
+        IPConfig(
             links.with_prefix(lease.address, conf.subnet.prefixlen if local else 32),
             conf.gateway,
             conf.cluster,
@@ -83,19 +83,19 @@ def _cable(conf: NetConf, lease: Lease) -> Cable:
     if lease.address6 is not None and conf.ipv6 is not None:
         local = lease.address6 in conf.ipv6.subnet
         prefix = conf.ipv6.subnet.prefixlen if local else 128
-        places.append(
-            Place(
+        ips.append(
+            IPConfig(
                 links.with_prefix(lease.address6, prefix),
                 conf.ipv6.gateway,
                 conf.ipv6.cluster,
                 local,
             )
         )
-    return Cable(
+    return VethConfig(
         container_id=lease.key.container,
         ifname=lease.key.ifname,
         mac=_mac(lease),
-        places=tuple(places),
+        ips=tuple(ips),
         default_route=lease.default_route and not conf.internal,
         locked=conf.source_check,
     )
@@ -108,18 +108,18 @@ def _targets(leases: Iterable[Lease]) -> list[portmap.Target]:
 
 
 def _mac(lease: Lease) -> str:
-    return lease.mac or veth.derived_mac(lease.address)
+    return lease.mac or veth.derive_mac(lease.address)
 
 
-def _end(bridge: str, lease: Lease) -> End:
-    return End(bridge, _mac(lease), tuple(lease.addresses))
+def _binding(bridge: str, lease: Lease) -> SourceBinding:
+    return SourceBinding(bridge, _mac(lease), tuple(lease.addresses))
 
 
 def add(host: Host, conf: NetConf, attachment: Attachment) -> dict[str, Any]:
     """Connect a container; the network itself must exist (`establish`).
 
-    Doing it twice gives the same address and mends what is broken. If it fails, what it took is
-    given back, except the address of an attachment that already had one.
+    Idempotent: a repetition keeps the address and repairs the rest. If it fails, everything is
+    released, except the address of an attachment that already had one.
     """
     link = links.get_link(host.sock, conf.bridge)
     if link is None:
@@ -137,22 +137,22 @@ def add(host: Host, conf: NetConf, attachment: Attachment) -> dict[str, Any]:
         lease = host.ipam.reserve(key, conf, attachment.netns)
         try:
             if before is not None:
-                _give_up(host, conf, link.index, before, lease)
-            laid = _cable(conf, lease)
+                _release_changed(host, conf, link.index, before, lease)
+            pair = _veth_config(conf, lease)
             portmap.ensure_bridged(host.nft)
-            end = veth.connect(host.sock, link, laid, namespace)
-            portmap.publish(host.nft, _targets([lease]), _end(conf.bridge, lease))
-            _forget_flows(lease.ports)
+            end = veth.connect(host.sock, link, pair, namespace)
+            portmap.publish(host.nft, _targets([lease]), _binding(conf.bridge, lease))
+            _delete_flows(lease.ports)
         except BaseException:
             if before is None:
-                _dismantle(host, conf, lease)
+                _disconnect(host, conf, lease)
             raise
-    return cniresult.success(conf, laid, link, end, attachment.netns)
+    return cniresult.success(conf, pair, link, end, attachment.netns)
 
 
 def _refuse_connected(host: Host, key: Key, namespace: int) -> None:
     """Raise `CniError` INTERFACE_IN_USE if this interface of the container is connected already, in
-    another namespace or to another network. What a vanished namespace has left is no obstacle."""
+    another namespace or to another network. Leases of removed namespaces are ignored."""
     for lease in host.ipam.leases(container=key.container):
         if lease.key.ifname != key.ifname or not namespaces.exists(lease.netns):
             continue
@@ -169,85 +169,87 @@ def _refuse_connected(host: Host, key: Key, namespace: int) -> None:
             )
 
 
-def _give_up(host: Host, conf: NetConf, bridge_index: int, before: Lease, now: Lease) -> None:
-    """Take back what an attachment held and holds no more."""
-    if before.ports or _end(conf.bridge, before) != _end(conf.bridge, now):
+def _release_changed(
+    host: Host, conf: NetConf, bridge_index: int, before: Lease, now: Lease
+) -> None:
+    """Release what an attachment had `before` and no longer has."""
+    if before.ports or _binding(conf.bridge, before) != _binding(conf.bridge, now):
         kept = now.ports if before.addresses == now.addresses else ()
-        same = _end(conf.bridge, before) == _end(conf.bridge, now)
-        _withdraw(host, None if same else conf, before, kept=kept)
+        same = _binding(conf.bridge, before) == _binding(conf.bridge, now)
+        _unpublish(host, None if same else conf, before, kept=kept)
     if before.addresses != now.addresses:
-        veth.withdraw(host.sock, bridge_index, _cable(conf, before))
+        veth.remove_host_entries(host.sock, bridge_index, _veth_config(conf, before))
 
 
 def delete(host: Host, conf: NetConf, attachment: Attachment) -> None:
-    """Disconnect a container and free what it held; what is gone already is fine."""
+    """Disconnect a container and release its lease; idempotent."""
     lease = host.ipam.lease(_key(conf, attachment))
     if lease is not None:
-        _dismantle(host, conf, lease)
+        _disconnect(host, conf, lease)
     else:
         veth.disconnect(host.sock, veth.veth_name(attachment.container_id, attachment.ifname))
 
 
-def retire(host: Host, container: str, netns: Path) -> None:
-    """Disconnect a container from all networks, and remove its namespace, which is unused.
+def detach_container(host: Host, container: str, netns: Path) -> None:
+    """Disconnect a container from all networks, and remove its namespace, which must be unused.
 
-    Several times faster than `delete` of each.
+    Several times faster than `delete` for each.
     """
-    lives = namespaces.exists(netns)
+    exists = namespaces.exists(netns)
     for lease in host.ipam.leases(container=container):
         conf = known(host, lease.key.network)
-        if conf is None or not lives:
-            _dismantle(host, conf, lease)
+        if conf is None or not exists:
+            _disconnect(host, conf, lease)
             continue
-        _withdraw(host, conf, lease)
-        laid = _cable(conf, lease)
+        _unpublish(host, conf, lease)
+        pair = _veth_config(conf, lease)
         with namespaces.opened(netns) as namespace:
-            veth.abandon(host.sock, laid, namespace)
-        _unknown(host, conf, laid)
+            veth.detach(host.sock, pair, namespace)
+        _remove_host_entries(host, conf, pair)
         host.ipam.release(lease.key)
     namespaces.remove(netns)
 
 
-def _unknown(host: Host, conf: NetConf, laid: Cable) -> None:
+def _remove_host_entries(host: Host, conf: NetConf, pair: VethConfig) -> None:
     link = links.get_link(host.sock, conf.bridge)
     if link is not None:
-        veth.withdraw(host.sock, link.index, laid)
+        veth.remove_host_entries(host.sock, link.index, pair)
 
 
-def _withdraw(
+def _unpublish(
     host: Host, conf: NetConf | None, lease: Lease, kept: Collection[PortMapping] = ()
 ) -> None:
-    """Take back the ports but those that are `kept` and, if its network is given, the end."""
+    """Unpublish the ports except `kept` and, if its network is given, remove the source binding."""
     ports = [port for port in lease.ports if port not in kept]
-    portmap.withdraw(host.nft, ports, _end(conf.bridge, lease) if conf is not None else None)
-    _forget_flows(ports)
+    portmap.unpublish(host.nft, ports, _binding(conf.bridge, lease) if conf is not None else None)
+    _delete_flows(ports)
 
 
-def _forget_flows(ports: Collection[PortMapping]) -> None:
-    conntrack.forget_udp({port.host_port for port in ports if port.protocol == "udp"})
+def _delete_flows(ports: Collection[PortMapping]) -> None:
+    conntrack.delete_udp({port.host_port for port in ports if port.protocol == "udp"})
 
 
-def _dismantle(host: Host, conf: NetConf | None, lease: Lease) -> None:
-    _withdraw(host, conf, lease)
+def _disconnect(host: Host, conf: NetConf | None, lease: Lease) -> None:
+    _unpublish(host, conf, lease)
     veth.disconnect(host.sock, veth.veth_name(lease.key.container, lease.key.ifname))
     if conf is not None:
-        _unknown(host, conf, _cable(conf, lease))
+        _remove_host_entries(host, conf, _veth_config(conf, lease))
     host.ipam.release(lease.key)
 
 
-def cable_of(host: Host, conf: NetConf, attachment: Attachment) -> tuple[Cable, Lease]:
-    """An attachment's cable as ADD laid it; raises `CniError` UNKNOWN_CONTAINER."""
+def veth_config(host: Host, conf: NetConf, attachment: Attachment) -> tuple[VethConfig, Lease]:
+    """An attachment's veth pair and lease; raises `CniError` UNKNOWN_CONTAINER."""
     lease = host.ipam.lease(_key(conf, attachment))
     if lease is None:
         raise CniError(
             Code.UNKNOWN_CONTAINER,
             f"container {attachment.container_id} has no address in network {conf.name}",
         )
-    return _cable(conf, lease), lease
+    return _veth_config(conf, lease), lease
 
 
-def unpublished(host: Host, lease: Lease) -> str:
-    """A description of a port of an attachment that is not published; empty if all are."""
+def missing_port(host: Host, lease: Lease) -> str:
+    """A port of an attachment that is not published, for the user; empty if all are."""
     return portmap.missing(host.nft, _targets([lease])) if lease.ports else ""
 
 
@@ -258,33 +260,33 @@ def collect(host: Host, conf: NetConf, valid: Collection[tuple[str, str]]) -> No
         identity = (lease.key.container, lease.key.ifname)
         if lease.key.network == conf.name and identity not in valid:
             stale.append(lease)
-            _withdraw(host, conf, lease)
+            _unpublish(host, conf, lease)
         else:
             kept.add(veth.veth_name(*identity))
-    ends = {end.name: end.index for end in bridge.ports(host.sock, conf.bridge)}
+    ports = {end.name: end.index for end in bridge.ports(host.sock, conf.bridge)}
     for lease in stale:
         name = veth.veth_name(lease.key.container, lease.key.ifname)
-        unplugged = None if name in ends else links.get_link(host.sock, name)
-        if unplugged is not None:
-            ends[name] = unplugged.index
-        _unknown(host, conf, _cable(conf, lease))
-    links.delete_links(host.sock, [index for name, index in ends.items() if name not in kept])
+        port = None if name in ports else links.get_link(host.sock, name)
+        if port is not None:
+            ports[name] = port.index
+        _remove_host_entries(host, conf, _veth_config(conf, lease))
+    links.delete_links(host.sock, [index for name, index in ports.items() if name not in kept])
     for lease in stale:
         host.ipam.release(lease.key)
 
 
-def laid(host: Host, conf: NetConf) -> list[tuple[Cable, Lease]]:
-    """The network's cables on this host as they are to be."""
-    return [(_cable(conf, lease), lease) for lease in host.ipam.leases(conf.name)]
+def veth_configs(host: Host, conf: NetConf) -> list[tuple[VethConfig, Lease]]:
+    """The desired veth pairs of the network on this host."""
+    return [(_veth_config(conf, lease), lease) for lease in host.ipam.leases(conf.name)]
 
 
-def ends(host: Host, conf: NetConf) -> list[End]:
-    """What the network's containers on this host may send as."""
-    return [_end(conf.bridge, lease) for lease in host.ipam.leases(conf.name)]
+def bindings(host: Host, conf: NetConf) -> list[SourceBinding]:
+    """The source bindings of the network's containers on this host."""
+    return [_binding(conf.bridge, lease) for lease in host.ipam.leases(conf.name)]
 
 
 def forgeries(host: Host, conf: NetConf) -> dict[str, int]:
-    """How many packets of which containers were dropped lately as they had forged sources."""
+    """Packets with forged sources that were dropped in the last hour, by container."""
     found: dict[str, int] = {}
     sets = nftables.filled(map(host.nft.qualified, antispoofing.forgers(conf.bridge)))
     if not sets:
@@ -301,74 +303,72 @@ def forgeries(host: Host, conf: NetConf) -> dict[str, int]:
     return found
 
 
-def elsewhere(conf: NetConf, leases: Iterable[Lease]) -> set[Address]:
-    """The addresses of this host's containers that are not of its part of the network."""
+def addresses_outside_subnet(conf: NetConf, leases: Iterable[Lease]) -> set[Address]:
+    """The addresses of this host's containers outside its subnet of the network."""
     return {
-        place.address.ip
-        for lease in leases
-        for place in _cable(conf, lease).places
-        if not place.local
+        ip.address.ip for lease in leases for ip in _veth_config(conf, lease).ips if not ip.local
     }
 
 
 def establish(host: Host, conf: NetConf) -> list[Lease]:
-    """Have the network as configured, but for its containers; return their leases."""
+    """Ensure the network is as configured, except its containers; return their leases."""
     leases = host.ipam.leases(conf.name)
-    bound = (_end(conf.bridge, lease) for lease in leases)
-    hostnetwork.ensure(host.sock, host.nft, conf, elsewhere(conf, leases), bound)
+    bound = (_binding(conf.bridge, lease) for lease in leases)
+    hostnetwork.ensure(host.sock, host.nft, conf, addresses_outside_subnet(conf, leases), bound)
     return leases
 
 
-def revive(host: Host, conf: NetConf) -> None:
-    """`establish`; where the network's rules were removed, with what they had of its containers."""
+def restore_network(host: Host, conf: NetConf) -> None:
+    """`establish`; if the network's rules were removed, also restore those of its containers."""
     lost = not host.nft.holds(conf.bridge) and not networkfirewall.present(host.nft, conf)
     for lease in establish(host, conf):
         if lost:
-            portmap.publish(host.nft, _targets([lease]), _end(conf.bridge, lease))
+            portmap.publish(host.nft, _targets([lease]), _binding(conf.bridge, lease))
 
 
 def apply(host: Host, conf: NetConf) -> None:
-    """Have the network as configured, and its containers plugged in and published."""
+    """Ensure the network is as configured, and its containers connected and published."""
     leases = establish(host, conf)
     link = links.get_link(host.sock, conf.bridge)
     if link is None:
-        raise veth.vanished(conf.bridge)
-    cables = {_cable(conf, lease): lease for lease in leases}
-    for lost in bridge.ensure_plugged(host.sock, link, cables):
-        _lay_again(host, link, lost, cables[lost])
-    bridge.ensure_known(host.sock, link, cables)
-    restore_ports(host)
+        raise veth.interface_vanished(conf.bridge)
+    pairs = {_veth_config(conf, lease): lease for lease in leases}
+    for missing in bridge.ensure_ports(host.sock, link, pairs):
+        _reconnect(host, link, missing, pairs[missing])
+    bridge.ensure_host_entries(host.sock, link, pairs)
+    restore_published(host)
 
 
-def _lay_again(host: Host, link: links.Link, laid: Cable, lease: Lease) -> None:
-    """Connect a container again whose veth pair was removed, if it still exists."""
+def _reconnect(host: Host, link: links.Link, pair: VethConfig, lease: Lease) -> None:
+    """Create a removed veth pair again, if the container still exists."""
     if not namespaces.exists(lease.netns):
         return
     with namespaces.opened(lease.netns) as namespace:
-        veth.connect(host.sock, link, laid, namespace)
+        veth.connect(host.sock, link, pair, namespace)
 
 
-def restore_ports(host: Host) -> None:
-    """Have exactly those ports published that the leases say; the table must exist.
+def restore_published(host: Host) -> None:
+    """Publish exactly the ports of all leases; the table must exist.
 
-    Each network's pass asks for it, so all leases are read only if any has changed since."""
+    Each network's pass calls it, so leases are read only if any has changed since the last call.
+    """
     version = host.ipam.version()
     if version == host.published and portmap.restored(host.nft):
         return
     leases = host.ipam.leases()
-    # A network's bridge matters to none of this.
-    portmap.restore(host.nft, _targets(leases), [_end("", lease) for lease in leases])
+    # The bridge does not matter here.
+    portmap.restore(host.nft, _targets(leases), [_binding("", lease) for lease in leases])
     host.published = version
 
 
 def remember(host: Host, raw: Mapping[str, Any]) -> None:
-    """Record a network, as it was configured and without its peers, until `forget`."""
+    """Record a network's configuration, without its peers, until `remove`."""
     kept = {key: value for key, value in raw.items() if key != "peers"}
     host.ipam.remember(parse(raw).name, json.dumps(kept, sort_keys=True))
 
 
 def known(host: Host, name: str) -> NetConf | None:
-    """A network as it was configured last, without its peers; None if there is none."""
+    """The recorded configuration of a network, without its peers, or None."""
     text = host.ipam.networks().get(name)
     return parse(json.loads(text)) if text is not None else None
 

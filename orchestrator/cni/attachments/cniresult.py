@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CNI results, in the shape of each version, and what a later CHECK finds in them. Pure."""
+"""CNI results in the format of each version, and their comparison by a later CHECK. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.cni import jsonfields
 from orchestrator.cni.fastrecord import TYPE_CHECKING, record
 from orchestrator.cni.netconf import VERSION, NetConf
 from orchestrator.cni.netlink.links import Address, Interface, Link, Network
-from orchestrator.cni.overlay.veth import Cable
+from orchestrator.cni.overlay.veth import VethConfig
 
 if TYPE_CHECKING:
     from typing import Any, TypeVar
@@ -20,18 +20,20 @@ if TYPE_CHECKING:
 MAIN_TABLE = 254
 
 
-def success(conf: NetConf, cable: Cable, bridge: Link, host: Link, netns: str) -> dict[str, Any]:
-    """The result of ADD: bridge, both ends of the cable, addresses, routes."""
-    sandbox: dict[str, Any] = {"name": cable.ifname, "mac": cable.mac, "sandbox": netns}
+def success(
+    conf: NetConf, pair: VethConfig, bridge: Link, host: Link, netns: str
+) -> dict[str, Any]:
+    """The result of ADD: bridge, both ends of the veth pair, addresses, routes."""
+    sandbox: dict[str, Any] = {"name": pair.ifname, "mac": pair.mac, "sandbox": netns}
     addresses: list[dict[str, Any]] = []
-    for place in cable.places:
+    for ip in pair.ips:
         address = {
-            "address": str(place.address),
-            "gateway": str(place.gateway),
+            "address": str(ip.address),
+            "gateway": str(ip.gateway),
             "interface": 2,
         }
         if conf.version == "0.4.0":
-            address["version"] = str(place.address.version)
+            address["version"] = str(ip.address.version)
         addresses.append(address)
     if conf.version == VERSION:
         sandbox["mtu"] = bridge.mtu
@@ -45,7 +47,7 @@ def success(conf: NetConf, cable: Cable, bridge: Link, host: Link, netns: str) -
         "ips": addresses,
         "routes": [
             {"dst": str(one.destination), "gw": str(one.gateway)}
-            for one in cable.routes
+            for one in pair.routes
             if one.gateway is not None
         ],
     }
@@ -56,8 +58,8 @@ def success(conf: NetConf, cable: Cable, bridge: Link, host: Link, netns: str) -
 
 @record
 class Claims:
-    """What an earlier result says of the container besides what the plugin itself has put there: a
-    plugin that was called after it may have added to it, so it has to be looked for."""
+    """Addresses and routes of the container in `prevResult`. Plugins later in the chain may have
+    added some, so that the lease does not have all of them."""
 
     addresses: tuple[Interface, ...]
     routes: tuple[tuple[Network, Address | None], ...]
@@ -65,49 +67,49 @@ class Claims:
 
 
 def contradiction(
-    previous: Mapping[str, Any], cable: Cable, bridge: str, sandbox: Callable[[str], bool]
+    previous: Mapping[str, Any], pair: VethConfig, bridge: str, sandbox: Callable[[str], bool]
 ) -> str:
-    """What an earlier result says otherwise than the lease; empty if they agree.
+    """How `prevResult` contradicts the lease, for the user; empty if it does not.
 
-    `sandbox` says whether a path is of the container's namespace.
+    `sandbox` tells whether a path is of the container's namespace.
     """
     interfaces = _list(previous, "interfaces")
-    for name in (bridge, cable.host):
+    for name in (bridge, pair.host):
         if not any(_get(one, "name") == name and not _get(one, "sandbox") for one in interfaces):
-            return f"prevResult does not hold the interface {name} of this host"
+            return f"prevResult does not have the interface {name} of this host"
     inside = [
         number
         for number, one in enumerate(interfaces)
-        if _get(one, "name") == cable.ifname and _get(one, "sandbox")
+        if _get(one, "name") == pair.ifname and _get(one, "sandbox")
     ]
-    if cable.mac not in [_get(interfaces[number], "mac") for number in inside]:
-        return f"prevResult does not hold the interface {cable.ifname} with MAC {cable.mac}"
+    if pair.mac not in [_get(interfaces[number], "mac") for number in inside]:
+        return f"prevResult does not have the interface {pair.ifname} with MAC {pair.mac}"
     for number in inside:
         path = _get(interfaces[number], "sandbox")
         if not sandbox(path):
-            return f"prevResult has {cable.ifname} in {path}, which is not the container's sandbox"
-    for place in cable.places:
-        held = [one for one in _list(previous, "ips") if _get(one, "address") == str(place.address)]
-        if not held:
-            return f"prevResult does not hold the address {place.address} that this container has"
-        for one in held:
-            if _get(one, "gateway") != str(place.gateway):
+            return f"prevResult has {pair.ifname} in {path}, which is not the container's sandbox"
+    for ip in pair.ips:
+        found = [one for one in _list(previous, "ips") if _get(one, "address") == str(ip.address)]
+        if not found:
+            return f"prevResult does not have the address {ip.address} that this container has"
+        for one in found:
+            if _get(one, "gateway") != str(ip.gateway):
                 return (
                     f"prevResult has the gateway {_get(one, 'gateway') or 'none'} for"
-                    f" {place.address} instead of {place.gateway}"
+                    f" {ip.address} instead of {ip.gateway}"
                 )
             if one.get("interface") not in (None, *inside):
-                return f"prevResult has {place.address} on another interface than {cable.ifname}"
+                return f"prevResult has {ip.address} on another interface than {pair.ifname}"
     return ""
 
 
-def claims(previous: Mapping[str, Any], cable: Cable) -> Claims:
-    """What to look for of an earlier result; raises `CniError` INVALID_CONFIG."""
+def claims(previous: Mapping[str, Any], pair: VethConfig) -> Claims:
+    """The claims of `prevResult` about this container; raises `CniError` INVALID_CONFIG."""
     interfaces = _list(previous, "interfaces")
     own = {
         number
         for number, one in enumerate(interfaces)
-        if _get(one, "name") == cable.ifname and _get(one, "sandbox")
+        if _get(one, "name") == pair.ifname and _get(one, "sandbox")
     }
     addresses = [
         _parsed(ip_interface, one, "address")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moving interfaces that another program made on this host into a container, and back.
+"""Move interfaces that another program created on this host into a container, and back.
 
-A network plugin of Docker's protocol makes an interface and names it; the container engine moves
-it. Moving it back restores its old name, by which the plugin finds it to remove it.
+A network plugin of Docker's protocol creates an interface and returns its name; the container
+engine moves it. Moving it back restores its name, by which the plugin finds and removes it.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ DEFAULTS: dict[int, IPv4Network | IPv6Network] = {
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """What an interface is to be in the container."""
+    """An interface to move, and its configuration in the container."""
 
     source: str
     """Its name on the host."""
     ifname: str
-    """And in the container."""
+    """Its name in the container."""
     mac: str = ""
-    """Empty: as it is."""
+    """Empty: unchanged."""
     addresses: tuple[Interface, ...] = ()
     routes: tuple[RouteEntry, ...] = ()
 
@@ -78,9 +78,9 @@ def _by(text: object) -> Address | None:
     return ip_address(str(text)) if text else None
 
 
-def bring(sock: RouteSocket, namespace: int, transfer: Transfer) -> None:
-    """Have the interface in a namespace (a descriptor) and as it is to be there. Again, it mends
-    what is there. Raises CniError."""
+def move_in(sock: RouteSocket, namespace: int, transfer: Transfer) -> None:
+    """Move the interface into a namespace (a descriptor) and configure it. Idempotent. Raises
+    CniError."""
     with namespaces.route_socket(namespace) as within:
         inside = links.get_link(within, transfer.ifname)
         if inside is None:
@@ -88,8 +88,8 @@ def bring(sock: RouteSocket, namespace: int, transfer: Transfer) -> None:
             if host is None:
                 raise CniError(
                     Code.NOT_AVAILABLE,
-                    f"its plugin made interface {transfer.source}, and this node has none of that "
-                    "name",
+                    f"its plugin created interface {transfer.source}, but this node does not "
+                    "have it",
                 )
             sock.execute(_move(host.index, namespace, transfer.ifname))
             inside = links.get_link(within, transfer.ifname)
@@ -104,19 +104,18 @@ def bring(sock: RouteSocket, namespace: int, transfer: Transfer) -> None:
         )
 
 
-def take_back(namespace: int, source: str, ifname: str) -> None:
-    """Have the interface on this host again, under the name that it had; one that is gone is
-    fine."""
+def move_out(namespace: int, source: str, ifname: str) -> None:
+    """Move the interface back to this host, under its old name, if it exists."""
     with (
-        namespaces.opened(namespaces.OWN_NAMESPACE) as home,
+        namespaces.opened(namespaces.OWN_NAMESPACE) as original,
         namespaces.route_socket(namespace) as within,
     ):
         inside = links.get_link(within, ifname)
         if inside is not None:
-            within.execute(_move(inside.index, home, source))
+            within.execute(_move(inside.index, original, source))
 
 
 def _move(index: int, namespace: int, name: str) -> Request:
-    """Into another namespace and under another name; it is then down and has no address."""
+    """Move to another namespace and rename; the interface is down then, without addresses."""
     head = IFINFO.pack(socket.AF_UNSPEC, 0, index, 0, links.IFF_UP)
     return Request(RTM_NEWLINK, head + u32(IFLA_NET_NS_FD, namespace) + text(IFLA_IFNAME, name))

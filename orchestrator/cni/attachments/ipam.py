@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """IP address management: the choice of an address (pure) and this host's leases, in SQLite.
 
-Addresses are given out in turn, so that a released one is used again only after all others. It also
-rests for a while, unless no other is left: late packets for its former owner should not reach
+Addresses are allocated in turn, so that a released one is reused only after all others. It is also
+quarantined for a while, unless no other is free: late packets for its former owner should not reach
 another container.
 
-Leases are one SQLite file, a transaction per change: no address is given out twice, whether fifty
-processes ask at once or one is killed half-way. The file is written before the kernel on ADD and
-after it on DEL, so it never lacks something that exists; `attachment.collect` removes what it has
-too much. WAL mode costs no fsync per change: a power failure may lose the last changes, but then
-the containers are gone too, and the file is whole.
+Leases are in one SQLite file, with a transaction per change: no address is allocated twice, whether
+fifty processes ask at once or one is killed half-way. The file is written before the kernel on ADD
+and after it on DEL, so it never lacks an attachment that exists; `attachment.collect` removes
+surplus leases. WAL mode needs no fsync per change: a power failure may lose the last changes, but
+then the containers are gone too, and the file is consistent.
 """
 
 from __future__ import annotations
@@ -35,50 +35,53 @@ if TYPE_CHECKING:
 
 @record
 class Pool:
-    """The addresses that this host gives out in a network, as numbers.
+    """The addresses that this host allocates in a network, as numbers.
 
-    An IPv6 address counts as the IPv4 address at the same place of the host's part, so that a pair
-    is free only if both are.
+    An IPv6 address counts as the IPv4 address at the same offset of the host's subnet, so that a
+    pair is free only if both are.
     """
 
     first: int
     last: int
-    kept: frozenset[int]
+    reserved: frozenset[int]
     base: int
     size: int
     subnet6: IPv6Network | None
 
     def number(self, address: Address) -> int | None:
-        """The number of an address of this host's part; None if it is not of it."""
+        """The number of an address in this host's subnet; None outside."""
         if isinstance(address, IPv6Address):
             if self.subnet6 is None or address not in self.subnet6:
                 return None
-            place = int(address) - int(self.subnet6.network_address)
+            offset = int(address) - int(self.subnet6.network_address)
         else:
-            place = int(address) - self.base
-        return self.base + place if 0 <= place < self.size else None
+            offset = int(address) - self.base
+        return self.base + offset if 0 <= offset < self.size else None
 
     def numbers(self, addresses: Collection[Address]) -> set[int]:
-        """Those of several."""
+        """The numbers of several addresses."""
         return {found for one in addresses if (found := self.number(one)) is not None}
 
-    def left(self, taken: Collection[int]) -> int:
-        """How many addresses there are to give."""
+    def available(self, taken: Collection[int]) -> int:
+        """The number of addresses that are not `taken`."""
         return self.last - self.first + 1 - sum(self.first <= one <= self.last for one in taken)
 
     def choose(
-        self, taken: Collection[int], resting: Mapping[int, float], cursor: int
+        self, taken: Collection[int], quarantined: Mapping[int, float], cursor: int
     ) -> int | None:
-        """The next address after `cursor`; else the one that rests longest; None if all are taken.
+        """The next free address after `cursor`, else the longest quarantined; None if all are
+        taken.
 
-        `resting` tells since when, in seconds.
+        `quarantined` has the time of each release, in seconds.
         """
-        occupied = self.kept.union(taken)
+        occupied = self.reserved.union(taken)
         for number in self._round(cursor):
-            if number not in occupied and number not in resting:
+            if number not in occupied and number not in quarantined:
                 return number
-        rested = [one for one in resting if self.first <= one <= self.last and one not in occupied]
-        return min(rested, key=lambda one: (resting[one], one), default=None)
+        released = [
+            one for one in quarantined if self.first <= one <= self.last and one not in occupied
+        ]
+        return min(released, key=lambda one: (quarantined[one], one), default=None)
 
     def _round(self, cursor: int) -> Iterator[int]:
         start = cursor + 1 if self.first <= cursor < self.last else self.first
@@ -87,27 +90,27 @@ class Pool:
 
 
 def pool(conf: NetConf) -> Pool:
-    """What this host gives out in a network."""
+    """The pool of this host in a network."""
     base = int(conf.subnet.network_address)
     first = max(int(conf.range.network_address), base + 1)
     last = min(int(conf.range.broadcast_address), int(conf.subnet.broadcast_address) - 1)
     found = Pool(
         first=first,
         last=last,
-        kept=frozenset(),
+        reserved=frozenset(),
         base=base,
         size=conf.subnet.num_addresses,
         subnet6=conf.ipv6.subnet if conf.ipv6 else None,
     )
-    kept = found.numbers({conf.gateway, *conf.reserved})
+    reserved = found.numbers({conf.gateway, *conf.reserved})
     if conf.ipv6 is not None:
-        kept |= found.numbers({conf.ipv6.gateway})
-    return Pool(first, last, frozenset(kept), base, found.size, found.subnet6)
+        reserved |= found.numbers({conf.ipv6.gateway})
+    return Pool(first, last, frozenset(reserved), base, found.size, found.subnet6)
 
 
-def full(conf: NetConf) -> CniError:
-    """The error that no address is left."""
-    count = (whole := pool(conf)).left(whole.kept)
+def exhausted(conf: NetConf) -> CniError:
+    """The error for an exhausted pool."""
+    count = (whole := pool(conf)).available(whole.reserved)
     return CniError(
         Code.TRY_AGAIN_LATER,
         f"all {count} addresses of {conf.range} are in use on this host: remove containers, or"
@@ -116,7 +119,7 @@ def full(conf: NetConf) -> CniError:
 
 
 def refuse_reserved(conf: NetConf, address: Address) -> None:
-    """Raise `CniError` if no container can have this address."""
+    """Raise `CniError` if the address is reserved for hosts."""
     hosts: set[Address] = {
         conf.gateway,
         conf.subnet.network_address,
@@ -178,7 +181,7 @@ class Key:
 
 @record
 class Lease:
-    """What an attachment holds, and where its container is: `netns` is the namespace's path."""
+    """The lease of an attachment; `netns` is the path of the container's namespace."""
 
     key: Key
     address: IPv4Address
@@ -190,12 +193,12 @@ class Lease:
 
     @property
     def addresses(self) -> list[Address]:
-        """Both, or the one that there is."""
+        """The IPv4 address, and the IPv6 address if there is one."""
         return [self.address, *([self.address6] if self.address6 else [])]
 
 
 def since_boot() -> float:
-    """Seconds since this host started: no hand sets this clock, and all processes see the same."""
+    """Seconds since boot: never set by hand, and the same for all processes."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -213,7 +216,7 @@ class Ipam:
             raise self._unusable(error) from error
 
     def _open(self, directory: Path) -> sqlite3.Connection:
-        # Turning a new file to WAL does not wait for others who do the same: take turns.
+        # Switching a new file to WAL does not wait for processes that do the same: take a lock.
         lock = os.open(directory / "ipam.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -251,7 +254,7 @@ class Ipam:
             self._changes += 1
 
     def version(self) -> tuple[int, int]:
-        """Differs once anybody has changed anything."""
+        """A version that changes with every change by any process."""
         try:
             (others,) = self._db.execute("PRAGMA data_version").fetchone()
         except sqlite3.Error as error:
@@ -261,12 +264,13 @@ class Ipam:
     # -- addresses and ports ---------------------------------------------------------------------
 
     def reserve(self, key: Key, conf: NetConf, netns: str = "") -> Lease:
-        """Give the attachment what `conf.wanted` asks for, or nothing at all.
+        """Allocate addresses and ports for the attachment as in `conf.runtime_config`, atomically.
 
-        An attachment that has an address of this host's part keeps it, unless it asks for another.
-        Raises `CniError`: TRY_AGAIN_LATER if all addresses are taken, ADDRESS_IN_USE, PORT_IN_USE.
+        An attachment that has an address in this host's subnet keeps it unless another is
+        requested. Raises `CniError`: TRY_AGAIN_LATER if all addresses are taken, ADDRESS_IN_USE,
+        PORT_IN_USE.
         """
-        wanted = conf.wanted
+        runtime_config = conf.runtime_config
         with self._transaction() as db:
             before = self.lease(key)
             db.execute(f"DELETE FROM lease WHERE {OWNER}", _owner(key))
@@ -280,26 +284,34 @@ class Ipam:
                     address6.packed if address6 else None,
                     key.container,
                     key.ifname,
-                    wanted.mac,
+                    runtime_config.mac,
                     netns,
-                    wanted.default_route,
+                    runtime_config.default_route,
                 ),
             )
             db.execute(f"DELETE FROM port WHERE {OWNER}", _owner(key))
-            for port in wanted.ports:
+            for port in runtime_config.ports:
                 self._claim(key, port)
-        return Lease(key, address, address6, wanted.mac, netns, wanted.default_route, wanted.ports)
+        return Lease(
+            key,
+            address,
+            address6,
+            runtime_config.mac,
+            netns,
+            runtime_config.default_route,
+            runtime_config.ports,
+        )
 
     def _addresses(
         self, key: Key, conf: NetConf, before: Lease | None
     ) -> tuple[IPv4Address, IPv6Address | None]:
-        wanted = conf.wanted
-        address = wanted.address
+        runtime_config = conf.runtime_config
+        address = runtime_config.address
         if address is None and before is not None and before.address in conf.subnet:
             address = before.address
         if address is None:
             address = self._choose(key, conf)
-        address6 = wanted.address6
+        address6 = runtime_config.address6
         if address6 is None and before is not None and before.address == address:
             address6 = before.address6
         if conf.ipv6 is None:
@@ -331,21 +343,21 @@ class Ipam:
             "DELETE FROM released WHERE network = ? AND NOT at BETWEEN ? AND ?",
             (key.network, horizon, self._now()),
         )
-        resting: dict[int, float] = {}
+        quarantined: dict[int, float] = {}
         for packed, at in self._db.execute(
             "SELECT address, at FROM released WHERE network = ?", (key.network,)
         ):
             address = links.address(packed)
             number = whole.number(address) if address is not None else None
             if number is not None:
-                resting[number] = at
+                quarantined[number] = at
         row = self._db.execute(
             "SELECT address FROM cursor WHERE network = ?", (key.network,)
         ).fetchone()
         taken = whole.numbers(self._held(key.network))
-        free = whole.choose(taken, resting, row[0] if row else 0)
+        free = whole.choose(taken, quarantined, row[0] if row else 0)
         if free is None:
-            raise full(conf)
+            raise exhausted(conf)
         self._db.execute(
             "INSERT INTO cursor (network, address) VALUES (?, ?)"
             " ON CONFLICT (network) DO UPDATE SET address = excluded.address",
@@ -382,7 +394,7 @@ class Ipam:
         )
 
     def release(self, key: Key) -> None:
-        """Free what the attachment holds; nothing is fine too. Its addresses rest for a while."""
+        """Release the attachment's lease, if any. Its addresses are quarantined for a while."""
         with self._transaction() as db:
             for lease in self._select(OWNER, _owner(key)):
                 for address in lease.addresses:
@@ -394,13 +406,13 @@ class Ipam:
             db.execute(f"DELETE FROM lease WHERE {OWNER}", _owner(key))
 
     def lease(self, key: Key) -> Lease | None:
-        """What the attachment holds, or None."""
+        """The attachment's lease, or None."""
         for lease in self._select(OWNER, _owner(key)):
             return lease
         return None
 
     def leases(self, network: str | None = None, container: str | None = None) -> list[Lease]:
-        """What all attachments hold, or those of a network or a container."""
+        """All leases, or those of a network or a container."""
         if network is not None:
             return self._select("network = ?", (network,))
         if container is not None:
@@ -430,21 +442,21 @@ class Ipam:
         return [_lease(row, ports) for row in leases]
 
     def free(self, conf: NetConf) -> int:
-        """How many addresses of the network this host has left to give."""
+        """The number of addresses of the network that this host can still allocate."""
         whole = pool(conf)
-        return whole.left(whole.kept | whole.numbers(self._held(conf.name)))
+        return whole.available(whole.reserved | whole.numbers(self._held(conf.name)))
 
     # -- networks --------------------------------------------------------------------------------
 
     def networks(self) -> dict[str, str]:
-        """The networks that this host has: by name, the configuration's text."""
+        """The recorded networks of this host: name → configuration as JSON."""
         try:
             return dict(self._db.execute("SELECT name, conf FROM network").fetchall())
         except sqlite3.Error as error:
             raise self._unusable(error) from error
 
     def remember(self, name: str, conf: str | None) -> None:
-        """Record what a network is to be, or with None that it is to be no more."""
+        """Record a network's configuration; None removes it."""
         try:
             row = self._db.execute("SELECT conf FROM network WHERE name = ?", (name,)).fetchone()
         except sqlite3.Error as error:

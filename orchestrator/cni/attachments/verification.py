@@ -25,16 +25,16 @@ from orchestrator.cni.netlink.links import Interface, Link
 from orchestrator.cni.netlink.netlinksocket import RouteSocket
 from orchestrator.cni.netlink.routing import RouteEntry
 from orchestrator.cni.overlay import hostnetwork, veth, vxlan
-from orchestrator.cni.overlay.veth import Cable
-from orchestrator.cni.peers import Entry, Forward, Neighbour
+from orchestrator.cni.overlay.veth import VethConfig
+from orchestrator.cni.peers import Entry, FdbEntry, Neighbour
 
 _RULE = re.compile(rf"^add rule ((?:{'|'.join(TABLES)}) \S+) ", re.MULTILINE)
 
 
 def deviations(host: Host, conf: NetConf) -> list[str]:
-    """What the next pass over this network would mend; empty if the kernel has it as it is to be.
+    """What the next pass over this network would repair, for the user; empty if nothing.
 
-    Raises `CniError` for what would also end the pass.
+    Raises `CniError` for errors that would also fail the pass.
     """
     mtu = hostnetwork.fitting_mtu(host.sock, conf)
     found = [
@@ -43,7 +43,7 @@ def deviations(host: Host, conf: NetConf) -> list[str]:
     found += _bridge(host, conf, mtu)
     found += rules(host, conf)
     found += _tunnel(host, conf, mtu)
-    found += _cables(host, conf)
+    found += _veth_pairs(host, conf)
     return found
 
 
@@ -52,7 +52,7 @@ def _bridge(host: Host, conf: NetConf, mtu: int) -> Iterator[str]:
     if link is None:
         yield f"bridge {conf.bridge} is gone"
         return
-    yield from _link(link, peers.derived_mac("b", conf.gateway), mtu)
+    yield from _link(link, peers.derive_mac("b", conf.gateway), mtu)
     addresses: list[Interface] = [IPv4Interface((conf.gateway, conf.subnet.prefixlen))]
     if conf.ipv6 is not None:
         addresses.append(IPv6Interface((conf.ipv6.gateway, conf.ipv6.subnet.prefixlen)))
@@ -76,13 +76,13 @@ def _addresses(host: Host, link: Link, wanted: list[Interface]) -> Iterator[str]
 
 
 def rules(host: Host, conf: NetConf) -> Iterator[str]:
-    """What the nftables rules of the network lack. Rules and containers' addresses are
-    compared by number, since none is edited in place."""
+    """Deviations of the network's nftables rules. Rules and set elements are compared by number,
+    since none is edited in place."""
     between = antispoofing.between_ports(antispoofing.bridged_families())
     wanted = Counter(_RULE.findall(portmap.script(conf) + between))
     for name in antispoofing.sets(conf.bridge):
         wanted[name] = 0
-    for end in attachment.ends(host, conf):
+    for end in attachment.bindings(host, conf):
         wanted.update(name for name, _ in antispoofing.elements(end))
     found = nftables.counts(map(host.nft.qualified, TABLES))
     yield from nftables.deviations(
@@ -106,7 +106,7 @@ def _tunnel(host: Host, conf: NetConf, mtu: int) -> Iterator[str]:
         return
     yield from _link(link, peers.vtep_mac(over.me.subnet), mtu)
     yield from _addresses(host, link, [IPv4Interface((peers.vtep_address(over.me.subnet), 32))])
-    held = attachment.elsewhere(conf, host.ipam.leases(conf.name))
+    held = attachment.addresses_outside_subnet(conf, host.ipam.leases(conf.name))
     operations = peers.diff(
         hostnetwork.entries(conf, held), vxlan.present_entries(host.sock, link.index)
     )
@@ -122,27 +122,27 @@ def _words(entry: Entry) -> str:
             return f"the route to {entry.destination}"
         case Neighbour():
             return f"the neighbour {entry.address} at {entry.mac}"
-        case Forward():
+        case FdbEntry():
             return f"the forwarding entry (FDB) of {entry.mac} to {entry.host}"
 
 
-def _cables(host: Host, conf: NetConf) -> Iterator[str]:
-    for laid, lease in attachment.laid(host, conf):
+def _veth_pairs(host: Host, conf: NetConf) -> Iterator[str]:
+    for pair, lease in attachment.veth_configs(host, conf):
         if not namespaces.exists(lease.netns):
             continue
         with (
             namespaces.opened(lease.netns) as namespace,
             namespaces.route_socket(namespace) as within,
         ):
-            reason = veth.deviation(host.sock, within, conf.bridge, laid)
+            reason = veth.deviation(host.sock, within, conf.bridge, pair)
         if reason:
-            yield f"container {laid.container_id}: {reason}"
+            yield f"container {pair.container_id}: {reason}"
 
 
 def check(host: Host, conf: NetConf, target: Attachment) -> None:
-    """Raise `CniError` CHECK_FAILED, with the reason, unless all is as ADD left it, in the kernel
-    and in the result that the runtime kept of it."""
-    laid, lease = attachment.cable_of(host, conf, target)
+    """Raise `CniError` CHECK_FAILED, with the reason, unless the kernel and `prevResult` are as
+    ADD left them."""
+    pair, lease = attachment.veth_config(host, conf, target)
     with (
         namespaces.opened(target.netns) as namespace,
         namespaces.route_socket(namespace) as within,
@@ -150,17 +150,20 @@ def check(host: Host, conf: NetConf, target: Attachment) -> None:
         reason = ""
         if conf.previous is not None:
             reason = cniresult.contradiction(
-                conf.previous, laid, conf.bridge, lambda path: _leads(path, target, namespace)
+                conf.previous,
+                pair,
+                conf.bridge,
+                lambda path: _is_namespace(path, target, namespace),
             )
-        reason = reason or veth.deviation(host.sock, within, conf.bridge, laid)
+        reason = reason or veth.deviation(host.sock, within, conf.bridge, pair)
         if not reason and conf.previous is not None:
-            reason = _missing(within, laid, cniresult.claims(conf.previous, laid))
-    reason = reason or next(rules(host, conf), "") or attachment.unpublished(host, lease)
+            reason = _missing(within, pair, cniresult.claims(conf.previous, pair))
+    reason = reason or next(rules(host, conf), "") or attachment.missing_port(host, lease)
     if reason:
         raise CniError(Code.CHECK_FAILED, f"container {target.container_id}: {reason}")
 
 
-def _leads(path: str, target: Attachment, namespace: int) -> bool:
+def _is_namespace(path: str, target: Attachment, namespace: int) -> bool:
     """Whether a path is of the container's namespace."""
     if path == target.netns:
         return True
@@ -171,29 +174,34 @@ def _leads(path: str, target: Attachment, namespace: int) -> bool:
         return False
 
 
-def _missing(within: RouteSocket, laid: Cable, claims: Claims) -> str:
-    """A description of what a result names and the container lacks; empty if it has all."""
-    inside = links.get_link(within, laid.ifname)
+def _missing(within: RouteSocket, pair: VethConfig, claims: Claims) -> str:
+    """An address or route of the claims that the container lacks; empty if it has all."""
+    inside = links.get_link(within, pair.ifname)
     index = inside.index if inside is not None else 0
     present = links.addresses(within, index)
     for address in claims.addresses:
         if (index, address) not in present:
-            return f"prevResult has the address {address}, which {laid.ifname} does not have"
-    ways = [way for link in links.links(within) for way in routing.routes(within, link.index)]
+            return f"prevResult has the address {address}, which {pair.ifname} does not have"
+    present_routes = [
+        one for link in links.links(within) for one in routing.routes(within, link.index)
+    ]
     for destination, gateway in claims.routes:
         if not any(
-            way.destination == destination and gateway in (None, way.gateway) for way in ways
+            one.destination == destination and gateway in (None, one.gateway)
+            for one in present_routes
         ):
-            by = f" by {gateway}" if gateway else ""
-            return f"prevResult has a route to {destination}{by}, which the container does not have"
+            via = f" via {gateway}" if gateway else ""
+            return (
+                f"prevResult has a route to {destination}{via}, which the container does not have"
+            )
     return ""
 
 
 def status(host: Host, conf: NetConf) -> None:
-    """Raise `CniError` unless the network can take containers: NOT_AVAILABLE, or
-    LIMITED_CONNECTIVITY where those that it has are cut off, too.
+    """Raise `CniError` unless the network can accept containers: NOT_AVAILABLE, or
+    LIMITED_CONNECTIVITY if its present containers are affected, too.
 
-    A network that has no container yet needs nothing on this host: the first ADD sets it up.
+    A network without containers needs nothing on this host: the first ADD sets it up.
     """
     if host.ipam.free(conf) <= 0:
         raise CniError(Code.NOT_AVAILABLE, f"all addresses of {conf.range} are in use")
@@ -215,7 +223,7 @@ def status(host: Host, conf: NetConf) -> None:
 
 
 def _damage(host: Host, conf: NetConf) -> str:
-    """A description of what the network's containers need and is gone; empty if nothing is."""
+    """What the network's containers need and is gone, for the user; empty if nothing."""
     if links.get_link(host.sock, conf.bridge) is None:
         return f"bridge {conf.bridge} is gone"
     if off := hostnetwork.switched_off(conf):

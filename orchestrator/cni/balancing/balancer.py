@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This host's endpoint table: applied to the kernel, repaired, changed by differences."""
+"""Applies this host's endpoint table and its changes to the kernel, and repairs the rules."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from orchestrator.cni.balancing import ingress, policyrules, servicerules, staleflows
 from orchestrator.cni.balancing.endpointtable import Key, Network, Policy, Service, Table
 from orchestrator.cni.balancing.ingress import RemoteNodes
-from orchestrator.cni.balancing.staleflows import Obsolete
+from orchestrator.cni.balancing.staleflows import StaleFlows
 from orchestrator.cni.errors import CniError, Code
 from orchestrator.cni.firewall import nftables, ruleset
 from orchestrator.cni.firewall.nftables import Nftables, NftError, failed
-from orchestrator.cni.firewall.ruleset import NOTHING, Part, Ruleset
+from orchestrator.cni.firewall.ruleset import NO_RULES, RuleFragment, Ruleset
 from orchestrator.cni.netlink import conntrack, links
 from orchestrator.cni.netlink.netlinksocket import RouteSocket
 
@@ -23,33 +23,33 @@ WHAT = "balanced services"
 
 @dataclass(slots=True)
 class _State:
-    """What was applied."""
+    """The applied state."""
 
     revision: int = 0
     services: dict[Key, Service] = field(default_factory=dict)
     networks: dict[str, Network] = field(default_factory=dict)
     policies: tuple[Policy, ...] = ()
     devices: frozenset[str] = frozenset()
-    abroad: dict[str, RemoteNodes] = field(default_factory=dict)
-    answering: dict[str, set[Key]] = field(default_factory=lambda: defaultdict(set))
-    """Network → those of its services to which a published port of another node may lead here."""
+    remote_nodes: dict[str, RemoteNodes] = field(default_factory=dict)
+    return_paths: dict[str, set[Key]] = field(default_factory=lambda: defaultdict(set))
+    """Network → its services that need a return path; see `ingress`."""
     rules: Ruleset = field(default_factory=Ruleset)
 
 
 class Balancer:
-    """Owns our tables for services in the kernel of this host, while the process lives.
+    """Owns our nftables tables for services on this host, while the process lives.
 
-    What it remembers is only to find what a change changes: after a failure it knows nothing, asks
-    for the whole table, and replaces what is there in one transaction.
+    The state in memory serves to compute changes only: after a failure it is discarded, the whole
+    table requested, and the kernel's tables replaced in one transaction.
     """
 
     def __init__(self) -> None:
         self._state: _State | None = None
 
     def apply(self, sock: RouteSocket, nft: Nftables, table: Table) -> None:
-        """Bring the kernel to the table.
+        """Apply the table to the kernel.
 
-        Raises `CniError`: TRY_AGAIN_LATER if the table is a difference to one that is not here.
+        Raises `CniError`: TRY_AGAIN_LATER if it is a change of a table that was not applied.
         """
         state = self._state
         asked = table
@@ -57,11 +57,11 @@ class Balancer:
             table = _difference(state or _State(), table)
         elif state is None or state.revision != table.base:
             raise CniError(
-                Code.TRY_AGAIN_LATER, f"the endpoint table of revision {table.base} is not here"
+                Code.TRY_AGAIN_LATER, f"the endpoint table of revision {table.base} is missing"
             )
         known, self._state = state is not None, None
         state = state or _State()
-        before = list(_named(state, table))
+        before = list(_affected(state, table))
         script = _advance(sock, state, table)
         try:
             if not known or not state.networks:
@@ -70,20 +70,20 @@ class Balancer:
                 _run(nft, script, state.rules, check=asked.base in (None, asked.revision))
         except NftError as error:
             raise failed(WHAT, error) from error
-        answering = {id_ for id_, services in state.answering.items() if services}
-        ingress.ensure(sock, state.abroad.values(), answering)
-        _forget(state, before if known else None, table)
+        return_paths = {id_ for id_, services in state.return_paths.items() if services}
+        ingress.ensure(sock, state.remote_nodes.values(), return_paths)
+        _delete_stale_flows(state, before if known else None, table)
         self._state = state
 
     def deviations(self) -> list[str]:
-        """What of the rules is not in the kernel as it was put there; none if nothing was."""
+        """What the next `apply` would repair, for the user; empty if nothing was applied."""
         if self._state is None:
             return []
         return nftables.deviations(nftables.counts(ruleset.TABLES), self._state.rules.counts())
 
 
 def _run(nft: Nftables, script: str, rules: Ruleset, *, check: bool) -> None:
-    """Run a script; replace everything if the kernel does not have what it stands on."""
+    """Run a script; replace all rules if the kernel's state differs from the expected one."""
     try:
         if script:
             nft.run(script)
@@ -95,7 +95,7 @@ def _run(nft: Nftables, script: str, rules: Ruleset, *, check: bool) -> None:
 
 
 def _difference(state: _State, table: Table) -> Table:
-    """A whole table as a change of the state; pure."""
+    """Convert a whole table to a change of the state; pure."""
     wanted = {service.key for service in table.services}
     return Table(
         revision=table.revision,
@@ -109,15 +109,15 @@ def _difference(state: _State, table: Table) -> Table:
     )
 
 
-def _named(state: _State, table: Table) -> Iterable[Service]:
-    """The services that the table is about, as they are now."""
+def _affected(state: _State, table: Table) -> Iterable[Service]:
+    """The services that the table changes, in their current state."""
     for key in (*(service.key for service in table.services), *table.removed):
         if (service := state.services.get(key)) is not None:
             yield service
 
 
 def _advance(sock: RouteSocket, state: _State, table: Table) -> str:
-    """Change the state; return the script that takes the kernel along."""
+    """Change the state; return the script with the same change for the kernel."""
     networks = state.networks
     if table.networks is not None:
         networks = {network.id: network for network in table.networks}
@@ -133,53 +133,53 @@ def _advance(sock: RouteSocket, state: _State, table: Table) -> str:
     for key in table.removed:
         state.services.pop(key, None)
 
-    abroad = {
+    remote_nodes = {
         network.id: others
         for network in networks.values()
-        if (others := RemoteNodes.of(sock, network, state.abroad.get(network.id))) is not None
+        if (others := RemoteNodes.of(sock, network, state.remote_nodes.get(network.id))) is not None
     }
     moved = {
         id_
         for id_ in state.networks.keys() | networks.keys()
         if state.networks.get(id_) != networks.get(id_)
-        or state.abroad.get(id_) is not abroad.get(id_)
+        or state.remote_nodes.get(id_) is not remote_nodes.get(id_)
     }
     if moved:
         dirty |= {key for key in state.services if key.network in moved}
     for key in dirty:
-        state.answering[key.network].discard(key)
-        changed, others = state.services.get(key), abroad.get(key.network)
-        if changed is not None and others is not None and others.answers(changed):
-            state.answering[key.network].add(key)
+        state.return_paths[key.network].discard(key)
+        changed, others = state.services.get(key), remote_nodes.get(key.network)
+        if changed is not None and others is not None and others.needs_return_path(changed):
+            state.return_paths[key.network].add(key)
 
-    changes: dict[str, Part] = {
-        "base/balance": servicerules.BASE if networks else NOTHING,
-        "base/ingress": ingress.BASE if networks else NOTHING,
-        "base/answers": ingress.ANSWERS if any(state.answering.values()) else NOTHING,
+    changes: dict[str, RuleFragment] = {
+        "base/balance": servicerules.BASE if networks else NO_RULES,
+        "base/ingress": ingress.BASE if networks else NO_RULES,
+        "base/answers": ingress.RETURN_PATH if any(state.return_paths.values()) else NO_RULES,
     }
     for id_ in networks.keys() | state.networks.keys():
         network = networks.get(id_)
         changes[f"network/{id_}"] = (
-            ingress.part(network, network.device in devices, bool(state.answering[id_]))
+            ingress.fragment(network, network.device in devices, bool(state.return_paths[id_]))
             if network
-            else NOTHING
+            else NO_RULES
         )
     guarded, named = policyrules.destinations(policies), policyrules.sources(policies)
     if policies != state.policies or moved:
-        changes["policies"] = policyrules.part(policies, networks)
+        changes["policies"] = policyrules.fragment(policies, networks)
         affected = guarded | named
         affected |= policyrules.destinations(state.policies) | policyrules.sources(state.policies)
         dirty |= {key for key, one in state.services.items() if one.label in affected}
     state.networks, state.policies, state.devices = networks, policies, devices
-    state.abroad = abroad
+    state.remote_nodes = remote_nodes
     state.revision = table.revision
     for key in dirty:
-        found, home = state.services.get(key), networks.get(key.network)
+        found, network = state.services.get(key), networks.get(key.network)
         owner = f"{key.id}/{key.network}"
-        if found is None or home is None:
-            changes[f"service/{owner}"] = changes[f"members/{owner}"] = NOTHING
+        if found is None or network is None:
+            changes[f"service/{owner}"] = changes[f"members/{owner}"] = NO_RULES
         else:
-            changes[f"service/{owner}"] = servicerules.part(found, home.bridge)
+            changes[f"service/{owner}"] = servicerules.fragment(found, network.bridge)
             label = found.label
             changes[f"members/{owner}"] = policyrules.members(
                 found, label in guarded, label in named
@@ -187,15 +187,15 @@ def _advance(sock: RouteSocket, state: _State, table: Table) -> str:
     return state.rules.update(changes)
 
 
-def _forget(state: _State, before: Collection[Service] | None, table: Table) -> None:
-    """End the flows that the change of the table ends; `before` are the services that it is about,
-    as they were, if that is known."""
+def _delete_stale_flows(state: _State, before: Collection[Service] | None, table: Table) -> None:
+    """Delete the flows that the change makes stale; `before` are the changed services in their
+    previous state, if known."""
     if before is None:
         ranges = ((one.cluster, one.cluster6) for one in state.networks.values())
-        found: Obsolete | None = staleflows.stranded(
+        found: StaleFlows | None = staleflows.after_restart(
             state.services.values(), [one for pair in ranges for one in pair if one is not None]
         )
     else:
-        found = staleflows.obsolete(before, list(_named(state, table)))
+        found = staleflows.after_change(before, list(_affected(state, table)))
     if found is not None:
-        conntrack.forget(found.doomed, translated=found.translated)
+        conntrack.delete(found.stale, translated=found.translated)

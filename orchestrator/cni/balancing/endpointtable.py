@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The endpoint table of a node's load balancing: parsed, validated, typed; pure.
 
-A `Table` is complete (`base` None) or a change of the table of revision `base`. A change names the
-entries that are new or differ, each in full, and those that are gone; `networks` and `policies`
-are given in whole where one of them changed. An empty change (`base` = `revision`) asks for
-a comparison of the kernel with what was applied, and for a repair.
+A `Table` is complete (`base` None) or a change of the table of revision `base`. A change has the
+entries that are new or differ, each in full, and the keys of removed ones; `networks` and
+`policies` are complete lists if one of them changed. An empty change (`base` = `revision`) requests
+a comparison of the kernel with the applied table, and a repair.
 
-The same as JSON, the request `balance` of the helper:
+As JSON, in the helper's request `balance`:
 
     {"revision": 8, "base": 7,
      "services": [{"id": "s1", "network": "n1", "name": "web",
@@ -35,14 +35,14 @@ TRANSPORTS = ("tcp", "udp")
 
 
 class Key(NamedTuple):
-    """An entry of the table: a service, or a container of its own, in one network."""
+    """The key of an entry: a service, or a standalone container, in one network."""
 
     id: str
     network: str
 
 
 class Label(NamedTuple):
-    """A service, or a container of its own, as policies name it."""
+    """The name of a service or standalone container in policies."""
 
     name: str
     network: str
@@ -68,11 +68,10 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A service, or a container of its own, in one network; without a VIP it has only ports.
+    """A service, or a standalone container, in one network; without a VIP it has only ports.
 
-    `name` is what policies know it by. `endpoints` are those of all nodes, also such as are not
-    ready: policies hold for them, too.
-    `ports` are those published on all nodes, on one of the service's networks only.
+    `name` is its name in policies. `endpoints` are those of all nodes, ready or not: policies apply
+    to all. `ports` are published on all nodes, for one of the service's networks only.
     """
 
     id: str
@@ -85,20 +84,20 @@ class Service:
 
     @property
     def key(self) -> Key:
-        """What identifies it in the table."""
+        """The key in the table."""
         return Key(self.id, self.network)
 
     @property
     def label(self) -> Label:
-        """What policies know it by."""
+        """The name in policies."""
         return Label(self.name, self.network)
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """Another node: its part of the network, and its own `address` outside of it.
+    """Another node: its subnet of the network, and its `address` on the underlay.
 
-    `addresses` are those of containers that run there and are of no node's part.
+    `addresses` are those of its containers outside its subnet.
     """
 
     subnet: IPv4Network
@@ -109,10 +108,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network on this node. `device` is its tunnel, empty where it has none.
+    """A network on this node. `device` is its VXLAN device, empty without one.
 
-    `nodes` are the others; this one may be among them.
-    `cluster` and `cluster6` are the whole network; what comes from elsewhere is a client's.
+    `nodes` are the other nodes, and may include this one. `cluster` and `cluster6` are the address
+    ranges of the whole network; sources outside are clients of published ports.
     """
 
     id: str
@@ -125,12 +124,12 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What may connect to the service `destination`; `sources` are services, none means anything.
+    """A rule for connections to the service `destination` from `sources` (services; empty: all).
 
-    All are names, so that a policy holds for a service that is made anew.
+    These are names, so that a policy also applies to a service that is created again.
 
-    `ports` are (protocol, port) of the container, none means all. A network is open until a policy
-    denies; one that allows is an exception to those that deny.
+    `ports` are (protocol, port) of the container; empty: all. Connections are allowed unless a
+    policy denies them; policies that allow are exceptions to those that deny.
     """
 
     id: str
@@ -143,7 +142,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The whole table (`base` None), or what makes it from that of revision `base`."""
+    """The whole table (`base` None), or a change of that of revision `base`."""
 
     revision: int
     base: int | None = None
@@ -222,7 +221,7 @@ def _service_document(service: Service) -> dict[str, Any]:
 
 
 def parse(raw: Mapping[str, Any]) -> Table:
-    """Check a decoded table; raises `CniError` INVALID_CONFIG with the reason."""
+    """Validate a decoded table; raises `CniError` INVALID_CONFIG with the reason."""
     try:
         return _table(raw)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -1,29 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ingress: published ports on every node, with the client's own address, and the return path.
 
-The node that a client connects to (the ingress node) translates the destination only, and sends the
-packet through the tunnel to the chosen task's node. There the reply's destination is the client, to
-which that node has a route of its own; the client would not recognise a packet that came that way.
-So the reply must return through the ingress node:
+The node to which a client connects (the ingress node) translates the destination only, and sends
+the packet through the overlay to the selected task's node. There the reply's destination is the
+client, to which that node has its own route; the client would not recognise a packet that came that
+way. So the reply must return through the ingress node:
 
-    the task's node    a connection that begins with a packet from the tunnel and a source outside
-                       the network is marked with the ingress node's tunnel end
-    then               packets of such a connection from the bridge are routed into the tunnel
-    and there          leave for the tunnel end that the mark names, whatever the route's was
+    the task's node    marks a connection that begins with a packet from the VXLAN device and a
+                       source outside the network with the ingress node's VTEP
+    routing            replies of such a connection from the bridge are routed to the VXLAN device
+    egress             and sent to the VTEP of the mark, whatever the route's gateway is
 
-A client may connect to two nodes from one port, and both may choose the same task: there, the two
-connections have the same addresses and ports. So connections that begin in a node's tunnel end are
-also told apart by that node (a conntrack zone, of the direction to the task only). The translation
-takes another client port where the first is in use, as for any two that clash.
+A client may connect to two nodes from one port, and both may select the same task: there, the two
+connections have the same addresses and ports. So connections from a VTEP are also distinguished by
+the node (a conntrack zone, in the direction to the task only). NAT selects another client port
+where the first one is in use, as for any two connections that clash.
 
-The last step is a rewritten MAC address (the netdev family's egress hook, since Linux 5.16), looked
-up in a map. Every packet walks the routing rules one after the other: one rule for each node would
-make each packet of a large cluster slower. So there is one per network, and only on a node that has
-a task with a published port there: without any, the kernel takes a short cut for every packet.
+At egress the destination MAC is rewritten (the netdev family's egress hook, since Linux 5.16) from
+a map. Routing rules are evaluated one after the other for each packet: one for each node would slow
+down every packet of a large cluster. So there is one per network, and only on a node that has a
+task with a published port there: without any rule, the kernel takes a fast path.
 
-The ingress node may be the client itself. A packet from 127.0.0.1 cannot be answered over a wire,
-so it leaves with the address of the node's tunnel end. So does one that returns to the node that it
-came from, which would not accept its own address as a source.
+The ingress node may be the client itself. A packet from 127.0.0.1 cannot be answered from another
+host, so it leaves with the address of the node's VTEP. So does a packet that returns to the node
+from which it came, which would not accept its own address as a source.
 """
 
 from __future__ import annotations
@@ -37,59 +37,65 @@ from typing import Self
 from orchestrator.cni import peers
 from orchestrator.cni.balancing.endpointtable import Network, Node, Service
 from orchestrator.cni.errors import CniError, Code
-from orchestrator.cni.firewall.ruleset import INET, NETDEV, Chain, Part
+from orchestrator.cni.firewall.ruleset import INET, NETDEV, Chain, RuleFragment
 from orchestrator.cni.netlink import links, policyrouting
 from orchestrator.cni.netlink.links import Address
 from orchestrator.cni.netlink.netlinksocket import RouteSocket
-from orchestrator.cni.netlink.policyrouting import Way
+from orchestrator.cni.netlink.policyrouting import MarkedRoute
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteNodes:
-    """The other nodes of a `network` that has the tunnel end `device` (an index) here.
+    """The other nodes of a `network` with the VXLAN device `device` (an index) here.
 
-    A network may have a thousand nodes: what it takes long to find is found once.
+    A network may have a thousand nodes: slow computations are done once.
     """
 
     network: Network
     device: int
-    mine: frozenset[Address]
+    own_addresses: frozenset[Address]
     nodes: tuple[Node, ...]
-    parts: frozenset[tuple[int, int, int]]
-    """Of their subnets: version, length of the prefix, prefix."""
+    prefixes: frozenset[tuple[int, int, int]]
+    """Their subnets: version, prefix length, prefix."""
     lengths: frozenset[tuple[int, int]]
-    alone: frozenset[Address]
+    single_addresses: frozenset[Address]
 
     @classmethod
     def of(cls, sock: RouteSocket, network: Network, before: Self | None) -> Self | None:
-        """Those of a network, now; `before` again if nothing differs. None without a tunnel end."""
+        """The current ones; `before` itself if nothing differs; None without a VXLAN device."""
         link = links.get_link(sock, network.device) if network.device else None
         if link is None:
             return None
-        mine = frozenset(address.ip for _, address in links.addresses(sock, link.index))
-        known = before is not None and (before.device, before.mine) == (link.index, mine)
+        own_addresses = frozenset(address.ip for _, address in links.addresses(sock, link.index))
+        known = before is not None and (before.device, before.own_addresses) == (
+            link.index,
+            own_addresses,
+        )
         if before is not None and known and before.network == network:
             return before
-        nodes = tuple(one for one in network.nodes if peers.vtep_address(one.subnet) not in mine)
-        parts = frozenset(
-            (part.version, part.prefixlen, _prefix(part.network_address, part.prefixlen))
-            for node in nodes
-            for part in (node.subnet, node.subnet6)
-            if part is not None
+        nodes = tuple(
+            one for one in network.nodes if peers.vtep_address(one.subnet) not in own_addresses
         )
-        lengths = frozenset((version, length) for version, length, _ in parts)
-        alone = frozenset(address for node in nodes for address in node.addresses)
-        return cls(network, link.index, mine, nodes, parts, lengths, alone)
+        prefixes = frozenset(
+            (each.version, each.prefixlen, _prefix(each.network_address, each.prefixlen))
+            for node in nodes
+            for each in (node.subnet, node.subnet6)
+            if each is not None
+        )
+        lengths = frozenset((version, length) for version, length, _ in prefixes)
+        single_addresses = frozenset(address for node in nodes for address in node.addresses)
+        return cls(network, link.index, own_addresses, nodes, prefixes, lengths, single_addresses)
 
     def __contains__(self, address: Address) -> bool:
-        return address in self.alone or any(
-            (version, length, _prefix(address, length)) in self.parts
+        return address in self.single_addresses or any(
+            (version, length, _prefix(address, length)) in self.prefixes
             for version, length in self.lengths
             if version == address.version
         )
 
-    def answers(self, service: Service) -> bool:
-        """Whether a published port of another node may lead to a task of this one."""
+    def needs_return_path(self, service: Service) -> bool:
+        """Whether another node may forward a published port's connections to a task of this
+        node."""
         return bool(service.ports) and any(
             address not in self
             for endpoint in service.endpoints
@@ -102,7 +108,7 @@ def _prefix(address: Address, length: int) -> int:
     return int(address) >> (address.max_prefixlen - length)
 
 
-OURS, MASK = 0x4F000000, 0xFF000000  # of a mark: the upper byte says that it is ours
+OURS, MASK = 0x4F000000, 0xFF000000  # the upper byte identifies our marks
 
 BRIDGES, TUNNELS = f"{INET} bridges", f"{INET} tunnels"
 ENTRANCES, ORIGINS = f"{INET} entrances", f"{INET} origins"
@@ -112,7 +118,7 @@ TUNNEL_ENDS = f"{NETDEV} tunnel_ends"
 MARKED = f"mark & {MASK:#x} == {OURS:#x}"
 SYSCTL = Path("/proc/sys/net/ipv4/conf")
 
-BASE = Part(
+BASE = RuleFragment(
     sets={
         BRIDGES: "set {name} {{ type ifname; }}",
         TUNNELS: "set {name} {{ type ifname; }}",
@@ -136,7 +142,7 @@ BASE = Part(
     },
 )
 
-ANSWERS = Part(
+RETURN_PATH = RuleFragment(
     chains={
         f"{INET} threshold": Chain(
             ("iifname vmap @thresholds",), "type filter hook prerouting priority raw;"
@@ -144,7 +150,7 @@ ANSWERS = Part(
         f"{INET} origin": Chain(
             (
                 f"ct {MARKED} iifname @bridges meta mark set ct mark",
-                # Most packets are of a connection whose first one went on.
+                # Most packets belong to established connections.
                 "ct state established,related accept",
                 "iifname vmap @entrances",
             ),
@@ -152,28 +158,31 @@ ANSWERS = Part(
         ),
     }
 )
-"""What a node needs besides that has tasks with published ports."""
+"""Additional rules of a node that has tasks with published ports."""
 
 
-def part(network: Network, device_exists: bool, answers: bool) -> Part:
-    """The rules of one network; pure. A chain of a device's can only be where the device is.
+def fragment(network: Network, device_exists: bool, needs_return_path: bool) -> RuleFragment:
+    """The rules of one network; pure. A device's chain needs `device_exists`.
 
-    `answers`: a published port of another node may lead to a task of this one.
+    `needs_return_path`: another node may forward connections to a task of this node.
     """
     elements = {BRIDGES: {f'"{network.bridge}"': ""}}
     if not network.device or not device_exists:
-        return Part(elements=elements)
+        return RuleFragment(elements=elements)
     elements |= {
         TUNNELS: {f'"{network.device}"': ""},
         RETURNS: {
-            f"{node.address} . {part}": ""
+            f"{node.address} . {destination}": ""
             for node in network.nodes
             if node.address is not None
-            for part in (node.subnet, *(each for each in node.addresses if each.version == 4))
+            for destination in (
+                node.subnet,
+                *(each for each in node.addresses if each.version == 4),
+            )
         },
     }
-    if not answers:
-        return Part(elements=elements)
+    if not needs_return_path:
+        return RuleFragment(elements=elements)
     threshold, entrance = f"threshold/{network.id}", f"entrance/{network.id}"
     outside = [f"ip saddr != {network.cluster}"]
     if network.cluster6 is not None:
@@ -198,45 +207,49 @@ def part(network: Network, device_exists: bool, answers: bool) -> Part:
             f'type filter hook egress device "{network.device}" priority 0;',
         ),
     }
-    return Part(chains, elements=elements)
+    return RuleFragment(chains, elements=elements)
 
 
 def _mark(subnet: IPv4Network) -> int:
-    """The mark of a node: 24 bits of its tunnel end's address, so that it never changes."""
+    """The mark of a node: 24 bits of its VTEP's address, so that it never changes."""
     return OURS | int(peers.vtep_address(subnet)) & ~MASK
 
 
 def _zone(network: Network, subnet: IPv4Network) -> int:
-    """A node's, of 16 bits: which of the network's slices it has. 0 is the kernel's own."""
+    """The conntrack zone of a node, 16 bits: the index of its subnet, from 1. 0 is the default."""
     offset = int(subnet.network_address) - int(network.cluster.network_address)
     return 1 + (offset // subnet.num_addresses) % 0xFFFF
 
 
-def ensure(sock: RouteSocket, networks: Iterable[RemoteNodes], answering: Collection[str]) -> None:
-    """Have the routes of the ways back, and what the kernel must let pass for them.
+def ensure(
+    sock: RouteSocket, networks: Iterable[RemoteNodes], return_paths: Collection[str]
+) -> None:
+    """Ensure the routes of the return paths, and the sysctls that they need.
 
-    `answering` are the networks (ids) in which a published port of another node may lead to a task
-    of this one.
+    `return_paths` are the networks (ids) in which a published port of another node may lead to a
+    task of this one.
     """
-    ways = []
-    for abroad in networks:
-        network = abroad.network
-        if not abroad.nodes:
+    marked_routes = []
+    for remote_nodes in networks:
+        network = remote_nodes.network
+        if not remote_nodes.nodes:
             continue
-        _let_pass(network.device)
-        if network.id not in answering:
+        _relax_sysctls(network.device)
+        if network.id not in return_paths:
             continue
-        # Any node's tunnel end: the device takes it for resolved, and its MAC is rewritten.
-        via = min(abroad.nodes, key=lambda node: node.subnet)
+        # Any node's VTEP: its neighbour entry exists, and the MAC is rewritten.
+        via = min(remote_nodes.nodes, key=lambda node: node.subnet)
         gateways: list[Address] = [peers.vtep_address(via.subnet)]
         if via.subnet6 is not None:
             gateways.append(via.subnet6.network_address)
-        ways += [Way(network.bridge, abroad.device, one, OURS, MASK) for one in gateways]
-    policyrouting.ensure(sock, ways)
+        marked_routes += [
+            MarkedRoute(network.bridge, remote_nodes.device, one, OURS, MASK) for one in gateways
+        ]
+    policyrouting.ensure(sock, marked_routes)
 
 
-def _let_pass(device: str) -> None:
-    """Take packets whose source is elsewhere by our own routes, and such as are for 127.0.0.1."""
+def _relax_sysctls(device: str) -> None:
+    """Accept packets with sources outside the device's routes, and packets to 127.0.0.1."""
     strict = _read("all/rp_filter") == "1"
     for name, value in (
         (f"{device}/route_localnet", "1"),

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network policies: what may connect to what inside a network, as nftables rules; pure.
+"""Network policies as nftables rules; pure.
 
-A guarded service's addresses lead, in one look-up, to a chain of its own; packets to all others
-cost that look-up only. Its rules match the other side by sets that hold the addresses of a
-service's tasks, ready or not, and follow the endpoint table. They see every packet towards the
-service, so an existing connection ends when a policy denies it. The check follows translation: it
-matches the endpoint's address and the container's port. Both the sender's and the receiver's node
-check.
+A map leads from the addresses of a service with policies, in one look-up, to the service's chain;
+packets to other services cost only that look-up. The chain's rules match sources by sets of the
+addresses of a service's tasks, ready or not, which follow the endpoint table. They see every packet
+to the service, so an existing connection ends when a policy denies it. They apply after NAT, and
+match the endpoint's address and the container's port, on both the sender's and the receiver's node.
 
-A denied client is refused at once. But where bridged packets pass netfilter (br_netfilter), a VIP
-of a neighbour is translated below routing, and the kernel sends the refusal from there,
-untranslated: such a client runs into its timeout.
+A denied client gets a rejection at once. Exception: where bridged packets pass netfilter
+(br_netfilter), NAT to a neighbour happens below routing, and the kernel sends the rejection from
+there, untranslated: such a client runs into its timeout.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrator.cni.balancing.endpointtable import Label, Network, Policy, Service
-from orchestrator.cni.firewall.ruleset import INET, Chain, Part
+from orchestrator.cni.firewall.ruleset import INET, Chain, RuleFragment
 
 GUARDED4, GUARDED6 = f"{INET} guarded4", f"{INET} guarded6"
 DENY = (
@@ -36,19 +35,19 @@ def _source(label: Label) -> tuple[str, str]:
 
 
 def destinations(policies: Iterable[Policy]) -> set[Label]:
-    """The services that are guarded."""
+    """The services to which policies restrict connections."""
     return {Label(policy.destination, policy.network) for policy in policies}
 
 
 def sources(policies: Iterable[Policy]) -> set[Label]:
-    """The services that some policy names as the ones that connect."""
+    """The services that policies name as sources."""
     return {Label(source, policy.network) for policy in policies for source in policy.sources}
 
 
-def part(policies: Sequence[Policy], networks: Mapping[str, Network]) -> Part:
+def fragment(policies: Sequence[Policy], networks: Mapping[str, Network]) -> RuleFragment:
     """The rules of all policies; the addresses in their sets come from `members`."""
     if not policies:
-        return Part()
+        return RuleFragment()
     sets = {
         GUARDED4: "map {name} {{ type ipv4_addr : verdict; }}",
         GUARDED6: "map {name} {{ type ipv6_addr : verdict; }}",
@@ -72,7 +71,7 @@ def part(policies: Sequence[Policy], networks: Mapping[str, Network]) -> Part:
         about.sort(key=lambda policy: (not policy.allow, policy.id))
         rules = [rule for policy in about for rule in _rules(policy, networks)]
         chains[f"{INET} {_chain(label)}"] = Chain(tuple(rules))
-    return Part(chains, sets)
+    return RuleFragment(chains, sets)
 
 
 def _rules(policy: Policy, networks: Mapping[str, Network]) -> list[str]:
@@ -82,7 +81,7 @@ def _rules(policy: Policy, networks: Mapping[str, Network]) -> list[str]:
         froms += [f"ip saddr @{four}", f"ip6 saddr @{six}"]
     network = networks.get(policy.network)
     if not policy.sources and network is not None:
-        # What comes from outside came by a published port, which is for all.
+        # Policies do not apply to published ports, whose clients are outside the network.
         froms.append(f"ip saddr {network.cluster}")
         if network.cluster6 is not None:
             froms.append(f"ip6 saddr {network.cluster6}")
@@ -94,8 +93,8 @@ def _rules(policy: Policy, networks: Mapping[str, Network]) -> list[str]:
     return [f"{one} {where}{verdict}" for one in froms for where in wheres for verdict in verdicts]
 
 
-def members(service: Service, guarded: bool, named: bool) -> Part:
-    """A service's addresses in the sets: it is guarded, or named as one that connects."""
+def members(service: Service, guarded: bool, named: bool) -> RuleFragment:
+    """A service's addresses in the sets: as a destination (`guarded`), as a source (`named`)."""
     elements: dict[str, dict[str, str]] = {}
     four = [str(one.address) for one in service.endpoints if one.address is not None]
     six = [str(one.address6) for one in service.endpoints if one.address6 is not None]
@@ -107,4 +106,4 @@ def members(service: Service, guarded: bool, named: bool) -> Part:
         names = _source(service.label)
         elements[f"{INET} {names[0]}"] = dict.fromkeys(four, "")
         elements[f"{INET} {names[1]}"] = dict.fromkeys(six, "")
-    return Part(elements=elements)
+    return RuleFragment(elements=elements)

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A service's VIP and published ports as nftables rules; pure.
 
-A service has a chain that picks an endpoint for a new connection. Maps lead there by the address
-(and the bridge that the packet came by, so that a VIP is known in its own network only) or by the
-published port, in one look-up however many services there are. The kernel asks them for the first
-packet of a connection only; the translation then is part of the connection, and stays what it is
-when endpoints come and go.
+A service has a chain that selects an endpoint for a new connection. Maps lead there by the VIP and
+the incoming bridge, so that a VIP works in its own network only, or by the published port, in one
+look-up whatever the number of services. The kernel evaluates them for the first packet of a
+connection only; its NAT does not change when endpoints do.
 
-A port is published on the node's own addresses. That of a network's bridge belongs to the network,
-with the name server on it.
+A port is published on the node's own addresses, except those of networks' bridges, on which the
+name server listens.
 
-A service with no ready endpoint refuses at once, as a host does on which nothing listens.
+A service with no ready endpoint rejects connections at once, as a closed port does.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from orchestrator.cni.balancing.endpointtable import Endpoint, Published, Service
-from orchestrator.cni.firewall.ruleset import INET, Chain, Part
+from orchestrator.cni.firewall.ruleset import INET, Chain, RuleFragment
 
 VIPS4, VIPS6, PORTS = f"{INET} vips4", f"{INET} vips6", f"{INET} ports"
 
 
 class Family(NamedTuple):
-    """A family of addresses, as nftables names it in a match and in a translation."""
+    """An address family, as nftables names it in a match and in NAT."""
 
     protocol: str
     keyword: str
@@ -41,7 +40,7 @@ PICK = (
 OWN = "iifname @bridges fib daddr . iif type local return"
 PICK_BY_PORT = "fib daddr type local meta l4proto { tcp, udp } meta l4proto . th dport vmap @ports"
 
-BASE = Part(
+BASE = RuleFragment(
     sets={
         VIPS4: "map {name} {{ type ifname . ipv4_addr : verdict; }}",
         VIPS6: "map {name} {{ type ifname . ipv6_addr : verdict; }}",
@@ -62,8 +61,8 @@ BASE = Part(
 )
 
 
-def part(service: Service, bridge: str) -> Part:
-    """The rules of one service in a network; `bridge` is the network's on this node."""
+def fragment(service: Service, bridge: str) -> RuleFragment:
+    """The rules of one service in a network; `bridge` is the network's bridge on this node."""
     name = f"service/{service.id}/{service.network}"
     chains = {}
     elements: dict[str, dict[str, str]] = {PORTS: {}}
@@ -78,11 +77,11 @@ def part(service: Service, bridge: str) -> Part:
         chosen = f"{name}/{port.protocol}/{port.target}"
         chains[f"{INET} {chosen}"] = Chain(_choice(service, _families(service), port))
         elements[PORTS][f"{port.protocol} . {port.port}"] = f"jump {chosen}"
-    return Part(chains, {}, elements)
+    return RuleFragment(chains, {}, elements)
 
 
 def _families(service: Service) -> set[Family]:
-    """Those in which the service's tasks have addresses; both while it has no task."""
+    """The families in which the service's tasks have addresses; both while it has no task."""
     found = {IPV4} if any(one.address is not None for one in service.endpoints) else set()
     if any(one.address6 is not None for one in service.endpoints):
         found.add(IPV6)
@@ -90,20 +89,22 @@ def _families(service: Service) -> set[Family]:
 
 
 def ready(endpoints: Iterable[Endpoint]) -> tuple[list[IPv4Address], list[IPv6Address]]:
-    """The addresses that new connections go to, in an order of their own."""
-    takers = [endpoint for endpoint in endpoints if endpoint.ready]
+    """The addresses for new connections, sorted."""
+    ready_endpoints = [endpoint for endpoint in endpoints if endpoint.ready]
     return (
-        sorted({taker.address for taker in takers if taker.address is not None}),
-        sorted({taker.address6 for taker in takers if taker.address6 is not None}),
+        sorted({endpoint.address for endpoint in ready_endpoints if endpoint.address is not None}),
+        sorted(
+            {endpoint.address6 for endpoint in ready_endpoints if endpoint.address6 is not None}
+        ),
     )
 
 
 def _choice(
     service: Service, families: Collection[Family], port: Published | None = None
 ) -> tuple[str, ...]:
-    """Rules that pick one of the endpoints; without a port it stays the one that was asked for.
+    """Rules that select one of the endpoints; without `port` the destination port stays.
 
-    What is left out costs nothing: a change of a thousand services is mostly the making of rules.
+    Redundant matches are left out: a change of a thousand services is mostly making rules.
     """
     ipv4, ipv6 = ready(service.endpoints)
     transport = f"meta l4proto {port.protocol} " if port else ""

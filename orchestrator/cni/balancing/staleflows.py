@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tracked connections a change of the endpoint table ends; pure.
+"""Which tracked connections become stale by a change of the endpoint table; pure.
 
-A flow keeps the endpoint that was chosen for its first packet. UDP clients that never stop would
-keep sending to an endpoint that left: their flow is forgotten when its endpoint is no longer ready,
-and when the VIP or port that it was sent to came, went or leads elsewhere, so that the next packet
-starts a new flow. A TCP connection to an endpoint that is about to stop may end by itself; it is
-forgotten when the endpoint is gone. A flow to a VIP without a translation began before the rules
-existed: its retransmissions would go nowhere for minutes.
+A flow keeps the endpoint that was selected for its first packet. A UDP client that never stops
+would keep sending to an endpoint that left: its flow is deleted when the endpoint is no longer
+ready, and when the VIP or port to which it was sent is added, removed or has another target, so
+that the next packet starts a new flow. A TCP connection to an endpoint that is about to stop may
+end regularly; it is deleted when the endpoint is gone. A flow to a VIP without NAT began before the
+rules existed: its retransmissions would go nowhere for minutes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from orchestrator.cni.netlink.conntrack import UDP, Flow
 
 
 @dataclass(frozen=True, slots=True)
-class Obsolete:
-    """Flows that are to be forgotten: those for which `doomed` holds; all that can be for which it
-    does were `translated`."""
+class StaleFlows:
+    """Flows to delete: those for which `stale` holds. `translated`: it holds only for flows whose
+    destination was translated."""
 
-    doomed: Callable[[Flow], bool]
+    stale: Callable[[Flow], bool]
     translated: bool = True
 
 
@@ -59,42 +59,44 @@ def _ports(services: Iterable[Service]) -> set[tuple[int, int]]:
     }
 
 
-def obsolete(before: Collection[Service], after: Collection[Service]) -> Obsolete | None:
-    """The flows that end when these services, as they were, become what they are; None: none.
+def after_change(before: Collection[Service], after: Collection[Service]) -> StaleFlows | None:
+    """The flows that a change of these services makes stale; None if there can be none.
 
-    What has neither a VIP nor a port, as most containers, is reached by its own address alone, so
-    its coming and going ends none: the table of flows, which takes long to read, is not looked at.
+    Services with neither VIP nor port, as most containers, are reached by their own addresses only:
+    their changes need no look at the flow table, which takes long to read.
     """
     was, now = _endpoints(filter(_translates, before)), _endpoints(after)
     gone = was.keys() - now.keys()
-    silent = {address for address, ready in was.items() if ready and not now.get(address)}
+    not_ready = {address for address, ready in was.items() if ready and not now.get(address)}
     vips = _vips(before) ^ _vips(after)
     ports = {port for port, _ in _ports(before) ^ _ports(after)}
-    if not (gone or silent or vips or ports):
+    if not (gone or not_ready or vips or ports):
         return None
 
-    def doomed(flow: Flow) -> bool:
+    def stale(flow: Flow) -> bool:
         if flow.protocol != UDP:
-            return flow.server in gone or (flow.asked in vips and flow.server == flow.asked)
-        return flow.server in silent or flow.asked in vips or flow.port in ports
+            return flow.server in gone or (
+                flow.destination in vips and flow.server == flow.destination
+            )
+        return flow.server in not_ready or flow.destination in vips or flow.port in ports
 
-    return Obsolete(doomed, translated=not (vips or ports))
+    return StaleFlows(stale, translated=not (vips or ports))
 
 
-def stranded(
+def after_restart(
     services: Collection[Service], networks: Iterable[IPv4Network | IPv6Network]
-) -> Obsolete:
-    """The flows that do not fit these services: to an address of the networks that no endpoint has,
-    or to a VIP or port without a translation."""
+) -> StaleFlows:
+    """The stale flows if the previous state is unknown: to an address of the networks that no
+    endpoint has, or to a VIP or port without NAT."""
     now, ranges = _endpoints(services), tuple(networks)
     vips, ports = _vips(services), {port for port, _ in _ports(services)}
 
-    def doomed(flow: Flow) -> bool:
-        if flow.server == flow.asked:
-            return flow.asked in vips or (flow.protocol == UDP and flow.port in ports)
+    def stale(flow: Flow) -> bool:
+        if flow.server == flow.destination:
+            return flow.destination in vips or (flow.protocol == UDP and flow.port in ports)
         if now.get(flow.server, flow.protocol != UDP and flow.server in now):
             return False
         address = conntrack.address(flow.server)
         return address is not None and any(address in one for one in ranges)
 
-    return Obsolete(doomed, translated=False)
+    return StaleFlows(stale, translated=False)

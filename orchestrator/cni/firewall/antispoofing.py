@@ -1,32 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Source addresses bound to each container's port (anti-spoofing); pure.
+"""Source addresses bound to each container's bridge port (anti-spoofing); pure.
 
-A container may open raw sockets (CAP_NET_RAW), so nothing that it sends can be trusted to carry its
-own addresses. What it sends is checked where it enters this host, before routing, translation and
-policies:
+A container may open raw sockets (CAP_NET_RAW) and so send with any source address. Its packets are
+checked where they enter this host, before routing, NAT and policies:
 
-Hardware address    The port of the bridge is locked: the bridge drops frames from another address
-                    than the one that is stated to be behind the port (`links.port_request`).
-IP                  The pair of hardware address and source address must be one of a container of
-                    this network, else the packet is dropped. Of IPv6, each container also has the
-                    link-local address that derives from its hardware address (RFC 4291, appendix
-                    A), and may ask whether its own addresses are in use (`::`, RFC 4862).
-Neighbours (IPv6)   An advertisement must be for an address of the sender's. Router advertisements
-                    and redirects are dropped: a container is no router.
-Neighbours (IPv4)   The sender of an ARP packet, in the frame as in the packet, must be such a pair.
-Bridged frames      Where bridged packets pass the rules (br_netfilter), ports are not isolated from
-                    each other (`overlay.veth`). What would pass no rule is dropped between them:
-                    all but IP, which is not needed, since all containers send to the gateway.
+MAC                 The bridge port is locked: the bridge drops frames from another MAC than that of
+                    the port's FDB entry (`links.port_request`).
+IP                  The pair of MAC and source address must be that of a container of this network.
+                    In IPv6 each container also has the link-local address that derives from its MAC
+                    (RFC 4291, appendix A), and may do duplicate address detection for its own
+                    addresses (from `::`, RFC 4862).
+Neighbours (IPv6)   An advertisement must be for an address of the sender. Router advertisements and
+                    redirects are dropped.
+Neighbours (IPv4)   The sender of an ARP packet, in the frame and in the packet, must be such a
+pair. Bridged frames      Where bridged packets pass the rules (br_netfilter), ports are not
+isolated from
+                    each other (`overlay.veth`). Frames that pass no rule, all but IP, are dropped
+                    between ports: they are not needed, since all containers send to the gateway.
 
-A network whose containers forward for others (VPN gateways, floating addresses) has none of this
-if its configuration says so (`sourceCheck`): ports are not locked, and sources not looked at.
+For a network whose containers forward packets of others (VPN gateways, floating addresses), the
+configuration can switch this off (`sourceCheck`): ports are not locked, sources not checked.
 
-What is dropped is counted for each container, by its hardware address, which the locked port
-vouches for: see `forgers`.
+Dropped packets are counted per container, by its MAC, which the locked port guarantees: see
+`forgers`.
 
 The pairs are elements of one set for each network and family, so that a packet costs two look-ups,
 whatever the number of networks and containers, and a container costs an element of each set, in the
-transaction that its ADD makes anyway.
+transaction of its ADD.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ENTRANCES = (f"{TABLE} entrances", f"{ARP_TABLE} entrances")
 """The maps from a bridge to the chain of its network, for IP and for ARP."""
 ROUTER = "{ nd-router-advert, nd-redirect }"
 MULTICAST_REPORTS = "{ mld-listener-report, mld-listener-done, mld2-listener-report }"
-"""ICMPv6 types of a router, and of those that join groups, which begins before they have an
+"""ICMPv6 types of routers, and of group membership, which are sent before a host has an
 address."""
 MOST_FORGERS = 4096
 _DROPPED = re.compile(r"([0-9a-f:]{17})[^,}]*? packets (\d+)")
@@ -58,8 +58,8 @@ VETHS = '"orcv*"'
 
 
 @record
-class End:
-    """A container's end of a cable: what it may send as, by which bridge."""
+class SourceBinding:
+    """The MAC and source addresses that a container may use on a bridge."""
 
     bridge: str
     mac: str
@@ -67,63 +67,63 @@ class End:
 
 
 def link_local(mac: str) -> IPv6Address:
-    """The address that a kernel gives an interface by its hardware address (modified EUI-64)."""
+    """The link-local address of an interface with that MAC (modified EUI-64)."""
     raw = bytes.fromhex(mac.replace(":", ""))
     identifier = bytes([raw[0] ^ 0x02]) + raw[1:3] + b"\xff\xfe" + raw[3:]
     return IPv6Address(b"\xfe\x80" + bytes(6) + identifier)
 
 
 def sets(bridge: str) -> tuple[str, str, str]:
-    """The sets of a network: sources in IPv4 and IPv6, senders of ARP."""
+    """The sets of a network: IPv4 sources, IPv6 sources, ARP senders."""
     return f"{TABLE} own4_{bridge}", f"{TABLE} own6_{bridge}", f"{ARP_TABLE} own_{bridge}"
 
 
-def elements(end: End) -> Iterator[tuple[str, str]]:
-    """Which sets have which elements for a container."""
-    own4, own6, senders = sets(end.bridge)
-    for address in end.addresses:
-        key = f"{end.mac} . {address}"
+def elements(binding: SourceBinding) -> Iterator[tuple[str, str]]:
+    """The (set, element) pairs of a container."""
+    own4, own6, senders = sets(binding.bridge)
+    for address in binding.addresses:
+        key = f"{binding.mac} . {address}"
         if isinstance(address, IPv4Address):
             yield own4, key
             yield senders, key
         else:
             yield own6, key
-    yield own6, f"{end.mac} . {link_local(end.mac)}"
+    yield own6, f"{binding.mac} . {link_local(binding.mac)}"
 
 
-def bind(ends: Iterable[End]) -> str:
+def bind(bindings: Iterable[SourceBinding]) -> str:
     """The script that adds these containers to the sets."""
     found: dict[str, list[str]] = {}
-    for end in ends:
-        for name, key in elements(end):
+    for binding in bindings:
+        for name, key in elements(binding):
             found.setdefault(name, []).append(key)
     return "".join(f"add element {name} {{ {', '.join(keys)} }}\n" for name, keys in found.items())
 
 
-def rebind(bridge: str, ends: Iterable[End]) -> str:
-    """The script that has exactly these containers in the sets of their network."""
-    return "".join(f"flush set {name}\n" for name in sets(bridge)) + bind(ends)
+def rebind(bridge: str, bindings: Iterable[SourceBinding]) -> str:
+    """The script that replaces the containers in the sets of their network."""
+    return "".join(f"flush set {name}\n" for name in sets(bridge)) + bind(bindings)
 
 
 def forgers(bridge: str) -> tuple[str, str]:
-    """The sets with the hardware addresses whose packets were dropped, and how many: of IP and of
-    ARP. An element goes an hour after its last packet."""
+    """The sets with counters of dropped packets by MAC: for IP and for ARP. An element expires an
+    hour after its last packet."""
     return f"{TABLE} forgers_{bridge}", f"{ARP_TABLE} forgers_{bridge}"
 
 
 def dropped(listed: str) -> dict[str, int]:
-    """Packets by hardware address, as nft lists such a set."""
+    """Packets by MAC, from nft's listing of such a set."""
     return {mac: int(packets) for mac, packets in _DROPPED.findall(listed)}
 
 
 def listed(networks: Iterable[Network], version: int) -> str:
-    """Those of one family as a set in nft's language; empty if there are none."""
+    """The networks of one family as an nft set; empty if there are none."""
     found = merged(one for one in networks if one.version == version)
     return f"{{ {', '.join(map(str, found))} }}" if found else ""
 
 
 def _drop(table: str, bridge: str) -> list[str]:
-    """Count and drop. Two rules: where the set is full, the first does nothing."""
+    """A chain that counts and drops, in two rules: the first has no effect if the set is full."""
     chain = f"{table} forged_{bridge}"
     return [
         f"add set {table} forgers_{bridge} {{ type ether_addr; size {MOST_FORGERS};"
@@ -136,15 +136,15 @@ def _drop(table: str, bridge: str) -> list[str]:
 
 
 def merged(networks: Iterable[Network]) -> list[Network]:
-    """The same addresses in networks that do not overlap; all of one family."""
+    """The same addresses as networks that do not overlap; all of one family."""
     return list(collapse_addresses(networks))  # type: ignore[type-var]
 
 
 def script(bridge: str, allowed: Collection[Network] | None = ()) -> str:
-    """The sets and rules of a network; what the sets have stays.
+    """The sets and rules of a network; elements of the sets are kept.
 
-    `allowed` are the networks that containers may have sources of besides their own; None: they may
-    have any, and are still no routers of this host's.
+    `allowed` are networks of further sources that containers may use; None: any source, but still
+    no router advertisements and redirects.
     """
     own4, own6, senders = sets(bridge)
     four, six, arp = (f"@{name.split()[2]}" for name in (own4, own6, senders))
@@ -161,17 +161,17 @@ def script(bridge: str, allowed: Collection[Network] | None = ()) -> str:
         f"{advert} ether saddr . icmpv6 taddr != {six} {but6 and f'icmpv6 taddr {but6}'} {drop}",
         f"icmpv6 type {ROUTER} {drop}",
     ]
-    # What a kernel sends before it has an address; that it joins groups is no forgery.
+    # Sent before an interface has an address; membership reports are dropped without counting.
     joining_rules = [
         f"icmpv6 type nd-neighbor-solicit ether saddr . icmpv6 taddr {six} return",
         *([f"icmpv6 type nd-neighbor-solicit icmpv6 taddr {others6} return"] if others6 else []),
         f"icmpv6 type {MULTICAST_REPORTS} drop",
         drop,
     ]
-    besides = but4 and f"arp saddr ip {but4}"
+    not_allowed = but4 and f"arp saddr ip {but4}"
     senders_rules = [
-        f"arp saddr ether . arp saddr ip != {arp} {besides} {drop}",
-        f"ether saddr . arp saddr ip != {arp} {besides} {drop}",
+        f"arp saddr ether . arp saddr ip != {arp} {not_allowed} {drop}",
+        f"ether saddr . arp saddr ip != {arp} {not_allowed} {drop}",
     ]
     if allowed is None:
         rules, senders_rules = [f"icmpv6 type {ROUTER} {drop}"], []
@@ -209,13 +209,13 @@ def bridged_families() -> list[str]:
 def _switched_on(path: Path) -> bool:
     try:
         return path.read_text().strip() != "0"
-    except OSError:  # the kernel has no br_netfilter, or has not loaded it
+    except OSError:  # br_netfilter is missing or not loaded
         return False
 
 
 def between_ports(families: Iterable[str]) -> str:
     """The script for a host whose bridged packets of these families (`ip`, `ip6`) pass the rules:
-    frames of all others pass between no two containers. None: no rule, as ports are isolated."""
+    it drops all other frames between containers. Empty for no family, as ports are isolated."""
     passing = ", ".join(families)
     if not passing:
         return ""
@@ -236,7 +236,7 @@ def _gone(table: str, chains: Iterable[str]) -> Iterator[str]:
 
 
 def removal(bridge: str) -> str:
-    """The reverse of a network's `script`; what is not there is fine."""
+    """The reverse of a network's `script`; works also if parts are missing."""
     names, chain = sets(bridge), f"from_{bridge}"
     lines = []
     for table in (TABLE, ARP_TABLE):

@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Source addresses of containers on networks that others make (CNI plugins, Docker's plugins).
+"""Anti-spoofing for containers on networks of other plugins (CNI plugins, Docker's plugins).
 
-Where such a container's interface is a veth whose other end is on this host, as the plugins
-`bridge` and `ptp` make it, what it sends is checked at that end: in a chain of its own at the
-netdev ingress hook, before bridges, routing and the rules of others. The checks are those of
-`antispoofing`: the hardware address, the sources in IPv4 and IPv6, the sender in ARP, the target of
-neighbor advertisements; router advertisements and redirects are dropped. They go by the addresses
-that the plugins answered with:
+Where such a container's interface is a veth whose peer is on this host, as the plugins `bridge` and
+`ptp` create it, its packets are checked at the peer: in a chain at the netdev ingress hook, before
+bridges, routing and other rules. The checks are those of `antispoofing`: the MAC, IPv4 and IPv6
+sources, the sender in ARP, the target of neighbour advertisements; router advertisements and
+redirects are dropped. They use the addresses in the plugins' results:
 
-- Without a hardware address in the answer, none is checked, and each link-local address will do.
-- Without an IP address in the answer (a network of layer 2), only the hardware address is checked.
+- Without a MAC in the result, the MAC is not checked, and any link-local address is allowed.
+- Without an IP address in the result (a layer 2 network), only the MAC is checked.
 - Addresses leased by DHCP are renewed from 0.0.0.0.
 - A network may allow further sources.
 
-An interface that has no such end (macvlan, ipvlan, host-device, SR-IOV) puts its packets past this
-host's network stack, so nothing here can check them.
+Packets of an interface without such a peer (macvlan, ipvlan, host-device, SR-IOV) bypass this
+host's network stack and cannot be checked here.
 
-The table `netdev orc_guests` has a chain and a counter of dropped packets for each such end, named
+The table `netdev orc_guests` has a chain and a counter of dropped packets for each such peer, named
 after its index. The kernel removes a chain with its interface.
 """
 
@@ -43,7 +42,7 @@ _COUNTER = re.compile(r"counter (port\d+) \{\s*packets (\d+)")
 
 @record
 class Guest:
-    """A container's interface on a network of others, and what it may send as."""
+    """A container's interface on an external network, and its allowed sources."""
 
     network: str
     container: str
@@ -57,7 +56,7 @@ class Guest:
 
 @record
 class Port:
-    """This host's end of a guest's interface."""
+    """This host's peer of a guest's interface."""
 
     index: int
     device: str
@@ -65,12 +64,12 @@ class Port:
 
     @property
     def name(self) -> str:
-        """Of its chain and its counter."""
+        """The name of its chain and its counter."""
         return f"port{self.index}"
 
 
 def parse(raw: object) -> tuple[Guest, ...]:
-    """Check what the agent says; raises `CniError`."""
+    """Validate the agent's request; raises `CniError`."""
     return tuple(_guest(entry) for entry in jsonfields.mappings(raw, "guests"))
 
 
@@ -92,7 +91,7 @@ def _guest(raw: Any) -> Guest:
 
 
 def ports(sock: RouteSocket, guests: Iterable[Guest]) -> list[Port]:
-    """This host's ends, of those guests that have one."""
+    """This host's peers of the guests that have one."""
     from orchestrator.cni.netlink import devices  # imports pyroute2
 
     found = []
@@ -107,7 +106,7 @@ def ports(sock: RouteSocket, guests: Iterable[Guest]) -> list[Port]:
             if inside is None or inside.kind != "veth":
                 continue
             host = links.get_link(sock, index=inside.peer)
-            # The number may be that of an interface of another namespace, and be in use here too.
+            # The index may be of another namespace, and be in use here too.
             if (
                 host is not None
                 and host.kind == "veth"
@@ -119,7 +118,7 @@ def ports(sock: RouteSocket, guests: Iterable[Guest]) -> list[Port]:
 
 
 def script(port: Port) -> str:
-    """The chain of a port; its counter goes on."""
+    """The script of a port's chain; it keeps the counter."""
     chain = f"{TABLE} {port.name}"
     hook = f'{{ type filter hook ingress device "{port.device}" priority filter; }}'
     lines = [
@@ -150,7 +149,7 @@ def _rules(guest: Guest, drop: str) -> Iterator[str]:
     if guest.dhcp:
         yield "ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept"
     yield f"meta protocol ip {drop}"
-    # 0.0.0.0 asks whether an address is in use (RFC 5227).
+    # Address conflict detection (RFC 5227).
     yield "arp saddr ip 0.0.0.0 accept"
     yield f"ip6 saddr :: icmpv6 type nd-neighbor-solicit icmpv6 taddr {own} accept"
     yield f"ip6 saddr :: icmpv6 type {antispoofing.MULTICAST_REPORTS} accept"
@@ -161,7 +160,7 @@ def _rules(guest: Guest, drop: str) -> Iterator[str]:
 
 
 def ensure(sock: RouteSocket, nft: Nftables, guests: Iterable[Guest]) -> None:
-    """Have exactly these guests checked, as far as they can be; raises `CniError`."""
+    """Check the sources of exactly these guests, where possible; raises `CniError`."""
     wanted = ports(sock, guests)
     for port in wanted:
         try:
@@ -185,7 +184,7 @@ def _clear(nft: Nftables, wanted: Set[str]) -> None:
         nft.run(f"delete table {TABLE}\n")
         return
     for name in stale:
-        # The chain may have gone with its interface; one without a hook takes its place.
+        # The chain may be gone with its interface; add one without a hook, so that delete works.
         nft.run(
             f"add chain {TABLE} {name}\nflush chain {TABLE} {name}\n"
             f"delete chain {TABLE} {name}\nadd counter {TABLE} {name}\n"
@@ -194,7 +193,7 @@ def _clear(nft: Nftables, wanted: Set[str]) -> None:
 
 
 def deviations(sock: RouteSocket, guests: Iterable[Guest]) -> Iterator[str]:
-    """Descriptions of what the next `ensure` would repair."""
+    """What the next `ensure` would repair, for the user."""
     wanted = ports(sock, guests)
     found = nftables.counts([TABLE])
     rules = {f"{TABLE} {port.name}": len(list(_rules(port.guest, ""))) for port in wanted}
@@ -204,7 +203,7 @@ def deviations(sock: RouteSocket, guests: Iterable[Guest]) -> Iterator[str]:
 def dropped(
     sock: RouteSocket, nft: Nftables, guests: Iterable[Guest]
 ) -> Iterator[tuple[Guest, int]]:
-    """Whose packets were dropped, and how many."""
+    """The guests with dropped packets, and their number."""
     try:
         counters = dict(_COUNTER.findall(nft.run(f"list counters table {TABLE}")))
     except NftError:

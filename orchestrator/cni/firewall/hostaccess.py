@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which ports of the cluster's hosts are closed to containers, and the list of hosts; pure.
+"""Access of containers to hosts of the cluster and metadata services; the list of hosts. Pure.
 
     hosts      addresses of all hosts of the cluster on the underlay, this one included
     ports      TCP ports of these hosts that are closed to containers
-    addresses  that are closed to containers wherever they lead: metadata services of clouds
-    guests     addresses of containers on networks that others make, as CNI plugins
-    checked    the interfaces of such containers, for `guests`
+    addresses  closed to containers on all ports: metadata services of clouds
+    guests     addresses of containers on networks of other plugins (`externalnetworks`)
+    checked    the interfaces of such containers
 
-Also set down is by which interface hosts are expected, the one with this host's own address: what
-comes from them that way is not looked at further.
+The set `sources` also has the interface by which hosts are expected, the one with this host's own
+address: packets from them by that interface are accepted without further checks.
 
-The agent sends it for all networks at once. The rules are in `networkfirewall`, and the sets exist
-from the first network on, empty but for the hosts that the network's configuration names.
+The agent sends it for all networks at once. The rules are in `networkfirewall`; the sets exist
+from the first network on, empty except for the hosts in the network's configuration.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 SUBJECT = "exposure"
-"""Of `Nftables.ensure`."""
+"""The subject for `Nftables.ensure`."""
 KINDS = {
     "hosts": "ipv4_addr",
     "sources": "ifname . ipv4_addr",
@@ -42,20 +42,20 @@ KINDS = {
 }
 MEANINGS = {
     "hosts": "hosts of the cluster",
-    "sources": "where hosts of the cluster are heard",
+    "sources": "interfaces to hosts of the cluster",
     "closed_ports": "control-plane ports closed to containers",
     "closed4": "addresses closed to containers",
     "closed6": "addresses closed to containers",
     "guests4": "containers on networks of plugins",
     "guests6": "containers on networks of plugins",
 }
-"""Set → what it holds, for messages."""
+"""Set → its meaning, for messages."""
 SETS = "".join(f"add set {TABLE} {name} {{ type {kind}; }}\n" for name, kind in KINDS.items())
 
 
 @record
 class Exposure:
-    """See the module."""
+    """The agent's request; see the module."""
 
     hosts: tuple[IPv4Address, ...]
     ports: tuple[int, ...]
@@ -65,7 +65,7 @@ class Exposure:
 
 
 def parse(raw: Mapping[str, Any]) -> Exposure:
-    """Check what the agent says; raises `CniError`."""
+    """Validate the agent's request; raises `CniError`."""
     return Exposure(
         tuple(
             jsonfields.address4(one, "hosts")
@@ -100,12 +100,12 @@ def elements(exposure: Exposure, underlay: Iterable[str]) -> dict[str, list[str]
 
 
 def deviations(nft: Nftables, exposure: Exposure, underlay: Iterable[str]) -> Iterator[str]:
-    """Descriptions of what the kernel lacks of it, or has beyond it."""
+    """What the kernel's sets lack or have in addition, for the user."""
     counts = nftables.counts([nft.qualified(TABLE)])
     for name, wanted in elements(exposure, underlay).items():
         label = f"{TABLE} {name}"
         found = counts.get(nft.qualified(label))
-        # Networks add the hosts that they name.
+        # Networks add the hosts of their configuration.
         surplus = found is not None and found > len(wanted) and name != "hosts"
         if found is None or surplus or not _holds(nft, label, wanted):
             number = "is gone" if found is None else f"has {found} entries, of {len(wanted)}"
@@ -129,7 +129,7 @@ def _by_family(name: str, addresses: Iterable[Address]) -> dict[str, list[str]]:
 
 
 def script(exposure: Exposure, underlay: Iterable[str]) -> str:
-    """What has exactly this in the sets; see `elements`."""
+    """The script that sets the sets' elements; see `elements`."""
     lines = [f"add table {TABLE}\n", SETS]
     for name, found in elements(exposure, underlay).items():
         lines.append(f"flush set {TABLE} {name}\n")

@@ -2,33 +2,33 @@
 """The packet filter of networks: the table `inet orc`, and `inet orc_cni` for the networks of other
 container runtimes on the same host.
 
-Between networks    what is for a network's containers comes from the network itself, from this
-                    host, or by a published port; all else that another network's container or a
-                    stranger sends there is dropped. A network that is `internal` has no exception.
-To the outside      what leaves a network takes the host's address (masquerade).
-To itself           a container that reaches itself by a translated address (a published port, a
-                    service) would get a packet from its own address, and drop it: it gets the
-                    host's. Each container's pair of addresses is in the sets `itself4`, `itself6`.
-Sources             what comes from a container has its own addresses as source (`antispoofing`).
-Tunnels             nothing behind this host sends to the tunnel ports (VXLAN, WireGuard) of a host
-                    of the cluster, masqueraded or not: it could pose as a host and inject packets
-                    into networks that it is not on. And this host takes VXLAN of our networks
-                    from hosts of the cluster only, by the interface that leads to them.
+Isolation           containers of a network are reachable from the network itself, from this host,
+                    and by published ports; all else is dropped. An `internal` network has no
+                    published ports.
+Masquerading        packets that leave a network get the host's address.
+Hairpin             a container that connects to itself by a translated address (a published port, a
+                    service) would receive a packet from its own address, and drop it: the packet
+                    gets the host's. Containers' addresses are in the sets `itself4`, `itself6`.
+Sources             packets of a container must have its own source addresses (`antispoofing`).
+Tunnels             nothing is forwarded to the tunnel ports (VXLAN, WireGuard) of a host of the
+                    cluster, masqueraded or not: a container could pose as a host and inject packets
+                    into other networks. This host accepts VXLAN of our networks only from hosts of
+                    the cluster, by the interface of the route to them.
 Closed              containers reach neither the control plane's ports on hosts of the cluster nor
                     the metadata services of clouds, as far as these are closed (see `hostaccess`).
-Redirects           none is sent: packets between neighbours pass this host on purpose.
-Name server         questions to the gateway, and its answers, are not tracked. A resolver asks each
-                    from a port of its own, so each would be a connection in the kernel's table for
-                    half a minute: a busy container would fill it, and then no connection of the
-                    host could be made. Nothing is translated there. Questions beyond some thousand
-                    a second from one address are dropped, so that the others are answered.
+Redirects           ICMP redirects are dropped: containers send to neighbours through the host.
+Name server         DNS queries to the gateway, and its responses, are not tracked. A resolver uses
+                    a new port for each query, which would take a conntrack entry for half a minute:
+                    a busy container would fill the table, and the host could open no connection.
+                    No NAT is needed there. Queries beyond a few thousand a second from one address
+                    are dropped, so that those of others are answered.
 Loopback            route_localnet makes 127.0.0.1 reachable through the bridge's device, which
                     published ports need and containers must not use (cf. CVE-2020-8558).
 
-Networks are elements of sets, so a packet's way costs the same with one network and with a hundred;
-only the first packet of a connection passes each network's chain of masquerading. What most packets
-are not is asked first, and there is one chain a hook: each costs every packet some 40 ns.
-Rules that others made are in tables of their own and never touched.
+Networks are elements of sets, so rules cost the same with one network and with a hundred; only the
+first packet of a connection passes each network's masquerading chain. Rules that rule out most
+packets come first, and there is one chain for each hook: a chain costs every packet some 40 ns.
+Tables of other programs are never changed.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from orchestrator.cni.firewall import antispoofing, hostaccess, tunnelguard
-from orchestrator.cni.firewall.antispoofing import End
+from orchestrator.cni.firewall.antispoofing import SourceBinding
 from orchestrator.cni.firewall.nftables import TABLE, TABLES, Nftables, NftError, failed
 from orchestrator.cni.netconf import DEFAULT_PORT, NetConf
 from orchestrator.cni.netlink.links import Network
 
 GONE = "No such file or directory"
 MOST_QUESTIONS = "limit rate over 4000/second burst 2000 packets"
-"""Of one address; the name server answers five times as many."""
+"""Per address; the name server can answer five times as many."""
 TUNNEL_PORTS = f"{{ {DEFAULT_PORT}, {', '.join(map(str, tunnelguard.PORTS))} }}"
 DENY = "reject with icmpx admin-prohibited"
 
@@ -121,7 +121,7 @@ def _devices(conf: NetConf) -> list[str]:
 
 
 def _elements(conf: NetConf) -> dict[str, list[str]]:
-    """What of the network is in which set."""
+    """Set → elements of the network."""
     names = [f'"{name}"' for name in _devices(conf)]
     ways = [f"{one} . {two}" for one in names for two in names]
     return {"members": names, "ways": ways, "internal": names if conf.internal else []}
@@ -135,7 +135,7 @@ def _network(conf: NetConf) -> str:
         if elements:
             script += f"add element {TABLE} {name} {{ {', '.join(elements)} }}\n"
     if not conf.internal:
-        # Added first, since it may not be there.
+        # Added first, so that the deletion works if it is missing.
         script += f"add element {TABLE} internal {{ {names} }}\n"
         script += f"delete element {TABLE} internal {{ {names} }}\n"
     script += _tunnel(conf)
@@ -143,7 +143,7 @@ def _network(conf: NetConf) -> str:
     script += f"flush chain {out}\n"
     script += f'add rule {out} oifname "{conf.bridge}" ip saddr 127.0.0.0/8 masquerade\n'
     if conf.masquerade:
-        # Only what came from this host's bridge: another host's packets come here masqueraded.
+        # Only packets from this host's bridge: those of other hosts are masqueraded already.
         inside = f"{{ {conf.cluster}, 224.0.0.0/4, 255.255.255.255 }}"
         script += (
             f"add rule {out} oifname != {{ {names} }}{_from('ip', conf, conf.cluster)}"
@@ -160,8 +160,8 @@ def _network(conf: NetConf) -> str:
 
 
 def _from(family: str, conf: NetConf, cluster: Network) -> str:
-    """Whose packets are masqueraded: the network's; where sources are not checked, of anybody that
-    its containers forward for."""
+    """Match of masqueraded sources: the network's; any, where sources are not checked, since its
+    containers may forward packets of others."""
     if not conf.source_check:
         return ""
     others = [one for one in conf.allowed_sources if one.version == cluster.version]
@@ -174,7 +174,7 @@ def _allowed(conf: NetConf) -> tuple[Network, ...] | None:
 
 
 def _tunnel(conf: NetConf) -> str:
-    """What lets the other hosts of a network in; one that is encrypted has rules of its own."""
+    """The elements that admit a network's other hosts; encrypted networks have `tunnelguard`."""
     if conf.overlay is None or conf.overlay.encrypted:
         return ""
     hosts = {str(peer.address) for peer in conf.overlay.peers} | {str(conf.overlay.node)}
@@ -185,7 +185,7 @@ def _tunnel(conf: NetConf) -> str:
 
 
 def incomplete(nft: Nftables, conf: NetConf) -> list[str]:
-    """The sets that do not have all of the network that they are to have."""
+    """The sets that lack elements of the network."""
     wanted = {f"{TABLE} {name}": elements for name, elements in _elements(conf).items()}
     wanted |= {name: [f'"{conf.bridge}"'] for name in antispoofing.ENTRANCES}
     lacking = []
@@ -199,7 +199,7 @@ def incomplete(nft: Nftables, conf: NetConf) -> list[str]:
 
 
 def present(nft: Nftables, conf: NetConf) -> bool:
-    """Whether the table has a network."""
+    """Whether the table has the rules of a network."""
     try:
         nft.run(f"list chain {TABLE} masquerade_{conf.bridge}")
     except NftError:
@@ -208,7 +208,7 @@ def present(nft: Nftables, conf: NetConf) -> bool:
 
 
 def script(conf: NetConf) -> str:
-    """What has the table and one network's part of it; what is there already stays."""
+    """The script for the table and the rules of one network; other networks' rules stay."""
     return (
         BASE
         + _network(conf)
@@ -217,39 +217,44 @@ def script(conf: NetConf) -> str:
     )
 
 
-def _itself(ends: Iterable[End]) -> list[tuple[str, str]]:
+def _hairpin(bindings: Iterable[SourceBinding]) -> list[tuple[str, str]]:
     return [
-        (f"{TABLE} itself{one.version}", f"{one} . {one}") for end in ends for one in end.addresses
+        (f"{TABLE} itself{one.version}", f"{one} . {one}")
+        for binding in bindings
+        for one in binding.addresses
     ]
 
 
-def itself(ends: Iterable[End]) -> str:
-    """The script that lets containers reach themselves by translated addresses."""
-    return "".join(f"add element {name} {{ {key} }}\n" for name, key in _itself(ends))
+def hairpin(bindings: Iterable[SourceBinding]) -> str:
+    """The script that lets containers connect to themselves by translated addresses."""
+    return "".join(f"add element {name} {{ {key} }}\n" for name, key in _hairpin(bindings))
 
 
-def admit(end: End) -> str:
-    """The script that adds a container's end: it may send, and reach itself."""
-    return itself([end]) + antispoofing.bind([end])
+def bind(binding: SourceBinding) -> str:
+    """The script that adds a container: its source binding, and hairpin."""
+    return hairpin([binding]) + antispoofing.bind([binding])
 
 
-def dismiss(end: End) -> str:
-    """The reverse of `admit`; what is not there is fine."""
+def unbind(binding: SourceBinding) -> str:
+    """The reverse of `bind`; missing elements are ignored."""
     return "".join(
         f"{verb} element {name} {{ {key} }}\n"
-        for name, key in (*_itself([end]), *antispoofing.elements(end))
+        for name, key in (*_hairpin([binding]), *antispoofing.elements(binding))
         for verb in ("add", "delete")
     )
 
 
-def absolve(end: End) -> list[str]:
-    """The scripts, each for itself, that forget what was dropped of a container: who has its
-    hardware address next is another one."""
-    return [f"delete element {name} {{ {end.mac} }}\n" for name in antispoofing.forgers(end.bridge)]
+def forget_drops(binding: SourceBinding) -> list[str]:
+    """Separate scripts that remove a container's counters of dropped packets, since its MAC may be
+    reused."""
+    return [
+        f"delete element {name} {{ {binding.mac} }}\n"
+        for name in antispoofing.forgers(binding.bridge)
+    ]
 
 
 def remove(nft: Nftables, conf: NetConf, *, last: bool) -> None:
-    """Remove a network's part; with the `last` one goes the table."""
+    """Remove a network's rules; with the `last` one also the tables."""
     nft.doubt_all()
     scripts = [f"add table {table}\ndelete table {table}\n" for table in TABLES]
     if not last:

@@ -2,11 +2,11 @@
 """nftables: changes through libnftables (ctypes), counts of rules and elements through netlink.
 
 libnftables (Debian: libnftables1) is the library behind the `nft` command and takes the same
-language. A change costs 0.04 ms, where starting `nft` costs 2 ms. Every script is one transaction:
-all of it is in force, or none. The kernel numbers transactions, so a process that made all
-of them since knows, for 0.01 ms, that a script is still in force.
+language. A change takes 0.04 ms; starting `nft` takes 2 ms. Every script is one transaction. The
+kernel numbers transactions (generation id), so a process that made all of them since knows, in 0.01
+ms, that a script is still in force.
 
-Tables are counted and not listed, since listing a table as text takes longer than making it
+Tables are counted, not listed: listing a table as text takes longer than creating it
 (include/uapi/linux/netfilter/nf_tables.h). No element is edited in place, so the number of elements
 tells whether a table was changed by hand.
 """
@@ -40,24 +40,24 @@ GET_GENERATION = 10 << 8 | 16  # include/uapi/linux/netfilter/nf_tables.h
 NFTA_GEN_ID = 1
 HEAD = struct.pack("=BBH", 0, 0, 0)
 TABLE = "inet orc"
-"""What all scripts call our table for networks."""
+"""The name of our table for networks in all scripts."""
 ARP_TABLE = "arp orc"
 BRIDGE_TABLE = "bridge orc"
-"""Its companions for what is not IP; see `binding`."""
+"""Our tables for frames that are not IP; see `antispoofing`."""
 TABLES = (TABLE, ARP_TABLE, BRIDGE_TABLE)
 NAMED = re.compile(r"\b(inet|arp|bridge) orc\b")
 
 
 class NftError(Exception):
-    """The kernel or the parser refused a script; the message is libnftables' own."""
+    """A script failed; the message is that of libnftables."""
 
 
 def failed(what: str, error: NftError) -> CniError:
-    """A refused script as an error for the user; `what` it was about comes first."""
+    """The error for a failed script; the message begins with `what` it configures."""
     if "not supported" in str(error):
         return CniError(
             Code.KERNEL_LACKS,
-            f"{what}: this kernel lacks a part of nftables (nf_tables, nft_nat, nft_masq, nft_fib)",
+            f"{what}: this kernel lacks nftables modules (nf_tables, nft_nat, nft_masq, nft_fib)",
             str(error),
         )
     first = str(error).partition("\n")[0]
@@ -67,9 +67,8 @@ def failed(what: str, error: NftError) -> CniError:
 class Nftables:
     """A libnftables context, for the network namespace of the process.
 
-    `table` is the one that scripts mean by `TABLE`, and its name that of the tables of other
-    families: each owner of leases has rules of its own, so that neither removes what it knows
-    nothing of.
+    `table` replaces `TABLE` in scripts, and its name that of the tables of other families: the
+    agent and the CNI command have separate leases and rules, so that neither removes the other's.
     """
 
     def __init__(self, table: str = TABLE) -> None:
@@ -101,11 +100,11 @@ class Nftables:
         self._in_force: dict[str, str] = {}
 
     def ensure(self, subject: str, script: str, elements: Callable[[], str] | None = None) -> None:
-        """Run a script that says what is to be about a subject, unless it is in force: it was the
-        last one about it, and since then only this object has changed anything.
+        """Run a script with the desired state of a subject, unless it is in force: it was the last
+        one for the subject, and only this object has changed anything since.
 
-        `elements` returns the part of the script that later changes keep up to date by themselves:
-        it is run in the same transaction, and not compared. Raises `NftError`.
+        `elements` returns more of the script, which later changes keep up to date: it runs in the
+        same transaction, but is not compared. Raises `NftError`.
         """
         if self._in_force.get(subject) == script and self._generation() == self._trusted:
             return
@@ -113,15 +112,15 @@ class Nftables:
         self._in_force[subject] = script
 
     def holds(self, subject: str) -> bool:
-        """Whether the last script about a subject is in force; see `ensure`."""
+        """Whether the last script of a subject is in force; see `ensure`."""
         return subject in self._in_force and self._generation() == self._trusted
 
     def doubt(self, subject: str) -> None:
-        """What is to be about a subject changes by other scripts."""
+        """Other scripts change a subject: its next `ensure` runs again."""
         self._in_force.pop(subject, None)
 
     def doubt_all(self) -> None:
-        """A script removes what others stand on."""
+        """A script affects all subjects: `ensure` runs again for each."""
         self._in_force.clear()
 
     def run(self, script: str) -> str:
@@ -134,11 +133,11 @@ class Nftables:
         finally:
             after = self._generation()
             if after - before > 1:
-                self._in_force.clear()  # another process was faster
+                self._in_force.clear()  # another process changed something meanwhile
             self._trusted = after
 
     def qualified(self, script: str) -> str:
-        """A script, or a name, with the names that our tables have here."""
+        """A script or name with the actual names of our tables."""
         return script if self._table == TABLE else NAMED.sub(rf"\1 {self._name}", script)
 
     def _generation(self) -> int:
@@ -149,9 +148,9 @@ class Nftables:
         text = self.qualified(script).encode()
         status = self._lib.nft_run_cmd_from_buffer(self._context, text)
         printed: bytes = self._lib.nft_ctx_get_output_buffer(self._context) or b""
-        complaint: bytes = self._lib.nft_ctx_get_error_buffer(self._context) or b""
+        error: bytes = self._lib.nft_ctx_get_error_buffer(self._context) or b""
         if status != 0:
-            raise NftError(complaint.decode(errors="replace").strip())
+            raise NftError(error.decode(errors="replace").strip())
         return printed.decode(errors="replace")
 
 
@@ -168,7 +167,7 @@ NFGENMSG_SIZE = 4
 
 
 def counts(tables: Iterable[str]) -> dict[str, int]:
-    """By qualified name: `inet orc_balance output` has 1, for example."""
+    """Rules of chains and elements of named sets, by qualified name (`inet orc_balance output`)."""
     found: Counter[str] = Counter()
     with NetlinkSocket(NETLINK_NETFILTER) as sock:
         for table in tables:
@@ -191,7 +190,7 @@ def counts(tables: Iterable[str]) -> dict[str, int]:
 
 
 def filled(sets: Iterable[str]) -> list[str]:
-    """Those of these sets that have elements, without the cost of listing them."""
+    """The sets that have elements, without the cost of listing them."""
     found = []
     with NetlinkSocket(NETLINK_NETFILTER) as sock:
         for qualified in sets:
@@ -221,7 +220,7 @@ def names(table: str) -> set[str]:
 
 
 def deviations(found: Mapping[str, int], wanted: Mapping[str, int]) -> list[str]:
-    """Descriptions of what is not there in the right number; pure."""
+    """Chains and sets with a wrong number of entries, for the user; pure."""
     return [
         f"nftables: {name} has {found[name]} entries instead of {number}"
         if name in found
@@ -235,7 +234,7 @@ def _answers(sock: NetlinkSocket, kind: int, body: bytes) -> list[dict[int, byte
     try:
         return [attributes(answer, NFGENMSG_SIZE) for answer in sock.dump(Request(kind, body))]
     except OSError as error:
-        if error.errno == errno.ENOENT:  # no such table, or not any more
+        if error.errno == errno.ENOENT:  # no such table
             return []
         raise
 
@@ -245,7 +244,7 @@ def _string(raw: bytes) -> str:
 
 
 def _length(elements: bytes) -> int:
-    """How many attributes there are, one after the other."""
+    """The number of attributes in a sequence."""
     count = offset = 0
     while offset + ATTRIBUTE.size <= len(elements):
         length, _ = ATTRIBUTE.unpack_from(elements, offset)

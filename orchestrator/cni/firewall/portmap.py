@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published ports of this host alone, in the table `inet orc` (see `networkfirewall`).
+"""Published ports of single containers, in the table `inet orc` (see `networkfirewall`).
 
-A published port is one element of a map, so that publishing one touches no other, and a look-up
-costs the same for one port and for ten thousand. There are four maps: of each family one for ports
-of any address of this host, and one for ports of one address.
+A published port is one element of a map, so that publishing one does not affect others, and a
+look-up costs the same for one port and for ten thousand. There are four maps: for each family one
+for ports on all addresses of this host, and one for ports on one address.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from orchestrator.cni.errors import CniError, Code
 from orchestrator.cni.firewall import antispoofing, networkfirewall
-from orchestrator.cni.firewall.antispoofing import End
+from orchestrator.cni.firewall.antispoofing import SourceBinding
 from orchestrator.cni.firewall.networkfirewall import GONE
 from orchestrator.cni.firewall.nftables import TABLE, Nftables, NftError, failed
 from orchestrator.cni.netconf import ANY_ADDRESS, NetConf, PortMapping
@@ -20,13 +20,13 @@ from orchestrator.cni.netlink.links import Address
 
 TAKEN = "File exists"
 CONTAINERS = "containers"
-"""What the rules know of containers, as a subject of `Nftables.ensure`."""
+"""The subject of containers' ports and addresses for `Nftables.ensure`."""
 BRIDGED = "bridged"
-"""The rules for bridged packets, likewise."""
+"""The subject of the rules for bridged frames."""
 FAMILIES = {4: ("published", "ip", "ipv4_addr"), 6: ("published6", "ip6", "ipv6_addr")}
 
 Target = tuple[PortMapping, Address]
-"""A port, and the container's address to which it leads."""
+"""A port, and the container's address behind it."""
 
 
 def _base() -> str:
@@ -50,7 +50,7 @@ def _base() -> str:
         f"add chain {TABLE} starting {{ type nat hook output priority -100; }}",
         *(f"flush chain {TABLE} {name}" for name in ("ports", "arriving", "starting")),
         *rules,
-        # A bridge's own address belongs to its network, with the name server on it.
+        # Not on a bridge's own address, on which the name server listens.
         f"add rule {TABLE} arriving iifname @members fib daddr . iif type local return",
         f"add rule {TABLE} arriving fib daddr type local jump ports",
         f"add rule {TABLE} starting fib daddr type local jump ports",
@@ -62,12 +62,12 @@ BASE = _base()
 MAPS = [name + suffix for name, _, _ in FAMILIES.values() for suffix in ("", "_at")]
 
 
-def _leads(port: PortMapping, address: Address) -> bool:
+def _same_family(port: PortMapping, address: Address) -> bool:
     return port.host_ip == ANY_ADDRESS or port.host_ip.version == address.version
 
 
 def _element(port: PortMapping, version: int) -> tuple[str, str]:
-    """Which map and which key a port has."""
+    """The map and the key of a port."""
     name, _, _ = FAMILIES[version]
     key = f"{port.protocol} . {port.host_port}"
     return (name, key) if port.host_ip == ANY_ADDRESS else (f"{name}_at", f"{port.host_ip} . {key}")
@@ -80,19 +80,20 @@ def _value(port: PortMapping, address: Address) -> str:
 def _put(targets: Iterable[Target]) -> str:
     script = ""
     for port, address in targets:
-        if _leads(port, address):
+        if _same_family(port, address):
             name, key = _element(port, address.version)
             script += f"add element {TABLE} {name} {{ {key} : {_value(port, address)} }}\n"
     return script
 
 
 def script(conf: NetConf) -> str:
-    """What has the tables and one network's rules."""
+    """The script for the tables and one network's rules."""
     return networkfirewall.script(conf) + BASE
 
 
 def ensure_bridged(nft: Nftables) -> None:
-    """Have what bridged packets need where they pass the rules, which others switch on and off."""
+    """Ensure the rules for bridged frames if br_netfilter is on, which other programs may
+    switch."""
     rules = antispoofing.between_ports(antispoofing.bridged_families())
     try:
         if rules:
@@ -101,41 +102,38 @@ def ensure_bridged(nft: Nftables) -> None:
         raise failed("nftables rules", error) from error
 
 
-def ensure(nft: Nftables, conf: NetConf, ends: Iterable[End]) -> None:
-    """Have the tables and one network's rules; what is published stays published.
+def ensure(nft: Nftables, conf: NetConf, bindings: Iterable[SourceBinding]) -> None:
+    """Ensure the tables and one network's rules; published ports stay.
 
-    `ends` are those of the network's containers on this host, for when the tables are new or were
-    changed by others.
+    `bindings` are those of the network's containers on this host, used if the tables are new or
+    were changed by others.
     """
     ensure_bridged(nft)
     try:
-        nft.ensure(conf.bridge, script(conf), lambda: antispoofing.rebind(conf.bridge, ends))
+        nft.ensure(conf.bridge, script(conf), lambda: antispoofing.rebind(conf.bridge, bindings))
     except NftError as error:
         raise failed("nftables rules", error) from error
 
 
-def restore(nft: Nftables, targets: Iterable[Target], ends: Iterable[End]) -> None:
-    """Have exactly these ports published, and these containers' ends able to reach themselves.
-
-    In one transaction, so that none is out meanwhile.
-    """
+def restore(nft: Nftables, targets: Iterable[Target], bindings: Iterable[SourceBinding]) -> None:
+    """Replace all published ports and hairpin addresses, in one transaction without an outage."""
     script = "".join(f"flush map {TABLE} {name}\n" for name in MAPS)
     script += f"flush set {TABLE} itself4\nflush set {TABLE} itself6\n"
     try:
-        nft.ensure(CONTAINERS, script + networkfirewall.itself(ends) + _put(targets))
+        nft.ensure(CONTAINERS, script + networkfirewall.hairpin(bindings) + _put(targets))
     except NftError as error:
         raise failed("published ports", error) from error
 
 
 def restored(nft: Nftables) -> bool:
-    """Whether what `restore` had last is in force still, with nothing changed since."""
+    """Whether the last `restore` is still in force."""
     return nft.holds(CONTAINERS)
 
 
-def publish(nft: Nftables, targets: Iterable[Target], end: End) -> None:
-    """Bind a container's end and publish its ports, all or none; those that already are published,
-    with the same target, are fine."""
-    script = networkfirewall.admit(end) + _put(targets)
+def publish(nft: Nftables, targets: Iterable[Target], binding: SourceBinding) -> None:
+    """Add a container's source binding and publish its ports, atomically; ports that are published
+    already with the same target are no error."""
+    script = networkfirewall.bind(binding) + _put(targets)
     nft.doubt(CONTAINERS)
     try:
         nft.run(script)
@@ -149,12 +147,14 @@ def publish(nft: Nftables, targets: Iterable[Target], end: End) -> None:
         raise failed("published ports", error) from error
 
 
-def withdraw(nft: Nftables, ports: Iterable[PortMapping], end: End | None) -> None:
-    """Publish these no more, whatever they lead to, nor let the container's end send; what is not
-    there is fine. None: the end belongs to no network that is known."""
+def unpublish(nft: Nftables, ports: Iterable[PortMapping], binding: SourceBinding | None) -> None:
+    """Unpublish ports, whatever their target, and remove the container's source binding; missing
+    ones are ignored. `binding` None: the network is unknown."""
     nft.doubt(CONTAINERS)
     scripts = (
-        [networkfirewall.dismiss(end), *networkfirewall.absolve(end)] if end is not None else []
+        [networkfirewall.unbind(binding), *networkfirewall.forget_drops(binding)]
+        if binding is not None
+        else []
     )
     for port in ports:
         for version in FAMILIES:
@@ -170,9 +170,9 @@ def withdraw(nft: Nftables, ports: Iterable[PortMapping], end: End | None) -> No
 
 
 def missing(nft: Nftables, targets: Iterable[Target]) -> str:
-    """A description of a port that is not published as it should be; empty if all are."""
+    """A port that is not published with its target, for the user; empty if all are."""
     for port, address in targets:
-        if not _leads(port, address):
+        if not _same_family(port, address):
             continue
         name, key = _element(port, address.version)
         try:

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to be in our nftables tables, and the script that leads there from what is; pure.
+"""The desired content of our nftables tables, and scripts for its changes; pure.
 
-Each thing that needs rules (a service, a network, the policies) is the owner of a `Part`. The
-parts of all owners are the ruleset, and a change of some owners becomes one script that touches
-nothing of the others, so one change costs the same beside one service and beside a thousand. Two
-owners may claim the same element, as with a port that is published twice: the first by name has
-it, and when that one goes, the next.
+Each object that needs rules (a service, a network, the policies) owns a `RuleFragment`. The ruleset
+consists of all fragments, and a change of some becomes one script that leaves the others alone, so
+a change costs the same beside one service and beside a thousand. Two owners may claim the same
+element, as with a port that is published twice: the first by name has it, and after it the next.
 
-All names are qualified as nftables wants them: `inet orc_balance vips4`.
+All names are qualified as in nftables: `inet orc_balance vips4`.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ INET, NETDEV = TABLES
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Rules in their order; a base chain says where it hooks in, which never changes."""
+    """A chain's rules; `hook` is that of a base chain, and never changes."""
 
     rules: tuple[str, ...]
     hook: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """What one owner puts into the tables.
+class RuleFragment:
+    """The chains, sets and elements of one owner.
 
-    `sets` are sets and maps with their declaration, `elements` those of any set: key to value,
-    which is empty in a set that is no map.
+    `sets` are declarations of sets and maps; `elements` are key → value for any set or map, with an
+    empty value for sets.
     """
 
     chains: Mapping[str, Chain] = field(default_factory=dict)
@@ -41,12 +40,12 @@ class Part:
     elements: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
-NOTHING = Part()
+NO_RULES = RuleFragment()
 
 
 @dataclass(slots=True)
 class _Script:
-    """Commands, by the step in which they must come."""
+    """Commands, in the order of the steps."""
 
     declared: list[str] = field(default_factory=list)
     released: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -55,7 +54,7 @@ class _Script:
     removed: list[str] = field(default_factory=list)
 
     def text(self) -> str:
-        """All of it, one transaction."""
+        """The script, one transaction."""
         return "\n".join(
             [
                 *self.declared,
@@ -73,41 +72,39 @@ def _grouped(verb: str, elements: Mapping[str, Iterable[str]]) -> list[str]:
 
 
 class Ruleset:
-    """The parts of all owners."""
+    """The fragments of all owners."""
 
     def __init__(self) -> None:
-        self._parts: dict[str, Part] = {}
+        self._fragments: dict[str, RuleFragment] = {}
         self._claims: dict[tuple[str, str], dict[str, str]] = {}
 
-    def update(self, changes: Mapping[str, Part]) -> str:
-        """Give owners other parts (`NOTHING` to be none any more); return the script for it.
-
-        Empty if nothing differs.
-        """
+    def update(self, changes: Mapping[str, RuleFragment]) -> str:
+        """Replace owners' fragments (`NO_RULES` removes an owner); return the script, which is
+        empty if nothing differs."""
         script = _Script()
         touched: dict[tuple[str, str], str | None] = {}
         chains: dict[str, Chain] = {}
-        gone: dict[str, Part] = {}
-        for owner, part in changes.items():
-            before = self._parts.get(owner, NOTHING)
-            if part == before:
+        gone: dict[str, RuleFragment] = {}
+        for owner, fragment in changes.items():
+            before = self._fragments.get(owner, NO_RULES)
+            if fragment == before:
                 continue
             gone[owner] = before
-            for name, declaration in part.sets.items():
+            for name, declaration in fragment.sets.items():
                 if before.sets.get(name) != declaration:
                     script.declared.append(f"add {declaration.format(name=name)}")
-            for name, chain in part.chains.items():
+            for name, chain in fragment.chains.items():
                 present = before.chains.get(name)
                 if present is None:
                     hook = f" {{ {chain.hook} }}" if chain.hook else ""
                     script.declared.append(f"add chain {name}{hook}")
                 if present != chain:
                     chains[name] = chain
-            self._claim(owner, before, part, touched)
-            if part == NOTHING:
-                self._parts.pop(owner, None)
+            self._claim(owner, before, fragment, touched)
+            if fragment == NO_RULES:
+                self._fragments.pop(owner, None)
             else:
-                self._parts[owner] = part
+                self._fragments[owner] = fragment
         for name, chain in chains.items():
             script.filled.append(f"flush chain {name}")
             script.filled += [f"add rule {name} {rule}" for rule in chain.rules]
@@ -120,8 +117,8 @@ class Ruleset:
             if now is not None:
                 script.bound[name].append(f"{key} : {now}" if now else key)
         for owner, before in gone.items():
-            part = changes[owner]
-            for name in before.chains.keys() - part.chains.keys():
+            fragment = changes[owner]
+            for name in before.chains.keys() - fragment.chains.keys():
                 script.removed += [f"flush chain {name}", f"delete chain {name}"]
         for owner, before in gone.items():
             for name in before.sets.keys() - changes[owner].sets.keys():
@@ -130,10 +127,14 @@ class Ruleset:
         return script.text().strip()
 
     def _claim(
-        self, owner: str, before: Part, part: Part, touched: dict[tuple[str, str], str | None]
+        self,
+        owner: str,
+        before: RuleFragment,
+        fragment: RuleFragment,
+        touched: dict[tuple[str, str], str | None],
     ) -> None:
-        for name in before.elements.keys() | part.elements.keys():
-            old, new = before.elements.get(name, {}), part.elements.get(name, {})
+        for name in before.elements.keys() | fragment.elements.keys():
+            old, new = before.elements.get(name, {}), fragment.elements.get(name, {})
             for key in old.keys() | new.keys():
                 value = new.get(key)
                 if old.get(key) == value:
@@ -152,22 +153,23 @@ class Ruleset:
         return claims[min(claims)] if claims else None
 
     def script(self) -> str:
-        """All of it, in place of whatever is there; no table where there is nothing."""
+        """The script that replaces our tables by the whole ruleset; without rules it removes
+        them."""
         fresh = Ruleset()
-        filled = fresh.update(self._parts)
+        filled = fresh.update(self._fragments)
         script = [f"add table {table}\ndelete table {table}" for table in TABLES]
         if filled:
             script += [*(f"add table {table}" for table in TABLES), filled]
         return "\n".join(script)
 
     def counts(self) -> dict[str, int]:
-        """How many rules each chain has, and elements each named set, by qualified name."""
+        """The number of rules of chains and elements of named sets, by qualified name."""
         found = {
             name: len(chain.rules)
-            for part in self._parts.values()
-            for name, chain in part.chains.items()
+            for fragment in self._fragments.values()
+            for name, chain in fragment.chains.items()
         }
-        found.update((name, 0) for part in self._parts.values() for name in part.sets)
+        found.update((name, 0) for fragment in self._fragments.values() for name in fragment.sets)
         for name, _ in self._claims:
             found[name] += 1
         return found

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules that keep encrypted networks inside their tunnels, in the table `inet orc`; pure.
+"""Rules that keep traffic of encrypted networks inside the tunnels, in the table `inet orc`; pure.
 
-Out     packets of such a network leave by a tunnel's device or not at all: also when the device is
-        gone, and when there is a default route that would take them.
-In      what comes unencrypted and claims to be of such a network, or of a host behind a tunnel, is
-        dropped. WireGuard is accepted from hosts of the cluster only, by the interface that leads
+Output  packets of such a network leave by a tunnel's device only: also when the device is missing
+        and a default route would match.
+Input   unencrypted packets that claim to be of such a network, or from a host behind a tunnel, are
+        dropped. WireGuard is accepted only from hosts of the cluster, by the interface of the route
         to them.
-Through nothing is forwarded into a tunnel or out of one: only this host's VXLAN goes there, so no
-        container can pose as a host. ICMPv6 may pass, for troubleshooting.
+Forward nothing is forwarded into a tunnel or out of one: only this host's VXLAN uses tunnels, so no
+        container can pose as a host. ICMPv6 is allowed, for troubleshooting.
 
-The kernel is a second lock: an encrypted network's VXLAN socket is IPv6 only, which a packet of the
-IPv4 underlay does not reach.
+As a second barrier, an encrypted network's VXLAN socket is IPv6 only, which packets of the IPv4
+underlay cannot reach.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from orchestrator.cni.firewall.nftables import TABLE
 from orchestrator.cni.netconf import DEFAULT_PORT, NetConf
 
 DEVICES = ("orcwg0", "orcwg1")
-"""WireGuard's; see `tunnels`."""
+"""WireGuard devices; see `overlay.tunnelkeys`."""
 PORTS = (51840, 51841)
-"""Of a host's keys in turn; UDP."""
+"""UDP ports of these devices."""
 PREFIX = IPv6Network("fd6f:7263::/32")
 """Addresses inside the tunnels; RFC 4193."""
 TUNNELS = f"{{ {', '.join(DEVICES)} }}"
@@ -73,7 +73,7 @@ def _chains(conf: NetConf) -> dict[str, tuple[str, str]]:
 
 
 def script(conf: NetConf) -> str:
-    """What a network needs, if it is encrypted."""
+    """The script for a network; empty unless it is encrypted."""
     chains = _chains(conf)
     return (BASE if chains else "") + "".join(
         f"add chain {TABLE} {name} {{ {hook} }}\nflush chain {TABLE} {name}\n"
@@ -82,12 +82,12 @@ def script(conf: NetConf) -> str:
     )
 
 
-ABSENCE = tuple(f"delete chain {TABLE} {name}\n" for name in HOOKS)
-"""The reverse of `BASE`; each is a script, as not all may be there."""
+REMOVAL = tuple(f"delete chain {TABLE} {name}\n" for name in HOOKS)
+"""The reverse of `BASE`; separate scripts, since some chains may be missing."""
 
 
 def removal(conf: NetConf) -> str:
-    """The reverse of a network's own part of `script`; what is not there is fine."""
+    """The reverse of a network's own chains in `script`; missing ones are ignored."""
     return "".join(
         f"add chain {TABLE} {name} {{ {hook} }}\ndelete chain {TABLE} {name}\n"
         for name, (hook, _) in _chains(conf).items()

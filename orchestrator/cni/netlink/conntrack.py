@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections that the kernel tracks: listed, counted, forgotten (ctnetlink).
+"""The kernel's connection tracking table: list, count and delete flows (ctnetlink).
 
-A translation is chosen by a flow's first packet. UDP has no end of a flow: a client that keeps
-sending would reach the container that had the port before, or none, for as long as it goes on. So
-flows to a UDP port are forgotten whenever its target changes, and the next packet starts a new one
+NAT is decided by a flow's first packet. A UDP flow lasts while its client keeps sending: packets
+would go to the container that had the port before. So flows to a UDP port are deleted whenever its
+target changes, and the next packet starts a new flow
 (include/uapi/linux/netfilter/nfnetlink_conntrack.h). `balancing.staleflows` has the rules for
 balanced services.
 
-A host may track some 10,000 connections, hence the short cut for IPv4 with ports: the kernel puts
+A host may track some 10,000 connections, hence the fast path for IPv4 with ports: the kernel puts
 all their attributes at fixed offsets (ctnetlink_fill_info in net/netfilter/nf_conntrack_netlink.c).
-Bytes are counted while nf_conntrack_acct is set, of connections that began since then.
+Bytes are counted while nf_conntrack_acct is set, for connections that began since then.
 """
 
 from __future__ import annotations
@@ -36,94 +36,6 @@ NLA_F_NESTED = 0x8000
 UDP = socket.IPPROTO_UDP
 USAGE = Path("/proc/sys/net/netfilter")
 STATISTICS = Path("/proc/self/net/stat/nf_conntrack")
-
-
-@record
-class Flow:
-    """A connection: `asked` (packed) and `port` are whom the client sends to, `server` who answers.
-
-    The two addresses differ where the destination was translated.
-    """
-
-    protocol: int
-    asked: bytes
-    port: int
-    server: bytes
-
-
-@record
-class Usage:
-    """`count` connections of at most `limit`; `refused` found no room since the host started."""
-
-    count: int
-    limit: int
-    refused: int
-
-
-def forget_udp(ports: Collection[int]) -> int:
-    """Forget the flows that were sent to these UDP ports; return how many there were."""
-    wanted = frozenset(ports)
-    if not wanted:
-        return 0
-    return forget(lambda flow: flow.protocol == UDP and flow.port in wanted, translated=False)
-
-
-def forget(doomed: Callable[[Flow], bool], *, translated: bool = True) -> int:
-    """Forget the connections that are `doomed`; return how many there were.
-
-    Those whose destination was `translated` only, or all. The clients notice nothing but that
-    their next packet is the first one.
-    """
-    ask = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
-    size = len(ask)
-    if translated:  # a kernel that does not know the filter (before 5.19) gives all
-        ask += attribute(CTA_STATUS, IPS_DST_NAT) + attribute(CTA_STATUS_MASK, IPS_DST_NAT)
-    requests = []
-    with NetlinkSocket(NETLINK_NETFILTER) as sock:
-        # In one dump for both families: the kernel walks all of its table for each.
-        for body in sock.dump(Request(GET, ask)):
-            found = attributes(body, size)
-            reply = found.get(CTA_TUPLE_REPLY, b"")
-            if doomed(_flow(found.get(CTA_TUPLE_ORIG, b""), reply)):
-                # Named by its answers, from the server that is doomed. By what the client asks it
-                # could be another one by now: a port is taken again at once where many are used.
-                flow = attribute(CTA_TUPLE_REPLY | NLA_F_NESTED, reply)
-                requests.append(Request(DELETE, body[:size] + flow))
-        for outcome in sock.attempt(requests):
-            if outcome is not None and outcome.errno != errno.ENOENT:
-                raise outcome
-    return len(requests)
-
-
-def _flow(original: bytes, reply: bytes) -> Flow:
-    asks = attributes(original)
-    asked, transport = attributes(asks.get(CTA_TUPLE_IP, b"")), attributes(asks[CTA_TUPLE_PROTO])
-    answers = attributes(attributes(reply).get(CTA_TUPLE_IP, b""))
-    return Flow(
-        protocol=int.from_bytes(transport.get(CTA_PROTO_NUM, b""), "big"),
-        asked=asked.get(CTA_IP_V4_DST) or asked.get(CTA_IP_V6_DST) or b"",
-        port=int.from_bytes(transport.get(CTA_PROTO_DST_PORT, b""), "big"),
-        server=answers.get(CTA_IP_V4_SRC) or answers.get(CTA_IP_V6_SRC) or b"",
-    )
-
-
-def address(packed: bytes) -> IPv4Address | IPv6Address | None:
-    """A flow's server as an address; None if the kernel named none."""
-    return ip_address(packed) if packed else None
-
-
-def usage() -> Usage:
-    """How much room the table has, in this network namespace; all 0 where nothing is tracked."""
-    try:
-        count = int((USAGE / "nf_conntrack_count").read_text())
-        limit = int((USAGE / "nf_conntrack_max").read_text())
-        names, *rows = [line.split() for line in STATISTICS.read_text().splitlines()]
-    except FileNotFoundError:
-        return Usage(0, 0, 0)
-    dropped = names.index("drop")
-    return Usage(count, limit, sum(int(row[dropped], 16) for row in rows))
-
-
 CTA_PROTOINFO, CTA_COUNTERS_ORIG, CTA_COUNTERS_REPLY = 4, 9, 10
 CTA_PROTOINFO_TCP = CTA_PROTOINFO_TCP_STATE = 1
 CTA_COUNTERS_BYTES = 2
@@ -137,15 +49,104 @@ _TUPLE = 52
 """Bytes of an IPv4 tuple with ports."""
 _PLAIN = struct.pack("=HH", _TUPLE, CTA_TUPLE_ORIG | 0x8000)
 _SOURCE, _PROTOCOL, _FROM_PORT = slice(12, 16), 32, slice(40, 42)
-"""Places in such a tuple."""
+"""Offsets in such a tuple."""
+
+
+@record
+class Flow:
+    """A connection: original `destination` (packed) and `port`, and the `server` that replies.
+
+    The two addresses differ where the destination was translated (DNAT).
+    """
+
+    protocol: int
+    destination: bytes
+    port: int
+    server: bytes
+
+
+@record
+class Usage:
+    """Tracked connections, their limit, and packets dropped since boot as the table was full."""
+
+    count: int
+    limit: int
+    refused: int
+
+
+def delete_udp(ports: Collection[int]) -> int:
+    """Delete the flows to these UDP ports; return their number."""
+    wanted = frozenset(ports)
+    if not wanted:
+        return 0
+    return delete(lambda flow: flow.protocol == UDP and flow.port in wanted, translated=False)
+
+
+def delete(stale: Callable[[Flow], bool], *, translated: bool = True) -> int:
+    """Delete the connections for which `stale` holds; return their number.
+
+    `translated`: only of those whose destination was translated. A client's next packet starts a
+    new connection.
+    """
+    ask = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
+    size = len(ask)
+    if translated:  # kernels before 5.19 ignore the filter
+        ask += attribute(CTA_STATUS, IPS_DST_NAT) + attribute(CTA_STATUS_MASK, IPS_DST_NAT)
+    requests = []
+    with NetlinkSocket(NETLINK_NETFILTER) as sock:
+        # In one dump for both families: the kernel walks all of its table for each.
+        for body in sock.dump(Request(GET, ask)):
+            found = attributes(body, size)
+            reply = found.get(CTA_TUPLE_REPLY, b"")
+            if stale(_flow(found.get(CTA_TUPLE_ORIG, b""), reply)):
+                # Identified by the reply tuple, from the stale server. The original tuple may be
+                # that of a newer connection by now: busy clients reuse ports at once.
+                flow = attribute(CTA_TUPLE_REPLY | NLA_F_NESTED, reply)
+                requests.append(Request(DELETE, body[:size] + flow))
+        for outcome in sock.attempt(requests):
+            if outcome is not None and outcome.errno != errno.ENOENT:
+                raise outcome
+    return len(requests)
+
+
+def _flow(original: bytes, reply: bytes) -> Flow:
+    sent = attributes(original)
+    destination, transport = (
+        attributes(sent.get(CTA_TUPLE_IP, b"")),
+        attributes(sent[CTA_TUPLE_PROTO]),
+    )
+    replied = attributes(attributes(reply).get(CTA_TUPLE_IP, b""))
+    return Flow(
+        protocol=int.from_bytes(transport.get(CTA_PROTO_NUM, b""), "big"),
+        destination=destination.get(CTA_IP_V4_DST) or destination.get(CTA_IP_V6_DST) or b"",
+        port=int.from_bytes(transport.get(CTA_PROTO_DST_PORT, b""), "big"),
+        server=replied.get(CTA_IP_V4_SRC) or replied.get(CTA_IP_V6_SRC) or b"",
+    )
+
+
+def address(packed: bytes) -> IPv4Address | IPv6Address | None:
+    """A flow's server as an address; None if the kernel named none."""
+    return ip_address(packed) if packed else None
+
+
+def usage() -> Usage:
+    """Usage of the table in this network namespace; all 0 where nothing is tracked."""
+    try:
+        count = int((USAGE / "nf_conntrack_count").read_text())
+        limit = int((USAGE / "nf_conntrack_max").read_text())
+        names, *rows = [line.split() for line in STATISTICS.read_text().splitlines()]
+    except FileNotFoundError:
+        return Usage(0, 0, 0)
+    dropped = names.index("drop")
+    return Usage(count, limit, sum(int(row[dropped], 16) for row in rows))
 
 
 @record
 class Connection:
-    """Who asked whom, at which port: of who answers, behind any translation.
+    """A client's connection to `port` of a server, after any translation.
 
-    `id` is the same for as long as it lasts. `sent` and `received` are bytes as the client sees
-    them, 0 where they are not counted.
+    `id` stays the same while it lasts. `sent` and `received` are bytes as the client sees them, 0
+    where they are not counted.
     """
 
     id: bytes
@@ -159,7 +160,7 @@ class Connection:
 
 
 def connections(addresses: Collection[bytes]) -> list[Connection]:
-    """Those in which one of these addresses (packed) has a part. Raises OSError."""
+    """The connections from or to these addresses (packed). Raises OSError."""
     ask = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
     with NetlinkSocket(NETLINK_NETFILTER) as sock:
         return list(_read(sock.dump(Request(GET, ask)), addresses))
@@ -174,7 +175,7 @@ def counts_bytes() -> bool:
 
 
 def count_bytes(wanted: bool) -> None:
-    """Have the kernel count the bytes of connections that begin from now on, or not."""
+    """Switch counting of bytes on or off, for connections that begin from now on."""
     COUNTING.write_text(f"{int(wanted)}\n")
 
 
@@ -220,8 +221,8 @@ def _ends(nested: bytes) -> tuple[bytes, int, bytes]:
 
 def _open(protocol: int, details: dict[int, bytes]) -> bool:
     if protocol == socket.IPPROTO_TCP:
-        about = attributes(attributes(details.get(CTA_PROTOINFO, b"")).get(CTA_PROTOINFO_TCP, b""))
-        return about.get(CTA_PROTOINFO_TCP_STATE, b"")[:1] == bytes([TCP_ESTABLISHED])
+        tcp = attributes(attributes(details.get(CTA_PROTOINFO, b"")).get(CTA_PROTOINFO_TCP, b""))
+        return tcp.get(CTA_PROTOINFO_TCP_STATE, b"")[:1] == bytes([TCP_ESTABLISHED])
     return bool(int.from_bytes(details.get(CTA_STATUS, b""), "big") & IPS_SEEN_REPLY)
 
 

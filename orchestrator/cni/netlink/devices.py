@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Making bridges, VXLAN devices and WireGuard devices; the numbers of namespaces. By pyroute2.
+"""Create bridges, VXLAN and WireGuard devices; look up namespace ids. With pyroute2.
 
-Import it where a device is made: what only connects containers does without pyroute2 (`messages`).
+Import it where a device is created: connecting a container does not need pyroute2 (`messages`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Attributes = list[tuple[str, Any]]
 
 
 def create_bridge(sock: RouteSocket, name: str, mac: str) -> None:
-    """Make a bridge, up, with a pinned MAC: else it would take the lowest of its ports'."""
+    """Create a bridge, up, with a fixed MAC; by default it has the lowest of its ports' MACs."""
     create(sock, UP, [("IFLA_IFNAME", name), ("IFLA_ADDRESS", mac)], "bridge")
 
 
 def create_vxlan(sock: RouteSocket, name: str, mac: str, mtu: int, vxlan: Vxlan) -> None:
-    """Make a VXLAN device, up, with no default destination."""
+    """Create a VXLAN device, up, without a default destination."""
     data: Attributes = [
         ("IFLA_VXLAN_ID", vxlan.vni),
         ("IFLA_VXLAN_LEARNING", int(vxlan.learning)),
@@ -42,7 +42,7 @@ def create_vxlan(sock: RouteSocket, name: str, mac: str, mtu: int, vxlan: Vxlan)
 
 
 def create_wireguard(sock: RouteSocket, name: str, mtu: int) -> None:
-    """Make a WireGuard device, down and without a key."""
+    """Create a WireGuard device, down and without a key."""
     create(sock, {}, [("IFLA_IFNAME", name), ("IFLA_MTU", mtu)], "wireguard")
 
 
@@ -53,8 +53,8 @@ def create(
     kind: str,
     data: Attributes | None = None,
 ) -> None:
-    """Make a device of a kind (`ip link`), with a message's fields and attributes, and the kind's
-    own ones (`data`)."""
+    """Create a device of a kind (`ip link add type`): a message's `fields`, its attributes
+    (`head`), and the kind's own attributes (`data`)."""
     info: Attributes = [("IFLA_INFO_KIND", kind)]
     if data:
         info.append(("IFLA_INFO_DATA", {"attrs": data}))
@@ -63,6 +63,6 @@ def create(
 
 
 def namespace_id(sock: RouteSocket, namespace: int) -> int:
-    """The number that the socket's namespace has for another one (a descriptor)."""
+    """The id (nsid) that the socket's namespace has for another one (a descriptor)."""
     ask = request(NAMESPACE, RTM_GETNSID, {}, [("NETNSA_FD", namespace)])
     return int(parsed(NAMESPACE, sock.get(ask)).get_attr("NETNSA_NSID"))

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links and addresses, typed: read, changed, removed, and veth pairs made.
+"""Links and addresses, typed: read, change, remove; create veth pairs.
 
-`routing` has routes and neighbours, `devices` makes the devices of networks.
+`routing` has routes and neighbours, `devices` creates the devices of networks.
 
-Reads return what the kernel has, as plain values. Writes come in two shapes: functions that act
-at once, and functions named `*_request` that return a message, so that callers can batch them.
+Reads return plain values. Writes come in two forms: functions that act at once, and functions named
+`*_request` that return a message, so that callers can batch them.
 Addresses are `ipaddress` objects, MACs lower-case text, interfaces their index.
 
-Encoded and read by hand, as is `routing`: this is the path of every container, and each link is
+Encoded and decoded here, as in `routing`: this is the path of every container, and each link is
 read at every pass. All messages of one ADD take 0.2 ms here and 5.1 ms with pyroute2's classes, as
 much as the whole ADD; a link takes 19 and 414 µs to read, a route 7 and 87 µs, and a network of a
 thousand peers has five thousand entries (`make bench ARGS="--only encoding"`). A unit test compares
@@ -71,16 +71,16 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Interface = IPv4Interface | IPv6Interface
 
-DOOMED = 0x6F7263  # the group of links that are removed together
+DELETION_GROUP = 0x6F7263  # group of links that are deleted together
 NAME_LIMIT = 15  # IFNAMSIZ without its terminating zero
 
 
 @record
 class Vxlan:
-    """What makes a VXLAN device the one it is; none of it can be changed later.
+    """The properties of a VXLAN device that cannot be changed later.
 
-    `local` is 0.0.0.0 where the route to the other host says from which address packets leave.
-    `ipv6`: they go over IPv6, without checksums.
+    `local` is 0.0.0.0 where the route to the other host determines the source address.
+    `ipv6`: the underlay is IPv6, without UDP checksums.
     """
 
     vni: int
@@ -92,9 +92,9 @@ class Vxlan:
 
 @record
 class Port:
-    """A port of a bridge: does it forward, only to and from the bridge's own device, and learn?
+    """Settings of a bridge port; `isolated`: it forwards only to and from the bridge's own device.
 
-    `locked`: it takes only frames from hardware addresses that are stated to be behind it.
+    `locked`: it accepts only frames from MACs that the bridge's FDB has for this port.
     """
 
     forwarding: bool
@@ -107,8 +107,8 @@ class Port:
 class Link:
     """An interface as the kernel reports it.
 
-    `peer` is the index of a veth's other end, `peer_namespace` the number of the namespace that it
-    is in, if it is in another (`devices.namespace_id`); `port` is set for ports of bridges.
+    `peer` is the index of a veth's peer, `peer_namespace` the id of the peer's namespace if that is
+    another one (`devices.namespace_id`); `port` is set for ports of bridges.
     """
 
     index: int
@@ -164,7 +164,7 @@ def _string(raw: bytes | None) -> str:
 
 
 def read_link(body: bytes) -> Link:
-    """An interface in an answer."""
+    """Decode an interface."""
     _, _, index, flags, _ = IFINFO.unpack_from(body)
     found = attributes(body, IFINFO.size)
     info = attributes(found.get(IFLA_LINKINFO, b""))
@@ -208,7 +208,7 @@ def _ifinfo(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
 
 
 def link_query(name: str = "", index: int = 0) -> Request:
-    """Ask for the interface of that name or index."""
+    """A query for the interface of that name or index."""
     body = _ifinfo(index) + u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
     if name:
         body += text(IFLA_IFNAME, name)
@@ -235,7 +235,7 @@ def links(sock: RouteSocket, master: int = 0) -> list[Link]:
 
 @record
 class VethPair:
-    """A cable: `host` is a port of the bridge with index `master`, `inside` is the other end."""
+    """A veth pair: `host` is a port of the bridge with index `master`, `inside` is its peer."""
 
     host: str
     master: int
@@ -245,7 +245,7 @@ class VethPair:
 
 
 def veth_request(pair: VethPair, namespace: int) -> Request:
-    """Make a veth pair whose other end is born in `namespace` (a descriptor), under its name."""
+    """Create a veth pair whose peer is created in `namespace` (a descriptor), under its name."""
     peer = (
         _ifinfo()
         + text(IFLA_IFNAME, pair.inside)
@@ -265,7 +265,7 @@ def veth_request(pair: VethPair, namespace: int) -> Request:
 
 
 def link_request(index: int, *, mtu: int = 0, mac: str = "", master: int = 0) -> Request:
-    """Set an interface up, and those of the other properties that are given."""
+    """Set an interface up, and the other properties that are given."""
     body = _ifinfo(index, IFF_UP, IFF_UP)
     if mtu:
         body += u32(IFLA_MTU, mtu)
@@ -282,12 +282,11 @@ def _port(index: int, more: bytes, port: bytes) -> Request:
 
 
 def port_request(index: int, alias: str, *, isolated: bool, locked: bool) -> Request:
-    """Label a port of a bridge, and say what it may pass.
+    """Configure a port of a bridge, with an alias.
 
-    What is behind it is stated (`routing.station_request`), not learned, and a `locked` one drops
-    frames from other hardware addresses (since Linux 5.18; older kernels ignore it). Frames pass
-    between an `isolated` port and the bridge's own device only. Another one may send a frame back
-    to where it came from (hairpin).
+    Its FDB entries are static (`routing.bridge_fdb_request`), not learned, and a `locked` port
+    drops frames from other MACs (since Linux 5.18; older kernels ignore it). An `isolated` port
+    forwards only to and from the bridge's own device; others are in hairpin mode.
     """
     return _port(
         index,
@@ -299,27 +298,27 @@ def port_request(index: int, alias: str, *, isolated: bool, locked: bool) -> Req
     )
 
 
-def open_request(index: int) -> Request:
-    """Let a bridge pass frames at a port that was muted.
+def enable_port_request(index: int) -> Request:
+    """Set a disabled bridge port to forwarding.
 
-    Refused with ENETDOWN while the kernel has not noticed that the cable's other end is up: it then
-    opens the port by itself, as it does with a new one.
+    Fails with ENETDOWN while the kernel has not noticed the carrier; it enables the port then, as
+    it does with a new one.
     """
     return _port(index, b"", attribute(IFLA_BRPORT_STATE, bytes([BR_STATE_FORWARDING])))
 
 
-def mute_request(index: int) -> Request:
-    """Let a bridge pass nothing at a port any more."""
+def disable_port_request(index: int) -> Request:
+    """Set a bridge port to disabled: it forwards nothing."""
     return _port(index, b"", attribute(IFLA_BRPORT_STATE, bytes([BR_STATE_DISABLED])))
 
 
 def set_loopback_up(sock: RouteSocket) -> None:
-    """A new namespace's loopback interface always has index 1, and is down."""
+    """Set loopback up, which is down in a new namespace; its index is always 1."""
     sock.execute(link_request(LOOPBACK))
 
 
 def delete_link(sock: RouteSocket, index: int) -> bool:
-    """Remove an interface (a veth with both ends); return False if it was gone already."""
+    """Remove an interface (a veth with both ends); return False if it did not exist."""
     try:
         sock.execute(Request(RTM_DELLINK, _ifinfo(index)))
     except NetlinkError as error:
@@ -330,10 +329,12 @@ def delete_link(sock: RouteSocket, index: int) -> bool:
 
 
 def delete_links(sock: RouteSocket, indexes: Collection[int]) -> None:
-    """Remove many interfaces in the time of one: the kernel waits for its readers once."""
-    marks = [Request(RTM_NEWLINK, _ifinfo(index) + u32(IFLA_GROUP, DOOMED)) for index in indexes]
+    """Remove many interfaces in the time of one: the kernel waits for RCU readers once."""
+    marks = [
+        Request(RTM_NEWLINK, _ifinfo(index) + u32(IFLA_GROUP, DELETION_GROUP)) for index in indexes
+    ]
     if any(outcome is None for outcome in sock.attempt(marks)):
-        sock.execute(Request(RTM_DELLINK, _ifinfo() + u32(IFLA_GROUP, DOOMED)))
+        sock.execute(Request(RTM_DELLINK, _ifinfo() + u32(IFLA_GROUP, DELETION_GROUP)))
 
 
 # -- addresses -----------------------------------------------------------------------------------
@@ -361,13 +362,13 @@ def with_prefix(address: Address, prefix: int) -> Interface:
 
 
 def address_request(
-    index: int, address: Interface, *, alone: bool = False, remove: bool = False
+    index: int, address: Interface, *, no_prefix_route: bool = False, remove: bool = False
 ) -> Request:
-    """Give an interface an address, or take it away. `alone`: without a route to its network.
+    """Add or remove an address. `no_prefix_route`: without a route to its network.
 
-    It can be used at once: no other host is asked whether it has it (IPv6's DAD).
+    It can be used at once, without IPv6's duplicate address detection.
     """
-    flags = IFA_F_NOPREFIXROUTE if alone else 0
+    flags = IFA_F_NOPREFIXROUTE if no_prefix_route else 0
     if address.version == 6:
         flags |= IFA_F_NODAD
     head = IFADDR.pack(family(address.ip), address.network.prefixlen, 0, 0, index)
@@ -379,12 +380,16 @@ def address_request(
 
 
 def ensure_addresses(
-    sock: RouteSocket, index: int, wanted: Collection[Interface], *, alone: bool = False
+    sock: RouteSocket, index: int, wanted: Collection[Interface], *, no_prefix_route: bool = False
 ) -> None:
-    """Leave the interface with exactly these addresses, link-local ones aside."""
+    """Give the interface exactly these addresses, besides link-local ones."""
     present = {address for _, address in addresses(sock, index)}
     stale = [address_request(index, one, remove=True) for one in present if one not in wanted]
-    missing = [address_request(index, one, alone=alone) for one in wanted if one not in present]
+    missing = [
+        address_request(index, one, no_prefix_route=no_prefix_route)
+        for one in wanted
+        if one not in present
+    ]
     for outcome in sock.attempt(stale):
         if outcome is not None and outcome.errno != errno.EADDRNOTAVAIL:
             raise outcome

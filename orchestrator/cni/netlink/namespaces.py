@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named network namespaces: made, entered and removed without fork, by a single-threaded process.
+"""Named network namespaces: create, enter and remove them without fork, single-threaded.
 
-A namespace lives as long as a process, a descriptor or a mount holds it. Ours are held by a bind
-mount on an ordinary file, as `ip netns` does it, so they outlive their maker.
+A namespace exists while a process, a descriptor or a mount refers to it. Ours are bind-mounted on
+an ordinary file, as `ip netns` does it, so they outlive the process that created them.
 
-pyroute2's `netns.create` is not used: it forks the process, which takes 27 ms at best where this
-takes 1 ms, once for each container.
+pyroute2's `netns.create` is not used: it forks, which takes 27 ms at best, for each container; this
+takes 1 ms.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ ORPHAN_RETRIES = Path("/proc/sys/net/ipv4/tcp_orphan_retries")
 
 @contextmanager
 def _returning() -> Iterator[None]:
-    """Come back to the present namespace at the end, whatever happens in between."""
-    home = os.open(OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
+    """Return to the current namespace at the end."""
+    original = os.open(OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield
     finally:
         try:
-            libc.setns(home, libc.CLONE_NEWNET)
+            libc.setns(original, libc.CLONE_NEWNET)
         finally:
-            os.close(home)
+            os.close(original)
 
 
 @contextmanager
 def opened(path: Path | str) -> Iterator[int]:
-    """A descriptor of the namespace at `path`; raises `CniError` INVALID_NETNS if there is none."""
+    """A descriptor of the namespace at `path`; raises `CniError` INVALID_NETNS."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -65,7 +65,7 @@ def is_own(namespace: int) -> bool:
 
 @contextmanager
 def inside(namespace: int) -> Iterator[None]:
-    """Be in another namespace (a descriptor); what is opened meanwhile stays there."""
+    """Enter another namespace (a descriptor); sockets opened meanwhile stay there."""
     with _returning():
         try:
             libc.setns(namespace, libc.CLONE_NEWNET)
@@ -78,18 +78,18 @@ def inside(namespace: int) -> Iterator[None]:
 
 @contextmanager
 def route_socket(namespace: int, groups: int = 0) -> Iterator[RouteSocket]:
-    """A netlink socket of another namespace; only its opening happens inside."""
+    """A netlink socket of another namespace, which is entered only to open it."""
     with inside(namespace):
         sock = RouteSocket(groups)
     with sock:
         yield sock
 
 
-def give_up_orphans(namespace: int) -> None:
-    """Have a namespace not wait for connections whose processes are gone.
+def limit_orphan_retries(namespace: int) -> None:
+    """Limit retries of orphaned TCP connections in a namespace (tcp_orphan_retries).
 
-    The kernel would try for a minute or two to send what their processes left unsent, and keep the
-    namespace and its devices for as long.
+    By default the kernel retransmits unsent data of ended processes for a minute or two, and keeps
+    the namespace and its devices meanwhile.
     """
     with inside(namespace), suppress(OSError):
         ORPHAN_RETRIES.write_text("1")
@@ -104,7 +104,7 @@ def exists(path: Path | str) -> bool:
 
 
 def ensure(path: Path) -> bool:
-    """Make the namespace at `path`, loopback up, unless it exists; return whether it was made."""
+    """Create the namespace at `path`, loopback up, unless it exists; return whether it did."""
     if exists(path):
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def ensure(path: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Unmount and unlink the namespace at `path`; what is gone already is fine."""
+    """Unmount and unlink the namespace at `path`, if it exists."""
     while True:
         try:
             libc.umount(path, libc.MNT_DETACH)

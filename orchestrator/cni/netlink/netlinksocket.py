@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rtnetlink wire format (netlink(7), rtnetlink(7)) and a blocking socket that speaks it.
 
-Many requests go to the kernel in one system call, and come back as one acknowledgement each: a
-thousand peers are a few dozen calls. The kernel's own explanation of an error (extended
-acknowledgement) is kept in the exception.
+Requests are sent in batches, many in one system call, and acknowledged one by one: a thousand peers
+take a few dozen calls. The exception has the kernel's message (extended acknowledgement).
 
 pyroute2's sockets are not used: they run an event loop for each call (1.3 ms to get one link, 0.04
-ms here) and give one outcome for a batch.
+ms here) and report one outcome for a batch.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ DUMP_ATTEMPTS = 10
 
 
 class NetlinkError(OSError):
-    """The kernel refused a request: `errno`, and its own words where it gave any."""
+    """A request failed: `errno`, and the kernel's message if it sent one."""
 
 
 @record
@@ -107,25 +106,25 @@ def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 
 
 def refusal(flags: int, body: bytes) -> NetlinkError | None:
-    """The error in an acknowledgement, or None if it says that all went well."""
+    """The error in an acknowledgement; None for success."""
     (code,) = struct.unpack_from("=i", body)
     if code == 0:
         return None
-    words = os.strerror(-code)
+    message = os.strerror(-code)
     if flags & NLM_F_ACK_TLVS:
         (echoed,) = struct.unpack_from("=I", body, 4)
         offset = 4 + (HEADER.size if flags & NLM_F_CAPPED else (echoed + 3) & ~3)
         explained = attributes(body, offset).get(NLMSGERR_ATTR_MSG)
         if explained:
-            words = explained.rstrip(b"\0").decode(errors="replace")
-    return NetlinkError(-code, words)
+            message = explained.rstrip(b"\0").decode(errors="replace")
+    return NetlinkError(-code, message)
 
 
 class NetlinkSocket:
-    """A netlink socket of the network namespace in which it was opened, for good.
+    """A netlink socket of the network namespace in which it was opened.
 
-    `groups` is the mask of the kernel's events that it receives (see `wait`); a socket of events
-    sends no requests.
+    `groups` is the mask of multicast groups whose events it receives (see `wait`); a socket with
+    groups sends no requests.
     """
 
     def __init__(self, protocol: int, groups: int = 0) -> None:
@@ -152,7 +151,7 @@ class NetlinkSocket:
         )
 
     def attempt(self, requests: Sequence[Request]) -> list[NetlinkError | None]:
-        """Send all requests; return the outcome of each, in order. One failing stops no other."""
+        """Send all requests; return the outcome of each, in order. A failed one stops no other."""
         outcomes: list[NetlinkError | None] = []
         for start in range(0, len(requests), BATCH):
             batch = requests[start : start + BATCH]
@@ -168,7 +167,7 @@ class NetlinkSocket:
         return outcomes
 
     def execute(self, *requests: Request) -> None:
-        """Send all requests; raise the first `NetlinkError` that the kernel answered."""
+        """Send all requests; raise the first `NetlinkError`."""
         for outcome in self.attempt(requests):
             if outcome is not None:
                 raise outcome
@@ -185,15 +184,15 @@ class NetlinkSocket:
                 return body
 
     def dump(self, request: Request) -> list[bytes]:
-        """Send a request for all objects; return their bodies, from one consistent pass.
+        """Send a request for all objects; return their bodies, from one consistent dump.
 
-        A dump that the kernel marks as interrupted by a change is taken again.
+        A dump that the kernel marks as interrupted by a change (NLM_F_DUMP_INTR) is repeated.
         """
         for _ in range(DUMP_ATTEMPTS):
             bodies, consistent = self._dump_once(request)
             if consistent:
                 return bodies
-        raise NetlinkError(16, "the kernel's tables change faster than they can be read")
+        raise NetlinkError(errno.EBUSY, "the kernel's tables change faster than they can be read")
 
     def _dump_once(self, request: Request) -> tuple[list[bytes], bool]:
         self._socket.send(self._frame(request, NLM_F_REQUEST | NLM_F_DUMP))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Routes of marked packets: rules of the routing policy, and a table for each.
+"""Policy routing: rules that match marked packets, and a routing table for each.
 
-A rule and its table are ours by the rule's priority. The number of a table is that of the bridge
-that the packets come from, so tables of two networks never meet.
+Rules and tables are identified as ours by the rule's priority. A table's number derives from the
+index of the bridge from which the packets come, so that networks never share one.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """Packets from the interface named `source` whose mark matches leave by `device` (an index)."""
+class MarkedRoute:
+    """A route for packets from the interface `source` with a mark, by `device` (an index)."""
 
     source: str
     device: int
@@ -52,7 +52,7 @@ class _Rule:
     table: int
 
     def request(self, kind: int) -> Request:
-        """The request to make it (RTM_NEWRULE) or to remove it."""
+        """The request to add it (RTM_NEWRULE) or to remove it."""
         return request(
             RULE,
             kind,
@@ -70,7 +70,7 @@ class _Rule:
 
 @dataclass(frozen=True, slots=True)
 class _Default:
-    """The one route of a table."""
+    """The default route of a table."""
 
     family: int
     table: int
@@ -78,27 +78,29 @@ class _Default:
     gateway: IPv4Address | IPv6Address | None
 
 
-def ensure(sock: RouteSocket, ways: Iterable[Way]) -> None:
-    """Have exactly these ways; those of others are not touched. Routes come before their rules."""
+def ensure(sock: RouteSocket, wanted: Iterable[MarkedRoute]) -> None:
+    """Ensure exactly these routes of ours exist. Tables are filled before their rules are added."""
     rules, routes = set(), set()
-    for way in ways:
-        bridge = links.get_link(sock, way.source)
+    for route in wanted:
+        bridge = links.get_link(sock, route.source)
         if bridge is None:
             continue
-        family = socket.AF_INET if isinstance(way.gateway, IPv4Address) else socket.AF_INET6
+        family = socket.AF_INET if isinstance(route.gateway, IPv4Address) else socket.AF_INET6
         table = TABLES + bridge.index
-        rules.add(_Rule(family, way.source, way.mark, way.mask, table))
-        routes.add(_Default(family, table, way.device, way.gateway))
-    present = _rules(sock)
-    tables = {(rule.family, rule.table) for rule in present | rules}
-    standing = {route for family, table in tables for route in _routes(sock, family, table)}
-    sock.execute(*[_put(route) for route in routes - standing])
-    for outcome in sock.attempt([rule.request(RTM_NEWRULE) for rule in rules - present]):
+        rules.add(_Rule(family, route.source, route.mark, route.mask, table))
+        routes.add(_Default(family, table, route.device, route.gateway))
+    present_rules = _rules(sock)
+    tables = {(rule.family, rule.table) for rule in present_rules | rules}
+    present_routes = {route for family, table in tables for route in _routes(sock, family, table)}
+    sock.execute(*[_put(route) for route in routes - present_routes])
+    for outcome in sock.attempt([rule.request(RTM_NEWRULE) for rule in rules - present_rules]):
         if outcome is not None and outcome.errno != errno.EEXIST:
             raise outcome
-    wanted = {(route.family, route.table) for route in routes}
-    stale = [rule.request(RTM_DELRULE) for rule in present - rules]
-    stale += [_drop(route) for route in standing if (route.family, route.table) not in wanted]
+    wanted_tables = {(route.family, route.table) for route in routes}
+    stale = [rule.request(RTM_DELRULE) for rule in present_rules - rules]
+    stale += [
+        _drop(route) for route in present_routes if (route.family, route.table) not in wanted_tables
+    ]
     for outcome in sock.attempt(stale):
         if outcome is not None and outcome.errno not in (errno.ENOENT, errno.ESRCH):
             raise outcome

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Routes, neighbours and forwarding entries of one interface, typed; see `links`."""
+"""Routes, neighbours and FDB entries of one interface, typed; see `links`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RTPROT_RA = 9
 RTN_LOCAL = 2
 RTMGRP_IPV6_ROUTE = 0x400
 LOCAL_SECONDS = 10.0
-USUAL_METRIC6 = 1024  # IP6_RT_PRIO_USER
+DEFAULT_METRIC6 = 1024  # IP6_RT_PRIO_USER
 NDA_DST, NDA_LLADDR, NDA_IFINDEX, NDA_MASTER = 1, 2, 8, 9
 NUD_NOARP, NUD_PERMANENT, NTF_SELF, NTF_MASTER = 0x40, 0x80, 0x02, 0x04
 AF_BRIDGE = 7
@@ -52,9 +52,9 @@ NDMSG = struct.Struct("=BxxxiHBB")
 
 @record
 class RouteEntry:
-    """A route of the main table: `destination` by `gateway` (None: on the link), from `source`.
+    """A route of the main table: `destination` via `gateway` (None: on-link), with source address.
 
-    `metric` 0 is the family's usual one.
+    `metric` 0 is the family's default.
     """
 
     destination: Network
@@ -65,7 +65,7 @@ class RouteEntry:
 
 
 def routes(sock: RouteSocket, index: int) -> list[RouteEntry]:
-    """The routes of the main table by that interface, except those that the kernel made itself."""
+    """The routes of the main table via that interface, except those that the kernel added."""
     found = []
     for kind in FAMILIES:
         head = RTMSG.pack(kind, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
@@ -77,7 +77,7 @@ def routes(sock: RouteSocket, index: int) -> list[RouteEntry]:
 
 
 def read_route(body: bytes) -> RouteEntry | None:
-    """A route in an answer; None if the kernel made it itself."""
+    """Decode a route; None if the kernel added it."""
     kind, length, _, _, _, protocol, _, _, flags = RTMSG.unpack_from(body)
     if protocol in (RTPROT_KERNEL, RTPROT_RA):
         return None
@@ -87,7 +87,7 @@ def read_route(body: bytes) -> RouteEntry | None:
         destination=_network(kind, parts.get(RTA_DST), length),
         gateway=address(parts.get(RTA_GATEWAY)),
         source=address(parts.get(RTA_PREFSRC)),
-        metric=0 if kind == socket.AF_INET6 and metric == USUAL_METRIC6 else metric,
+        metric=0 if kind == socket.AF_INET6 and metric == DEFAULT_METRIC6 else metric,
         onlink=bool(flags & RTNH_F_ONLINK),
     )
 
@@ -99,7 +99,7 @@ def _network(kind: int, raw: bytes | None, length: int) -> Network:
 
 
 def route_request(index: int, route: RouteEntry, *, remove: bool = False) -> Request:
-    """Put a route by that interface into the main table (in place of one to the same), or out."""
+    """Add or replace a route of the main table via that interface, or remove it."""
     flags = RTNH_F_ONLINK if route.onlink and not remove else 0
     # 255 (RT_SCOPE_NOWHERE) matches any scope on removal; 253 is a route to a neighbour.
     scope = 255 if remove else 0 if route.gateway is not None else 253
@@ -127,7 +127,7 @@ def route_request(index: int, route: RouteEntry, *, remove: bool = False) -> Req
 
 
 def is_local(sock: RouteSocket, address: Address) -> bool:
-    """Whether the kernel takes packets to that address as its own."""
+    """Whether the kernel delivers packets to that address locally."""
     body = RTMSG.pack(family(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
     try:
         answer = sock.get(Request(RTM_GETROUTE, body + attribute(RTA_DST, address.packed)))
@@ -141,24 +141,24 @@ def await_local(
     addresses: Iterable[Address],
     events: Callable[[int], AbstractContextManager[RouteSocket]],
 ) -> None:
-    """Wait until the kernel takes packets to these addresses of the socket's namespace as its own.
+    """Wait until the kernel delivers packets to these addresses of the socket's namespace locally.
 
-    An IPv6 address becomes local in a worker of the kernel's (addrconf_dad_work), also without
+    An IPv6 address becomes local in a kernel worker (addrconf_dad_work), also without
     duplicate address detection: milliseconds after it was added, more on a busy host. Packets are
     dropped until then. `events` opens a socket of the same namespace that receives groups.
     Raises `NetlinkError` after `LOCAL_SECONDS` without an event.
     """
-    late = [one for one in addresses if one.version == 6 and not is_local(sock, one)]
-    if not late:
+    pending = [one for one in addresses if one.version == 6 and not is_local(sock, one)]
+    if not pending:
         return
     with events(RTMGRP_IPV6_ROUTE) as listener:
-        for one in late:
+        for one in pending:
             while not is_local(sock, one):
                 try:
                     listener.wait(LOCAL_SECONDS)
                 except TimeoutError:
-                    said = f"the kernel did not make {one} local within {LOCAL_SECONDS:.0f} s"
-                    raise NetlinkError(errno.ETIMEDOUT, said) from None
+                    message = f"the kernel did not make {one} local within {LOCAL_SECONDS:.0f} s"
+                    raise NetlinkError(errno.ETIMEDOUT, message) from None
 
 
 def neighbours(sock: RouteSocket, index: int) -> list[tuple[Address, str]]:
@@ -173,17 +173,17 @@ def neighbours(sock: RouteSocket, index: int) -> list[tuple[Address, str]]:
 
 
 def read_neighbour(body: bytes) -> tuple[Address, str] | None:
-    """(address, MAC) in an answer; None if the entry is not permanent."""
+    """Decode (address, MAC); None if the entry is not permanent."""
     _, _, state, _, _ = NDMSG.unpack_from(body)
     parts = attributes(body, NDMSG.size)
-    whose = address(parts.get(NDA_DST))
-    if whose is None or not state & NUD_PERMANENT or NDA_LLADDR not in parts:
+    owner = address(parts.get(NDA_DST))
+    if owner is None or not state & NUD_PERMANENT or NDA_LLADDR not in parts:
         return None
-    return whose, mac_text(parts[NDA_LLADDR])
+    return owner, mac_text(parts[NDA_LLADDR])
 
 
-def forwarding(sock: RouteSocket, index: int) -> list[tuple[str, Address]]:
-    """(MAC, remote host) of the forwarding entries of that VXLAN device."""
+def vxlan_fdb(sock: RouteSocket, index: int) -> list[tuple[str, Address]]:
+    """(MAC, remote host) of the FDB entries of that VXLAN device."""
     found = []
     for answer in sock.dump(Request(RTM_GETNEIGH, NDMSG.pack(AF_BRIDGE, index, 0, 0, 0))):
         _, owner, _, _, _ = NDMSG.unpack_from(answer)
@@ -195,7 +195,7 @@ def forwarding(sock: RouteSocket, index: int) -> list[tuple[str, Address]]:
 
 
 def neighbour_request(index: int, address: Address, mac: str, *, remove: bool = False) -> Request:
-    """State for good which MAC an address has, or forget it."""
+    """Add or remove a permanent neighbour entry."""
     head = NDMSG.pack(family(address), index, NUD_PERMANENT, 0, 0)
     body = head + attribute(NDA_DST, address.packed)
     if remove:
@@ -204,8 +204,8 @@ def neighbour_request(index: int, address: Address, mac: str, *, remove: bool = 
     return Request(RTM_NEWNEIGH, body, NLM_F_CREATE | NLM_F_REPLACE)
 
 
-def forwarding_request(index: int, mac: str, host: Address, *, remove: bool = False) -> Request:
-    """State for good behind which host a MAC is, or forget it."""
+def vxlan_fdb_request(index: int, mac: str, host: Address, *, remove: bool = False) -> Request:
+    """Add or remove a permanent FDB entry of a VXLAN device."""
     head = NDMSG.pack(AF_BRIDGE, index, NUD_PERMANENT | NUD_NOARP, NTF_SELF, 0)
     body = head + attribute(NDA_LLADDR, mac_bytes(mac)) + attribute(NDA_DST, host.packed)
     if remove:
@@ -213,8 +213,8 @@ def forwarding_request(index: int, mac: str, host: Address, *, remove: bool = Fa
     return Request(RTM_NEWNEIGH, body, NLM_F_CREATE | NLM_F_REPLACE)
 
 
-def stations(sock: RouteSocket, bridge: int) -> list[tuple[str, int]]:
-    """(MAC, port) of what was stated for good about the ports of that bridge (an index)."""
+def bridge_fdb(sock: RouteSocket, bridge: int) -> list[tuple[str, int]]:
+    """(MAC, port) of the static FDB entries of that bridge (an index)."""
     head = NDMSG.pack(AF_BRIDGE, 0, 0, 0, 0)
     found = []
     for answer in sock.dump(Request(RTM_GETNEIGH, head + u32(NDA_MASTER, bridge))):
@@ -225,8 +225,8 @@ def stations(sock: RouteSocket, bridge: int) -> list[tuple[str, int]]:
     return found
 
 
-def station_request(index: int, mac: str, *, remove: bool = False) -> Request:
-    """State for good that a MAC is behind the port of a bridge with that index, or forget it."""
+def bridge_fdb_request(index: int, mac: str, *, remove: bool = False) -> Request:
+    """Add or remove a static FDB entry of a bridge: the MAC is at the port with that index."""
     head = NDMSG.pack(AF_BRIDGE, index, NUD_NOARP, NTF_MASTER, 0)
     body = head + attribute(NDA_LLADDR, mac_bytes(mac))
     if remove:

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """WireGuard over generic netlink, typed.
 
-Keys are the 44 characters of base64 that `wg` shows. A private key goes into the kernel and is
-never read back; the public key that belongs to it is the kernel's answer, so nothing here computes
-on curves. `links` makes the links.
+Keys are in base64, 44 characters, as `wg` shows them. A private key is given to the kernel and
+never read back; the kernel computes its public key. `devices` creates the devices.
 
-pyroute2 encodes what is sent. The answer to a dump is read here: every tunnel is dumped at every
-pass, and `wgmsg` takes up to a millisecond for a peer with all its attributes. That would keep the
-helper of a host with 100 tunnels busy for 0.2 s of every 5 s; this takes a tenth of it.
+pyroute2 encodes requests. Dumps are decoded here: every tunnel is dumped at every pass, and `wgmsg`
+takes up to a millisecond for a peer with all its attributes. That would keep the helper of a host
+with 100 tunnels busy for 0.2 s of every 5 s; this takes a tenth of it.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ Attributes = list[tuple[str, Any]]  # by their names in pyroute2
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a peer's UDP packets go."""
+    """The destination of a peer's UDP packets."""
 
     address: IPv4Address
     port: int
@@ -61,7 +60,7 @@ class Endpoint:
 class Peer:
     """A peer of a device.
 
-    `allowed` is the one address that packets from it may have, `keepalive` in seconds (0: none).
+    `allowed` is its only allowed IP, `keepalive` in seconds (0: off).
     """
 
     public: str
@@ -72,8 +71,8 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What the kernel tells of a peer: `handshake` is the time of the last one (Unix seconds; 0:
-    none yet), `received` and `sent` are bytes."""
+    """A peer's session: `handshake` is the time of the last one (Unix seconds; 0: none yet),
+    `received` and `sent` are bytes."""
 
     peer: Peer
     handshake: float
@@ -83,7 +82,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device as the kernel has it."""
+    """A device as the kernel reports it."""
 
     public: str
     port: int
@@ -91,16 +90,16 @@ class Device:
 
 
 class WireGuard:
-    """The kernel's WireGuard, in the network namespace of the process. Raises NetlinkError."""
+    """WireGuard in the network namespace of the process. Raises NetlinkError."""
 
     def __init__(self) -> None:
         self._socket = NetlinkSocket(NETLINK_GENERIC)
         self._family = self._find()
 
     def _find(self) -> int | None:
-        """The number of the family; None if the kernel has none.
+        """The id of the generic netlink family; None without WireGuard.
 
-        The kernel loads the module that has it, where it can.
+        The query makes the kernel load the module, where it can.
         """
         fields = {"cmd": CTRL_CMD_GETFAMILY, "version": 1}
         ask = request(CONTROL, GENL_ID_CTRL, fields, [("CTRL_ATTR_FAMILY_NAME", FAMILY)])
@@ -114,11 +113,11 @@ class WireGuard:
 
     @property
     def present(self) -> bool:
-        """Whether this kernel has it."""
+        """Whether this kernel has WireGuard."""
         return self._family is not None
 
     def device(self, name: str) -> Device | None:
-        """The device of that name, with its peers; None if there is none."""
+        """The device of that name, with its peers, or None."""
         try:
             answers = self._socket.dump(self._request(GET_DEVICE, name))
         except NetlinkError as error:
@@ -129,57 +128,69 @@ class WireGuard:
 
     def set_key(self, name: str, private: bytes, port: int) -> None:
         """Give a device its private key (32 bytes) and UDP port."""
-        key = ("WGDEVICE_A_PRIVATE_KEY", shown(private))
-        self._set(name, [key, ("WGDEVICE_A_LISTEN_PORT", port)])
+        self._set(name, key_attributes(private, port))
 
     def put(self, name: str, peers: Iterable[Peer]) -> None:
-        """Add peers to a device, or change those that it has. A peer's `endpoint` None leaves that
-        as it is."""
+        """Add or change peers of a device. `endpoint` None leaves a peer's endpoint unchanged."""
         self._set_peers(name, [peer_attributes(each) for each in peers])
 
     def drop(self, name: str, publics: Iterable[str]) -> None:
-        """Remove peers from a device; what it has not is fine."""
-        gone = ("WGPEER_A_FLAGS", REMOVE_ME)
-        self._set_peers(name, [[("WGPEER_A_PUBLIC_KEY", key), gone] for key in publics])
+        """Remove peers from a device; missing ones are ignored."""
+        self._set_peers(name, [removed_peer_attributes(public) for public in publics])
 
     def _set_peers(self, name: str, peers: list[Attributes]) -> None:
         for start in range(0, len(peers), BATCH):
-            batch = [{"attrs": each} for each in peers[start : start + BATCH]]
-            self._set(name, [("WGDEVICE_A_PEERS", batch)])
+            self._set(name, peers_attributes(peers[start : start + BATCH]))
 
-    def _set(self, name: str, what: Attributes) -> None:
-        self._socket.execute(self._request(SET_DEVICE, name, what))
+    def _set(self, name: str, attributes: Attributes) -> None:
+        self._socket.execute(self._request(SET_DEVICE, name, attributes))
 
-    def _request(self, command: int, name: str, what: Attributes | None = None) -> Request:
+    def _request(self, command: int, name: str, attributes: Attributes | None = None) -> Request:
         if self._family is None:
             raise NetlinkError(errno.EOPNOTSUPP, "this kernel has no WireGuard")
-        return device_request(self._family, command, name, what or [])
+        return device_request(self._family, command, name, attributes or [])
 
 
-def device_request(family: int, command: int, name: str, what: Attributes) -> Request:
-    """A request about a device, to a family of generic netlink."""
+def device_request(family: int, command: int, name: str, attributes: Attributes) -> Request:
+    """A request about a device, to the generic netlink family with that id."""
     fields = {"cmd": command, "version": VERSION}
-    return request(messages.wireguard(), family, fields, [("WGDEVICE_A_IFNAME", name), *what])
+    return request(messages.wireguard(), family, fields, [("WGDEVICE_A_IFNAME", name), *attributes])
 
 
-def raw(key: str) -> bytes:
-    """The 32 bytes of a key; raises ValueError if it is none."""
+def decode_key(key: str) -> bytes:
+    """The 32 bytes of a base64 key; raises ValueError."""
     try:
         found = base64.b64decode(key, validate=True)
     except ValueError:
         found = b""
     if len(found) != 32:
-        raise ValueError(f"{key!r} is no WireGuard key")
+        raise ValueError(f"{key!r} is not a WireGuard key")
     return found
 
 
-def shown(key: bytes) -> str:
-    """A key as people see it."""
+def encode_key(key: bytes) -> str:
+    """A key in base64."""
     return base64.b64encode(key).decode()
 
 
+def key_attributes(private: bytes, port: int) -> Attributes:
+    """The attributes of a device's private key (32 bytes) and UDP port."""
+    key = ("WGDEVICE_A_PRIVATE_KEY", encode_key(private))
+    return [key, ("WGDEVICE_A_LISTEN_PORT", port)]
+
+
+def peers_attributes(peers: Iterable[Attributes]) -> Attributes:
+    """A device's attribute of peers; those that are not in it stay as they are."""
+    return [("WGDEVICE_A_PEERS", [{"attrs": each} for each in peers])]
+
+
+def removed_peer_attributes(public: str) -> Attributes:
+    """The attributes that remove a peer."""
+    return [("WGPEER_A_PUBLIC_KEY", public), ("WGPEER_A_FLAGS", REMOVE_ME)]
+
+
 def peer_attributes(peer: Peer) -> Attributes:
-    """A peer of a request, whose allowed addresses replace those that it has."""
+    """The attributes of a peer in a request; allowed IPs replace the present ones."""
     found: Attributes = [
         ("WGPEER_A_PUBLIC_KEY", peer.public),
         ("WGPEER_A_FLAGS", REPLACE_ALLOWED_IPS),
@@ -199,15 +210,15 @@ def peer_attributes(peer: Peer) -> Attributes:
 
 
 def device_of(answers: Iterable[bytes]) -> Device:
-    """A device from the messages of its dump, over which its peers are spread."""
+    """Decode a device from the messages of its dump, over which its peers are spread."""
     public, port, sessions = "", 0, dict[str, Session]()
     for answer in answers:
         found = attributes(answer, GENERIC_HEADER)
-        public = shown(found[DEVICE_PUBLIC_KEY]) if DEVICE_PUBLIC_KEY in found else public
+        public = encode_key(found[DEVICE_PUBLIC_KEY]) if DEVICE_PUBLIC_KEY in found else public
         port = _number(found[DEVICE_LISTEN_PORT]) if DEVICE_LISTEN_PORT in found else port
         for item in _items(found.get(DEVICE_PEERS, b"")):
             session = _session(item)
-            # The next message may go on with the addresses of the peer that was cut off.
+            # The next message may continue the allowed IPs of the last peer.
             sessions.setdefault(session.peer.public, session)
     return Device(public, port, tuple(sessions.values()))
 
@@ -216,7 +227,7 @@ def _session(item: bytes) -> Session:
     found = attributes(item)
     seconds, nanoseconds = struct.unpack("=qq", found.get(PEER_LAST_HANDSHAKE, bytes(16)))
     peer = Peer(
-        public=shown(found[PEER_PUBLIC_KEY]),
+        public=encode_key(found[PEER_PUBLIC_KEY]),
         endpoint=_endpoint(found.get(PEER_ENDPOINT, b"")),
         allowed=_allowed(found.get(PEER_ALLOWED_IPS, b"")),
         keepalive=_number(found.get(PEER_KEEPALIVE, b"")),
@@ -236,7 +247,7 @@ def _endpoint(place: bytes) -> Endpoint | None:
 
 
 def _allowed(data: bytes) -> IPv6Address | None:
-    """The one address that is allowed; None if there is another number of them, or a network."""
+    """The allowed IP if it is exactly one address; else None."""
     networks = [_network(attributes(item)) for item in _items(data)]
     if len(networks) != 1 or networks[0] is None or networks[0].prefixlen != 128:
         return None

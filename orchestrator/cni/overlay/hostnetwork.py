@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network on this host as a whole: forwarding, bridge, rules, tunnel, peers."""
+"""A whole network on this host: forwarding, bridge, rules, VXLAN device, peers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from orchestrator.cni import peers
 from orchestrator.cni.errors import CniError, Code
 from orchestrator.cni.firewall import networkfirewall, portmap
-from orchestrator.cni.firewall.antispoofing import End
+from orchestrator.cni.firewall.antispoofing import SourceBinding
 from orchestrator.cni.firewall.nftables import Nftables
 from orchestrator.cni.jsonfields import invalid
 from orchestrator.cni.netconf import NetConf
@@ -28,12 +28,12 @@ def ensure(
     nft: Nftables,
     conf: NetConf,
     held: Collection[Address],
-    ends: Iterable[End],
+    bindings: Iterable[SourceBinding],
 ) -> Link:
-    """Have all of the network but its containers; return the bridge. Level-triggered, cheap.
+    """Ensure all of the network except its containers; return the bridge. Idempotent and cheap.
 
-    `held` are the addresses of this host's containers that are not of its part, `ends` what its
-    containers may send as.
+    `held` are the addresses of this host's containers outside its subnet, `bindings` the source
+    addresses that its containers may use.
     """
     wanted = entries(conf, held)
     mtu = fitting_mtu(sock, conf)
@@ -48,7 +48,7 @@ def ensure(
         mtu,
     )
     _send_no_redirects(conf.bridge)
-    portmap.ensure(nft, conf, ends)
+    portmap.ensure(nft, conf, bindings)
     # After the rules that guard it.
     _switch_on(f"ipv4/conf/{conf.bridge}/route_localnet")
     if conf.overlay is not None:
@@ -61,7 +61,7 @@ def ensure(
 
 
 def entries(conf: NetConf, held: Collection[Address]) -> frozenset[Entry]:
-    """What the kernel is to have about the other hosts; none for a network of this host alone."""
+    """The desired entries for the other hosts; none for a network of this host alone."""
     if conf.overlay is None:
         return frozenset()
     try:
@@ -71,7 +71,7 @@ def entries(conf: NetConf, held: Collection[Address]) -> frozenset[Entry]:
 
 
 def fitting_mtu(sock: RouteSocket, conf: NetConf) -> int:
-    """Bytes of the network's packets: as many as was said, else as fit the tunnel. 0: no matter."""
+    """The network's MTU in bytes: as configured, else as fits the tunnel. 0: the default."""
     if conf.overlay is None:
         return conf.mtu
     under = vxlan.underlay(sock, conf.overlay.node)
@@ -81,13 +81,13 @@ def fitting_mtu(sock: RouteSocket, conf: NetConf) -> int:
             f"mtu {conf.mtu} is too large: packets of at most {most} bytes fit the tunnel over"
             f" {under.name}, whose own mtu is {under.mtu}"
         )
-    # Not what the interface says, where packets of that size get lost on the way.
+    # Paths of the underlay may carry less than its interface.
     carried = min(under.mtu, conf.path_mtu or under.mtu)
     return conf.mtu or max(carried - conf.overlay.overhead, conf.least_mtu)
 
 
 def remove(sock: RouteSocket, nft: Nftables, conf: NetConf, *, last: bool) -> None:
-    """Remove the network's devices and rules; with the `last` network goes the table."""
+    """Remove the network's devices and rules; with the `last` network also the table."""
     names = [conf.bridge, *([conf.overlay.device] if conf.overlay else [])]
     links.delete_links(sock, [port.index for port in bridge.ports(sock, conf.bridge)])
     for name in names:
@@ -98,7 +98,7 @@ def remove(sock: RouteSocket, nft: Nftables, conf: NetConf, *, last: bool) -> No
 
 
 def switched_off(conf: NetConf) -> list[str]:
-    """Of the settings below `net` that the network needs, those that are off."""
+    """The sysctls below `net` that the network needs and that are off."""
     needed = ["ipv4/ip_forward"]
     if (SYSCTL / "ipv4/conf" / conf.bridge).exists():
         needed.append(f"ipv4/conf/{conf.bridge}/route_localnet")
@@ -110,8 +110,8 @@ def switched_off(conf: NetConf) -> list[str]:
 def _forward_ipv6() -> None:
     """Switch IPv6 forwarding on.
 
-    A host that forwards ignores router advertisements, and so would lose its own default route:
-    interfaces that accept them are set to do so still (accept_ra 2).
+    A host that forwards ignores router advertisements and would lose its own default route:
+    interfaces that accept them are set to accept them still (accept_ra 2).
     """
     if _read("ipv6/conf/all/forwarding") != "0":
         return
@@ -123,11 +123,11 @@ def _forward_ipv6() -> None:
 
 
 def _send_no_redirects(bridge: str) -> None:
-    """Switch ICMP redirects off for packets from neighbour to neighbour.
+    """Switch off ICMP redirects for packets between containers of this host.
 
     Our rules drop redirects, but the kernel counts them for the rate limit of ICMP errors
-    (icmp_ratelimit): a client that has just talked to a neighbour would wait a second for the
-    refusal of a service. The setting of `all` applies beside each interface's own, which is on
+    (icmp_ratelimit): a client that has just sent to a neighbour would wait a second for the
+    rejection by a service. The setting of `all` applies beside each interface's own, which is on
     by default.
     """
     for name in ("all", bridge):
@@ -135,8 +135,8 @@ def _send_no_redirects(bridge: str) -> None:
 
 
 def _route_any_source(conf: NetConf) -> None:
-    """Let a host with strict reverse path filtering (rp_filter 1) take packets from the network
-    whose sources are not routed there, such as those of a VPN behind a container."""
+    """Make strict reverse path filtering (rp_filter 1) accept packets from the network whose
+    sources are not routed there, such as those of a VPN behind a container."""
     if _read("ipv4/conf/all/rp_filter") != "1":
         return
     for device in (conf.bridge, *([conf.overlay.device] if conf.overlay else [])):
@@ -151,7 +151,7 @@ def _switch_on(name: str) -> None:
 
 
 def _switch(name: str, *, on: bool) -> None:
-    """Written only if it differs: writing resets what hangs on it."""
+    """Write only if it differs: writing resets dependent settings."""
     if on != (_read(name) != "0"):
         _write(name, str(int(on)))
 

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tunnels this host has to other hosts, their keys, and which tunnel carries packets; pure.
+"""WireGuard keys of hosts, their rotation, and the choice of a tunnel to each host; pure.
 
-A host has one WireGuard device with a key of its own, and each other host is one peer of it,
-whatever the number of encrypted networks. A key's address inside the tunnels derives from the key,
-so nothing is allocated, and no host can take the address of another's key.
+A host has one WireGuard device with a key, and each other host is one peer of it, whatever the
+number of encrypted networks. A key's address inside the tunnels derives from the key, so addresses
+need no allocation, and no host can take the address of another's key.
 
-Rotation makes the new key first. For a while the host then has two devices and answers to both
-keys; the other hosts know both, so there are up to four tunnels to a host. Every host receives by
-any of them. Packets leave by the newest one with a completed handshake, which proves that both ends
-have it: each host decides by itself at each pass. The old key is removed when nothing has come by
-its device for `QUIET` seconds, more than `KEEPALIVE`, at which every host that still uses it sends
-something; after `LIMIT` seconds in any case.
+Rotation creates the new key first. For a while the host has two devices, one for each key; the
+other hosts know both, so there are up to four tunnels to a host. Every host receives on all of
+them. Packets leave on the newest one with a completed handshake, which proves that both ends have
+it; each host decides at each pass. The old key is removed when nothing was received on its device
+for `QUIET` seconds, which is more than `KEEPALIVE`, the interval at which hosts that still use it
+send; and after `LIMIT` seconds in any case.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from orchestrator.cni.firewall.tunnelguard import DEVICES, PORTS, PREFIX
 from orchestrator.cni.netlink.wireguard import Device, Endpoint, Peer
 
 KEEPALIVE = 25
-"""Seconds of silence after which a tunnel is used for its own sake."""
+"""Interval of WireGuard's persistent keepalive, in seconds."""
 ALIVE = 190.0
-"""Seconds since the last handshake; after 180 WireGuard accepts nothing from a session."""
+"""Seconds since the last handshake; after 180 WireGuard rejects a session's packets."""
 QUIET = 40.0
-"""Seconds of silence after which an old key is not needed any more."""
+"""Seconds without received packets after which an old key is removed."""
 LIMIT = 600.0
-"""Seconds that an old key lives at most beside the new one."""
+"""Seconds after which an old key is removed in any case."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnKey:
-    """A key of this host: its device is the one in `slot`. `made_at` is Unix time; `rotation`
-    numbers the order to have a new key that it obeys."""
+    """A key of this host, on the device of `slot`. `made_at` is Unix time; `rotation` is the number
+    of the rotation order that created it."""
 
     slot: int
     public: str
@@ -56,7 +56,7 @@ class OwnKey:
 
 @dataclass(frozen=True, slots=True)
 class RemoteKey:
-    """A key of another host, and the UDP port that answers to it."""
+    """A key of another host, and the UDP port of its device."""
 
     public: str
     port: int
@@ -75,8 +75,8 @@ Handshakes = Mapping[tuple[int, str], float]
 
 
 def address_of(public: str) -> IPv6Address:
-    """The address inside the tunnels of the host that has this key, for as long as it has it."""
-    import hashlib  # with it comes libcrypto: 4 MiB for hosts that have no encrypted network
+    """The address inside the tunnels of the host that has this key."""
+    import hashlib  # loads libcrypto, 4 MiB, which hosts without encrypted networks do not need
 
     digest = hashlib.sha256(public.encode()).digest()
     return PREFIX[int.from_bytes(digest[:12], "big")]
@@ -85,36 +85,36 @@ def address_of(public: str) -> IPv6Address:
 # -- this host's keys ----------------------------------------------------------------------------
 
 
-def due(keys: Sequence[OwnKey], rotation: int, most_age: float, now: float) -> bool:
-    """Whether a new key is to be made: there is none, it was ordered, or the key is of that age in
-    seconds (0: no age is too much). Not before the last change of keys is over."""
+def rotation_due(keys: Sequence[OwnKey], rotation: int, max_age: float, now: float) -> bool:
+    """Whether to create a new key: there is none, a rotation was ordered, or the key has reached
+    `max_age` seconds (0: no limit). Not while a rotation is in progress."""
     if len(keys) != 1:
         return not keys
     (key,) = keys
-    return rotation > key.rotation or 0 < most_age <= now - key.made_at
+    return rotation > key.rotation or 0 < max_age <= now - key.made_at
 
 
 def free_slot(keys: Sequence[OwnKey]) -> int:
-    """Where the next key goes."""
+    """The slot of the next key."""
     return 1 if keys and keys[-1].slot == 0 else 0
 
 
-def over(keys: Sequence[OwnKey], quiet: float, now: float) -> bool:
-    """Whether the older of two keys can go; nothing came by its device for `quiet` seconds."""
+def can_retire(keys: Sequence[OwnKey], quiet: float, now: float) -> bool:
+    """Whether the older of two keys can be removed, after `quiet` seconds without packets."""
     return len(keys) > 1 and (quiet >= QUIET or now - keys[-1].made_at >= LIMIT)
 
 
 # -- the tunnels to another host -----------------------------------------------------------------
 
 
-def used(
+def active_tunnel(
     own: Sequence[OwnKey], host: Host, handshakes: Handshakes, now: float
 ) -> tuple[OwnKey, RemoteKey]:
-    """The tunnel by which packets to a host leave; it and we have a key.
+    """The tunnel for packets to a host; both hosts have a key.
 
-    Of those that live the newest, of the others the newest that ever has; before any handshake
-    the one that surely both know: with our old key, as the new one may not have reached it, and its
-    new key, which it tells only once it answers to that.
+    It is the newest live one, else the newest that ever was live. Before any handshake it is the
+    one that both hosts know: with our old key, as the new one may not have reached the other host,
+    and with that host's new key, which it announces only once its device exists.
     """
 
     def rank(pair: tuple[int, int]) -> tuple[int, int, int]:
@@ -129,23 +129,23 @@ def used(
 
 
 def _pairs(own: Sequence[OwnKey], host: Host) -> list[tuple[int, int]]:
-    """Places of (the host's key, our key), the oldest pair first."""
+    """Indexes of (the host's key, our key), the oldest pair first."""
     return [(theirs, ours) for theirs in range(len(host.keys)) for ours in range(len(own))]
 
 
 def peers(
     own: Sequence[OwnKey], hosts: Iterable[Host], handshakes: Handshakes, now: float
 ) -> dict[int, dict[str, Peer]]:
-    """Slot → key → the peers that the device there is to have.
+    """Slot → key → the desired peers of its device.
 
-    A tunnel that is older than the one in use is kept, but not used for its own sake.
+    A tunnel that is older than the active one is kept, without keepalive.
     """
     found: dict[int, dict[str, Peer]] = {key.slot: {} for key in own}
     mine = {key.public for key in own}
     for host in hosts:
         if not host.keys:
             continue
-        key, remote = used(own, host, handshakes, now)
+        key, remote = active_tunnel(own, host, handshakes, now)
         least = host.keys.index(remote), list(own).index(key)
         for theirs, ours in _pairs(own, host):
             other = host.keys[theirs]
@@ -160,12 +160,12 @@ def peers(
     return found
 
 
-def ways(
+def egress_keys(
     own: Sequence[OwnKey], hosts: Iterable[Host], handshakes: Handshakes, now: float
 ) -> dict[str, OwnKey]:
-    """Each key of others → the own key by whose device packets to it leave."""
+    """Each key of another host → the own key on whose device packets to it leave."""
     return {
-        key.public: used(own, Host(host.address, (key,)), handshakes, now)[0]
+        key.public: active_tunnel(own, Host(host.address, (key,)), handshakes, now)[0]
         for host in hosts
         for key in host.keys
     }
@@ -174,9 +174,9 @@ def ways(
 def difference(
     wanted: Mapping[str, Peer], device: Device, now: float
 ) -> tuple[list[Peer], list[str]]:
-    """What a device lacks of its peers: those to put, and the keys to drop.
+    """The changes to a device's peers: peers to add or change, and keys to remove.
 
-    Where a peer's packets come from, WireGuard learns by itself: while they do, that stands.
+    WireGuard learns a peer's endpoint from its packets: a learned one stays while it is live.
     """
     put = []
     present = {session.peer.public: session for session in device.sessions}

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The veth pair of one attachment, from the network's bridge into a container.
 
-Containers send everything through their host, which routes: to a neighbour on the same bridge as to
-a container of another host. So one set of rules sees every packet (policies, translation of service
-addresses, isolation), and no frame can bypass it. The bridge's ports are therefore isolated from
-each other, except where bridged packets pass the rules anyway (br_netfilter), since the kernel then
-hands a translated packet to the neighbour's port without routing it.
+All packets of a container are routed by its host, also those to a container on the same bridge. So
+one set of rules sees every packet (policies, service NAT, isolation), and no frame can bypass it.
+The bridge's ports are therefore isolated from each other, except where bridged packets pass the
+rules (br_netfilter), since the kernel then bridges a translated packet without routing it.
 
-Addresses, MACs and ports are configured statically on both ends: no ARP, no neighbour discovery, no
-learning. So no container can spoof an answer, and the first packet need not wait for one. What a
-container sends must have its own addresses (`firewall.antispoofing`).
+Neighbours and FDB entries are static on both ends: no ARP, no neighbour discovery, no learning. So
+no container can spoof a reply, and the first packet need not wait for one. Source addresses are
+checked by `firewall.antispoofing`.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ ANYWHERE: dict[int, Network] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/
 
 
 @record
-class Place:
-    """An address of the attachment: in which network, and by which address of the host.
+class IPConfig:
+    """An address of the attachment, its network, and the host's address there (`gateway`).
 
-    `local` says whether it is of this host's part; else the host has a route to it alone.
+    `local`: it is in this host's subnet; else the host has a host route to it.
     """
 
     address: Interface
@@ -44,62 +43,62 @@ class Place:
 
 
 @record
-class Cable:
-    """One attachment of a container: identity, and what its interface is to be."""
+class VethConfig:
+    """The desired veth pair of one attachment: identity, addresses, routes."""
 
     container_id: str
     ifname: str
     mac: str
-    places: tuple[Place, ...]
+    ips: tuple[IPConfig, ...]
     default_route: bool = True
     locked: bool = True
-    """Frames come from this MAC only."""
+    """The bridge port accepts frames from this MAC only."""
 
     @property
     def host(self) -> str:
-        """The name of the end on the bridge."""
+        """The name of the bridge port."""
         return veth_name(self.container_id, self.ifname)
 
     @property
     def label(self) -> str:
-        """What an operator sees at the end on the bridge (`ip link`: alias)."""
+        """The alias of the bridge port, for operators (`ip link`)."""
         return f"{self.container_id}/{self.ifname}"
 
     @property
     def addresses(self) -> list[Interface]:
-        """The addresses inside."""
-        return [place.address for place in self.places]
+        """The container's addresses."""
+        return [ip.address for ip in self.ips]
 
     @property
     def routes(self) -> list[RouteEntry]:
-        """The routes inside; one that a later route needs comes before it."""
+        """The container's routes, in an order in which they can be added."""
         found = []
-        for place in self.places:
-            found.append(RouteEntry(ip_network(place.gateway), None))
-            found.append(RouteEntry(place.network, place.gateway))
+        for ip in self.ips:
+            found.append(RouteEntry(ip_network(ip.gateway), None))
+            found.append(RouteEntry(ip.network, ip.gateway))
             if self.default_route:
-                found.append(RouteEntry(ANYWHERE[place.gateway.version], place.gateway))
+                found.append(RouteEntry(ANYWHERE[ip.gateway.version], ip.gateway))
         return found
 
     @property
     def host_routes(self) -> list[RouteEntry]:
-        """The host's routes by the bridge to addresses that are not of its part."""
+        """The host's routes via the bridge to addresses outside its subnet."""
         return [
-            RouteEntry(ip_network(place.address.ip), None, place.gateway)
-            for place in self.places
-            if not place.local
+            RouteEntry(ip_network(ip.address.ip), None, ip.gateway)
+            for ip in self.ips
+            if not ip.local
         ]
 
     @property
     def neighbours(self) -> list[tuple[Address, str]]:
-        """What the host knows by the bridge."""
-        return [(place.address.ip, self.mac) for place in self.places]
+        """The host's neighbour entries on the bridge."""
+        return [(ip.address.ip, self.mac) for ip in self.ips]
 
 
 def veth_name(container_id: str, ifname: str) -> str:
-    """The end on the bridge of an attachment: `orcv` and 44 bits of a hash, 15 characters.
+    """The name of an attachment's bridge port: `orcv` and 44 bits of a hash, 15 characters.
 
-    FNV-1a (RFC 9923), since `hashlib` brings libcrypto: 5 MB of memory for a name.
+    FNV-1a (RFC 9923), since `hashlib` loads libcrypto, which takes 5 MB of memory.
     """
     value = 0xCBF29CE484222325
     for byte in f"{container_id}/{ifname}".encode():
@@ -108,196 +107,196 @@ def veth_name(container_id: str, ifname: str) -> str:
 
 
 def isolated() -> bool:
-    """Whether the ports of a bridge are to be isolated: bridged packets pass no rules."""
+    """Whether ports of a bridge must be isolated: bridged packets do not pass the rules."""
     return not antispoofing.bridged_families()
 
 
-def connect(sock: RouteSocket, bridge: Link, cable: Cable, namespace: int) -> Link:
-    """Lay the cable into the namespace (a descriptor); return the end on the bridge.
+def connect(sock: RouteSocket, bridge: Link, pair: VethConfig, namespace: int) -> Link:
+    """Create the pair, its peer in the namespace (a descriptor); return the bridge port.
 
-    Laying it again mends and keeps it. If anything fails, neither end remains.
+    An existing pair is repaired and kept. If anything fails, the pair is removed.
     """
-    pair = VethPair(
-        host=cable.host,
+    ends = VethPair(
+        host=pair.host,
         master=bridge.index,
-        inside=cable.ifname,
-        inside_mac=cable.mac,
+        inside=pair.ifname,
+        inside_mac=pair.mac,
         mtu=bridge.mtu,
     )
     with namespaces.route_socket(namespace) as within:
         kept = False
         try:
-            sock.execute(links.veth_request(pair, namespace))
+            sock.execute(links.veth_request(ends, namespace))
         except NetlinkError as error:
             if error.errno != errno.EEXIST:
                 raise
-            kept = _take_over(sock, within, pair, namespace)
+            kept = _reuse(sock, within, ends, namespace)
         try:
-            _configure(within, cable, bridge, kept=kept)
-            host = links.get_link(sock, cable.host)
+            _configure(within, pair, bridge, kept=kept)
+            host = links.get_link(sock, pair.host)
             if host is None:
-                raise vanished(cable.host)
+                raise interface_vanished(pair.host)
             sock.execute(
-                links.port_request(
-                    host.index, cable.label, isolated=isolated(), locked=cable.locked
-                ),
-                routing.station_request(host.index, cable.mac),
-                *_announcements(bridge.index, cable),
+                links.port_request(host.index, pair.label, isolated=isolated(), locked=pair.locked),
+                routing.bridge_fdb_request(host.index, pair.mac),
+                *_host_entries(bridge.index, pair),
             )
             if kept:
-                sock.attempt([links.open_request(host.index)])
-            settle(sock, host.index, bridge.index)
+                sock.attempt([links.enable_port_request(host.index)])
+            sync_carrier(sock, host.index, bridge.index)
             routing.await_local(
                 within,
-                [address.ip for address in cable.addresses],
+                [address.ip for address in pair.addresses],
                 lambda groups: namespaces.route_socket(namespace, groups),
             )
         except BaseException:
-            disconnect(sock, cable.host)
+            disconnect(sock, pair.host)
             raise
     return host
 
 
-def vanished(name: str) -> CniError:
-    """An interface was removed while it was being made."""
-    return CniError(Code.TRY_AGAIN_LATER, f"interface {name} vanished while being made")
+def interface_vanished(name: str) -> CniError:
+    """The error for an interface that was removed while it was being created."""
+    return CniError(Code.TRY_AGAIN_LATER, f"interface {name} vanished while being created")
 
 
-def _announcements(bridge: int, cable: Cable) -> list[Request]:
-    """What tells the host where the container is."""
+def _host_entries(bridge: int, pair: VethConfig) -> list[Request]:
+    """The host's neighbour entries and routes to the container."""
     return [
-        *(routing.neighbour_request(bridge, one, mac) for one, mac in cable.neighbours),
-        *(routing.route_request(bridge, route) for route in cable.host_routes),
+        *(routing.neighbour_request(bridge, one, mac) for one, mac in pair.neighbours),
+        *(routing.route_request(bridge, route) for route in pair.host_routes),
     ]
 
 
-def _take_over(sock: RouteSocket, within: RouteSocket, pair: VethPair, namespace: int) -> bool:
-    """One end exists. If both are ours, keep them; if only the host's end, lay a new cable."""
-    host = links.get_link(sock, pair.host)
-    inside = links.get_link(within, pair.inside)
+def _reuse(sock: RouteSocket, within: RouteSocket, ends: VethPair, namespace: int) -> bool:
+    """Keep an existing pair if both ends are ours; replace it if only the host's end exists."""
+    host = links.get_link(sock, ends.host)
+    inside = links.get_link(within, ends.inside)
     if inside is not None:
         if host is None or host.peer != inside.index:
             raise CniError(
                 Code.INTERFACE_IN_USE,
-                f"the container already has an interface {pair.inside} that is not from here:"
+                f"the container already has an interface {ends.inside} that is not Orc's:"
                 " choose another CNI_IFNAME or remove it",
             )
-        within.execute(links.link_request(inside.index, mac=pair.inside_mac))
-        sock.execute(links.link_request(host.index, mtu=pair.mtu, master=pair.master))
+        within.execute(links.link_request(inside.index, mac=ends.inside_mac))
+        sock.execute(links.link_request(host.index, mtu=ends.mtu, master=ends.master))
         return True
     if host is not None:
         links.delete_link(sock, host.index)
-    sock.execute(links.veth_request(pair, namespace))
+    sock.execute(links.veth_request(ends, namespace))
     return False
 
 
-def _configure(within: RouteSocket, cable: Cable, bridge: Link, *, kept: bool) -> None:
-    inside = links.get_link(within, cable.ifname)
+def _configure(within: RouteSocket, pair: VethConfig, bridge: Link, *, kept: bool) -> None:
+    inside = links.get_link(within, pair.ifname)
     if inside is None:
-        raise vanished(cable.ifname)
+        raise interface_vanished(pair.ifname)
     index = inside.index
     if kept:
-        links.ensure_addresses(within, index, cable.addresses, alone=True)
-        stale = set(routing.routes(within, index)) - set(cable.routes)
+        links.ensure_addresses(within, index, pair.addresses, no_prefix_route=True)
+        stale = set(routing.routes(within, index)) - set(pair.routes)
         within.attempt([routing.route_request(index, route, remove=True) for route in stale])
     within.execute(
         links.link_request(links.LOOPBACK),
-        *(links.address_request(index, one, alone=True) for one in cable.addresses),
+        *(links.address_request(index, one, no_prefix_route=True) for one in pair.addresses),
         links.link_request(index, mtu=bridge.mtu),
-        *(routing.neighbour_request(index, place.gateway, bridge.mac) for place in cable.places),
-        *(routing.route_request(index, route) for route in cable.routes),
+        *(routing.neighbour_request(index, ip.gateway, bridge.mac) for ip in pair.ips),
+        *(routing.route_request(index, route) for route in pair.routes),
     )
-    settle(within, index)
+    sync_carrier(within, index)
 
 
-def settle(sock: RouteSocket, *indexes: int) -> None:
-    """Have the kernel see now that interfaces' cables are whole: a bridge by its first port.
+def sync_carrier(sock: RouteSocket, *indexes: int) -> None:
+    """Make the kernel update the carrier state of interfaces now; a bridge has it from its ports.
 
-    It sees by itself in a moment, which is long on a busy host, and drops all packets until then.
-    Being asked for a link it looks first (linkwatch, from Linux 6.9 on).
+    Otherwise it does so after a moment, which is long on a busy host, and drops packets until then.
+    A query for a link updates it first (linkwatch, since Linux 6.9).
     """
     for index in indexes:
         links.get_link(sock, index=index)
 
 
 def connected(sock: RouteSocket, within: RouteSocket, container_id: str, ifname: str) -> bool:
-    """Whether that interface of a namespace is the other end of the container's cable."""
+    """Whether that interface of a namespace is the peer of the container's bridge port."""
     host = links.get_link(sock, veth_name(container_id, ifname))
     inside = links.get_link(within, ifname)
     return host is not None and inside is not None and host.peer == inside.index
 
 
 def disconnect(sock: RouteSocket, host: str) -> bool:
-    """Cut the cable whose end on the bridge has that name; False if there is none."""
+    """Remove the pair whose bridge port has that name; False if there is none."""
     link = links.get_link(sock, host)
     return link is not None and links.delete_link(sock, link.index)
 
 
-def abandon(sock: RouteSocket, cable: Cable, namespace: int) -> None:
-    """Silence a cable whose namespace is about to go, and the cable with it.
+def detach(sock: RouteSocket, pair: VethConfig, namespace: int) -> None:
+    """Disable a pair whose namespace is about to be removed, and the pair with it.
 
-    Cutting it would wait for all of the kernel's readers, 30 ms each time; the kernel removes the
-    devices of dead namespaces by itself, many at once. Until then, and for as long as a stray
-    process holds the namespace, nothing may answer at the address, which is free from now on, nor
-    make the bridge believe that the address' MAC is still there.
+    Deleting it would wait for all RCU readers, 30 ms each time; the kernel removes the devices of
+    dead namespaces itself, many at once. Until then, and while a stray process keeps the namespace
+    alive, nothing may reply at the address, which is free from now on, and the bridge's FDB must
+    not have its MAC.
     """
-    namespaces.give_up_orphans(namespace)
+    namespaces.limit_orphan_retries(namespace)
     with namespaces.route_socket(namespace) as within:
-        inside = links.get_link(within, cable.ifname)
+        inside = links.get_link(within, pair.ifname)
         if inside is not None:
             links.ensure_addresses(within, inside.index, ())
-    link = links.get_link(sock, cable.host)
+    link = links.get_link(sock, pair.host)
     if link is not None:
-        mute = links.mute_request(link.index)
-        # Refused if the pair was unplugged by hand, or this was done before: both are fine.
-        sock.attempt([mute, routing.station_request(link.index, cable.mac, remove=True)])
+        mute = links.disable_port_request(link.index)
+        # Fails if the pair was removed from the bridge by hand, or this was done before.
+        sock.attempt([mute, routing.bridge_fdb_request(link.index, pair.mac, remove=True)])
 
 
-def withdraw(sock: RouteSocket, bridge: int, cable: Cable) -> None:
-    """Have the host not look for the container by the bridge (an index) any more."""
+def remove_host_entries(sock: RouteSocket, bridge: int, pair: VethConfig) -> None:
+    """Remove the host's neighbour entries and routes to the container via the bridge (an index)."""
     sock.attempt(
         [
             *(
                 routing.neighbour_request(bridge, one, mac, remove=True)
-                for one, mac in cable.neighbours
+                for one, mac in pair.neighbours
             ),
-            *(routing.route_request(bridge, route, remove=True) for route in cable.host_routes),
+            *(routing.route_request(bridge, route, remove=True) for route in pair.host_routes),
         ]
     )
 
 
-def deviation(sock: RouteSocket, within: RouteSocket, bridge: str, cable: Cable) -> str:
-    """A description of how the pair differs from what ADD made; empty if it does not."""
+def deviation(sock: RouteSocket, within: RouteSocket, bridge: str, pair: VethConfig) -> str:
+    """How the pair differs from what ADD created, for the user; empty if it does not."""
     link = links.get_link(sock, bridge)
-    host = links.get_link(sock, cable.host)
-    inside = links.get_link(within, cable.ifname)
+    host = links.get_link(sock, pair.host)
+    inside = links.get_link(within, pair.ifname)
     if link is None:
         return f"bridge {bridge} is gone"
     if inside is None:
-        return f"interface {cable.ifname} is gone from the container"
+        return f"interface {pair.ifname} is gone from the container"
     if host is None or host.peer != inside.index:
-        return f"interface {cable.host} of the container's cable is gone from the host"
+        return f"interface {pair.host} (the container's veth pair) is gone from the host"
     if host.master != link.index:
-        return f"interface {cable.host} is not a port of bridge {bridge}"
+        return f"interface {pair.host} is not a port of bridge {bridge}"
     if not host.up or not inside.up:
-        return f"interface {cable.ifname} or its other end {cable.host} is down"
-    if host.port is not None and host.port.locked is not cable.locked:
-        takes = "this one" if host.port.locked else "any"
-        return f"interface {cable.host} takes frames from {takes} hardware address"
-    if inside.mac != cable.mac:
-        return f"interface {cable.ifname} has the MAC {inside.mac} instead of {cable.mac}"
+        return f"interface {pair.ifname} or its peer {pair.host} is down"
+    if host.port is not None and host.port.locked is not pair.locked:
+        accepted = "its own" if host.port.locked else "any"
+        return f"interface {pair.host} accepts frames from {accepted} hardware address"
+    if inside.mac != pair.mac:
+        return f"interface {pair.ifname} has the MAC {inside.mac} instead of {pair.mac}"
     present = links.addresses(within, inside.index)
-    for address in cable.addresses:
+    for address in pair.addresses:
         if (inside.index, address) not in present:
-            return f"interface {cable.ifname} has lost the address {address}"
-    ways = {(way.destination, way.gateway) for way in routing.routes(within, inside.index)}
-    for route in cable.routes:
-        if (route.destination, route.gateway) not in ways:
-            by = f" by {route.gateway}" if route.gateway else ""
-            return f"the container has lost its route to {route.destination}{by}"
+            return f"interface {pair.ifname} has lost the address {address}"
+    present_routes = {
+        (one.destination, one.gateway) for one in routing.routes(within, inside.index)
+    }
+    for route in pair.routes:
+        if (route.destination, route.gateway) not in present_routes:
+            via = f" via {route.gateway}" if route.gateway else ""
+            return f"the container has lost its route to {route.destination}{via}"
     return ""
 
 
-def derived_mac(address: IPv4Address) -> str:
-    """The MAC inside, unless one was asked for: it follows the IPv4 address."""
-    return peers.derived_mac("c", address)
+def derive_mac(address: IPv4Address) -> str:
+    """The container's MAC unless one is requested: it derives from the IPv4 address."""
+    return peers.derive_mac("c", address)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tunnel device of a network, and its peers in the kernel."""
+"""The VXLAN device of a network, and its peers in the kernel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.cni.netlink import links, routing
 from orchestrator.cni.netlink.links import Address, Link, Vxlan
 from orchestrator.cni.netlink.netlinksocket import NetlinkError, Request, RouteSocket
 from orchestrator.cni.netlink.routing import RouteEntry
-from orchestrator.cni.peers import Entry, Forward, Neighbour, Peer
+from orchestrator.cni.peers import Entry, FdbEntry, Neighbour, Peer
 
 GONE = frozenset({errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL})
 
@@ -32,7 +32,7 @@ def underlay(sock: RouteSocket, address: Address) -> Link:
 
 
 def refused(name: str, vni: int, error: NetlinkError) -> CniError:
-    """The kernel's refusal to make a VXLAN device, as an error for the user."""
+    """The error for a VXLAN device that the kernel refused to create."""
     if error.errno in (errno.EOPNOTSUPP, errno.ENODEV):
         return CniError(
             Code.KERNEL_LACKS,
@@ -53,7 +53,7 @@ def refused(name: str, vni: int, error: NetlinkError) -> CniError:
 
 
 def difference(link: Link, wanted: Vxlan) -> str:
-    """Why an existing device cannot become the wanted one in place; empty if it can."""
+    """Why an existing device must be replaced, for the user; empty if it need not."""
     if link.kind != "vxlan" or link.vxlan is None:
         return f"it is a {link.kind or 'physical'} device"
     if link.vxlan != wanted:
@@ -62,10 +62,10 @@ def difference(link: Link, wanted: Vxlan) -> str:
 
 
 def ensure(sock: RouteSocket, name: str, me: Peer, mtu: int, wanted: Vxlan) -> Link:
-    """Have the tunnel device exist with these properties, up, with its address; return it.
+    """Ensure the VXLAN device exists with these properties, up, with its address; return it.
 
-    Properties that can be changed are changed in place. A device that differs in another one is
-    made anew, without its peers: the caller adds those next, at every pass.
+    Properties that can be changed are changed in place. A device that differs otherwise is created
+    again without its peers, which the caller adds next, at every pass.
     """
     mac = peers.vtep_mac(me.subnet)
     link = links.get_link(sock, name)
@@ -81,7 +81,9 @@ def ensure(sock: RouteSocket, name: str, me: Peer, mtu: int, wanted: Vxlan) -> L
             raise refused(name, wanted.vni, error) from error
         link = links.get_link(sock, name)
         if link is None:
-            raise CniError(Code.TRY_AGAIN_LATER, f"VXLAN device {name} vanished while being made")
+            raise CniError(
+                Code.TRY_AGAIN_LATER, f"VXLAN device {name} vanished while being created"
+            )
     if not link.up or link.mtu != mtu or link.mac != mac:
         sock.execute(links.link_request(link.index, mtu=mtu, mac=mac))
     links.ensure_addresses(sock, link.index, {IPv4Interface((peers.vtep_address(me.subnet), 32))})
@@ -89,10 +91,10 @@ def ensure(sock: RouteSocket, name: str, me: Peer, mtu: int, wanted: Vxlan) -> L
 
 
 def present_entries(sock: RouteSocket, index: int) -> frozenset[Entry]:
-    """All entries that the kernel has on the device."""
+    """The kernel's entries of the device."""
     entries: list[Entry] = list(routing.routes(sock, index))
     entries += [Neighbour(address, mac) for address, mac in routing.neighbours(sock, index)]
-    entries += [Forward(mac, host) for mac, host in routing.forwarding(sock, index)]
+    entries += [FdbEntry(mac, host) for mac, host in routing.vxlan_fdb(sock, index)]
     return frozenset(entries)
 
 
@@ -102,12 +104,12 @@ def _request(index: int, entry: Entry, *, remove: bool = False) -> Request:
             return routing.route_request(index, entry, remove=remove)
         case Neighbour():
             return routing.neighbour_request(index, entry.address, entry.mac, remove=remove)
-        case Forward():
-            return routing.forwarding_request(index, entry.mac, entry.host, remove=remove)
+        case FdbEntry():
+            return routing.vxlan_fdb_request(index, entry.mac, entry.host, remove=remove)
 
 
 def apply_peers(sock: RouteSocket, index: int, wanted: frozenset[Entry]) -> int:
-    """Bring the device's entries to the wanted ones; return how many had to be changed."""
+    """Change the device's entries to the wanted ones; return the number of changes."""
     operations = peers.diff(wanted, present_entries(sock, index))
     removals = [_request(index, entry, remove=True) for entry in operations.remove]
     for outcome in sock.attempt(removals):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This host's WireGuard tunnels in the kernel: devices, their peers, the routes to these.
+"""This host's WireGuard tunnels in the kernel: devices, peers, routes.
 
-Level-triggered like everything here. Private keys are in a file that only root reads, made before
-the first packet, and leave it for the kernel only; other hosts get the public keys. Only the
-measurement of an old key's silence is in memory: a new process measures anew.
+Level-triggered. Private keys are in a file that only root can read, and are given to the kernel
+only; other hosts get the public keys. Only the time since an old key was last used is kept in
+memory: a new process measures it again.
 """
 
 from __future__ import annotations
@@ -43,29 +43,29 @@ NO_WIREGUARD = (
     "this kernel has no WireGuard: load the module wireguard, or use a kernel built with"
     " CONFIG_WIREGUARD"
 )
-NO_IPV6 = "this kernel has no IPv6 (ipv6.disable=1), which tunnels between nodes are made of"
+NO_IPV6 = "this kernel has no IPv6 (ipv6.disable=1), which tunnels between nodes need"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What tunnels this host is to have.
+class TunnelConfig:
+    """The desired tunnels of this host.
 
-    `rotation` is the newest order to have another key, `most_age` the seconds after which a key is
-    replaced anyway (0: never).
+    `rotation` is the number of the newest rotation order, `max_age` the seconds after which a key
+    is replaced anyway (0: never).
     """
 
     address: IPv4Address
     rotation: int
-    most_age: float
+    max_age: float
     hosts: tuple[Host, ...]
 
 
-def parse(raw: Mapping[str, Any]) -> Wanted:
-    """Check what the agent asks for; raises `CniError`."""
-    return Wanted(
+def parse(raw: Mapping[str, Any]) -> TunnelConfig:
+    """Validate the agent's request; raises `CniError`."""
+    return TunnelConfig(
         address=jsonfields.address4(raw.get("address"), "address"),
         rotation=jsonfields.integer(raw.get("rotation", 0), "rotation", 0, 1 << 62),
-        most_age=float(raw.get("mostAge", 0)),
+        max_age=float(raw.get("mostAge", 0)),
         hosts=tuple(
             Host(
                 jsonfields.address4(entry.get("address"), "hosts.address"),
@@ -79,20 +79,20 @@ def parse(raw: Mapping[str, Any]) -> Wanted:
 def _key(raw: Mapping[str, Any]) -> RemoteKey:
     public = jsonfields.text(raw, "public")
     try:
-        wireguard.raw(public)
+        wireguard.decode_key(public)
     except ValueError as error:
         raise invalid(f"hosts.keys: {error}") from error
     return RemoteKey(public, jsonfields.integer(raw.get("port"), "hosts.keys.port", 1, 65535))
 
 
-def lacks() -> str:
-    """Why this kernel cannot have tunnels; empty if it can."""
+def unsupported_reason() -> str:
+    """Why this kernel does not support tunnels, for the user; empty if it does."""
     if not WireGuard().present:
         return NO_WIREGUARD
     return "" if IPV6.exists() else NO_IPV6
 
 
-class Tunnel:
+class WireGuardTunnels:
     """This host's end of all its tunnels."""
 
     def __init__(self, data_dir: Path, sock: RouteSocket, nft: Nftables) -> None:
@@ -100,25 +100,28 @@ class Tunnel:
         self._sock = sock
         self._nft = nft
         self._wireguard: WireGuard | None = None
-        self._heard: tuple[int, float] = 0, 0.0
-        """Bytes that had come by the older key's device, and since when no more have."""
+        self._received: tuple[int, float] = 0, 0.0
+        """Bytes received on the older key's device, and the time of the last increase."""
 
     def _kernel(self) -> WireGuard:
-        """Raises `CniError` if it cannot have tunnels."""
+        """Raises `CniError` without support for tunnels."""
         if self._wireguard is None:
-            if why := lacks():
+            if why := unsupported_reason():
                 raise CniError(Code.KERNEL_LACKS, why)
             self._wireguard = WireGuard()
         return self._wireguard
 
     def keys(self) -> list[dict[str, Any]]:
-        """The public keys that this host answers to now, the oldest first."""
+        """The public keys of this host's devices, the oldest first."""
         kept = self._keys()
-        return _shown([key for key in kept if netlink.get_link(self._sock, key.device) is not None])
+        return _public_keys(
+            [key for key in kept if netlink.get_link(self._sock, key.device) is not None]
+        )
 
-    def apply(self, wanted: Wanted) -> dict[str, Any]:
-        """Make these tunnels, and report them: the keys of this host, the oldest first; each other
-        host's address inside the tunnels; the state of each tunnel. Raises `CniError`."""
+    def apply(self, wanted: TunnelConfig) -> dict[str, Any]:
+        """Ensure these tunnels exist, and report them: the keys of this host, the oldest first;
+        each other host's address inside the tunnels; the state of each tunnel. Raises
+        `CniError`."""
         self._kernel()
         try:
             hosts = [str(host.address) for host in wanted.hosts]
@@ -128,22 +131,22 @@ class Tunnel:
             raise failed(RULES, error) from error
         mtu = vxlan.underlay(self._sock, wanted.address).mtu - wireguard.OVERHEAD
         keys = self._keys()
-        if tunnelkeys.due(keys, wanted.rotation, wanted.most_age, time.time()):
-            keys = self._with_another(keys, wanted.rotation, mtu)
+        if tunnelkeys.rotation_due(keys, wanted.rotation, wanted.max_age, time.time()):
+            keys = self._add_key(keys, wanted.rotation, mtu)
         links = {key.slot: self._ensure_device(key, mtu) for key in keys}
         devices = self._connect(keys, wanted.hosts)
         self._ensure_routes(keys, wanted.hosts, devices, links)
-        if tunnelkeys.over(keys, self._quiet(keys, devices), time.time()):
+        if tunnelkeys.can_retire(keys, self._silence(keys, devices), time.time()):
             keys = keys[1:]
             self._save(keys)
         self._remove_all_but({key.device for key in keys})
-        return _told(keys, wanted.hosts, devices)
+        return _report(keys, wanted.hosts, devices)
 
     def remove(self) -> None:
-        """Have no tunnel any more; the keys stay for when there are some again."""
+        """Remove all tunnels; the keys are kept."""
         self._remove_all_but(frozenset())
         self._nft.doubt(RULES)
-        for script in tunnelguard.ABSENCE:
+        for script in tunnelguard.REMOVAL:
             try:
                 self._nft.run(script)
             except NftError as error:
@@ -165,7 +168,7 @@ class Tunnel:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CniError(
                 Code.IO_FAILURE,
-                f"the keys of this node's tunnels cannot be read: remove {self._file}, and it gets"
+                f"the keys of this node's tunnels cannot be read: remove {self._file} to create"
                 " new ones",
                 repr(error),
             ) from error
@@ -173,20 +176,18 @@ class Tunnel:
     def _save(self, keys: Sequence[OwnKey]) -> None:
         write_file(self._file, json.dumps({"keys": [asdict(key) for key in keys]}))
 
-    def _with_another(
-        self, keys: tuple[OwnKey, ...], rotation: int, mtu: int
-    ) -> tuple[OwnKey, ...]:
-        """The keys and a new one, which is on the disk and in the kernel."""
-        private = wireguard.shown(os.urandom(32))
+    def _add_key(self, keys: tuple[OwnKey, ...], rotation: int, mtu: int) -> tuple[OwnKey, ...]:
+        """Create a key, in the kernel and on disk; return all keys."""
+        private = wireguard.encode_key(os.urandom(32))
         key = OwnKey(tunnelkeys.free_slot(keys), "", private, time.time(), rotation)
         link = self._ensure_link(key.device, mtu)
-        self._give_key(key, link)
+        self._set_key(key, link)
         device = self._kernel().device(key.device)
         if device is None or not device.public:
-            raise CniError(Code.TRY_AGAIN_LATER, f"{key.device} vanished while being made")
+            raise CniError(Code.TRY_AGAIN_LATER, f"{key.device} vanished while being created")
         keys = (*keys, replace(key, public=device.public))
         self._save(keys)
-        self._heard = 0, time.monotonic()
+        self._received = 0, time.monotonic()
         return keys
 
     # -- devices ---------------------------------------------------------------------------------
@@ -195,7 +196,7 @@ class Tunnel:
         link = self._ensure_link(key.device, mtu)
         device = self._kernel().device(key.device)
         if device is None or (device.public, device.port) != (key.public, key.port):
-            self._give_key(key, link)
+            self._set_key(key, link)
         if not link.up or link.mtu != mtu:
             try:
                 self._sock.execute(netlink.link_request(link.index, mtu=mtu))
@@ -205,7 +206,7 @@ class Tunnel:
         if setting.read_text().strip() != "0":
             setting.write_text("0")
         address = IPv6Interface((address_of(key.public), 128))
-        netlink.ensure_addresses(self._sock, link.index, {address}, alone=True)
+        netlink.ensure_addresses(self._sock, link.index, {address}, no_prefix_route=True)
         return link
 
     def _ensure_link(self, name: str, mtu: int) -> Link:
@@ -217,10 +218,10 @@ class Tunnel:
             devices.create_wireguard(self._sock, name, mtu)
             link = netlink.get_link(self._sock, name)
         if link is None:
-            raise CniError(Code.TRY_AGAIN_LATER, f"{name} vanished while being made")
+            raise CniError(Code.TRY_AGAIN_LATER, f"{name} vanished while being created")
         return link
 
-    def _give_key(self, key: OwnKey, link: Link) -> None:
+    def _set_key(self, key: OwnKey, link: Link) -> None:
         try:
             self._kernel().set_key(link.name, base64.b64decode(key.private), key.port)
         except NetlinkError as error:
@@ -229,7 +230,7 @@ class Tunnel:
     # -- peers and routes ------------------------------------------------------------------------
 
     def _connect(self, keys: Sequence[OwnKey], hosts: Sequence[Host]) -> dict[int, Device]:
-        """Have the devices' peers; the devices by slot, as they were before."""
+        """Ensure the devices' peers; return the devices by slot, as they were before."""
         found = {key.slot: self._kernel().device(key.device) for key in keys}
         devices = {slot: device for slot, device in found.items() if device is not None}
         now = time.time()
@@ -248,12 +249,14 @@ class Tunnel:
         links: Mapping[int, Link],
     ) -> None:
         wanted: dict[int, set[RouteEntry]] = {link.index: set() for link in links.values()}
-        for public, key in tunnelkeys.ways(keys, hosts, _handshakes(devices), time.time()).items():
+        for public, key in tunnelkeys.egress_keys(
+            keys, hosts, _handshakes(devices), time.time()
+        ).items():
             network = netlink.with_prefix(address_of(public), 128).network
             wanted[links[key.slot].index].add(RouteEntry(network, None, address_of(key.public)))
         for index, entries in wanted.items():
             missing = entries - set(routing.routes(self._sock, index))
-            # One by the other device it replaces.
+            # Replaces a route via the other device.
             self._sock.execute(*[routing.route_request(index, entry) for entry in missing])
         for index, entries in wanted.items():
             for entry in set(routing.routes(self._sock, index)) - entries:
@@ -263,20 +266,20 @@ class Tunnel:
                         if outcome is not None and outcome.errno not in vxlan.GONE:
                             raise outcome
 
-    def _quiet(self, keys: Sequence[OwnKey], devices: Mapping[int, Device]) -> float:
-        """Seconds for which nothing has come by the older key's device."""
+    def _silence(self, keys: Sequence[OwnKey], devices: Mapping[int, Device]) -> float:
+        """Seconds since the older key's device last received anything."""
         device = devices.get(keys[0].slot)
         received = sum(session.received for session in device.sessions) if device else 0
-        if received != self._heard[0] or not self._heard[1]:
-            self._heard = received, time.monotonic()
-        return time.monotonic() - self._heard[1]
+        if received != self._received[0] or not self._received[1]:
+            self._received = received, time.monotonic()
+        return time.monotonic() - self._received[1]
 
 
 def _refused(key: OwnKey, error: NetlinkError) -> CniError:
     if error.errno == errno.EADDRINUSE:
         return CniError(
             Code.PORT_IN_USE,
-            f"UDP port {key.port} of this host, which its tunnel needs, is taken (see 'ss -ulnp')",
+            f"UDP port {key.port} of this host, which its tunnel needs, is in use (see 'ss -ulnp')",
             str(error),
         )
     return CniError(Code.IO_FAILURE, f"{key.device}: {error.strerror}", str(error))
@@ -291,22 +294,24 @@ def _handshakes(devices: Mapping[int, Device]) -> dict[tuple[int, str], float]:
     }
 
 
-def _shown(keys: Sequence[OwnKey]) -> list[dict[str, Any]]:
+def _public_keys(keys: Sequence[OwnKey]) -> list[dict[str, Any]]:
     return [{"public": key.public, "port": key.port} for key in keys]
 
 
-def _told(
+def _report(
     keys: Sequence[OwnKey], hosts: Sequence[Host], devices: Mapping[int, Device]
 ) -> dict[str, Any]:
     handshakes, now = _handshakes(devices), time.time()
     reached = {
-        str(host.address): str(address_of(tunnelkeys.used(keys, host, handshakes, now)[1].public))
+        str(host.address): str(
+            address_of(tunnelkeys.active_tunnel(keys, host, handshakes, now)[1].public)
+        )
         for host in hosts
         if host.keys
     }
     whose = {key.public: str(host.address) for host in hosts for key in host.keys}
     return {
-        "keys": _shown(keys),
+        "keys": _public_keys(keys),
         "hosts": reached,
         "sessions": [
             _session(key, session, whose[session.peer.public])

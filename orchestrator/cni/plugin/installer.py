@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put `orc-cni` where a container runtime looks for plugins: `orc-cni install /opt/cni/bin`."""
+"""Install `orc-cni` in a container runtime's plugin folder: `orc-cni install /opt/cni/bin`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from orchestrator.linux.atomicfile import write_file
 NAME = "orc-cni"
 CLIENT = Path(__file__).with_name("thinclient.py")
 PACKAGES = str(Path(__file__).parents[3])
-# Isolated, without `site`, without the environment: all that a thin client can do without.
+# Isolated, without `site`, ignoring the environment, for a fast start.
 OPTIONS = "-ISE"
 PLACE = re.compile(r"^PACKAGES = .*\nLIBRARIES = .*$", re.MULTILINE)
 
 
 def script(interpreter: str, packages: str = "") -> str:
-    """The client as a command of its own; it starts with the options that make it start fast.
+    """The client as an executable script with the options for a fast start.
 
-    `packages` is the folder in which it finds Orc and pyroute2 where it will run; empty: where this
-    process has them.
+    `packages` is the folder of Orc and pyroute2 on the target; empty: those of this process.
     """
     source = CLIENT.read_text()
-    # Without its words: what is compiled at each start is short.
+    # Without the docstring: the script is compiled at each start.
     source = source[source.index("import posix") :]
     libraries = packages or _libraries()
     places = f"PACKAGES = {packages or PACKAGES!r}\nLIBRARIES = {libraries!r}"
@@ -35,15 +34,15 @@ def script(interpreter: str, packages: str = "") -> str:
 
 
 def _libraries() -> str:
-    """The folder of pyroute2, which may be another than Orc's; empty if it is not installed."""
+    """The folder of pyroute2, which may differ from Orc's; empty if it is not installed."""
     found = find_spec("pyroute2")
     return str(Path(found.origin).parents[1]) if found is not None and found.origin else ""
 
 
 def install(folder: Path) -> Path:
-    """Write the command into a folder, in place of an older one; return its path."""
+    """Write or replace the command in a folder; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
-    # A runtime that executes it meanwhile has the old one or the new one.
+    # Atomic: a runtime may execute it meanwhile.
     write_file(path, script(sys.executable), mode=0o755)
     return path

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start a server for the command `orc-cni` when there is none, or do without.
+"""Start a server for the command `orc-cni` when there is none, or run the plugin without one.
 
-The server is a fork of the command. What an interpreter imports takes most of the time until the
-first container is connected, so it is imported once, in one interpreter.
+The server is a fork of the command. Imports take most of the time until the first container is
+connected, so they are done once, in one interpreter.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import gc
 import posix
 import sys
 
-TYPE_CHECKING = False  # as `typing` has it, which takes long to import
+TYPE_CHECKING = False  # as in `typing`, which is slow to import
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     Ask = Callable[[bytes, bytes], bytes]
-    """Sends a request to the server at a path; returns its answer, empty if there is none."""
+    """Sends a request to the server at a path; returns its answer, empty without a server."""
 
 ATTEMPTS = 3
 
@@ -25,7 +25,7 @@ ATTEMPTS = 3
 def answer(path: bytes, request: bytes, ask: Ask) -> bytes:
     """A server's answer, by `ask`: of one that another command has started meanwhile, or a new one.
 
-    Empty if none can be had.
+    Empty if no server could be started.
     """
     try:
         lock = _lock(path)
@@ -46,7 +46,7 @@ def answer(path: bytes, request: bytes, ask: Ask) -> bytes:
 
 def _lock(path: bytes) -> int:
     """A descriptor of the file that is locked while a server is started."""
-    try:  # noqa: SIM105 - contextlib takes long to import
+    try:  # noqa: SIM105 - contextlib is slow to import
         posix.mkdir(path.rpartition(b"/")[0], 0o700)
     except FileExistsError:
         pass
@@ -54,7 +54,7 @@ def _lock(path: bytes) -> int:
 
 
 def _start(path: bytes, request: bytes, ask: Ask) -> bytes:
-    gc.disable()  # nothing of what is imported is garbage
+    gc.disable()  # imports leave no garbage
     from orchestrator.cni.plugin import warmserver
 
     gc.enable()
@@ -66,16 +66,16 @@ def _start(path: bytes, request: bytes, ask: Ask) -> bytes:
             posix._exit(1)
     posix.close(write)
     try:
-        posix.read(ready, 1)  # nothing is written: it ends when the server listens, or has died
+        posix.read(ready, 1)  # end of file when the server listens, or has ended
     finally:
         posix.close(ready)
     return ask(path, request)
 
 
 def _become(serve: Callable[[str], int], path: bytes, ready: int) -> None:
-    """Be the server, and hold nothing of the runtime's, which waits until all have closed its pipe.
+    """Become the server, with no descriptor of the runtime's, which waits until its pipe is closed.
 
-    `ready` is closed when it listens.
+    `ready` is closed when the server listens.
     """
     posix.setsid()
     nothing = posix.open("/dev/null", posix.O_RDWR)
@@ -85,7 +85,7 @@ def _become(serve: Callable[[str], int], path: bytes, ready: int) -> None:
 
 
 def become_plugin(data: bytes) -> bytes:
-    """Run the plugin in this process, with the same stdin, arguments and folders of modules: never
+    """Replace this process by the plugin, with the same stdin, arguments and `sys.path`: never
     returns."""
     if data:
         copy = posix.memfd_create("stdin")

@@ -3,7 +3,7 @@
 
 Configuration on stdin, CNI_* in the environment, a result or an error as JSON on stdout; exit
 status 0 or 1. See https://www.cni.dev/docs/spec/. Runtimes execute the command `orc-cni`
-(`client`), which has a warm process do the same (`server`).
+(`thinclient`), which lets a warm process (`warmserver`) do the same.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ TABLE = "inet orc_cni"
 
 
 def open_host(data_dir: Path) -> Host:
-    """This host for the networks of other container runtimes; an agent may have its own here."""
+    """This host for networks of other container runtimes, beside those of an agent."""
     return Host(data_dir, TABLE)
 
 
 IFNAME = re.compile(rb"[^/:%\x00-\x20\x7f\xa0]{1,15}")
-"""What the kernel takes (dev_valid_name), without the pattern `%d`, of which it makes a number."""
+"""Names that the kernel accepts (dev_valid_name), without `%d`, which it replaces by a number."""
 LONGEST_ID = 200
-"""Characters of a container's id: with the interface's name they are the alias of a device."""
+"""Characters of a container's id: a device's alias has it and the interface's name."""
 SINCE_1_1 = frozenset({"STATUS", "GC"})
 NEEDED = {
     "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
@@ -52,7 +52,7 @@ NEEDED = {
 
 
 def command_of(environment: Mapping[str, str]) -> str:
-    """The operation; raises `CniError` INVALID_ENVIRONMENT naming all that is amiss."""
+    """The operation; raises `CniError` INVALID_ENVIRONMENT naming all missing variables."""
     command = environment.get("CNI_COMMAND", "")
     if command not in NEEDED:
         raise CniError(
@@ -66,7 +66,7 @@ def command_of(environment: Mapping[str, str]) -> str:
 
 
 def attachment_of(environment: Mapping[str, str]) -> Attachment:
-    """What is to be connected; raises `CniError` INVALID_ENVIRONMENT."""
+    """The attachment; raises `CniError` INVALID_ENVIRONMENT."""
     container_id = environment.get("CNI_CONTAINERID", "")
     ifname = environment.get("CNI_IFNAME", "")
     if not IDENTIFIER.fullmatch(container_id):
@@ -90,7 +90,7 @@ def attachment_of(environment: Mapping[str, str]) -> Attachment:
 def perform(
     command: str, conf: NetConf, environment: Mapping[str, str], open_host: OpenHost = open_host
 ) -> dict[str, Any] | None:
-    """Do one operation; return its result, if it has one."""
+    """Perform one operation; return its result, if it has one."""
     if command in SINCE_1_1 and conf.version != VERSION:
         raise CniError(
             Code.INCOMPATIBLE_VERSION, f"{command} needs cniVersion {VERSION}, not {conf.version}"
@@ -99,7 +99,7 @@ def perform(
         match command:
             case "ADD":
                 target = attachment_of(environment)
-                attachment.revive(host, conf)
+                attachment.restore_network(host, conf)
                 return attachment.add(host, conf, target)
             case "DEL":
                 attachment.delete(host, conf, attachment_of(environment))
@@ -134,14 +134,14 @@ def answer(
     except CniError as error:
         return 1, failure(version, error)
     except OSError as error:
-        words = error.strerror or str(error)
-        return 1, failure(version, CniError(Code.IO_FAILURE, words, repr(error)))
+        message = error.strerror or str(error)
+        return 1, failure(version, CniError(Code.IO_FAILURE, message, repr(error)))
     except Exception as error:
         return 1, failure(version, CniError(Code.INTERNAL, "unexpected error", repr(error)))
 
 
 def failure(version: str, error: CniError) -> dict[str, Any]:
-    """An error as the specification prints it."""
+    """The JSON document of an error, as in the specification."""
     document: dict[str, Any] = {"cniVersion": version, "code": int(error.code), "msg": str(error)}
     if error.details:
         document["details"] = error.details
@@ -153,12 +153,12 @@ def main() -> int:
     if sys.argv[1:2] == ["install"] and len(sys.argv) == 3:
         from orchestrator.cni.plugin.installer import install
 
-        print(f"orc-cni: {install(Path(sys.argv[2]))} is in place")
+        print(f"orc-cni: {install(Path(sys.argv[2]))} is installed")
         return 0
     if not os.environ.get("CNI_COMMAND") and sys.stdin.isatty():
         print(
             f"orc-cni: a CNI plugin, version {VERSION}; container runtimes execute it."
-            " To put it where they look: orc-cni install /opt/cni/bin"
+            " To install it in their plugin folder: orc-cni install /opt/cni/bin"
         )
         return 0
     status, document = answer(sys.stdin.buffer.read(), os.environ)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `orc-cni` as container runtimes execute it: a thin client of a warm server.
 
-It hands its environment and stdin to the server (`server`) of its network namespace, and prints the
-answer. If there is none, `starter` begins one.
+It sends its environment and stdin to the server (`warmserver`) of its network namespace, and prints
+the answer. If there is no server, `launcher` starts one.
 
-A start of Python costs more than connecting a container, and the standard library's own `socket`
-and `os` cost as much again. So this file imports only what is compiled into the interpreter, and is
-installed (`installer`) with the options that leave everything else out, and with the folders of
-this package and of the libraries that it needs.
+Starting Python takes longer than connecting a container, and importing the standard library's
+`socket` and `os` as long again. So this file imports only modules that are compiled into the
+interpreter, and `installer` installs it with interpreter options that import nothing else, and
+with the folders of this package and of its libraries.
 
     ORC_CNI_RUN    folder of the servers' sockets         /run/orc-cni
 """
@@ -23,7 +23,7 @@ FOLDER = b"/run/orc-cni"
 
 
 def read(descriptor: int) -> bytes:
-    """All that there is."""
+    """Read a descriptor to its end."""
     found = b""
     while part := posix.read(descriptor, 1 << 16):
         found += part
@@ -31,13 +31,13 @@ def read(descriptor: int) -> bytes:
 
 
 def socket_path() -> bytes:
-    """The server's for this network namespace, and this view of the file system."""
+    """The path of the server's socket for this network namespace and mount namespace."""
     network, mounts = (posix.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("net", "mnt"))
     return posix.environ.get(b"ORC_CNI_RUN", FOLDER) + b"/%d-%d" % (network, mounts)
 
 
 def ask(path: bytes, request: bytes) -> bytes:
-    """The server's answer; empty if there is no server, or if it died over it."""
+    """The server's answer; empty if there is no server, or if it died meanwhile."""
     sock = socket(AF_UNIX, SOCK_STREAM)
     try:
         sock.connect(path)
@@ -67,7 +67,7 @@ def main() -> None:
     printed = answer[1:]
     while printed:
         printed = printed[posix.write(1, printed) :]
-    # Nothing is left to do: the interpreter need not tidy up, which takes a millisecond.
+    # Skip the interpreter's finalisation, which takes a millisecond.
     posix._exit(answer[0] - ord("0"))
 
 

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The warm server behind the command `orc-cni`: a process that runs the plugin many times.
 
-The command starts it (`starter`) for its network namespace when there is none; no agent is needed.
-It serves one request at a time, keeps nothing but open files, and ends after a while without
-requests, or when its code on the disk has changed. Killing it loses nothing: the command
-that waits for an answer starts another one and asks again, and every operation may be repeated.
+The command starts it (`launcher`) for its network namespace when there is none; no agent is needed.
+It serves one request at a time, keeps only open files, and ends after a while without requests, or
+when its code on disk has changed. Killing it loses nothing: the command that waits for an answer
+starts another server and sends the request again; every operation is idempotent.
 
     ORC_CNI_IDLE    seconds without a request after which it ends      600
 
-A request is the values of `PASSED`, a zero byte after each, and the configuration, until the
-command has closed its half of the connection. The answer is the exit status, as a digit, and what
-the command is to print.
+A request has the values of `PASSED`, each followed by a zero byte, and the configuration, until the
+command closes its half of the connection. The answer is the exit status, as a digit, and the output
+of the command.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from orchestrator.cni.attachments.attachment import Host
 from orchestrator.cni.plugin import protocol
 
 PASSED = ("CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS")
-"""The variables whose values a request begins with, as `thinclient.PASSED`, which imports nothing
-and has been installed before this version of the server: the order stays as it is."""
+"""The environment variables of a request, as in `thinclient.PASSED`. An installed client may be
+older than the server: the order must not change."""
 PACKAGE = Path(__file__).parents[1]
 IDLE_SECONDS = 600.0
 BACKLOG = 1024
 
 
 class Hosts:
-    """The hosts by their data folder: open while the context lasts, as long as they are the same
-    file and made no surprise."""
+    """The hosts by their data folder: kept open while the context lasts, until the file is replaced
+    or an unexpected error occurs."""
 
     def __init__(self) -> None:
         self._open: dict[Path, tuple[Host, tuple[int, int]]] = {}
@@ -83,7 +83,7 @@ def _identity(directory: Path) -> tuple[int, int]:
 
 
 def respond(hosts: Hosts, request: bytes) -> bytes:
-    """The answer to a request. Never raises but for being stopped."""
+    """The answer to a request. Raises only what ends the process."""
     *values, data = request.split(b"\0", len(PASSED))
     environment = {
         name: value.decode(errors="replace") for name, value in zip(PASSED, values, strict=False)
@@ -94,13 +94,13 @@ def respond(hosts: Hosts, request: bytes) -> bytes:
 
 
 class _Code:
-    """The files that this process runs, as they were on the disk when it began."""
+    """The source files of this process, as they were at its start."""
 
     def __init__(self) -> None:
         self._files = {str(path): self._time(path) for path in PACKAGE.rglob("*.py")}
 
     def changed(self) -> bool:
-        """Whether any of them is another one now, or gone."""
+        """Whether any of them was replaced or removed."""
         return any(self._time(path) != time for path, time in self._files.items())
 
     def _time(self, path: str | Path) -> int:
@@ -111,7 +111,7 @@ class _Code:
 
 
 def serve(listener: socket.socket, idle: float) -> None:
-    """Answer until there was no request for `idle` seconds, or the code has changed."""
+    """Serve until there was no request for `idle` seconds, or the code has changed."""
     code = _Code()
     with selectors.DefaultSelector() as selector, Hosts() as hosts:
         selector.register(listener, selectors.EVENT_READ, None)
@@ -124,21 +124,21 @@ def serve(listener: socket.socket, idle: float) -> None:
                     if key.data is None:
                         sock, _ = listener.accept()
                         selector.register(sock, selectors.EVENT_READ, bytearray())
-                    elif _took_all(key):
+                    elif _receive(key):
                         assert isinstance(key.fileobj, socket.socket)
                         selector.unregister(key.fileobj)
                         _answer(key.fileobj, respond(hosts, bytes(key.data)))
                 if code.changed():
                     return
         finally:
-            # Of requests that have not come whole.
+            # Of incomplete requests.
             for key in list(selector.get_map().values()):
                 if isinstance(key.fileobj, socket.socket) and key.fileobj is not listener:
                     key.fileobj.close()
 
 
-def _took_all(key: selectors.SelectorKey) -> bool:
-    """Take what a command has sent; whether that was all."""
+def _receive(key: selectors.SelectorKey) -> bool:
+    """Receive more of a request; whether it is complete."""
     assert isinstance(key.fileobj, socket.socket)
     try:
         part = key.fileobj.recv(1 << 16)
@@ -153,11 +153,11 @@ def _answer(sock: socket.socket, answer: bytes) -> None:
         try:
             sock.sendall(answer)
         except OSError:
-            return  # the command was killed: what it asked for is done, as if it had died later
+            return  # the command was killed; the operation is done
 
 
 def main(socket_path: str) -> int:
-    """Serve at a socket, alone."""
+    """Serve at a socket, unless another process does."""
     path = os.fsencode(socket_path)
     os.chdir("/")
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
@@ -166,7 +166,7 @@ def main(socket_path: str) -> int:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return 1  # another one serves, or is about to leave
+        return 1  # another process serves, or is about to end
     os.ftruncate(lock, 0)
     os.write(lock, b"%d\n" % os.getpid())
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -174,7 +174,7 @@ def main(socket_path: str) -> int:
             os.unlink(path)
         listener.bind(path)
         listener.listen(BACKLOG)
-        os.dup2(0, 1)  # who started it waits for this end of the pipe to close
+        os.dup2(0, 1)  # closes the pipe on which the command waits
         serve(listener, float(os.environ.get("ORC_CNI_IDLE", IDLE_SECONDS)))
         os.unlink(path)
     return 0

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversion: one tree becomes a stack, that is specs of services, networks, volumes and files.
+"""Conversion of a project's tree to a stack: specs of services, networks, volumes and files.
 
-A module for each part of a spec; `assembly` is the entry point. Not here: reading and checking
-(`project`, `schema`).
+One module per part of a spec; `assembly` is the entry point. Not here: reading and validation of
+files (`project`, `schema`).
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Assembly: from a project to a stack. Resolves names and references, builds and checks specs."""
+"""Assembly of a project's stack: resolves names and references, builds and validates specs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from orchestrator.compose.conversion.deploy_section import (
     policy_of,
     replicas_of,
 )
-from orchestrator.compose.conversion.mounts_section import mounts_of
 from orchestrator.compose.conversion.networks_and_volumes import (
-    DEFAULT,
+    DEFAULT_NETWORK,
     attachments_of,
+    mounts_of,
     network_keys,
     networks_of,
     volumes_of,
@@ -31,9 +31,9 @@ from orchestrator.compose.conversion.task_specs import (
 )
 from orchestrator.compose.project.loader import Project
 from orchestrator.compose.schema.extension import with_extension
-from orchestrator.compose.schema.value_kinds import Reading
+from orchestrator.compose.schema.value_kinds import ReadContext
 from orchestrator.compose.stack import Stack, StackBuild, StackService
-from orchestrator.compose.tree import ComposeError, Map, within
+from orchestrator.compose.tree import ComposeError, Map, key_path
 from orchestrator.model.dependencies import (
     Dependency,
     DependencyCondition,
@@ -58,13 +58,13 @@ _CONDITIONS = {
 }
 
 
-def stack_of(project: Project, name: str, reading: Reading) -> Stack:
-    """The stack of that name. Raises ComposeError for the first thing in it that cannot be."""
+def stack_of(project: Project, name: str, reading: ReadContext) -> Stack:
+    """The stack `name`. Raises ComposeError for the first invalid part."""
     return _Assembly(project, name, reading).stack()
 
 
 class _Assembly:
-    def __init__(self, project: Project, name: str, reading: Reading) -> None:
+    def __init__(self, project: Project, name: str, reading: ReadContext) -> None:
         self._project, self._name, self._reading = project, name, reading
         self._services = project.document.section("services")
         self._volumes = volumes_of(project.document, name)
@@ -74,16 +74,16 @@ class _Assembly:
 
     def stack(self) -> Stack:
         if not self._services.entries:
-            raise ComposeError(self._project.document.place, "services", "there is no service")
+            raise ComposeError(self._project.document.place, "services", "the file has no services")
         needs = {
             key: {**_dependencies(cast(Map, each))} for key, each in self._services.entries.items()
         }
         for key in needs:
             if (cycle := find_cycle(key, needs)) is not None:
                 service = cast(Map, self._services.entries[key])
-                words = f"services wait for one another in a circle: {' -> '.join(cycle)}"
+                message = f"services depend on each other in a cycle: {' -> '.join(cycle)}"
                 place = service.place_of("depends_on")
-                raise ComposeError(place, f"services.{key}.depends_on", words)
+                raise ComposeError(place, f"services.{key}.depends_on", message)
         completed = {
             other
             for wanted in needs.values()
@@ -97,7 +97,9 @@ class _Assembly:
         used = {
             key for each in self._services.entries.values() for key in network_keys(cast(Map, each))
         }
-        networks = (each for key, each in self._networks.items() if key != DEFAULT or key in used)
+        networks = (
+            each for key, each in self._networks.items() if key != DEFAULT_NETWORK or key in used
+        )
         return Stack(
             self._name,
             services,
@@ -113,7 +115,7 @@ class _Assembly:
         needs: Mapping[str, Mapping[str, DependencyCondition]],
         completes: bool,
     ) -> StackService:
-        at, name = within("services", key), f"{self._name}_{key}"
+        at, name = key_path("services", key), f"{self._name}_{key}"
         image, build = self._image(section, at, name)
         deploy = section.section("deploy")
         profiles = self._seccomp_profiles(section, at)
@@ -132,8 +134,8 @@ class _Assembly:
             RestartCondition.ANY,
             RestartCondition.UNLESS_STOPPED,
         ):
-            words = "others wait for this service to complete, so it cannot restart always"
-            raise ComposeError(section.place_of("restart"), within(at, "restart"), words)
+            message = "other services wait for this one to complete, so it cannot always restart"
+            raise ComposeError(section.place_of("restart"), key_path(at, "restart"), message)
         placement = deploy.section("placement")
         spec = ServiceSpec(
             name=name,
@@ -169,21 +171,20 @@ class _Assembly:
         return StackService(key, spec, section.place, build)
 
     def _mounts(self, section: Map, at: str) -> tuple[MountSpec, ...]:
-        """The mounts of a service, and of those that it has the volumes from; its own come before
-        theirs."""
+        """A service's mounts, and those of `volumes_from`; its own take precedence."""
         found = {each.target: each for each in mounts_of(section, at, self._volumes)}
         for index, text in enumerate(section.texts("volumes_from")):
             name, _, mode = text.partition(":")
             other = cast(Map, self._services.entries[name])
-            for each in self._mounts(other, within("services", name)):
+            for each in self._mounts(other, key_path("services", name)):
                 if each.type is MountType.TMPFS:
                     continue
                 if not each.source:
-                    words = (
+                    message = (
                         f"the volume at {each.target} of service '{name}' has no name; give it one"
                     )
                     place = section.items_of("volumes_from")[index].place
-                    raise ComposeError(place, within(f"{at}.volumes_from", index), words)
+                    raise ComposeError(place, key_path(f"{at}.volumes_from", index), message)
                 shared = replace(each, read_only=True) if mode == "ro" else each
                 found.setdefault(each.target, shared)
         return tuple(found.values())
@@ -191,11 +192,11 @@ class _Assembly:
     def _image(self, section: Map, at: str, name: str) -> tuple[str, StackBuild | None]:
         image, build = section.text("image"), section.get("build")
         if isinstance(build, Map):
-            check_build(build, within(at, "build"))
+            check_build(build, key_path(at, "build"))
             image = image or f"{name.lower()}:latest"
             return image, StackBuild(image, build)
         if not image:
-            raise ComposeError(section.place, at, "neither image nor build says what runs")
+            raise ComposeError(section.place, at, "image and build are both missing")
         return image, None
 
     def _seccomp_profiles(self, section: Map, at: str) -> dict[str, str]:
@@ -209,20 +210,20 @@ class _Assembly:
             except (OSError, UnicodeError) as error:
                 reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
                 place = section.items_of("security_opt")[index].place
-                words = f"cannot read the seccomp profile {file}: {reason.lower()}"
-                raise ComposeError(place, f"{at}.security_opt[{index}]", words) from None
+                message = f"cannot read the seccomp profile {file}: {reason.lower()}"
+                raise ComposeError(place, f"{at}.security_opt[{index}]", message) from None
         return found
 
 
 def check_build(build: Map, at: str) -> None:
-    """Refuse a build with two Dockerfiles. Raises ComposeError."""
+    """Raises ComposeError for a build with two Dockerfiles."""
     if build.text("dockerfile") and build.text("dockerfile_inline"):
-        words = "dockerfile is there too; leave one out"
-        raise ComposeError(build.place_of("dockerfile_inline"), f"{at}.dockerfile_inline", words)
+        message = "dockerfile is set, too; leave one out"
+        raise ComposeError(build.place_of("dockerfile_inline"), f"{at}.dockerfile_inline", message)
 
 
 def _dependencies(section: Map) -> dict[str, DependencyCondition]:
-    """What a service waits for: `depends_on`, and what it is linked to."""
+    """A service's dependencies: `depends_on`, `links` and `volumes_from`."""
     found = {
         other: _CONDITIONS[cast(Map, each).text("condition", "service_started")]
         for other, each in section.section("depends_on").entries.items()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A service's `deploy` section, converted, and the keys that fields of a spec come from."""
+"""Conversion of a service's `deploy` section, and locating errors of spec fields in the file."""
 
 from __future__ import annotations
 
-from orchestrator.compose.tree import ComposeError, Map, within
+from orchestrator.compose.tree import ComposeError, Map, key_path
 from orchestrator.model.formats.platforms import platform_constraint
 from orchestrator.model.specs import FailureAction, ServiceMode, UpdateOrder, UpdatePolicy
 from orchestrator.model.units import parse_duration
@@ -11,36 +11,36 @@ from orchestrator.model.validation.service_specs import InvalidSpec
 
 
 def replicas_of(section: Map, mode: ServiceMode, at: str) -> int:
-    """How many tasks a service has. Raises ComposeError."""
+    """A service's number of replicas. Raises ComposeError."""
     deploy = section.section("deploy")
     own, deployed = section.text("scale"), deploy.text("replicas")
     if own and deployed and own != deployed:
-        words = f"this is {own}, and deploy.replicas is {deployed}; leave one out"
-        raise ComposeError(section.place_of("scale"), within(at, "scale"), words)
+        message = f"{own} conflicts with deploy.replicas: {deployed}; leave one out"
+        raise ComposeError(section.place_of("scale"), key_path(at, "scale"), message)
     if mode.is_global and (own or deployed):
         place = deploy.place_of("replicas") if deployed else section.place_of("scale")
-        words = "a global service has a task on each node, and no replicas"
-        raise ComposeError(place, at, words)
+        message = "a global service runs one task per node and takes no replicas"
+        raise ComposeError(place, at, message)
     return int(own or deployed or 1)
 
 
 def policy_of(section: Map) -> UpdatePolicy:
-    """An `update_config` or `rollback_config`."""
-    usual = UpdatePolicy()
+    """The policy of an `update_config` or `rollback_config`."""
+    default = UpdatePolicy()
     action = {"pause": FailureAction.PAUSE, "continue": FailureAction.CONTINUE}
     action |= {"rollback": FailureAction.ROLLBACK}
     return UpdatePolicy(
-        parallelism=int(section.text("parallelism", str(usual.parallelism))),
+        parallelism=int(section.text("parallelism", str(default.parallelism))),
         delay=parse_duration(section.text("delay", "0")),
         order=UpdateOrder[section.text("order", "stop-first").upper().replace("-", "_")],
-        monitor=parse_duration(section.text("monitor", f"{usual.monitor}s")),
+        monitor=parse_duration(section.text("monitor", f"{default.monitor}s")),
         failure_action=action[section.text("failure_action", "pause")],
         max_failure_ratio=float(section.text("max_failure_ratio", "0")),
     )
 
 
 def platform_rules(section: Map, at: str) -> tuple[str, ...]:
-    """The constraints that a service's `platform` is. Raises ComposeError."""
+    """The constraints of a service's `platform`. Raises ComposeError."""
     text = section.text("platform")
     if not text:
         return ()
@@ -48,7 +48,7 @@ def platform_rules(section: Map, at: str) -> tuple[str, ...]:
         return (platform_constraint(text),)
     except ValueError as error:
         raise ComposeError(
-            section.place_of("platform"), within(at, "platform"), str(error)
+            section.place_of("platform"), key_path(at, "platform"), str(error)
         ) from None
 
 
@@ -90,12 +90,12 @@ KEY_OF_FIELD = {
     "spread": "deploy",
     "labels": "deploy",
 }
-"""Field of a spec → the key of a service that it comes from, where the field's own name is not that
-key. An error in the field is reported at the key's place in the file."""
+"""Field of a spec → key of a service, where their names differ. Errors of the field are reported at
+the key's position in the file."""
 
 
 def key_of_field(field: str) -> str:
-    """The key of a service that a field of its spec, such as `task.container.env`, comes from."""
+    """The key of a service for a field of its spec, such as `task.container.env`."""
     prefix = field
     while prefix:
         if prefix in KEY_OF_FIELD:
@@ -105,8 +105,8 @@ def key_of_field(field: str) -> str:
 
 
 def located(error: InvalidSpec, section: Map, at: str) -> ComposeError:
-    """The validator's error, at the key that it is about."""
+    """The validator's error with the position of its key in the file."""
     key = key_of_field(error.field)
     if section.get(key) is None:
         return ComposeError(section.place, at, str(error))
-    return ComposeError(section.place_of(key), within(at, key), str(error))
+    return ComposeError(section.place_of(key), key_path(at, key), str(error))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A service of a compose file, converted to the spec of its tasks."""
+"""Conversion of a service to the spec of its tasks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from orchestrator.compose.schema.value_kinds import Reading
-from orchestrator.compose.tree import ComposeError, List, Map, Scalar, within
+from orchestrator.compose.schema.value_kinds import ReadContext
+from orchestrator.compose.tree import ComposeError, List, Map, Scalar, key_path
 from orchestrator.model.formats import log_options
 from orchestrator.model.formats.cdi_names import is_cdi
 from orchestrator.model.formats.generic_resources import parse_generic
@@ -44,13 +44,13 @@ _RESTARTS = {
 
 
 def container_of(
-    service: Map, at: str, image: str, profiles: Mapping[str, str], reading: Reading
+    service: Map, at: str, image: str, profiles: Mapping[str, str], reading: ReadContext
 ) -> ContainerSpec:
-    """The container, but for its mounts. `profiles` are the texts of the seccomp profiles that it
-    names. Raises ComposeError."""
+    """The container's spec without mounts. `profiles` is the content of its seccomp profiles, by
+    name. Raises ComposeError."""
     spec = ContainerSpec(
         image=str(parse_image(image)),
-        entrypoint=_words(service, "entrypoint"),
+        entrypoint=_entrypoint(service, "entrypoint"),
         command=service.texts("command"),
         env=_environment(service),
         user=service.text("user"),
@@ -95,14 +95,14 @@ def container_of(
     return _with_security(spec, service, at, profiles, reading)
 
 
-def _words(service: Map, key: str) -> tuple[str, ...]:
-    """An entrypoint; one that is given and empty is none, not the image's."""
+def _entrypoint(service: Map, key: str) -> tuple[str, ...]:
+    """The entrypoint. An empty one overrides the image's with none."""
     found = service.get(key)
     return (service.texts(key) or ("",)) if isinstance(found, List) else ()
 
 
 def _environment(service: Map) -> tuple[str, ...]:
-    """The variables that have a value; the others are left to the image."""
+    """The variables that have a value; others come from the image."""
     entries = service.section("environment").entries.items()
     found = [(key, node) for key, node in entries if isinstance(node, Scalar) and not node.is_null]
     return tuple(f"{key}={node.text}" for key, node in found)
@@ -123,7 +123,7 @@ def _hooks(service: Map, key: str) -> tuple[Hook, ...]:
 
 
 def _variables(hook: Map) -> Iterator[str]:
-    """A hook's variables; one without a value is removed, as by Compose."""
+    """A hook's variables; one without a value is unset, as in Compose."""
     for key, node in hook.section("environment").entries.items():
         if isinstance(node, Scalar):
             yield key if node.is_null else f"{key}={node.text}"
@@ -142,7 +142,7 @@ def _swap(service: Map, at: str) -> int:
         return parse_memory(text, "memory swap")
     except ValueError as error:
         raise ComposeError(
-            service.place_of("memswap_limit"), within(at, "memswap_limit"), str(error)
+            service.place_of("memswap_limit"), key_path(at, "memswap_limit"), str(error)
         ) from None
 
 
@@ -150,13 +150,15 @@ def _storage(service: Map, at: str) -> int:
     options = service.pairs("storage_opt")
     for key, value in options.items():
         if key != "size":
-            words = f"storage option {key!r} is unknown; there is size"
-            raise ComposeError(service.place_of("storage_opt"), within(at, "storage_opt"), words)
+            message = f"storage option {key!r} is unknown; use size"
+            raise ComposeError(
+                service.place_of("storage_opt"), key_path(at, "storage_opt"), message
+            )
         try:
             return parse_memory(value)
         except ValueError as error:
             raise ComposeError(
-                service.place_of("storage_opt"), within(at, "storage_opt"), str(error)
+                service.place_of("storage_opt"), key_path(at, "storage_opt"), str(error)
             ) from None
     return 0
 
@@ -165,10 +167,10 @@ def _hosts(service: Map, at: str) -> tuple[str, ...]:
     found = []
     for name, addresses in service.pairs("extra_hosts").items():
         for address in addresses.split(","):
-            place, where = service.place_of("extra_hosts"), within(at, "extra_hosts")
+            place, where = service.place_of("extra_hosts"), key_path(at, "extra_hosts")
             if address == "host-gateway":
-                words = f"{name}: host-gateway is of one machine; write an address"
-                raise ComposeError(place, where, words)
+                message = f"{name}: host-gateway is not supported in a cluster; write an address"
+                raise ComposeError(place, where, message)
             try:
                 found.append(confinement.parse_host(f"{name}:{address}"))
             except ValueError as error:
@@ -180,7 +182,7 @@ def _devices(service: Map, at: str) -> tuple[str, ...]:
     found = []
     for index, each in enumerate(service.items_of("devices")):
         entry = cast(Map, each)
-        source, where = entry.text("source"), within(f"{at}.devices", index)
+        source, where = entry.text("source"), key_path(f"{at}.devices", index)
         if is_cdi(source):
             found.append(source)
             continue
@@ -202,17 +204,17 @@ def ulimits_of(service: Map, at: str) -> tuple[Ulimit, ...]:
         try:
             found.append(confinement.checked_ulimit(limit))
         except ValueError as error:
-            raise ComposeError(entry.place, within(f"{at}.ulimits", name), str(error)) from None
+            raise ComposeError(entry.place, key_path(f"{at}.ulimits", name), str(error)) from None
     return tuple(found)
 
 
 def _pids(service: Map, at: str) -> int:
     own = service.text("pids_limit")
     limits = service.section("deploy").section("resources").section("limits")
-    return int(_agreed(service, "pids_limit", own, limits.text("pids"), at) or 0)
+    return int(_either(service, "pids_limit", own, limits.text("pids"), at) or 0)
 
 
-def _agreed(
+def _either(
     service: Map,
     key: str,
     own: str,
@@ -220,10 +222,11 @@ def _agreed(
     at: str,
     parse: Callable[[str], object] = int,
 ) -> str:
-    """What a key and its counterpart under deploy.resources say; both may only say the same."""
+    """The value of a key or of its counterpart under deploy.resources. Raises ComposeError if both
+    are set and differ."""
     if own and deployed and parse(own) != parse(deployed):
-        words = f"this is {own}, and under deploy.resources it is {deployed}; leave one out"
-        raise ComposeError(service.place_of(key), within(at, key), words)
+        message = f"{own} conflicts with {deployed} under deploy.resources; leave one out"
+        raise ComposeError(service.place_of(key), key_path(at, key), message)
     return own or deployed
 
 
@@ -231,11 +234,11 @@ def resources_of(service: Map, at: str) -> tuple[Resources, Resources, int]:
     """Reservation, limit and CPU weight. Raises ComposeError."""
     resources = service.section("deploy").section("resources")
     limits, reserved = resources.section("limits"), resources.section("reservations")
-    cpus = _agreed(service, "cpus", service.text("cpus"), limits.text("cpus"), at, parse_cpus)
+    cpus = _either(service, "cpus", service.text("cpus"), limits.text("cpus"), at, parse_cpus)
     own = service.text("mem_limit")
-    most = _agreed(service, "mem_limit", own, limits.text("memory"), at, parse_memory)
+    most = _either(service, "mem_limit", own, limits.text("memory"), at, parse_memory)
     own = service.text("mem_reservation")
-    memory = _agreed(service, "mem_reservation", own, reserved.text("memory"), at, parse_memory)
+    memory = _either(service, "mem_reservation", own, reserved.text("memory"), at, parse_memory)
     reservation = Resources(
         parse_cpus(reserved.text("cpus", "0")), parse_memory(memory) if memory else 0
     )
@@ -243,8 +246,8 @@ def resources_of(service: Map, at: str) -> tuple[Resources, Resources, int]:
     return reservation, limit, int(service.text("cpu_shares", "0"))
 
 
-def generic_of(service: Map, at: str, reading: Reading) -> tuple[GenericResource, ...]:
-    """What it needs of its node that nodes have a few of; a device is one by its first
+def generic_of(service: Map, at: str, reading: ReadContext) -> tuple[GenericResource, ...]:
+    """A service's generic resources. A device request becomes one, named after its first
     capability, such as `gpu`."""
     reserved = service.section("deploy").section("resources").section("reservations")
     found = []
@@ -262,15 +265,14 @@ def generic_of(service: Map, at: str, reading: Reading) -> tuple[GenericResource
         entry = cast(Map, each)
         kind, *others = entry.texts("capabilities") or ("gpu",)
         if others or entry.text("driver"):
-            words = f"what counts is what nodes call {kind} ('orc agent --generic-resource')"
-            reading.note(entry.place, where, words)
+            message = f"only the capability {kind} is used ('orc agent --generic-resource')"
+            reading.note(entry.place, where, message)
         found.append(_device_request(kind, entry, where))
     return tuple(found)
 
 
 def _device_request(kind: str, entry: Map, at: str) -> GenericResource:
-    """Devices of a kind: a number, all, or those with these ids; without either all, as in
-    compose."""
+    """Devices of a kind: a count, or those with the given IDs; all by default, as in Compose."""
     names, count = entry.texts("device_ids"), entry.text("count")
     if names and count:
         raise ComposeError(entry.place, at, "count and device_ids exclude each other")
@@ -282,16 +284,16 @@ def _device_request(kind: str, entry: Map, at: str) -> GenericResource:
 
 
 def restart_of(service: Map, mode: ServiceMode, completes: bool) -> RestartPolicy:
-    """When its tasks are replaced. A job, and what others wait for to complete, is not started
-    again when it has, unless it says otherwise."""
+    """A service's restart policy. By default, jobs and services that others wait for to complete
+    restart on failure only."""
     policy = service.section("deploy").section("restart_policy")
     word, _, count = service.text("restart").partition(":")
     default = "on-failure" if completes or mode.is_job else "any"
-    usual = RestartPolicy(max_attempts=DEFAULT_RETRIES if mode.is_job else 0)
+    defaults = RestartPolicy(max_attempts=DEFAULT_RETRIES if mode.is_job else 0)
     return RestartPolicy(
         condition=_RESTARTS[policy.text("condition") or word or default],
-        delay=parse_duration(policy.text("delay", f"{usual.delay}s")),
-        max_attempts=int(policy.text("max_attempts") or count or usual.max_attempts),
+        delay=parse_duration(policy.text("delay", f"{defaults.delay}s")),
+        max_attempts=int(policy.text("max_attempts") or count or defaults.max_attempts),
         window=parse_duration(policy.text("window", "0")),
     )
 
@@ -307,7 +309,7 @@ def _health(service: Map, at: str) -> HealthCheck:
         raise ComposeError(
             section.place_of("test"),
             f"{at}.healthcheck.test",
-            f"a list begins with CMD, CMD-SHELL, HTTP, TCP, GRPC or NONE, not {test[0]!r}",
+            f"a test list begins with CMD, CMD-SHELL, HTTP, TCP, GRPC or NONE, not {test[0]!r}",
         )
     times: dict[str, Any] = {
         key: parse_duration(section.text(key, "0"))
@@ -317,7 +319,7 @@ def _health(service: Map, at: str) -> HealthCheck:
 
 
 def _with_security(
-    spec: ContainerSpec, service: Map, at: str, profiles: Mapping[str, str], reading: Reading
+    spec: ContainerSpec, service: Map, at: str, profiles: Mapping[str, str], reading: ReadContext
 ) -> ContainerSpec:
     for index, option in enumerate(service.texts("security_opt")):
         place, where = service.items_of("security_opt")[index].place, f"{at}.security_opt[{index}]"
@@ -330,13 +332,13 @@ def _with_security(
             spec = replace(spec, apparmor=value)
         elif key == "label":
             if value != "disable":
-                reading.note(place, where, f"{option} asks for nothing: Orc uses no SELinux")
+                reading.note(place, where, f"{option} is ignored: Orc does not use SELinux")
         else:
-            words = (
+            message = (
                 f"{option!r} is unknown; seccomp=FILE|unconfined, apparmor=PROFILE|unconfined, "
                 "label=disable, no-new-privileges[:false] are"
             )
-            raise ComposeError(place, where, words)
+            raise ComposeError(place, where, message)
     return spec
 
 
@@ -345,7 +347,7 @@ def ports_of(service: Map, at: str) -> tuple[PortSpec, ...]:
     return tuple(
         port
         for index, each in enumerate(service.items_of("ports"))
-        for port in _ports(cast(Map, each), within(f"{at}.ports", index))
+        for port in _ports(cast(Map, each), key_path(f"{at}.ports", index))
     )
 
 
@@ -353,14 +355,16 @@ def _ports(entry: Map, at: str) -> list[PortSpec]:
     place, target, published = entry.place, int(entry.text("target")), entry.text("published")
     address = entry.text("host_ip")
     if address not in _ANYWHERE:
-        words = f"Orc publishes at all addresses of the nodes, not at {address} alone; leave it out"
-        raise ComposeError(entry.place_of("host_ip"), at, words)
+        message = f"host_ip {address} is not supported: ports are published at all addresses"
+        raise ComposeError(entry.place_of("host_ip"), at, message)
     if not published:
-        words = f"no published port is given; write such as {_suggestion(target)}:{target}"
-        raise ComposeError(place, at, words)
+        message = (
+            f"the published port is missing; write, for example, {_suggestion(target)}:{target}"
+        )
+        raise ComposeError(place, at, message)
     if "-" in published:
-        words = f"published {published} is a range; write one port, or the short form A-B:C-D"
-        raise ComposeError(place, at, words)
+        message = f"published {published} is a range; write one port, or the short form A-B:C-D"
+        raise ComposeError(place, at, message)
     if not published.isdecimal() or not 1 <= int(published) <= 65535:
         raise ComposeError(place, at, f"published port {published!r} is not in 1-65535")
     mode = PublishMode[entry.text("mode", "ingress").upper()]
@@ -379,5 +383,7 @@ def _logging(service: Map, at: str) -> LogConfig:
             log_options.check(replace(config, options={option: text}))
         except ValueError as error:
             place = section.section("options").place_of(option)
-            raise ComposeError(place, within(at, f"logging.options.{option}"), str(error)) from None
+            raise ComposeError(
+                place, key_path(at, f"logging.options.{option}"), str(error)
+            ) from None
     return config

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loader: several files become one project, by `include`, `extends`, merging and profiles."""
+"""The loader: reads several files into one project: `include`, `extends`, merging, profiles."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import cast
 
 from orchestrator.compose.project.variables import Variables, parse_env
 from orchestrator.compose.project.yaml_tree import parse
-from orchestrator.compose.schema.collection_kinds import settled
+from orchestrator.compose.schema.collection_kinds import without_tags
 from orchestrator.compose.schema.file_keys import FILE
 from orchestrator.compose.schema.service_keys import SERVICE
-from orchestrator.compose.schema.value_kinds import Reading
+from orchestrator.compose.schema.value_kinds import ReadContext
 from orchestrator.compose.tree import (
     ComposeError,
     Map,
@@ -22,8 +22,8 @@ from orchestrator.compose.tree import (
     Place,
     Scalar,
     hint,
-    plain,
-    within,
+    key_path,
+    to_python,
 )
 
 Read = Callable[[str], bytes]
@@ -32,12 +32,12 @@ Read = Callable[[str], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """A project in its long form, and what the files hold that it names."""
+    """A project in its long form, with access to the files that it refers to."""
 
     document: Map
     read: Read
     values: Mapping[str, str]
-    """Our environment, for what is made from it."""
+    """Variables of the environment, for secrets and configs made from them."""
 
 
 SECTIONS = ("services", "networks", "volumes", "secrets", "configs")
@@ -46,42 +46,44 @@ _ENV = ".env"
 
 @dataclass(slots=True)
 class Loader:
-    """What the reading of a project needs from outside, and what it has to say."""
+    """Reads a project with injected file access and environment, and collects notes."""
 
     read: Read
     values: Mapping[str, str]
-    """What variables stand for."""
+    """The values of variables."""
     home: str = "/root"
     interpolate: bool = True
     profiles: frozenset[str] = frozenset()
-    """Those that are active; `*` is all."""
+    """Active profiles; `*` activates all."""
     notes: list[str] = field(default_factory=list)
     _trees: dict[str, Map] = field(default_factory=dict)
-    """Files as they were parsed."""
+    """Parsed files."""
     _reading: list[str] = field(default_factory=list)
-    """Files whose includes are being read."""
+    """Stack of files whose includes are being read."""
 
     def text(self, path: str, place: Place | None = None, at: str = "") -> str:
-        """A file's text. Raises ComposeError, at the place where it is named."""
+        """A file's text. Raises ComposeError at the position that refers to it."""
         try:
             return self.read(path).decode()
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-            raise ComposeError(place or Place(path, 0), at, _cannot(path, place, reason)) from None
+            raise ComposeError(
+                place or Place(path, 0), at, _read_error(path, place, reason)
+            ) from None
         except UnicodeError:
             raise ComposeError(
-                place or Place(path, 0), at, _cannot(path, place, "it is not UTF-8 text")
+                place or Place(path, 0), at, _read_error(path, place, "it is not UTF-8 text")
             ) from None
 
     def project(self, files: Sequence[str], folder: str) -> Map:
-        """The project that these files are together, with everything in its long form. `folder` is
-        what their relative paths begin at. Raises ComposeError."""
+        """The merged project of these files, in its long form. `folder` is the base of their
+        relative paths. Raises ComposeError."""
         document = self._merged(files, folder, Variables(self.values))
         document = _with_profiles(document, self.profiles)
         if not self.interpolate:
             return document
         services = {
-            name: self._with_env_files(cast(Map, service), within("services", name))
+            name: self._with_env_files(cast(Map, service), key_path("services", name))
             for name, service in document.section("services").entries.items()
         }
         return document.with_entries(
@@ -89,8 +91,7 @@ class Loader:
         )
 
     def name(self, files: Sequence[str]) -> str:
-        """The project's name by the last of these files that has one; empty if none has. Raises
-        ComposeError."""
+        """The project's name from the last file that has one, else empty. Raises ComposeError."""
         found = ""
         for file in files:
             given = self._tree(file).get("name")
@@ -100,13 +101,13 @@ class Loader:
                     text = Variables(self.values).text(text, given.place, "name")
                 found = project_name(text)
                 if not found:
-                    words = f"{text!r} has no letter or digit, with which a name begins"
-                    raise ComposeError(given.place, "name", words)
+                    message = f"{text!r} is not a valid name: it has no letter or digit"
+                    raise ComposeError(given.place, "name", message)
         return found
 
     def _tree(self, file: str) -> Map:
         if file not in self._trees:
-            self._trees[file] = parse(self.text(file), _shown(file))
+            self._trees[file] = parse(self.text(file), _display_path(file))
         return self._trees[file]
 
     def _merged(self, files: Sequence[str], folder: str, variables: Variables) -> Map:
@@ -115,15 +116,15 @@ class Loader:
             one = self._file(file, folder, variables)
             document = one if document is None else FILE.merge(document, one)
         for name, place in variables.unset.items():
-            self._note(f"{place}: variable {name} is not set; it is empty")
-        return _with_contexts(cast(Map, settled(document or Map({}, Place("", 0)))), folder)
+            self._note(f"{place}: variable {name} is not set; using an empty string")
+        return _with_contexts(cast(Map, without_tags(document or Map({}, Place("", 0)))), folder)
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
 
     def _file(self, file: str, folder: str, variables: Variables) -> Map:
-        """One file with what it includes, and its services with what they extend."""
+        """A file with its includes merged and `extends` of its services resolved."""
         self._reading.append(file)
         document = self._document(file, folder, variables)
         services = document.section("services").entries
@@ -136,8 +137,8 @@ class Loader:
             )
         for entry in document.items_of("include"):
             if not isinstance(entry, Map):
-                words = "which file this is, only its variables say; fill them in"
-                raise ComposeError(entry.place, "include", words)
+                message = "the path contains variables, which are not interpolated"
+                raise ComposeError(entry.place, "include", message)
             document = _with_included(document, self._included(entry, variables))
         self._reading.pop()
         return document.without("include")
@@ -146,7 +147,7 @@ class Loader:
         tree: Node = self._tree(file)
         if self.interpolate:
             tree = variables.filled(tree)
-        reading = Reading(folder, self.home, self.notes, raw=not self.interpolate)
+        reading = ReadContext(folder, self.home, self.notes, raw=not self.interpolate)
         return cast(Map, FILE.read(tree, "", reading))
 
     def _included(self, entry: Map, variables: Variables) -> Map:
@@ -159,14 +160,14 @@ class Loader:
         for file in named or (posixpath.join(folder, _ENV),):
             if named or self._exists(file):
                 text = self.text(file, entry.place, "include")
-                found = parse_env(text, _shown(file), {**values, **variables.values})
+                found = parse_env(text, _display_path(file), {**values, **variables.values})
                 values |= {k: v for k, v in found.items() if v is not None}
         for path in paths:
             if path in self._reading:
                 chain = (*self._reading[self._reading.index(path) :], path)
-                words = f"files include each other in a circle: {' -> '.join(map(_shown, chain))}"
-                raise ComposeError(entry.place, "include", words)
-            self.text(path, entry.place, "include")  # refused where it is named, not where it is
+                message = f"include cycle: {' -> '.join(map(_display_path, chain))}"
+                raise ComposeError(entry.place, "include", message)
+            self.text(path, entry.place, "include")  # an error is located where the file is named
         return self._merged(paths, folder, Variables({**values, **variables.values}))
 
     def _exists(self, file: str) -> bool:
@@ -185,11 +186,11 @@ class Loader:
         variables: Variables,
         chain: tuple[tuple[str, str], ...],
     ) -> Node:
-        """A service with what it extends, of this file or another, in it."""
+        """A service merged over the one that it extends, in this file or another."""
         service = document.section("services").entries[name]
         if not isinstance(service, Map) or not isinstance(extends := service.get("extends"), Map):
             return service
-        at = within("services", f"{name}.extends")
+        at = key_path("services", f"{name}.extends")
         if (file, name) in chain:
             raise ComposeError(extends.place, at, "this service extends itself")
         wanted, other = extends.text("service"), extends.text("file")
@@ -199,24 +200,26 @@ class Loader:
             document = self._document(other, folder, variables)
         known = document.section("services").entries
         if wanted not in known:
-            words = f"there is no service '{wanted}' in {_shown(file)}; {hint(wanted, known)}"
-            raise ComposeError(extends.place, at, words)
+            message = (
+                f"service '{wanted}' not found in {_display_path(file)}; {hint(wanted, known)}"
+            )
+            raise ComposeError(extends.place, at, message)
         links = (*chain, (file if not other else extends.place.file, name))
         base = self._extended(document, wanted, file, folder, variables, links)
         return SERVICE.merge(base, service.without("extends"))
 
     def _with_env_files(self, service: Map, at: str) -> Map:
-        """The service with the variables and labels that its files hold."""
+        """The service with the variables of its env files and the labels of its label files."""
         environment: dict[str, Node] = {}
         for index, each in enumerate(service.items_of("env_file")):
-            entry, where = cast(Map, each), within(f"{at}.env_file", index)
+            entry, where = cast(Map, each), key_path(f"{at}.env_file", index)
             path = entry.text("path")
             if entry.text("required") == "false" and not self._exists(path):
                 continue
             text = self.text(path, entry.place, where)
             raw = entry.text("format") == "raw"
             earlier = {key: cast(Scalar, value).text for key, value in environment.items()}
-            found = parse_env(text, _shown(path), {**earlier, **self.values}, raw=raw)
+            found = parse_env(text, _display_path(path), {**earlier, **self.values}, raw=raw)
             for name, given in found.items():
                 value = self.values.get(name) if given is None else given
                 if value is not None:
@@ -227,7 +230,7 @@ class Loader:
         for path in service.texts("label_file"):
             place = service.place_of("label_file")
             text = self.text(path, place, f"{at}.label_file")
-            for name, label in parse_env(text, _shown(path), {}).items():
+            for name, label in parse_env(text, _display_path(path), {}).items():
                 if label is not None:
                     labels[name] = Scalar(label, place, False)
         labels |= service.section("labels").entries
@@ -239,13 +242,13 @@ class Loader:
             service = service.with_entries(labels=Map(labels, service.place_of("labels")))
         build = service.section("build")
         if args := build.section("args").entries:
-            known = {k: v for k, v in self._resolved(args).items() if plain(v) is not None}
+            known = {k: v for k, v in self._resolved(args).items() if to_python(v) is not None}
             made = build.with_entries(args=Map(known, build.place_of("args")))
             service = service.with_entries(build=made)
         return service
 
     def _resolved(self, entries: Mapping[str, Node]) -> dict[str, Node]:
-        """Variables by name, those without a value with that of our environment if it has one."""
+        """Variables by name; those without a value take it from the environment, if set."""
         found = dict(entries)
         for name, value in entries.items():
             own = self.values.get(name)
@@ -255,33 +258,33 @@ class Loader:
 
 
 def project_name(text: str) -> str:
-    """The name of a project that a text stands for, as Compose makes it: in small letters, and
-    nothing but letters, digits, `-` and `_`."""
+    """A project name as Compose normalizes it: lower case, only letters, digits, `-` and `_`."""
     return re.sub("[^a-z0-9_-]", "", text.lower()).lstrip("_-")
 
 
-def _cannot(path: str, place: Place | None, reason: str) -> str:
-    """The place itself names the file that the user gave."""
-    return f"cannot read {_shown(path)}: {reason}" if place else f"cannot be read: {reason}"
+def _read_error(path: str, place: Place | None, reason: str) -> str:
+    """The error text; without a referring position, the error's own position names the file."""
+    return f"cannot read {_display_path(path)}: {reason}" if place else f"cannot be read: {reason}"
 
 
-def _shown(path: str) -> str:
-    """A path as short as the user may have written it."""
+def _display_path(path: str) -> str:
+    """A path relative to the working directory, if it is below it."""
     relative = posixpath.relpath(path) if path.startswith("/") else path
     return path if relative.startswith("..") else relative
 
 
 def _with_included(document: Map, included: Map) -> Map:
-    """What a file includes goes beside what it has; no name may be in both."""
+    """A file's sections joined with those of an included file. Raises ComposeError for conflicting
+    definitions of a name."""
     for section in SECTIONS:
         own, theirs = document.section(section), included.section(section)
         for name, value in theirs.entries.items():
             mine = own.get(name)
-            if mine is not None and plain(mine) != plain(value):
+            if mine is not None and to_python(mine) != to_python(value):
                 raise ComposeError(
                     mine.place,
-                    within(section, name),
-                    f"{value.place} has it too, which is included; rename one of them",
+                    key_path(section, name),
+                    f"conflicts with the included definition at {value.place}; rename one of them",
                 )
         if theirs.entries:
             together = replace(own, entries={**theirs.entries, **own.entries})
@@ -290,7 +293,7 @@ def _with_included(document: Map, included: Map) -> Map:
 
 
 def _with_contexts(document: Map, folder: str) -> Map:
-    """With the project's folder as the context of builds that name none."""
+    """The document with the project's folder as the default build context."""
     services = dict(document.section("services").entries)
     for name, service in services.items():
         if not isinstance(service, Map) or not isinstance(build := service.get("build"), Map):
@@ -304,8 +307,8 @@ def _with_contexts(document: Map, folder: str) -> Map:
 
 
 def _with_profiles(document: Map, active: frozenset[str]) -> Map:
-    """Without the services whose profiles are not active, and without the optional dependencies on
-    what is not there. Raises ComposeError for other dependencies on it."""
+    """The document without services of inactive profiles and without optional dependencies on
+    them. Raises ComposeError for required dependencies on them and for unknown services."""
     services = document.section("services").entries
     kept: dict[str, Node] = {
         name: service
@@ -320,7 +323,7 @@ def _with_profiles(document: Map, active: frozenset[str]) -> Map:
         needs = service.section("depends_on")
         there: dict[str, Node] = {}
         for other, dependency in needs.entries.items():
-            at = within("services", f"{name}.depends_on.{other}")
+            at = key_path("services", f"{name}.depends_on.{other}")
             optional = isinstance(dependency, Map) and dependency.text("required") == "false"
             if other in kept:
                 there[other] = _condition(dependency)
@@ -328,18 +331,18 @@ def _with_profiles(document: Map, active: frozenset[str]) -> Map:
                 continue
             elif other in services:
                 profiles = ", ".join(cast(Map, services[other]).texts("profiles"))
-                words = f"service '{other}' is of profile {profiles}; activate it with --profile"
-                raise ComposeError(dependency.place, at, words)
+                message = f"service '{other}' is in profile {profiles}; activate it with --profile"
+                raise ComposeError(dependency.place, at, message)
             else:
-                words = f"there is no service '{other}'; {hint(other, services)}"
-                raise ComposeError(dependency.place, at, words)
+                message = f"service '{other}' not found; {hint(other, services)}"
+                raise ComposeError(dependency.place, at, message)
         for key in ("links", "volumes_from"):
             for index, text in enumerate(service.texts(key)):
                 other = text.partition(":")[0]
                 if other not in kept:
-                    words = f"there is no service '{other}'; {hint(other, kept)}"
-                    where = within(f"services.{name}.{key}", index)
-                    raise ComposeError(service.items_of(key)[index].place, where, words)
+                    message = f"service '{other}' not found; {hint(other, kept)}"
+                    where = key_path(f"services.{name}.{key}", index)
+                    raise ComposeError(service.items_of(key)[index].place, where, message)
         if needs.entries != there:
             kept[name] = service.with_entries(depends_on=replace(needs, entries=there))
     section = replace(document.section("services"), entries=kept)
@@ -347,11 +350,11 @@ def _with_profiles(document: Map, active: frozenset[str]) -> Map:
 
 
 def _condition(dependency: Node) -> Node:
-    """A dependency with what it does not say."""
+    """A dependency with defaults filled in."""
     if not isinstance(dependency, Map):
         return dependency
-    usual: dict[str, Node] = {
+    defaults: dict[str, Node] = {
         "condition": Scalar("service_started", dependency.place, False),
         "required": Scalar("true", dependency.place),
     }
-    return replace(dependency, entries={**usual, **dependency.entries})
+    return replace(dependency, entries={**defaults, **dependency.entries})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendering: a project as one file, which Orc and Compose read as the same project."""
+"""Rendering of a project as one file that Orc and Compose interpret alike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.compose.tree import List, Map, Node, Scalar
 
 
 def rendered(document: Map, name: str) -> Map:
-    """The file of a project: its name first, and every value in a form that Compose takes."""
+    """A project's document: its name first, and values in forms that Compose accepts."""
     entries = {key: node for key, node in document.entries.items() if key != "version"}
     if name:
         entries = {**entries, "name": Scalar(name, document.place, False)}
@@ -35,7 +35,7 @@ def _service(service: Map) -> Map:
 
 
 def _networks(networks: Map) -> Map:
-    """A network with nothing to say about it is null."""
+    """Networks without options become null."""
     entries = {
         name: each if not isinstance(each, Map) or each.entries else Scalar("", each.place)
         for name, each in networks.entries.items()
@@ -44,7 +44,7 @@ def _networks(networks: Map) -> Map:
 
 
 def _hosts(section: Map) -> Map:
-    """`extra_hosts` as a list, in which a name may have several addresses."""
+    """`extra_hosts` as a list, which allows several addresses per name."""
     hosts = section.get("extra_hosts")
     if not isinstance(hosts, Map):
         return section
@@ -58,7 +58,7 @@ def _hosts(section: Map) -> Map:
 
 
 def escaped(node: Node) -> Node:
-    """The tree with its dollar signs doubled, so that it can be read again."""
+    """The tree with dollar signs escaped, so that it can be read again."""
     if isinstance(node, Map):
         return replace(node, entries={key: escaped(each) for key, each in node.entries.items()})
     if isinstance(node, List):

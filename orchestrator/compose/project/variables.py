@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`${NAME:-default}` and the other forms of the specification, and files of `NAME=value` lines.
+"""Interpolation of variables in all forms of the specification, and env files.
 
-    $NAME ${NAME}        its value; nothing, with a note, if it is not set
-    ${NAME:-WORD}        WORD if it is not set or empty; ${NAME-WORD} only if it is not set
-    ${NAME:?WORDS}       an error with those words if it is not set or empty; ${NAME?WORDS} …
-    ${NAME:+WORD}        WORD if it is set and not empty, else nothing; ${NAME+WORD} …
-    $$                   a dollar sign; so is one before anything else than a name or {
+    $NAME ${NAME}        the value; empty, with a note, if unset
+    ${NAME:-WORD}        WORD if unset or empty; ${NAME-WORD} only if unset
+    ${NAME:?MESSAGE}     an error with the message if unset or empty; ${NAME?MESSAGE} only if unset
+    ${NAME:+WORD}        WORD if set and not empty, else empty; ${NAME+WORD} if set
+    $$                   a dollar sign; so is a $ that neither a name nor { follows
 
-A WORD may itself have such forms in it.
+WORD and MESSAGE may contain variables.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from orchestrator.compose.tree import ComposeError, List, Map, Node, Place, within
+from orchestrator.compose.tree import ComposeError, List, Map, Node, Place, key_path
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OPERATORS = (":-", ":?", ":+", "-", "?", "+")
@@ -25,22 +25,22 @@ _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$$"}
 
 
 class Variables:
-    """What variables stand for, and which were asked for in vain."""
+    """The values of variables, and those that were used without a value."""
 
     def __init__(self, values: Mapping[str, str]) -> None:
         self.values = values
         self.unset: dict[str, Place] = {}
-        """Without a value and a default → where first."""
+        """Unset variable without a default → its first use."""
 
     def filled(self, node: Node, at: str = "") -> Node:
-        """The tree with the variables of its values in place. Raises ComposeError."""
+        """The tree with its scalars interpolated. Raises ComposeError."""
         if isinstance(node, Map):
             entries = {
-                key: self.filled(value, within(at, key)) for key, value in node.entries.items()
+                key: self.filled(value, key_path(at, key)) for key, value in node.entries.items()
             }
             return Map(entries, node.place, node.tag)
         if isinstance(node, List):
-            items = (self.filled(item, within(at, i)) for i, item in enumerate(node.items))
+            items = (self.filled(item, key_path(at, i)) for i, item in enumerate(node.items))
             return List(tuple(items), node.place, node.tag)
         if "$" not in node.text:
             return node
@@ -48,21 +48,21 @@ class Variables:
         return replace(node, text=text, given=text != node.text)
 
     def text(self, text: str, place: Place, at: str) -> str:
-        """A text with its variables in place. Raises ComposeError."""
+        """A text, interpolated. Raises ComposeError."""
 
         def missing(name: str) -> str:
             self.unset.setdefault(name, place)
             return ""
 
         try:
-            return fill(text, self.values, missing)
+            return interpolate(text, self.values, missing)
         except ValueError as error:
             raise ComposeError(place, at, str(error)) from None
 
 
-def fill(text: str, values: Mapping[str, str], missing: Callable[[str], str]) -> str:
-    """`text` with its variables in place; `missing` says what stands for one that is not set and
-    has no default. Raises ValueError."""
+def interpolate(text: str, values: Mapping[str, str], missing: Callable[[str], str]) -> str:
+    """Interpolate a text; `missing` returns the value of an unset variable without a default.
+    Raises ValueError."""
     result, position = [], 0
     while (dollar := text.find("$", position)) >= 0:
         result.append(text[position:dollar])
@@ -78,14 +78,14 @@ def fill(text: str, values: Mapping[str, str], missing: Callable[[str], str]) ->
             result.append(_value(match[0], values, missing))
             position = match.end()
         else:
-            result.append("$")  # as in $1 and $(date), which are left to a shell
+            result.append("$")  # as in $1 and $(date), which are for a shell
             position = dollar + 1
     result.append(text[position:])
     return "".join(result)
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the brace ends that was opened before `start`."""
+    """The position of the brace that closes the one before `start`."""
     depth, position = 1, start
     while position < len(text):
         if text.startswith("$$", position):
@@ -109,22 +109,22 @@ def _expanded(inner: str, values: Mapping[str, str], missing: Callable[[str], st
     operator = next((each for each in _OPERATORS if rest.startswith(each)), "")
     if match is None or (rest and not operator):
         raise ValueError(
-            f"{_shown('${' + inner + '}')} is no variable; write such as ${{NAME:-default}}, "
+            f"{_shown('${' + inner + '}')} is not a variable; write ${{NAME:-default}}, "
             "and $$ for a dollar sign"
         )
     name, word = match[0], rest[len(operator) :]
     value = values.get(name)
-    there = bool(value) if operator.startswith(":") else value is not None
+    is_set = bool(value) if operator.startswith(":") else value is not None
     match operator[-1:]:
         case "-":
-            return value if there and value is not None else fill(word, values, missing)
+            return value if is_set and value is not None else interpolate(word, values, missing)
         case "+":
-            return fill(word, values, missing) if there else ""
+            return interpolate(word, values, missing) if is_set else ""
         case "?":
-            if there and value is not None:
+            if is_set and value is not None:
                 return value
-            said = fill(word, values, missing)
-            raise ValueError(f"variable {name} must be set{': ' + said if said else ''}")
+            message = interpolate(word, values, missing)
+            raise ValueError(f"variable {name} must be set{': ' + message if message else ''}")
     return _value(name, values, missing)
 
 
@@ -140,12 +140,11 @@ def _shown(text: str) -> str:
 def parse_env(
     text: str, file: str, values: Mapping[str, str], *, raw: bool = False
 ) -> dict[str, str | None]:
-    """The variables of a file of `NAME=value` or `NAME: value` lines; None for a NAME alone, which
-    is taken from elsewhere. Raises ComposeError.
+    """The variables of an env file with `NAME=value` or `NAME: value` lines; None for NAME alone,
+    whose value comes from the environment. Raises ComposeError.
 
-    Quotes are taken off: in single ones all is literal, in double ones `\\n` and variables count,
-    as they do without quotes, where a value ends at ` #`. Quoted values may go over lines. `raw`:
-    what stands behind `=` is the value, as it is.
+    Single quotes: literal. Double quotes: escapes such as `\\n`, and variables. No quotes:
+    variables, up to ` #`. Quoted values may span lines. `raw`: the text after `=` is the value.
     """
     found: dict[str, str | None] = {}
     lines = text.removeprefix("\ufeff").splitlines()
@@ -199,6 +198,6 @@ def _env_value(text: str, place: Place, name: str, values: Mapping[str, str]) ->
     else:
         text = re.sub(r"(^|\s+)#.*", "", text).rstrip()
     try:
-        return fill(text, values, lambda _: "")
+        return interpolate(text, values, lambda _: "")
     except ValueError as error:
         raise ComposeError(place, name, str(error)) from None

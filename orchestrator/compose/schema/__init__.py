@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The schema: which keys a file may have, as data, each with the kind of its value.
+"""The schema of compose files: the keys as data, each with the kind of its value.
 
-A kind checks a value, brings its short forms into the long one, and merges two. Not here: what the
-keys mean in a cluster (`conversion`).
+A kind validates a value, expands its short forms, and merges two values. Not here: what the keys
+mean in a cluster (`conversion`).
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kinds of collections (lists and maps), and how those of several files are merged."""
+"""Kinds of collections (lists and maps), and merging of values from several files."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.compose.schema.value_kinds import (
     Kind,
-    Reading,
+    ReadContext,
     Text,
     check_text,
-    empty,
+    empty_item,
     scalar_of,
-    tagged,
+    with_tag_of,
 )
 from orchestrator.compose.tree import (
     OVERRIDE,
@@ -24,56 +24,56 @@ from orchestrator.compose.tree import (
     Node,
     Place,
     Scalar,
+    describe,
     hint,
+    key_path,
     text_of,
-    what,
-    within,
 )
 
 
-def merged(kind: Kind, old: Node, new: Node) -> Node | None:
-    """As `merge`, with the tags `!reset` and `!override` obeyed."""
+def merge_tagged(kind: Kind, old: Node, new: Node) -> Node | None:
+    """As `merge`, applying the tags `!reset` and `!override`; None if the value is removed."""
     if new.tag == RESET:
         return None
     return new if new.tag == OVERRIDE else kind.merge(old, new)
 
 
-def settled(node: Node) -> Node | None:
-    """A tree in which no tag is left to be obeyed: there was nothing before it."""
+def without_tags(node: Node) -> Node | None:
+    """The tree with the remaining tags applied, for which there is no earlier value."""
     if node.tag == RESET:
         return None
     if isinstance(node, Map):
-        entries = {key: settled(value) for key, value in node.entries.items()}
+        entries = {key: without_tags(value) for key, value in node.entries.items()}
         return Map({k: v for k, v in entries.items() if v is not None}, node.place)
     if isinstance(node, List):
-        items = map(settled, node.items)
+        items = map(without_tags, node.items)
         return List(tuple(each for each in items if each is not None), node.place)
     return replace(node, tag="") if node.tag else node
 
 
 @dataclass(frozen=True, slots=True)
-class Many:
-    """A list of values of one kind, or a single one; a later file's are added to it."""
+class ListOf:
+    """A list of values of one kind; a later file's items are appended."""
 
     kind: Kind = field(default_factory=Text)
     single: bool = False
-    """A value that is not in a list is a list of it."""
+    """A value outside of a list is accepted as a list of one."""
     unique: bool = True
-    """An item that is there already is not added."""
+    """Duplicates are dropped."""
 
-    def read(self, node: Node, at: str, reading: Reading) -> Node | None:
+    def read(self, node: Node, at: str, reading: ReadContext) -> Node | None:
         if isinstance(node, Scalar) and node.is_null:
             return node if node.tag else None
         if isinstance(node, Scalar) and self.single:
             one = self.kind.read(replace(node, tag=""), at, reading)
             return List((one,) if one else (), node.place, node.tag)
         if not isinstance(node, List):
-            raise ComposeError(node.place, at, f"this is {what(node)}; it takes a list")
+            raise ComposeError(node.place, at, f"expected a list, got {describe(node)}")
         items = []
         for index, item in enumerate(node.items):
-            one = self.kind.read(item, within(at, index), reading)
+            one = self.kind.read(item, key_path(at, index), reading)
             if one is None or (isinstance(item, Scalar) and item.is_null):
-                raise empty(item.place, within(at, index))
+                raise empty_item(item.place, key_path(at, index))
             items.append(one)
         return List(tuple(items), node.place, node.tag)
 
@@ -94,27 +94,27 @@ def _plain_key(node: Node) -> object:
 
 
 @dataclass(frozen=True, slots=True)
-class Keyed:
-    """A list of maps or their short form, of which one key tells the entries apart: an entry takes
-    the place of an earlier one with the same."""
+class KeyedList:
+    """A list of maps or their short forms, unique by a key: an entry replaces an earlier one with
+    the same key."""
 
-    entry: Keys
-    short: Callable[[str, Place, str, Reading], list[Map]]
-    """From a short form to long ones. Raises ComposeError."""
+    entry: Object
+    short: Callable[[str, Place, str, ReadContext], list[Map]]
+    """Expands a short form. Raises ComposeError."""
     key: Callable[[Map], object]
     single: bool = False
 
-    def read(self, node: Node, at: str, reading: Reading) -> Node | None:
+    def read(self, node: Node, at: str, reading: ReadContext) -> Node | None:
         if isinstance(node, Scalar) and node.is_null:
             return node if node.tag else None
         if isinstance(node, Scalar) and self.single:
             node = List((replace(node, tag=""),), node.place, node.tag)
         if not isinstance(node, List):
-            raise ComposeError(node.place, at, f"this is {what(node)}; it takes a list")
+            raise ComposeError(node.place, at, f"expected a list, got {describe(node)}")
         items: list[Node] = []
         for index, item in enumerate(node.items):
-            where = within(at, index)
-            if isinstance(item, Scalar) and reading.open(item.text):
+            where = key_path(at, index)
+            if isinstance(item, Scalar) and reading.is_open(item.text):
                 items.append(replace(item, plain=False))
             elif isinstance(item, Scalar):
                 items += self.short(item.text, item.place, where, reading)
@@ -133,34 +133,34 @@ class Keyed:
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
-    """A map of texts, or a list of `NAME=value`; a NAME alone, or with null, has no value yet."""
+class StringMap:
+    """A map of strings, or a list of `NAME=value`; NAME alone, or with null, has no value."""
 
     separators: str = "="
     check: Callable[[str], object] = str
-    """Of a name."""
+    """Checks a name; raises ValueError."""
     many: bool = False
-    """A value may be a list of texts, which is written with commas; one name's values add up."""
+    """A value may be a list, kept as comma-separated text; values of the same name accumulate."""
     valued: bool = False
-    """Each name has a text for a value."""
+    """Each name requires a value."""
 
-    def read(self, node: Node, at: str, reading: Reading) -> Node | None:
+    def read(self, node: Node, at: str, reading: ReadContext) -> Node | None:
         if isinstance(node, Scalar) and node.is_null:
             return node if node.tag else None
         entries: dict[str, Node] = {}
         if isinstance(node, List):
             for index, item in enumerate(node.items):
-                scalar = scalar_of(item, within(at, index), "NAME=value")
+                scalar = scalar_of(item, key_path(at, index), "NAME=value")
                 if scalar.is_null:
-                    raise empty(scalar.place, within(at, index))
+                    raise empty_item(scalar.place, key_path(at, index))
                 name, value = self._cut(scalar)
                 before = entries.get(name) if self.many else None
                 entries[name] = value if before is None else _with_addresses(before, value)
         elif isinstance(node, Map):
             for name, value in node.entries.items():
-                entries[name] = self._value(value, within(at, name))
+                entries[name] = self._value(value, key_path(at, name))
         else:
-            raise ComposeError(node.place, at, f"this is {what(node)}; it takes a map or a list")
+            raise ComposeError(node.place, at, f"expected a map or a list, got {describe(node)}")
         for name, value in entries.items():
             try:
                 if not name.strip():
@@ -178,12 +178,12 @@ class Pairs:
 
     def _value(self, node: Node, at: str) -> Node:
         if self.many and isinstance(node, List):
-            texts = [scalar_of(item, at, "a text").text for item in node.items]
+            texts = [scalar_of(item, at, "a string").text for item in node.items]
             return Scalar(",".join(texts), node.place, False)
-        scalar = scalar_of(node, at, "a text")
+        scalar = scalar_of(node, at, "a string")
         if self.valued and not scalar.tag:
             if scalar.is_null:
-                raise ComposeError(scalar.place, at, "this is nothing; it takes a text")
+                raise ComposeError(scalar.place, at, "expected a string, got null")
             check_text(scalar, at)
         if (scalar.is_null and not scalar.given) or scalar.tag:
             return scalar
@@ -202,7 +202,7 @@ class Pairs:
 
 
 def _with_addresses(old: Node, new: Node) -> Node:
-    """Both texts of addresses as one, each address once."""
+    """Two comma-separated lists of addresses as one, without duplicates."""
     if not isinstance(old, Scalar) or not isinstance(new, Scalar):
         return new
     addresses = dict.fromkeys((*old.text.split(","), *new.text.split(",")))
@@ -210,41 +210,42 @@ def _with_addresses(old: Node, new: Node) -> Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
-    """A map whose keys are known, each with its kind. Keys that begin with `x-` are anybody's."""
+class Object:
+    """A map with known keys, each with its kind. Keys that begin with `x-` are extensions and
+    accept anything."""
 
     table: Mapping[str, Kind]
     name: str = ""
-    """What it is, for the words about an unknown key."""
-    short: Callable[[Scalar, str, Reading], Map] | None = None
-    """From a text that stands for the map. Raises ComposeError."""
+    """Name of the object in errors about unknown keys."""
+    short: Callable[[Scalar, str, ReadContext], Map] | None = None
+    """Expands the short form of the map. Raises ComposeError."""
     required: tuple[str, ...] = ()
-    finish: Callable[[Map, str, Reading], Map] = lambda entry, _at, _reading: entry
-    """What is left to be done with the map once its values are read."""
+    finish: Callable[[Map, str, ReadContext], Map] = lambda entry, _at, _reading: entry
+    """Post-processes the map after its values are read."""
 
-    def read(self, node: Node, at: str, reading: Reading) -> Node | None:
+    def read(self, node: Node, at: str, reading: ReadContext) -> Node | None:
         if isinstance(node, Scalar) and node.is_null:
             if self.required and not node.tag:
-                raise ComposeError(node.place, at, "this is nothing; it takes a map")
+                raise ComposeError(node.place, at, "expected a map, got null")
             return node if node.tag else Map({}, node.place)
-        if isinstance(node, Scalar) and reading.open(node.text):
+        if isinstance(node, Scalar) and reading.is_open(node.text):
             return replace(node, plain=False)
         if isinstance(node, Scalar) and self.short is not None:
-            return tagged(node, self.short(node, at, reading))
+            return with_tag_of(node, self.short(node, at, reading))
         if not isinstance(node, Map):
-            raise ComposeError(node.place, at, f"this is {what(node)}; it takes a map")
+            raise ComposeError(node.place, at, f"expected a map, got {describe(node)}")
         entries: dict[str, Node] = {}
         for key, value in node.entries.items():
-            where, kind = within(at, key), self.table.get(key)
+            where, kind = key_path(at, key), self.table.get(key)
             if kind is None and key.startswith("x-"):
                 entries[key] = value
                 continue
             if kind is None:
                 of = f" of {self.name}" if self.name else ""
-                words = f"there is no such key{of}; {hint(key, self.table)}"
-                raise ComposeError(value.place, where, words)
+                message = f"unknown key{of}; {hint(key, self.table)}"
+                raise ComposeError(value.place, where, message)
             absent = isinstance(value, Scalar) and value.is_null and not value.tag
-            if absent and isinstance(kind, Keys) and not kind.required:
+            if absent and isinstance(kind, Object) and not kind.required:
                 continue
             if value.tag == RESET:
                 entries[key] = value
@@ -262,35 +263,35 @@ class Keys:
 
 
 @dataclass(frozen=True, slots=True)
-class Entries:
-    """A map of anybody's names to values of one kind."""
+class MapOf:
+    """A map of user-defined names to values of one kind."""
 
     kind: Kind
     check: Callable[[str], object] = str
-    """Of a name; raises ValueError."""
+    """Checks a name; raises ValueError."""
     needed: bool = False
-    """No name may have nothing behind it."""
+    """Each name requires a value."""
     names: bool = False
-    """A list of names stands for a map in which each has `listed` behind it."""
+    """A list of names is accepted; each gets the value `listed`."""
     listed: Callable[[Place], Node] = lambda place: Scalar("", place)
 
-    def read(self, node: Node, at: str, reading: Reading) -> Node | None:
+    def read(self, node: Node, at: str, reading: ReadContext) -> Node | None:
         if isinstance(node, Scalar) and node.is_null:
             return node if node.tag else Map({}, node.place)
         if self.names and isinstance(node, List):
             scalars = [
-                scalar_of(item, within(at, i), "a name") for i, item in enumerate(node.items)
+                scalar_of(item, key_path(at, i), "a name") for i, item in enumerate(node.items)
             ]
             named = {each.text: self.listed(each.place) for each in scalars}
             node = Map(named, node.place, node.tag)
         if not isinstance(node, Map):
             kinds = "a map or a list" if self.names else "a map"
-            raise ComposeError(node.place, at, f"this is {what(node)}; it takes {kinds}")
+            raise ComposeError(node.place, at, f"expected {kinds}, got {describe(node)}")
         entries: dict[str, Node] = {}
         for name, value in node.entries.items():
-            where = within(at, name)
+            where = key_path(at, name)
             if self.needed and isinstance(value, Scalar) and value.is_null and not value.tag:
-                raise ComposeError(value.place, where, "this is nothing; give it a value")
+                raise ComposeError(value.place, where, "a value is required")
             try:
                 self.check(name)
             except ValueError as error:
@@ -316,7 +317,7 @@ def _merged_entries(old: Map, new: Map, kind_of: Callable[[str], Kind | None]) -
         if kind is None:
             entries[key] = value
             continue
-        together = merged(kind, before, value) if before is not None else None
+        together = merge_tagged(kind, before, value) if before is not None else None
         if together is None:
             entries.pop(key, None)
         else:

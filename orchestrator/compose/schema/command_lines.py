@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Splitting a command line into words, as Compose does.
 
-The rules are those of the library that Compose uses (https://github.com/mattn/go-shellwords), which
-are not a shell's: nothing is expanded, `` `x y` `` and `$(x y)` are one word as they stand, and the
-line ends at an operator such as `;` or `|`.
+The rules are those of Compose's library (https://github.com/mattn/go-shellwords) and differ from a
+shell's: nothing is expanded, `` `x y` `` and `$(x y)` are single words, and the line ends at an
+operator such as `;` or `|`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Split:
 
     words: list[str]
     ignored: str = ""
-    """What is left of the line from an operator on, which is no part of the command."""
+    """The rest of the line from an operator on, which does not belong to the command."""
 
 
 def split(line: str) -> Split:
-    """Split a command line. Raises ValueError if a quote or a parenthesis has no counterpart."""
+    """Split a command line. Raises ValueError for an unbalanced quote or parenthesis."""
     words: list[str] = []
     word: str | None = None
     quote, escaped = "", False
@@ -48,14 +48,14 @@ def split(line: str) -> Split:
         elif not quote and character == "(" and (word or "").endswith("$"):
             word, quote = f"{word}(", ")"
         elif character in "()" and quote not in ("'", '"', "`"):
-            raise ValueError("a parenthesis stands alone; write it in quotes")
+            raise ValueError("unbalanced parenthesis; quote it")
         elif not quote and character in _OPERATORS:
-            # The number of a redirected descriptor is no word.
+            # The number of a redirected descriptor is not a word.
             if word is not None and not (character == ">" and word[:1].isdecimal()):
                 words.append(word)
             return Split(words, line[position:])
         else:
             word = (word or "") + character
     if quote or escaped:
-        raise ValueError("a quote is not closed" if quote else "the last backslash escapes nothing")
+        raise ValueError("a quote is not closed" if quote else "trailing backslash")
     return Split(words if word is None else [*words, word])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`x-orc`: the extension for settings of services that the compose specification has no key for.
+"""`x-orc`: extension of services for settings without a key in the compose specification.
 
 Other tools ignore it, as all keys that begin with `x-`. Its keys are named after the flags of
 `orc service create`.
@@ -9,28 +9,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orchestrator.compose.schema.collection_kinds import Keys, Many
+from orchestrator.compose.schema.collection_kinds import ListOf, Object
 from orchestrator.compose.schema.value_kinds import Choice, Number, Text
 from orchestrator.compose.tree import Map
 from orchestrator.model.affinities import parse_affinity
-from orchestrator.model.formats.disconnect import parse_disconnect
 from orchestrator.model.formats.schedules import parse_schedule, parse_zone
 from orchestrator.model.jobs import JobSpec, Missed, Overlap
-from orchestrator.model.placement import Strategy
+from orchestrator.model.placement import Strategy, parse_disconnect
 from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.units import parse_duration
 
-KEY = "x-orc"
+X_ORC = "x-orc"
 
 
-def _anti(text: str) -> None:
+def _check_anti_affinity(text: str) -> None:
     parse_affinity(text, anti=True)
 
 
-OWN = Keys(
+X_ORC_KEYS = Object(
     {
-        "affinity": Many(Text(parse_affinity), single=True),
-        "anti-affinity": Many(Text(_anti), single=True),
+        "affinity": ListOf(Text(parse_affinity), single=True),
+        "anti-affinity": ListOf(Text(_check_anti_affinity), single=True),
         "strategy": Choice(("spread", "binpack")),
         "on-disconnect": Text(parse_disconnect),
         "update-canary": Number(),
@@ -42,24 +41,24 @@ OWN = Keys(
         "missed": Choice(("once", "skip")),
         "history": Number(1),
     },
-    KEY,
+    X_ORC,
 )
 
 
 def with_extension(spec: ServiceSpec, service: Map) -> ServiceSpec:
-    """The spec with the settings of a service's `x-orc` section."""
-    own = service.section(KEY)
+    """The spec with the settings of a service's `x-orc` section applied."""
+    own = service.section(X_ORC)
     if not own.entries:
         return spec
-    usual = JobSpec()
+    default = JobSpec()
     job = JobSpec(
         parallelism=int(own.text("max-concurrent", "0")),
         deadline=parse_duration(own.text("deadline", "0")),
         schedule=own.text("schedule"),
         time_zone=own.text("time-zone"),
-        overlap=Overlap[own.text("overlap", usual.overlap.name).upper()],
-        missed=Missed[own.text("missed", usual.missed.name).upper()],
-        history=int(own.text("history", str(usual.history))),
+        overlap=Overlap[own.text("overlap", default.overlap.name).upper()],
+        missed=Missed[own.text("missed", default.missed.name).upper()],
+        history=int(own.text("history", str(default.history))),
     )
     return replace(
         spec,

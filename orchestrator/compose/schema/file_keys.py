@@ -1,69 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keys of a compose file, and the kinds of their values (a service's are in `service_keys`)."""
+"""Top-level keys of a compose file and their kinds (keys of services are in `service_keys`)."""
 
 from __future__ import annotations
 
 from orchestrator.compose.schema import short_forms
-from orchestrator.compose.schema.collection_kinds import Entries, Keys, Many, Pairs
+from orchestrator.compose.schema.collection_kinds import ListOf, MapOf, Object, StringMap
 from orchestrator.compose.schema.service_keys import SERVICE, check_service_name
 from orchestrator.compose.schema.value_kinds import (
     NUMBER,
+    Boolean,
     Choice,
     External,
+    Ignored,
     Kind,
-    Noted,
     Path,
-    Refused,
     Text,
-    Truth,
-    adopt_name,
+    Unsupported,
+    with_external_name,
 )
 from orchestrator.model.documents import TEMPLATE_DRIVERS
 
-NETWORK = Keys(
+NETWORK = Object(
     {
         "name": Text(),
         "external": External(),
         "driver": Text(),
-        "driver_opts": Entries(Text(also=NUMBER), needed=True),
-        "attachable": Truth(),
-        "internal": Truth(),
-        "enable_ipv4": Refused("each network has IPv4", ("true",)),
-        "enable_ipv6": Truth(),
-        "labels": Pairs(),
-        "ipam": Keys(
+        "driver_opts": MapOf(Text(also=NUMBER), needed=True),
+        "attachable": Boolean(),
+        "internal": Boolean(),
+        "enable_ipv4": Unsupported("networks always have IPv4", ("true",)),
+        "enable_ipv6": Boolean(),
+        "labels": StringMap(),
+        "ipam": Object(
             {
                 "driver": Text(),
-                "config": Many(
-                    Keys(
+                "config": ListOf(
+                    Object(
                         {
                             "subnet": Text(),
                             "ip_range": Text(),
                             "gateway": Text(),
-                            "aux_addresses": Refused("take the addresses out of ip_range"),
+                            "aux_addresses": Unsupported("exclude the addresses with ip_range"),
                         },
                         "a network's addresses",
                     )
                 ),
-                "options": Entries(Text(), needed=True),
+                "options": MapOf(Text(), needed=True),
             },
             "a network's addresses",
         ),
     },
     "a network",
-    finish=adopt_name,
+    finish=with_external_name,
 )
 
-VOLUME = Keys(
+VOLUME = Object(
     {
         "name": Text(),
         "external": External(),
         "driver": Text(),
-        "driver_opts": Entries(Text(also=NUMBER), needed=True),
-        "labels": Pairs(),
+        "driver_opts": MapOf(Text(also=NUMBER), needed=True),
+        "labels": StringMap(),
     },
     "a volume",
-    finish=adopt_name,
+    finish=with_external_name,
 )
 
 _FILE: dict[str, Kind] = {
@@ -72,26 +72,26 @@ _FILE: dict[str, Kind] = {
     "file": Path(),
     "environment": Text(),
     "content": Text(),
-    "labels": Pairs(),
+    "labels": StringMap(),
     "template_driver": Choice(TEMPLATE_DRIVERS),
 }
-CONFIG = Keys(_FILE, "a config", finish=adopt_name)
-SECRET = Keys(
+CONFIG = Object(_FILE, "a config", finish=with_external_name)
+SECRET = Object(
     {
         **_FILE,
-        "driver": Refused("secrets are kept by Orc itself"),
-        "driver_opts": Refused("secrets are kept by Orc itself"),
+        "driver": Unsupported("secrets are stored by Orc itself"),
+        "driver_opts": Unsupported("secrets are stored by Orc itself"),
     },
     "a secret",
-    finish=adopt_name,
+    finish=with_external_name,
 )
 
-INCLUDE = Many(
-    Keys(
+INCLUDE = ListOf(
+    Object(
         {
-            "path": Many(Path(), single=True),
+            "path": ListOf(Path(), single=True),
             "project_directory": Path(),
-            "env_file": Many(Path(), single=True),
+            "env_file": ListOf(Path(), single=True),
         },
         "an include",
         short=short_forms.include,
@@ -99,18 +99,18 @@ INCLUDE = Many(
     )
 )
 
-FILE = Keys(
+FILE = Object(
     {
-        "version": Noted(Text()),
+        "version": Ignored(Text()),
         "name": Text(),
         "include": INCLUDE,
-        "services": Entries(SERVICE, check_service_name),
-        "networks": Entries(NETWORK),
-        "volumes": Entries(VOLUME),
-        "secrets": Entries(SECRET),
-        "configs": Entries(CONFIG),
-        "models": Refused("Orc runs no models; run them as a service"),
+        "services": MapOf(SERVICE, check_service_name),
+        "networks": MapOf(NETWORK),
+        "volumes": MapOf(VOLUME),
+        "secrets": MapOf(SECRET),
+        "configs": MapOf(CONFIG),
+        "models": Unsupported("run the model as a service"),
     },
     "a compose file",
 )
-"""A whole file."""
+"""A compose file."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keys of a service (the compose specification's services.md, build.md and deploy.md)."""
+"""Keys of a service and their kinds (services.md, build.md, deploy.md of the specification)."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import re
 from dataclasses import dataclass, replace
 
 from orchestrator.compose.schema import short_forms
-from orchestrator.compose.schema.collection_kinds import Entries, Keyed, Keys, Many, Pairs
-from orchestrator.compose.schema.extension import KEY, OWN
+from orchestrator.compose.schema.collection_kinds import KeyedList, ListOf, MapOf, Object, StringMap
+from orchestrator.compose.schema.extension import X_ORC, X_ORC_KEYS
 from orchestrator.compose.schema.value_kinds import (
     NUMBER,
     AnyMap,
+    Boolean,
     BuildContext,
     Choice,
+    Command,
     FileMode,
+    Ignored,
     Kind,
-    Noted,
     Number,
     Path,
-    Reading,
-    Refused,
+    ReadContext,
     Text,
-    Truth,
-    Words,
+    Unsupported,
 )
-from orchestrator.compose.tree import ComposeError, List, Map, Node, Place, Scalar, hint, within
+from orchestrator.compose.tree import ComposeError, List, Map, Node, Place, Scalar, hint, key_path
 from orchestrator.model.formats import log_options
 from orchestrator.model.names import check_hostname, check_name, parse_image
 from orchestrator.model.units import parse_cpus, parse_duration, parse_memory
@@ -33,7 +33,7 @@ from orchestrator.model.validation import confinement
 from orchestrator.model.validation.service_specs import known_signal, validate_constraints
 from orchestrator.model.validation.shared_namespaces import OF_CONTAINER, OF_SERVICE
 
-_DURATION = Text(parse_duration, "a length of time")
+_DURATION = Text(parse_duration, "a duration")
 SIZE = Text(parse_memory, "a size", also=NUMBER)
 LIMITS_CPUS = Text(parse_cpus, "a number of cores", also=NUMBER)
 
@@ -44,21 +44,21 @@ def _constraint(text: str) -> None:
 
 def _count(text: str) -> None:
     if text not in ("all", "-1") and not text.isdecimal():
-        raise ValueError(f"{text!r} is not a number of devices, nor all")
+        raise ValueError(f"{text!r} is not a number of devices or 'all'")
 
 
 DEVICE: dict[str, Kind] = {
-    "capabilities": Many(),
+    "capabilities": ListOf(),
     "count": Text(_count, also=NUMBER),
     "driver": Text(),
-    "device_ids": Many(),
-    "options": Refused("leave them out"),
+    "device_ids": ListOf(),
+    "options": Unsupported("leave it out"),
 }
-"""What a task needs of devices."""
+"""Keys of a device request."""
 
 
-def _policy(*actions: str) -> Keys:
-    return Keys(
+def _policy(*actions: str) -> Object:
+    return Object(
         {
             "parallelism": Number(),
             "delay": _DURATION,
@@ -71,34 +71,36 @@ def _policy(*actions: str) -> Keys:
     )
 
 
-DEPLOY = Keys(
+DEPLOY = Object(
     {
         "mode": Choice(("replicated", "global", "replicated-job", "global-job")),
         "replicas": Number(),
         "endpoint_mode": Choice(("vip", "dnsrr")),
-        "labels": Pairs(),
-        "placement": Keys(
+        "labels": StringMap(),
+        "placement": Object(
             {
-                "constraints": Many(Text(_constraint), unique=False),
-                "preferences": Many(Keys({"spread": Text()}, required=("spread",)), unique=False),
+                "constraints": ListOf(Text(_constraint), unique=False),
+                "preferences": ListOf(
+                    Object({"spread": Text()}, required=("spread",)), unique=False
+                ),
                 "max_replicas_per_node": Number(),
             },
             "a placement",
         ),
-        "resources": Keys(
+        "resources": Object(
             {
-                "limits": Keys(
+                "limits": Object(
                     {"cpus": LIMITS_CPUS, "memory": SIZE, "pids": Number(-1)}, "the limits"
                 ),
-                "reservations": Keys(
+                "reservations": Object(
                     {
                         "cpus": LIMITS_CPUS,
                         "memory": SIZE,
-                        "pids": Noted(Number(-1), "processes are limited, not reserved"),
-                        "generic_resources": Many(
-                            Keys(
+                        "pids": Ignored(Number(-1), "pids can be limited but not reserved"),
+                        "generic_resources": ListOf(
+                            Object(
                                 {
-                                    "discrete_resource_spec": Keys(
+                                    "discrete_resource_spec": Object(
                                         {"kind": Text(), "value": Number(1)},
                                         required=("kind", "value"),
                                     )
@@ -106,14 +108,14 @@ DEPLOY = Keys(
                                 required=("discrete_resource_spec",),
                             )
                         ),
-                        "devices": Many(Keys(DEVICE, "a device", required=("capabilities",))),
+                        "devices": ListOf(Object(DEVICE, "a device", required=("capabilities",))),
                     },
                     "the reservations",
                 ),
             },
             "the resources",
         ),
-        "restart_policy": Keys(
+        "restart_policy": Object(
             {
                 "condition": Choice(("none", "on-failure", "any", "unless-stopped")),
                 "delay": _DURATION,
@@ -128,50 +130,51 @@ DEPLOY = Keys(
     "a deployment",
 )
 
-DURATION = Text(parse_duration, "a length of time")
+DURATION = Text(parse_duration, "a duration")
 
 
 def _signal(text: str) -> None:
     if not known_signal(text):
-        raise ValueError(f"stop signal {text!r} is unknown; write such as SIGTERM or SIGINT")
+        raise ValueError(f"stop signal {text!r} is unknown; write, for example, SIGTERM or SIGINT")
 
 
-_PULLS = re.compile(
+_PULL_POLICIES = re.compile(
     "always|never|build|if_not_present|missing|refresh|daily|weekly|every_([0-9]+[wdhms])+"
 )
 
 
 def _pull_policy(text: str) -> None:
-    if not _PULLS.fullmatch(text):
+    if not _PULL_POLICIES.fullmatch(text):
         raise ValueError(
-            f"{text!r} is none of always, missing, never, build, daily, weekly, every_2d"
+            f"{text!r} is not one of always, missing, never, build, daily, weekly, every_2d"
         )
 
 
 def _container_name(text: str) -> None:
     if not re.fullmatch("[a-zA-Z0-9][a-zA-Z0-9_.-]+", text):
-        raise ValueError(f"{text!r} is no name: letters, digits and _.-, two of them at least")
+        raise ValueError(f"{text!r} is not a valid name: at least two letters, digits or _.-")
 
 
 def _restart(text: str) -> None:
     word, colon, count = text.partition(":")
     known = ("no", "always", "on-failure", "unless-stopped")
     if word not in known or (colon and (word != "on-failure" or not count.isdecimal())):
-        raise ValueError(f"{text!r} is none of no, always, on-failure[:N], unless-stopped")
+        raise ValueError(f"{text!r} is not one of no, always, on-failure[:N], unless-stopped")
 
 
 def _link(text: str) -> None:
     name, colon, alias = text.partition(":")
     if colon and alias != name:
         raise ValueError(
-            f"give {name!r} the alias {alias!r} instead: networks: {{NAME: {{aliases: [{alias}]}}}}"
+            f"aliases of links are not supported; give {name!r} the alias {alias!r}: "
+            f"networks: {{NAME: {{aliases: [{alias}]}}}}"
         )
 
 
 def _volumes_from(text: str) -> None:
     name, _, mode = text.partition(":")
     if name == "container":
-        raise ValueError(f"{text!r}: only services of the file share their volumes")
+        raise ValueError(f"{text!r}: only volumes of services of the file can be shared")
     if mode not in ("", "ro", "rw"):
         raise ValueError(f"{text!r} is not of the form SERVICE[:ro]")
 
@@ -179,8 +182,8 @@ def _volumes_from(text: str) -> None:
 def _namespace(text: str, known: tuple[str, ...], instead: str) -> None:
     if text.startswith((OF_CONTAINER, OF_SERVICE)):
         raise ValueError(
-            f"{text!r} is not supported: tasks of a stack may be on any nodes; run both programs "
-            f"in one container{instead}"
+            f"{text!r} is not supported: tasks of a stack may run on different nodes; run both "
+            f"programs in one container{instead}"
         )
     if text not in known:
         raise ValueError(f"{text!r} is unknown; {hint(text, known)}")
@@ -192,7 +195,7 @@ def _pid(text: str) -> None:
 
 def _ipc(text: str) -> None:
     if text == "none":
-        raise ValueError("none is not supported; leave it out: /dev/shm is the container's")
+        raise ValueError("none is not supported; leave it out: /dev/shm is private by default")
     _namespace(
         text,
         ("host", "private", "shareable"),
@@ -201,7 +204,7 @@ def _ipc(text: str) -> None:
 
 
 def check_service_name(text: str) -> None:
-    """Refuse a name that no service can have. Raises ValueError."""
+    """Raises ValueError for an invalid service name."""
     check_name(text, "service name")
 
 
@@ -210,23 +213,23 @@ def _port_key(entry: Map) -> object:
     return entry.text("target"), entry.text("published"), protocol, entry.text("host_ip")
 
 
-PORT = Keys(
+PORT = Object(
     {
         "target": Number(1, most=65535),
         "published": Text(also=NUMBER),
-        "protocol": Choice(("tcp", "udp"), {"sctp": "tcp and udp are published"}),
+        "protocol": Choice(("tcp", "udp"), {"sctp": "use tcp or udp"}),
         "host_ip": Text(),
         "mode": Choice(("ingress", "host")),
-        "name": Noted(Text()),
-        "app_protocol": Noted(Text()),
+        "name": Ignored(Text()),
+        "app_protocol": Ignored(Text()),
     },
     "a port",
     required=("target",),
 )
 
 
-def _absolute(mount: Map, at: str, reading: Reading) -> Map:
-    """A mount whose source, if it is a file or folder, has an absolute path."""
+def _with_absolute_source(mount: Map, at: str, reading: ReadContext) -> Map:
+    """A mount in which the source of a bind is an absolute path."""
     source = mount.get("source")
     if mount.text("type") != "bind" or not isinstance(source, Scalar):
         return mount
@@ -234,24 +237,24 @@ def _absolute(mount: Map, at: str, reading: Reading) -> Map:
     return mount.with_entries(source=replace(source, text=reading.path(source.text)))
 
 
-MOUNT = Keys(
+MOUNT = Object(
     {
         "type": Choice(
             ("volume", "bind", "tmpfs"),
             {
-                "npipe": "it is of Windows",
-                "cluster": "name a volume of a plugin with type volume",
-                "image": "build what is needed into the service's own image",
+                "npipe": "it is for Windows",
+                "cluster": "use type volume with a volume of a plugin",
+                "image": "build the files into the service's image",
             },
         ),
         "source": Text(),
         "target": Text(),
-        "read_only": Truth(),
-        "consistency": Noted(Text()),
-        "bind": Keys(
+        "read_only": Boolean(),
+        "consistency": Ignored(Text()),
+        "bind": Object(
             {
                 "propagation": Choice(short_forms.PROPAGATIONS),
-                "create_host_path": Truth(),
+                "create_host_path": Boolean(),
                 "recursive": Choice(
                     ("enabled", "disabled"),
                     {
@@ -259,24 +262,22 @@ MOUNT = Keys(
                         "writable": "write enabled or disabled",
                     },
                 ),
-                "selinux": Noted(
-                    Choice(("z", "Z")), "this asks for nothing: Orc uses no SELinux labels"
-                ),
+                "selinux": Ignored(Choice(("z", "Z")), "Orc does not use SELinux labels"),
             },
             "a bind mount",
         ),
-        "volume": Keys(
-            {"nocopy": Truth(), "subpath": Text(), "labels": Pairs()}, "a volume's mount"
+        "volume": Object(
+            {"nocopy": Boolean(), "subpath": Text(), "labels": StringMap()}, "a volume's mount"
         ),
-        "tmpfs": Keys({"size": SIZE, "mode": FileMode()}, "a tmpfs"),
-        "image": Refused("only volumes, binds and tmpfs are mounted"),
+        "tmpfs": Object({"size": SIZE, "mode": FileMode()}, "a tmpfs"),
+        "image": Unsupported("use a volume, bind or tmpfs mount"),
     },
     "a volume",
     required=("type", "target"),
-    finish=_absolute,
+    finish=_with_absolute_source,
 )
 
-GRANT = Keys(
+GRANT = Object(
     {"source": Text(), "target": Text(), "uid": Text(), "gid": Text(), "mode": FileMode()},
     required=("source",),
 )
@@ -286,167 +287,167 @@ def _grant_key(entry: Map) -> object:
     return entry.text("target") or entry.text("source")
 
 
-HEALTHCHECK = Keys(
+HEALTHCHECK = Object(
     {
-        "test": Words(shell=True),
+        "test": Command(shell=True),
         "interval": DURATION,
         "timeout": DURATION,
         "retries": Number(),
         "start_period": DURATION,
         "start_interval": DURATION,
-        "disable": Truth(),
+        "disable": Boolean(),
     },
     "a health check",
 )
 
 
-def _with_command(hook: Map, at: str, _reading: Reading) -> Map:
-    """A hook that runs something. Raises ComposeError."""
+def _with_command(hook: Map, at: str, _reading: ReadContext) -> Map:
+    """A hook with a command. Raises ComposeError."""
     if not hook.texts("command"):
-        words = "this is nothing; write what to run, such as [/bin/prepare]"
-        raise ComposeError(hook.place_of("command"), within(at, "command"), words)
+        message = "the command is empty; write, for example, [/bin/prepare]"
+        raise ComposeError(hook.place_of("command"), key_path(at, "command"), message)
     return hook
 
 
-HOOK = Keys(
+HOOK = Object(
     {
-        "command": Words(),
+        "command": Command(),
         "user": Text(),
-        "privileged": Truth(),
+        "privileged": Boolean(),
         "working_dir": Text(),
-        "environment": Pairs(),
+        "environment": StringMap(),
     },
     "a lifecycle hook",
     required=("command",),
     finish=_with_command,
 )
 
-NETWORK_OF_SERVICE = Keys(
+NETWORK_OF_SERVICE = Object(
     {
-        "aliases": Many(Text(check_hostname)),
+        "aliases": ListOf(Text(check_hostname)),
         "ipv4_address": Text(),
         "ipv6_address": Text(),
         "mac_address": Text(),
-        "link_local_ips": Refused("a container has one address of each kind on a network"),
-        "priority": Noted(
+        "link_local_ips": Unsupported("a container has one IPv4 and one IPv6 address per network"),
+        "priority": Ignored(
             Number(whole=False, least=float("-inf")),
-            "networks are joined in the order in which they are named",
+            "networks are attached in file order",
         ),
-        "gw_priority": Refused("the way out is by the first network that is named"),
-        "interface_name": Refused("interfaces are named eth0, eth1, … in the networks' order"),
-        "driver_opts": Refused("give options to the network, under networks"),
+        "gw_priority": Unsupported("the first network in the file is the default gateway"),
+        "interface_name": Unsupported("interfaces are named eth0, eth1, … in file order"),
+        "driver_opts": Unsupported("set options of the network under networks"),
     },
     "a service's network",
 )
 
-DEPENDENCY = Keys(
+DEPENDENCY = Object(
     {
         "condition": Choice(
             ("service_started", "service_healthy", "service_completed_successfully")
         ),
-        "required": Truth(),
-        "restart": Noted(Truth(), "what depends on a service is not restarted with it"),
+        "required": Boolean(),
+        "restart": Ignored(Boolean(), "dependents are not restarted together with a service"),
     },
     "a dependency",
 )
 
 
-def _depended(place: Place) -> Map:
-    """What a service in a list of dependencies is waited for."""
+def _default_dependency(place: Place) -> Map:
+    """The dependency for a service that is only named: wait until it has started."""
     condition = Scalar("service_started", place, False)
     return Map({"condition": condition, "required": Scalar("true", place)}, place)
 
 
 @dataclass(frozen=True, slots=True)
-class Logging(Keys):
-    """Options of a log driver, which are not those of another driver in a later file."""
+class Logging(Object):
+    """A logging driver and its options, which are not merged with those of another driver."""
 
     def merge(self, old: Node, new: Node) -> Node:
         if isinstance(old, Map) and isinstance(new, Map):
             drivers = {old.text("driver"), new.text("driver")} - {""}
             if len(drivers) > 1:
                 return new
-        return Keys.merge(self, old, new)
+        return Object.merge(self, old, new)
 
 
 @dataclass(frozen=True, slots=True)
-class Gpus(Many):
+class Gpus(ListOf):
     """Requests for GPUs: `all`, or a list."""
 
-    def read(self, node: Node, at: str, reading: Reading) -> Node | None:
+    def read(self, node: Node, at: str, reading: ReadContext) -> Node | None:
         if isinstance(node, Scalar) and node.text == "all":
             count = Map({"count": Scalar("all", node.place, False)}, node.place)
             node = List((count,), node.place)
-        return Many.read(self, node, at, reading)
+        return ListOf.read(self, node, at, reading)
 
 
-WATCH = Keys(
+WATCH = Object(
     {
         "path": Path(),
         "action": Choice(("rebuild", "sync", "restart", "sync+restart", "sync+exec")),
         "target": Text(),
-        "ignore": Many(),
-        "include": Many(),
-        "initial_sync": Truth(),
+        "ignore": ListOf(),
+        "include": ListOf(),
+        "initial_sync": Boolean(),
         "exec": AnyMap(),
     },
     "a watch",
     required=("path", "action"),
 )
 
-ULIMITS = Entries(
-    Keys(
+ULIMITS = MapOf(
+    Object(
         {"soft": Number(-1), "hard": Number(-1)},
         short=short_forms.ulimit,
         required=("soft", "hard"),
     )
 )
 
-BUILD = Keys(
+BUILD = Object(
     {
         "context": BuildContext(),
         "dockerfile": Text(),
         "dockerfile_inline": Text(),
-        "args": Pairs(),
+        "args": StringMap(),
         "target": Text(),
-        "labels": Pairs(),
-        "tags": Many(Text(parse_image)),
+        "labels": StringMap(),
+        "tags": ListOf(Text(parse_image)),
         "network": Choice(("default", "host", "none")),
-        "extra_hosts": Pairs("=:", many=True, valued=True),
-        "no_cache": Truth(),
-        "pull": Truth(),
-        "platforms": Many(Text()),
-        "cache_from": Noted(Many(), "the nodes' own build caches are used"),
-        "cache_to": Noted(Many(), "the nodes' own build caches are used"),
-        "additional_contexts": Refused("copy what is needed into the context"),
-        "ssh": Refused("builds have no SSH agent; use a secret of 'orc build'"),
-        "secrets": Refused("build it beforehand with 'orc build --secret', and name the image"),
-        "isolation": Refused("it is of Windows", ("default",)),
-        "privileged": Refused("builds are not privileged", ("false",)),
-        "entitlements": Refused("builds are not privileged"),
+        "extra_hosts": StringMap("=:", many=True, valued=True),
+        "no_cache": Boolean(),
+        "pull": Boolean(),
+        "platforms": ListOf(Text()),
+        "cache_from": Ignored(ListOf(), "nodes use their own build caches"),
+        "cache_to": Ignored(ListOf(), "nodes use their own build caches"),
+        "additional_contexts": Unsupported("copy the files into the context"),
+        "ssh": Unsupported("use a build secret ('orc build --secret')"),
+        "secrets": Unsupported(
+            "build the image with 'orc build --secret' and refer to it by image"
+        ),
+        "isolation": Unsupported("it is for Windows", ("default",)),
+        "privileged": Unsupported("builds are unprivileged", ("false",)),
+        "entitlements": Unsupported("builds are unprivileged"),
         "shm_size": Text(parse_memory, "a size", also=(int,)),
         "ulimits": ULIMITS,
-        "provenance": Noted(Text(also=(bool,)), "images are built without attestations"),
-        "sbom": Noted(Text(also=(bool,)), "images are built without attestations"),
+        "provenance": Ignored(Text(also=(bool,)), "images are built without attestations"),
+        "sbom": Ignored(Text(also=(bool,)), "images are built without attestations"),
     },
     "a build",
     short=short_forms.build,
 )
 
-SERVICE = Keys(
+SERVICE = Object(
     {
         "image": Text(parse_image),
         "build": BUILD,
-        "pull_policy": Noted(
-            Text(_pull_policy), "nodes fetch the image that the service's digest names"
-        ),
+        "pull_policy": Ignored(Text(_pull_policy), "nodes pull images by digest, once"),
         "platform": Text(),
-        "command": Words(),
-        "entrypoint": Words(),
-        "environment": Pairs(),
-        "env_file": Keyed(
-            Keys(
-                {"path": Path(), "required": Truth(), "format": Choice(("raw",))},
+        "command": Command(),
+        "entrypoint": Command(),
+        "environment": StringMap(),
+        "env_file": KeyedList(
+            Object(
+                {"path": Path(), "required": Boolean(), "format": Choice(("raw",))},
                 "an env file",
                 required=("path",),
             ),
@@ -454,63 +455,65 @@ SERVICE = Keys(
             lambda entry: entry.text("path"),
             single=True,
         ),
-        "extends": Keys(
+        "extends": Object(
             {"service": Text(), "file": Path()}, short=short_forms.extends, required=("service",)
         ),
-        "profiles": Many(),
-        "depends_on": Entries(DEPENDENCY, check_service_name, names=True, listed=_depended),
+        "profiles": ListOf(),
+        "depends_on": MapOf(DEPENDENCY, check_service_name, names=True, listed=_default_dependency),
         "deploy": DEPLOY,
         "scale": Number(),
         "restart": Text(_restart),
-        "ports": Keyed(PORT, short_forms.ports, _port_key),
-        "expose": Noted(Many(Text(also=NUMBER))),
-        "networks": Entries(NETWORK_OF_SERVICE, names=True),
+        "ports": KeyedList(PORT, short_forms.ports, _port_key),
+        "expose": Ignored(ListOf(Text(also=NUMBER))),
+        "networks": MapOf(NETWORK_OF_SERVICE, names=True),
         "network_mode": Text(),
-        "links": Many(Text(_link)),
-        "external_links": Refused("put both services on one network, under networks"),
+        "links": ListOf(Text(_link)),
+        "external_links": Unsupported("attach both services to a network"),
         "hostname": Text(),
         "domainname": Text(),
-        "mac_address": Refused("write it at the network: networks: {NAME: {mac_address: …}}"),
-        "dns": Many(single=True),
-        "dns_search": Many(single=True),
-        "dns_opt": Many(),
-        "extra_hosts": Pairs("=:", many=True),
-        "volumes": Keyed(MOUNT, short_forms.volumes, lambda entry: entry.text("target")),
-        "volumes_from": Many(Text(_volumes_from)),
-        "tmpfs": Many(Text(confinement.parse_tmpfs), single=True),
-        "secrets": Keyed(GRANT, short_forms.grants, _grant_key),
-        "configs": Keyed(GRANT, short_forms.grants, _grant_key),
+        "mac_address": Unsupported("set it per network: networks: {NAME: {mac_address: …}}"),
+        "dns": ListOf(single=True),
+        "dns_search": ListOf(single=True),
+        "dns_opt": ListOf(),
+        "extra_hosts": StringMap("=:", many=True),
+        "volumes": KeyedList(MOUNT, short_forms.volumes, lambda entry: entry.text("target")),
+        "volumes_from": ListOf(Text(_volumes_from)),
+        "tmpfs": ListOf(Text(confinement.parse_tmpfs), single=True),
+        "secrets": KeyedList(GRANT, short_forms.grants, _grant_key),
+        "configs": KeyedList(GRANT, short_forms.grants, _grant_key),
         "healthcheck": HEALTHCHECK,
-        "labels": Pairs(),
-        "label_file": Many(Path(), single=True),
-        "annotations": Pairs(),
+        "labels": StringMap(),
+        "label_file": ListOf(Path(), single=True),
+        "annotations": StringMap(),
         "logging": Logging(
             {
                 "driver": Choice(log_options.DRIVERS, log_options.UNSUPPORTED),
-                "options": Entries(Text(also=NUMBER)),
+                "options": MapOf(Text(also=NUMBER)),
             },
             "logging",
         ),
         "stop_grace_period": DURATION,
         "stop_signal": Text(_signal),
         "user": Text(),
-        "group_add": Many(Text(also=NUMBER)),
+        "group_add": ListOf(Text(also=NUMBER)),
         "working_dir": Text(),
-        "stdin_open": Truth(),
-        "tty": Truth(),
-        "init": Truth(),
-        "read_only": Truth(),
-        "privileged": Truth(),
-        "cap_add": Many(Text(confinement.parse_capability)),
-        "cap_drop": Many(Text(confinement.parse_capability)),
-        "security_opt": Many(),
+        "stdin_open": Boolean(),
+        "tty": Boolean(),
+        "init": Boolean(),
+        "read_only": Boolean(),
+        "privileged": Boolean(),
+        "cap_add": ListOf(Text(confinement.parse_capability)),
+        "cap_drop": ListOf(Text(confinement.parse_capability)),
+        "security_opt": ListOf(),
         "userns_mode": Text(),
-        "devices": Keyed(
-            Keys({"source": Text(), "target": Text(), "permissions": Text()}, required=("source",)),
+        "devices": KeyedList(
+            Object(
+                {"source": Text(), "target": Text(), "permissions": Text()}, required=("source",)
+            ),
             short_forms.devices,
             lambda entry: entry.text("target") or entry.text("source"),
         ),
-        "sysctls": Pairs(check=confinement.check_sysctl),
+        "sysctls": StringMap(check=confinement.check_sysctl),
         "ulimits": ULIMITS,
         "shm_size": SIZE,
         "runtime": Text(),
@@ -522,41 +525,40 @@ SERVICE = Keys(
         "mem_reservation": SIZE,
         "memswap_limit": Text(also=NUMBER),
         "pids_limit": Number(-1),
-        "storage_opt": Entries(Text(also=NUMBER)),
-        "container_name": Noted(
-            Text(_container_name), "tasks are named after their service and slot"
-        ),
-        "attach": Noted(Truth(), "'orc service logs -f' shows what a service prints"),
-        "develop": Noted(Keys({"watch": Many(WATCH)}), "it is for 'docker compose watch'"),
-        "blkio_config": Refused("Orc limits no block devices"),
-        "cgroup": Refused("each container has a cgroup namespace of its own", ("private",)),
-        "cgroup_parent": Refused("Orc has a cgroup of its own for containers"),
-        "cpu_count": Refused("it is of Windows; write cpus"),
-        "cpu_percent": Refused("it is of Windows; write cpus"),
-        "cpu_period": Refused("write cpus: such as 0.5 for half a core"),
-        "cpu_quota": Refused("write cpus: such as 0.5 for half a core"),
-        "cpu_rt_period": Refused("Orc schedules nothing in real time"),
-        "cpu_rt_runtime": Refused("Orc schedules nothing in real time"),
-        "credential_spec": Refused("it is of Windows"),
-        "device_cgroup_rules": Refused("name the devices, under devices"),
-        "gpus": Gpus(Keys(DEVICE, "GPUs")),
+        "storage_opt": MapOf(Text(also=NUMBER)),
+        "container_name": Ignored(Text(_container_name), "tasks are named SERVICE.SLOT"),
+        "attach": Ignored(Boolean(), "use 'orc service logs -f'"),
+        "develop": Ignored(Object({"watch": ListOf(WATCH)}), "it is for 'docker compose watch'"),
+        "blkio_config": Unsupported("Orc does not limit block I/O"),
+        "cgroup": Unsupported("each container has its own cgroup namespace", ("private",)),
+        "cgroup_parent": Unsupported("containers are in Orc's cgroup"),
+        "cpu_count": Unsupported("it is for Windows; use cpus"),
+        "cpu_percent": Unsupported("it is for Windows; use cpus"),
+        "cpu_period": Unsupported("use cpus, such as 0.5 for half a core"),
+        "cpu_quota": Unsupported("use cpus, such as 0.5 for half a core"),
+        "cpu_rt_period": Unsupported("Orc has no real-time scheduling"),
+        "cpu_rt_runtime": Unsupported("Orc has no real-time scheduling"),
+        "credential_spec": Unsupported("it is for Windows"),
+        "device_cgroup_rules": Unsupported("list the devices under devices"),
+        "gpus": Gpus(Object(DEVICE, "GPUs")),
         "ipc": Text(_ipc),
-        "isolation": Refused("it is of Windows", ("default",)),
-        "mem_swappiness": Refused("containers have no swap; memswap_limit gives them some"),
-        "models": Refused("Orc runs no models; run them as a service"),
-        "oom_kill_disable": Refused("a container over its memory limit is killed", ("false",)),
-        "pid": Text(_pid),
-        "pre_start": Refused(
-            "run it as a service of its own, for which this one waits: depends_on with "
-            "service_completed_successfully"
+        "isolation": Unsupported("it is for Windows", ("default",)),
+        "mem_swappiness": Unsupported("containers have no swap by default; use memswap_limit"),
+        "models": Unsupported("run the model as a service"),
+        "oom_kill_disable": Unsupported(
+            "containers over their memory limit are killed", ("false",)
         ),
-        "post_start": Many(HOOK, unique=False),
-        "pre_stop": Many(HOOK, unique=False),
-        "provider": Refused("Orc runs containers only"),
-        "pull_refresh_after": Noted(Text(), "'orc stack deploy' looks tags up each time"),
-        "use_api_socket": Refused("there is no daemon's socket on nodes"),
-        "uts": Refused("each container has a hostname of its own"),
-        KEY: OWN,
+        "pid": Text(_pid),
+        "pre_start": Unsupported(
+            "run it as a separate service and depend on it with service_completed_successfully"
+        ),
+        "post_start": ListOf(HOOK, unique=False),
+        "pre_stop": ListOf(HOOK, unique=False),
+        "provider": Unsupported("Orc runs containers only"),
+        "pull_refresh_after": Ignored(Text(), "'orc stack deploy' resolves tags each time"),
+        "use_api_socket": Unsupported("nodes have no Docker socket"),
+        "uts": Unsupported("each container has its own UTS namespace"),
+        X_ORC: X_ORC_KEYS,
     },
     "a service",
 )

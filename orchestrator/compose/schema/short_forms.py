@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Short forms of ports, mounts, grants, devices and env files, expanded to the long forms.
+"""Expansion of short forms of ports, mounts, file references, devices and env files.
 
-Each function has the text, where it is written, its path, and what the reading of the file knows,
-and raises ComposeError.
+Each function takes the text, its position, its key path and the read context, and raises
+ComposeError.
 """
 
 from __future__ import annotations
 
 import re
 
-from orchestrator.compose.schema.value_kinds import Reading, check_text, context_path, number_of
+from orchestrator.compose.schema.value_kinds import ReadContext, check_text, context_path, number_of
 from orchestrator.compose.tree import ComposeError, List, Map, Node, Place, Scalar
 from orchestrator.model.formats.cdi_names import is_cdi
 
@@ -23,7 +23,7 @@ _PORT = re.compile(
 
 
 def _map(place: Place, **entries: Node | str | bool | None) -> Map:
-    """A map of what is there: texts as such, True as a boolean, nothing for None and False."""
+    """A map of these entries: strings, True as a boolean; None and False are left out."""
     made: dict[str, Node] = {}
     for key, value in entries.items():
         if value is True:
@@ -35,19 +35,19 @@ def _map(place: Place, **entries: Node | str | bool | None) -> Map:
     return Map(made, place)
 
 
-def ports(text: str, place: Place, at: str, reading: Reading) -> list[Map]:
-    """`[[IP:][PUBLISHED]:]TARGET[/PROTOCOL]`, each of the two a port or a range."""
-    # With one colon, what is before it is a port, not an address.
+def ports(text: str, place: Place, at: str, reading: ReadContext) -> list[Map]:
+    """`[[IP:][PUBLISHED]:]TARGET[/PROTOCOL]`; PUBLISHED and TARGET are ports or ranges."""
+    # With one colon, a port precedes it, not an address.
     match = _PORT.fullmatch(text if text.count(":") != 1 else f":{text}")
     if match is None:
         raise ComposeError(place, at, f"port {text!r} is not of the form 8080:80[/udp]")
     protocol = (match["protocol"] or "tcp").lower()
     if protocol not in ("tcp", "udp"):
-        raise ComposeError(place, at, f"{protocol} cannot be published; tcp and udp can")
+        raise ComposeError(place, at, f"protocol {protocol} is not supported; use tcp or udp")
     targets = _range(match["target"], place, at)
     published = _range(match["published"], place, at) if match["published"] else None
     if published is not None and len(published) != len(targets):
-        raise ComposeError(place, at, f"port {text!r} has ranges of different lengths")
+        raise ComposeError(place, at, f"port ranges in {text!r} differ in length")
     return [
         _map(
             place,
@@ -69,8 +69,8 @@ def _range(text: str, place: Place, at: str) -> range:
     return found
 
 
-def volumes(text: str, place: Place, at: str, reading: Reading) -> list[Map]:
-    """`[SOURCE:]TARGET[:MODE]`: a source with a slash is a file or folder, else a volume."""
+def volumes(text: str, place: Place, at: str, reading: ReadContext) -> list[Map]:
+    """`[SOURCE:]TARGET[:MODE]`; a SOURCE that begins with `/`, `.` or `~` is a path."""
     parts = text.split(":")
     if len(parts) > 3 or not all(parts):
         raise ComposeError(place, at, f"volume {text!r} is not of the form SOURCE:TARGET[:ro]")
@@ -88,14 +88,16 @@ def volumes(text: str, place: Place, at: str, reading: Reading) -> list[Map]:
             read_only = mode == "ro"
         elif mode in ("z", "Z") and bind:
             options["selinux"] = mode
-            reading.note(place, at, f"{mode} asks for nothing: Orc uses no SELinux labels")
+            reading.note(place, at, f"{mode} is ignored: Orc does not use SELinux labels")
         elif mode == "nocopy" and not bind:
             options["nocopy"] = "true"
         elif mode in PROPAGATIONS and bind:
             options["propagation"] = mode
         elif mode not in ("cached", "delegated", "consistent"):
             known = ", ".join(("ro", "rw", *(PROPAGATIONS if bind else ("nocopy",))))
-            raise ComposeError(place, at, f"volume {text!r} has {mode!r}, which is none of {known}")
+            raise ComposeError(
+                place, at, f"volume {text!r}: mode {mode!r} is unknown; use one of {known}"
+            )
     more: dict[str, Node] = {
         key: Scalar(value, place, key == "nocopy") for key, value in options.items()
     }
@@ -114,40 +116,40 @@ def volumes(text: str, place: Place, at: str, reading: Reading) -> list[Map]:
     ]
 
 
-def note_relative(source: str, place: Place, at: str, reading: Reading) -> None:
-    """Say of which machine a bind's source is, where its user may think of this one."""
+def note_relative(source: str, place: Place, at: str, reading: ReadContext) -> None:
+    """Note that a relative source of a bind mount is a path on the task's node."""
     if not source.startswith("/"):
-        words = f"this is {reading.path(source)} of the node that a task is on, not of this machine"
-        reading.note(place, at, words)
+        message = f"refers to {reading.path(source)} on the task's node, not on this machine"
+        reading.note(place, at, message)
 
 
-def grants(text: str, place: Place, at: str, reading: Reading) -> list[Map]:
-    """A secret's or config's name."""
+def grants(text: str, place: Place, at: str, reading: ReadContext) -> list[Map]:
+    """The name of a secret or config."""
     return [_map(place, source=text)]
 
 
-def devices(text: str, place: Place, at: str, reading: Reading) -> list[Map]:
+def devices(text: str, place: Place, at: str, reading: ReadContext) -> list[Map]:
     """`SOURCE[:TARGET[:PERMISSIONS]]`, or `VENDOR/CLASS=DEVICE`."""
     parts = [text] if is_cdi(text) else text.split(":")
     if len(parts) > 3 or not (text.startswith("/dev/") or is_cdi(text)):
-        words = f"device {text!r} is not of the form /dev/NAME[:/dev/NAME][:rwm]"
-        raise ComposeError(place, at, words)
+        message = f"device {text!r} is not of the form /dev/NAME[:/dev/NAME][:rwm]"
+        raise ComposeError(place, at, message)
     source, target, permissions = (*parts, "", "")[:3]
     return [_map(place, source=source, target=target or source, permissions=permissions or "rwm")]
 
 
-def env_files(text: str, place: Place, at: str, reading: Reading) -> list[Map]:
+def env_files(text: str, place: Place, at: str, reading: ReadContext) -> list[Map]:
     """A file's path."""
     return [_map(place, path=reading.path(text), required=True)]
 
 
-def include(node: Scalar, at: str, reading: Reading) -> Map:
+def include(node: Scalar, at: str, reading: ReadContext) -> Map:
     """`include: [FILE]`."""
     path = Scalar(reading.path(node.text), node.place, False)
     return _map(node.place, path=List((path,), node.place))
 
 
-def build(node: Scalar, at: str, reading: Reading) -> Map:
+def build(node: Scalar, at: str, reading: ReadContext) -> Map:
     """`build: FOLDER`."""
     check_text(node, at)
     try:
@@ -156,17 +158,17 @@ def build(node: Scalar, at: str, reading: Reading) -> Map:
         raise ComposeError(node.place, at, str(error)) from None
 
 
-def extends(node: Scalar, at: str, reading: Reading) -> Map:
+def extends(node: Scalar, at: str, reading: ReadContext) -> Map:
     """`extends: SERVICE`."""
     check_text(node, at)
     return _map(node.place, service=node.text)
 
 
-def ulimit(node: Scalar, at: str, reading: Reading) -> Map:
-    """One number for both limits."""
+def ulimit(node: Scalar, at: str, reading: ReadContext) -> Map:
+    """One number for the soft and the hard limit."""
     number = number_of(node)
     if number is None or number != int(number):
-        words = f"{node.text!r} is not a whole number; -1 is no limit"
-        raise ComposeError(node.place, at, words)
+        message = f"{node.text!r} is not a whole number; use -1 for no limit"
+        raise ComposeError(node.place, at, message)
     one = Scalar(str(int(number)), node.place)
     return _map(node.place, soft=one, hard=one)

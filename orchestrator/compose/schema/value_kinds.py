@@ -16,42 +16,42 @@ from typing import Protocol
 
 from orchestrator.compose.schema.command_lines import split
 from orchestrator.compose.tree import (
-    TRUTHS,
+    BOOLEANS,
     ComposeError,
     List,
     Map,
     Node,
     Place,
     Scalar,
+    describe,
     hint,
+    key_path,
     text_of,
     value_of,
-    what,
-    within,
 )
 from orchestrator.model.formats.build_contexts import remote_context
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What the reading of a file needs to know, and whom it tells."""
+class ReadContext:
+    """Context in which values of a file are read; collects notes for the user."""
 
     folder: str
-    """Absolute; what the file's relative paths begin at."""
+    """Absolute base folder of the file's relative paths."""
     home: str = "/root"
-    """What `~` stands for."""
+    """The folder that `~` stands for."""
     notes: list[str] = field(default_factory=list)
-    """What makes no difference here, a line each."""
+    """Ignored settings, one line each."""
     raw: bool = False
-    """Variables stay as they are: what has one may yet be anything."""
+    """Variables are not interpolated: a value that contains one may have any type."""
 
-    def note(self, place: Place, at: str, words: str) -> None:
-        text = f"{place}: {at}: {words}"
+    def note(self, place: Place, at: str, message: str) -> None:
+        text = f"{place}: {at}: {message}"
         if text not in self.notes:
             self.notes.append(text)
 
-    def open(self, text: str) -> bool:
-        """Whether it is not known yet what a text is."""
+    def is_open(self, text: str) -> bool:
+        """Whether a text contains variables that are not interpolated."""
         return self.raw and "$" in text
 
     def path(self, text: str) -> str:
@@ -62,38 +62,39 @@ class Reading:
 
 
 class Kind(Protocol):
-    """What a value may be."""
+    """The type of a value in the schema."""
 
-    def read(self, node: Node, at: str, reading: Reading) -> Node | None:
-        """The value in its long form; None is as if it were not there. Raises ComposeError."""
+    def read(self, node: Node, at: str, reading: ReadContext) -> Node | None:
+        """Validate a value and return its long form; None if it counts as absent. Raises
+        ComposeError."""
 
     def merge(self, old: Node, new: Node) -> Node:
-        """What two values of this kind are together, both in their long form."""
+        """Merge a later file's value into an earlier one; both are in their long form."""
 
 
-def tagged(node: Node, made: Node) -> Node:
-    """What was made of a node, with its tag."""
+def with_tag_of(node: Node, made: Node) -> Node:
+    """`made` with the tag of the node that it was made from."""
     return replace(made, tag=node.tag) if node.tag else made
 
 
-def empty(place: Place, at: str) -> ComposeError:
-    """What to raise for an item with nothing in it."""
-    return ComposeError(place, at, "this is nothing; leave the item out")
+def empty_item(place: Place, at: str) -> ComposeError:
+    """The error for a list item that is null."""
+    return ComposeError(place, at, "the item is empty; leave it out")
 
 
 def scalar_of(node: Node, at: str, wanted: str) -> Scalar:
-    """The node, if it is one text. Raises ComposeError."""
+    """The node, if it is a scalar. Raises ComposeError, which names the type that is `wanted`."""
     if isinstance(node, Scalar):
         return node
-    raise ComposeError(node.place, at, f"this is {what(node)}; it takes {wanted}")
+    raise ComposeError(node.place, at, f"expected {wanted}, got {describe(node)}")
 
 
 NUMBER: tuple[type, ...] = (int, float)
 
 
 def number_of(scalar: Scalar) -> float | int | None:
-    """The number that a scalar is, also one in quotes or from a variable, which is decimal; None if
-    it is none."""
+    """A scalar's number; quoted ones and those from variables are decimal. None if it is not a
+    number."""
     value = value_of(scalar)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value if isfinite(value) else None
@@ -109,37 +110,37 @@ def number_of(scalar: Scalar) -> float | int | None:
 
 
 def check_text(scalar: Scalar, at: str, also: tuple[type, ...] = ()) -> None:
-    """Refuse what is a number or a boolean to the specification, where it says a text, unless it is
-    what may stand there `also`. Raises ComposeError."""
+    """Raises ComposeError for a number or boolean where the specification wants a string; types in
+    `also` are accepted."""
     value = value_of(scalar)
     if scalar.given or value is None or type(value) in (str, *also):
         return
     kind = "a boolean" if isinstance(value, bool) else "a number"
-    words = f'this is {kind}; where a text is meant, write it in quotes: "{scalar.text}"'
-    raise ComposeError(scalar.place, at, words)
+    message = f'expected a string, got {kind}; quote it: "{scalar.text}"'
+    raise ComposeError(scalar.place, at, message)
 
 
-class _Replaced:
-    """A value that another one takes the place of."""
+class _LastWins:
+    """Merges by replacement: the later value wins."""
 
     def merge(self, old: Node, new: Node) -> Node:
         return new
 
 
 @dataclass(frozen=True, slots=True)
-class Text(_Replaced):
-    """A text; `check` raises ValueError for one that cannot be."""
+class Text(_LastWins):
+    """A string; `check` raises ValueError for an invalid one."""
 
     check: Callable[[str], object] = str
-    wanted: str = "a text"
+    wanted: str = "a string"
     also: tuple[type, ...] = ()
-    """What it may be written as besides: `NUMBER`, bool."""
+    """Other accepted types: `NUMBER`, bool."""
 
-    def read(self, node: Node, at: str, reading: Reading) -> Node | None:
+    def read(self, node: Node, at: str, reading: ReadContext) -> Node | None:
         scalar = scalar_of(node, at, self.wanted)
         if scalar.is_null:
             return scalar if scalar.tag else None
-        if reading.open(scalar.text):
+        if reading.is_open(scalar.text):
             return replace(scalar, plain=False)
         text = text_of(scalar) if self.also else scalar.text
         try:
@@ -147,30 +148,30 @@ class Text(_Replaced):
         except ValueError as error:
             raise ComposeError(scalar.place, at, str(error)) from None
         check_text(scalar, at, self.also)
-        # A negative number stays one: as a text, Compose takes it for a bad size.
+        # A negative number is kept as one: Compose rejects the quoted form as a size.
         negative = self.also == NUMBER and scalar.plain and text.startswith("-")
         return replace(scalar, text=text, plain=negative)
 
 
 @dataclass(frozen=True, slots=True)
-class AnyMap(_Replaced):
-    """A map of which nothing is asked."""
+class AnyMap(_LastWins):
+    """A map with any content."""
 
-    def read(self, node: Node, at: str, reading: Reading) -> Node | None:
+    def read(self, node: Node, at: str, reading: ReadContext) -> Node | None:
         if isinstance(node, Map) or (isinstance(node, Scalar) and node.is_null):
             return node
-        raise ComposeError(node.place, at, f"this is {what(node)}; it takes a map")
+        raise ComposeError(node.place, at, f"expected a map, got {describe(node)}")
 
 
 @dataclass(frozen=True, slots=True)
-class Path(_Replaced):
-    """A file or folder of this machine, absolute from then on."""
+class Path(_LastWins):
+    """A file or folder of this machine; becomes absolute."""
 
-    def read(self, node: Node, at: str, reading: Reading) -> Node | None:
+    def read(self, node: Node, at: str, reading: ReadContext) -> Node | None:
         scalar = scalar_of(node, at, "a path")
         if scalar.is_null:
             return scalar if scalar.tag else None
-        if reading.open(scalar.text):
+        if reading.is_open(scalar.text):
             return replace(scalar, plain=False)
         check_text(scalar, at)
         try:
@@ -178,38 +179,38 @@ class Path(_Replaced):
         except ValueError as error:
             raise ComposeError(scalar.place, at, str(error)) from None
 
-    def where(self, text: str, reading: Reading) -> str:
-        """What is written there in its long form."""
+    def where(self, text: str, reading: ReadContext) -> str:
+        """The long form of a path."""
         return reading.path(text)
 
 
 @dataclass(frozen=True, slots=True)
 class BuildContext(Path):
-    """A folder of this machine, or the URL of what is built from."""
+    """A folder of this machine or the URL of a build context."""
 
-    def where(self, text: str, reading: Reading) -> str:
+    def where(self, text: str, reading: ReadContext) -> str:
         return context_path(text, reading)
 
 
-def context_path(text: str, reading: Reading) -> str:
-    """A build context in its long form: a URL as it is, a folder absolute. Raises ValueError."""
+def context_path(text: str, reading: ReadContext) -> str:
+    """The long form of a build context: a URL as written, a folder absolute. Raises ValueError."""
     return reading.path(text) if remote_context(text) is None else text
 
 
 @dataclass(frozen=True, slots=True)
-class Number(_Replaced):
-    """A number; `least` is the smallest that may be."""
+class Number(_LastWins):
+    """A number from `least` to `most`."""
 
     least: float = 0
     whole: bool = True
     most: float = float("inf")
 
-    def read(self, node: Node, at: str, reading: Reading) -> Node | None:
+    def read(self, node: Node, at: str, reading: ReadContext) -> Node | None:
         wanted = "a whole number" if self.whole else "a number"
         scalar = scalar_of(node, at, wanted)
         if scalar.is_null:
             return scalar if scalar.tag else None
-        if reading.open(scalar.text):
+        if reading.is_open(scalar.text):
             return replace(scalar, plain=False)
         number = number_of(scalar)
         if number is None or (self.whole and number != int(number)):
@@ -218,20 +219,20 @@ class Number(_Replaced):
             bound = f"{self.least:g} or more"
             if self.most < float("inf"):
                 bound = f"from {self.least:g} to {self.most:g}"
-            raise ComposeError(scalar.place, at, f"{scalar.text} is out of range; it is {bound}")
+            raise ComposeError(scalar.place, at, f"{scalar.text} is out of range: {bound}")
         text = str(int(number)) if self.whole else repr(number)
         return replace(scalar, text=text, plain=True, given=False)
 
 
 @dataclass(frozen=True, slots=True)
-class FileMode(_Replaced):
-    """Permission bits: a number, which is octal if it begins with 0; in quotes, octal digits."""
+class FileMode(_LastWins):
+    """Permission bits: a number, octal if it begins with 0, or quoted octal digits."""
 
-    def read(self, node: Node, at: str, reading: Reading) -> Node | None:
+    def read(self, node: Node, at: str, reading: ReadContext) -> Node | None:
         scalar = scalar_of(node, at, "permission bits")
         if scalar.is_null:
             return scalar if scalar.tag else None
-        if reading.open(scalar.text):
+        if reading.is_open(scalar.text):
             return replace(scalar, plain=False)
         value = value_of(scalar)
         if isinstance(value, str):
@@ -240,95 +241,99 @@ class FileMode(_Replaced):
             except ValueError:
                 value = -1.0
         if isinstance(value, bool) or value is None or value != int(value) or not 0 <= value < 4096:
-            words = f"{scalar.text!r} is not an octal number of permission bits, such as 0440"
-            raise ComposeError(scalar.place, at, words)
+            message = f"{scalar.text!r} is not an octal number of permission bits, such as 0440"
+            raise ComposeError(scalar.place, at, message)
         if scalar.plain and scalar.text[:1] in "123456789":
-            words = f"this is decimal, so {value:04o} in octal; an octal number begins with 0"
-            reading.note(scalar.place, at, words)
+            message = f"{scalar.text} is decimal, {value:04o} in octal; octal numbers begin with 0"
+            reading.note(scalar.place, at, message)
         return replace(scalar, text=str(int(value)), plain=True, given=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Truth(_Replaced):
-    """true or false."""
+class Boolean(_LastWins):
+    """A boolean."""
 
-    def read(self, node: Node, at: str, reading: Reading) -> Node | None:
+    def read(self, node: Node, at: str, reading: ReadContext) -> Node | None:
         scalar = scalar_of(node, at, "true or false")
         if scalar.is_null:
             return scalar if scalar.tag else None
-        if reading.open(scalar.text):
+        if reading.is_open(scalar.text):
             return replace(scalar, plain=False)
-        truth = TRUTHS.get(scalar.text.lower())
+        truth = BOOLEANS.get(scalar.text.lower())
         if truth is None:
-            raise ComposeError(scalar.place, at, f"{scalar.text!r} is neither true nor false")
+            raise ComposeError(
+                scalar.place, at, f"{scalar.text!r} is not a boolean; write true or false"
+            )
         return replace(scalar, text="true" if truth else "false", plain=True, given=False)
 
 
 @dataclass(frozen=True, slots=True)
-class External(Truth):
-    """Whether something is there already, not of this stack; `{name: NAME}` is the old form of
-    `true` with a `name` beside it, which `adopt_name` makes of it."""
+class External(Boolean):
+    """Whether an object exists outside of this stack. `{name: NAME}` is the deprecated form of
+    `external: true` and `name: NAME`, into which `with_external_name` converts it."""
 
-    def read(self, node: Node, at: str, reading: Reading) -> Node | None:
+    def read(self, node: Node, at: str, reading: ReadContext) -> Node | None:
         if not isinstance(node, Map):
-            return Truth.read(self, node, at, reading)
+            return Boolean.read(self, node, at, reading)
         for key, value in node.entries.items():
             if key != "name" and not key.startswith("x-"):
-                raise ComposeError(value.place, within(at, key), "there is no such key; name is")
-            scalar_of(value, within(at, key), "a text")
+                raise ComposeError(
+                    value.place, key_path(at, key), "unknown key; did you mean 'name'?"
+                )
+            scalar_of(value, key_path(at, key), "a string")
         return node
 
 
-def adopt_name(section: Map, at: str, reading: Reading) -> Map:
-    """A network, volume, secret or config without the old form of `external`. Raises
+def with_external_name(section: Map, at: str, reading: ReadContext) -> Map:
+    """A network, volume, secret or config with the deprecated form of `external` converted. Raises
     ComposeError."""
     external = section.get("external")
     if not isinstance(external, Map):
         return section
     name, own = external.text("name"), section.text("name")
     if name and own and name != own:
-        words = f"this is {name}, and name is {own}; leave one out"
-        raise ComposeError(external.place, within(at, "external.name"), words)
+        message = f"{name} conflicts with name: {own}; leave one out"
+        raise ComposeError(external.place, key_path(at, "external.name"), message)
     truth = Scalar("true", external.place)
     section = section.with_entries(external=truth)
     return section.with_entries(name=Scalar(name, external.place, False)) if name else section
 
 
 @dataclass(frozen=True, slots=True)
-class Choice(_Replaced):
-    """One of several words; `refused` are words of the specification that are not supported, and
-    why."""
+class Choice(_LastWins):
+    """One of several words. `unsupported` maps words of the specification to the reason why they
+    are not supported."""
 
     words: tuple[str, ...]
-    refused: Mapping[str, str] = field(default_factory=dict)
+    unsupported: Mapping[str, str] = field(default_factory=dict)
 
-    def read(self, node: Node, at: str, reading: Reading) -> Node | None:
+    def read(self, node: Node, at: str, reading: ReadContext) -> Node | None:
         scalar = scalar_of(node, at, f"one of {', '.join(self.words)}")
         if scalar.is_null:
             return scalar if scalar.tag else None
-        if reading.open(scalar.text):
+        if reading.is_open(scalar.text):
             return replace(scalar, plain=False)
-        if scalar.text in self.refused:
-            words = f"{scalar.text} cannot be done: {self.refused[scalar.text]}"
-            raise ComposeError(scalar.place, at, words)
+        if scalar.text in self.unsupported:
+            message = f"{scalar.text} is not supported: {self.unsupported[scalar.text]}"
+            raise ComposeError(scalar.place, at, message)
         if scalar.text not in self.words:
-            words = f"{scalar.text!r} is unknown; {hint(scalar.text, self.words)}"
-            raise ComposeError(scalar.place, at, words)
+            message = f"{scalar.text!r} is unknown; {hint(scalar.text, self.words)}"
+            raise ComposeError(scalar.place, at, message)
         return replace(scalar, plain=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Words(_Replaced):
-    """A command: a list of words, or a text that is split into words."""
+class Command(_LastWins):
+    """A command: a list of words, or a string that is split into words."""
 
     shell: bool = False
-    """A text is a line for the shell of a health check, rather than split."""
+    """A string is a shell command of a health check and is not split."""
 
-    def read(self, node: Node, at: str, reading: Reading) -> Node | None:
+    def read(self, node: Node, at: str, reading: ReadContext) -> Node | None:
         if isinstance(node, Scalar):
             if node.is_null:
-                return node  # it takes the place of an earlier file's command
-            if not reading.open(node.text):
+                return node  # it replaces an earlier file's command
+            if not reading.is_open(node.text):
                 check_text(node, at)
             if self.shell:
                 texts = ["CMD-SHELL", node.text]
@@ -336,37 +341,39 @@ class Words(_Replaced):
                 try:
                     found = split(node.text)
                 except ValueError as error:
-                    words = f"{node.text!r} cannot be split into words: {error}"
-                    raise ComposeError(node.place, at, words) from None
+                    message = f"{node.text!r} cannot be split into words: {error}"
+                    raise ComposeError(node.place, at, message) from None
                 texts = found.words
                 if found.ignored:
-                    words = f"{found.ignored!r} is ignored, as by Compose: no shell runs this line"
-                    reading.note(node.place, at, f"{words}; write [sh, -c, …]")
+                    message = (
+                        f"{found.ignored!r} is ignored, as in Compose: no shell runs this line"
+                    )
+                    reading.note(node.place, at, f"{message}; write [sh, -c, …]")
             items = tuple(Scalar(text, node.place, False) for text in texts)
-            return tagged(node, List(items, node.place))
+            return with_tag_of(node, List(items, node.place))
         if isinstance(node, Map):
-            raise ComposeError(node.place, at, "this is a map; it takes a text or a list")
+            raise ComposeError(node.place, at, "expected a string or a list, got a map")
         words_of = []
         for index, item in enumerate(node.items):
-            scalar = scalar_of(item, within(at, index), "a text")
+            scalar = scalar_of(item, key_path(at, index), "a string")
             if scalar.is_null:
-                raise empty(scalar.place, within(at, index))
-            check_text(scalar, within(at, index))
+                raise empty_item(scalar.place, key_path(at, index))
+            check_text(scalar, key_path(at, index))
             words_of.append(replace(scalar, plain=False))
         return List(tuple(words_of), node.place, node.tag)
 
 
 @dataclass(frozen=True, slots=True)
-class Refused(_Replaced):
-    """A key of the specification that cannot be honoured, and what to do; `harmless` values ask
-    for what is so anyway."""
+class Unsupported(_LastWins):
+    """An unsupported key of the specification; the message says why or what to do instead.
+    `harmless` values are accepted, since they match Orc's behaviour."""
 
-    words: str
+    message: str
     harmless: tuple[str, ...] = ()
 
-    def read(self, node: Node, at: str, reading: Reading) -> Node | None:
+    def read(self, node: Node, at: str, reading: ReadContext) -> Node | None:
         if isinstance(node, Scalar) and node.text.lower() in self.harmless:
-            truth = node.plain and node.text.lower() in TRUTHS
+            truth = node.plain and node.text.lower() in BOOLEANS
             return replace(node, text=node.text.lower(), plain=truth, given=False)
         if isinstance(node, Scalar) and node.is_null:
             return None
@@ -374,22 +381,21 @@ class Refused(_Replaced):
             node.items if isinstance(node, List) else node.entries
         ):
             return None
-        raise ComposeError(node.place, at, self.words)
+        raise ComposeError(node.place, at, self.message)
 
 
 @dataclass(frozen=True, slots=True)
-class Noted:
-    """A key of the specification that makes no difference in a cluster, and why; with no words
-    there is nothing to say about it. It must be of its `shape` all the same, and is kept for other
-    readers of the file."""
+class Ignored:
+    """A key of the specification without effect in a cluster. With a message, its use is noted. The
+    value is validated by `shape` and kept for other readers of the file."""
 
     shape: Kind
-    words: str = ""
+    message: str = ""
 
-    def read(self, node: Node, at: str, reading: Reading) -> Node | None:
+    def read(self, node: Node, at: str, reading: ReadContext) -> Node | None:
         read = self.shape.read(node, at, reading)
-        if self.words:
-            reading.note(node.place, at, self.words)
+        if self.message:
+            reading.note(node.place, at, self.message)
         return read
 
     def merge(self, old: Node, new: Node) -> Node:

@@ -20,6 +20,7 @@ import grpc
 from orchestrator.manager.api.administration import (
     AccessApi,
     AuditApi,
+    BackupApi,
     DashboardApi,
     DoctorApi,
     SupportApi,
@@ -39,6 +40,7 @@ from orchestrator.manager.operations.context import ManagerContext
 from orchestrator.pb import (
     access_pb2_grpc,
     audit_pb2_grpc,
+    backup_pb2_grpc,
     containers_pb2_grpc,
     control_pb2_grpc,
     dashboard_pb2_grpc,
@@ -61,6 +63,7 @@ def add_control_services(
     """Add every service that users call to a server."""
     access_pb2_grpc.add_AccessServicer_to_server(AccessApi(ctx), server)
     audit_pb2_grpc.add_AuditServicer_to_server(AuditApi(ctx, trail), server)
+    backup_pb2_grpc.add_BackupServicer_to_server(BackupApi(ctx, data_dir), server)
     containers_pb2_grpc.add_ContainersServicer_to_server(ContainersApi(ctx), server)
     control_pb2_grpc.add_ControlServicer_to_server(ControlApi(ctx), server)
     dashboard_pb2_grpc.add_DashboardServicer_to_server(DashboardApi(ctx, data_dir), server)

@@ -12,12 +12,14 @@ from orchestrator.manager.audit.trail import AuditTrail
 from orchestrator.manager.diagnostics.network_doctor import NetworkDoctorOperations
 from orchestrator.manager.diagnostics.support_bundle import SupportBundleOperations
 from orchestrator.manager.operations.administration.audit_queries import AuditOperations
+from orchestrator.manager.operations.administration.backups import BackupOperations
 from orchestrator.manager.operations.administration.certificate_admin import CertificateOperations
 from orchestrator.manager.operations.administration.web_sessions import WebSessionOperations
 from orchestrator.manager.operations.context import ManagerContext
 from orchestrator.pb import (
     access_pb2_grpc,
     audit_pb2_grpc,
+    backup_pb2_grpc,
     dashboard_pb2_grpc,
     doctor_pb2_grpc,
     support_pb2_grpc,
@@ -85,3 +87,14 @@ class SupportApi(support_pb2_grpc.SupportServicer):  # type: ignore[misc]
     @streaming
     def Collect(self, request: Any, context: Any) -> AsyncIterator[Any]:
         return self._support_bundle.collect(request)
+
+
+class BackupApi(backup_pb2_grpc.BackupServicer):  # type: ignore[misc]
+    """Handles the calls of `Backup`."""
+
+    def __init__(self, ctx: ManagerContext, data_dir: Path) -> None:
+        self._backups = BackupOperations(ctx, data_dir)
+
+    @streaming
+    def Create(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        return self._backups.create(request)

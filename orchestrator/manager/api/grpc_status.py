@@ -12,6 +12,7 @@ import grpc
 
 from orchestrator.identity.tls import peer_identity
 from orchestrator.manager.operations.context import Caller, request_error
+from orchestrator.manager.store.request_records import AlreadyApplied
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ def unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]
     async def handler(self: Any, request: Any, context: ServicerContext) -> Any:
         try:
             return await method(self, request, context)
+        except AlreadyApplied:
+            raise  # answered from the request's record
         except Exception as error:
             await _abort(context, error)
 

@@ -55,6 +55,7 @@ _CONTAINER = Rule("container", ("container",), "container_name", "id")
 
 MUTATING: dict[str, Rule] = {
     "Access.Revoke": Rule(_revoked, ("name",), "", "revocation.id"),
+    "Backup.Create": Rule("backup"),
     "Certificates.Renew": Rule("certificate"),
     "Containers.CreateContainer": Rule("container", ("name",), "container_name", "id"),
     "Containers.KillContainer": _CONTAINER,
@@ -97,6 +98,13 @@ MUTATING: dict[str, Rule] = {
     "Jobs.StartJob": _JOB,
     "Jobs.StopJob": _JOB,
     "Join.Sign": Rule("node", ("hostname",), "", "node_id"),
+    "Managers.StepDown": Rule("manager", (), "", "former"),
+    "Managers.DemoteNode": Rule("node", ("node",)),
+    "Managers.PromoteNode": Rule("node", ("node",), "", "node"),
+    "Managers.RemoveManager": Rule("manager", ("manager",), "", "id"),
+    "Managers.FinalizeUpgrade": Rule("cluster"),
+    "Membership.Enroll": Rule("manager", ("hostname",)),
+    "Membership.Remove": Rule("manager", ("manager",), "", "id"),
     "Networks.ConnectNetwork": _CONTAINER,
     "Networks.CreateNetwork": Rule("network", ("name",), "name", "id"),
     "Networks.DisconnectNetwork": _CONTAINER,
@@ -104,6 +112,11 @@ MUTATING: dict[str, Rule] = {
     "Networks.RemoveNetwork": Rule("network", ("network",), "name", "id"),
     "Policies.AddPolicy": Rule("network", ("network",)),
     "Policies.RemovePolicy": Rule("network", ("network",)),
+    "Security.GetUnlockKey": Rule("unlock key"),
+    "Security.Lock": Rule("unlock key"),
+    "Security.RotateCa": Rule("ca", (), "", "digest"),
+    "Security.RotateDataKey": Rule("data key", (), "", "new_id"),
+    "Security.Unlock": Rule("manager", (), "", "manager"),
     "Volumes.CreateVolume": Rule("volume", ("name",), "id", "id"),
     "Volumes.PruneVolumes": Rule("volume", (), "names"),
     "Volumes.RemoveVolume": Rule("volume", ("name",), "name", "name"),
@@ -137,6 +150,12 @@ READ_ONLY = frozenset(
         "Interact.Stats",
         "Interact.Top",
         "Join.GetCa",
+        "Managers.ListManagers",
+        "Managers.GetSchema",
+        "Membership.GetDataKeys",
+        "Membership.GetStatus",
+        "Security.GetCaStatus",
+        "Security.GetDataKeyStatus",
         "Support.Collect",
         "System.DiskUsage",
         "Volumes.ListVolumes",
@@ -148,12 +167,14 @@ AGENTS = frozenset(
     {
         "Dispatch.Session",
         "Dispatch.Tunnel",
+        "Relay.Tunnel",
         "Sources.Acquire",
         "Sources.Locate",
         "Sources.Progress",
     }
 )
-"""Continuous reports of agents about their own nodes. Not recorded."""
+"""Continuous reports of agents about their own nodes, and calls that another manager has recorded.
+Not recorded."""
 
 
 def value_at(message: Any, path: str) -> str:

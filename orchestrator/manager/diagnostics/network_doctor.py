@@ -164,8 +164,8 @@ class _Diagnosis:
                 frames = tunnel.frames()
                 self._tested[node.id] = _TestedNode(node, tunnel, aiter(frames), number)
 
-    async def _ask_here(self, patient: _TestedNode) -> None:
-        patient.here = (await patient.answer(HERE_TIMEOUT)).diagnosis.here
+    async def _ask_here(self, tested: _TestedNode) -> None:
+        tested.here = (await tested.answer(HERE_TIMEOUT)).diagnosis.here
 
     def _plan(self) -> list[list[tuple[str, str]]]:
         """Pairs of nodes to test, by id, in rounds."""
@@ -180,10 +180,10 @@ class _Diagnosis:
             partners[one].append(two)
             partners[two].append(one)
         await asyncio.gather(
-            *(self._send(patient, partners[id]) for id, patient in self._tested.items())
+            *(self._send(tested, partners[id]) for id, tested in self._tested.items())
         )
 
-    async def _send(self, patient: _TestedNode, others: Collection[str]) -> None:
+    async def _send(self, tested: _TestedNode, others: Collection[str]) -> None:
         view = self._ctx.view
         targets = []
         for id in others:
@@ -201,28 +201,28 @@ class _Diagnosis:
             )
         if not targets:
             return
-        probe = doctor_pb2.Probe(number=patient.number, targets=targets)
-        answer = await patient.answer(PROBE_TIMEOUT, probe=probe)
-        patient.probed = {path.node_id: path for path in answer.diagnosis.probed.paths}
+        probe = doctor_pb2.Probe(number=tested.number, targets=targets)
+        answer = await tested.answer(PROBE_TIMEOUT, probe=probe)
+        tested.probed = {path.node_id: path for path in answer.diagnosis.probed.paths}
 
     async def _rate(self, one: str, two: str) -> None:
         """Measure in both directions, one after the other."""
         for source, target in ((one, two), (two, one)):
-            patient, other = self._tested.get(source), self._tested.get(target)
-            if patient is None or other is None or not other.here.port:
+            tested, other = self._tested.get(source), self._tested.get(target)
+            if tested is None or other is None or not other.here.port:
                 continue
-            path = patient.probed.get(target)
+            path = tested.probed.get(target)
             if path is None or not path.overlay.received:
                 continue
             order = doctor_pb2.RateOrder(
                 address=other.here.address, port=other.here.port, seconds=RATE_SECONDS
             )
-            answer = await patient.answer(RATE_TIMEOUT, rate=order)
-            patient.rates[target] = answer.diagnosis.rated.rate
+            answer = await tested.answer(RATE_TIMEOUT, rate=order)
+            tested.rates[target] = answer.diagnosis.rated.rate
 
-    async def _finish(self, patient: _TestedNode) -> None:
-        answer = await patient.answer(RESULT_TIMEOUT, finish=True)
-        patient.result = answer.result.diagnosis
+    async def _finish(self, tested: _TestedNode) -> None:
+        answer = await tested.answer(RESULT_TIMEOUT, finish=True)
+        tested.result = answer.result.diagnosis
 
     def reply(self) -> Any:
         """The diagnosis."""
@@ -244,19 +244,19 @@ class _Diagnosis:
     def _facts(self) -> list[NodeFacts]:
         found = []
         for node in self._nodes:
-            patient = self._tested.get(node.id)
+            tested = self._tested.get(node.id)
             facts = NodeFacts(
                 node.description.hostname,
                 node.description.address,
                 node.state.name.lower(),
                 self._untested.get(node.id, ""),
             )
-            if patient is not None:
-                here = patient.here
-                drifts = _merged([*here.drifts, *patient.result.drifts])
+            if tested is not None:
+                here = tested.here
+                drifts = _merged([*here.drifts, *tested.result.drifts])
                 facts = replace(
                     facts,
-                    trouble=patient.trouble,
+                    trouble=tested.trouble,
                     mtu=here.mtu,
                     device=here.device,
                     device_mtu=here.device_mtu,
@@ -288,12 +288,12 @@ class _Diagnosis:
     def _paths(self) -> list[PathFacts]:
         found = []
         names = {node.id: node.description.hostname for node in self._nodes}
-        for patient in self._tested.values():
-            for id, path in patient.probed.items():
-                heard = self._heard(id, patient.number)
+        for tested in self._tested.values():
+            for id, path in tested.probed.items():
+                heard = self._heard(id, tested.number)
                 found.append(
                     PathFacts(
-                        source=patient.name,
+                        source=tested.name,
                         target=names[id],
                         underlay=_echoes(path.underlay),
                         overlay=_echoes(path.overlay),
@@ -302,7 +302,7 @@ class _Diagnosis:
                         datagrams=path.datagrams,
                         checked=heard.checked,
                         unchecked=heard.unchecked,
-                        rate=patient.rates.get(id, 0.0),
+                        rate=tested.rates.get(id, 0.0),
                     )
                 )
         return sorted(found, key=lambda path: (path.source, path.target))
@@ -370,5 +370,5 @@ def _path(path: PathFacts) -> Any:
 
 def _finding(finding: Finding) -> Any:
     return doctor_pb2.Finding(
-        wrong=finding.wrong, nodes=finding.nodes, text=finding.text, mend=finding.mend
+        wrong=finding.wrong, nodes=finding.nodes, text=finding.text, remedy=finding.remedy
     )

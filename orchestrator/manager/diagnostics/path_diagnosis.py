@@ -136,7 +136,7 @@ def _absent(case: _Case) -> Iterator[Finding]:
                 True,
                 (node.name,),
                 f"{node.name} is {node.state}, and {node.address} does not answer",
-                "see whether the host is on and connected",
+                "check that the host is up and connected",
             )
         else:
             yield Finding(True, (node.name,), f"{node.name} is {node.state}")
@@ -153,7 +153,8 @@ def _unreachable(case: _Case) -> Iterator[Finding]:
         yield Finding(
             True,
             (target, source),
-            f"nothing from {target} arrives at {source}, though {target} hears {source}",
+            f"no packets from {target} arrive at {source}, though those from "
+            f"{source} arrive at {target}",
             f"look for a firewall on {source}, or between the nodes, or a route that is missing on "
             f"{target}",
         )
@@ -163,7 +164,7 @@ def _unreachable(case: _Case) -> Iterator[Finding]:
         yield Finding(
             True,
             names,
-            f"nothing gets through {where}, neither pings nor the tunnel's packets",
+            f"no packets get through {where}, neither pings nor the tunnel's",
             f"look for a cable, a route or a firewall between {ends[0]} and {other}",
         )
     case.explained |= dead
@@ -208,11 +209,10 @@ def _checksums(case: _Case) -> Iterator[Finding]:
             True,
             (source, *sorted(targets)),
             f"TCP and UDP from {source} arrive at {join_names(targets)} with a wrong checksum and "
-            "are "
-            f"dropped: {device} of {source} says that it computes it inside of a tunnel, and does "
+            f"are dropped: {device} of {source} claims to compute it inside tunnels, and does "
             "not",
             f"on {source}: ethtool -K {device} tx-udp_tnl-segmentation off "
-            "tx-udp_tnl-csum-segmentation off; if that does not do: "
+            "tx-udp_tnl-csum-segmentation off; if that does not help: "
             f"ethtool -K orcvx{case.network.vni} tx off",
         )
     case.explained |= _pairs(broken)
@@ -230,18 +230,18 @@ def _mtus(case: _Case) -> Iterator[Finding]:
         f"packets of {size} bytes, as network {name} has them, do not get from {worst.source} to "
         f"{worst.target}{more}"
     )
-    mend = "recreate the network with a smaller --opt mtu"
+    remedy = "recreate the network with a smaller --opt mtu"
     overhead = case.network.overhead
     if 0 < worst.path_mtu < size + overhead:
         text += f": that path carries {worst.path_mtu} bytes, {overhead} of them for the tunnel"
         if case.network.asked_mtu:
-            mend = _smaller(_fitting(case))
+            remedy = _smaller(_fitting(case))
         else:
-            mend = (
+            remedy = (
                 f"the network follows by itself within a minute, to {_fitting(case)} bytes; for "
-                "larger packets raise the MTU of what lies between the nodes"
+                "larger packets raise the MTU between the nodes"
             )
-    yield Finding(True, tuple(sorted({n for path in small for n in path.pair})), text, mend)
+    yield Finding(True, tuple(sorted({n for path in small for n in path.pair})), text, remedy)
     case.explained |= _pairs(small)
 
 
@@ -253,10 +253,7 @@ def _fitting(case: _Case) -> int:
 
 
 def _smaller(size: int) -> str:
-    return (
-        f"recreate the network with --opt mtu={size}, or raise the MTU of what lies between the "
-        "nodes"
-    )
+    return f"recreate the network with --opt mtu={size}, or raise the MTU between the nodes"
 
 
 def _oversized_networks(case: _Case) -> Iterator[Finding]:
@@ -270,7 +267,7 @@ def _oversized_networks(case: _Case) -> Iterator[Finding]:
             yield Finding(
                 True,
                 (worst.source, worst.target),
-                f"network {other.name} was made for packets of {other.asked_mtu} bytes, and the "
+                f"network {other.name} has an MTU of {other.asked_mtu} bytes, and the "
                 f"path from {worst.source} to {worst.target} carries {worst.path_mtu}, "
                 f"{other.overhead} of them for the tunnel",
                 _smaller(worst.path_mtu - other.overhead),
@@ -293,7 +290,7 @@ def _narrow(case: _Case) -> Iterator[Finding]:
         tuple(sorted({name for path in narrow for name in path.pair})),
         f"packets of {worst.path_mtu} bytes and no larger get from {worst.source} to "
         f"{worst.target}, though {node.device} of {worst.source} is set to {node.device_mtu}{more}",
-        "networks fit what the paths carry; for larger packets raise the MTU of what lies between",
+        "networks use the MTU of the paths; for larger packets raise the MTU between the nodes",
     )
 
 
@@ -308,12 +305,14 @@ def _losses(case: _Case) -> Iterator[Finding]:
             shares = [
                 getattr(path, kind).lost for pair, path in lossy.items() if pair <= set(names)
             ]
-            mend = (
+            remedy = (
                 "look for a bad cable, a full link or a full queue"
                 if kind == "underlay"
                 else f"look for a firewall that limits {case.network.transport}"
             )
-            yield Finding(True, names, f"{_percent(max(shares))} of {what} {where} get lost", mend)
+            yield Finding(
+                True, names, f"{_percent(max(shares))} of {what} {where} get lost", remedy
+            )
     case.explained |= plain.keys() | tunnel.keys()
 
 
@@ -334,7 +333,7 @@ def _silent(case: _Case) -> Iterator[Finding]:
         yield Finding(
             False,
             (target,),
-            f"the MTU of the paths to {target} could not be found, so interfaces are believed",
+            f"the MTU of the paths to {target} could not be found, so the interfaces' MTU is used",
             f"let ICMP echo through to {case.nodes[target].address}",
         )
 
@@ -358,8 +357,8 @@ def _slow(case: _Case) -> Iterator[Finding]:
             f"{format_bitrate(worst)} get through {where}, "
             f"a fraction of the usual {format_bitrate(usual)}"
         )
-        mend = "look whether a card has negotiated less than it can, or a link is busy"
-        yield Finding(False, names, text, mend)
+        remedy = "check whether a network card has negotiated a lower speed, or a link is congested"
+        yield Finding(False, names, text, remedy)
 
 
 def _drifts(case: _Case) -> Iterator[Finding]:
@@ -372,8 +371,9 @@ def _drifts(case: _Case) -> Iterator[Finding]:
                 yield Finding(
                     True,
                     (node.name,),
-                    f"{where} is not in the kernel as it was made: {_some(drift.deviations)}",
-                    "its agent mends that within five seconds; if it comes back, something else "
+                    f"{where} differs in the kernel from its configuration: "
+                    f"{_some(drift.deviations)}",
+                    "its agent repairs it within five seconds; if it recurs, something else "
                     f"on {node.name} changes it",
                 )
 
@@ -385,7 +385,7 @@ def _full_tracking_tables(case: _Case) -> Iterator[Finding]:
                 True,
                 (node.name,),
                 f"{node.name} tracks {node.tracked} connections of at most {node.trackable}, and "
-                "soon refuses each new one",
+                "will soon refuse new ones",
                 f"on {node.name}: raise net.netfilter.nf_conntrack_max by sysctl, or stop "
                 "the program that opens them",
             )
@@ -399,8 +399,8 @@ def _spoofing_containers(case: _Case) -> Iterator[Finding]:
                 (node.name,),
                 f"source check on {node.name} dropped {each.packets} packets from container "
                 f"{each.container} in network {each.network}",
-                "look what sends with addresses of others there; if it is to forward for others, "
-                "put it on a network made with --opt allowed-sources=",
+                "find what sends with foreign addresses there; if it is meant to forward packets, "
+                "put it on a network created with --opt allowed-sources=",
             )
 
 

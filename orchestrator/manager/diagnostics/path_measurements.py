@@ -117,7 +117,7 @@ class Finding:
     wrong: bool
     nodes: tuple[str, ...]
     text: str
-    mend: str = ""
+    remedy: str = ""
 
 
 def measurement_rounds(names: Sequence[str], most: int) -> list[list[tuple[str, str]]]:

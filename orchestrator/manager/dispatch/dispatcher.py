@@ -5,9 +5,8 @@ A session begins with the node's full set of assignments and continues with chai
 (`node_session`). Heartbeats stay in memory. Statuses go through the report buffer and are
 acknowledged when they are committed.
 
-Sessions belong to the manager, not to its term: a manager that loses the lease and is elected again
-keeps its sessions. If it does not lead again within `LEADERLESS_GRACE`, another manager may, so the
-sessions are closed and agents reconnect.
+Any manager serves sessions, whether it leads or not; `session_records` tells the others which it
+has.
 """
 
 from __future__ import annotations
@@ -15,18 +14,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Container, Iterable
 from contextlib import asynccontextmanager, suppress
+from random import Random
 from typing import Any
 
 import grpc
 
 from orchestrator.daemon.background import background
 from orchestrator.identity.tls import peer_address, peer_identity
+from orchestrator.manager.dispatch import rebalancing
 from orchestrator.manager.dispatch.endpoint_delivery import DRAIN_TIMEOUT, EndpointFeed
 from orchestrator.manager.dispatch.network_assignments import NetworkAssignments
 from orchestrator.manager.dispatch.node_session import NodeSession
 from orchestrator.manager.dispatch.secret_delivery import SecretDelivery
+from orchestrator.manager.dispatch.session_records import SessionRecords
 from orchestrator.manager.dispatch.tunnels import Tunnels
 from orchestrator.manager.errors import unavailable
 from orchestrator.manager.leader.agent_reports import Hello, NetworkPlugins, ReportBuffer
@@ -37,7 +39,7 @@ from orchestrator.manager.store.kv import StoreError
 from orchestrator.model.access import Revocation
 from orchestrator.model.convert import from_proto
 from orchestrator.model.documents import Document
-from orchestrator.model.nodes import Node, NodeState
+from orchestrator.model.nodes import Node, NodeState, SessionRecord
 from orchestrator.model.objects import Cluster, Image, Object
 from orchestrator.model.services import Service
 from orchestrator.model.tasks import Task
@@ -57,11 +59,11 @@ WAKE_BATCH, ADMISSION_BATCH = 25, 4
 """Sessions that are woken, and that get their full sets, before the event loop serves other
 work."""
 
-LEADERLESS_GRACE = 5.0
-"""Seconds that sessions outlive this manager's term."""
-
 SESSION_TIMEOUT = 5.0
 """Seconds that a message waits for the session of a ready node."""
+
+
+_CUT_OFF = "this manager cannot reach etcd"
 
 
 class _SessionClosed(Exception):
@@ -117,8 +119,7 @@ def _disconnects(service: Object | None) -> object:
 
 
 class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
-    """Serves agents. Accepts sessions only while `serving`; otherwise refers the agent to another
-    manager."""
+    """Serves agents."""
 
     def __init__(
         self,
@@ -126,44 +127,74 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         report_buffer: ReportBuffer,
         tunnels: Tunnels,
         payloads: SecretDelivery,
-        leader_address: Callable[[], str],
+        records: SessionRecords,
         managers: Callable[[], list[str]],
+        new_id: Callable[[], str],
+        rng: Random,
         tracer: Tracer = OFF,
     ) -> None:
         self._cache = cache
         self._report_buffer = report_buffer
         self._tunnels = tunnels
         self._payloads = payloads
-        self._leader_address = leader_address
+        self._records = records
+        records.on_moved = self._moved
+        records.on_lease_lost = self._cut_off
+        records.on_unwritten = self._unwritten
+        records.on_written = self._recorded
         self._managers = managers
+        self._new_id = new_id
+        self._random = rng
         self._tracer = tracer
         self._sessions: dict[str, NodeSession] = {}
         self._arrival = asyncio.Event()
         """Set when the next session begins."""
         self._networks = NetworkAssignments()
         self._admission = asyncio.Semaphore(ADMISSION_BATCH)
-        self._endpoints = EndpointFeed(cache.view, time.monotonic, DRAIN_TIMEOUT)
-        self.serving = False
-        """Whether sessions are accepted."""
-        self._gap: asyncio.TimerHandle | None = None
-        """Fires when this manager has not led for too long."""
+        self._endpoints = self._new_feed()
 
-    def begin_term(self) -> None:
-        """This manager leads: accept sessions."""
-        self.serving = True
-        if self._gap is not None:
-            self._gap.cancel()
-            self._gap = None
+    def _new_feed(self) -> EndpointFeed:
+        return EndpointFeed(
+            self._cache.view,
+            time.monotonic,
+            DRAIN_TIMEOUT,
+            self._cache.revision,
+            self._records.manager_id,
+            self._records.publish_progress,
+        )
 
-    def end_term(self) -> None:
-        """This manager no longer leads; sessions continue for `LEADERLESS_GRACE`, since it may lead
-        again."""
-        if self.serving and self._gap is None:
-            self._gap = asyncio.get_running_loop().call_later(LEADERLESS_GRACE, self._stop_serving)
+    def _announce_arrival(self) -> None:
+        self._arrival.set()
+        self._arrival = asyncio.Event()
 
-    def _stop_serving(self) -> None:
-        self.serving = False
-        self._end_all("this manager leads no longer")
+    def _moved(self, node_id: str, session_id: str) -> None:
+        """A newer session of the node began at another manager."""
+        self._report_buffer.drop(node_id)
+        session = self._sessions.get(node_id)
+        if session is not None and session.id == session_id:
+            session.end("a newer session of this node began at another manager")
+
+    def _cut_off(self) -> None:
+        """This manager cannot reach etcd: leave its sessions to managers that can."""
+        if self._has_others():
+            self._end_all(_CUT_OFF)
+
+    def _unwritten(self, node_id: str, session_id: str) -> None:
+        """The record of a session cannot be written: leave it to another manager."""
+        session = self._sessions.get(node_id)
+        if session is not None and session.id == session_id and self._has_others():
+            session.end(_CUT_OFF)
+
+    def _has_others(self) -> bool:
+        """Whether the cluster has other managers."""
+        managers = self._cache.view.managers.values()
+        return sum(not manager.joining for manager in managers) > 1
+
+    def _recorded(self, node_id: str, session_id: str) -> None:
+        """The record of a session has been written: it may get its assignments."""
+        session = self._sessions.get(node_id)
+        if session is not None and session.id == session_id:
+            session.wake.set()
 
     def _end_all(self, reason: str) -> None:
         for session in self._sessions.values():
@@ -184,12 +215,12 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         """Follow the cache while the body runs, and wake sessions at changes. All sessions close
         with it."""
         async with self._cache.subscribe() as feed:
-            self._endpoints = EndpointFeed(self._cache.view, time.monotonic, DRAIN_TIMEOUT)
+            self._endpoints = self._new_feed()
             try:
-                async with background(self._follow(feed)):
+                async with background(self._follow(feed)), background(self._rebalance()):
                     yield
             finally:
-                self._end_all("this manager ends")
+                self._end_all("this manager is stopping")
 
     async def _follow(self, feed: Feed) -> None:
         endpoints, loop = self._endpoints, asyncio.get_running_loop()
@@ -204,7 +235,10 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                 async with asyncio.timeout_at(moment):
                     changes = await feed.next()
             view = self._cache.view
-            self._condemn(changes)
+            self._records.changed(changes)
+            if any(isinstance(change.after, SessionRecord) for change in changes):
+                self._announce_arrival()
+            self._order_image_removals(changes)
             self._close_sessions(changes)
             nodes = concerned(view, changes)
             await self._wake(self._sessions if nodes is None else nodes)
@@ -212,7 +246,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             late = endpoints.deadline is not None and endpoints.deadline <= loop.time()
             if loop.time() < due and not late:
                 continue
-            if endpoints.update(view, waiting.values()):
+            if endpoints.update(view, waiting.values(), self._cache.revision):
                 self._release()
             waiting = {}
             # Sessions bring the endpoint table up to date, too.
@@ -232,14 +266,14 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
     def _release(self) -> None:
         """Wake the sessions whose stop orders waited until other nodes followed the endpoints."""
         for session in self._sessions.values():
-            if session.holding:
+            if session.withholds_stops:
                 session.wake.set()
 
-    def _condemn(self, changes: list[Change]) -> None:
+    def _order_image_removals(self, changes: list[Change]) -> None:
         for change in changes:
             for node_id in change.after.condemned if isinstance(change.after, Image) else ():
                 if node_id in self._sessions:
-                    self._sessions[node_id].condemn()
+                    self._sessions[node_id].order_image_removal()
 
     def _close_sessions(self, changes: list[Change]) -> None:
         """Close the sessions of nodes that are down or removed. A node that was only silent
@@ -251,13 +285,38 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             elif isinstance(change.before, Node) and node is None:
                 self.end(change.before.id, "this node was removed from the cluster")
 
-    async def deliver(self, node_id: str, message: Any) -> None:
-        """Send a `ManagerMessage` to a node. If a ready node has no session, because its agent or
-        this manager has just started, wait for one. Raises RequestError without a session."""
-        if node_id not in self._sessions and self._ready(node_id):
+    async def _rebalance(self) -> None:
+        """Hand sessions over to managers that have fewer, until cancelled. Sessions with streams
+        stay: these would break."""
+        while True:
+            await asyncio.sleep(rebalancing.INTERVAL * self._random.uniform(0.5, 1.5))
+            wanted = rebalancing.handover(self._cache.view, self._records.manager_id)
+            if wanted is None:
+                continue
+            free = [id for id in self._sessions if not self._tunnels.of(id)]
+            for node_id in self._random.sample(free, min(wanted.count, len(free))):
+                redirect = dispatch_pb2.Redirect(leader=wanted.address)
+                self._sessions[node_id].push(dispatch_pb2.ManagerMessage(redirect=redirect))
+
+    async def locate(self, node_id: str, tried: Container[str] = ()) -> SessionRecord | None:
+        """The record of the node's session with another manager, unless it (by id) was tried; None
+        if this one has the session, or none. If a ready node has no session, because its agent or a
+        manager has just started, wait for one."""
+
+        def found() -> SessionRecord | None:
+            record = self._records.elsewhere(node_id)
+            return record if record is not None and record.session_id not in tried else None
+
+        if self._ready(node_id):
             with suppress(TimeoutError):
                 async with asyncio.timeout(SESSION_TIMEOUT):
-                    await self.session_of(node_id)
+                    while not (self.is_local(node_id) or found()):
+                        await self._arrival.wait()
+        return None if self.is_local(node_id) else found()
+
+    async def deliver(self, node_id: str, message: Any) -> None:
+        """Send a `ManagerMessage` to a node in session with this manager. Raises RequestError
+        without a session."""
         session = self._sessions.get(node_id)
         if session is None:
             node = self._cache.view.nodes.get(node_id)
@@ -266,16 +325,20 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         session.push(message)
 
     async def session_of(self, node_id: str) -> None:
-        """Wait until the node has a session with this manager."""
-        while node_id not in self._sessions:
+        """Wait until the node has a session with a manager."""
+        while not self.connected(node_id):
             await self._arrival.wait()
 
     def connected(self, node_id: str) -> bool:
+        """Whether the node has a session with a manager."""
+        return self.is_local(node_id) or self._records.elsewhere(node_id) is not None
+
+    def is_local(self, node_id: str) -> bool:
         """Whether the node has a session with this manager."""
         return node_id in self._sessions
 
     def reachable_nodes(self, nodes: Iterable[str]) -> list[str]:
-        """The nodes that have a session with this manager; if none has, those that are ready, since
+        """The nodes that have a session with a manager; if none has, those that are ready, since
         they are about to have one."""
         known = list(nodes)
         return [id for id in known if self.connected(id)] or [id for id in known if self._ready(id)]
@@ -289,15 +352,16 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         if (session := self._sessions.get(node_id)) is not None:
             session.end(reason)
 
+    def end_outdated(self, signer: str, renewed: set[str]) -> None:
+        """Have these nodes open their sessions anew, with certificates of the CA with this key
+        id."""
+        for node_id in renewed & self._sessions.keys():
+            if self._sessions[node_id].certificate_ca != signer:
+                self._sessions[node_id].end("the node has a certificate of the new CA")
+
     async def Session(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
         identity = peer_identity(context)
         assert identity is not None  # guaranteed by the role guard
-        if not self.serving:
-            leader = self._leader_address()
-            await context.write(
-                dispatch_pb2.ManagerMessage(redirect=dispatch_pb2.Redirect(leader=leader))
-            )
-            return
         node_id = identity.id
         if node_id not in self._cache.view.nodes:
             # Not the status of a revoked certificate, at which the node would stop its tasks:
@@ -308,6 +372,8 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                 f"the cluster has no node {node_id}: it was restored from an older backup? Remove "
                 "this host's data folder and run 'orc cluster join'",
             )
+        if not self._records.has_lease and self._has_others():
+            await context.abort(grpc.StatusCode.UNAVAILABLE, _CUT_OFF)
         # Connecting is a sign of life, though it may take a while until the node's turn.
         self._report_buffer.hear(node_id)
         requests = aiter(request_iterator)
@@ -316,18 +382,24 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a session begins with a hello")
             return
         description = from_proto(first.hello.description)
-        session = NodeSession(node_id, self._networks, self._tracer, description.features)
+        session = NodeSession(
+            node_id, self._networks, self._tracer, description.features, self._new_id()
+        )
         if (older := self._sessions.get(node_id)) is not None:
             older.end("a newer session of this node began")
         self._sessions[node_id] = session
-        self._arrival.set()
-        self._arrival = asyncio.Event()
+        session.certificate_ca = identity.certificate.ca if identity.certificate else ""
+        self._records.begin(node_id, session.id, session.certificate_ca)
+        self._announce_arrival()
         hello = Hello(description, first.hello.boot_id, peer_address(context))
         self._report_buffer.hello(node_id, hello)
+        cluster = self._cache.view.cluster
         session.push(
             dispatch_pb2.ManagerMessage(
                 welcome=dispatch_pb2.Welcome(
-                    heartbeat_period=HEARTBEAT_PERIOD, managers=self._managers()
+                    heartbeat_period=HEARTBEAT_PERIOD,
+                    managers=self._managers(),
+                    incarnation=cluster.incarnation if cluster else "",
                 )
             )
         )
@@ -340,6 +412,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         except* _SessionClosed as ended:
             reason = str(ended.exceptions[0])
         finally:
+            self._records.end(node_id, session.id)
             if self._sessions.get(node_id) is session:
                 del self._sessions[node_id]
             log.info("session ended", extra={"node": node_id, "reason": reason})
@@ -387,9 +460,8 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._report_buffer.statuses(session.node_id, statuses, acknowledge)
 
     async def _speak(self, session: NodeSession, context: Any) -> None:
-        # The welcome goes out at once: an agent that waits in vain reconnects.
-        for message in session.queued():
-            await context.write(message)
+        # The welcome goes out at once: an agent that waits too long reconnects.
+        await self._await_record(session, context)
         # Full sets are large. When all nodes connect at once, they take turns, and the manager's
         # other work goes on in between.
         async with self._admission:
@@ -405,6 +477,23 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             session.wake.clear()
             messages = session.messages(self._cache.view, self._endpoints)
         raise _SessionClosed(session.ended)
+
+    async def _await_record(self, session: NodeSession, context: Any) -> None:
+        """Send what is queued, and wait until the cache has all up to the record of the session.
+
+        This manager may be cut off from the store, and its view older than what the agent was sent
+        by another one: a task that is not in it yet would be stopped. All that was sent before is
+        older than the record."""
+        while True:
+            for message in session.queued():
+                await context.write(message)
+            if session.ended:
+                raise _SessionClosed(session.ended)
+            if revision := self._records.written(session.node_id, session.id):
+                await self._cache.wait_for(revision)
+                return
+            await session.wake.wait()
+            session.wake.clear()
 
     async def _fill(self, payload: Any) -> None:
         try:

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Delivery of the endpoint table to nodes, and draining of tasks that are about to stop.
 
-The leader has one table (`planning.networking.endpoint_table`). Each change is a revision, sent to
-every session as a chained diff. A node acknowledges a revision once its name server and load
-balancer have applied it.
+Each manager has one table (`planning.networking.endpoint_table`). Each change is a revision, sent
+to all of its sessions as a chained diff. A node acknowledges a revision once its name server and
+load balancer have applied it.
 
 **Drain before stop.** A task that is to stop is first marked not ready in the table. Its node gets
 the stop order only when all nodes that are up have acknowledged that revision, so that no new
 connection reaches a stopping container. A node that does not answer delays the stop by
-`DRAIN_TIMEOUT` at most. Nothing of this is stored: a new leader sends the table again and starts
-its own timeouts.
+`DRAIN_TIMEOUT` at most.
+
+Every manager drains every task that is to stop. When all nodes in session with it have followed, it
+stores how far that is, as a revision of the store (`EndpointProgress`), and the manager that has
+the task's node waits for those that have other nodes. With one manager, nothing is stored. A
+manager that starts sends the table again and starts its own timeouts.
 """
 
 from __future__ import annotations
@@ -45,16 +49,40 @@ class _Drain:
 
     tasks: frozenset[str]
     waiting: set[str]
-    """Ids of the nodes that have not acknowledged it."""
+    """Ids of the nodes in session with this manager that have not acknowledged it."""
+    before: int
+    """Store revision of the table before it."""
+    stopped_at: int
+    """Store revision of the last of their stop orders."""
     until: float
 
 
 class EndpointFeed:
-    """The endpoint table of one term, and how far each node follows it."""
+    """The endpoint table of one manager, and how far each node follows it."""
 
-    def __init__(self, view: ClusterView, now: Callable[[], float], limit: float) -> None:
-        """`now` is a monotonic clock; `limit` the longest delay of a stop. Both in seconds."""
+    def __init__(
+        self,
+        view: ClusterView,
+        now: Callable[[], float],
+        limit: float,
+        through: int = 0,
+        manager_id: str = "",
+        publish: Callable[[int], None] = lambda through: None,
+    ) -> None:
+        """`now` is a monotonic clock; `limit` the longest delay of a stop. Both in seconds.
+        `through` is the store's revision of the view. `publish` stores the revision that all nodes
+        of this manager follow, for the others."""
+        self._manager_id = manager_id
+        self._publish = publish
+        self._through = through
+        """Store revision of the table."""
+        self._stops = 0
+        """The last store revision at which a task that is to stop changed."""
+        self._published = 0
         self._view = view
+        self._others_of = ClusterView()
+        self._others: frozenset[str] = frozenset()
+        """Ids of the other managers that have nodes which are up, as of the view `_others_of`."""
         self._now = now
         self._limit = limit
         self._table = Table.of(view)
@@ -68,7 +96,10 @@ class EndpointFeed:
         self._draining: set[str] = set()
         """Ids of the tasks in `_drains`."""
         # It is unknown what nodes of an earlier leader knew of these.
-        self._start_drain(frozenset(task.id for task in view.tasks.values() if _is_stopping(task)))
+        stopping = frozenset(task.id for task in view.tasks.values() if _is_stopping(task))
+        if stopping:
+            self._stops = through
+            self._start_drain(stopping, 0)
 
     @property
     def revision(self) -> int:
@@ -80,11 +111,14 @@ class EndpointFeed:
         """When to call `update` even though nothing has changed."""
         return earliest(*(leave.until for leave in self._drains.values()))
 
-    def update(self, view: ClusterView, changes: Iterable[Change]) -> bool:
-        """Process a view, which these changes led to, and the clock; whether a held task can stop
-        now."""
+    def update(self, view: ClusterView, changes: Iterable[Change], through: int = 0) -> bool:
+        """Process a view of the store's revision `through`, which these changes led to, and the
+        clock; whether a held task can stop now."""
         changes = list(changes)
         touched = {change.subject.id for change in changes if isinstance(change.subject, Task)}
+        before, self._through = self._through, through
+        if any(_is_stopping(task) for id in touched if (task := view.tasks.get(id))):
+            self._stops = through
         served = {task_id for task_id in touched if self._table.serving(task_id)}
         difference = self._table.update(view, changes)
         self._view = view
@@ -102,10 +136,11 @@ class EndpointFeed:
                 task_id
                 for task_id in served
                 if (task := view.tasks.get(task_id)) and _is_stopping(task)
-            )
+            ),
+            before,
         )
         for leave in self._drains.values():
-            leave.waiting = {node_id for node_id in leave.waiting if _up(view, node_id)}
+            leave.waiting = {node_id for node_id in leave.waiting if self._is_mine(node_id)}
         return self._finish_drains()
 
     def since(self, revision: int) -> tuple[list[dispatch_pb2.ManagerMessage], int]:
@@ -137,22 +172,58 @@ class EndpointFeed:
         """Whether to withhold the stop order from the task's node."""
         return _is_stopping(task) and (task.id in self._draining or self._table.serving(task.id))
 
-    def _start_drain(self, tasks: frozenset[str]) -> None:
+    def _is_mine(self, node_id: str) -> bool:
+        """Whether a node is up, and in session with this manager or with none."""
+        record = self._view.sessions.get(node_id)
+        mine = record is None or record.manager_id == self._manager_id
+        return mine and _up(self._view, node_id)
+
+    def _start_drain(self, tasks: frozenset[str], before: int) -> None:
         if tasks:
-            waiting = {node.id for node in self._view.nodes.values() if _up(self._view, node.id)}
+            waiting = {node_id for node_id in self._view.nodes if self._is_mine(node_id)}
             until = self._now() + self._limit
             known = self._drains.get(self._revision)
-            tasks |= known.tasks if known else frozenset()
-            self._drains[self._revision] = _Drain(tasks, waiting, until)
+            if known is not None:
+                tasks, before = tasks | known.tasks, known.before
+            stopped_at = max(
+                (task.revision for id in tasks if (task := self._view.tasks.get(id))), default=0
+            )
+            self._drains[self._revision] = _Drain(tasks, waiting, before, stopped_at, until)
             self._draining |= tasks
+
+    def _other_managers(self) -> frozenset[str]:
+        view, known = self._view, self._others_of
+        if view.sessions is not known.sessions or view.nodes is not known.nodes:
+            self._others_of = view
+            self._others = frozenset(
+                record.manager_id
+                for record in view.sessions.values()
+                if record.manager_id != self._manager_id
+                and not record.silent
+                and _up(view, record.id)
+            )
+        return self._others
+
+    def _publish_progress(self) -> None:
+        """Store how far all nodes of this manager are, if that is news about a stop."""
+        behind = [leave.before for leave in self._drains.values() if leave.waiting]
+        through = min(behind, default=self._through)
+        if through > self._published:
+            self._published = through
+            self._publish(through)
 
     def _finish_drains(self) -> bool:
         now = self._now()
-        over = [
-            revision
-            for revision, leave in self._drains.items()
-            if not leave.waiting or leave.until <= now
-        ]
+        over = []
+        others, progress = self._other_managers(), self._view.endpoint_progress
+        if others and self._published < self._stops:
+            self._publish_progress()
+        for revision, leave in self._drains.items():
+            late = any(
+                id not in progress or progress[id].through < leave.stopped_at for id in others
+            )
+            if not (leave.waiting or late) or leave.until <= now:
+                over.append(revision)
         for revision in over:
             self._draining -= self._drains.pop(revision).tasks
         return bool(over)

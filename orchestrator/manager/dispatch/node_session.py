@@ -15,13 +15,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from orchestrator.identity.certificates import own_key_id
 from orchestrator.manager.dispatch.endpoint_delivery import EndpointFeed, without_stop_order
 from orchestrator.manager.dispatch.network_assignments import NetworkAssignments, SentNetworks
 from orchestrator.manager.dispatch.secret_delivery import files_of, keys_of, payloads_of
 from orchestrator.manager.object_lookup import images_of
-from orchestrator.manager.planning.assignments import is_assigned
 from orchestrator.manager.planning.scheduling.volume_placement import name_on, named_volumes
-from orchestrator.manager.planning.view import ClusterView
+from orchestrator.manager.planning.view import ClusterView, is_assigned
 from orchestrator.manager.telemetry.task_traces import trace_context_of
 from orchestrator.model.access import Revocation
 from orchestrator.model.agent_features import NETWORK_CHANGES
@@ -85,9 +85,11 @@ class NodeSession:
         networks: NetworkAssignments,
         tracer: Tracer = OFF,
         features: Collection[str] = (),
+        id: str = "",
     ) -> None:
         """`features` are the agent's, see `NodeDescription`."""
         self.node_id = node_id
+        self.id = id
         self._networks = networks
         self._tracer = tracer
         self._takes_changes = NETWORK_CHANGES in features
@@ -111,6 +113,11 @@ class NodeSession:
         """The scrape token whose digest it was sent."""
         self._container_access: tuple[str, ...] | None = None
         """The access for containers that it was sent; None before."""
+        self._orphan_removals: int | None = None
+        """As sent to the node; None before."""
+        self.certificate_ca = ""
+        """Key id of the CA that issued the certificate with which the session was opened."""
+        self._trust = ""
         self._sent_revocations: Mapping[str, Revocation] = {}
         """As sent to the node."""
         self._revocations_sent = False
@@ -128,8 +135,8 @@ class NodeSession:
         return len(self._messages)
 
     @property
-    def holding(self) -> bool:
-        """Whether a stop order is withheld until other nodes follow the endpoint table."""
+    def withholds_stops(self) -> bool:
+        """Whether any stop order is withheld until other nodes follow the endpoint table."""
         return bool(self._withheld)
 
     def push(self, message: Any) -> None:
@@ -137,7 +144,7 @@ class NodeSession:
         self._messages.append(message)
         self.wake.set()
 
-    def condemn(self) -> None:
+    def order_image_removal(self) -> None:
         """Have the node remove images that were removed from the cluster."""
         self._condemning = True
         self.wake.set()
@@ -147,7 +154,7 @@ class NodeSession:
         `REMINDER_INTERVAL`th heartbeat the order to remove them is repeated."""
         self._heartbeats += 1
         if self._lingering and self._heartbeats % REMINDER_INTERVAL == 0:
-            self.condemn()
+            self.order_image_removal()
 
     def end(self, reason: str) -> None:
         """Close the session."""
@@ -164,8 +171,8 @@ class NodeSession:
         """Everything to send now: queued messages, then changes of endpoints, then of
         assignments."""
         out = self.queued()
-        news, self._endpoints = endpoints.since(self._endpoints)
-        out += news
+        changes, self._endpoints = endpoints.since(self._endpoints)
+        out += changes
         token = view.cluster.scrape_token if view.cluster else ""
         if token != self._scrape_token:
             self._scrape_token = token
@@ -176,11 +183,21 @@ class NodeSession:
             self._container_access = open_
             told = dispatch_pb2.ContainerAccess(open=open_)
             out.append(dispatch_pb2.ManagerMessage(container_access=told))
+        trust = view.cluster.trusted_cas if view.cluster else ""
+        if trust != self._trust:
+            self._trust = trust
+            cas = dispatch_pb2.Trust(ca_certificates=trust, signer=own_key_id(trust))
+            out.append(dispatch_pb2.ManagerMessage(trust=cas))
+        node = view.nodes.get(self.node_id)
+        if node is not None and node.orphan_removals != self._orphan_removals:
+            self._orphan_removals = node.orphan_removals
+            removal = dispatch_pb2.OrphanRemoval(times=node.orphan_removals)
+            out.append(dispatch_pb2.ManagerMessage(orphan_removal=removal))
         if (revoked := self._revocation_changes(view)) is not None:
             out.append(dispatch_pb2.ManagerMessage(revocations=revoked))
         if self._condemning:
             self._condemning = False
-            images = _condemned(view, self.node_id)
+            images = _images_to_remove(view, self.node_id)
             self._lingering = bool(images)
             if images:
                 order = dispatch_pb2.RemoveImages(images=images)
@@ -322,7 +339,7 @@ def _stop_after(view: ClusterView, task: Task) -> float:
     return service.spec.on_disconnect.after
 
 
-def _condemned(view: ClusterView, node_id: str) -> list[str]:
+def _images_to_remove(view: ClusterView, node_id: str) -> list[str]:
     return sorted(image.id for image in view.images.values() if node_id in image.condemned)
 
 

@@ -2,15 +2,16 @@
 """Tunnels: streams between a client's call and one node, over a connection that the agent opens.
 
 The manager requests a tunnel through the node's session; the agent connects with the tunnel's id,
-and frames flow both ways with little buffering: a slow reader slows the sender, not the node.
+and frames flow both ways with little buffering: a slow reader slows the sender, not the node. If
+another manager has the session, the tunnel passes through that one (`relay`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Protocol
 
 from orchestrator.manager.errors import unavailable
 from orchestrator.pb import dispatch_pb2
@@ -26,8 +27,20 @@ class _TunnelClosed(Exception):
     """One side of a tunnel has closed it."""
 
 
-class Tunnel:
-    """One stream to one node."""
+class Tunnel(Protocol):
+    """One stream to one node, as the call that uses it sees it."""
+
+    async def send(self, frame: Any) -> None:
+        """Send a `Frame` to the agent; waits while too many are in flight. Frames for a closed
+        tunnel are dropped."""
+
+    def frames(self) -> AsyncIterator[Any]:
+        """The agent's frames, until it closes its side. Raises RequestError if the agent does not
+        connect, or disconnects before its last frame."""
+
+
+class LocalTunnel:
+    """A tunnel to a node in session with this manager."""
 
     def __init__(self, node_id: str, node_name: str, pulls: frozenset[str] = frozenset()) -> None:
         """`pulls`: see `Tunnels.open`."""
@@ -97,12 +110,29 @@ class Tunnel:
         self._to_agent.put_nowait(None)
 
 
+class Remote(Protocol):
+    """Opens tunnels through the managers that have the nodes' sessions."""
+
+    def __call__(
+        self, node_id: str, node_name: str, order: Any, pulls: frozenset[str]
+    ) -> AbstractAsyncContextManager[Tunnel | None]:
+        """A tunnel; None if the node is in session with this manager or with none."""
+
+
+@asynccontextmanager
+async def _no_other_manager(
+    node_id: str, node_name: str, order: Any, pulls: frozenset[str]
+) -> AsyncIterator[Tunnel | None]:
+    yield None
+
+
 class Tunnels:
     """Open tunnels by id."""
 
     def __init__(self, new_id: Callable[[], str]) -> None:
         self._new_id = new_id
-        self._open: dict[str, Tunnel] = {}
+        self._open: dict[str, LocalTunnel] = {}
+        self.remote: Remote = _no_other_manager
 
     @property
     def count(self) -> int:
@@ -121,8 +151,25 @@ class Tunnels:
         """Open a tunnel to `node_id`. `order` is an `OpenTunnel` without its id; `deliver` sends a
         `ManagerMessage` in the node's session and raises RequestError without one. `pulls` are full
         names of the images that the node may pull for it with the cluster's credentials."""
+        async with self.remote(node_id, node_name, order, pulls) as remote:
+            if remote is not None:
+                yield remote
+                return
+        async with self.open_local(node_id, node_name, order, deliver, pulls) as tunnel:
+            yield tunnel
+
+    @asynccontextmanager
+    async def open_local(
+        self,
+        node_id: str,
+        node_name: str,
+        order: Any,
+        deliver: Callable[[str, Any], Awaitable[None]],
+        pulls: frozenset[str] = frozenset(),
+    ) -> AsyncIterator[Tunnel]:
+        """As `open`, to a node in session with this manager."""
         identifier = self._new_id()
-        tunnel = Tunnel(node_id, node_name, pulls)
+        tunnel = LocalTunnel(node_id, node_name, pulls)
         message = dispatch_pb2.OpenTunnel()
         message.CopyFrom(order)
         message.id = identifier
@@ -140,7 +187,11 @@ class Tunnels:
             tunnel.node_id == node_id and image in tunnel.pulls for tunnel in self._open.values()
         )
 
-    def find(self, identifier: str, node_id: str) -> Tunnel | None:
+    def of(self, node_id: str) -> bool:
+        """Whether a tunnel to the node is open."""
+        return any(tunnel.node_id == node_id for tunnel in self._open.values())
+
+    def find(self, identifier: str, node_id: str) -> LocalTunnel | None:
         """The tunnel that was requested of this node under this id."""
         tunnel = self._open.get(identifier)
         return tunnel if tunnel is not None and tunnel.node_id == node_id else None

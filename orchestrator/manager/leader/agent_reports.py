@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports of agents: buffered until the leader takes them, then turned into changes.
+"""Reports of agents: buffered in the manager that has the session, then turned into changes.
 
-The dispatcher fills `ReportBuffer`, the leader's planning loop empties it: a thousand reports
-become one transaction. A repeated report replaces the earlier one, so the buffer holds at most one
-of each kind per node. No report is acknowledged to an agent before the loop has committed it.
+The dispatcher fills `ReportBuffer`; the manager's planning loop while it leads, otherwise its
+`report_commit`, empties it: a thousand reports become one transaction. A repeated report replaces
+the earlier one, so the buffer holds at most one of each kind per node. No report is acknowledged to
+an agent before it is committed. A commit requires the record of the node's session to be unchanged
+(`dispatch.session_records`): once the session has moved, no other manager can commit its reports.
 
 `report_decisions` and the functions below it are pure. They ignore reports about objects that are
 gone and state transitions that are not allowed.
@@ -11,6 +13,7 @@ gone and state transitions that are not allowed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -18,6 +21,9 @@ from typing import Any
 from orchestrator.manager.planning.plan import Change, Decision
 from orchestrator.manager.planning.reconcile.standalone import after_reboot
 from orchestrator.manager.planning.reports.claims import (
+    LONGEST_TEXT,
+    Claim,
+    FalseClaim,
     Refuse,
     credible_description,
     credible_keys,
@@ -25,15 +31,17 @@ from orchestrator.manager.planning.reports.claims import (
     sane,
     sane_images,
 )
+from orchestrator.manager.planning.reports.claims import accept_reports as task_changes
 from orchestrator.manager.planning.reports.liveness import node_up
-from orchestrator.manager.planning.reports.statuses import accept_reports as task_changes
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import fold
 from orchestrator.manager.store.keys import object_key
 from orchestrator.model.names import parse_image
-from orchestrator.model.nodes import Node, NodeDescription, TunnelKey
+from orchestrator.model.nodes import Node, NodeDescription, SessionRecord, TunnelKey
 from orchestrator.model.objects import Image
 from orchestrator.model.tasks import Task, TaskStatus
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +88,11 @@ class Reports:
     """Node id → callback that acknowledges its newest statuses and all earlier ones."""
 
     @property
+    def nodes(self) -> set[str]:
+        """Ids of the nodes that have reported."""
+        return {id for each in fields(self) for id in getattr(self, each.name)}
+
+    @property
     def acknowledge(self) -> tuple[Callable[[], None], ...]:
         """Callbacks to call once the reports are committed."""
         return tuple(self.acknowledgements.values())
@@ -112,7 +125,7 @@ class Reports:
 
 class ReportBuffer:
     """Collects reports, and the time when each node was last heard from (in memory only: a new
-    leader gives every node a fresh grace period)."""
+    term gives every node a fresh grace period)."""
 
     def __init__(
         self, now: Callable[[], float], listening: Callable[[], float] | None = None
@@ -198,22 +211,75 @@ class ReportBuffer:
         self._reports.network_plugins[node_id] = plugins
         self.on_report()
 
-    def take(self) -> Reports:
-        """Take all reports; the buffer is empty afterwards."""
-        self._taken, self._reports = self._reports, Reports()
+    def take(self, ready: Callable[[str], bool] = lambda node_id: True) -> Reports:
+        """Take all reports of the nodes (by id) that are ready for it."""
+        nodes = self._reports.nodes
+        waiting = {node_id for node_id in nodes if not ready(node_id)}
+        if waiting:
+            self._taken = self._reports.of(nodes - waiting)
+            self._reports = self._reports.of(waiting)
+        else:
+            self._taken, self._reports = self._reports, Reports()
         return self._taken
+
+    def drop(self, node_id: str) -> None:
+        """Discard the reports of a node whose session has moved: it sends them again."""
+        self._reports = self._reports.of(self._reports.nodes - {node_id})
 
     def give_back(self, reports: Reports) -> None:
         """Put back reports that could not be committed; newer reports win."""
         self._reports = reports.followed_by(self._reports)
         self._taken = Reports()
 
-    def begin_term(self) -> None:
-        """Begin a new term. It inherits what the last term did not commit, since sessions continue
-        and agents do not repeat themselves, and gives each node a fresh grace period."""
+    def settle(self, reports: Reports, left: Iterable[Change]) -> Set[str]:
+        """Acknowledge what was committed of the reports taken last, and put back those that the
+        changes in `left`, which were not, are about. Returns the ids of the nodes whose reports
+        were put back."""
+        waiting = unwritten_reports(reports, left)
+        self.give_back(waiting)
+        for node_id, acknowledge in reports.acknowledgements.items():
+            if node_id not in waiting.acknowledgements:
+                acknowledge()
+        return waiting.nodes
+
+    def hand_over(self) -> None:
+        """Another loop takes the reports from now on. It inherits what the last one did not commit,
+        since sessions continue and agents do not repeat themselves."""
         self._reports = self._taken.followed_by(self._reports)
         self._taken = Reports()
+
+    def begin_term(self) -> None:
+        """Begin a new term, which gives each node a fresh grace period."""
+        self.hand_over()
         self._heard = {}
+
+
+class RejectedClaims:
+    """Counts rejected claims of nodes, and logs the first of each kind per node."""
+
+    def __init__(self, count: Callable[[str], None]) -> None:
+        """`count` is called with the kind of each claim."""
+        self._count = count
+        self._warned: dict[str, set[Claim]] = {}
+        """Node id → kinds of its claims that were logged."""
+
+    def report(self, refused: Iterable[FalseClaim]) -> None:
+        """Report the claims that were rejected in one round."""
+        for claim in refused:
+            self._count(claim.kind)
+            known = self._warned.setdefault(claim.node_id, set())
+            if claim.kind in known:
+                continue
+            known.add(claim.kind)
+            log.warning(
+                "rejected a claim of a node",
+                extra={
+                    "node": claim.node_id,
+                    "kind": claim.kind,
+                    "claimed": claim.claimed[:LONGEST_TEXT],
+                    "reason": claim.reason,
+                },
+            )
 
 
 MOST_NAMES = 16
@@ -235,8 +301,36 @@ def report_decisions(
         changes: dict[str, Change] = {}
         fold(changes, group)
         if changes:
-            folded.append(Decision(tuple(changes.values()), reason="reports of nodes"))
+            folded.append(_decision(view, tuple(changes.values())))
     return folded
+
+
+def _decision(view: ClusterView, changes: tuple[Change, ...]) -> Decision:
+    """The changes, with the records of the sessions that they were reported in."""
+    requires: dict[str, SessionRecord] = {}
+    reads: dict[str, tuple[SessionRecord, ...]] = {}
+    for change in changes:
+        records = [view.sessions[id] for id in _reporters(change) if id in view.sessions]
+        if isinstance(change.subject, Task):
+            reads[change.subject.id] = tuple(records)
+        else:
+            requires.update((record.id, record) for record in records)
+    return Decision(changes, tuple(requires.values()), reads, reason="reports of nodes")
+
+
+def _reporters(change: Change) -> Iterable[str]:
+    """Ids of the nodes whose reports cause a change."""
+    match change.subject:
+        case Task() as task:
+            return (task.node_id,)
+        case Node() as node:
+            return (node.id,)
+        case Image():
+            before = change.before.nodes if isinstance(change.before, Image) else ()
+            after = change.after.nodes if isinstance(change.after, Image) else ()
+            return sorted({*before} ^ {*after})
+        case _:
+            return ()
 
 
 def unwritten_reports(reports: Reports, left: Iterable[Change]) -> Reports:
@@ -310,22 +404,22 @@ def _descriptions(view: ClusterView, reports: Reports) -> Iterator[Change]:
     for node_id in sorted(set().union(*told)):
         if (node := view.nodes.get(node_id)) is None:
             continue
-        news: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         if (scopes := reports.drivers.get(node_id)) is not None:
-            news["volume_drivers"] = scopes
+            fields["volume_drivers"] = scopes
         if (size := reports.path_mtus.get(node_id)) is not None:
-            news["path_mtu"] = size
+            fields["path_mtu"] = size
         if (words := reports.troubles.get(node_id)) is not None:
-            news["trouble"] = words
+            fields["trouble"] = words
         if (keys := reports.keys.get(node_id)) is not None:
-            news["tunnel_keys"] = credible_keys(view, node_id, keys)
+            fields["tunnel_keys"] = credible_keys(view, node_id, keys)
         if (found := reports.network_plugins.get(node_id)) is not None:
-            news |= {
+            fields |= {
                 "cni_plugins": found.cni,
                 "network_drivers": found.drivers,
                 "ipam_drivers": found.ipam,
             }
-        description = sane(replace(node.description, **news))
+        description = sane(replace(node.description, **fields))
         if description != node.description:
             yield Change(node, replace(node, description=description))
 

@@ -48,6 +48,10 @@ class LeadershipLost(Exception):
     """This process no longer leads; the text says why. Another one may already lead."""
 
 
+class Deposed(LeadershipLost):
+    """The key was deleted: another process is to lead."""
+
+
 @dataclass(slots=True)
 class Term:
     """One leadership, from election to loss.
@@ -111,7 +115,7 @@ class Election:
         try:
             if keeper is not None:
                 keeper.start()
-            async with background(self._hold(term, keeper)):
+            async with background(self._hold(term, keeper)), background(self._watch(term)):
                 yield term
         finally:
             if keeper is not None:
@@ -211,6 +215,20 @@ class Election:
             except (StoreError, TimeoutError) as error:
                 log.warning("cannot renew the lease: %s", error or "no answer in time")
                 pause = RETRY
+
+    async def _watch(self, term: Term) -> None:
+        """Raise Deposed when the key is deleted, without waiting for the next renewal."""
+        revision = term.revision + 1
+        while True:
+            try:
+                async with self._kv.watch(self._key, revision) as changes:
+                    async for batch in changes:
+                        if any(each.key == self._key and not each.entry for each in batch.events):
+                            raise Deposed("the leader's key was deleted")
+            except Compacted:
+                revision = (await self._kv.list(self._key)).revision + 1
+            except StoreError:
+                await self._sleep(RETRY)
 
     async def _check(self, term: Term) -> None:
         """Check the key: the lease may outlive it if another process with this identity removed

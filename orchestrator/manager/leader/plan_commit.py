@@ -2,8 +2,8 @@
 """Committing a planning round: changes in groups that fail independently, in few transactions.
 
 **Groups.** Plans that change the same object form one group. A group *needs* another if it has
-read what that one changes, or takes resources on a node that it frees: it is written with it or
-after it, or not at all.
+read what that one changes, takes resources on a node that it frees, or plans a service whose tasks'
+reported states that one writes: it is written with it or after it, or not at all.
 
 **A lost answer is not a failure.** Each transaction replaces the mark at `SEQUENCE` and requires
 the one that its predecessor left. A transaction with an unknown outcome is sent again unchanged:
@@ -76,16 +76,17 @@ class _GroupDraft:
                 self.changes[key] = Change(earlier.before, change.after)
         for key, item in other.reads.items():
             self.reads.setdefault(key, item)
-        self.own_reads.update(other.own_reads)
+        for key, reads in other.own_reads.items():
+            self.own_reads[key] = (*self.own_reads.get(key, ()), *reads)
         self.owners |= other.owners
 
 
-def _as_they_are(changes: Mapping[str, Change]) -> Iterable[Change]:
+def _unchanged(changes: Mapping[str, Change]) -> Iterable[Change]:
     return changes.values()
 
 
 def group_changes(
-    plans: Iterable[Decision], attribute: Attribute = _as_they_are
+    plans: Iterable[Decision], attribute: Attribute = _unchanged
 ) -> list[ChangeGroup]:
     """Group the changes of these plans, in an order in which they may be committed. For an object
     that several plans change, the first `before` and the last `after` count. `attribute` completes
@@ -106,7 +107,7 @@ def group_changes(
             holder[key] = merged
     folded = {key: change for draft in drafts.values() for key, change in draft.changes.items()}
     final = {object_key(change.subject): change for change in attribute(folded)}
-    made = [_part(draft, final) for draft in drafts.values() if draft.changes]
+    made = [_encoded_group(draft, final) for draft in drafts.values() if draft.changes]
     _link_dependencies(made)
     return _sorted(made)
 
@@ -121,7 +122,7 @@ def _draft(number: int, plan: Decision) -> _GroupDraft:
     )
 
 
-def _part(draft: _GroupDraft, final: Mapping[str, Change]) -> ChangeGroup:
+def _encoded_group(draft: _GroupDraft, final: Mapping[str, Change]) -> ChangeGroup:
     changes = [final[key] for key in draft.changes]
     return ChangeGroup(
         changes,
@@ -136,17 +137,27 @@ def _part(draft: _GroupDraft, final: Mapping[str, Change]) -> ChangeGroup:
 
 def _link_dependencies(made: Sequence[ChangeGroup]) -> None:
     """Record the dependencies between groups."""
-    changer = {each.key: part for part in made for each in part.encoded}
+    changer = {each.key: group for group in made for each in group.encoded}
     frees: dict[str, list[ChangeGroup]] = {}
-    for part in made:
-        for node_id in {_freed(change) for change in part.changes}:
-            frees.setdefault(node_id, []).append(part)
-    for part in made:
-        read = [*part.reads, *(key for each in part.encoded for key in each.reads)]
-        part.needs.update(changer[key] for key in read if key in changer)
-        for node_id in {_taken(change) for change in part.changes} - {""}:
-            part.needs.update(frees.get(node_id, ()))
-        part.needs.discard(part)
+    tasks_of: dict[str, list[ChangeGroup]] = {}
+    for group in made:
+        for node_id in {_freed(change) for change in group.changes}:
+            frees.setdefault(node_id, []).append(group)
+        for service_id in {_service_id(change) for change in group.changes} - {""}:
+            tasks_of.setdefault(service_id, []).append(group)
+    for group in made:
+        read = [*group.reads, *(key for each in group.encoded for key in each.reads)]
+        group.needs.update(changer[key] for key in read if key in changer)
+        for node_id in {_taken(change) for change in group.changes} - {""}:
+            group.needs.update(frees.get(node_id, ()))
+        for owner in group.owners:
+            group.needs.update(tasks_of.get(owner, ()))
+        group.needs.discard(group)
+
+
+def _service_id(change: Change) -> str:
+    """Id of the service whose task the change is about."""
+    return change.subject.service_id if isinstance(change.subject, Task) else ""
 
 
 def _freed(change: Change) -> str:
@@ -169,20 +180,20 @@ def _sorted(made: Sequence[ChangeGroup]) -> list[ChangeGroup]:
     """Topological order; independent groups and cycles stay in decision order."""
     done: dict[int, ChangeGroup] = {}
     begun: set[int] = set()
-    number = {id(part): place for place, part in enumerate(made)}
+    number = {id(group): place for place, group in enumerate(made)}
     for first in made:
         stack = [first]
         while stack:
-            part = stack[-1]
-            if id(part) in done:
+            group = stack[-1]
+            if id(group) in done:
                 stack.pop()
                 continue
-            begun.add(id(part))
-            left = [each for each in part.needs if id(each) not in begun]
+            begun.add(id(group))
+            left = [each for each in group.needs if id(each) not in begun]
             if left:
                 stack.append(min(left, key=lambda each: number[id(each)]))
             else:
-                done[id(stack.pop())] = part
+                done[id(stack.pop())] = group
     return list(done.values())
 
 
@@ -229,12 +240,16 @@ class _Transaction:
 
 
 class PlanWriter:
-    """Commits the rounds of one term."""
+    """Commits the rounds of one term, or, without a fence, of a follower.
+
+    A follower commits only what is idempotent: a transaction whose answer was lost is sent again,
+    and if it was applied, the second one conflicts and is computed anew.
+    """
 
     def __init__(
         self,
         kv: Kv,
-        fence: Guard,
+        fence: Guard | None,
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -245,17 +260,17 @@ class PlanWriter:
         """Revision of the sequence mark; -1 before the first write."""
         self._count = 0
 
-    async def write(self, parts: Sequence[ChangeGroup]) -> WriteResult:
+    async def write(self, groups: Sequence[ChangeGroup]) -> WriteResult:
         """Commit the groups in order. Raises `TermEnded`; other lasting errors of the store are in
         the result. Waits for a store that does not answer."""
-        if self._sequence < 0:
+        if self._sequence < 0 and self._fence is not None:
             self._sequence = _revision(await self._mark())
-        round_ = _PendingGroups(parts, self._kv.max_txn_ops)
+        round_ = _PendingGroups(groups, self._kv.max_txn_ops)
         while (transaction := round_.next()) is not None:
             try:
                 round_.succeeded(await self._send(transaction))
             except Conflict as conflict:
-                if self._fence.key in conflict.keys:
+                if self._fence is not None and self._fence.key in conflict.keys:
                     raise TermEnded("another leader was elected") from conflict
                 if SEQUENCE in conflict.keys:
                     self._sequence = _revision(await self._mark())
@@ -270,19 +285,17 @@ class PlanWriter:
         written = round_.end(None)
         if written.conflicted:
             # A cache that has reached this revision includes the conflicting write.
-            written.revision = (await self._again(lambda: self._kv.list(SEQUENCE))).revision
+            written.revision = (await self._retried(lambda: self._kv.list(SEQUENCE))).revision
         return written
 
     async def _send(self, transaction: _Transaction) -> int:
         """Commit one transaction; its revision, also if the answer was lost."""
         self._count += 1
-        mark = f"{self._fence.create_revision}/{self._count}".encode()
-        guards = [
-            self._fence,
-            Guard(SEQUENCE, mod_revision=self._sequence),
-            *transaction.guards.values(),
-        ]
-        ops = [Put(SEQUENCE, mark), *transaction.ops]
+        guards, ops, mark = [*transaction.guards.values()], transaction.ops, b""
+        if self._fence is not None:
+            mark = f"{self._fence.create_revision}/{self._count}".encode()
+            guards = [self._fence, Guard(SEQUENCE, mod_revision=self._sequence), *guards]
+            ops = [Put(SEQUENCE, mark), *ops]
         unknown = False
         while True:
             try:
@@ -301,9 +314,9 @@ class PlanWriter:
                 await self._sleep(RETRY)
 
     async def _mark(self) -> Entry | None:
-        return await self._again(lambda: self._kv.get(SEQUENCE))
+        return await self._retried(lambda: self._kv.get(SEQUENCE))
 
-    async def _again(self, read: Callable[[], Awaitable[T]]) -> T:
+    async def _retried(self, read: Callable[[], Awaitable[T]]) -> T:
         """Read, retrying for as long as the store does not answer."""
         while True:
             try:
@@ -320,8 +333,8 @@ def _revision(entry: Entry | None) -> int:
 class _PendingGroups:
     """The groups that are not committed yet, and the progress of each."""
 
-    def __init__(self, parts: Iterable[ChangeGroup], max_ops: int) -> None:
-        self._left: dict[int, ChangeGroup] = {id(part): part for part in parts}
+    def __init__(self, groups: Iterable[ChangeGroup], max_ops: int) -> None:
+        self._left: dict[int, ChangeGroup] = {id(group): group for group in groups}
         self._done: dict[int, int] = {}
         """Group → number of its committed changes."""
         self._max_ops = max_ops - 2  # the fence and the sequence
@@ -338,26 +351,26 @@ class _PendingGroups:
         """The next transaction: as many whole groups as fit, or part of one that is larger."""
         transaction = self._transaction = _Transaction()
         self._sent = {}
-        for identity, part in self._left.items():
+        for identity, group in self._left.items():
             if self._sent and any(
-                id(each) in self._left and id(each) not in self._sent for each in part.needs
+                id(each) in self._left and id(each) not in self._sent for each in group.needs
             ):
                 break  # dependencies first; in a cycle, any group may be the first
             begun = self._done.get(identity, 0)
-            if not self._add(transaction, identity, part, part.encoded[begun:]):
+            if not self._add(transaction, identity, group, group.encoded[begun:]):
                 if self._sent:
                     break
-                self._cut(transaction, identity, part)
+                self._cut(transaction, identity, group)
                 break
-            self._sent[identity] = len(part.encoded)
+            self._sent[identity] = len(group.encoded)
         return transaction if self._sent else None
 
-    def _cut(self, transaction: _Transaction, identity: int, part: ChangeGroup) -> None:
+    def _cut(self, transaction: _Transaction, identity: int, group: ChangeGroup) -> None:
         """Take as many of the group's next changes as fit into one transaction, at least one."""
         count = self._done.get(identity, 0)
-        while count < len(part.encoded):
-            each = part.encoded[count : count + 1]
-            if not self._add(transaction, identity, part, each, at_least=not transaction.keys):
+        while count < len(group.encoded):
+            each = group.encoded[count : count + 1]
+            if not self._add(transaction, identity, group, each, at_least=not transaction.keys):
                 break
             count += 1
         self._sent[identity] = count
@@ -366,14 +379,14 @@ class _PendingGroups:
         self,
         transaction: _Transaction,
         identity: int,
-        part: ChangeGroup,
+        group: ChangeGroup,
         changes: Sequence[Encoded],
         *,
         at_least: bool = False,
     ) -> bool:
         """Add these changes if all fit, or if `at_least`."""
         guards = {guard.key: guard for each in changes for guard in each.guards}
-        reads = dict(part.reads)
+        reads = dict(group.reads)
         for each in changes:
             reads.update(each.reads)
         for key, revision in reads.items():
@@ -434,8 +447,8 @@ class _PendingGroups:
         gone = set(culprits)
         while more := [
             identity
-            for identity, part in self._left.items()
-            if any(id(each) in gone for each in part.needs)
+            for identity, group in self._left.items()
+            if any(id(each) in gone for each in group.needs)
         ]:
             self._written.conflicted += [self._left.pop(identity) for identity in more]
             gone.update(more)

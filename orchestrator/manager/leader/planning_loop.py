@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The leader's planning loop: read, decide, commit.
 
-Agent reports, expiry of silent nodes, subnet allocation, reconciling and scheduling run one after
-the other on one snapshot. Each sees the changes of those before it, and all are committed in as few
-guarded transactions as possible. So a service of sixty tasks goes from declared to assigned in one
-commit, while the reports for the next round accumulate. A round is limited to `ROUND_SIZE`: a
-service of thousands of tasks takes several rounds, each on a new snapshot.
+Reports of this manager's own agents, expiry of silent nodes, subnet allocation, reconciling and
+scheduling run one after the other on one snapshot. Each sees the changes of those before it, and
+all are committed in as few guarded transactions as possible. So a service of sixty tasks goes from
+declared to assigned in one commit, while the reports for the next round accumulate. A round is
+limited to `ROUND_SIZE`: a service of thousands of tasks takes several rounds, each on a new
+snapshot.
 
 Deciding and encoding are pure and run in a worker thread. However long they take, the event loop
 renews the lease and serves sessions and API calls.
@@ -36,11 +37,12 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from orchestrator.manager.leader.agent_reports import (
+    RejectedClaims,
     ReportBuffer,
     Reports,
     report_decisions,
-    unwritten_reports,
 )
+from orchestrator.manager.leader.hearing import RemoteHearing
 from orchestrator.manager.leader.plan_commit import (
     ChangeGroup,
     PlanWriter,
@@ -51,7 +53,7 @@ from orchestrator.manager.leader.plan_commit import (
 from orchestrator.manager.planning import clock_steps, pipeline
 from orchestrator.manager.planning.pipeline import EVERYTHING, Dirty, dirty_of
 from orchestrator.manager.planning.plan import Change, Decision, Plan, earliest
-from orchestrator.manager.planning.reports.claims import LONGEST_TEXT, Claim, FalseClaim
+from orchestrator.manager.planning.reports.claims import FalseClaim
 from orchestrator.manager.planning.reports.liveness import Hearing, Silence, expire
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache, Feed, find_object
@@ -99,7 +101,7 @@ class _RoundInput:
 class _RoundResult:
     """The encoded decisions of a round."""
 
-    parts: Sequence[ChangeGroup] = ()
+    groups: Sequence[ChangeGroup] = ()
     look_again_at: float | None = None
     silence: Silence = field(default_factory=lambda: Silence((), None))
     rest: Dirty = field(default_factory=Dirty)
@@ -118,7 +120,9 @@ class _DecisionBuilder:
         """Add decisions, without changes of objects that cannot be decoded: these are never
         written."""
         frozen = self.view.quarantined
-        decided = [_without(each, frozen) for each in decided] if frozen else list(decided)
+        decided = (
+            [without_quarantined(each, frozen) for each in decided] if frozen else list(decided)
+        )
         self.decisions += decided
         self.view = self.view.evolve(change for each in decided for change in each.changes)
 
@@ -126,7 +130,8 @@ class _DecisionBuilder:
         return (change for each in self.decisions for change in each.changes)
 
 
-def _without(decision: Decision, frozen: Container[str]) -> Decision:
+def without_quarantined(decision: Decision, frozen: Container[str]) -> Decision:
+    """The decision without changes of the objects with these keys, which cannot be decoded."""
     changes = decision.changes
     kept = tuple(change for change in changes if object_key(change.subject) not in frozen)
     return decision if len(kept) == len(changes) else replace(decision, changes=kept)
@@ -225,10 +230,12 @@ class PlanningLoop:
         clock: Callable[[], float] = time.monotonic,
         times: Observer | None = None,
         offload: Offload | None = None,
+        manager_id: str = "",
     ) -> None:
         """`now` is the wall clock, `clock` the monotonic one, which the report buffer uses as well.
-        `offload` runs long computations, so that the lease, sessions and API calls are served
-        meanwhile; by default in a thread of the term's own."""
+        `manager_id`: this manager commits the reports of the sessions that the store records as
+        its own; empty: of all. `offload` runs long computations, so that the lease, sessions and
+        API calls are served meanwhile; by default in a thread of the term's own."""
         self._cache = cache
         self._report_buffer = report_buffer
         self._writer = PlanWriter(kv, fence)
@@ -251,8 +258,8 @@ class PlanningLoop:
         """Services and containers whose last commit conflicted, in order."""
         self._alone = False
         """Whether the last round was only for these."""
-        self._warned: dict[str, set[Claim]] = {}
-        """Node id → kinds of its rejected claims that were logged."""
+        self._rejected = RejectedClaims(lambda kind: self._observer.refused(kind))
+        self._remote = RemoteHearing(manager_id)
         self._aside: dict[str, _Failure] = {}
         self._errors = 0
         """Consecutive rounds that the store rejected or that failed."""
@@ -314,11 +321,10 @@ class PlanningLoop:
         self._requeue_at = earliest(self._requeue_at, decided.look_again_at)
         self._dirty |= decided.rest
         self._update_silence(decided.silence)
-        self._report_rejected_claims(decided.refused)
         written = WriteResult()
-        if decided.parts:
+        if decided.groups:
             try:
-                written = await self._writer.write(decided.parts)
+                written = await self._writer.write(decided.groups)
             except TermEnded as over:
                 # The election ends this loop; nothing to do until then.
                 log.warning("cannot write", extra={"error": over})
@@ -364,11 +370,11 @@ class PlanningLoop:
         return _RoundInput(
             view,
             dirty,
-            self._report_buffer.take(),
+            self._report_buffer.take(partial(self._remote.is_local, view)),
             Hearing(
                 self._started,
                 now,
-                self._report_buffer.heard,
+                self._remote.heard(view, changes, self._report_buffer.heard, now),
                 dict(self._joined),
                 self._silence.doubt_since,
                 self._silence.fewest,
@@ -432,49 +438,28 @@ class PlanningLoop:
         self._silence = silence
         self._observer.suspected(silence.silent if silence.doubt_since is not None else 0)
 
-    def _report_rejected_claims(self, refused: Iterable[FalseClaim]) -> None:
-        """Count rejected claims; log the first of each kind per node."""
-        for claim in refused:
-            self._observer.refused(claim.kind)
-            known = self._warned.setdefault(claim.node_id, set())
-            if claim.kind in known:
-                continue
-            known.add(claim.kind)
-            log.warning(
-                "rejected a claim of a node",
-                extra={
-                    "node": claim.node_id,
-                    "kind": claim.kind,
-                    "claimed": claim.claimed[:LONGEST_TEXT],
-                    "reason": claim.reason,
-                },
-            )
-
     def _handle_outcome(
         self, given: _RoundInput, decided: _RoundResult, written: WriteResult
     ) -> None:
         left = [*written.conflicted, *written.too_large, *written.unwritten]
-        changes = [change for part in left for change in part.changes]
+        changes = [change for group in left for change in group.changes]
         unwritten = {object_key(change.subject) for change in changes}
         for key in given.shifts.keys() - unwritten:
             self._shifts.pop(key, None)
-        waiting = unwritten_reports(given.reports, changes)
-        self._report_buffer.give_back(waiting)
-        for node_id, acknowledge in given.reports.acknowledgements.items():
-            if node_id not in waiting.acknowledgements:
-                acknowledge()
+        repeated = self._report_buffer.settle(given.reports, changes)
+        self._rejected.report(each for each in decided.refused if each.node_id not in repeated)
         if written.conflicted:
             self._observer.conflicted()
-        owners = {owner: None for part in written.conflicted for owner in part.owners}
+        owners = {owner: None for group in written.conflicted for owner in group.owners}
         self._conflicted |= owners
-        for part in written.conflicted:
-            self._dirty |= _dirty_after_failure(part)
-        for part in written.unwritten:
-            self._dirty |= dirty_of(part.changes)
-            for owner in part.owners:
+        for group in written.conflicted:
+            self._dirty |= _dirty_after_failure(group)
+        for group in written.unwritten:
+            self._dirty |= dirty_of(group.changes)
+            for owner in group.owners:
                 self._dirty |= self._dirty_of_owner(owner)
-        for part in written.too_large:
-            for owner in part.owners:
+        for group in written.too_large:
+            for owner in group.owners:
                 decided.failed = {**decided.failed, owner: "it is too large for the store"}
         self._set_aside(decided.failed, given)
         self._store(written.error)
@@ -520,12 +505,12 @@ def _shifted_delays(view: ClusterView, shifts: Mapping[str, float]) -> Iterator[
             yield Plan((Change(item, clock_steps.shifted(item, seconds)),), reason="clock step")
 
 
-def _dirty_after_failure(part: ChangeGroup) -> Dirty:
+def _dirty_after_failure(group: ChangeGroup) -> Dirty:
     """What to decide again about a group that was not committed: everything but its own services,
     which are planned by themselves."""
-    dirty = dirty_of(part.changes)
+    dirty = dirty_of(group.changes)
     return replace(
-        dirty, services=dirty.services - part.owners, containers=dirty.containers - part.owners
+        dirty, services=dirty.services - group.owners, containers=dirty.containers - group.owners
     )
 
 

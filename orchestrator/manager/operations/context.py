@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from orchestrator.identity import ca
 from orchestrator.identity.host_identity import ManagerIdentity
 from orchestrator.identity.revocation import Revocations
 from orchestrator.identity.tls import Identity
@@ -20,12 +21,16 @@ from orchestrator.manager.errors import (
     unavailable,
 )
 from orchestrator.manager.operations.images.registry_client import RegistryClient
+from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.vault import Vault, VaultError
 from orchestrator.manager.store.cache import Cache, Unreadable
-from orchestrator.manager.store.kv import Conflict, Kv, StoreError, StoreFull, TooLarge
+from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.keys import object_key
+from orchestrator.manager.store.kv import Conflict, Guard, Kv, Op, StoreError, StoreFull, TooLarge
 from orchestrator.manager.telemetry.event_log import EventLog
 from orchestrator.model.convert import ConvertError
+from orchestrator.model.objects import Cluster
 from orchestrator.model.validation.service_specs import InvalidSpec
 from orchestrator.tracing.spans import OFF, Tracer
 
@@ -46,6 +51,8 @@ class ManagerContext:
     """Id of the leading manager; empty while there is none."""
     now: Callable[[], float]
     new_id: Callable[[], str]
+    keys: Callable[[], Mapping[str, str]] = dict
+    """Contents of this manager's key files, by name."""
     revocations: Revocations = field(default_factory=Revocations)
     record: Callable[[AuditEntry], None] = lambda entry: None
     """Adds an entry to the audit trail. gRPC calls are recorded by the interceptor."""
@@ -56,6 +63,38 @@ class ManagerContext:
     def view(self) -> ClusterView:
         """The newest snapshot."""
         return self.cache.view
+
+    @property
+    def token_digest(self) -> str:
+        """Digest of the CA that signs, as join tokens have it."""
+        cluster = self.view.cluster
+        return ca.digest(cluster.ca_certificate) if cluster else self.ca_digest
+
+    def sealing(self) -> list[Cluster]:
+        """Have the vault seal with the key that the cluster's object names. What is sealed is to be
+        written on condition that the object is unchanged, so that nothing is sealed with the former
+        key once a rotation has begun to seal everything anew. Raises RequestError."""
+        cluster = self.view.cluster
+        if cluster is None:
+            return []
+        if cluster.secrets_key_id and not self.vault.use(cluster.secrets_key_id):
+            raise unavailable("this manager has not received the new data key yet; retry")
+        return [cluster]
+
+    async def commit_sealed(
+        self, change: Change, make: Callable[[], Sequence[Op]], guards: Sequence[Guard] = ()
+    ) -> int:
+        """Commit a change with operations that `make` seals; again if the cluster's object changed
+        concurrently. Raises RequestError, and as `commit`."""
+        while True:
+            sealing = self.sealing()
+            try:
+                return await commit(self.kv, [change], sealing, guards=guards, ops=make())
+            except Conflict as conflict:
+                if list(conflict.keys) != [object_key(each) for each in sealing]:
+                    raise
+                entry = await self.kv.get(conflict.keys[0])
+                await self.cache.wait_for(entry.mod_revision if entry else 0)
 
 
 @dataclass(frozen=True, slots=True)

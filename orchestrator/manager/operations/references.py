@@ -131,7 +131,7 @@ def resolve_dependencies(view: ClusterView, spec: ServiceSpec) -> list[Service]:
         if other is None and not each.optional:
             guess = near_miss(each.service, live)
             hint = f"did you mean '{guess}'?" if guess else "see 'orc service ls'"
-            raise not_found(f"there is no service '{each.service}' to wait for; {hint}")
+            raise not_found(f"no service '{each.service}' to depend on; {hint}")
         completes = each.condition is DependencyCondition.COMPLETED
         if completes and other is not None and _always_runs(other.spec):
             raise invalid_argument(
@@ -141,10 +141,7 @@ def resolve_dependencies(view: ClusterView, spec: ServiceSpec) -> list[Service]:
     needed = {name: [each.service for each in s.spec.depends_on] for name, s in live.items()}
     needed[spec.name] = [each.service for each in spec.depends_on]
     if (cycle := find_cycle(spec.name, needed)) is not None:
-        raise invalid_argument(
-            f"services would wait for one another in a circle: {' -> '.join(cycle)}; "
-            "leave out one --depends-on of these"
-        )
+        raise invalid_argument(f"dependency cycle: {' -> '.join(cycle)}; remove one --depends-on")
     return [live[name] for name in _transitive_dependencies(spec.name, needed) if name in live]
 
 

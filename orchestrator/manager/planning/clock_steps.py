@@ -2,8 +2,8 @@
 """Clock steps: stored delays are shifted when the leader's wall clock is stepped, so that they last
 as long as intended.
 
-What is stored as a point in time and stands for a delay is moved by as much as the clock was. A
-schedule of a job is not: it is about the time of day, and follows the clock.
+A point in time that stands for a delay is shifted by as much as the clock. A job's schedule is not:
+it names times of the day, and follows the clock.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from orchestrator.model.services import JobState, Service
 from orchestrator.model.tasks import Task
 
 LONGEST_WAIT_BACK = 1.0
-"""Seconds by which a stored time may lie in the future for no other reason than that the clocks of
-two managers differ."""
+"""Seconds by which a stored time may lie in the future merely because the clocks of two managers
+differ."""
 
 
 def objects_with_delays(view: ClusterView, now: float) -> Iterator[Object]:

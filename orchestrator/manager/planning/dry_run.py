@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dry runs (`orc plan`): the planner itself on a copy of the cluster, with simulated agents.
 
-Nothing is guessed: the view with the change in it is planned pass by pass, as the leader would, and
-between two passes each agent carries out its assignments at once, without failures. Time passes
-only where the planner asks for it. The result is compared with the present state, slot by slot. On
-a cluster in which nothing else changes, it is what the change will do. Of a job, the result has
-what starts at once and what is queued, not what its schedule will do.
+The view with the change is planned pass by pass, as the leader would, and between two passes each
+agent carries out its assignments at once, without failures. Time passes only where the planner asks
+for it. The result is compared with the present state, slot by slot. If nothing else changes in the
+cluster, the change will have these effects. For a job, the result has the tasks that start at once
+and those that are queued, not the runs of its schedule.
 
 Failures that occur only at run time are not predicted, nor how long anything takes.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Eligibility: which nodes a service's tasks may be on, whatever else runs there.
+"""Eligibility: which nodes a service's tasks may be on, regardless of their load.
 
 Constraints, hard affinities to nodes, and drain. Reconciling asks whether a task may stay,
 scheduling where it may go.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One pass of planning: slices, VIPs, reconciling, scheduling; one plan per service.
 
-A pass looks only at what something happened to (`Dirty`). Its cost is that of the dirty
+A pass considers only what has changed (`Dirty`). Its cost is that of the dirty
 services, of the tasks that wait, and of the nodes' loads if anything is to be placed.
 """
 
@@ -174,8 +174,8 @@ def plan(
 ) -> Pass:
     """What should be written now, and when to look again if nothing happens before.
 
-    `limit` bounds the pass: about so many tasks are created and so many placed, so that one large
-    service neither makes a huge commit nor keeps the others waiting. The services and standalone
+    `limit` bounds the pass: approximately that many tasks are created, and placed, so that one
+    large service neither causes a huge commit nor delays others. The services and standalone
     containers in `exclude` are left as they are.
     """
     slices = allocate_slices(view) if dirty.nodes_changed else ()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A frozen snapshot of the cluster, indexed for the questions that planning asks.
+"""An immutable snapshot of the cluster, indexed for planning.
 
 A view is never changed: `evolve` gives a new one that shares whatever the changes do not touch.
 It costs the size of the changes plus shallow copies of the dictionaries that they touch, so the
@@ -16,7 +16,8 @@ from typing import Generic, TypeVar
 from orchestrator.manager.planning.plan import Change
 from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.documents import Document, DocumentKind
-from orchestrator.model.nodes import Node
+from orchestrator.model.managers import Manager, ManagerPresence
+from orchestrator.model.nodes import EndpointProgress, Node, SessionRecord
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
 from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
@@ -62,6 +63,13 @@ class ClusterView:
     certificates: Mapping[str, Certificate] = field(default_factory=dict)
     revocations: Mapping[str, Revocation] = field(default_factory=dict)
     page_sessions: Mapping[str, PageSession] = field(default_factory=dict)
+    managers: Mapping[str, Manager] = field(default_factory=dict)
+    manager_presence: Mapping[str, ManagerPresence] = field(default_factory=dict)
+    """By the id of the manager."""
+    sessions: Mapping[str, SessionRecord] = field(default_factory=dict)
+    """By node id."""
+    endpoint_progress: Mapping[str, EndpointProgress] = field(default_factory=dict)
+    """By manager id."""
     pending: Mapping[str, Task] = field(default_factory=dict)
     """The pending tasks."""
     fixed: Mapping[str, Task] = field(default_factory=dict)
@@ -98,6 +106,10 @@ class ClusterView:
         yield from self.certificates.values()
         yield from self.revocations.values()
         yield from self.page_sessions.values()
+        yield from self.managers.values()
+        yield from self.manager_presence.values()
+        yield from self.sessions.values()
+        yield from self.endpoint_progress.values()
 
     def tasks_of_service(self, service_id: str) -> Mapping[str, Task]:
         """All tasks of a service, those that have ended included."""
@@ -226,6 +238,10 @@ class _Edit:
         self._certificates = _Table(base.certificates)
         self._revocations = _Table(base.revocations)
         self._page_sessions = _Table(base.page_sessions)
+        self._managers = _Table(base.managers)
+        self._manager_presence = _Table(base.manager_presence)
+        self._sessions = _Table(base.sessions)
+        self._endpoint_progress = _Table(base.endpoint_progress)
         self._pending = _Table(base.pending)
         self._fixed = _Table(base.fixed)
         self._publishing = _Table(base.publishing)
@@ -273,6 +289,14 @@ class _Edit:
                 self._revocations.put(item.id, None if gone else item)
             case PageSession():
                 self._page_sessions.put(item.id, None if gone else item)
+            case Manager():
+                self._managers.put(item.id, None if gone else item)
+            case ManagerPresence():
+                self._manager_presence.put(item.id, None if gone else item)
+            case SessionRecord():
+                self._sessions.put(item.id, None if gone else item)
+            case EndpointProgress():
+                self._endpoint_progress.put(item.id, None if gone else item)
             case Cluster():
                 self._cluster = None if gone else item
 
@@ -307,6 +331,10 @@ class _Edit:
             certificates=self._certificates.items,
             revocations=self._revocations.items,
             page_sessions=self._page_sessions.items,
+            managers=self._managers.items,
+            manager_presence=self._manager_presence.items,
+            sessions=self._sessions.items,
+            endpoint_progress=self._endpoint_progress.items,
             pending=self._pending.items,
             fixed=self._fixed.items,
             publishing=self._publishing.items,
@@ -322,3 +350,25 @@ class _Edit:
 
 def _named(document: Document | None) -> tuple[str, ...]:
     return (f"{document.kind.word}/{document.name}",) if document else ()
+
+
+def is_assigned(task: Task, node_id: str) -> bool:
+    """Whether a task is in the node's assignment.
+
+    Tasks to be stopped are included, since the agent obeys `desired_state`; so are ended tasks for
+    as long as the store has them, since the node keeps their logs. Orphaned tasks are not, so that
+    a node that comes back stops them. A standalone container that waits for its next run stays
+    assigned to its node, which has its files.
+    """
+    state = task.status.state
+    return (
+        task.node_id == node_id
+        and (state >= TaskState.ASSIGNED or task.standalone)
+        and state is not TaskState.ORPHANED
+    )
+
+
+def assigned_tasks(view: ClusterView, node_id: str) -> dict[str, Task]:
+    """The node's tasks, by id in ascending order."""
+    tasks = view.tasks_of_node(node_id)
+    return {id: tasks[id] for id in sorted(tasks) if is_assigned(tasks[id], node_id)}

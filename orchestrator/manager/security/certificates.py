@@ -18,7 +18,13 @@ from typing import Any
 import grpc
 
 from orchestrator.identity import ca
-from orchestrator.identity.certificates import Issued, KeyPair, TlsFiles
+from orchestrator.identity.certificates import (
+    Issued,
+    KeyPair,
+    TlsFiles,
+    issuer_key_id,
+    own_key_id,
+)
 from orchestrator.identity.host_identity import ManagerIdentity
 from orchestrator.identity.renewal import keep_renewed
 from orchestrator.identity.revocation import CertificateRevoked, Revocations, Revoked
@@ -50,6 +56,7 @@ class CertificateAuthority:
         self, pair: KeyPair, view: Callable[[], ClusterView], now: Callable[[], float]
     ) -> None:
         self._pair = pair
+        self._link = ""
         self._view = view
         self._now = now
 
@@ -57,6 +64,16 @@ class CertificateAuthority:
     def certificate(self) -> str:
         """The CA's own certificate, PEM."""
         return self._pair.certificate
+
+    @property
+    def key_id(self) -> str:
+        """Key id of the CA, as in what it signs."""
+        return own_key_id(self._pair.certificate)
+
+    def use(self, pair: KeyPair, link: str = "") -> None:
+        """Sign with this CA from now on. `link` (PEM) is added to what is signed: the CA's
+        certificate, signed by the former one."""
+        self._pair, self._link = pair, link
 
     def sign(
         self,
@@ -74,7 +91,7 @@ class CertificateAuthority:
         most = lifetime(stored.certificate_lifetime if stored else 0.0)
         if until - now < most.total_seconds():
             most = dt.timedelta(seconds=until - now)
-        return ca.sign(
+        signed = ca.sign(
             self._pair,
             request,
             common_name=name,
@@ -84,6 +101,7 @@ class CertificateAuthority:
             addresses=addresses,
             lifetime=most,
         )
+        return signed + self._link
 
 
 def lifetime(seconds: float) -> dt.timedelta:
@@ -105,6 +123,7 @@ def record(
         hostname=hostname,
         address=host_of(address) or address,
         since=since,
+        ca=issued.ca,
     )
 
 
@@ -248,7 +267,10 @@ class CertificateRenewal(certificates_pb2_grpc.CertificatesServicer):  # type: i
         except StoreError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"the store is unavailable: {error}")
         log.info("certificate renewed", extra={"holder": caller.id, "role": caller.role})
-        return certificates_pb2.RenewReply(certificate=made)
+        trust = self._cache.view.cluster
+        return certificates_pb2.RenewReply(
+            certificate=made, ca_certificates=trust.trusted_cas if trust else ""
+        )
 
 
 class _RenewedForLong(Exception):
@@ -356,8 +378,10 @@ async def maintain_own_certificate(
     files: TlsFiles,
     unit: float,
     records: CertificateRegistry,
+    wake: asyncio.Event,
 ) -> None:
-    """Record this manager's certificate, and renew it whenever it is due, until cancelled."""
+    """Record this manager's certificate, and renew it whenever it is due, until cancelled. `wake`
+    is set when another CA signs."""
 
     def note(certificate: str) -> None:
         own = Identity(identity.manager_id, "manager", identity.cluster_id, Issued.of(certificate))
@@ -378,4 +402,11 @@ async def maintain_own_certificate(
         return certificate
 
     note(files.pair.read().certificate)
-    await keep_renewed(files.pair, request, sign, unit=unit)
+    await keep_renewed(
+        files.pair,
+        request,
+        sign,
+        unit=unit,
+        outdated=lambda certificate: issuer_key_id(certificate) != authority.key_id,
+        wake=wake,
+    )

@@ -23,7 +23,7 @@ class DocumentStore:
 
     def write(self, document: Document, data: bytes) -> Put:
         """The operation that writes the data of the document's newest version."""
-        sealed = self._vault.seal_data(data, _purpose(document.id, document.version))
+        sealed = self._vault.seal_data(data, document_purpose(document.id, document.version))
         return Put(sealed_key(document.id, document.version), sealed)
 
     async def read(self, document: Document, version: int) -> bytes:
@@ -33,7 +33,7 @@ class DocumentStore:
         if entry is None:
             raise NoData(f"version {version} of {what} is not kept any more")
         try:
-            return self._vault.open_data(entry.value, _purpose(document.id, version))
+            return self._vault.open_data(entry.value, document_purpose(document.id, version))
         except VaultError as error:
             raise NoData(f"{what} cannot be opened: {error}") from error
 
@@ -46,12 +46,12 @@ def deleted_data(document: Document) -> list[Op]:
 def opens(vault: Vault, entry: Entry, document_id: str, version: int) -> bool:
     """Whether the vault's key is the one that a version was sealed with."""
     try:
-        vault.open_data(entry.value, _purpose(document_id, version))
+        vault.open_data(entry.value, document_purpose(document_id, version))
     except VaultError:
         return False
     return True
 
 
-def _purpose(document_id: str, version: int) -> str:
+def document_purpose(document_id: str, version: int) -> str:
     """The purpose that a version is sealed for, so that none can be substituted for another."""
     return f"document {document_id} {version}"

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import ipaddress
 import logging
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,7 +21,7 @@ from orchestrator.manager.security.certificates import CertificateAuthority, rec
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import NODE_TURN
-from orchestrator.manager.store.kv import Conflict, Guard, Kv, Put, StoreError
+from orchestrator.manager.store.kv import Conflict, Guard, Kv, Put, StoreError, StoreUnavailable
 from orchestrator.model.access import Certificate
 from orchestrator.model.nodes import Node, NodeDescription
 from orchestrator.pb import identity_pb2, identity_pb2_grpc
@@ -27,8 +29,14 @@ from orchestrator.pb import identity_pb2, identity_pb2_grpc
 log = logging.getLogger(__name__)
 
 
+_RESTART = 15.0
+"""Seconds that a restart of etcd may take while a manager joins."""
+_RETRY = 0.2
+
+
 class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
-    """gRPC service: hands out the CA's certificate, and node certificates for a valid token."""
+    """gRPC service: hands out the CA's certificate, and certificates of nodes and managers for a
+    valid token."""
 
     def __init__(
         self,
@@ -57,11 +65,7 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             )
             return None
         if hmac.compare_digest(request.secret.encode(), cluster.manager_token.encode()):
-            await context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                "a cluster has one manager for now; join as a node, with the token that "
-                "'orc cluster token worker' prints",
-            )
+            return await self._sign_manager(request, context, cluster.id)
         if not hmac.compare_digest(request.secret.encode(), cluster.worker_token.encode()):
             log.warning(
                 "join refused",
@@ -70,8 +74,9 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             await context.abort(
                 grpc.StatusCode.PERMISSION_DENIED,
                 "this join token is not valid (any more); "
-                "get the present one with 'orc cluster token worker'",
+                "get the current one with 'orc cluster token worker'",
             )
+        await _check_role("worker", request, context)
         if not is_hostname(request.hostname):
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT,
@@ -89,7 +94,7 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             id=node_id,
             created_at=now,
             state_since=now,
-            message="joined, but its agent has not been heard of yet",
+            message="joined; its agent has not connected yet",
             description=NodeDescription(hostname=request.hostname),
             restricted=True,
         )
@@ -126,6 +131,67 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             managers=self._managers(),
         )
 
+    async def _sign_manager(self, request: Any, context: Any, cluster: str) -> Any:
+        """A manager's certificate. Nothing else is written before the host enrols with it."""
+        await _check_role("manager", request, context)
+        try:
+            address = str(ipaddress.ip_address(request.address))
+        except ValueError:
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"'{request.address[:64]}' is not an IP address",
+            )
+        manager_id = self._new_id()
+        try:
+            certificate = self._authority.sign(
+                request.csr,
+                name=manager_id,
+                role="manager",
+                cluster=cluster,
+                addresses=(address, "127.0.0.1"),
+            )
+        except ca.BadRequest as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        facts = Issued.of(certificate)
+        assert facts is not None
+        issued = record(
+            facts,
+            role="manager",
+            name=manager_id,
+            address=context.peer(),
+            hostname=request.hostname,
+        )
+        try:
+            await self._record(issued)
+        except StoreError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"etcd is unavailable: {error}")
+        log.info(
+            "manager got a certificate",
+            extra={"manager": manager_id, "hostname": request.hostname},
+        )
+        return identity_pb2.SignReply(
+            certificate=certificate,
+            node_id=manager_id,
+            role="manager",
+            cluster_id=cluster,
+            managers=self._managers(),
+        )
+
+    async def _record(self, issued: Certificate) -> None:
+        """Record a certificate. Waits for an etcd that restarts, as it does when another joining
+        manager is the first that it meets. Raises StoreError."""
+        end = asyncio.get_running_loop().time() + _RESTART
+        while True:
+            try:
+                await self._cache.wait_for(await commit(self._kv, [Change(None, issued)]))
+                return
+            except Conflict:
+                return  # an attempt whose answer was lost has recorded it
+            except StoreUnavailable:
+                if asyncio.get_running_loop().time() > end:
+                    raise
+                await asyncio.sleep(_RETRY)
+
     async def _add(self, node: Node, issued: Certificate) -> Node | None:
         """Commit a joining node and its certificate. If another node has its hostname, return that
         node and write nothing. Raises StoreError."""
@@ -144,3 +210,15 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
                 )
                 await self._cache.wait_for(revision)
                 return None
+
+
+async def _check_role(role: str, request: Any, context: Any) -> None:
+    """Abort the call if the host cannot take on the role that its token is for."""
+    if role in (request.roles or ("worker",)):
+        return
+    what, other = ("manager", "worker") if role == "manager" else ("node", "manager")
+    await context.abort(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        f"this token is for a {what}, and this host is one already or cannot be one; "
+        f"'orc cluster token {other}' prints the other token",
+    )

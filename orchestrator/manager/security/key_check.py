@@ -9,7 +9,7 @@ from pathlib import Path
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.document_store import opens
 from orchestrator.manager.security.registry_credentials import purpose
-from orchestrator.manager.security.vault import KEY_FILE, Vault, VaultError
+from orchestrator.manager.security.vault import KEY_FILE, UNLOCK_PURPOSE, Vault, VaultError
 from orchestrator.manager.store.keys import sealed_key
 from orchestrator.manager.store.kv import Kv
 
@@ -47,6 +47,13 @@ def _advice(vault: Vault, path: Path) -> str:
 
 async def _sealed(kv: Kv, view: ClusterView, vault: Vault) -> AsyncIterator[bool]:
     """For each sealed object, whether the vault opens it."""
+    if view.cluster and (sealed := view.cluster.unlock_key):
+        try:
+            vault.open(sealed, UNLOCK_PURPOSE)
+        except (VaultError, ValueError):
+            yield False
+        else:
+            yield True
     for credential in view.credentials.values():
         try:
             vault.open(credential.sealed, purpose(credential.id))

@@ -37,7 +37,14 @@ from orchestrator.manager.store.partial_decoding import leading_fields
 from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.convert import ConvertError, UnknownEnumNumber, decode
 from orchestrator.model.documents import Document
-from orchestrator.model.nodes import Availability, Node, NodeDescription
+from orchestrator.model.managers import Manager, ManagerPresence
+from orchestrator.model.nodes import (
+    Availability,
+    EndpointProgress,
+    Node,
+    NodeDescription,
+    SessionRecord,
+)
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
 from orchestrator.model.services import Service
 from orchestrator.model.tasks import Task
@@ -122,6 +129,9 @@ class Cache:
         self.view = ClusterView()
         self.revision = 0
         """Store revision up to which `view` is complete."""
+        self.newest_change = 0
+        """Store revision of the newest change in `view`. Another cache that has reached it holds at
+        least what this one does."""
         self.healthy = False
         """Whether the watch is running."""
         self.on_undecodable: Callable[[Quarantined], None] = log_undecodable
@@ -187,6 +197,7 @@ class Cache:
             found.aside[key] = None
         found.changes.extend(Change(gone, None) for gone in known.values())
         found.attribute(self.view, listed)
+        self.newest_change = max((each.mod_revision for each in entries), default=0)
         self._publish(found, revision)
 
     async def _apply(self, events: Sequence[Event], revision: int) -> None:
@@ -195,6 +206,7 @@ class Cache:
             found.read(event.key, event.entry, self._current(event.key))
             await _yield_to_loop(number)
         found.attribute(self.view, {})
+        self.newest_change = revision
         self._publish(found, revision)
 
     def _current(self, key: str) -> Object | None:
@@ -261,8 +273,8 @@ class _Update:
             self.changes.append(Change(before, after))
 
     def attribute(self, view: ClusterView, listed: Mapping[str, Entry]) -> None:
-        """Hold every service that tasks of unknown services may belong to. `listed` has the store's
-        content, if known: a service that was created later cannot own the task."""
+        """Quarantine every service that tasks of unknown services may belong to. `listed` has the
+        store's content, if known: a service that was created later cannot own the task."""
         if not self._strays:
             return
         suspects = list(incomplete_services(view.evolve(self.changes)))
@@ -313,6 +325,10 @@ def find_object(view: ClusterView, type_: type[Object], identifier: str) -> Obje
         Certificate: view.certificates,
         Revocation: view.revocations,
         PageSession: view.page_sessions,
+        Manager: view.managers,
+        ManagerPresence: view.manager_presence,
+        SessionRecord: view.sessions,
+        EndpointProgress: view.endpoint_progress,
     }
     return tables[type_].get(identifier)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.store.keys import address_keys, object_key, unique_key
-from orchestrator.manager.store.kv import Delete, Guard, Kv, Op, Put, TooLarge
+from orchestrator.manager.store.kv import Conflict, Delete, Guard, Kv, LeaseLost, Op, Put, TooLarge
+from orchestrator.manager.store.request_records import AlreadyApplied, PendingRecord, pending_record
 from orchestrator.model.convert import encode
 from orchestrator.model.objects import Object
 
@@ -65,27 +66,56 @@ async def commit(
 
     `requires` are objects that were read and must not have changed; `guards` and `ops` are added to
     the first transaction unchanged (name keys). One transaction if the store takes that many
-    operations; otherwise several, in the order of the changes, each fully guarded.
+    operations; otherwise several, in the order of the changes, each fully guarded. The last one
+    writes the record of the request, if it has one.
 
     Raises `Conflict` when a guard fails; earlier transactions stay. After `StoreUnavailable` the
     outcome is unknown. Repeating the call is safe: changes are guarded by the revision that was
-    read, and creations by the unique name, so a second attempt is refused.
+    read, and creations by the unique name, so a second attempt is refused. Raises `AlreadyApplied`
+    if another manager has applied the same request.
     """
+    pending = pending_record()
+    record = pending.operations(changes) if pending is not None else None
     changed = {object_key(change.subject) for change in changes}
     read = {object_key(item): item.revision for item in requires}
     shared = [
         Guard(key, mod_revision=mod) for key, mod in sorted(read.items()) if key not in changed
     ]
-    room = kv.max_txn_ops - max(len(shared) + len(guards), len(ops))
+    room = kv.max_txn_ops - max(len(shared) + len(guards), len(ops)) - (record is not None)
     if room < 1:
         raise TooLarge(f"{len(shared)} guards leave no room in a transaction")
     revision = 0
-    for chunk in _chunks([encoded(change) for change in changes], room):
-        revision = await kv.txn(
-            [*shared, *guards, *(guard for each in chunk for guard in each.guards)],
-            [*ops, *(op for each in chunk for op in each.ops)],
-        )
+    chunks = list(_chunks([encoded(change) for change in changes], room))
+    for number, chunk in enumerate(chunks, 1):
+        checks = [*shared, *guards, *(guard for each in chunk for guard in each.guards)]
+        writes = [*ops, *(op for each in chunk for op in each.ops)]
+        if pending is None or record is None or number < len(chunks):
+            revision = await kv.txn(checks, writes)
+        else:
+            revision = await _recorded(kv, pending, record, checks, writes)
         guards = ops = ()
+    return revision
+
+
+async def _recorded(
+    kv: Kv,
+    pending: PendingRecord,
+    record: tuple[Guard, Put],
+    guards: Sequence[Guard],
+    ops: Sequence[Op],
+) -> int:
+    """Commit a transaction together with the record of its request."""
+    absent, put = record
+    try:
+        revision = await kv.txn([absent, *guards], [put, *ops])
+    except Conflict as conflict:
+        if absent.key in conflict.keys:
+            raise AlreadyApplied from None
+        raise
+    except LeaseLost:
+        pending.lease_lost()
+        raise
+    pending.written = True
     return revision
 
 

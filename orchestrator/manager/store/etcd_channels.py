@@ -50,6 +50,8 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     # often than every 5 s.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 2_000),
+    # Newer versions of gRPC have a timeout of pings beside it, of a minute.
+    ("grpc.http2.ping_timeout_ms", 2_000),
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 200),
@@ -273,6 +275,8 @@ def refusal_of(error: grpc.aio.AioRpcError | grpc.Call) -> StoreError | None:
             "etcd's database is full, so nothing can be written: compact and defragment it "
             "(etcdctl), then disarm its NOSPACE alarm"
         )
+    if "not supported for learner" in details:
+        return None  # it serves once it is promoted
     if "too many operations" in details:
         return TooLarge(f"{details}: start etcd with a larger --max-txn-ops")
     if "request is too large" in details or "larger than max" in details:

@@ -16,17 +16,24 @@ from ipaddress import ip_address
 
 from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.documents import Document
-from orchestrator.model.nodes import Node
+from orchestrator.model.managers import Manager, ManagerPresence
+from orchestrator.model.nodes import EndpointProgress, Node, SessionRecord
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
 from orchestrator.model.services import Service
 from orchestrator.model.tasks import Task
 
+EVERYTHING = "/orc"
+"""Prefix of all keys."""
 PREFIX = "/orc/"
 SEALED = "/orc-sealed/"
 LEADER = PREFIX + "leader"
 SEQUENCE = PREFIX + "sequence"
 """Written by every transaction of the leader, each of which requires its predecessor
 (`leader.plan_commit`)."""
+SCHEMA = PREFIX + "schema"
+"""The version of the store's schema (`cluster.schema`). Without an id, so it is no object's key."""
+LEASES = "/orc-leases/"
+"""A key for each manager, bound to its lease; outside of what managers cache."""
 _NAMES = PREFIX + "names/"
 _ADDRESSES = PREFIX + "addresses/"
 
@@ -57,6 +64,10 @@ _KINDS: dict[type[Object], str] = {
     Certificate: "certificates",
     Revocation: "revocations",
     PageSession: "pagesessions",
+    Manager: "managers",
+    ManagerPresence: "manager-presence",
+    SessionRecord: "sessions",
+    EndpointProgress: "endpointprogress",
 }
 _TYPES: dict[str, type[Object]] = {kind: type_ for type_, kind in _KINDS.items()}
 
@@ -119,8 +130,3 @@ def address_keys(obj: Object | None) -> frozenset[str]:
     for attachment in attachments:
         found += [*attachment.ip, *attachment.ip6]
     return frozenset(f"{_ADDRESSES}{ip_address(text)}" for text in found)
-
-
-def is_address_key(key: str) -> bool:
-    """Whether it is one of `address_keys`."""
-    return key.startswith(_ADDRESSES)

@@ -18,7 +18,7 @@ from typing import Protocol
 
 
 class StoreError(Exception):
-    """The store could not do it; the text says what is wrong and what to check."""
+    """The operation failed; the text says why and what to check."""
 
 
 class StoreUnavailable(StoreError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can still be read of a damaged protobuf message.
+"""The readable fields of a damaged protobuf message.
 
 The wire format (protobuf.dev, "Encoding") is a sequence of fields, each with its number and kind,
 so everything before the damage is readable.

@@ -13,7 +13,7 @@ import shlex
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from orchestrator.manager.planning.plan import Change
@@ -23,7 +23,8 @@ from orchestrator.model.access import Certificate, PageSession, Revocation
 from orchestrator.model.documents import Document
 from orchestrator.model.hooks import POST_START, PRE_STOP, Hook
 from orchestrator.model.limits import resized
-from orchestrator.model.nodes import Node, NodeState
+from orchestrator.model.managers import Manager, ManagerPresence
+from orchestrator.model.nodes import EndpointProgress, Node, NodeState, SessionRecord
 from orchestrator.model.objects import Image, Network, Object
 from orchestrator.model.services import JobState, Service, UpdateState
 from orchestrator.model.specs import TaskSpec
@@ -54,6 +55,15 @@ class Event:
     node: str = ""
     """Hostname of a container's node, of a node, or of the nodes that have got or lost an image."""
     attributes: dict[str, str] = field(default_factory=dict)
+    revision: int = 0
+    """Store revision of the change; 0: an event of one manager alone."""
+    number: int = 0
+    """Number among the events of that revision."""
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Where it is among all events: the same at all managers."""
+        return self.revision, self.number
 
     @property
     def is_failure(self) -> bool:
@@ -74,6 +84,8 @@ class EventLog:
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._followers: dict[int, tuple[deque[Event], Callable[[], None]]] = {}
         self._next = 0
+        self._complete_after = 0
+        """Store revision from which on no event is missing."""
         self._removed: dict[str, Task] = {}
         """The last state of the newest removed containers, by id."""
 
@@ -81,15 +93,17 @@ class EventLog:
     async def following(self) -> AsyncIterator[None]:
         """Record events while the body runs."""
         async with self._cache.subscribe() as feed:
+            self._complete_after = self._cache.revision
             # Immediately, because the feed folds what it holds, and every change counts.
             feed.on_change = lambda: self._take(feed.take())
             yield
 
     def _take(self, changes: list[Change]) -> None:
-        now = self._now()
+        now, revision, number = self._now(), self._cache.revision, 0
         for change in changes:
             for event in events_of(change, self._cache.view, now):
-                self._add(event)
+                self._add(replace(event, revision=revision, number=number))
+                number += 1
             if change.after is None and isinstance(change.before, Task):
                 self._removed[change.before.id] = change.before
                 if len(self._removed) > MAX_REMOVED:
@@ -100,6 +114,8 @@ class EventLog:
         return self._removed.get(id)
 
     def _add(self, event: Event) -> None:
+        if len(self._events) == MAX_EVENTS:
+            self._complete_after = max(self._complete_after, self._events[0].revision)
         self._events.append(event)
         for waiting, wake in self._followers.values():
             waiting.append(event)
@@ -132,6 +148,15 @@ class EventLog:
         """The recorded events since `moment`, oldest first."""
         return [event for event in self._events if event.at >= moment]
 
+    def after(self, position: tuple[int, int]) -> list[Event]:
+        """The recorded events after a position, oldest first. If some may be missing, the first one
+        says so."""
+        found = [event for event in self._events if event.position > position]
+        if position[0] < self._complete_after:
+            reason = "this manager's record of events begins later; some may be missing"
+            found.insert(0, Event(self._now(), "manager", "gap", "", "", "", {"reason": reason}))
+        return found
+
     @asynccontextmanager
     async def follow(self, wake: Callable[[], None]) -> AsyncIterator[deque[Event]]:
         """A queue of new events; `wake` is called for each. A reader that lags too far behind loses
@@ -161,7 +186,7 @@ def events_of(change: Change, view: ClusterView, now: float) -> Iterator[Event]:
                     _type(other),
                     action,
                     other.id,
-                    _name(other),
+                    _name_of_manager(other, view) or _name(other),
                     _where(before, after, view),
                     _attributes(other) | _transition(before, after),
                 )
@@ -200,7 +225,7 @@ def _of_update(before: Service, after: Service, now: float) -> Iterator[Event]:
 
 
 def _transition(before: Object | None, after: Object | None) -> dict[str, str]:
-    """What an operator has changed of a node, in Docker's words."""
+    """An operator's changes of a node, in Docker's words."""
     if not isinstance(before, Node) or not isinstance(after, Node):
         return {}
     if before.availability is after.availability:
@@ -216,6 +241,8 @@ def _word(value: IntEnum) -> str:
 
 
 def _type(item: Object) -> str:
+    if isinstance(item, ManagerPresence):
+        return "manager"
     return item.kind.word if isinstance(item, Document) else type(item).__name__.lower()
 
 
@@ -331,12 +358,18 @@ def _action(before: Object | None, after: Object | None) -> str:
     """The action on an object other than a task; empty if it does not concern users."""
     if isinstance(after or before, Certificate | Revocation | PageSession):
         return ""  # recorded in the audit trail
+    if isinstance(after or before, ManagerPresence):
+        return "" if before and after else "up" if after else "down"
+    if isinstance(after or before, SessionRecord | EndpointProgress):
+        return ""  # of managers, not of users
     if before is None:
         return "create"
     if after is None:
         gone = isinstance(before, Service) and before.removed  # reported when it was requested
         return "" if gone else "remove"
     match before, after:
+        case Manager(), Manager():
+            return "ready" if before.joining and not after.joining else ""
         case Node(), Node():
             if before.state is not after.state:
                 return {NodeState.DOWN: "down", NodeState.READY: "ready"}.get(after.state, "")
@@ -391,8 +424,16 @@ def _name(item: Object) -> str:
             return item.description.hostname
         case Image():
             return next(iter(item.names or item.reported_names), item.id)
+        case Manager():
+            return item.hostname
         case _:
             return str(getattr(item, "name", ""))
+
+
+def _name_of_manager(item: Object, view: ClusterView) -> str:
+    """The hostname of a manager that has started or ended; empty for another object."""
+    manager = view.managers.get(item.id) if isinstance(item, ManagerPresence) else None
+    return manager.hostname if manager else ""
 
 
 def _attributes(item: Object) -> dict[str, str]:

@@ -330,10 +330,22 @@ class ClusterCollector(Collector):
             ("orc_services", "Services", sum(not s.removed for s in view.services.values())),
         ):
             yield GaugeMetricFamily(name, help, value)
+        yield _managers(view)
         yield _undecodable(view)
         yield from _nodes(view)
         yield from _services(view)
         yield from _tasks(view, self._now())
+
+
+def _managers(view: ClusterView) -> Metric:
+    counts = GaugeMetricFamily("orc_managers", "Managers of the cluster", labels=("state",))
+    number = Counter(
+        "joining" if each.joining else "ready" if each.id in view.manager_presence else "down"
+        for each in view.managers.values()
+    )
+    for state in ("ready", "down", "joining"):
+        counts.add_metric([state], number[state])
+    return counts
 
 
 def _undecodable(view: ClusterView) -> Metric:

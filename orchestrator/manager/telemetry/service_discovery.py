@@ -41,6 +41,12 @@ def web_address(identity: ManagerIdentity) -> str:
     return _host_port(identity.address, identity.port + WEB_PORT)
 
 
+def manager_targets(view: ClusterView) -> list[str]:
+    """HOST:PORT of the HTTPS servers of all managers that have joined, by id."""
+    managers = sorted(view.managers.values(), key=lambda manager: manager.id)
+    return [_host_port(each.address, each.port + WEB_PORT) for each in managers if not each.joining]
+
+
 def scrape_targets(view: ClusterView, managers: Iterable[str], job: str = "") -> list[Group]:
     """All scrape targets. `managers` are HOST:PORT of their HTTPS servers; `job` is one of `JOBS`,
     or empty for all."""

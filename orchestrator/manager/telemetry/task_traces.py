@@ -140,7 +140,7 @@ class TaskSpans:
                 wished,
                 after.status.at,
                 after.trace,
-                place=place,
+                context=place,
                 error=_error(after.status),
                 **about,
                 image=after.spec.container.image,

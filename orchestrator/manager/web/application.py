@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.identity.certificates import TlsFiles
+from orchestrator.identity.host_identity import ManagerIdentity
 from orchestrator.manager.event_loop import offload
 from orchestrator.manager.operations.administration.web_sessions import WebSessions
 from orchestrator.manager.operations.context import ManagerContext
@@ -32,6 +33,7 @@ from orchestrator.manager.telemetry.metrics import (
 from orchestrator.manager.telemetry.service_discovery import (
     JOBS,
     WEB_PORT,
+    manager_targets,
     scrape_targets,
     web_address,
 )
@@ -142,7 +144,7 @@ class _Scraping:
             return PlainTextResponse(
                 f"there is no job '{job}'; say {', '.join(JOBS[:-1])} or {JOBS[-1]}\n", 400
             )
-        body = await offload(_targets_json, ctx.view, web_address(ctx.identity), job)
+        body = await offload(_targets_json, ctx.view, ctx.identity, job)
         return Response(body, media_type="application/json")
 
 
@@ -153,7 +155,8 @@ class _Unauthorized(Response):
         await refuse(send)
 
 
-def _targets_json(view: ClusterView, manager: str, job: str) -> bytes:
+def _targets_json(view: ClusterView, identity: ManagerIdentity, job: str) -> bytes:
+    managers = manager_targets(view) or [web_address(identity)]
     # Group by group: one call of the encoder holds the interpreter until it is done.
-    groups = (json.dumps(group) for group in scrape_targets(view, [manager], job))
+    groups = (json.dumps(group) for group in scrape_targets(view, managers, job))
     return f"[{', '.join(groups)}]".encode()

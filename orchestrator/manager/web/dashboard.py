@@ -23,7 +23,7 @@ from orchestrator.manager.operations.node_requests import send_request
 from orchestrator.manager.operations.workloads.task_logs import LogOperations
 from orchestrator.manager.store.kv import StoreError
 from orchestrator.manager.web import dashboard_actions
-from orchestrator.manager.web.dashboard_audit import AuditedRequest, client_address
+from orchestrator.manager.web.dashboard_actions import AuditedRequest, client_address
 from orchestrator.manager.web.live_updates import LiveUpdates
 from orchestrator.manager.web.server_sent_events import EventStream, event
 from orchestrator.manager.web.traffic_graph import Traffic

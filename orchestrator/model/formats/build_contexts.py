@@ -35,8 +35,8 @@ class DownloadedContext:
 
 
 def remote_context(text: str) -> GitContext | DownloadedContext | None:
-    """What a build context names, if that is no folder of this machine. Raises ValueError for a URL
-    that is none of a context."""
+    """The remote build context that a text names; None for a local folder. Raises ValueError for a
+    URL that cannot be a context."""
     base, _, fragment = text.partition("#")
     scheme = urlsplit(base).scheme if "://" in base else ""
     if scheme in _WEB and not base.endswith(".git") and not fragment:

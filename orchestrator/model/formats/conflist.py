@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """CNI network configuration lists: parsing, validation, and placeholders. Pure.
 
-A list names a chain of plugins, programs that connect a container one after the other. Its strings
-may hold `{{.Node.Hostname}}` and the like, which is filled in for each node: what is the same file
-on every host elsewhere is one object here. Source: CNI specification 1.1, section 1.
+A list names a chain of plugins: programs that connect a container, one after the other. Its strings
+may have placeholders such as `{{.Node.Hostname}}`, which are filled in for each node, so one object
+replaces a file on each host. Source: CNI specification 1.1, section 1.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from orchestrator.model.specs import NetworkAttachment, PortSpec, PublishMode
 from orchestrator.model.units import parse_rate
 
 VERSIONS = ("1.1.0", "1.0.0", "0.4.0", "0.3.1", "0.3.0")
-"""Of CNI's specification, those that are spoken here; the newest first."""
+"""Supported versions of CNI's specification, the newest first."""
 
 MOST = 256 << 10
 """Bytes of a list."""
 
 PORTS, IPS, MAC, ALIASES, BANDWIDTH = "portMappings", "ips", "mac", "aliases", "bandwidth"
-"""Capabilities that are served (CNI's CONVENTIONS.md)."""
+"""Supported capabilities (CNI's CONVENTIONS.md)."""
 
 RATES = ("ingress-rate", "ingress-burst", "egress-rate", "egress-burst")
-"""Options of an attachment: bits a second, and bits at once; `ingress` is to the container."""
+"""Options of an attachment: bits per second, and burst in bits; `ingress` is towards the
+container."""
 
 _KEYS = (
     "cniVersion",
@@ -55,11 +56,11 @@ the last address of it that can be a container's, its own address in it, and its
 _FIELDS = ("Node.ID", "Node.Hostname", "Node.Address", *_SLICE_FIELDS)
 _LABELS = "Node.Labels"
 _LOCAL = ("bridge", "ptp", "host-device", "dummy")
-"""Plugins that make a network of one host."""
+"""Plugins that make a node-local network."""
 
 
 class ConflistError(ValueError):
-    """A list that cannot be run: one line that names the key."""
+    """An invalid list: one line that names the key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class ChainPlugin:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """Capabilities that it wants of the runtime."""
+        """Capabilities that it requests from the runtime."""
         return frozenset(
             key for key, wanted in self.config.get("capabilities", {}).items() if wanted
         )
@@ -90,7 +91,7 @@ class Conflist:
     """A network configuration list."""
 
     name: str
-    """What the plugins call the network."""
+    """The network's name for the plugins."""
     versions: tuple[str, ...]
     """Of the specification, any of which may be spoken; the newest first."""
     plugins: tuple[ChainPlugin, ...]
@@ -110,12 +111,12 @@ class Conflist:
 
     @property
     def local(self) -> bool:
-        """Whether it makes a network of each host's own, as far as its first plugin tells."""
+        """Whether it makes node-local networks, as far as its first plugin shows."""
         return self.plugins[0].type in _LOCAL
 
 
 def leases(chain: Conflist) -> bool:
-    """Whether addresses are leased by DHCP, and so renewed from time to time."""
+    """Whether addresses are leased by DHCP, so that leases must be renewed."""
     ipams = (plugin.config.get("ipam") for plugin in chain.plugins)
     return any(isinstance(each, Mapping) and each.get("type") == "dhcp" for each in ipams)
 
@@ -181,7 +182,7 @@ def _versions(raw: Mapping[str, Any]) -> tuple[str, ...]:
             raise ConflistError(f"cniVersion: {missing}; {known}")
     found = tuple(version for version in VERSIONS if version in given)
     if not found:
-        raise ConflistError(f"cniVersion: {', '.join(given)} is not spoken here; {known}")
+        raise ConflistError(f"cniVersion: {', '.join(given)} is not supported; {known}")
     return found
 
 
@@ -192,7 +193,7 @@ def _flag(raw: Mapping[str, Any], key: str) -> bool:
         return True
     if value in (False, "false"):
         return False
-    raise ConflistError(f"{key}: {value!r} is neither true nor false")
+    raise ConflistError(f"{key}: {value!r} is not a boolean (true or false)")
 
 
 def _plugins(raw: Mapping[str, Any]) -> Iterator[ChainPlugin]:
@@ -206,7 +207,7 @@ def _plugins(raw: Mapping[str, Any]) -> Iterator[ChainPlugin]:
         _type(config, place)
         for key in _FROM_RUNTIME:
             if key in config:
-                raise ConflistError(f"{place}.{key}: the runtime says this; leave it out")
+                raise ConflistError(f"{place}.{key}: the runtime sets this; leave it out")
         _check_capabilities(config.get("capabilities", {}), f"{place}.capabilities")
         for key in ("ipam", "delegate"):
             section = config.get(key, {})
@@ -237,10 +238,10 @@ def _check_capabilities(capabilities: Any, place: str) -> None:
         raise ConflistError(f'{place}: it is no JSON object such as {{"portMappings": true}}')
     for key, wanted in capabilities.items():
         if not isinstance(wanted, bool):
-            raise ConflistError(f"{place}.{key}: {wanted!r} is neither true nor false")
+            raise ConflistError(f"{place}.{key}: {wanted!r} is not a boolean (true or false)")
 
 
-# -- what differs by node -------------------------------------------------------------------------
+# -- placeholders -------------------------------------------------------------------------
 
 
 def _check_placeholders(raw: Any) -> None:
@@ -253,12 +254,13 @@ def _check_placeholders(raw: Any) -> None:
 
 
 def wants_slices(text: str) -> bool:
-    """Whether a list that is valid speaks of the part of the network that each node has."""
+    """Whether a valid list refers to the node's slice of the network."""
     return any(field in _SLICE_FIELDS for field, _ in _placeholders(json.loads(text)))
 
 
 def filled_conflist(text: str, value: Callable[[str, str | None], str]) -> str:
-    """A valid list with everything filled in: `value` is asked for (`Node.Labels`, `zone`)."""
+    """A valid list with its placeholders filled in; `value` returns the value of a placeholder such
+    as (`Node.Labels`, `zone`)."""
     if "{{" not in text:
         return text
 
@@ -281,14 +283,14 @@ def _placeholders(raw: Any) -> Iterator[tuple[str, str | None]]:
             yield from _placeholders(each)
 
 
-# -- what a container may ask of it ---------------------------------------------------------------
+# -- options of attachments ---------------------------------------------------------------
 
 
 def check_asked(
     chain: Conflist, network: str, attachment: NetworkAttachment, ports: Iterable[PortSpec]
 ) -> None:
-    """Raise ValueError if a container asks something of the network that no plugin of its chain
-    wants to be told; `ports` are those that are published in it."""
+    """Raise ValueError if a container requires a capability that no plugin of the network's chain
+    has; `ports` are those that are published in it."""
     asked = (
         (bool(attachment.ip or attachment.ip6), IPS, "fix an address"),
         (bool(attachment.mac), MAC, "fix a hardware address"),

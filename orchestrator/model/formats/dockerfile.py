@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dockerfiles: the base images that a build needs, and the lines of instructions.
 
-Syntax: https://docs.docker.com/reference/dockerfile/. Only as far as that: what the instructions do
-is buildah's matter, and so are their errors, so nothing here complains.
+Syntax: https://docs.docker.com/reference/dockerfile/. Instructions are executed and checked by
+buildah, so nothing here reports errors.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Instruction:
 
     @property
     def words(self) -> list[str]:
-        """What stands behind its flags."""
+        """The words after its flags."""
         return self.rest.split()[len(self.flags) :]
 
 
@@ -58,7 +58,7 @@ class Base:
     """An image that a build starts from or copies from."""
 
     written: str
-    """As it stands in the Dockerfile, with its variables."""
+    """As written in the Dockerfile, with its variables."""
     name: str
     line: int
     """Where it is first needed."""
@@ -144,7 +144,7 @@ def line_of(step: str, text: str) -> int:
 
 
 class _Stage:
-    """A stage: its FROM, and what it takes files from besides."""
+    """A stage: its FROM, and the stages and images that it copies files from."""
 
     def __init__(self, words: Sequence[str], base: Base) -> None:
         self.base = base
@@ -192,7 +192,7 @@ def _sources(each: Instruction) -> list[str]:
 
 
 def _expanded(text: str, scope: Mapping[str, str]) -> str:
-    """Variables put in, as Docker does in FROM."""
+    """The text with variables expanded, as Docker does in FROM."""
 
     def value(match: re.Match[str]) -> str:
         if match["escaped"]:
@@ -229,7 +229,8 @@ def _after_heredocs(lines: Sequence[str], number: int, rest: str) -> int:
 
 
 def _comparable(instruction: str) -> list[str]:
-    """An instruction's words, alike for the exec form and the shell form that buildah prints."""
+    """An instruction's words, normalised across the exec form and the shell form that buildah
+    prints."""
     keyword, _, rest = instruction.strip().partition(" ")
     rest = rest.strip()
     if rest.startswith("["):

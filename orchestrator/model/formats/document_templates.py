@@ -16,12 +16,12 @@ from orchestrator.model.formats.gotemplate import FUNCTIONS, BadTemplate, Templa
 from orchestrator.model.formats.task_templates import EXAMPLES, Facts, UnknownPlace, place
 
 _MOST = 4 << 20
-"""Characters of what a template makes, at the most."""
+"""Maximum characters of a template's result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filling:
-    """What fills a template, for one task."""
+    """The values for a template, for one task."""
 
     facts: Facts
     env: Callable[[str], str]
@@ -38,8 +38,8 @@ _EXAMPLES = Filling(EXAMPLES, lambda _: "1", lambda _kind, _target: b"1")
 
 
 def check_template(kind: DocumentKind, name: str, data: bytes) -> None:
-    """Refuse a template that cannot be filled in. Raises ValueError, with the line, and for a
-    secret with no more of what stands there than a place that is not known."""
+    """Raise ValueError, with the line, for an invalid template. For a secret, the message quotes
+    nothing but an unknown placeholder."""
     try:
         _template(data, _EXAMPLES).check(EXAMPLES.tree)
     except BadTemplate as error:
@@ -49,7 +49,7 @@ def check_template(kind: DocumentKind, name: str, data: bytes) -> None:
 
 
 def fill(data: bytes, filling: Filling) -> bytes:
-    """The data of a task's file. Raises ValueError, whose words have nothing of any data."""
+    """The data of a task's file. Raises ValueError, whose text reveals no data."""
     try:
         text = _template(data, filling).render(filling.facts.tree, _MOST)
     except BadTemplate as error:
@@ -70,5 +70,5 @@ def _template(data: bytes, filling: Filling) -> Template:
 
 
 def _text(data: bytes) -> str:
-    """Any bytes, of which `fill` makes the same again."""
+    """Any bytes as text, from which `fill` makes the same bytes again."""
     return data.decode(errors="surrogateescape")

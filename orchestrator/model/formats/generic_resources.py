@@ -28,8 +28,8 @@ _NAME = re.compile(r"[A-Za-z0-9_./-]{1,255}")
 
 
 def parse_generic(text: str) -> GenericResource:
-    """What a task asks for, from `KIND=NUMBER`, `KIND=all` or `KIND=device=NAME,NAME…`. Raises
-    ValueError in the user's words."""
+    """A task's request, from `KIND=NUMBER`, `KIND=all` or `KIND=device=NAME,NAME…`. Raises
+    ValueError for the user."""
     kind, _, value = text.partition("=")
     if value.isascii() and value.isdecimal():
         made = GenericResource(kind, int(value))
@@ -48,7 +48,7 @@ def parse_generic(text: str) -> GenericResource:
 
 
 def find_names(wanted: Iterable[str], names: Iterable[str]) -> tuple[str, ...] | None:
-    """Those of a node's names that a task means: the whole name, its last part (`card0` of
+    """The names of a node that a task's request matches: the whole name, its last part (`card0` of
     `/dev/dri/card0`), or the name of a CDI device in its class (`0` of `vendor.com/gpu=0`). None if
     any is not among them."""
     by_word: dict[str, str] = {}
@@ -80,7 +80,7 @@ def check_generic(resources: Iterable[GenericResource]) -> None:
 
 
 def parse_supply(text: str) -> tuple[str, str]:
-    """What a node has of a kind, from `KIND=NUMBER` or `KIND=NAME,NAME…`. Raises ValueError."""
+    """A node's supply of a kind, from `KIND=NUMBER` or `KIND=NAME,NAME…`. Raises ValueError."""
     kind, equals, value = text.partition("=")
     if not equals or not value:
         raise ValueError(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The subset of Go's text/template that Docker's users write: in `--format` and in services' specs.
 
-What is known: `{{.Field.Field}}` (in our spelling or in Docker's, `.created_at` or `.CreatedAt`),
+Supported: `{{.Field.Field}}` (in our spelling or in Docker's, `.created_at` or `.CreatedAt`),
 `{{json .}}` and the other functions of `FUNCTIONS`, pipelines with `|`, `if`, `with` and `range`
 with `else` and `end`, variables, and `{{-`/`-}}`. Sources: pkg.go.dev/text/template and Docker's
 "Format command and log output".
@@ -28,9 +28,9 @@ _ESCAPES = {"\\t": "\t", "\\n": "\n", "\\r": "\r"}
 
 _ASSIGNMENT = re.compile(r"(\$\w+)\s*(:?=)(?!=)(.*)", re.DOTALL)
 _WIDEST = 999
-"""What a width in `printf` or `pad` may be."""
+"""Maximum width in `printf` or `pad`."""
 _ABSENT = ("block", "break", "call", "continue", "define", "html", "js", "template", "urlquery")
-"""Words of Go's that are not known here."""
+"""Go's keywords that are not supported."""
 
 Scope = ChainMap[str, Any]
 """Variables by name: `.` is the dot, `$` the row."""
@@ -39,19 +39,19 @@ Functions = Mapping[str, Callable[..., Any]]
 
 
 class BadTemplate(ValueError):
-    """A template that cannot be read, or asks for what a row does not have."""
+    """An invalid template, or one that refers to a field that a row does not have."""
 
     line = 0
-    """Where in the template, from 1; 0: not known."""
+    """Line in the template, from 1; 0: unknown."""
 
 
 class Labels(dict[str, str]):
-    """A map that has the empty text for what is not in it."""
+    """A map with the empty text for missing keys."""
 
 
 class Fields(dict[str, Any]):
-    """A row that can be asked for its columns too, or for what has another name in Docker; as JSON
-    it is the row alone."""
+    """A row with further fields, such as columns and Docker's names; as JSON it is the row
+    alone."""
 
     def __init__(self, row: Mapping[str, Any], others: Mapping[str, Any]) -> None:
         super().__init__({**row, **others})
@@ -59,7 +59,7 @@ class Fields(dict[str, Any]):
 
 
 class Word(str):
-    """A text that can be asked for fields: `.State` is `running`, `.State.Pid` is 7."""
+    """A text with fields: `.State` is `running`, `.State.Pid` is 7."""
 
     __slots__ = ("fields",)
     fields: Mapping[str, Any]
@@ -148,14 +148,14 @@ class Template:
 
 
 def unescaped(text: str) -> str:
-    """A template of a command line with its tabs and line ends."""
+    """A template from a command line with its tabs and line ends unescaped."""
     for written, meant in _ESCAPES.items():
         text = text.replace(written, meant)
     return text
 
 
 def _pieces(text: str) -> Iterator[tuple[str, str, int]]:
-    """(`text` or `action`, what it says, its line) in turn."""
+    """(`text` or `action`, its content, its line) in turn."""
     at, trim, line = 0, False, 1
     for match in _ACTION.finditer(text):
         between = text[at : match.start()]
@@ -182,7 +182,7 @@ def _at(line: int, words: str) -> BadTemplate:
 
 @contextmanager
 def _on(line: int) -> Iterator[None]:
-    """Errors get the line, if they have none."""
+    """Add the line to errors that have none."""
     try:
         yield
     except BadTemplate as error:
@@ -420,7 +420,7 @@ class _Run:
 
 
 def _items(value: Any) -> Sequence[tuple[Any, Any]]:
-    """What a range is over: a map by its keys in order, as Go has it, a list or a number."""
+    """The items of a range over a map (in order of its keys, as in Go), a list or a number."""
     if isinstance(value, Labels):
         return sorted(value.items())
     if isinstance(value, Mapping):
@@ -431,7 +431,7 @@ def _items(value: Any) -> Sequence[tuple[Any, Any]]:
 
 
 def _shown(value: Any) -> str:
-    """A value as Go prints it, but nothing for what there is not."""
+    """A value as Go prints it, but the empty text for a missing one."""
     if value is None:
         return ""
     if isinstance(value, bool):

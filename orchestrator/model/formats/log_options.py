@@ -156,8 +156,8 @@ _REFUSED = {
 
 
 def check(config: LogConfig) -> None:
-    """Refuse an unknown driver or option, or a value that an option does not take. With no driver
-    the options may be those of any, since the node's default is used. Raises ValueError."""
+    """Raise ValueError for an unknown driver or option, or an invalid value. Without a driver,
+    options of any driver are accepted, since the node's default is used."""
     driver = config.driver
     if driver and driver not in _OPTIONS:
         hint = f"; {UNSUPPORTED[driver]}" if driver in UNSUPPORTED else ""
@@ -187,9 +187,9 @@ def unreadable(name: str) -> str:
 
 
 def effective(config: LogConfig, default: LogConfig) -> LogConfig:
-    """What a node with this default does. As in Docker, the default's options hold for containers
-    of the default's driver, unless they say otherwise. Raises ValueError for an option that the
-    driver does not take."""
+    """The effective configuration on a node with this default. As in Docker, the default's options
+    hold for containers of the default's driver, unless they say otherwise. Raises ValueError for an
+    option that the driver does not take."""
     driver = config.driver or default.driver or LOCAL
     options = dict(config.options)
     if driver == (default.driver or LOCAL):
@@ -200,8 +200,8 @@ def effective(config: LogConfig, default: LogConfig) -> LogConfig:
 
 
 def kept(config: LogConfig, size: int, files: int) -> tuple[int, int]:
-    """Bytes of one log file and number of files that a node keeps, `size` and `files` where the
-    options say nothing."""
+    """Bytes of one log file and number of files that a node keeps; `size` and `files` are the
+    defaults."""
     options = config.options
     for name in ("max-size", "cache-max-size"):
         if text := options.get(name):
@@ -288,7 +288,7 @@ def tag_fields(source: Source) -> dict[str, str]:
 
 def tag(template: str, source: Source) -> str:
     """The tag of a container's lines, with the id of the container where the template makes
-    nothing of it."""
+    an empty text."""
     try:
         text = Template(template or DEFAULT_TAG).render(tag_fields(source), MOST_TAG)
     except BadTemplate:
@@ -299,7 +299,7 @@ def tag(template: str, source: Source) -> str:
 def chosen(
     options: Mapping[str, str], labels: Mapping[str, str], env: Mapping[str, str]
 ) -> dict[str, str]:
-    """The labels and variables of a container that its lines carry, as the options name them."""
+    """The labels and variables of a container that its lines carry, as selected by the options."""
     found: dict[str, str] = {}
     for kind, values in (("labels", labels), ("env", env)):
         names = {name.strip() for name in options.get(kind, "").split(",")}

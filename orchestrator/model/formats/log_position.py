@@ -7,25 +7,25 @@ from typing import Any
 
 
 class LogPosition:
-    """The time of the last line, and how many lines of that very time have come.
+    """The time of the last line, and the number of lines received with exactly that time.
 
-    Two streams are joined by it: the second begins at `since` or before, and what it repeats is
-    dropped. Records are `LogRecord`s.
+    It joins two streams: the second begins at `since` or before, and repeated lines are dropped.
+    Records are `LogRecord`s.
     """
 
     def __init__(self, since: float, tail: int) -> None:
-        """Where the first stream begins, as in a `LogsRequest`."""
+        """The start of the first stream, as in a `LogsRequest`."""
         self.since = since
         self.tail = tail
         self._same = self._skip = 0
         self._joins = False
 
     def begin(self) -> None:
-        """Another stream begins, with lines that are known if there are any."""
+        """Begin another stream, which may repeat known lines."""
         self._joins, self._skip = self.tail < 0, self._same
 
     def advance(self, records: Any) -> None:
-        """Take in the records that have come, and drop those that came before."""
+        """Process received records, and drop repeated ones."""
         known = 0
         while self._joins and known < len(records) and not records[known].notice:
             self._joins = self._is_known(records[known].at)

@@ -10,14 +10,14 @@ _PLATFORM = re.compile(r"(?:linux/)?([a-z0-9_]+)(?:/v[0-9]+)?")
 
 
 def architecture(machine: str) -> str:
-    """Go's name of what `uname -m` says."""
+    """Go's name of an architecture, given that of `uname -m`."""
     return _ARCHITECTURES.get(machine, machine)
 
 
 def wanted_architecture(platform: str) -> str:
     """The architecture of a platform that a user names, such as `linux/arm64` or `amd64`.
 
-    Raises ValueError for several at once, and for what is none.
+    Raises ValueError for several at once, and for an invalid one.
     """
     if "," in platform:
         raise ValueError("an image is built for one platform at a time; name one")
@@ -28,11 +28,11 @@ def wanted_architecture(platform: str) -> str:
 
 
 _MACHINES = {name: machine for machine, name in _ARCHITECTURES.items()}
-"""Architectures by the words of images → as nodes report them."""
+"""Architectures as images name them → as nodes report them."""
 
 
 def platform_constraint(text: str) -> str:
-    """The constraint that a platform such as `linux/arm64` is: a node runs its own alone. Raises
+    """The constraint for a platform such as `linux/arm64`, since a node runs only its own. Raises
     ValueError."""
     architecture = wanted_architecture(text)
     return f"node.platform.arch=={_MACHINES.get(architecture, architecture)}"

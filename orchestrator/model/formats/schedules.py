@@ -6,10 +6,9 @@ Sunday); in each `*`, numbers, names of months and days, `a-b`, `/step`, and lis
 days are restricted, either will do; a field that begins with `*` restricts nothing here. And
 `@hourly`, `@daily`, `@midnight`, `@weekly`, `@monthly`, `@yearly`, `@annually`.
 
-Where the clocks change: a schedule for every hour (its hours begin with `*`) follows real time, so
+At changes of the clocks, a schedule for every hour (its hours begin with `*`) follows real time, so
 that it fires in each hour that passes. Any other fires once for each time that it names: at the
-first of two times that are called the same, and for times that the clocks leave out at the moment
-when they go on (once for all of them).
+first of two equal times, and for skipped times at the moment of the change (once for all of them).
 
 A time zone is a name of the IANA database, the host's or the one that Python carries; its rules are
 data that is read once.
@@ -32,7 +31,7 @@ from orchestrator.model.names import near_miss
 
 _DAY = timedelta(days=1)
 _FURTHEST = 366 * 8 + 2
-"""Days that are looked ahead: over the turn of a century, 29 February is eight years away."""
+"""Days of look-ahead: over the turn of a century, 29 February is eight years away."""
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
@@ -66,12 +65,12 @@ _FIELDS = (
 
 
 class ScheduleError(ValueError):
-    """A schedule that cannot be read; the text says which field, where it stands, and why."""
+    """An invalid schedule; the text names the field, its position and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What each field lets through."""
+    """The values that each field accepts."""
 
     minutes: tuple[int, ...]
     hours: tuple[int, ...]
@@ -82,7 +81,7 @@ class Schedule:
     every_hour: bool = False
     """The hours begin with `*`: it follows real time."""
     either_day: bool = False
-    """Both days are restricted: one that either lets through will do."""
+    """Both days are restricted: it fires if either matches."""
 
     def on(self, day: date) -> bool:
         """Whether it fires at all on that day."""
@@ -209,7 +208,7 @@ def next_firing(schedule: Schedule, zone: tzinfo, after: float) -> float:
         found = min((at for at in _moments(schedule, zone, day) if at > after), default=None)
         if found is not None:
             return found
-    raise ScheduleError("it never fires")  # parse_schedule lets no such one through
+    raise ScheduleError("it never fires")  # parse_schedule rejects such schedules
 
 
 def _days(schedule: Schedule, begin: date) -> Iterator[date]:
@@ -226,16 +225,16 @@ def _moments(schedule: Schedule, zone: tzinfo, day: date) -> Iterator[float]:
             early, late = time.timestamp(), time.replace(fold=1).timestamp()
             if early == late:
                 yield early
-            elif early < late:  # two times are called so
+            elif early < late:  # ambiguous: the time occurs twice
                 yield early
                 if schedule.every_hour:
                     yield late
-            elif not schedule.every_hour:  # no time is
+            elif not schedule.every_hour:  # skipped by the clocks
                 yield _jump(zone, late, early)
 
 
 def _jump(zone: tzinfo, before: float, after: float) -> float:
-    """The moment between two others at which the clocks leave a time out."""
+    """The moment between two others at which the clocks skip forward."""
     offset = datetime.fromtimestamp(before, zone).utcoffset()
     while after - before > 1:
         middle = (before + after) // 2

@@ -11,10 +11,10 @@ from typing import Any
 from orchestrator.model.extensible import known_fields
 
 _LEFT_OUT = ("task", "container")
-"""Steps of a path that say nothing to a user."""
+"""Steps of a path that mean nothing to a user."""
 
 _LONGEST = 60
-"""Characters of a value that are told."""
+"""Maximum characters of a shown value."""
 
 
 def differences(old: Any, new: Any) -> list[str]:
@@ -23,7 +23,7 @@ def differences(old: Any, new: Any) -> list[str]:
 
 
 def told(old: Any, new: Any) -> str:
-    """The same with what was and what is: `image web:1 -> web:2, env -A=1 +A=2`."""
+    """The differences with old and new values: `image web:1 -> web:2, env -A=1 +A=2`."""
     return ", ".join(f"{path} {_change(was, now)}" for path, was, now in _differing(old, new, ()))
 
 

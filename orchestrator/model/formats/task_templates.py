@@ -35,7 +35,7 @@ _FIELDS = frozenset({*TEMPLATE_FIELDS, "Node.Address"})
 
 
 def task_fields(task: Task) -> dict[str, str]:
-    """What is known of a task before it has a node."""
+    """The fields of a task that are known before it has a node."""
     return {
         "Task.Slot": str(task.slot),
         "Task.ID": task.id,
@@ -46,12 +46,12 @@ def task_fields(task: Task) -> dict[str, str]:
 
 
 def node_fields(node: Node) -> dict[str, str]:
-    """What is known of a node."""
+    """The fields of a node."""
     return {"Node.ID": node.id, "Node.Hostname": node.description.hostname or node.id}
 
 
 def check_place(field: str, label: str | None) -> None:
-    """Refuse a place of a template that is unknown. Raises ValueError."""
+    """Raise ValueError for an unknown placeholder of a template."""
     if (field in _LABELS) if label else (field in _FIELDS):
         return
     if field == _PLATFORM and label in ("Architecture", "OS"):
@@ -65,7 +65,7 @@ def check_place(field: str, label: str | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What fills the templates of a task on its node."""
+    """The values for the templates of a task on its node."""
 
     fields: Mapping[str, str]
     labels: Mapping[str, Mapping[str, str]]
@@ -91,7 +91,7 @@ class Facts:
 
 
 def facts(task: Task, service: Service | None, node: Node) -> Facts:
-    """What fills the templates of a task on its node."""
+    """The values for the templates of a task on its node."""
     return Facts(
         {**task_fields(task), **node_fields(node), "Node.Address": node.description.address},
         {
@@ -109,11 +109,11 @@ EXAMPLES = Facts(
         _PLATFORM: {"Architecture": "x86_64", "OS": "linux"},
     },
 )
-"""Something in each place, to check a template with."""
+"""An example value for each placeholder, to check a template with."""
 
 
 class UnknownPlace(BadTemplate):
-    """A template has a place that is unknown."""
+    """A template has an unknown placeholder."""
 
 
 def place(action: str) -> Expression | None:
@@ -137,8 +137,8 @@ def place(action: str) -> Expression | None:
 
 
 def with_examples(spec: ContainerSpec) -> ContainerSpec:
-    """The container of a service with something in each place that is to be filled in, so that it
-    can be checked. Raises ValueError for a template that cannot be filled in."""
+    """The container of a service with templates filled with examples, so that it can be checked.
+    Raises ValueError for an invalid template."""
     tree = EXAMPLES.tree
 
     def example(text: str, what: str) -> str:
@@ -154,14 +154,14 @@ def with_examples(spec: ContainerSpec) -> ContainerSpec:
 
 
 def filled(spec: ContainerSpec, task: Task, service: Service, node: Node) -> ContainerSpec:
-    """The container of a service's task as its node is to make it."""
+    """The container of a service's task with its templates filled in."""
     tree = facts(task, service, node).tree
 
     def fill(text: str, _what: str) -> str:
         try:
             return Template(text, place=place).render(tree, MOST)
         except BadTemplate:
-            return ""  # it was checked, so it only makes too much of what the labels say
+            return ""  # it was checked before, so only the labels' values can make it too long
 
     return _filled(_with_job(spec, task, service), fill, _unless_unknown(tree))
 
@@ -181,7 +181,7 @@ def _unless_unknown(tree: Mapping[str, Any]) -> Callable[[str], str]:
 
 
 def _with_job(spec: ContainerSpec, task: Task, service: Service) -> ContainerSpec:
-    """With the variables that tell a job's task what its part is, but for those of its user."""
+    """With the environment variables of a job's task (index, run), unless the user set them."""
     if not task.job_run:
         return spec
     own = {"ORC_JOB_INDEX": task.slot, "ORC_JOB_RUN": task.job_run}

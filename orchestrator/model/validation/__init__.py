@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Validation: what a valid spec is.
+"""Validation of specs.
 
 Pure functions that raise a ValueError for the user (or yield faults). The CLI calls them before it
 sends, the manager before it stores. `service_specs` is the entry point. Not here: parsing

@@ -70,10 +70,10 @@ ULIMITS = frozenset(
         *("nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack"),
     }
 )
-"""Names of setrlimit(2) that Docker takes."""
+"""Names of setrlimit(2) limits that Docker accepts."""
 
 RUNTIMES = ("crun", "runc", "youki", "runsc", "kata-runtime")
-"""Programs with runc's command line that a container may ask for; others are the node's to name."""
+"""OCI runtimes that a container may request; a node may configure others."""
 
 TMPFS_OPTIONS = frozenset(
     {
@@ -99,7 +99,7 @@ class Device:
     """A device of the host in the container."""
 
     host: str
-    """Its path, or the name of a CDI device, which says the rest."""
+    """Its path, or the name of a CDI device, which implies the other fields."""
     container: str
     access: str
     """Of `r`, `w` and `m` (mknod)."""
@@ -176,7 +176,7 @@ def _limit(text: str) -> int:
 
 
 def checked_ulimit(limit: Ulimit) -> Ulimit:
-    """The same, if it can be set. Raises ValueError."""
+    """The limit itself. Raises ValueError if it cannot be set."""
     if limit.name not in ULIMITS:
         raise ValueError(f"ulimit {limit.name!r} is unknown; such as nofile or nproc are")
     if min(limit.soft, limit.hard) < -1:
@@ -190,7 +190,7 @@ def checked_ulimit(limit: Ulimit) -> Ulimit:
 
 
 def check_sysctl(name: str) -> None:
-    """Refuse a kernel setting that would change other containers and the host too."""
+    """Raise ValueError for a kernel setting that also affects other containers or the host."""
     if name in _IPC_SYSCTLS or name.startswith(("fs.mqueue.", "net.")):
         if re.fullmatch(r"[A-Za-z0-9_.*/-]+", name) and ".." not in name:
             return
@@ -237,7 +237,7 @@ def parse_host(text: str) -> str:
 
 
 def check_address(text: str) -> None:
-    """Refuse what is no name server's address."""
+    """Raise ValueError for an invalid address of a name server."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
@@ -245,19 +245,19 @@ def check_address(text: str) -> None:
 
 
 def check_domain(text: str) -> None:
-    """Refuse what is no search domain; `.` is none at all."""
+    """Raise ValueError for an invalid search domain; `.` clears the list."""
     if text != "." and not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?", text):
         raise ValueError(f"dns search domain {text!r} is not a name such as example.org")
 
 
 def check_dns_option(text: str) -> None:
-    """Refuse what resolv.conf(5) does not know the form of."""
+    """Raise ValueError for an option that is not of the form of resolv.conf(5)."""
     if not _DNS_OPTION.fullmatch(text):
         raise ValueError(f"dns option {text!r} is not such as ndots:2 or rotate")
 
 
 def check_cpus(text: str) -> None:
-    """Refuse what is no list of CPUs."""
+    """Raise ValueError for an invalid list of CPUs."""
     if not _CPUS.fullmatch(text):
         raise ValueError(f"cpuset {text!r} is not of the form 0-2,4")
     for part in text.split(","):
@@ -267,13 +267,13 @@ def check_cpus(text: str) -> None:
 
 
 def check_apparmor(name: str) -> None:
-    """Refuse what cannot be the name of an AppArmor profile."""
+    """Raise ValueError for an invalid name of an AppArmor profile."""
     if not re.fullmatch(r"[A-Za-z0-9/][A-Za-z0-9_./+-]{0,254}", name):
         raise ValueError(f"{name!r} is no name of an AppArmor profile")
 
 
 def check_seccomp(text: str) -> None:
-    """Refuse a seccomp profile that is not of the form that Docker and Podman ship."""
+    """Raise ValueError for a seccomp profile that is not in Docker's and Podman's format."""
     try:
         profile = json.loads(text)
     except ValueError as error:

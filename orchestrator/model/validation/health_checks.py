@@ -31,8 +31,8 @@ _PORT = re.compile(r"(\d{1,5})(/.*)?", re.DOTALL)
 
 
 def effective(own: HealthCheck, image: HealthCheck) -> HealthCheck | None:
-    """The check that is made of a container, with nothing left unsaid; None: none. What the
-    container's own check leaves out is as its image has it, then as `DEFAULTS` has it."""
+    """The effective check of a container, with all fields set; None without one. Missing fields
+    come from the image's check, then from `DEFAULTS`."""
     check = HealthCheck(
         test=own.test or image.test or DEFAULTS.test,
         interval=own.interval or image.interval or DEFAULTS.interval,
@@ -45,8 +45,8 @@ def effective(own: HealthCheck, image: HealthCheck) -> HealthCheck | None:
 
 
 def target(argument: str) -> tuple[int, str]:
-    """The port and the rest of what the node asks, such as `8080/ready`: (8080, `/ready`). Raises
-    ValueError for what is no port."""
+    """The port and path of a probe by the node: `8080/ready` is (8080, `/ready`). Raises ValueError
+    for an invalid port."""
     match = _PORT.fullmatch(argument)
     if match is None or not 1 <= int(match[1]) <= 65535:
         raise ValueError(f"{argument!r} does not begin with a port in 1-65535, such as 8080")
@@ -54,7 +54,7 @@ def target(argument: str) -> tuple[int, str]:
 
 
 def check_health(spec: TaskSpec) -> None:
-    """Raise ValueError for the first thing in a task's health check that cannot be."""
+    """Raise ValueError for the first invalid field of a task's health check."""
     health = spec.container.health
     _check_test(health.test)
     if health.test and health.test[0] in FROM_NODE:
@@ -96,4 +96,4 @@ def _check_test(test: tuple[str, ...]) -> None:
             raise ValueError(f"health test {kind} has {len(arguments)} arguments; see --help")
         case _:
             known = ", ".join(("NONE", *IN_CONTAINER, *FROM_NODE))
-            raise ValueError(f"health test {kind!r} is none of {known}")
+            raise ValueError(f"health test {kind!r} is not one of {known}")

@@ -32,14 +32,14 @@ RUNTIME_ANNOTATIONS = "runtime-annotations"
 UNCHECKED_SOURCES = "unchecked-sources"
 
 ALL = "all"
-"""Stands for every one where allowances are named."""
+"""Means all allowances."""
 
 _STEERING = (
     *("run.oci.", "org.criu.", "org.systemd.property.", "org.opencontainers.runc."),
     *("io.katacontainers.", "dev.gvisor."),
 )
-"""Beginnings of annotations that OCI runtimes obey outside of the container: where they write,
-which sockets and plugins they use, in which unit they put it."""
+"""Prefixes of annotations that OCI runtimes obey outside of the container: where they write, which
+sockets and plugins they use, and in which unit they run it."""
 
 
 def steers_runtime(annotation: str) -> bool:
@@ -72,10 +72,10 @@ _WANTS: dict[str, tuple[Callable[[TaskSpec], bool], str]] = {
         "containers with annotations that steer the OCI runtime",
     ),
 }
-"""Name → whether a container asks for it, and what such containers are called."""
+"""Name → whether a container needs it, and the description of such containers."""
 
 _OF_NETWORKS = {UNCHECKED_SOURCES: "containers on networks without source checks"}
-"""What a container has by its networks: name → what such containers are called."""
+"""Allowances needed because of networks: name → the description of such containers."""
 
 ALLOWANCES = (*_WANTS, *_OF_NETWORKS)
 
@@ -101,7 +101,7 @@ def allowed(node: Node) -> tuple[str, ...]:
 
 
 def refusal(name: str, node: str = "") -> str:
-    """Why a node, of this hostname if it is known, does not take a container, and what to do."""
+    """The reason and remedy when a node (of this hostname, if known) rejects a container."""
     words = _OF_NETWORKS[name] if name in _OF_NETWORKS else _WANTS[name][1]
     command = f"orc node update --allow {name} {node or 'NODE'}"
     if node:
@@ -123,6 +123,8 @@ ACCESS = (CONTROL_PLANE, METRICS, METADATA)
 metadata services of clouds."""
 
 ETCD_PORTS = (2379, 2380)
+PEER_OFFSET = 5
+"""Default port of a manager's etcd member for other members, relative to its control port."""
 METADATA_ADDRESSES = (
     "169.254.169.254",  # AWS, Azure, Google, OpenStack, DigitalOcean, Oracle, Hetzner
     "169.254.170.2",  # AWS: credentials of ECS tasks
@@ -135,7 +137,7 @@ METADATA_ADDRESSES = (
 
 
 def read_access(names: Iterable[str]) -> tuple[str, ...]:
-    """What is to be open, each once and in order; `all` is all of it, `none` nothing. Raises
+    """The accesses to open, each once and in order; `all` is every one, `none` is none. Raises
     ValueError for an unknown name."""
     found = set()
     for name in names:
@@ -160,7 +162,8 @@ def closed_ports(
     agent, beside the ones that all have unless they were started with others.
     """
     apis = {7420, *managers}
-    control = {port + more for port in apis for more in (0, 1)} | {7423, images, *ETCD_PORTS}
+    control = {port + more for port in apis for more in (0, 1, PEER_OFFSET)}
+    control |= {7423, images, *ETCD_PORTS}
     read = {port + 2 for port in apis} | {7424, metrics}
     closed = set[int]()
     if CONTROL_PLANE not in access:

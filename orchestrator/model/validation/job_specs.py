@@ -10,11 +10,11 @@ from orchestrator.model.jobs import JobSpec
 from orchestrator.model.specs import EndpointMode, RestartCondition, ServiceSpec, UpdatePolicy
 
 DEFAULT_RETRIES = 3
-"""How often an index is tried again, if its user says nothing."""
+"""Default number of retries of an index."""
 
 
 def job_faults(spec: ServiceSpec) -> Iterator[tuple[str, str]]:
-    """Path in the spec and words for each thing about jobs that is wrong in it."""
+    """Path in the spec and message for each invalid field that concerns jobs."""
     job, task = spec.job, spec.task
     if not spec.mode.is_job:
         if job != JobSpec():
@@ -32,7 +32,7 @@ def job_faults(spec: ServiceSpec) -> Iterator[tuple[str, str]]:
     if job.history < 1:
         yield "job.history", f"history {job.history} is below 1, the run that is the newest"
     if job.schedule or job.time_zone:
-        # Takes its time to import, and most specs have none.
+        # Slow to import, and most specs have no schedule.
         from orchestrator.model.formats.schedules import ScheduleError, parse_schedule, parse_zone
 
         try:

@@ -17,13 +17,13 @@ from orchestrator.model.specs import ContainerSpec
 from orchestrator.model.units import format_memory, parse_memory
 
 MIN_DISK = 1 << 20
-"""Bytes; the least that a file system of its own can have."""
+"""Minimum bytes of a file system of its own."""
 
 _LOCAL_OPTIONS = ("type", "device", "o", "size")
 
 
 def check_mounts(spec: ContainerSpec) -> None:
-    """Refuse mounts of a container that cannot be, whatever the cluster looks like."""
+    """Raise ValueError for mounts that are invalid regardless of the cluster."""
     targets: set[str] = set()
     for mount in spec.mounts:
         _check_mount(mount)
@@ -46,7 +46,7 @@ def split_volumes_from(text: str) -> tuple[str, bool]:
 
 
 def check_driver_options(driver: str, options: Mapping[str, str]) -> None:
-    """Refuse options that the local driver does not have; a plugin checks its own."""
+    """Raise ValueError for options unknown to the local driver; a plugin checks its own."""
     if driver not in ("", LOCAL_DRIVER):
         return
     for key in options:
@@ -68,7 +68,7 @@ def check_driver_options(driver: str, options: Mapping[str, str]) -> None:
 
 
 def check_disk_size(what: str, size: int) -> None:
-    """Refuse a size that no file system can have."""
+    """Raise ValueError for a size that no file system can have."""
     if size < MIN_DISK:
         shown = format_memory(size) if size > 0 else str(size)
         raise ValueError(f"{what} {shown} must be at least {format_memory(MIN_DISK)}")
@@ -98,7 +98,7 @@ def _check_bind(mount: MountSpec) -> None:
         )
     if mount.propagation and mount.propagation not in PROPAGATIONS:
         raise ValueError(
-            f"bind propagation {mount.propagation!r} is none of {', '.join(PROPAGATIONS)}"
+            f"bind propagation {mount.propagation!r} is not one of {', '.join(PROPAGATIONS)}"
         )
     if mount.driver or mount.options or mount.labels or mount.no_copy or mount.subpath:
         raise ValueError(f"bind mount of {mount.source} has options that only volumes have")

@@ -18,14 +18,13 @@ from orchestrator.model.constraints import check_agreement, check_node_attribute
 from orchestrator.model.dependencies import check_dependencies
 from orchestrator.model.documents import check_references
 from orchestrator.model.formats import log_options
-from orchestrator.model.formats.disconnect import check_disconnect
 from orchestrator.model.formats.generic_resources import check_generic
 from orchestrator.model.formats.task_templates import with_examples
 from orchestrator.model.hooks import check_hooks
 from orchestrator.model.names import check_hostname, check_name, parse_image
 from orchestrator.model.networks import check_attachments
 from orchestrator.model.placement import MAX_REPLICAS as MAX_REPLICAS
-from orchestrator.model.placement import Disconnect
+from orchestrator.model.placement import Disconnect, check_disconnect
 from orchestrator.model.signals import signal_number
 from orchestrator.model.specs import (
     ContainerSpec,
@@ -53,17 +52,17 @@ _PID = ("", "host", "private")
 _IPC = ("", "host", "private", "shareable")
 
 MIN_MEMORY = 6 << 20
-"""Bytes; below this a container cannot start (Docker's own limit)."""
+"""Bytes; below this a container cannot start (Docker's limit)."""
 
 MIN_SHARES = 2
 MAX_SHARES = 262144
 """The kernel's range of a CPU weight (`cpu.shares`, kernel/sched/sched.h)."""
 
 MIN_LIMIT_SHARES = 11
-"""The least CPU limit: the kernel takes no quota below 1 ms in 100 ms."""
+"""The minimum CPU limit: the kernel accepts no quota below 1 ms in 100 ms."""
 
 LONGEST = 10 * 365 * 86400.0
-"""Seconds of any time that a user may set."""
+"""Maximum seconds of any duration that a user may set."""
 
 
 class InvalidSpec(ValueError):
@@ -76,7 +75,7 @@ class InvalidSpec(ValueError):
 
 
 def validate_service(spec: ServiceSpec) -> None:
-    """Raise InvalidSpec for the first thing in `spec` that is wrong."""
+    """Raise InvalidSpec for the first invalid field of `spec`."""
     _guard("name", check_name, spec.name, "service name")
     _labels("labels", spec.labels)
     count = "completions" if spec.mode.is_job else "replicas"
@@ -107,8 +106,8 @@ def validate_service(spec: ServiceSpec) -> None:
 
 
 def validate_tasks_of_service(spec: ContainerSpec) -> None:
-    """Raise InvalidSpec for what a container of its own may have, and tasks of a service may not:
-    another container's namespaces."""
+    """Raise InvalidSpec for fields that only standalone containers may have: another container's
+    namespaces."""
     for kind in shared_kinds(spec):
         raise InvalidSpec(
             f"task.container.{kind}",
@@ -119,8 +118,7 @@ def validate_tasks_of_service(spec: ContainerSpec) -> None:
 
 
 def validate_task(spec: TaskSpec) -> None:
-    """Raise InvalidSpec for the first thing in a task's spec that is wrong; paths begin with
-    `task.`."""
+    """Raise InvalidSpec for the first invalid field of a task's spec; paths begin with `task.`."""
     _container(spec.container)
     _resources(spec)
     _ports(spec.ports)
@@ -217,7 +215,7 @@ def _root(spec: ContainerSpec) -> None:
 
 
 def _names(spec: ContainerSpec) -> None:
-    """What the container calls itself and others."""
+    """Its hostname, and names of other hosts."""
     where = "task.container"
     if spec.domainname:
         _guard(f"{where}.domainname", check_hostname, spec.domainname)
@@ -235,7 +233,7 @@ def _names(spec: ContainerSpec) -> None:
 
 
 def _confinement(spec: ContainerSpec) -> None:
-    """Its privileges and limits."""
+    """Privileges and limits."""
     where = "task.container"
     for text in (*spec.cap_add, *spec.cap_drop):
         _guard(f"{where}.cap_add", confinement.parse_capability, text)

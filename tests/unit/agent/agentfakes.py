@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
 from orchestrator.agent.logs.log_drivers import LogDrivers
 from orchestrator.agent.logs.retained_logs import RetainedLogs
@@ -233,7 +233,7 @@ class FakeNetwork:
         self.missing: set[str] = set()
         self.ordered: list[dispatch_pb2.AssignedNetwork] = []
         self.collecting: asyncio.Event | None = None
-        """Set once what earlier containers left is given back."""
+        """Set once the resources of earlier containers are released."""
         self.awaited = False
         self.hold: asyncio.Event | None = None
         """Containers are connected once this is set."""

@@ -97,7 +97,7 @@ def replica(task_id: str) -> list[Order]:
 
 
 class MortalWorld(World):
-    """A node whose agent can be told when to die."""
+    """A node whose agent dies at a given step."""
 
     _mother: asyncio.subprocess.Process | None = None
     _end: asyncio.Future[bytes]
@@ -152,7 +152,7 @@ class MortalWorld(World):
         return dispatch_pb2.AssignedTask(task=to_proto(replace(task, image_digest=self.digest)))
 
     def reported(self, task_id: str) -> TaskStatus:
-        """The newest that the present agent said of a task."""
+        """The newest status of a task from the current agent."""
         for report in reversed(self.session.statuses):
             if task_id in report.statuses:
                 status: TaskStatus = from_proto(report.statuses[task_id])

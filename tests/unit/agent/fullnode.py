@@ -32,7 +32,7 @@ async def scenario(world: World) -> None:
     disk = os.statvfs
     await turn(lambda: disk(world.root / "a").f_bavail == 0)
 
-    # What is new waits, and node and task say why; the session goes on.
+    # New tasks wait, and node and task report why; the session continues.
     late = world.assigned("late", "sleep", "1000")
     await world.diff(late)
     await turn(lambda: "full" in world.status_message("late"))
@@ -40,7 +40,7 @@ async def scenario(world: World) -> None:
     beats = world.session.heartbeats
     await turn(lambda: world.session.heartbeats > beats)
 
-    # So it is for an agent that starts there; both containers run on.
+    # The same for a restarted agent; both containers continue.
     pids = [world.status(task).pid for task in ("kept", "hog")]
     await world.end_agent(signal.SIGKILL)
     await world.start_agent()
@@ -64,7 +64,7 @@ class FullWorld(World):
     """Whose agent has a small disk of its own."""
 
     def status_message(self, task_id: str) -> str:
-        """What the newest status of a task says, if there is one."""
+        """The message of a task's newest status, if there is one."""
         known = any(task_id in report.statuses for report in self.session.statuses)
         return str(self.status(task_id).message) if known else ""
 

@@ -26,7 +26,7 @@ class Conversation:
         """Revisions of the endpoint table that were acknowledged."""
         self.heartbeats = 0
         self.troubles = [hello.description.trouble]
-        """What the node said of its troubles, one after another."""
+        """The troubles that the node has reported, in order."""
         self.acknowledge = True
         self.over = asyncio.Event()
         self._speaking = asyncio.Lock()

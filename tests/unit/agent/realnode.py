@@ -72,7 +72,7 @@ async def scenario(world: World) -> None:
     await world.reaches("one0", TaskState.FAILED)
     assert world.status("one0").message == "killed by signal 9 (SIGKILL)"
 
-    # kill -9 of the agent: what runs goes on, what ended meanwhile is told.
+    # kill -9 of the agent: running containers continue, ends in between are reported.
     kept, ended = world.status("one1").pid, world.status("one2").pid
     await world.end_agent(signal.SIGKILL)
     os.kill(ended, signal.SIGKILL)

@@ -84,7 +84,7 @@ def test_a_blob_port_in_use(settings: Settings, monkeypatch: pytest.MonkeyPatch)
             main(but(settings, blob_port=port))
 
 
-def test_a_bug_is_status_1(
+def test_an_internal_error_exits_with_status_1(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def broken(_: object) -> None:
@@ -95,7 +95,7 @@ def test_a_bug_is_status_1(
     with pytest.raises(SystemExit) as caught:
         main(settings)
     assert caught.value.code == 1
-    assert "a bug ends the agent" in caplog.text
+    assert "agent failed unexpectedly" in caplog.text
 
 
 async def _bug() -> None:

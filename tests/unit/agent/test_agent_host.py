@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an agent says of its host, keeps on its disk, and is told on its command line."""
+"""An agent's description of its host, its files, and its command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from orchestrator import __version__
 from orchestrator.agent.command import agent
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
 from orchestrator.agent.images.pulls import ImagePuller
 from orchestrator.agent.images.staging import IncomingBlob
@@ -24,7 +24,7 @@ from orchestrator.model.specs import Resources
 DIGEST = "sha256:" + "1" * 64
 
 
-def test_a_host_is_described_by_what_it_has() -> None:
+def test_a_host_is_described_by_its_resources() -> None:
     found = node_description.describe(
         address="10.0.0.1",
         blob_port=7423,
@@ -55,7 +55,7 @@ def test_a_host_may_offer_less() -> None:
     assert found.resources == Resources(512, 1 << 30)
 
 
-def test_its_routes_are_told_but_for_what_is_its_own_business(
+def test_routes_are_reported_except_orcs_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     routes, routes6 = tmp_path / "route", tmp_path / "ipv6_route"
@@ -119,7 +119,7 @@ def test_the_log_of_an_ended_task_is_kept_with_its_older_parts(tmp_path: Path) -
 
 
 class FakeStore:
-    """An image store that says from where it would fetch."""
+    """An image store that records the sources of a fetch."""
 
     def __init__(self, *present: str) -> None:
         self.present = present
@@ -143,20 +143,20 @@ def images(store: FakeStore) -> ImagePuller:
     return ImagePuller(store, dial, "10.0.0.1:7423", random.Random(1))  # type: ignore[arg-type]
 
 
-async def test_an_image_that_is_here_is_not_fetched() -> None:
+async def test_a_present_image_is_not_fetched() -> None:
     assert (await images(FakeStore(DIGEST)).prepare("hello:1", DIGEST, [])).digest == DIGEST
     found = await images(FakeStore(DIGEST, "hello:1")).prepare("hello:1", "", ["10.0.0.2:1"])
     assert found.digest == DIGEST
 
 
-async def test_an_image_is_fetched_from_others_and_not_from_here() -> None:
+async def test_an_image_is_not_fetched_from_its_own_node() -> None:
     store = FakeStore()
     with pytest.raises(ImageError, match=r"asked 10\.0\.0\.2:1"):
         await images(store).prepare("hello:1", DIGEST, ["10.0.0.1:7423", "10.0.0.2:1"])
 
 
 @pytest.mark.parametrize(("digest", "sources"), [(DIGEST, ["10.0.0.1:7423"]), ("", ["a:1"])])
-async def test_an_image_that_nobody_has(digest: str, sources: list[str]) -> None:
+async def test_an_image_that_no_node_has(digest: str, sources: list[str]) -> None:
     with pytest.raises(ImageError, match="no node that is up has the image hello:1"):
         await images(FakeStore()).prepare("hello:1", digest, sources)
 
@@ -166,14 +166,14 @@ def run(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_a_user_who_is_not_root_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_who_is_not_root_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     status, output = run()
     assert status == 1
     assert "must run as root" in output
 
 
-def test_a_host_that_has_not_joined_is_told(
+def test_a_host_that_has_not_joined_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)

@@ -24,7 +24,7 @@ LIFE = {"exec conmon", "exec crun start", "exec crun delete", "put_released 1"}
         ("replica", 0, 1, {"put_status 1", "put_released 1"}, 5),
     ],
 )
-def test_an_agent_killed_at_any_step_loses_and_leaves_nothing(
+def test_an_agent_killed_at_any_step_neither_loses_nor_leaks(
     tmp_path: Path, way: str, part: int, parts: int, among: set[str], least: int
 ) -> None:
     program = Path(__file__).with_name("crashwalk.py")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node whose disk is full: containers run on, what is new waits, and all is recorded later."""
+"""A node with a full disk: containers continue, new tasks wait, and writes are deferred."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def agent(host: Host, disk: Disk) -> AsyncIterator[Agent]:
 
 
 @private
-async def test_what_runs_is_attended_and_what_is_new_waits(tmp_path: Path) -> None:
+async def test_running_tasks_are_driven_and_new_ones_wait(tmp_path: Path) -> None:
     host, disk = Host(tmp_path), small_disk(tmp_path / "disk")
     async with agent(host, disk) as a:
         a.full(assigned("runs"), assigned("ends"), assigned("stops"))
@@ -68,11 +68,11 @@ async def test_what_runs_is_attended_and_what_is_new_waits(tmp_path: Path) -> No
             await until(lambda id=task_id: a.reports.state(id) is TaskState.RUNNING)
         a.fill()
 
-        # A new task waits, and says why.
+        # A new task waits, and reports why.
         a.diff(assigned("new"), assigned("late"))
         await until(lambda: "full" in a.reports.last("new").message)
         assert a.reports.state("new") is TaskState.ASSIGNED
-        # Ends are seen and told, and what held room of the disk is given back.
+        # Ends are observed and reported, and disk space is freed.
         await host.runtime.end("ends", Exit(3, False, NOW))
         await until(lambda: a.reports.state("ends") is TaskState.FAILED)
         assert "ends" in host.runtime.did("remove")

@@ -81,17 +81,17 @@ async def test_an_agent_starts_on_a_full_disk(tmp_path: Path) -> None:
         assert "full" in db.trouble
 
 
-async def test_what_is_deferred_for_a_checkpoint_is_told_once_it_is_recorded(
+async def test_a_write_deferred_by_a_checkpoint_is_reported_once_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statedb_module, "_CHECKPOINT_AFTER", 10)
     with StateDb(tmp_path / "state.db") as db:
         db.put_assignments([assigned(f"t{n}") for n in range(10)], None, "boot-1")
         told: list[TaskState] = []
-        go_on, checkpoint = threading.Event(), db._checkpointed
-        monkeypatch.setattr(db, "_checkpointed", lambda: (go_on.wait(), checkpoint())[1])
+        go_on, checkpoint = threading.Event(), db._checkpoint_and_flush
+        monkeypatch.setattr(db, "_checkpoint_and_flush", lambda: (go_on.wait(), checkpoint())[1])
         async with background(db.run()):
-            await until(lambda: db._moving)
+            await until(lambda: db._checkpointing)
             with pytest.raises(CannotRecord):
                 db.put_assignments([assigned("new")], None, "boot-1")
             db.put_status("t1", RUNNING, "boot-1", defer=True)
@@ -154,7 +154,7 @@ asyncio.run(main())
 
 
 def test_the_event_loop_never_waits_for_a_flush(tmp_path: Path) -> None:
-    """The thread that writes may not flush, says the kernel; all the same the log is moved."""
+    """The kernel does not let the writing thread flush; the checkpoint succeeds nevertheless."""
     argv = [sys.executable, "-c", NO_FSYNC, str(tmp_path / "state.db")]
     done = subprocess.run(argv, stdout=subprocess.PIPE, check=False)
     assert done.returncode == 0

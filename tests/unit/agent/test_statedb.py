@@ -21,7 +21,7 @@ RUNNING = TaskStatus(state=TaskState.RUNNING, pid=7, addresses={"orc": "10.128.0
 NETWORK = dispatch_pb2.AssignedNetwork(id="n1", name="orc", vni=1, subnet="10.128.0.0/24")
 
 
-def test_everything_comes_back(tmp_path: Path) -> None:
+def test_records_are_read_back(tmp_path: Path) -> None:
     with StateDb(tmp_path / "state.db") as db:
         assert db.records() == {}
         assert db.networks() == []
@@ -55,7 +55,17 @@ def test_a_new_order_keeps_the_status(tmp_path: Path) -> None:
         assert db.records() == {}
 
 
-def test_an_assignment_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_task_that_ended_before_its_record_was_lost_stays_ended(tmp_path: Path) -> None:
+    ended = assigned("a")
+    ended.task.status.state = TaskState.COMPLETE
+    with StateDb(tmp_path / "state.db") as db:
+        db.put_assignments([ended], None, "boot-1")
+    # The agent is killed before it has recorded anything else.
+    with StateDb(tmp_path / "state.db") as db:
+        assert db.records()["a"].status.state is TaskState.COMPLETE
+
+
+def test_an_assignment_is_recorded_atomically(tmp_path: Path) -> None:
     with StateDb(tmp_path / "state.db") as db:
         broken = object()
         with pytest.raises(AttributeError):
@@ -65,7 +75,7 @@ def test_an_assignment_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         assert list(db.records()) == ["a"]
 
 
-def test_what_was_written_survives_kill_9(tmp_path: Path) -> None:
+def test_records_survive_kill_9(tmp_path: Path) -> None:
     program = f"""
 import os, signal
 from pathlib import Path

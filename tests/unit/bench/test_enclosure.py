@@ -54,5 +54,5 @@ def test_a_killed_parent_takes_all_along() -> None:
 
 
 @pytest.mark.root
-def test_its_exit_status_is_told() -> None:
+def test_the_exit_status_of_the_command_is_returned() -> None:
     assert subprocess.run(enclosed(["sh", "-c", "exit 7"], "--net")).returncode == 7

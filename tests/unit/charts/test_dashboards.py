@@ -47,7 +47,7 @@ def misfits(value: Any, hint: Any, where: str) -> Iterator[str]:
         yield from min(found, key=len)
     elif origin is Literal:
         if value not in arguments:
-            yield f"{where}: {value!r} is none of {arguments}"
+            yield f"{where}: {value!r} is not one of {arguments}"
     elif origin is list and isinstance(value, list):
         for number, each in enumerate(value):
             yield from misfits(each, arguments[0], f"{where}[{number}]")
@@ -56,7 +56,7 @@ def misfits(value: Any, hint: Any, where: str) -> Iterator[str]:
             yield from misfits(each, arguments[1], f"{where}.{key}")
     elif isinstance(hint, type) and issubclass(hint, enum.Enum):
         if value not in [member.value for member in hint]:
-            yield f"{where}: {value!r} is none of {[member.value for member in hint]}"
+            yield f"{where}: {value!r} is not one of {[member.value for member in hint]}"
     elif hint is float and isinstance(value, int) and not isinstance(value, bool):
         return
     elif not isinstance(value, origin or hint):
@@ -92,7 +92,7 @@ def test_grafana_knows_all_of_a_dashboard(path: Path) -> None:
     [
         (("panels", 0, "targets", 0, "exprr"), "up", ".exprr is unknown"),
         (("panels", 0, "gridPoss"), {}, ".gridPoss is unknown"),
-        (("panels", 0, "options", "tooltip", "mode"), "many", "'many' is none of"),
+        (("panels", 0, "options", "tooltip", "mode"), "many", "'many' is not one of"),
         (("panels", 0, "title"), 7, "7 is no"),
         (("refresh",), ["15s"], "is no"),
     ],

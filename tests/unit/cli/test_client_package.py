@@ -104,7 +104,7 @@ def test_the_client_calls_a_manager(client: Path, manager: Manager, config: Path
     assert "node1" in done.stdout
 
 
-def test_a_server_s_package_is_named_with_its_extra(client: Path, tmp_path: Path) -> None:
+def test_missing_server_package_is_named_with_its_extra(client: Path, tmp_path: Path) -> None:
     for words in (
         ("cluster", "join", "--token", "x", "10.0.0.1:1"),
         ("manager", "--data-dir", str(tmp_path)),

@@ -19,7 +19,7 @@ FILES = (
     "service/test_cli_service_rows.py",
 )
 
-WITHOUT = "not terminal and not a_tree_goes and not nothing_is_made_through_a_link"
+WITHOUT = "not terminal and not copy_target_follows and not extraction_never_follows"
 """Tests of a terminal's raw mode, and of unpacking below a folder, which the client refuses where
 the system cannot do it safely."""
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a runtime hands to the plugin, for tests."""
+"""Configurations and environments for tests of the plugin."""
 
 from __future__ import annotations
 

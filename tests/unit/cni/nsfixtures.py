@@ -33,7 +33,7 @@ def host(netns_folder: Path) -> Iterator[NsHost]:
 
 @pytest.fixture(scope="session")
 def hosts(netns_folder: Path) -> Iterator[list[NsHost]]:
-    """A router and three hosts on an underlay; whoever uses them leaves them as they were."""
+    """A router and three hosts on an underlay; tests leave them as they were."""
     folder = netns_folder / f"three{next(NUMBERS)}"
     yield make_hosts(folder, 3)
     remove_tree(folder)

@@ -192,6 +192,6 @@ def make_hosts(folder: Path, count: int) -> list[NsHost]:
         hosts.append(host)
     router.shell("ip", "-batch", "-", stdin="\n".join(lines) + "\n")
     for host in hosts[1:]:
-        # The kernel may take a second to notice that a cable was plugged in.
+        # The kernel may take a second to notice the carrier of a new veth pair.
         wait_for(lambda host=host: answers(router, host))  # type: ignore[misc]
     return hosts

@@ -9,9 +9,9 @@ from typing import Any
 
 from orchestrator.compose.conversion.assembly import stack_of
 from orchestrator.compose.project.loader import Loader, Project
-from orchestrator.compose.schema.value_kinds import Reading
+from orchestrator.compose.schema.value_kinds import ReadContext
 from orchestrator.compose.stack import Stack
-from orchestrator.compose.tree import ComposeError, Map, plain
+from orchestrator.compose.tree import ComposeError, Map, to_python
 from orchestrator.model.specs import ServiceSpec
 
 Files = Mapping[str, str] | str
@@ -46,13 +46,13 @@ class Given:
         return self.loader.notes
 
     def stack(self, name: str = "s") -> Stack:
-        reading = Reading(FOLDER, "/home/user", self.notes)
+        reading = ReadContext(FOLDER, "/home/user", self.notes)
         return stack_of(Project(self.document, self.read, self.loader.values), name, reading)
 
 
 def services(files: Files, *arguments: Any, **options: Any) -> dict[str, Any]:
     """The services of a project, in their long form."""
-    found: Any = plain(Given(files, *arguments, **options).document.section("services"))
+    found: Any = to_python(Given(files, *arguments, **options).document.section("services"))
     return dict(found)
 
 

@@ -62,7 +62,7 @@ _FILES = st.fixed_dictionaries(
 # Such trees take long to draw on a machine that has other things to do.
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(_FILES)
-def test_any_tree_is_a_stack_or_is_refused(document: dict[str, Any]) -> None:
+def test_any_tree_is_a_stack_or_an_error(document: dict[str, Any]) -> None:
     try:
         Given(json.dumps(document)).stack()
     except ComposeError as error:
@@ -74,6 +74,6 @@ def test_any_tree_is_a_stack_or_is_refused(document: dict[str, Any]) -> None:
 
 
 @given(st.text(alphabet="ab:-[]{}&*!|>'\"#\n <,?%@`x0", max_size=60))
-def test_any_text_is_read_or_is_refused(text: str) -> None:
+def test_any_text_is_parsed_or_an_error(text: str) -> None:
     with suppress(ComposeError):
         Given(text)

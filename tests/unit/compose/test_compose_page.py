@@ -12,12 +12,12 @@ import pytest
 
 from orchestrator.cli.main import orc
 from orchestrator.compose.schema import file_keys, service_keys
-from orchestrator.compose.schema.collection_kinds import Keys
-from orchestrator.compose.schema.extension import KEY
-from orchestrator.compose.schema.value_kinds import Kind, Noted, Refused, Text
+from orchestrator.compose.schema.collection_kinds import Object
+from orchestrator.compose.schema.extension import X_ORC
+from orchestrator.compose.schema.value_kinds import Ignored, Kind, Text, Unsupported
 
 PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "from-compose.md"
-_ROW = re.compile(r"^\| `(?P<key>[a-z0-9_.-]+)` \| (?P<words>.+) \|$")
+_ROW = re.compile(r"^\| `(?P<key>[a-z0-9_.-]+)` \| (?P<text>.+) \|$")
 _FLAG = re.compile(r"`(--[a-z0-9-]*[a-z0-9])(?=[ =`])")
 _NOUNS = ("include", "services", "networks", "volumes", "secrets", "configs")
 """Keys of a file whose own keys have a table each."""
@@ -34,16 +34,16 @@ TABLES: dict[str, Mapping[str, Kind]] = {
 
 
 def keys(table: Mapping[str, Kind], path: str = "") -> Iterator[tuple[str, Kind]]:
-    """Every key of a table and below it, with its path; what is ours alone is one key."""
+    """Every key of a table and below it, with its path; `x-orc` is one key."""
     for name, kind in table.items():
         yield path + name, kind
-        if name != KEY and (below := inner(kind)):
+        if name != X_ORC and (below := inner(kind)):
             yield from keys(below.table, f"{path}{name}.")
 
 
-def inner(kind: Kind) -> Keys | None:
+def inner(kind: Kind) -> Object | None:
     """The keys of a map, or of the maps in a list."""
-    if isinstance(kind, Keys):
+    if isinstance(kind, Object):
         return kind
     below = getattr(kind, "kind", None) or getattr(kind, "entry", None)
     return inner(below) if below else None
@@ -53,31 +53,31 @@ def rows(title: str) -> dict[str, str]:
     section = PAGE.read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
     found = [row for line in section.splitlines() if (row := _ROW.match(line))]
     assert found, title
-    return {row["key"]: row["words"].replace("\\|", "|") for row in found}
+    return {row["key"]: row["text"].replace("\\|", "|") for row in found}
 
 
 @pytest.mark.parametrize("title", TABLES)
-def test_each_key_has_a_row_that_says_what_the_schema_says(title: str) -> None:
-    told = rows(title)
+def test_each_key_has_a_row_with_the_message_of_the_schema(title: str) -> None:
+    documented = rows(title)
     known = dict(keys(TABLES[title]))
-    assert set(told) <= set(known)
-    missing = set(known) - set(told)
+    assert set(documented) <= set(known)
+    missing = set(known) - set(documented)
     # A section, all of whose keys have rows, needs none itself.
-    assert all(any(key.startswith(f"{each}.") for key in told) for each in missing), missing
-    for key, words in told.items():
+    assert all(any(key.startswith(f"{each}.") for key in documented) for each in missing), missing
+    for key, text in documented.items():
         kind = known[key]
         match kind:
-            case Refused():
+            case Unsupported():
                 only = ", ".join(f"`{word}`" for word in kind.harmless)
-                end = f"; only {only} is taken" if only else ""
-                assert words == f"**refused**: {kind.words}{end}"
-            case Noted():
-                assert words == "makes no difference" + (f": {kind.words}" if kind.words else "")
+                end = f"; only {only} is accepted" if only else ""
+                assert text == f"**not supported**: {kind.message}{end}"
+            case Ignored():
+                assert text == "ignored" + (f": {kind.message}" if kind.message else "")
             case _:
-                assert not words.startswith(("**refused**", "makes no difference:")), key
+                assert not text.startswith(("**not supported**", "ignored:")), key
 
 
-def test_the_flags_that_it_names_are_there() -> None:
+def test_flags_of_the_page_exist() -> None:
     flags = {
         noun: {flag for param in command(*noun.split()).params for flag in param.opts}
         for noun in (
@@ -93,8 +93,8 @@ def test_the_flags_that_it_names_are_there() -> None:
         | {"--template-driver"},
     }
     for title, known in of.items():
-        for key, words in rows(title).items():
-            named = set(_FLAG.findall(words))
+        for key, text in rows(title).items():
+            named = set(_FLAG.findall(text))
             assert named <= known, f"{title}: {key}"
 
 

@@ -11,9 +11,9 @@ from orchestrator.compose.conversion.assembly import stack_of
 from orchestrator.compose.project.loader import Loader, Project
 from orchestrator.compose.project.rendering import escaped
 from orchestrator.compose.project.yaml_tree import dump
-from orchestrator.compose.schema.value_kinds import Reading
+from orchestrator.compose.schema.value_kinds import ReadContext
 from orchestrator.compose.stack import Stack
-from orchestrator.compose.tree import plain
+from orchestrator.compose.tree import to_python
 from orchestrator.model.dependencies import DependencyCondition
 from orchestrator.model.documents import DocumentKind
 from orchestrator.model.specs import ServiceMode, ServiceSpec
@@ -31,7 +31,7 @@ def loaded(name: str) -> tuple[Project, Loader]:
 
 def stack(name: str) -> Stack:
     project, loader = loaded(name)
-    return stack_of(project, name, Reading(str(SAMPLES), notes=loader.notes))
+    return stack_of(project, name, ReadContext(str(SAMPLES), notes=loader.notes))
 
 
 def services(name: str) -> dict[str, ServiceSpec]:
@@ -39,26 +39,26 @@ def services(name: str) -> dict[str, ServiceSpec]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_sample_is_read_and_what_is_printed_means_the_same(name: str) -> None:
+def test_rendered_sample_round_trips(name: str) -> None:
     assert stack(name).services
     project, _ = loaded(name)
     printed = dump(escaped(project.document))
     loader = Loader(lambda path: printed.encode() if path == "/x" else Path(path).read_bytes(), {})
     again = loader.project(["/x"], "/")
-    assert plain(again) == plain(project.document)
+    assert to_python(again) == to_python(project.document)
 
 
-def test_there_are_a_dozen() -> None:
+def test_number_of_samples() -> None:
     assert len(NAMES) >= 12
 
 
-def test_what_makes_no_difference_is_said() -> None:
+def test_ignored_keys_are_noted() -> None:
     _, loader = loaded("gitea")
     name, server, db = loader.notes
-    assert "gitea.yaml:10: services.server.container_name: tasks are named after" in name
-    assert "gitea.yaml:20: services.server.volumes[0]: this is" in server
-    assert server.endswith("/gitea of the node that a task is on, not of this machine")
-    assert "services.db.volumes[0]: this is" in db
+    assert "gitea.yaml:10: services.server.container_name: tasks are named SERVICE.SLOT" in name
+    assert "gitea.yaml:20: services.server.volumes[0]: refers to" in server
+    assert server.endswith("/gitea on the task's node, not on this machine")
+    assert "services.db.volumes[0]: refers to" in db
 
 
 def test_the_voting_app() -> None:
@@ -100,7 +100,7 @@ def test_jobs_devices_and_platforms() -> None:
     assert services("nginx")["web"].constraints == ("node.platform.arch==x86_64",)
 
 
-def test_files_reach_the_containers_that_ask_for_them() -> None:
+def test_secrets_and_configs_are_referenced_by_services() -> None:
     found = stack("prometheus")
     containers = {each.key: each.spec.task.container for each in found.services}
     (secret,) = containers["grafana"].secrets

@@ -19,14 +19,14 @@ async def fail() -> None:
     raise LookupError("work")
 
 
-async def test_the_work_ends_with_the_body() -> None:
+async def test_task_is_cancelled_when_the_body_ends() -> None:
     ended: list[str] = []
     async with background(forever(ended)):
         await asyncio.sleep(0)
     assert ended == ["work"]
 
 
-async def test_a_failed_body_comes_out_as_it_is() -> None:
+async def test_exception_of_the_body_is_raised_unwrapped() -> None:
     ended: list[str] = []
 
     async def run() -> None:
@@ -39,13 +39,13 @@ async def test_a_failed_body_comes_out_as_it_is() -> None:
     assert ended == ["work"]
 
 
-async def test_failed_work_cancels_the_body_and_comes_out() -> None:
+async def test_failed_task_cancels_the_body_and_is_raised() -> None:
     with pytest.raises(LookupError, match="work"):
         async with background(fail()):
             await asyncio.Event().wait()
 
 
-async def test_a_cancellation_from_outside_stays_one() -> None:
+async def test_cancellation_from_outside_propagates() -> None:
     ended: list[str] = []
 
     async def run() -> None:
@@ -61,7 +61,7 @@ async def test_a_cancellation_from_outside_stays_one() -> None:
     assert ended == ["work"]
 
 
-async def test_two_failures_come_out_together() -> None:
+async def test_two_failures_are_raised_as_a_group() -> None:
     async def run() -> None:
         async with background(fail()):
             try:

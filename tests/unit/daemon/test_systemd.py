@@ -27,25 +27,25 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
         yield listener
 
 
-async def test_it_is_ready_and_goes_on_turning(systemd: socket.socket) -> None:
+async def test_readiness_and_watchdog_notifications(systemd: socket.socket) -> None:
     async with background(Supervisor.taken().attend()):
-        heard = [await asyncio.to_thread(systemd.recv, 64) for _ in range(4)]
-    assert heard == [b"READY=1"] + 3 * [b"WATCHDOG=1"]
+        heard = [await asyncio.to_thread(systemd.recv, 64) for _ in range(5)]
+    assert heard == [b"READY=1", b"STATUS="] + 3 * [b"WATCHDOG=1"]
 
 
-def test_nobody_else_finds_the_socket(systemd: socket.socket) -> None:
+def test_socket_is_private(systemd: socket.socket) -> None:
     assert Supervisor.taken().watchdog == 0.3
     assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} & os.environ.keys()
 
 
-def test_the_watchdog_of_another_process_is_none(
+def test_watchdog_of_another_process_is_ignored(
     systemd: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_PID", "1")
     assert Supervisor.taken().watchdog == 0.0
 
 
-async def test_without_systemd_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_systemd_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     await Supervisor.taken().attend()
-    Supervisor("/nowhere/notify", 0.0).tell("READY=1")
+    Supervisor("/nowhere/notify", 0.0).notify("READY=1")

@@ -78,7 +78,7 @@ def test_a_host_has_its_own_name_processes_run_and_network(plan: ClusterPlan, ho
     assert sh(host, "ip route show default") == f"default via {plan.gateway} dev eth0"
 
 
-def test_mounts_in_a_host_stay_in_it(host: Host) -> None:
+def test_mounts_in_a_host_are_private(host: Host) -> None:
     sh(host, "mount -t tmpfs tmpfs /mnt && touch /mnt/here && touch /run/here")
     # Other processes mount on this machine, too: the mount is looked for by its path.
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
@@ -88,7 +88,7 @@ def test_mounts_in_a_host_stay_in_it(host: Host) -> None:
     assert sh(host, "ls /mnt") == "here"
 
 
-def test_what_is_made_beside_the_cgroup_hierarchies_stays_in_the_host(host: Host) -> None:
+def test_mounts_beside_cgroup_hierarchies_stay_in_the_host(host: Host) -> None:
     folder = Path("/sys/fs/cgroup")
     hierarchies = "grep -c ' /sys/fs/cgroup/[^ ]* .* - cgroup' /proc/self/mountinfo || true"
     machine = subprocess.run(["/bin/sh", "-c", hierarchies], capture_output=True, text=True).stdout
@@ -100,12 +100,12 @@ def test_what_is_made_beside_the_cgroup_hierarchies_stays_in_the_host(host: Host
     assert host.plan.cgroup not in seen.stdout.split()
 
 
-def test_booting_again_changes_nothing(plan: ClusterPlan, host: Host) -> None:
+def test_booting_twice_is_a_no_op(plan: ClusterPlan, host: Host) -> None:
     pid = host.pid()
     assert host.boot(plan) == pid
 
 
-def test_a_daemon_that_died_is_back_at_once_and_its_orphans_are_reaped(host: Host) -> None:
+def test_killed_daemon_is_restarted_and_orphans_are_reaped(host: Host) -> None:
     # The daemon leaves a child behind that ends soon after: init must reap it.
     host.start(["/bin/sh", "-c", "sleep 0.05 & exec sleep 3600"])
     first = daemon(host).pid
@@ -116,7 +116,7 @@ def test_a_daemon_that_died_is_back_at_once_and_its_orphans_are_reaped(host: Hos
     until(lambda: not sh(host, "grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null || true"))
 
 
-def test_a_daemon_that_cannot_stay_up_is_tried_ever_more_rarely(host: Host) -> None:
+def test_crashing_daemon_is_restarted_with_backoff(host: Host) -> None:
     host.start(["/bin/false"])
     # Pauses of 0.1, 0.2 and 0.4 s: within a second there is no fourth restart.
     until(lambda: daemon(host).restarts >= 3, within=3.0)
@@ -137,20 +137,20 @@ def test_stop_is_sigterm_and_final_until_start(host: Host) -> None:
     assert daemon(host).state == "running"
 
 
-def test_a_daemon_that_ignores_sigterm_is_killed_after_the_grace(host: Host) -> None:
+def test_daemon_that_ignores_sigterm_is_killed_after_the_grace_period(host: Host) -> None:
     host.start(["/bin/sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"])
     until(lambda: host.log.exists() and "ready" in host.log.read_text())
     host.stop(grace=0.1)
     assert daemon(host).last_exit == -9
 
 
-def test_a_bad_order_is_answered_and_does_no_harm(host: Host) -> None:
+def test_invalid_request_to_init_is_answered(host: Host) -> None:
     with pytest.raises(DevError, match="KeyError"):
         host.signal(signal.SIGTERM)
     assert host.daemons() == {}
 
 
-def test_a_power_loss_ends_everything_and_leaves_the_disk(plan: ClusterPlan, host: Host) -> None:
+def test_power_loss_kills_processes_and_keeps_the_disk(plan: ClusterPlan, host: Host) -> None:
     host.start(["/bin/sleep", "3600"])
     sh(host, f"setsid sleep 3601 >/dev/null 2>&1 & echo kept > {host.data}/file")
     boot_id = sh(host, "cat /proc/sys/kernel/random/boot_id")
@@ -177,7 +177,7 @@ def test_a_power_loss_ends_everything_and_leaves_the_disk(plan: ClusterPlan, hos
     assert machine not in (boot_id, sh(host, "cat /proc/sys/kernel/random/boot_id"))
 
 
-def test_a_power_loss_takes_cgroups_along_with_frozen_processes(host: Host) -> None:
+def test_power_loss_removes_cgroups_with_frozen_processes(host: Host) -> None:
     cgroup = Path("/sys/fs/cgroup/freezer", host.plan.cgroup, "container")
     if not cgroup.parent.parent.exists():  # pure cgroup v2
         cgroup = Path("/sys/fs/cgroup", host.plan.cgroup, "container")
@@ -217,7 +217,7 @@ except OSError:
     return done.stdout.strip() == "yes"
 
 
-def test_a_partition_cuts_off_all_but_its_members_and_outlasts_a_reboot(
+def test_partition_isolates_its_members_and_survives_a_reboot(
     plan: ClusterPlan, host: Host
 ) -> None:
     other, manager = host_of(plan, "node2"), host_of(plan, "manager1")

@@ -51,7 +51,9 @@ def answers(cluster: DevCluster) -> bool:
     return subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode == 0
 
 
-def test_clusters_of_one_name_in_two_roots_do_not_meet(cluster: DevCluster, tmp_path: Path) -> None:
+def test_clusters_of_one_name_in_two_roots_are_separate(
+    cluster: DevCluster, tmp_path: Path
+) -> None:
     ours = cluster.up(1, 1, quiet).subnet
     before = cluster.status()
     with up_in_another_root(cluster.name, tmp_path / "other") as theirs:
@@ -65,7 +67,7 @@ def test_clusters_of_one_name_in_two_roots_do_not_meet(cluster: DevCluster, tmp_
     assert cluster.status()[0] == before[0]
 
 
-def test_a_subnet_that_another_cluster_took_meanwhile_is_refused(
+def test_subnet_taken_concurrently_is_an_error(
     cluster: DevCluster, make_cluster: Callable[[], DevCluster]
 ) -> None:
     plan = cluster.up(1, 1, quiet)

@@ -22,7 +22,7 @@ from orchestrator.dev.devplan import (
 PLAN = ClusterPlan("dev", IPv4Network("10.213.7.0/24"), 1, 3, "/root", None, "0a1b2c3d")
 
 
-def test_hosts_have_names_addresses_and_one_daemon_each() -> None:
+def test_hosts_have_names_addresses_and_one_daemon() -> None:
     assert [(h.name, str(h.address), h.daemon, h.cgroup) for h in PLAN.hosts] == [
         ("manager1", "10.213.7.11", "manager", "orc-dev-manager1-0a1b2c3d"),
         ("node1", "10.213.7.21", "agent", "orc-dev-node1-0a1b2c3d"),
@@ -33,7 +33,7 @@ def test_hosts_have_names_addresses_and_one_daemon_each() -> None:
     assert str(PLAN.gateway) == "10.213.7.1"
 
 
-def test_the_largest_cluster_fits_its_subnet() -> None:
+def test_largest_cluster_fits_its_subnet() -> None:
     check_size(1, 200)
     hosts = ClusterPlan("dev", PLAN.subnet, 1, 200, "/root", None, "t").hosts
     assert len({host.address for host in hosts}) == 201
@@ -45,37 +45,37 @@ def test_a_record_reads_back() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"name": "dev", "subnet": "x"}'])
-def test_a_broken_record_is_an_error_that_the_caller_expects(text: str) -> None:
+def test_broken_record_is_a_dev_error(text: str) -> None:
     with pytest.raises((ValueError, KeyError, TypeError)):
         ClusterPlan.from_json(text, "t")
 
 
-def test_an_unknown_host_names_those_there_are() -> None:
+def test_error_for_an_unknown_host_lists_hosts() -> None:
     with pytest.raises(DevError, match=r"no host 'node9'.*manager1, node1, node2, node3"):
         PLAN.host("node9")
 
 
 @pytest.mark.parametrize("name", ["dev", "e2e-4711", "a", "a" * 20])
-def test_names_that_may_be(name: str) -> None:
+def test_valid_names(name: str) -> None:
     assert check_name(name) == name
 
 
 @pytest.mark.parametrize("name", ["", "Dev", "-a", "a-", "a/b", "..", "a" * 21, "a b"])
-def test_names_that_may_not_be(name: str) -> None:
+def test_invalid_names(name: str) -> None:
     with pytest.raises(DevError, match="invalid cluster name"):
         check_name(name)
 
 
 @pytest.mark.parametrize(
     ("managers", "nodes", "says"),
-    [(3, 3, "--managers 3"), (0, 3, "--managers 0"), (1, 0, "--nodes 0"), (1, 201, "--nodes 201")],
+    [(8, 3, "--managers 8"), (0, 3, "--managers 0"), (1, 0, "--nodes 0"), (1, 201, "--nodes 201")],
 )
 def test_sizes_that_cannot_be_had(managers: int, nodes: int, says: str) -> None:
     with pytest.raises(DevError, match=says):
         check_size(managers, nodes)
 
 
-def test_a_host_cgroup_is_told_from_those_of_a_cluster_with_a_longer_name() -> None:
+def test_cgroups_of_a_cluster_with_a_longer_name_are_kept() -> None:
     assert is_host_cgroup("dev", "t", "orc-dev-node12-t")
     assert is_host_cgroup("dev", "t", "orc-dev-manager1-t")
     assert not is_host_cgroup("dev", "t", "orc-dev-node1-node1-t")
@@ -90,7 +90,7 @@ _subnets = st.lists(
 
 
 @given(_subnets)
-def test_a_chosen_subnet_is_free_and_stays_the_same(taken: list[IPv4Network]) -> None:
+def test_chosen_subnet_is_free_and_stable(taken: list[IPv4Network]) -> None:
     chosen = choose_subnet("dev", taken)
     assert chosen == choose_subnet("dev", taken)
     assert chosen.subnet_of(UNDERLAYS)
@@ -98,7 +98,7 @@ def test_a_chosen_subnet_is_free_and_stays_the_same(taken: list[IPv4Network]) ->
     assert not chosen.overlaps(IPv4Network("10.128.0.0/14"))
 
 
-def test_wide_routes_count_as_taken_and_none_left_is_said() -> None:
+def test_subnets_of_wide_routes_are_taken() -> None:
     half = IPv4Network("10.213.0.0/17")
     assert choose_subnet("dev", [half]).subnet_of(IPv4Network("10.213.128.0/17"))
     with pytest.raises(DevError, match="no free /24"):

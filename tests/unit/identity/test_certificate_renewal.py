@@ -108,7 +108,7 @@ async def test_a_manager_that_is_away_for_a_moment_is_asked_again_soon(host: Hos
     assert host.files.read() != host.first
 
 
-async def test_who_is_not_answered_says_so_once_and_has_the_old_one(
+async def test_a_failed_renewal_is_logged_once_and_keeps_the_certificate(
     host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
     host.now, host.away = host.now + 80 * DAY, "no manager can be reached"
@@ -116,4 +116,4 @@ async def test_who_is_not_answered_says_so_once_and_has_the_old_one(
         assert await asked_within(host, 20)
     assert host.files.read() == host.first
     [said] = [record.getMessage() for record in caplog.records]
-    assert "no manager can be reached; it ends at 2026-04-01T12:00:00+00:00" in said
+    assert "no manager can be reached; it expires at 2026-04-01T12:00:00+00:00" in said

@@ -32,11 +32,14 @@ def test_a_certificate_is_read_as_the_library_reads_it(attempt: int) -> None:
     made = ca.issue(AUTHORITY, common_name="x", role="admin", cluster_id="c1", now=NOW)
     known = x509.load_pem_x509_certificate(made.certificate.encode())
     issued = Issued.of(made.certificate)
+    authority = known.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+    assert authority.key_identifier is not None
     assert issued == Issued(
         f"{known.serial_number:x}",
         known.fingerprint(hashes.SHA256()).hex(),
         (known.not_valid_before_utc + SKEW).timestamp(),
         known.not_valid_after_utc.timestamp(),
+        authority.key_identifier.hex(),
     )
     assert issued.at == NOW.replace(microsecond=0).timestamp()
 
@@ -63,7 +66,7 @@ def test_what_is_no_certificate_is_none(text: str) -> None:
         (Revoked("ab", "admin", "anna", 1.0), Identity("anna", "admin", "c1"), False),
     ],
 )
-def test_who_is_refused(revoked: Revoked, caller: Identity, refused: bool) -> None:
+def test_revocations_match_the_caller(revoked: Revoked, caller: Identity, refused: bool) -> None:
     revocations = Revocations()
     revocations.replace([revoked])
     assert (revocations.of(caller) is not None) is refused

@@ -42,7 +42,7 @@ def test_a_link_left_as_the_draft_is_not_followed(tmp_path: Path) -> None:
     assert (victim.read_text(), (tmp_path / "record").read_text()) == ("untouched", "text")
 
 
-def test_what_cannot_be_written_leaves_the_old_content(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_content(tmp_path: Path) -> None:
     """A real error of the kernel: no file may be longer than a page."""
     path = tmp_path / "record"
     write_file(path, "old")

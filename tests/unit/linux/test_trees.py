@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Removal of folders that somebody made to be hard to remove."""
+"""Removal of folders that are deliberately hard to remove."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def deep(folder: Path, depth: int) -> None:
     os.close(here)
 
 
-def test_a_tree_deeper_than_the_stack_and_than_descriptors(tmp_path: Path) -> None:
+def test_a_tree_deeper_than_the_stack_and_the_descriptor_limit(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
     deep(tree, 2500)  # deeper than a path can name, too
@@ -65,7 +65,7 @@ def test_names_like_its_own_are_no_obstacle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["nothing", "file"])
-def test_what_is_no_folder(tmp_path: Path, kind: str) -> None:
+def test_a_path_that_is_not_a_folder(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "it"
     if kind == "file":
         path.write_text("")

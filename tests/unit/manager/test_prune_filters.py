@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which objects a prune is about: a table."""
+"""Objects that prune filters select: a table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from orchestrator.pb import images_pb2
         ({"tier": ""}, [], 50.0, False),
     ],
 )
-def test_what_is_selected(
+def test_prune_filters_select_objects(
     labels: dict[str, str], without: list[str], until: float, held: bool
 ) -> None:
     request = images_pb2.PruneImagesRequest(labels=labels, without=without, until=until)

@@ -21,6 +21,7 @@ from orchestrator.model import (
     documents,
     hooks,
     jobs,
+    managers,
     mounts,
     nodes,
     objects,
@@ -52,7 +53,7 @@ from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import types_pb2
 
 MODULES = (affinities, dependencies, hooks, jobs, mounts, placement, specs, documents)
-MODULES += (nodes, placement, services, tasks, objects, access)
+MODULES += (nodes, placement, services, tasks, objects, access, managers)
 CLASSES = [
     value
     for module in MODULES
@@ -63,6 +64,7 @@ STORED = [cls for cls in CLASSES if "revision" in {f.name for f in dataclasses.f
 INT32 = {"published", "target", "max_attempts", "parallelism", "blob_port", "exit_code", "slot"}
 INT32 |= {
     "metrics_port",
+    "peer_port",
     "port",
     "attempt",
     "node_prefix",

@@ -34,13 +34,13 @@ def test_how_it_is_written(text: str, condition: DependencyCondition) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("db:helthy", "'helthy' is none of started, healthy, completed"),
-        ("db:", "'' is none of started"),
+        ("db:helthy", "'helthy' is not one of started, healthy, completed"),
+        ("db:", "'' is not one of started"),
         (":healthy", "the service name is empty"),
         ("D b", "not a DNS label"),
     ],
 )
-def test_what_cannot_be_read(text: str, words: str) -> None:
+def test_malformed_dependencies_are_refused(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_dependency(text)
 
@@ -49,7 +49,7 @@ def test_what_cannot_be_read(text: str, words: str) -> None:
     ("names", "words"),
     [(["web"], "cannot wait for itself"), (["db", "db"], "'db' is waited for twice")],
 )
-def test_what_makes_no_sense(names: list[str], words: str) -> None:
+def test_contradictory_dependencies_are_refused(names: list[str], words: str) -> None:
     spec = ServiceSpec(
         name="web",
         task=TaskSpec(container=ContainerSpec(image="web:1")),

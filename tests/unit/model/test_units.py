@@ -83,7 +83,7 @@ def test_duration(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "5", "s", "-5s", "5 s", "5d", "1m30", "\u0661s"])
 def test_duration_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a length of time; write a number with h, m, s"):
+    with pytest.raises(ValueError, match="is not a duration; write a number with h, m, s"):
         units.parse_duration(text)
 
 
@@ -112,7 +112,7 @@ def test_durations_read_back(tenths: int) -> None:
         ("1970-01-02", 86400.0),
     ],
 )
-def test_moment(text: str, moment: float) -> None:
+def test_moments_are_parsed(text: str, moment: float) -> None:
     assert units.parse_moment(text, now=1000.0) == moment
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which names there are, what they stand for, and who may know."""
+"""Names of networks, their records, and the scope of clients."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def records(*entries: Entry) -> Records:
 def ask(
     known: Records, name: str, kind: str = "A", networks: tuple[str, ...] = ("net",), turn: int = 0
 ) -> list[str] | str:
-    """The data of the answer's records, or what it is in place of one."""
+    """The data of the answer's records, or its response code."""
     query = dns.message.make_query(name + ".", kind).to_wire()
     found = answer(known, Scope(networks, RANGES, True), read_question(query), 1232)
     if not found:
@@ -77,14 +77,14 @@ def test_a_service_with_a_vip() -> None:
     assert ask(known, "web", "TXT") == []
 
 
-def test_a_service_without_a_vip_is_its_tasks_in_turns() -> None:
+def test_a_service_without_a_vip_resolves_to_its_tasks_in_turn() -> None:
     known = records(service(task(1), task(2), task(3), vip=""))
     turns = [ask(known, "web", turn=turn) for turn in range(4)]
     assert [turn[0] for turn in turns] == ["10.128.1.1", "10.128.1.2", "10.128.1.3", "10.128.1.1"]
     assert {tuple(sorted(turn)) for turn in turns} == {("10.128.1.1", "10.128.1.2", "10.128.1.3")}
 
 
-def test_without_ready_tasks_the_names_are_ours_still() -> None:
+def test_names_of_services_without_ready_tasks_are_not_forwarded() -> None:
     known = records(service())
     assert ask(known, "web") == ["10.128.0.9"]
     assert ask(known, "tasks.web") == []
@@ -105,7 +105,7 @@ def test_aliases() -> None:
     assert ask(known, "two") == ["10.128.1.21"]
 
 
-def test_service_records_name_who_takes_connections_at_which_port() -> None:
+def test_service_records_have_targets_and_ports() -> None:
     ports = (Port("tcp", 8080, 80),)
     known = records(
         service(task(1), task(2), ports=ports),
@@ -127,7 +127,7 @@ def test_service_records_name_who_takes_connections_at_which_port() -> None:
     ]
 
 
-def test_reverse() -> None:
+def test_reverse_lookups() -> None:
     known = records(service(task(1)))
     assert ask(known, "1.1.128.10.in-addr.arpa", "PTR") == ["web.1."]
     assert ask(known, "9.0.128.10.in-addr.arpa", "PTR") == ["web."]
@@ -136,7 +136,7 @@ def test_reverse() -> None:
     assert ask(known, "8.8.8.8.in-addr.arpa", "PTR") == "elsewhere"
 
 
-def test_a_name_of_another_network_is_not_known() -> None:
+def test_a_name_of_another_network_does_not_resolve() -> None:
     known = records(
         service(task(1), network="back", name="db"),
         service(task(2), network="front"),
@@ -149,7 +149,7 @@ def test_a_name_of_another_network_is_not_known() -> None:
     assert ask(known, "web", networks=("back", "front")) == ["10.128.0.50"]
 
 
-def test_names_that_belong_to_a_service_are_never_asked_elsewhere() -> None:
+def test_names_of_a_service_are_never_forwarded() -> None:
     known = records(
         service(task(1), aliases=("api.example.com",)),
         service(task(2, "db"), network="back", name="db", aliases=("db.example.com",)),
@@ -164,7 +164,7 @@ def test_names_that_belong_to_a_service_are_never_asked_elsewhere() -> None:
         assert ask(known, name) == "elsewhere", name
 
 
-def test_what_nobody_knows_is_asked_elsewhere_if_it_may_be() -> None:
+def test_unknown_names_are_forwarded_if_allowed() -> None:
     known = records(service(task(1)))
     assert ask(known, "example.com") == "elsewhere"
     query = dns.message.make_query("example.com.", "A").to_wire()
@@ -189,7 +189,7 @@ ENTRIES = st.builds(
 
 
 @given(st.lists(st.one_of(ENTRIES, ENTRIES.map(lambda entry: entry.key))))
-def test_following_changes_gives_what_a_fresh_table_gives(
+def test_changes_lead_to_the_same_records_as_a_whole_table(
     steps: list[Entry | tuple[str, str]],
 ) -> None:
     followed = Records()

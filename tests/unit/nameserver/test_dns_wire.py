@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DNS messages, beside another implementation of them (dnspython)."""
+"""DNS messages, compared with dnspython."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.nameserver.dnswire import (
-    Code,
-    Malformed,
+    MalformedQuery,
     Record,
+    ResponseCode,
     Service,
     Type,
+    error_response,
     read_question,
-    refusal,
     service_data,
     write_answer,
 )
@@ -33,13 +33,15 @@ def asked(name: str, kind: str = "A", **more: object) -> bytes:
     return query.to_wire()
 
 
-def answered(query: bytes, *records: Record, limit: int = 512, code: Code = Code.OK) -> bytes:
+def answered(
+    query: bytes, *records: Record, limit: int = 512, code: ResponseCode = ResponseCode.NOERROR
+) -> bytes:
     answer = write_answer(read_question(query), code, records, ttl=1, limit=limit)
     return query[:2] + answer
 
 
 @given(NAMES, TYPES, st.one_of(st.none(), st.integers(0, 9000)))
-def test_a_question_is_read_as_it_was_written(name: str, kind: str, size: int | None) -> None:
+def test_a_query_of_dnspython_is_decoded(name: str, kind: str, size: int | None) -> None:
     extended: dict[str, object] = {} if size is None else {"use_edns": 0, "payload": size}
     question = read_question(asked(name.upper(), kind, **extended))
     assert question.name == name
@@ -49,13 +51,13 @@ def test_a_question_is_read_as_it_was_written(name: str, kind: str, size: int | 
 
 
 @given(st.binary(max_size=80), st.integers(0, 60))
-def test_any_bytes_are_a_question_or_malformed(noise: bytes, at: int) -> None:
+def test_any_bytes_are_a_query_or_malformed(noise: bytes, at: int) -> None:
     query = asked("a.web")
     for message in (noise, query[:at], query[:at] + noise):
         try:
             read_question(message)
-        except Malformed as error:
-            reply = refusal(message, error.code)
+        except MalformedQuery as error:
+            reply = error_response(message, error.code)
             assert reply == b"" or reply[:2] == message[:2]
 
 
@@ -65,7 +67,7 @@ def test_any_bytes_are_a_question_or_malformed(noise: bytes, at: int) -> None:
     st.booleans(),
     st.integers(512, 1232),
 )
-def test_an_answer_is_read_as_it_was_meant(
+def test_an_answer_is_decoded_by_dnspython(
     name: str, addresses: list[bytes], edns: bool, limit: int
 ) -> None:
     query = asked(name, use_edns=0 if edns else -1)
@@ -86,7 +88,7 @@ def test_a_service_record_and_the_address_of_its_target() -> None:
     data = service_data(Service(80, "web.1"))
     wire = write_answer(
         read_question(query),
-        Code.OK,
+        ResponseCode.NOERROR,
         [Record(Type.SRV, data)],
         [Record(Type.A, bytes([10, 0, 0, 2]), "web.1")],
         ttl=1,
@@ -97,20 +99,20 @@ def test_a_service_record_and_the_address_of_its_target() -> None:
     assert str(answer.additional[0]) == "web.1. 1 IN A 10.0.0.2"
 
 
-def test_what_is_no_question_of_ours_is_refused_in_words_of_the_protocol() -> None:
+def test_unsupported_messages_get_an_error_response() -> None:
     notify = bytearray(asked("web"))
     notify[2] = 0x20  # opcode 4
-    answer = dns.message.from_wire(refusal(bytes(notify), Code.NOT_IMPLEMENTED))
+    answer = dns.message.from_wire(error_response(bytes(notify), ResponseCode.NOTIMP))
     assert answer.rcode() == dns.rcode.NOTIMP
-    with pytest.raises(Malformed) as refused:
+    with pytest.raises(MalformedQuery) as refused:
         read_question(bytes(notify))
-    assert refused.value.code is Code.NOT_IMPLEMENTED
+    assert refused.value.code is ResponseCode.NOTIMP
     # An answer is never answered: two servers would talk forever.
-    assert refusal(answered(asked("web")), Code.FORMAT_ERROR) == b""
+    assert error_response(answered(asked("web")), ResponseCode.FORMERR) == b""
 
 
 def test_a_name_with_a_loop_or_a_pointer_ends() -> None:
     query = asked("web")
     for name in (b"\xc0\x0c", b"\x3f" * 300, b"\x01a" * 200 + b"\0"):
-        with pytest.raises(Malformed):
+        with pytest.raises(MalformedQuery):
             read_question(query[:12] + name + query[-4:])

@@ -40,7 +40,7 @@ WORD = "xyzzy12345"
         f"ghp_{WORD}{WORD}",
     ],
 )
-def test_what_opens_a_door_is_removed_from_texts(text: str) -> None:
+def test_credentials_are_redacted_in_texts(text: str) -> None:
     assert WORD not in scrubbed(text)
     assert REMOVED in scrubbed(text)
 
@@ -56,7 +56,7 @@ def test_what_opens_a_door_is_removed_from_texts(text: str) -> None:
         "author: somebody",
     ],
 )
-def test_what_opens_none_stays(text: str) -> None:
+def test_texts_without_credentials_are_unchanged(text: str) -> None:
     assert scrubbed(text) == text
 
 
@@ -72,16 +72,16 @@ def test_join_tokens_and_private_keys_are_removed() -> None:
 
 
 @given(st.text(max_size=200), st.text(max_size=200))
-def test_a_known_secret_is_found_wherever_it_stands(before: str, after: str) -> None:
+def test_known_secrets_are_redacted_anywhere(before: str, after: str) -> None:
     assert WORD not in scrubbed(before + WORD + after, {WORD})
 
 
 @given(st.text(max_size=300))
-def test_to_remove_twice_removes_nothing_more(text: str) -> None:
+def test_removal_is_idempotent(text: str) -> None:
     assert scrubbed(scrubbed(text)) == scrubbed(text)
 
 
-def test_documents_keep_their_shape_and_lose_what_is_secret() -> None:
+def test_documents_keep_their_structure_when_redacted() -> None:
     document = {
         "name": "web",
         "container": {
@@ -122,6 +122,6 @@ def test_documents_keep_their_shape_and_lose_what_is_secret() -> None:
         ("KEYBOARD", False),
     ],
 )
-def test_names_that_say_it(name: str, secret: bool) -> None:
+def test_secret_names_are_recognised(name: str, secret: bool) -> None:
     assert is_secret_name(name) is secret
     assert secret_values([f"{name}=value"]) == ({"value"} if secret else set())

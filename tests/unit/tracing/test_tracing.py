@@ -24,7 +24,7 @@ from tracereceiver import Span, TraceReceiver
 
 from orchestrator.tracing import configuration
 from orchestrator.tracing.configuration import configured, endpoint_option
-from orchestrator.tracing.spans import OFF, CannotTrace, Tracer, current
+from orchestrator.tracing.spans import OFF, Tracer, TracingError, current
 
 
 @pytest.fixture(autouse=True)
@@ -62,12 +62,12 @@ DAEMONS = (
 )
 
 
-def test_without_traces_nothing_of_them_is_imported() -> None:
+def test_without_tracing_opentelemetry_is_not_imported() -> None:
     ask = f"{DAEMONS}, sys; sys.exit(any(m.startswith('opentelemetry') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", ask], check=False).returncode == 0
 
 
-def test_without_traces_nothing_is_made() -> None:
+def test_without_tracing_no_spans_are_created() -> None:
     assert configuration.tracer("orc-test", "one") is OFF
     with OFF.span("call", kind="server") as place:
         assert place == current() == ""
@@ -87,13 +87,11 @@ def test_without_traces_nothing_is_made() -> None:
         ({"OTEL_SERVICE_NAME": "orc"}, False),
     ],
 )
-def test_standard_variables_ask_for_traces(variables: dict[str, str], wanted: bool) -> None:
+def test_standard_variables_enable_tracing(variables: dict[str, str], wanted: bool) -> None:
     assert configured(variables) is wanted
 
 
-def test_spans_arrive_below_each_other(
-    receiver: TraceReceiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_spans_are_nested(receiver: TraceReceiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
     traces = sending(receiver)
     assert traces.on
@@ -103,7 +101,7 @@ def test_spans_arrive_below_each_other(
             pass
         task = traces.derived(call, "t1")
         traces.record("below", 5.0, 6.5, task)
-        traces.record("task", 4.0, 7.0, call, place=task, error="it broke")
+        traces.record("task", 4.0, 7.0, call, context=task, error="it broke")
     assert current() == ""
     with pytest.raises(KeyError), traces.span("failing", call):
         raise KeyError("why")
@@ -121,7 +119,7 @@ def test_spans_arrive_below_each_other(
     assert not found["call"].error
 
 
-def test_what_is_in_no_trace_makes_no_span(receiver: TraceReceiver) -> None:
+def test_calls_without_a_trace_have_no_span(receiver: TraceReceiver) -> None:
     traces = sending(receiver)
     with traces.span("inner") as place:
         assert place == ""
@@ -142,7 +140,7 @@ def test_what_is_in_no_trace_makes_no_span(receiver: TraceReceiver) -> None:
         ("garbage", False),
     ],
 )
-def test_a_call_from_elsewhere_goes_on_with_its_trace(
+def test_trace_context_of_a_call_is_continued(
     receiver: TraceReceiver, sent: str, continued: bool
 ) -> None:
     traces = sending(receiver)
@@ -154,28 +152,28 @@ def test_a_call_from_elsewhere_goes_on_with_its_trace(
     assert bool(span.parent) is continued
 
 
-def test_a_place_is_the_same_for_each_who_asks(receiver: TraceReceiver) -> None:
+def test_derived_span_context_is_deterministic(receiver: TraceReceiver) -> None:
     first, second = sending(receiver), sending(receiver)
     above = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
     assert first.derived(above, "t1") == second.derived(above, "t1")
     assert first.derived(above, "t1") != first.derived(above, "t2")
     assert first.derived(above, "t1").split("-")[1] == "a" * 32
     own = first.derived("", "t1")
-    first.record("task", 1.0, 2.0, "", place=own)
+    first.record("task", 1.0, 2.0, "", context=own)
     first.close()
     second.close()
     (span,) = receiver.spans
     assert (span.trace, span.id, span.parent) == (*own.split("-")[1:3], "")
 
 
-def test_a_sampler_that_takes_none_is_heeded_below(
+def test_unsampled_parent_is_respected(
     receiver: TraceReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off")
     traces = sending(receiver)
     with traces.span("call", kind="server") as call:
         assert int(call.split("-")[3], 16) & 1 == 0
-    traces.record("task", 1.0, 2.0, "", place=traces.derived("", "t1"))
+    traces.record("task", 1.0, 2.0, "", context=traces.derived("", "t1"))
     wanted = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
     with traces.span("wanted", wanted, kind="server"):
         pass
@@ -183,7 +181,7 @@ def test_a_sampler_that_takes_none_is_heeded_below(
     assert [span.name for span in receiver.spans] == ["wanted"]
 
 
-def test_a_receiver_that_goes_is_told_of_once_and_when_it_is_back(
+def test_lost_receiver_is_logged_once_and_on_recovery(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Less than the first pause between attempts, so that the test need not wait for it.
@@ -204,22 +202,22 @@ def test_a_receiver_that_goes_is_told_of_once_and_when_it_is_back(
         with traces.span("call", kind="server"):
             return any(words in message for message in told())
 
-    wait_for(lambda: heard("traces are not taken"))
+    wait_for(lambda: heard("trace export failed"))
     with receiver.receiving():
-        wait_for(lambda: heard("traces are taken again"))
+        wait_for(lambda: heard("trace export recovered"))
         traces.close()
     assert len(told()) == 2
 
 
 @pytest.mark.parametrize("wrong", ["collector:4318", "ftp://collector", "http://"])
-def test_an_endpoint_that_is_no_url_is_refused(wrong: str) -> None:
+def test_invalid_endpoint_url_is_an_error(wrong: str) -> None:
     command = click.command()(endpoint_option(lambda otlp_endpoint: None))
     said = CliRunner().invoke(command, ["--otlp-endpoint", wrong])
     assert said.exit_code == 2
-    assert f"'{wrong}' is not a URL such as http://collector:4318" in said.output
+    assert f"'{wrong}' is not a URL, such as http://collector:4318" in said.output
 
 
-def test_grpc_is_spoken_where_the_variables_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grpc_protocol_by_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
 
     class Service(trace_service_pb2_grpc.TraceServiceServicer):
@@ -245,14 +243,14 @@ def test_grpc_is_spoken_where_the_variables_say(monkeypatch: pytest.MonkeyPatch)
     assert names == ["call"]
 
 
-def test_a_protocol_that_is_unknown_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_protocol_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
-    with pytest.raises(CannotTrace, match=r"set it to http/protobuf or grpc"):
+    with pytest.raises(TracingError, match=r"set it to http/protobuf or grpc"):
         configuration.tracer("orc-test", "one", "http://127.0.0.1:1")
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "orchestrator.tracing.otlp", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
-    with pytest.raises(CannotTrace, match=r"pip install 'orc\[traces\]'"):
+    with pytest.raises(TracingError, match=r"pip install 'orc\[traces\]'"):
         configuration.tracer("orc-test", "one", "http://127.0.0.1:1")

@@ -94,7 +94,7 @@ async def test_the_token_opens_and_what_comes_is_what_prometheus_reads(server: S
 @pytest.mark.parametrize(
     "header", ["", "Authorization: Bearer open", "Authorization: Basic sesame", "Authorization: "]
 )
-async def test_without_it_nothing_is_told(server: Server, header: str) -> None:
+async def test_metrics_require_a_token(server: Server, header: str) -> None:
     status, body = await server.get("/metrics", *filter(None, [header]))
     assert status == 401
     assert "orc cluster token scrape" in body

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.daemon import bareprogram
 
 _PROGRAM = bareprogram.command("orchestrator.agent.images.layers.rootreader", "-X", "utf8")
@@ -70,9 +70,9 @@ async def _output(request: dict[str, Any], stdout: int = PIPE) -> AsyncIterator[
         if process.stdout is not None:
             while piece := await process.stdout.read(_CHUNK):
                 yield piece
-        said = (await process.stderr.read()).decode(errors="replace").splitlines()
+        lines = (await process.stderr.read()).decode(errors="replace").splitlines()
         if await process.wait():
-            raise ImageError(said[-1] if said else "the container's files cannot be read")
+            raise ImageError(lines[-1] if lines else "the container's files cannot be read")
     finally:
         if process.returncode is None:
             process.kill()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program: read the files of a container that may be changing them concurrently.
+"""A program that reads the files of a container, which may change them concurrently.
 
 One argument, JSON: `{"verb": "root", "root": …, "layers": [...], "ids": [FIRST, COUNT]}` writes a
 tar of all files, `{"verb": "layer", "upper": …, "mounts": [...], "ids": …}` one of the writable

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from io import FileIO
 from pathlib import Path
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.daemon import bareprogram
 
 _PROGRAM = bareprogram.command("orchestrator.agent.images.layers.untar", "-X", "utf8")

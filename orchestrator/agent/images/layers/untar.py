@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program: verify, decompress and unpack one layer, with its root in the folder it fills.
+"""A program that verifies, decompresses and unpacks one layer, with its root in the target folder.
 
 Arguments: FOLDER DIFF_ID LIMIT ENTRIES WHOLE PACKAGES; BLOB is its standard input (`bareprogram`).
 

@@ -26,7 +26,8 @@ from pathlib import Path
 from subprocess import CalledProcessError
 from typing import IO, Any, Protocol
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
+from orchestrator.agent.images.image_names import full_name, hex_of
 from orchestrator.agent.images.image_spec import (
     OCI_CONFIG,
     OCI_LAYER,
@@ -40,7 +41,6 @@ from orchestrator.agent.images.image_spec import (
     parse_config,
     parse_manifest,
 )
-from orchestrator.agent.images.names import full_name, hex_of
 
 MAX_DOCUMENT = 8 << 20
 """Maximum bytes of a JSON document: no real manifest or config is close to it."""

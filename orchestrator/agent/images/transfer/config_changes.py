@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterable
 from typing import Any
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.model.specs import ContainerSpec
 
 
@@ -79,7 +79,7 @@ def _command(text: str) -> list[str]:
                 return list(words)
         except ValueError:
             pass
-        raise ImageError(f"--change has a command that is no JSON list of strings: {text}")
+        raise ImageError(f"--change has a command that is not a JSON list of strings: {text}")
     return ["/bin/sh", "-c", text]
 
 

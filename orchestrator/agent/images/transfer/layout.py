@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
+from orchestrator.agent.images.image_names import hex_of
 from orchestrator.agent.images.image_spec import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
 from orchestrator.agent.images.layers.layercontent import BadLayer, Blob, content
-from orchestrator.agent.images.names import hex_of
 from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.images.transfer import config_changes as dockerfile
 from orchestrator.model.specs import ContainerSpec
@@ -130,7 +130,7 @@ def save_blobs(store: ImageStore, digests: Iterable[str]) -> Iterator[bytes]:
 
 
 def save_end(saved: SavedSoFar) -> bytes:
-    """What an archive ends with, so that `docker load`, podman, skopeo and this store read it."""
+    """The end of an archive, which `docker load`, podman, skopeo and this store can read."""
     index = {"schemaVersion": 2, "manifests": saved.index}
     end = b""
     for name, text in (
@@ -161,7 +161,7 @@ def _blob(store: ImageStore, digest: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class NewLayer:
-    """What becomes a new image's uppermost layer, and what is said of it."""
+    """A new image's top layer, and its description in the image's history."""
 
     archive: Path
     """A tar, plain or compressed, on the store's file system."""
@@ -232,7 +232,7 @@ def _oci_kind(kind: str) -> str:
 
 
 def _content(archive: Path) -> tuple[str, str]:
-    """The digest of what is inside, and the kind of layer that it is."""
+    """The digest of the uncompressed layer, and its media type."""
     found = hashlib.sha256()
     with archive.open("rb", buffering=0) as file:
         magic = file.read(4)

@@ -26,11 +26,11 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from orchestrator.agent.images.errors import ImageError, SourceGone
+from orchestrator.agent.images.image_errors import ImageError, SourceGone
 from orchestrator.agent.images.image_spec import Index, parse_manifest
 from orchestrator.agent.images.staging import FetchBlob, IncomingBlob
 from orchestrator.model.names import parse_image
-from orchestrator.registries.skopeo import PATIENCE, Skopeo, credentials, registry_of, remote
+from orchestrator.registries.skopeo import INSPECT_TIMEOUT, Skopeo, credentials, registry_of, remote
 
 LayerProgress = Callable[[str, int, int], None]
 """Called with a blob's digest, its received bytes and its size."""
@@ -284,7 +284,7 @@ class Registry:
         self._skopeo = Skopeo(program)
         self._resolved: deque[tuple[str, bytes]] = deque(maxlen=_CACHED)
 
-    async def resolve(self, name: str, auth: bytes = b"", within: float = PATIENCE) -> str:
+    async def resolve(self, name: str, auth: bytes = b"", within: float = INSPECT_TIMEOUT) -> str:
         """The present digest of the manifest or index of `name`. Raises ImageError."""
         data = await self._skopeo.inspect(name, "", auth, within)
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"

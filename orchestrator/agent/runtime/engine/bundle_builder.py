@@ -26,7 +26,7 @@ from orchestrator.agent.runtime.isolation.rootfs import (
 from orchestrator.agent.runtime.isolation.userns import NamespaceMaker, keep, owner
 from orchestrator.agent.runtime.resources.cgroups import Cgroups
 from orchestrator.agent.runtime.spec import cdi, oci
-from orchestrator.agent.runtime.spec.devices import DeviceNode, find_devices, make_nodes
+from orchestrator.agent.runtime.spec.container_devices import DeviceNode, find_devices, make_nodes
 from orchestrator.agent.runtime.spec.etcfiles import ETC_FILES, etc_files
 from orchestrator.agent.runtime.spec.image_users import read_user_tables
 from orchestrator.agent.runtime.spec.node_facts import NodeFacts, find_runtime, kernel_version

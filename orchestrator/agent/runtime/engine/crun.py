@@ -26,7 +26,7 @@ from orchestrator.agent.runtime.engine.program_errors import failure, known_fail
 from orchestrator.agent.runtime.interface import Container, Exit, RuntimeFailure, Started
 from orchestrator.agent.runtime.io.logfiles import LogLimits, LogRotation, last_line
 from orchestrator.agent.runtime.isolation.idranges import FIRST, IdRanges, subordinate_ids
-from orchestrator.agent.runtime.resources import cgroups, limits, resizing
+from orchestrator.agent.runtime.resources import cgroup_limits, cgroups, resizing
 from orchestrator.agent.runtime.resources.cgroups import Cgroups, detect
 from orchestrator.agent.runtime.spec import apparmor, cdi
 from orchestrator.agent.runtime.spec.node_facts import (
@@ -225,7 +225,7 @@ class CrunRuntime:
         monitor = conmon.find_monitor(bundle.run, container.id)
         if pid is None or monitor is None:
             raise RuntimeFailure("the container ended while it was created; was it killed?")
-        bundle.write_limits(limits.changes(container.spec, self._facts))
+        bundle.write_limits(cgroup_limits.changes(container.spec, self._facts))
         bundle.write_identity(Identity(self._boot, pid, monitor))
         self._watch.add(container.id, monitor)
 
@@ -422,7 +422,7 @@ class CrunRuntime:
         )
 
     async def purge(self) -> None:
-        """Remove all containers and their parent cgroup, when the node leaves the cluster."""
+        """Remove all containers and their parent cgroup."""
         for container_id in await self.list():
             await self.remove(container_id)
         self._cgroups.remove_parent()

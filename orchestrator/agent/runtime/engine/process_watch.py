@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Observing a container's processes: the start of its program, the end of its monitor, termination.
 
-A monitor's end is seen through a pidfd that the event loop reads, without a thread or polling.
+A monitor's end is detected by a pidfd in the event loop, without a thread or polling.
 
-`crun start` returns when the container's process was told to go on; it has yet to execute the
-program, which may fail, and until then it is crun. The kernel shows when that has happened:
-executing a program gives a process another address space, whose stack is elsewhere
-(`/proc/PID/stat`), and closes the file of the old program (inotify), which is when to check again.
+`crun start` returns after it has signalled the container's process, which is still crun and has yet
+to execute the program. That may fail. Success is visible in the kernel: executing a program gives a
+process a new address space, with the stack at another address (`/proc/PID/stat`), and closes the
+file of the old program, which inotify reports; then the address is compared again.
 """
 
 from __future__ import annotations

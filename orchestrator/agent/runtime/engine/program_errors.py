@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a container's program cannot run, in words for the user: found before or reported by crun.
+"""Error messages for programs that cannot be executed, detected before or reported by crun.
 
-The kernel reports a program that it does not execute as a number, once the container is made. So
-its header is read first, as the kernel reads it: ELF (elf(5)) or `#!` (execve(2)).
+For a program that it cannot execute the kernel reports only an error number, after the container is
+created. So the program's header is read first, as the kernel does: ELF (elf(5)) or `#!`
+(execve(2)).
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def check_program(root: Path, program: str, env: Sequence[str], workdir: str, ma
 def no_program(program: str, machine: str) -> str:
     """The message for a file in a format unknown to the kernel."""
     return (
-        f"`{program}` is no program for this node ({machine}): it is damaged, built for another "
+        f"`{program}` is not a program for this node ({machine}): it is damaged, built for another "
         "architecture, or a script without `#!`"
     )
 

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes into and comes out of a container: attach, exec, log files.
+"""Input and output of containers: attach, exec, log files.
 
-How bytes travel on to a client is the business of the agent's streams; how logs are shipped, of its
-logging drivers.
+Streams to clients are in `agent.streams`, the shipping of logs in `agent.logs`.
 """

@@ -5,6 +5,9 @@ crun passes the streams on to the program, waits for it and returns its exit sta
 program's pid to a pipe, given as the pid file, when the program has started; before that, stderr
 has only crun's own error, which is also in its log, as JSON. With a terminal, crun opens it inside
 the container and sends its controlling end over a socket.
+
+Output is read only on request, so a slow reader makes the program wait, as with any pipe; a write
+waits until the program reads it.
 """
 
 from __future__ import annotations
@@ -17,12 +20,15 @@ import posixpath
 import re
 import signal
 import socket
+import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from fcntl import ioctl
+from termios import TIOCSWINSZ
+from typing import Any, Protocol
 
 from orchestrator.agent.runtime.engine.bundle import ContainerHandle
 from orchestrator.agent.runtime.engine.program_errors import (
@@ -31,13 +37,75 @@ from orchestrator.agent.runtime.engine.program_errors import (
     known_failure,
 )
 from orchestrator.agent.runtime.interface import RuntimeFailure
-from orchestrator.agent.runtime.io.programs import CHUNK, set_size, write_all
 from orchestrator.agent.runtime.spec.apparmor import UNCONFINED
 from orchestrator.agent.runtime.spec.image_users import User, read_user_tables, resolve_user
 from orchestrator.agent.runtime.spec.node_facts import own_capabilities
 from orchestrator.linux import spawn
 from orchestrator.linux.processes import ProcessIdentity, identify
 from orchestrator.model.states import CANNOT_INVOKE
+
+CHUNK = 1 << 16
+"""Maximum bytes of one read or write."""
+
+
+class Program(Protocol):
+    """A program with its streams, owned by its opener."""
+
+    tty: bool
+    stdin: bool
+    """Whether it has an input."""
+
+    async def read(self) -> tuple[bool, bytes] | None:
+        """The next output: whether it is stderr, and the bytes; None at the end."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Write all of `data` to its input; discarded if the program has closed it."""
+        ...
+
+    async def end_input(self) -> None:
+        """End its input."""
+        ...
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Set the size of its terminal."""
+        ...
+
+    async def signal(self, number: int) -> None:
+        """Send it a signal."""
+        ...
+
+    async def wait(self) -> int:
+        """Its exit status, 0 to 255, once it has ended."""
+        ...
+
+    def close(self) -> None:
+        """Release its streams; the program may continue."""
+        ...
+
+
+async def write_all(descriptor: int, data: bytes, most: int = CHUNK) -> None:
+    """Write all of `data`, at most `most` bytes at a time. Raises OSError without a reader."""
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest[:most]) :]
+        except BlockingIOError:
+            await spawn.writable(descriptor)
+
+
+def set_size(terminal: int, rows: int, columns: int) -> None:
+    """Set a terminal's size; its foreground programs get SIGWINCH if it changed."""
+    ioctl(
+        terminal,
+        TIOCSWINSZ,
+        struct.pack("HHHH", _terminal_cells(rows), _terminal_cells(columns), 0, 0),
+    )
+
+
+def _terminal_cells(count: int) -> int:
+    return max(0, min(count, 0xFFFF))
+
 
 _END_OF_INPUT = b"\x04"
 """Ctrl-D, which ends the input of a terminal."""
@@ -245,7 +313,7 @@ async def start(access: ContainerHandle, spec: ExecSpec) -> ExecProgram:
     made = await _prepared(access, spec)
     with _Memory() as memory, _document(access, made) as document:
         if spec.tty:
-            return await _on_terminal(access, document, memory, spec)
+            return await _on_terminal(access, document, memory)
         return await _on_pipes(access, document, memory, spec)
 
 
@@ -270,9 +338,7 @@ async def _on_pipes(
         return ExecProgram(process, pid, {stdout: False, stderr: True}, stdin, tty=False)
 
 
-async def _on_terminal(
-    access: ContainerHandle, document: str, memory: _Memory, spec: ExecSpec
-) -> ExecProgram:
+async def _on_terminal(access: ContainerHandle, document: str, memory: _Memory) -> ExecProgram:
     with (
         tempfile.TemporaryDirectory(dir=access.bundle.run) as folder,
         socket.socket(socket.AF_UNIX) as listener,

@@ -48,7 +48,7 @@ def _mount_shm(process: int, folder: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Do what the arguments say. Exits with 1 and a line on stderr if the kernel refuses."""
+    """Perform the request in the arguments. Exits with 1 and a line on stderr on failure."""
     verb, process, *rest = argv
     try:
         match verb:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What containers may use and do use: cgroups, limits, statistics.
+"""Resource limits and usage of containers: cgroups, limits, statistics.
 
-The OCI runtime makes a container's cgroup; finding, freezing, measuring, resizing and removing
-it is done here. What the node as a whole has is measured in `agent`.
+The OCI runtime creates a container's cgroup; finding, freezing, measuring, resizing and removing
+it is done here. The node's own resources are measured in `agent.telemetry`.
 """

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control groups of containers: which version the host has, and what crun leaves to us.
+"""The control groups of containers, on hosts with cgroup version 1, 2 or both.
 
-crun makes a container's cgroup and writes its limits. Here is the rest: finding every process of a
-container, freezing them, whether the kernel killed one for exceeding its memory limit, and removing
-what is left after a crash.
+crun creates a container's cgroup and writes its limits. This module finds and freezes the processes
+of a container, reads whether the OOM killer has killed one, and removes leftovers after a crash.
 """
 
 from __future__ import annotations

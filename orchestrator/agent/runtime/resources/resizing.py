@@ -20,7 +20,7 @@ from typing import Any
 from orchestrator.agent.runtime.engine.bundle import ContainerHandle
 from orchestrator.agent.runtime.engine.program_errors import NO_MESSAGE
 from orchestrator.agent.runtime.interface import RuntimeFailure
-from orchestrator.agent.runtime.resources import limits
+from orchestrator.agent.runtime.resources import cgroup_limits
 from orchestrator.agent.runtime.resources.cgroups import CgroupMode, Cgroups
 from orchestrator.agent.runtime.spec.node_facts import NodeFacts
 from orchestrator.linux import spawn
@@ -36,7 +36,7 @@ async def resize(access: ContainerHandle, spec: TaskSpec, node: NodeFacts) -> No
     are unchanged."""
     access.running()
     before = access.bundle.limits()
-    wanted = limits.changes(spec, node, before)
+    wanted = cgroup_limits.changes(spec, node, before)
     if wanted == before:
         return
     memory = spec.limit.memory

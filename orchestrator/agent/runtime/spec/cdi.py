@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from orchestrator.agent.runtime.interface import Container, Mount, RuntimeFailure
-from orchestrator.agent.runtime.spec.devices import DeviceNode, find_device
+from orchestrator.agent.runtime.spec.container_devices import DeviceNode, find_device
 from orchestrator.model.formats.cdi_names import is_cdi
 
 FOLDERS = (Path("/etc/cdi"), Path("/var/run/cdi"))
@@ -184,7 +184,7 @@ def _device(entry: Mapping[str, Any]) -> DeviceNode:
 
 def _kind(kind: str) -> str:
     if kind not in ("c", "u", "b"):
-        raise ValueError(f"device type {kind!r} is none of c, u and b")
+        raise ValueError(f"device type {kind!r} is not one of c, u and b")
     return "b" if kind == "b" else "c"
 
 

@@ -16,9 +16,9 @@ from types import MappingProxyType
 from typing import Any
 
 from orchestrator.agent.runtime.interface import Container, Mount, RuntimeFailure
-from orchestrator.agent.runtime.resources import limits
+from orchestrator.agent.runtime.resources import cgroup_limits
 from orchestrator.agent.runtime.spec import apparmor, privileges
-from orchestrator.agent.runtime.spec.devices import DeviceNode
+from orchestrator.agent.runtime.spec.container_devices import DeviceNode
 from orchestrator.agent.runtime.spec.etcfiles import ETC_FILES, hostname
 from orchestrator.agent.runtime.spec.image_users import (
     User,
@@ -205,8 +205,8 @@ def process(
             privileges.capabilities(spec, node.capabilities), user.uid
         ),
         "noNewPrivileges": not (spec.new_privileges or spec.privileged),
-        "oomScoreAdj": limits.oom_score(spec, node),
-        "rlimits": limits.process_limits(spec, node),
+        "oomScoreAdj": cgroup_limits.oom_score(spec, node),
+        "rlimits": cgroup_limits.process_limits(spec, node),
     }
 
 
@@ -303,7 +303,7 @@ def config(
     linux = {
         "cgroupsPath": places.cgroup,
         "namespaces": namespaces(container, users, joined),
-        "resources": limits.resources(container.spec, node, devices),
+        "resources": cgroup_limits.resources(container.spec, node, devices),
         "devices": [each.node for each in devices if not each.source],
         "sysctl": privileges.sysctls(spec, network=users is None or not users.foreign),
         **privileges.paths(spec, places.secret),

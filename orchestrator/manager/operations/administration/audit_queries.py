@@ -27,7 +27,7 @@ class AuditOperations(Operations):
         filters: dict[str, list[str]] = {}
         for each in request.filters:
             if each.key not in FILTERS:
-                raise invalid_argument(f"entries have no '{each.key}'; say {', '.join(FILTERS)}")
+                raise invalid_argument(f"unknown filter '{each.key}'; use {', '.join(FILTERS)}")
             filters.setdefault(each.key, []).append(each.value)
         if request.tail < 0:
             raise invalid_argument("the number of entries cannot be negative")

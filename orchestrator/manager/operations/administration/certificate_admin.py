@@ -94,7 +94,7 @@ class CertificateOperations(Operations):
                 or as_revoked(made).covers(identity.role, identity.id, issued.serial, issued.at)
             ):
                 raise failed_precondition(
-                    "that is the certificate of your own context; make another one first with "
+                    "this is the certificate of your own context; create another one first with "
                     "'orc cluster admin', or use --force to lock yourself out"
                 )
             return [Change(view.revocations.get(made.id), made)]
@@ -121,7 +121,7 @@ class CertificateOperations(Operations):
             raise not_found(f"no session '{word}' of the web page; see 'orc cluster sessions'")
         if len(found) > 1:
             raise invalid_argument(
-                f"'{word}' begins the ids of {len(found)} sessions; use more of it"
+                f"'{word}' is a prefix of {len(found)} session ids; use a longer one"
             )
         await WebSessions(self.ctx).end(found[0].id)
         return access_pb2.RevokeReply()
@@ -129,7 +129,7 @@ class CertificateOperations(Operations):
     def _revocation(self, view: ClusterView, request: Any, by: str) -> Revocation:
         name, now = request.name, self.ctx.now()
         if not name:
-            raise invalid_argument(f"say whose certificates are revoked; see '{_LISTING}'")
+            raise invalid_argument(f"specify whose certificates to revoke; see '{_LISTING}'")
         match request.kind:
             case "certificate":
                 found = _certificate(view, name)
@@ -182,7 +182,7 @@ def _certificate(view: ClusterView, word: str) -> Certificate:
         raise not_found(f"no certificate with the serial number '{word}'; see '{_LISTING}'")
     if len(found) > 1:
         raise invalid_argument(
-            f"'{word}' begins {len(found)} certificates; use more of it ('{_LISTING}')"
+            f"'{word}' is a prefix of {len(found)} certificates; use a longer one ('{_LISTING}')"
         )
     return found[0]
 
@@ -199,8 +199,7 @@ def _node(view: ClusterView, word: str) -> str:
         }
         if len(removed) > 1:
             raise invalid_argument(
-                f"{len(removed)} nodes that were removed were called '{word}'; use the id "
-                f"('{_LISTING}')"
+                f"{len(removed)} removed nodes were named '{word}'; use the id ('{_LISTING}')"
             ) from None
         if not removed:
             raise refusal

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, cast
 
@@ -15,6 +16,8 @@ from orchestrator.manager.planning.unplannable import quarantined_services
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.certificates import lifetime
 from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.keys import LEADER
+from orchestrator.manager.store.kv import StoreError
 from orchestrator.manager.telemetry.service_discovery import web_address
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import NodeState
@@ -35,12 +38,16 @@ class ClusterOperations(Operations):
         return cluster
 
     def _token(self, secret: str) -> str:
-        return str(JoinToken(self.ctx.ca_digest, secret))
+        return str(JoinToken(self.ctx.token_digest, secret))
 
     async def get_cluster(self, request: control_pb2.GetClusterRequest) -> control_pb2.ClusterInfo:
         """Describe the cluster: managers, settings, totals, join tokens."""
         cluster, view, identity = self._cluster(), self.ctx.view, self.ctx.identity
         leader = self.ctx.leader()
+        if not leader:
+            with suppress(StoreError):  # without a quorum, the leader is unknown
+                entry = await self.ctx.kv.get(LEADER)
+                leader = entry.value.decode() if entry else ""
         return control_pb2.ClusterInfo(
             id=cluster.id,
             created_at=cluster.created_at,
@@ -49,10 +56,10 @@ class ClusterOperations(Operations):
             node_timeout=cluster.node_timeout,
             managers=[
                 control_pb2.ManagerInfo(
-                    id=identity.manager_id,
-                    address=f"{identity.address}:{identity.port}",
-                    leader=leader == identity.manager_id,
+                    id=manager.id, address=manager.endpoint, leader=leader == manager.id
                 )
+                for manager in sorted(view.managers.values(), key=lambda each: each.id)
+                if not manager.joining
             ],
             nodes=len(view.nodes),
             nodes_ready=sum(n.state is NodeState.READY for n in view.nodes.values()),

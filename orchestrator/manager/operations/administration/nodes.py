@@ -139,6 +139,8 @@ def _updated(node: Node, request: Any, now: float) -> Node:
                 " has no encrypted network"
             )
         rotation += 1
+    if request.remove_orphans:
+        node = replace(node, orphan_removals=node.orphan_removals + 1)
     try:
         allow, disallow = map(parse_allowances, (request.allow, request.disallow))
     except ValueError as error:

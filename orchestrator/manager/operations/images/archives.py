@@ -35,7 +35,7 @@ class ImageArchiveOperations(Operations):
     ) -> AsyncIterator[images_pb2.FileData]:
         """Stream one archive of images, which may be on different nodes; each node adds its own."""
         if not request.images:
-            raise invalid_argument("say which image to save")
+            raise invalid_argument("specify an image to save")
         ctx = self.ctx
         names: dict[str, list[str]] = {}
         for word in request.images:

@@ -11,7 +11,12 @@ from orchestrator.manager.security.registry_credentials import auth_for
 from orchestrator.model.names import ImageName, parse_image
 from orchestrator.model.nodes import REGISTRY_CREDENTIALS
 from orchestrator.model.specs import ContainerSpec
-from orchestrator.registries.registry_errors import AccessDenied, ImageError, TooMany, Unreachable
+from orchestrator.registries.registry_errors import (
+    AccessDenied,
+    ImageError,
+    RateLimited,
+    Unreachable,
+)
 
 REGISTRY_TIMEOUT = 3.0
 """Seconds that a registry has to answer while a user waits."""
@@ -56,7 +61,7 @@ async def _resolved(ctx: ManagerContext, name: ImageName, ask_registry: bool, ne
     except ImageError as error:
         if isinstance(error, AccessDenied) and not auth and _nodes_may(ctx.view):
             return name.digest  # each node resolves it with its own credentials
-        silent = isinstance(error, (Unreachable, TooMany))
+        silent = isinstance(error, (Unreachable, RateLimited))
         if silent and (known := _resolved_before(ctx.view, name)):
             return known
         raise not_found(

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.model.names import parse_image
-from orchestrator.registries.registry_errors import Damaged
-from orchestrator.registries.skopeo import PATIENCE, Skopeo
+from orchestrator.registries.registry_errors import CorruptContent
+from orchestrator.registries.skopeo import INSPECT_TIMEOUT, Skopeo
 
 _IN_MEMORY = (Path("/dev/shm"), Path("/run"))
 MAX_CONCURRENT = 8
@@ -41,7 +41,7 @@ class RegistryClient:
         self._turns = asyncio.Semaphore(MAX_CONCURRENT)
 
     async def resolve(
-        self, name: str, auth: bytes = b"", within: float = PATIENCE
+        self, name: str, auth: bytes = b"", within: float = INSPECT_TIMEOUT
     ) -> ResolvedImage:
         """Resolve a name; `auth` is an auth.json. Raises ImageError."""
         async with self._turns:
@@ -49,7 +49,7 @@ class RegistryClient:
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         wanted = parse_image(name).digest
         if wanted and wanted != digest:
-            raise Damaged(f"the registry answered {name} with {digest}")
+            raise CorruptContent(f"the registry answered {name} with {digest}")
         return ResolvedImage(digest, manifests_of(data) or frozenset({digest}))
 
     async def login(self, registry: str, username: str, password: str) -> None:

@@ -146,13 +146,14 @@ class RegistryOperations(Operations):
             await ctx.registries.login(registry, request.username, request.password)
         except ImageError as error:
             raise failed_precondition(str(error)) from None
+        sealing = ctx.sealing()
         before = ctx.view.credentials.get(registry)
         after = replace(
             before or Credential(id=registry, created_at=ctx.now()),
             username=request.username,
             sealed=ctx.vault.seal(request.password, purpose(registry)),
         )
-        await ctx.cache.wait_for(await commit(ctx.kv, [Change(before, after)]))
+        await ctx.cache.wait_for(await commit(ctx.kv, [Change(before, after)], sealing))
         return images_pb2.LoginReply(registry=registry)
 
     async def logout(self, request: images_pb2.LogoutRequest) -> images_pb2.LogoutReply:

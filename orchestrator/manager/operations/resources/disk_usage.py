@@ -43,7 +43,7 @@ class DiskUsageOperations(Operations):
         """A node's TunnelResult, or a line that says why there is none."""
         hostname = node.description.hostname
         if node.state is not NodeState.READY:
-            return f"node {hostname} is {node.state.name.lower()}; what it has is not shown"
+            return f"node {hostname} is {node.state.name.lower()}; its disk usage is not shown"
         try:
             async with asyncio.timeout(COUNT_TIMEOUT):
                 return (await send_request(self.ctx, node, order))[1]

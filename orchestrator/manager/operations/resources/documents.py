@@ -64,12 +64,12 @@ class DocumentOperations(Operations):
         assert key is not None  # it has a name
         if ctx.view.document_by_name(kind, document.name) is not None:
             raise _taken(document)
+        named = Put(key, document.id.encode())
         try:
-            revision = await commit(
-                ctx.kv,
-                [Change(None, document)],
-                guards=[Guard(key, mod_revision=0)],
-                ops=[Put(key, document.id.encode()), self._store.write(document, request.data)],
+            revision = await ctx.commit_sealed(
+                Change(None, document),
+                lambda: [named, self._store.write(document, request.data)],
+                [Guard(key, mod_revision=0)],
             )
         except Conflict:
             raise _taken(document) from None
@@ -98,21 +98,29 @@ class DocumentOperations(Operations):
         labels = {**before.labels, **request.label_add}
         labels = {key: value for key, value in labels.items() if key not in request.label_rm}
         after = replace(before, labels=labels)
-        ops: list[Op] = []
+        forget: list[Op] | None = None
         if request.HasField("data"):
             _check(before, request.data)
             if not await self._is(before, request.data):
-                after, ops = self._next(after, request.data)
+                after, forget = self._next(after)
         if request.check_only:
-            return documents_pb2.UpdateDocumentReply(document=to_proto(before), changed=bool(ops))
+            return documents_pb2.UpdateDocumentReply(
+                document=to_proto(before), changed=forget is not None
+            )
         if after == before:
             return documents_pb2.UpdateDocumentReply(document=to_proto(before))
-        revision = await commit(ctx.kv, [Change(before, after)], ops=ops)
+        if forget is None:
+            revision = await commit(ctx.kv, [Change(before, after)])
+        else:
+            gone = forget
+            revision = await ctx.commit_sealed(
+                Change(before, after), lambda: [self._store.write(after, request.data), *gone]
+            )
         await ctx.cache.wait_for(revision)
-        told = update_effects(ctx.view, after) if ops else {}
+        told = update_effects(ctx.view, after) if forget is not None else {}
         return documents_pb2.UpdateDocumentReply(
             document=to_proto(replace(after, revision=revision)),
-            changed=bool(ops),
+            changed=forget is not None,
             rolled=told.get(OnUpdate.ROLL, ()),
             signalled=told.get(OnUpdate.SIGNAL, ()),
             left=told.get(OnUpdate.NONE, ()),
@@ -143,9 +151,9 @@ class DocumentOperations(Operations):
             await ctx.cache.wait_for(revision)
         return documents_pb2.RemoveDocumentReply(id=document.id)
 
-    def _next(self, document: Document, data: bytes) -> tuple[Document, list[Op]]:
-        """The document with a new version, and the operations that write it and delete old ones:
-        all but the newest and those in use."""
+    def _next(self, document: Document) -> tuple[Document, list[Op]]:
+        """The document with a new version, and the operations that delete old ones: all but the
+        newest and those in use."""
         version = document.version + 1
         kept = (*document.kept, version)
         used = versions_in_use(self.ctx.view, document.id)
@@ -156,8 +164,7 @@ class DocumentOperations(Operations):
             kept=tuple(each for each in kept if each not in gone),
             updated_at=self.ctx.now(),
         )
-        forget = [Delete(sealed_key(document.id, each)) for each in gone]
-        return after, [self._store.write(after, data), *forget]
+        return after, [Delete(sealed_key(document.id, each)) for each in gone]
 
     async def _read(self, document: Document) -> bytes:
         try:
@@ -207,6 +214,6 @@ def _check_unused(document: Document, found: Sequence[str], when_unused: bool) -
 def _taken(document: Document) -> Exception:
     word = document.kind.word
     return already_exists(
-        f"there is a {word} '{document.name}' already; choose another name, "
+        f"{word} '{document.name}' already exists; choose another name, "
         f"or change it with 'orc {word} update {document.name}'"
     )

@@ -39,15 +39,15 @@ class NetworkPolicyOperations(Operations):
         def add(network: Network) -> Network:
             if not is_ours(network.driver):
                 raise failed_precondition(
-                    f"who may connect in network '{network.name}' is for its driver "
-                    f"{network.driver} to say; it has no policies here"
+                    f"network '{network.name}' has driver {network.driver}, which does not support "
+                    "policies"
                 )
             if network.driver != OVERLAY:
                 raise failed_precondition(
-                    f"network '{network.name}' is each node's own, and has no policies"
+                    f"network '{network.name}' is node-local and does not support policies"
                 )
             if any(_same(each, policy) for each in network.policies):
-                raise already_exists(f"network '{network.name}' has this policy already")
+                raise already_exists(f"network '{network.name}' already has this policy")
             return replace(network, policies=(*network.policies, policy))
 
         await self._edit(request.network, add)

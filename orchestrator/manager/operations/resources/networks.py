@@ -145,10 +145,10 @@ class NetworkOperations(Operations):
         def edit(task: Task) -> tuple[Task, list[Network]]:
             name = attachment.network
             if name in task.spec.network_names:
-                raise already_exists(f"container '{task.name}' is on network '{name}' already")
+                raise already_exists(f"container '{task.name}' is already on network '{name}'")
             if stands_alone(name):
                 raise invalid_argument(
-                    f"a container cannot come to be on network {name}; make it so with "
+                    f"a container cannot be connected to network {name} later; create it with "
                     f"'orc run --network {name}'"
                 )
             try:
@@ -179,7 +179,8 @@ class NetworkOperations(Operations):
                 )
             if stands_alone(request.network):
                 raise invalid_argument(
-                    f"container '{task.name}' cannot leave network {request.network}; make another"
+                    f"container '{task.name}' cannot be disconnected from network "
+                    f"{request.network}; create another container"
                 )
             return replace(task, spec=disconnected(task.spec, request.network)), []
 
@@ -309,7 +310,7 @@ def _completed(view: ClusterView, wanted: NewNetwork) -> Network:
 
 
 def _name_taken(name: str) -> RequestError:
-    return already_exists(f"there is a network '{name}' already; choose another name")
+    return already_exists(f"network '{name}' already exists; choose another name")
 
 
 def _options(given: Mapping[str, str], driver: str) -> dict[str, str]:

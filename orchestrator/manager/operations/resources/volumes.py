@@ -252,7 +252,7 @@ class VolumeOperations(Operations):
         """A node's NodeVolumes, or a line that says why there is none."""
         hostname = node.description.hostname
         if node.state is not NodeState.READY:
-            return f"node {hostname} is {node.state.name.lower()}; what it has is not shown"
+            return f"node {hostname} is {node.state.name.lower()}; its volumes are not listed"
         order = dispatch_pb2.OpenTunnel(list_volumes=dispatch_pb2.VolumesOrder())
         try:
             return (await self._ask(node, order, LIST_TIMEOUT)).volumes
@@ -326,13 +326,11 @@ class VolumeOperations(Operations):
 def _check_identical(known: Volume, wanted: Volume, node: Node | None) -> Volume:
     """Raise RequestError if the existing volume differs: creating an identical one is a no-op."""
     if known.driver != wanted.driver:
-        raise already_exists(
-            f"there is a volume '{known.name}' already, with the driver {known.driver}"
-        )
+        raise already_exists(f"volume '{known.name}' already exists with the driver {known.driver}")
     if known.options != wanted.options:
-        raise already_exists(f"there is a volume '{known.name}' already, with other options")
+        raise already_exists(f"volume '{known.name}' already exists with other options")
     if node is not None and known.node_id not in ("", node.id):
-        raise already_exists(f"there is a volume '{known.name}' already, on another node")
+        raise already_exists(f"volume '{known.name}' already exists on another node")
     return known
 
 

@@ -16,10 +16,10 @@ from orchestrator.manager.planning.slots import ended, waits
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.limits import resized
 from orchestrator.model.nodes import NodeState
-from orchestrator.model.specs import SHARES_PER_CORE, RestartCondition, TaskSpec
+from orchestrator.model.specs import RestartCondition, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
-from orchestrator.model.units import format_memory
+from orchestrator.model.units import SHARES_PER_CORE, format_memory
 
 NO_GRACE = -1.0
 """`Task.stop_grace` for a stop without a grace period."""
@@ -75,7 +75,7 @@ def update(view: ClusterView, task: Task, spec: TaskSpec) -> Task:
     _check(task)
     if task.auto_remove and spec.restart.condition is not RestartCondition.NONE:
         raise failed_precondition(
-            f"container '{task.name}' goes when it has ended (--rm), so it takes no --restart"
+            f"container '{task.name}' is removed when it ends (--rm), so --restart does not apply"
         )
     _check_room(view, task, spec)
     return replace(task, spec=replace(resized(task.spec, spec), restart=spec.restart))

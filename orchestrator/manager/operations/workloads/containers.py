@@ -344,7 +344,10 @@ class ContainerOperations(Operations):
         """Stream events of the cluster, past and future."""
         events, wake = self.ctx.events, asyncio.Event()
         async with events.follow(wake.set) as queue:
+            known = request.after_revision, request.after_number
             past = events.since(request.since) if request.since else []
+            if request.after_revision:
+                past = events.after(known)
             for event in past:
                 if not request.until or event.at <= request.until:
                     yield _event(event)
@@ -353,7 +356,10 @@ class ContainerOperations(Operations):
                 async with asyncio.timeout(left if left is None else max(0.0, left)):
                     while True:
                         while queue:
-                            yield _event(queue.popleft())
+                            event = queue.popleft()
+                            # This manager may be behind the one that delivered the last one.
+                            if not event.revision or event.position > known:
+                                yield _event(event)
                         wake.clear()
                         await wake.wait()
             except TimeoutError:
@@ -475,7 +481,7 @@ def _name_taken(view: ClusterView, name: str) -> Exception:
     there = container_by_name(view, name)
     what = f" ({there.id[:12]})" if there else ""
     return already_exists(
-        f"there is a container '{name}' already{what}; remove it with 'orc rm {name}', rename it, "
+        f"container '{name}' already exists{what}; remove it with 'orc rm {name}', rename it, "
         "or choose another name"
     )
 
@@ -506,4 +512,6 @@ def _event(event: Any) -> Any:
         name=event.name,
         node=event.node,
         attributes=event.attributes,
+        revision=event.revision,
+        number=event.number,
     )

@@ -67,7 +67,7 @@ class ServiceOperations(Operations):
         name = spec.name
         if (there := ctx.view.service_by_name(name)) is not None and not there.removed:
             raise already_exists(
-                f"there is a service '{name}' already; choose another name, "
+                f"service '{name}' already exists; choose another name, "
                 f"or change it with 'orc service update {name}'"
             )
         resolve_networks(ctx.view, spec)
@@ -107,7 +107,7 @@ class ServiceOperations(Operations):
             except Conflict as conflict:
                 if key in conflict.keys:
                     raise already_exists(
-                        f"there is a service '{name}' already, maybe in other letter case; "
+                        f"service '{name}' already exists, perhaps in another letter case; "
                         "choose another name"
                     ) from None
                 await ctx.cache.wait_for(read + 1)
@@ -168,14 +168,12 @@ class ServiceOperations(Operations):
         name = service.spec.name
         versions = [past.version for past in service.history]
         if not versions:
-            raise invalid_argument(
-                f"service '{name}' has had no other spec, so there is no way back"
-            )
+            raise invalid_argument(f"service '{name}' has no previous spec to roll back to")
         version = request.version or versions[0]
         if version not in versions:
             known = ", ".join(map(str, versions))
             raise invalid_argument(
-                f"service '{name}' remembers no version {version}; there are {known}"
+                f"service '{name}' has no version {version} in its history; it has {known}"
             )
         past = service.history[versions.index(version)]
         read = self._references(past.spec, service)

@@ -2,9 +2,9 @@
 """Addresses of networks: subnets, VNIs, slices, and addresses with an owner. Pure.
 
 A network's pool is cut into slices. Nodes have one each and give out its addresses themselves. The
-first slice is no node's: VIPs come from it. An address that a spec fixes may be any of the subnet
-that is in no node's slice, and a slice with a VIP or a fixed address in it becomes no node's. The
-IPv6 subnet is cut the same way: to the nth slice belongs the nth /64.
+first slice belongs to no node: VIPs come from it. A fixed address may be any in the subnet that is
+in no node's slice, and a slice with a VIP or a fixed address is not given to a node. The IPv6
+subnet is cut in the same way: the nth slice has the nth /64.
 """
 
 from __future__ import annotations

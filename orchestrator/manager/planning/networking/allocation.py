@@ -100,15 +100,6 @@ def allocate_vips(view: ClusterView, service_ids: Iterable[str]) -> tuple[Change
     return tuple(changes)
 
 
-def full_network(view: ClusterView, spec: ServiceSpec) -> str | None:
-    """The name of the first network that has no VIP left for a new service of this spec."""
-    taken = _taken(view)
-    for network in _networks(view, spec):
-        if _free(network, taken.get(network.id, set()), spec.name) is None:
-            return network.name
-    return None
-
-
 def _networks(view: ClusterView, spec: ServiceSpec) -> Iterator[Network]:
     """The networks in which a service of this spec has a VIP."""
     if spec.endpoint_mode is EndpointMode.DNSRR or spec.mode.is_job:

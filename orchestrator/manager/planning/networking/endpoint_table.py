@@ -6,7 +6,8 @@ the changes of it: a change of one task costs that one task, however many its se
 
 An endpoint is in the table from the moment that its address is known until its task has ended.
 `ready` says whether it is named and balanced: it runs, on a node that is up, and is not being
-stopped. So a task that is to stop is out of both before it hears of it; see `manager.dispatch`.
+stopped. So a task that is to stop is removed from both before it gets the stop order; see
+`manager.dispatch`.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def serves(task: Task, view: ClusterView) -> bool:
         and task.desired_state is TaskState.RUNNING
         and task.status.run == task.run
         and node is not None
-        and node.state is NodeState.READY
+        and (node.state is NodeState.READY or node.awaited)
     )
 
 

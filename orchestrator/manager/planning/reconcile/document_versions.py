@@ -2,13 +2,13 @@
 """Versions of secrets and configs: which one each task gets, and what a new version does.
 
 A service's tasks have the versions of `Service.documents`. Where a reference says *roll*, a new
-version is given to the service by the planner, from what the store says, so that nothing of it is
-lost with a manager: it is an update of the service, which ends, fails and is rolled back as any
-other. Where it says *signal*, containers get the newest while they run, so no version is
-recorded.
+version is given to the service by the planner, which works from the store alone, so that a
+manager's failure loses nothing. It is an update of the service, which completes, fails and is
+rolled back like any other. Where it says *signal*, containers get the newest while they run, so no
+version is recorded.
 
 A service that was rolled back from a version keeps the one that it has: it is given the next. One
-whose update is under way, or stands, is given it afterwards, so that nothing is mixed up.
+whose update is in progress or paused gets it afterwards, so that versions are not mixed.
 """
 
 from __future__ import annotations

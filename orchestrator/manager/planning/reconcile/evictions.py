@@ -6,9 +6,9 @@ back; its service's `--on-disconnect` policy decides meanwhile:
 
 * *replace*: its tasks are given up (ORPHANED), at once or after a while, and rescheduled. A node
   that comes back stops what was given up.
-* *keep*: they stay, and go on when their node does, unless they are to stop anyway.
-* *stop*: their node stops them by itself when it has been disconnected for so long; they are given
-  up when they are sure to have ended, one grace period later.
+* *keep*: they stay, and continue when their node is back, unless they are to stop anyway.
+* *stop*: their node stops them itself once it has been disconnected for that time; they are given
+  up one grace period later, when they must have ended.
 
 **Drained nodes.** By default, a service that stops first leaves at once, and one that starts first
 leaves when its replacement works. `--max-unavailable` bounds how many of a service's slots may be

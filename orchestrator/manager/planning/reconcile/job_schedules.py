@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Job schedules: when a run starts, and when one is skipped.
 
-Of all firings since the last one decided about, only the latest counts: however long no manager was
-there, at most one run is made up for. It is *missed* if it is decided about more than a minute
-late. `decided_until` is stored with the run that it begins, so that no firing counts twice, even
-after a change of leader or a clock step. Only when the clock is set back by more than an hour the
-schedule begins anew with the time that it shows now, rather than stand still until it has caught
-up.
+Of all firings since the last decision, only the latest counts: after any downtime of managers, at
+most one run is made up for. A firing is *missed* if it is decided more than a minute late.
+`decided_until` is stored with the run that it begins, so that no firing counts twice, even after a
+change of leader or a clock step. Only when the clock is set back by more than an hour the schedule
+begins anew with the time that it shows now, rather than stand still until it has caught up.
 """
 
 from __future__ import annotations

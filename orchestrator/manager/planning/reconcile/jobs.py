@@ -6,9 +6,9 @@ has COMPLETEd; the slot of a task is its index. A run is complete when all are d
 one has failed more often than its restart policy allows, or the run has taken longer than its
 deadline. At its end what still runs of it is stopped.
 
-**Counted once.** Done indexes are written into the run, as a set. A set takes a member once, so it
-does not matter how often a pass is made, by whom, or how far its writes came. A task is forgotten
-only when the store has its index in the set.
+**Counted once.** Done indexes are written into the run, as a set. A set has each member once, so
+repeated passes, other leaders and partial writes count nothing twice. A task is forgotten only when
+the store has its index in the set.
 
 **Retries.** `task.attempt` counts the failures of an index before this task, and `not_before` holds
 a retry back, by the same back-off as a service's. What was lost with its node, stopped because its

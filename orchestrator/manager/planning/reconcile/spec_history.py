@@ -11,7 +11,7 @@ from orchestrator.model.services import PastSpec, Service, UpdateState, UpdateSt
 from orchestrator.model.specs import ServiceSpec
 
 REMEMBERED = 10
-"""Earlier specs that a service can go back to."""
+"""Earlier specs that a service can be rolled back to."""
 
 
 def with_spec(
@@ -69,8 +69,8 @@ def rolled_back(
     documents: Mapping[str, int] | None = None,
 ) -> Service:
     """The service on its way back to an earlier spec, with these versions of its secrets and
-    configs (none: those that it had). How many replicas there are stays, as it
-    is more often scaled than meant by a spec. One that `failed` is not remembered."""
+    configs (none: those that it had). The number of replicas stays, since it usually comes from
+    scaling and not from a spec. One that `failed` is not remembered."""
     history = service.history if failed else _with(service, now)
     spec = replace(past.spec, replicas=service.spec.replicas)
     if spec.mode.is_job:

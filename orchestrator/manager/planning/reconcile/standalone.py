@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Standalone containers: tasks without a service, which may run again on their node.
 
-A standalone container stays on its node for life. It is never given up for a node that is silent
-(it waits for its node, and says so), and never replaced: what a user or its restart policy starts
-again is the next *run* of the same task. Only with its node, or by `rm`, does it go.
+A standalone container stays on its node for life. It is never orphaned when its node is silent (it
+waits for the node, with that reason), and never replaced: a restart is the next *run* of the same
+task. It is removed only with its node, or by `rm`.
 
 Its restart policy is Docker's: none by default, back-off from a tenth of a second to a minute,
-begun anew once a run has lasted ten seconds. A program that cannot be run at all is not tried
-again.
+begun anew once a run has lasted ten seconds. A program that cannot be started is not retried.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def _evaluate(service: Service, draft: Draft) -> Service:
 
 
 def _after_failure(service: Service, failed: list[Slot], slots: int, now: float) -> Service | None:
-    """What failures make of an update; None: it goes on."""
+    """The state of an update after failures; None: it continues."""
     reason = f"{len(failed)} of {slots} failed: {_reason(service, failed[0])}"
     back = service.update.state is UpdateState.ROLLING_BACK
     match service.policy.failure_action:
@@ -158,12 +158,12 @@ def replace_outdated(view: ClusterView, service: Service, draft: Draft) -> None:
     start_first = starts_first(service)
     enforce_drain_deadlines(view, draft)
     for slot in draft.kept_slots():
-        _hand_over(view, service, slot, draft)
+        _stop_superfluous(view, service, slot, draft)
     for slot in draft.kept_slots():
         task = slot.runnable
         if task is None or not outdated(view, service, task):
             continue
-        if waits(task):  # nothing runs here, so nothing is lost by going on at once
+        if waits(task):  # nothing runs here, so nothing is lost by continuing at once
             draft.stop(task, TaskState.SHUTDOWN, "updated before it had a node")
         elif not start_first and is_current(service, task):
             if may_evict_now(view, task, draft):
@@ -194,8 +194,8 @@ def replace_outdated(view: ClusterView, service: Service, draft: Draft) -> None:
 
 
 def _not_paused(service: Service, slots: list[Slot], old: list[Slot]) -> list[Slot]:
-    """Those of the outdated slots that the state of the update lets go: if it stands, only such as
-    must leave their nodes, which is for another reason."""
+    """The outdated slots that the state of the update lets proceed: if it is paused, only those
+    that must leave their nodes."""
     evicted = [slot for slot in old if is_current(service, slot.live[-1])]
     if service.update.state in _HALTED:
         return evicted
@@ -220,10 +220,10 @@ def outdated(view: ClusterView, service: Service, task: Task) -> bool:
     return node is not None and not waits(task) and not is_eligible(node, service)
 
 
-def _hand_over(view: ClusterView, service: Service, slot: Slot, draft: Draft) -> None:
-    """Of several tasks of a slot that may run, stop those whose time is over: the old one when the
-    new one works, and until then all but the two. If the old one is none any more, as its node has
-    a place for it again, it is the new one that is one too many, unless only that one works."""
+def _stop_superfluous(view: ClusterView, service: Service, slot: Slot, draft: Draft) -> None:
+    """Of several tasks of a slot that may run, stop the superfluous ones: the old one once the new
+    one works, and until then all but these two. If the old one is no longer outdated, since its
+    node is eligible again, the new one is superfluous, unless only that one works."""
     live = slot.live
     if len(live) < 2:
         return
@@ -249,7 +249,7 @@ def _failed_beside(view: ClusterView, service: Service, slot: Slot) -> bool:
     """Whether the newest task, made beside an old one, has ended, and is to be tried again."""
     newest, task = slot.newest, slot.runnable
     tried = is_current(service, newest) and ended(newest)
-    # Beside one that may stay after all, since its node has a place for it again, none is wanted.
+    # No replacement is needed beside a task that may stay, since its node is eligible again.
     return tried and starts_first(service) and task is not None and outdated(view, service, task)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports of agents, checked before they are believed: task statuses, descriptions, heartbeats.
+"""Reports of agents, validated before they are stored: task statuses, descriptions, heartbeats.
 
 A node may speak only about itself. Not here: receiving reports and writing them.
 """

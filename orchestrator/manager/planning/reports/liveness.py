@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Liveness: which nodes are down, judged by the time of their last heartbeat.
 
-Heartbeats are only in the leader's memory, not in the store. A new leader
-therefore gives each node twice the timeout from the start of its own term, long enough for every
-agent to find it, before it calls a node down. So a change of leader moves no tasks.
+Heartbeats are not stored. The leader knows those of its own sessions, and of the sessions of other
+managers whether their nodes are silent (`leader.hearing`). A new leader gives each node that it has
+not heard of twice the timeout from the start of its own term, long enough for every agent to find a
+manager, before it calls a node down. So a change of leader moves no tasks.
 
 Silence is measured with the leader's monotonic clock: a step of its wall clock takes no node down.
 
-If most nodes are quiet at once, which is to say silent for half of that time, the leader itself is
-the likelier cause (its network, its host). It then doubts itself: none of them counts as down until
-they have been silent for another grace period. While they come back, as they do when all have lost
-their sessions at once and dial anew, those that are still to come are waited for: the period begins
-again with each look that finds fewer of them quiet than ever since the doubt began.
+If most nodes are quiet at once (silent for half of that time), the likelier cause is the leader's
+own network or host. It then suspects itself: none of the nodes counts as down until they have been
+silent for another grace period. While nodes reconnect, as after a loss of all sessions, the period
+is extended: it restarts whenever fewer nodes are quiet than at any time since the suspicion began.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.manager.planning.plan import Change, Plan, earliest
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.nodes import Node, NodeDescription, NodeState
+from orchestrator.model.nodes import Node, NodeDescription, NodeState, SessionRecord
 from orchestrator.model.objects import Cluster
 
 FLAPS = 2
@@ -70,7 +70,11 @@ class Silence:
 def expire(view: ClusterView, hearing: Hearing, now: float) -> Silence:
     """Nodes that have been silent for too long are DOWN since `now`, a time of the wall clock."""
     timeout = (view.cluster or Cluster()).node_timeout
-    up = [node for _, node in sorted(view.nodes.items()) if node.state is not NodeState.DOWN]
+    up = [
+        node
+        for _, node in sorted(view.nodes.items())
+        if node.state is not NodeState.DOWN and not node.awaited
+    ]
     silent: list[tuple[Node, float]] = []
     deadlines: list[float] = []
     quiet = 0
@@ -94,13 +98,17 @@ def expire(view: ClusterView, hearing: Hearing, now: float) -> Silence:
         if hearing.now < doubt_since + 2 * timeout:
             again = earliest(doubt_since + 2 * timeout, *deadlines)
             return Silence((), again, doubt_since, len(silent), fewest)
-    plans = tuple(_goes_down(node, seconds, now) for node, seconds in silent)
+    plans = tuple(
+        _goes_down(node, view.sessions.get(node.id), seconds, now) for node, seconds in silent
+    )
     return Silence(plans, earliest(*deadlines))
 
 
-def _goes_down(node: Node, seconds: float, now: float) -> Plan:
+def _goes_down(node: Node, record: SessionRecord | None, seconds: float, now: float) -> Plan:
+    """Mark the node DOWN, unless a session of it begins meanwhile."""
     after = node_down(node, f"no heartbeat for {seconds:.1f} s", now)
-    return Plan((Change(node, after),), reason=f"nodes: {node.id} is down")
+    session = record or SessionRecord(id=node.id)
+    return Plan((Change(node, after),), (session,), reason=f"nodes: {node.id} is down")
 
 
 def node_down(node: Node, message: str, now: float) -> Node:
@@ -110,7 +118,7 @@ def node_down(node: Node, message: str, now: float) -> Node:
 
 
 def unsteady(node: Node, now: float) -> bool:
-    """Whether the node was down repeatedly of late."""
+    """Whether the node was down repeatedly in the last `STEADY` seconds."""
     return len(node.downs) >= FLAPS and node.downs[0] > now - STEADY
 
 
@@ -120,5 +128,10 @@ def node_up(node: Node, description: NodeDescription, now: float) -> Node:
         return node
     since = node.state_since if node.state is NodeState.READY else now
     return replace(
-        node, state=NodeState.READY, state_since=since, message="", description=description
+        node,
+        state=NodeState.READY,
+        state_since=since,
+        message="",
+        description=description,
+        awaited=False,
     )

@@ -85,14 +85,14 @@ def _cannot_share_namespaces(view: ClusterView, word: str) -> str | None:
     """Why the namespaces of this container cannot be shared; None if they can."""
     holder = container_named(view, word)
     if holder is None:
-        return f"no container {word}, whose namespaces it is to share"
+        return f"no container {word}, whose namespaces it shares"
     if holder.status.state is not TaskState.RUNNING:
-        return f"container {word}, whose namespaces it is to share, is not running"
+        return f"container {word}, whose namespaces it shares, is not running"
     return None
 
 
 def impossible(view: ClusterView, demand: Demand) -> str | None:
-    """Why no node at all can take it, whatever its capacity; None if some might."""
+    """Why no node can take it regardless of capacity; None if some might."""
     if not view.nodes:
         return NO_NODES
     if (reason := unmet_dependency(view, view.services.get(demand.service_id))) is not None:

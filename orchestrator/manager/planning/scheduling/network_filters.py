@@ -57,7 +57,7 @@ def _slice_rules(network: Network) -> Iterator[Filter]:
         f"no address of network {network.name} left on it",
     )
     if not is_ours(network.driver):
-        return  # what it is on a node is its plugins' choice: a route of their own, the host's LAN
+        return  # on a node, its plugins choose the subnet, such as the host's LAN
     subnets = [ip_network(text) for text in (network.subnet, network.subnet6) if text]
     yield Filter(
         lambda table: _each(table, lambda node: not _overlaps(node, subnets)),
@@ -79,14 +79,14 @@ def namespace_holder(view: ClusterView, network: str) -> Task | None:
 
 
 def unusable_network(view: ClusterView, name: str) -> str | None:
-    """Why no node at all can take a task on this network; None if some might."""
+    """Why no node can take a task on this network; None if some might."""
     if name.startswith(CONTAINER_NETWORK):
         word = name.removeprefix(CONTAINER_NETWORK)
         holder = namespace_holder(view, name)
         if holder is None:
-            return f"no container {word}, whose network it is to share"
+            return f"no container {word}, whose network it shares"
         if holder.status.state is not TaskState.RUNNING:
-            return f"container {word}, whose network it is to share, is not running"
+            return f"container {word}, whose network it shares, is not running"
         return None
     if name == DEFAULT_NETWORK or stands_alone(name):
         return None

@@ -107,7 +107,7 @@ FAILURE_WINDOW = 300.0
 
 
 def unsteady_nodes(view: ClusterView, now: float) -> frozenset[str]:
-    """Ids of the nodes that went down repeatedly of late."""
+    """Ids of the nodes that went down repeatedly in the last minutes."""
     return frozenset(id for id, node in view.nodes.items() if unsteady(node, now))
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volume placement: the nodes that volumes are pinned to, and that their consumers must go to.
 
-A volume's data is on one node for life, unless its driver serves it everywhere (*global* scope).
-A task that mounts it goes to its node. One that is not there yet is created on the node where its
-first user is placed, in the same transaction, so that two tasks never make two of one name. A
+A volume's data is on one node for life, unless its driver serves it everywhere (*global* scope). A
+task that mounts it goes to its node. A volume that does not exist yet is created on the node where
+its first user is placed, in the same transaction, so that two tasks never make two of one name. A
 name may differ from slot to slot (`data-{{.Task.Slot}}`): so each slot has data of its own and
 follows it, though no rule ties a slot to a node.
 """
@@ -45,7 +45,8 @@ class PinnedVolumes:
         self._new: dict[str, str] = {}
 
     def of(self, name: str) -> str:
-        """The id of the node that has the volume; empty when it is nowhere yet, or everywhere."""
+        """The id of the node that the volume is pinned to; empty if it is not created yet, or
+        global."""
         volume = self._view.volumes.get(name)
         return (volume.node_id if volume else "") or self._new.get(name, "")
 
@@ -135,7 +136,7 @@ def only_on(view: ClusterView, node_id: str, words: str) -> NodeRule:
 def unusable_volume(
     view: ClusterView, mounts: Iterable[MountSpec], volumes_from: Iterable[str]
 ) -> str | None:
-    """Why no node at all can take a task with these volumes; None if some might."""
+    """Why no node can take a task with these volumes; None if some might."""
     for mount in mounts:
         volume = view.volumes.get(mount.source)
         if volume is None:

@@ -45,7 +45,7 @@ class Chart {
 
   #draw() {
     const words = this.#words, values = this.#values;
-    const said = values.length ? `${words(values.at(-1))} now, ${words(Math.max(...values))} at most` : "nothing measured yet";
+    const said = values.length ? `${words(values.at(-1))} now, ${words(Math.max(...values))} at most` : "no data yet";
     this.plot.setAttribute("aria-label", `${this.#title} of the last hour: ${said}`);
     const lines = this.#parts().flatMap((points) => [
       svg("polygon", { points: `${points[0].split(",")[0]},${HEIGHT} ${points.join(" ")} ${points.at(-1).split(",")[0]},${HEIGHT}` }),

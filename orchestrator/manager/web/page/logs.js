@@ -25,9 +25,9 @@ export class Logs {
     this.#button.setAttribute("aria-expanded", String(show));
     this.#lines.hidden = this.#bar.hidden = !show;
     if (!show) return this.end();
-    this.#empty("Nothing was written yet.");
+    this.#empty("No log lines yet.");
     this.#source = new EventSource(`/api/logs?of=${encodeURIComponent(word)}`);
-    this.#source.addEventListener("open", () => this.#empty("Nothing was written yet."));
+    this.#source.addEventListener("open", () => this.#empty("No log lines yet."));
     this.#source.addEventListener("lines", (event) => this.#add(JSON.parse(event.data)));
     this.#source.addEventListener("refused", (event) => this.#add([{ notice: true, line: JSON.parse(event.data) }]));
   }

@@ -88,7 +88,7 @@ function drawPicture() {
   if (text || searched) {
     const ids = text ? new Set(found(cluster, "tasks", cluster.allTasks, words).map((task) => task.id)) : null;
     picture.find(ids);
-    place("found").textContent = ids ? (ids.size ? `${count(ids.size, "task")} found` : "No task is like that.") : "";
+    place("found").textContent = ids ? (ids.size ? `${count(ids.size, "task")} found` : "No matching tasks.") : "";
   }
   searched = text;
   suggest();
@@ -106,8 +106,8 @@ function drawPicture() {
 
 /** Show instructions while the cluster is empty. */
 function suggest() {
-  const [text, command] = !cluster.connected ? [] : !cluster.nodes.size ? ["No node has joined yet. For the command that has a host join:", "orc cluster token worker"]
-    : !cluster.tasks.size ? ["Nothing runs yet. To begin:", "orc service create --name web --replicas 3 IMAGE"] : [];
+  const [text, command] = !cluster.connected ? [] : !cluster.nodes.size ? ["No nodes have joined yet. To get the join command, run:", "orc cluster token worker"]
+    : !cluster.tasks.size ? ["No tasks yet. To create a service, run:", "orc service create --name web --replicas 3 IMAGE"] : [];
   hint.hidden = !text;
   hint.classList.toggle("low", cluster.nodes.size > 0);
   if (text) patch(hint, h("span", {}, text), h("span", {}, h("kbd", {}, command)));
@@ -122,7 +122,7 @@ function summarise() {
   if (found.starting) parts.push(["starting", "", `${found.starting} starting`, "#/tasks"]);
   if (found.waiting) parts.push(["waiting", "warn", `${found.waiting} waiting`, "#/tasks"]);
   if (found.trouble) parts.push(["trouble", "bad", `${found.trouble} in trouble`, "#/tasks"]);
-  if (!cluster.connected) parts.push(["away", "bad", "not connected to the manager", "#/events"]);
+  if (!cluster.connected) parts.push(["disconnected", "bad", "manager unreachable; reconnecting…", "#/events"]);
   patch(place("summary"), parts.map(([key, mood, text, hash]) => h("a", {
     class: `pill ${mood}`, "data-key": key, href: hash, onclick: () => views.choose(hash === "#/tasks" ? key : ""),
   }, text)));
@@ -135,7 +135,7 @@ function soon() {
 
 function showHelp() {
   const keys = [[`1 … ${VIEWS.length}`, "the views"], ["/", "search; then arrows and Enter"], ["arrows, Enter", "choose and open: a node in the picture, a row of a list"],
-    ["r", "replicas of the open service"], ["l", "logs of what is open"], ["Esc", "close what is open"], ["d", "dark or light"], ["?", "this"]];
+    ["r", "set replicas of the open service"], ["l", "logs of the open item"], ["Esc", "close the panel"], ["d", "dark or light theme"], ["?", "this help"]];
   help.replaceChildren(h("h2", { id: "help-title" }, "Keyboard"),
     h("dl", {}, keys.flatMap(([key, does]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, does)])),
     h("form", { method: "dialog" }, h("button", { class: "main" }, "Close")));
@@ -197,7 +197,7 @@ async function begin() {
   main.addEventListener("sorted", soon);
   addEventListener("resize", soon);
   for (const kind of ["changed", "happened", "connection"]) cluster.addEventListener(kind, soon);
-  cluster.addEventListener("lost", () => lockedOut("Log in again: this log-in is over, or the manager is away."));
+  cluster.addEventListener("lost", () => lockedOut("Log in again: the session has ended, or the manager is unreachable."));
   cluster.follow();
   // Refresh relative times.
   setInterval(soon, 5000);

@@ -59,14 +59,14 @@ export class Panel {
       h("button", { id: "close", type: "button", "aria-label": "Close", "aria-keyshortcuts": "Escape", onclick: this.#close }, "✕"));
   }
 
-  #gone(kind) { return [this.#head(kind, `This ${kind} is no more`)]; }
+  #gone(kind) { return [this.#head(kind, `This ${kind} no longer exists`)]; }
 
   /** Button for an action of the manager; with `sure`, a second click must confirm it. */
   #act(id, text, order, { main = false, sure = "", done = "" } = {}) {
     const asks = this.#sure === id;
     return h("button", {
       id, type: "button", class: main ? "main" : asks ? "sure" : null, disabled: !this.#may(),
-      title: this.#may() ? null : "This log-in may look, and change nothing",
+      title: this.#may() ? null : "This session is read-only",
       onclick: async (event) => {
         if (sure && this.#sure !== id) {
           this.#sure = id;
@@ -109,7 +109,7 @@ export class Panel {
         this.#act("restart", "Restart", () => ({ do: "restart", to: item.id }),
           { sure: `Replace ${count(item.wanted, "task")}?`, done: `${item.name} is being restarted` }),
         item.past > 0 && this.#act("rollback", "Roll back", () => ({ do: "rollback", to: item.id }),
-          { sure: "Back to the spec before?", done: `${item.name} is being rolled back` })),
+          { sure: "Roll back to the previous spec?", done: `${item.name} is being rolled back` })),
       this.#tasks(this.#cluster.tasksOfService(item.id), `service:${item.name}`, false),
     ];
   }
@@ -122,7 +122,7 @@ export class Panel {
     const under_way = /updating|rolling_back|rollback_started|paused/.test(item.update);
     return h("div", { class: `progress ${state}` },
       h("p", {}, h("b", {}, updateWord(item)), item.message && `: ${item.message}`),
-      under_way && h("p", { class: "soft" }, `${there} of ${count(item.wanted, "task")} as wanted now`),
+      under_way && h("p", { class: "soft" }, `${there} of ${count(item.wanted, "task")} up to date`),
       under_way && h("div", {
         class: "track", role: "progressbar", "aria-label": "Update", "aria-valuemin": "0", "aria-valuenow": String(there), "aria-valuemax": String(item.wanted),
       }, h("i", { style: { width: `${100 * there / Math.max(item.wanted, 1)}%` } })));
@@ -141,8 +141,8 @@ export class Panel {
       ]),
       h("div", { class: "acts" }, active
         ? this.#act("drain", "Drain", () => ({ do: "drain", to: item.id }),
-          { sure: used.live ? `Move ${count(used.live, "task")} elsewhere?` : "Give it no tasks?", done: `${item.name} is being drained` })
-        : this.#act("activate", "Activate", () => ({ do: "activate", to: item.id }), { main: true, done: `${item.name} takes tasks again` })),
+          { sure: used.live ? `Move ${count(used.live, "task")} elsewhere?` : "Schedule no tasks on it?", done: `${item.name} is being drained` })
+        : this.#act("activate", "Activate", () => ({ do: "activate", to: item.id }), { main: true, done: `${item.name} accepts tasks again` })),
       this.#tasks(this.#cluster.tasksOfNode(item.id), `node:${item.name}`, true),
     ];
   }
@@ -177,7 +177,7 @@ export class Panel {
         task.message && h("span", { class: "soft reason" }, task.message));
     });
     return h("section", {}, h("h3", {}, "Tasks"),
-      rows.length ? h("ul", { class: "tasks" }, rows) : h("p", { class: "soft" }, "It has none."),
+      rows.length ? h("ul", { class: "tasks" }, rows) : h("p", { class: "soft" }, "No tasks."),
       live.length > MOST_TASKS && h("p", {}, h("a", { href: `#/tasks?${encodeURIComponent(search)}` }, `All ${count(live.length, "task")}`)));
   }
 
@@ -191,7 +191,7 @@ export class Panel {
     return [h("h3", {}, "Events"), found.length
       ? h("ul", { class: "events" }, found.map((event) => h("li", { "data-key": event.id },
         h("time", { class: "soft" }, clock(event.at)), h("span", { class: event.bad ? "bad" : "" }, `${event.type} ${event.action}`), h("span", {}, event.name))))
-      : h("p", { class: "soft" }, "None that this manager remembers.")];
+      : h("p", { class: "soft" }, "No recent events.")];
   }
 }
 

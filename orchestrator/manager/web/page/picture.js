@@ -12,7 +12,7 @@ import { ENDED, TROUBLE, count, nodeSentence, stateWord } from "/words.js";
 
 const WAITING = "";
 const SPEED = 9; // of animation: the remaining distance shrinks by e in 1/SPEED seconds
-const NEWS = 20; // seconds for which failed tasks stay visible
+const RECENT = 20; // seconds for which failed tasks stay visible
 const WAITING_HIGH = 74;
 const MOST_STALE = 600; // areas that are copied one by one; with more, the whole stage is
 
@@ -157,7 +157,7 @@ export class Picture {
 
   #isShown(task) {
     if (!ENDED.has(task.state)) return true;
-    const left = TROUBLE.has(task.state) ? NEWS - (Date.now() / 1000 - task.at) : 0;
+    const left = TROUBLE.has(task.state) ? RECENT - (Date.now() / 1000 - task.at) : 0;
     if (left <= 0) return false;
     clearTimeout(this.#expiry);
     this.#expiry = setTimeout(() => { this.#cluster.touched.add(task.node); this.refresh(); }, left * 1000 + 50);

@@ -191,7 +191,7 @@ export async function ask(method, path, body) {
       body: body ? JSON.stringify(body) : undefined,
     });
   } catch {
-    throw new Error("the manager does not answer; try again");
+    throw new Error("manager unreachable; try again");
   }
   const said = await answer.json().catch(() => ({}));
   if (!answer.ok) throw Object.assign(new Error(said.error ?? answer.statusText), { status: answer.status });

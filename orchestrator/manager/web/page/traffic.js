@@ -15,7 +15,7 @@ const KEPT = 8; // samples for which an idle connection is still shown, faintly
 
 export class Traffic {
   #cluster; #open; #source = null; #told = null; #seen = new Map();
-  #canvas = h("canvas", { role: "img", "aria-label": "Who talks to whom" });
+  #canvas = h("canvas", { role: "img", "aria-label": "Traffic between services" });
   #stage = document.createElement("canvas");
   #pen = this.#canvas.getContext("2d", { alpha: false });
   #holder = h("div", { class: "canvas" }, this.#canvas);
@@ -72,7 +72,7 @@ export class Traffic {
     const edges = this.pairs;
     this.#note.textContent = this.#sentence(edges);
     patch(this.#table, edges.length ? h("table", {},
-      h("caption", { class: "unseen" }, "Who talks to whom"),
+      h("caption", { class: "unseen" }, "Traffic between services"),
       h("thead", {}, h("tr", {}, ["From", "To", "Port"].map((head) => h("th", { scope: "col" }, head)),
         ["Open", "New", "Sent", "Received"].map((head, index) => h("th", { scope: "col", class: index < 2 ? "number extra" : "number" }, head)))),
       h("tbody", {}, edges.slice(0, MOST_ROWS).map((edge) => this.#row(edge)))) : null);
@@ -86,11 +86,11 @@ export class Traffic {
   }
 
   #sentence(edges) {
-    if (!this.#told) return "Asking the nodes …";
+    if (!this.#told) return "Waiting for the nodes …";
     const { nodes, telling, left_out: left } = this.#told;
-    const silent = nodes - telling ? ` · ${nodes - telling} of ${nodes} nodes have not told yet` : "";
-    const more = left ? ` · ${left} more with less` : "";
-    return (edges.length ? `${count(edges.length, "pair")} that talk${edges.length === 1 ? "s" : ""}` : "Nobody talks to anybody now.") + silent + more;
+    const silent = nodes - telling ? ` · ${nodes - telling} of ${nodes} nodes have not reported yet` : "";
+    const more = left ? ` · ${left}more with less traffic` : "";
+    return (edges.length ? `${count(edges.length, "pair")} with traffic` : "No traffic.") + silent + more;
   }
 
   #name(id) {

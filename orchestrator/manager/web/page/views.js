@@ -84,14 +84,14 @@ function columnsOf(cluster) {
 }
 
 const NONE = {
-  services: ["There is no service yet: orc service create --name web IMAGE", "No service is like that."],
-  nodes: ["There is no node yet: orc cluster token worker", "No node is like that."],
-  tasks: ["Nothing runs yet: orc service create --name web IMAGE", "No task is like that."],
-  networks: ["There is no network.", "No network is like that."],
-  events: ["Nothing has happened yet.", "No event is like that."],
+  services: ["No services yet. Create one: orc service create --name web IMAGE", "No matching services."],
+  nodes: ["No nodes yet. Get the join command: orc cluster token worker", "No matching nodes."],
+  tasks: ["No tasks yet. Create a service: orc service create --name web IMAGE", "No matching tasks."],
+  networks: ["No networks.", "No matching networks."],
+  events: ["No events yet.", "No matching events."],
 };
 
-const KINDS = [["", "All"], ["running", "Running"], ["starting", "On the way"], ["waiting", "Waiting"], ["trouble", "In trouble"], ["ended", "Ended"]];
+const KINDS = [["", "All"], ["running", "Running"], ["starting", "Starting"], ["waiting", "Waiting"], ["trouble", "In trouble"], ["ended", "Ended"]];
 
 /** The lists, each with its sort order and selection. */
 export class Views {

@@ -38,14 +38,14 @@ export const TROUBLE = new Set(["failed", "rejected", "orphaned"]);
 export const works = (task) => task.state === "running" && !task.stops && task.health !== "starting" && task.health !== "unhealthy";
 
 /** Seconds for which a failure counts as recent. */
-const NEWS = 60;
+const RECENT = 60;
 
 /** Whether a task failed and waits for its restart (backoff). */
 export const backsOff = (task, now = Date.now() / 1000) => task.state === "pending" && task.retry_at > now;
 
 /** Category of a task, for counts and filters. */
 export function kindOf(task, now = Date.now() / 1000) {
-  if (task.health === "unhealthy" || backsOff(task, now) || (TROUBLE.has(task.state) && now - task.at < NEWS)) return "trouble";
+  if (task.health === "unhealthy" || backsOff(task, now) || (TROUBLE.has(task.state) && now - task.at < RECENT)) return "trouble";
   if (ENDED.has(task.state)) return "ended";
   if (task.state === "running") return "running";
   return STARTING.has(task.state) ? "starting" : "waiting";

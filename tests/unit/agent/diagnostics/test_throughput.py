@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node opens for a test: for whoever knows the token, and no longer than the test lasts."""
+"""The ports of a throughput test: open to peers with the token, and only during the test."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ async def test_datagrams_are_counted_by_sender_and_kind() -> None:
                 stranger.sendto(junk, target)
         # What is sent within a host has arrived; the loop is to see it.
         await asyncio.sleep(0)
-        assert responder.heard == {3: (DATAGRAMS, DATAGRAMS), 7: (DATAGRAMS, DATAGRAMS)}
+        assert responder.received == {3: (DATAGRAMS, DATAGRAMS), 7: (DATAGRAMS, DATAGRAMS)}
 
 
-async def test_a_stream_is_measured_for_who_knows_the_token() -> None:
+async def test_a_stream_is_measured_only_with_the_token() -> None:
     async with responding() as responder:
         target = HOST, responder.port
         assert await measure_rate(HOST, target, TOKEN, 0.1) > 1e6
         assert await measure_rate(HOST, target, OTHER, 0.1) == 0
-        # Who says nothing, or hangs up, is in nobody's way for long.
+        # Peers that send nothing, or disconnect, block others only briefly.
         with socket.create_connection(target) as silent:
             silent.sendall(TOKEN[:5])
         assert await measure_rate(HOST, target, TOKEN, 0.1) > 1e6
     assert await measure_rate(HOST, target, TOKEN, 0.1) == 0
 
 
-async def test_all_is_closed_with_the_test() -> None:
+async def test_sockets_are_closed_after_the_test() -> None:
     async with asyncio.TaskGroup() as group:
         responder = Responder(group, HOST, TOKEN, reserved=False)
         await responder.__aenter__()

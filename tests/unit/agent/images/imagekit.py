@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers and archives made by hand, also ones that no honest tool makes."""
+"""Layers and archives built entry by entry, including malicious ones."""
 
 from __future__ import annotations
 

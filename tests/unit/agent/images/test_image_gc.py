@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from imagekit import Layout, entry, small_disk, tar
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.image_gc import (
     YOUNG,
     Disk,

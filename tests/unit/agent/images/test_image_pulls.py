@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
 from orchestrator.agent.images.pulls import ImagePuller
 from orchestrator.agent.images.staging import FetchBlob, IncomingBlob
@@ -28,7 +28,7 @@ Answer = Callable[[images_pb2.AcquireRequest, Any], Awaitable[None]]
 
 
 class Manager(images_pb2_grpc.SourcesServicer):  # type: ignore[misc]
-    """Answers as it is told to, one way after the other."""
+    """Gives scripted responses, in order."""
 
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
@@ -97,7 +97,7 @@ class Store:
 
 
 class Registry:
-    """Gives a blob in pieces, when it is told to."""
+    """Serves a blob in pieces, on demand."""
 
     def __init__(self, *pieces: bytes) -> None:
         self.pieces = pieces or (b"x",)

@@ -3,8 +3,8 @@
 
 import pytest
 
-from orchestrator.agent.images.errors import ImageError
-from orchestrator.agent.images.names import full_name, hex_of
+from orchestrator.agent.images.image_errors import ImageError
+from orchestrator.agent.images.image_names import full_name, hex_of
 
 
 @pytest.mark.parametrize(

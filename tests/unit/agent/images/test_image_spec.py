@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.image_spec import (
     Descriptor,
     Index,

@@ -21,7 +21,7 @@ import pytest
 from imagekit import Layout, digest_of, entry, tar
 from storekit import BASE, ONE, TWO, fetch_of, left_over, no_fetch
 
-from orchestrator.agent.images.errors import ImageError, ImageInUse
+from orchestrator.agent.images.image_errors import ImageError, ImageInUse
 from orchestrator.agent.images.image_spec import Platform
 from orchestrator.agent.images.staging import IncomingBlob
 from orchestrator.agent.images.store import ImageStore

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from imagekit import Layout, entry, small_disk, tar
 
-from orchestrator.agent.images.errors import ImageError, NoSpace
+from orchestrator.agent.images.image_errors import ImageError, NoSpace
 from orchestrator.agent.images.staging import FetchBlob, IncomingBlob
 from orchestrator.agent.images.store import ImageStore
 
@@ -103,7 +103,7 @@ asyncio.run(main())
 """
 
 
-async def test_an_agent_killed_while_unpacking_leaves_nothing_to_the_next(
+async def test_an_agent_killed_while_unpacking_leaves_no_files(
     layout: Layout, tmp_path: Path
 ) -> None:
     many = tar(*(entry(f"d{n % 50}/f{n}", os.urandom(600)) for n in range(20_000)))

@@ -16,7 +16,7 @@ from imagekit import Layout, digest_of, entry, tar
 from storekit import BASE, ONE, TWO, fetch_of, left_over, no_fetch
 
 from orchestrator.agent.images import blobstore
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.layers.unpack import unpack_layer
 from orchestrator.agent.images.staging import IncomingBlob
 from orchestrator.agent.images.store import ImageStore
@@ -172,7 +172,7 @@ async def test_a_source_that_sends_too_much_is_rejected(layout: Layout, root: Pa
     assert not left_over(root)
 
 
-async def test_a_broken_download_leaves_nothing_and_the_next_one_works(
+async def test_a_broken_download_leaves_no_files_and_can_be_repeated(
     layout: Layout, root: Path
 ) -> None:
     digest = layout.image([BASE])

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from symlinkrace import swapping
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.layers.rootfiles import read_changes, read_root, write_layer
 
 pytestmark = pytest.mark.root

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from imagekit import digest_of, entry, folder, hardlink, symlink, tar
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.images.layers import layercontent
 from orchestrator.agent.images.layers.layercontent import Blob, content
 from orchestrator.agent.images.layers.unpack import unpack_context, unpack_layer
@@ -360,7 +360,7 @@ async def refusal(tmp_path: Path, pieces: Iterable[bytes], **limits: int) -> str
     script = (
         "import asyncio, resource, sys\n"
         "from pathlib import Path\n"
-        "from orchestrator.agent.images.errors import ImageError\n"
+        "from orchestrator.agent.images.image_errors import ImageError\n"
         "from orchestrator.agent.images.layers.unpack import unpack_layer\n"
         "try:\n"
         f"    blob, into = Path({str(blob)!r}), Path({str(into)!r})\n"
@@ -395,7 +395,7 @@ async def test_a_header_of_60_gib_is_rejected_at_once(tmp_path: Path, kind: byte
 
 
 async def test_an_endless_sparse_map_is_rejected(tmp_path: Path) -> None:
-    """Each part of it says that another follows."""
+    """Each part declares that another follows."""
     first = bytearray(header(tarfile.GNUTYPE_SPARSE, 0))
     first[482] = 1
     first[148:156] = b" " * 8

@@ -20,7 +20,7 @@ from orchestrator.agent.logs.log_drivers import LogDrivers
 from orchestrator.agent.runtime.engine.bundle import ContainerHandle
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.io.logfiles import LogLimits, LogRotation, rotated
-from orchestrator.agent.telemetry.agent_metrics import AgentCollector, Holdings, Shown
+from orchestrator.agent.telemetry.agent_metrics import AgentCollector, Holdings, MetricSources
 from orchestrator.model.specs import ContainerSpec, LogConfig, TaskSpec
 from orchestrator.model.tasks import Task
 
@@ -93,7 +93,10 @@ class Node:
         rows = []
         for number in range(9, -1, -1):
             if (file := rotated(path, number)).exists():
-                rows += [json.loads(row) for row in file.read_text().splitlines()]
+                text = file.read_text()
+                # The last line may be half written.
+                whole = text[: text.rfind("\n") + 1]
+                rows += [json.loads(row) for row in whole.splitlines()]
         return rows
 
 
@@ -118,7 +121,7 @@ def node(tmp_path: Path) -> Callable[..., Node]:
 
 @pytest.fixture
 def receiver(tmp_path: Path) -> Iterator[Callable[..., socket.socket]]:
-    """A socket that nobody but the test reads."""
+    """A socket that only the test reads."""
     opened: list[socket.socket] = []
 
     def listen(family: int, kind: int, where: Any) -> socket.socket:
@@ -269,7 +272,7 @@ async def test_a_tcp_target_that_comes_late_gets_every_line_once(
     assert texts == [f"line {number}" for number in range(501)]
 
 
-async def test_what_a_slow_target_does_not_take_is_dropped_and_counted(
+async def test_lines_that_exceed_the_buffer_are_dropped_and_counted(
     node: Callable[..., Node],
     receiver: Callable[..., socket.socket],
     caplog: pytest.LogCaptureFixture,
@@ -312,10 +315,10 @@ async def test_what_a_slow_target_does_not_take_is_dropped_and_counted(
     assert reports[0].__dict__["driver"] == "syslog"
 
 
-def test_metrics_tell_sent_and_dropped_lines_by_driver(node: Callable[..., Node]) -> None:
+def test_metrics_count_sent_and_dropped_lines_by_driver(node: Callable[..., Node]) -> None:
     tallies = node("syslog").drivers.tallies
     tallies["syslog"].sent, tallies["syslog"].dropped = 7, 3
-    shown = Shown(
+    sources = MetricSources(
         runners={},
         access=no_access,
         holdings=lambda: Holdings(0, 0, 0, 0, 0, 0),
@@ -326,7 +329,7 @@ def test_metrics_tell_sent_and_dropped_lines_by_driver(node: Callable[..., Node]
     )
     found = {
         (sample.name, sample.labels["driver"]): sample.value
-        for family in AgentCollector(shown, {}).collect()
+        for family in AgentCollector(sources, {}).collect()
         for sample in family.samples
         if "driver" in sample.labels
     }
@@ -374,7 +377,7 @@ async def test_a_node_without_the_drivers_socket_refuses_the_container(
     assert "run " in str(refused.value)
 
 
-async def test_the_nodes_default_holds_for_containers_that_ask_for_nothing(
+async def test_the_nodes_default_applies_to_containers_without_a_driver(
     node: Callable[..., Node],
 ) -> None:
     here = node("")

@@ -21,7 +21,7 @@ DEBIAN = Path("/usr/lib/cni")
 
 
 class Bench:
-    """A host; what it writes is in `state`, whoever runs its networks."""
+    """A host; its records are in `state`, across instances of its networks."""
 
     def __init__(self, host: NsHost, folder: Path) -> None:
         self.host = host

@@ -35,7 +35,7 @@ def answer(address: str) -> str:
 
 
 def listening(bench: Bench, name: str, address: str = "10.9.0.2", more: str = "") -> None:
-    """A plugin that keeps what it is told in the file NAME.VERB, and then does `more`."""
+    """A plugin that writes its input to the file NAME.VERB, and then runs `more`."""
     bench.script(
         name,
         f"{VERSION}\ncat > {bench.calls.parent}/{name}.$CNI_COMMAND\n"
@@ -63,7 +63,7 @@ def chain(bench: Bench, *more: dict[str, Any], version: str = "1.1.0") -> str:
     )
 
 
-async def test_each_hears_what_the_one_before_answered(bench: Bench) -> None:
+async def test_each_plugin_gets_the_previous_result(bench: Bench) -> None:
     listening(bench, "one", "10.9.0.2")
     listening(bench, "two", "10.9.0.3")
     chains, network = bench.chains(), config(chain(bench))
@@ -97,7 +97,7 @@ async def test_each_hears_what_the_one_before_answered(bench: Bench) -> None:
         assert told(bench, name, "DEL")["prevResult"]["ips"] == [{"address": "10.9.0.3/24"}]
 
 
-async def test_a_plugin_that_is_not_ready_says_so_before_anything_is_made(bench: Bench) -> None:
+async def test_a_plugin_that_is_not_ready_refuses_before_any_change(bench: Bench) -> None:
     error = '{"cniVersion":"1.1.0","code":50,"msg":"no daemon","details":"start it"}'
     listening(bench, "one", more=f"[ $CNI_COMMAND != STATUS ] || {{ echo '{error}'; exit 1; }}")
     listening(bench, "two")
@@ -108,7 +108,7 @@ async def test_a_plugin_that_is_not_ready_says_so_before_anything_is_made(bench:
     assert "one ADD" not in order(bench)
 
 
-async def test_what_may_work_later_is_tried_again(bench: Bench) -> None:
+async def test_a_call_that_may_work_later_is_retried(bench: Bench) -> None:
     tries = bench.calls.parent / "tries"
     error = '{"cniVersion":"1.1.0","code":11,"msg":"try again later"}'
     listening(
@@ -148,7 +148,7 @@ async def test_time_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) ->
     assert not [each for each in _commands() if b"sleep\00098765" in each]
 
 
-async def test_one_that_takes_nothing_back_holds_nobody_up(bench: Bench) -> None:
+async def test_a_plugin_that_releases_nothing_delays_no_others(bench: Bench) -> None:
     broken = bench.calls.parent / "broken"
     listening(bench, "one")
     listening(bench, "two", more=f"[ $CNI_COMMAND != DEL ] || [ ! -e {broken} ] || exit 1")
@@ -157,7 +157,7 @@ async def test_one_that_takes_nothing_back_holds_nobody_up(bench: Bench) -> None
     await chains.attach(network, "c1", eth(), bench.container("c1"))
     broken.touch()
     await chains.detach("c1")
-    # The others were told all the same.
+    # The others were called nevertheless.
     assert order(bench)[-2:] == ["two DEL", "one DEL"]
     assert chains.interfaces("c1") == {"n1": "eth0"}
     assert chains.unused() == []
@@ -167,7 +167,9 @@ async def test_one_that_takes_nothing_back_holds_nobody_up(bench: Bench) -> None
     assert told(bench, "two", "DEL")["prevResult"]["ips"]
 
 
-async def test_what_an_earlier_agent_left_goes_and_what_is_held_stays(bench: Bench) -> None:
+async def test_leftovers_of_an_earlier_agent_are_removed_and_held_attachments_stay(
+    bench: Bench,
+) -> None:
     listening(bench, "one")
     listening(bench, "two")
     before, network = bench.chains(), config(chain(bench))
@@ -192,9 +194,9 @@ async def test_what_an_earlier_agent_left_goes_and_what_is_held_stays(bench: Ben
     assert chains.interfaces("c2") == {"n1": "eth0"}
     valid = told(bench, "one", "GC")["cni.dev/valid-attachments"]
     assert valid == [{"containerID": "c2", "ifname": "eth0"}]
-    # A network that is no more is told, too.
+    # GC is also called for a removed network.
     await chains.detach("c2")
-    await _forgotten(chains)
+    await _forgotten(bench, chains)
     assert told(bench, "one", "GC")["cni.dev/valid-attachments"] == []
 
 
@@ -243,7 +245,7 @@ async def test_a_list_may_forbid_checks_and_collection(bench: Bench) -> None:
     await chains.attach(network, "c1", eth(), netns)
     await chains.attach(network, "c1", eth(), netns)
     await chains.detach("c1")
-    await _forgotten(chains)
+    await _forgotten(bench, chains)
     assert order(bench) == ["one STATUS", "one ADD", "one DEL"]
 
 
@@ -254,12 +256,12 @@ async def test_older_versions_have_fewer_verbs(bench: Bench) -> None:
     await chains.apply(network)
     await chains.attach(network, "c1", eth(), bench.container("c1"))
     await chains.detach("c1")
-    await _forgotten(chains)
+    await _forgotten(bench, chains)
     assert order(bench) == ["one ADD", "one DEL"]
 
 
 async def test_a_kill_in_the_middle_of_add(bench: Bench) -> None:
-    """The plugin goes on without its agent; the next one waits for it, and undoes it."""
+    """The plugin continues without its agent; the next agent waits for it, and calls DEL."""
     gate = bench.calls.parent / "gate"
     os.mkfifo(gate)
     waits = f"{{ touch {gate}.reached; cat {gate}; }}"
@@ -303,14 +305,14 @@ async def test_a_kill_in_the_middle_of_add(bench: Bench) -> None:
     assert "prevResult" not in told(bench, "one", "DEL")
 
 
-async def test_a_plugin_that_is_not_there(bench: Bench) -> None:
+async def test_a_missing_plugin_is_refused(bench: Bench) -> None:
     listening(bench, "one")
     chains = bench.chains()
     network = config(chain(bench, {"type": "three", "ipam": {"type": "four"}}))
     with pytest.raises(NetworkError) as caught:
         await chains.apply(network)
     assert str(caught.value) == f"node node1 has no CNI plugin two in {bench.plugins}"
-    # It is told when there is another.
+    # A change is reported.
     listening(bench, "two")
     async with _running(chains):
         await chains.changed.wait()
@@ -320,16 +322,16 @@ async def test_a_plugin_that_is_not_there(bench: Bench) -> None:
 async def test_an_answer_that_is_none(bench: Bench) -> None:
     bench.script("one", f"{VERSION}\n[ $CNI_COMMAND != ADD ] || echo hello")
     network = config(bench.conflist({"type": "one"}))
-    with pytest.raises(NetworkError, match=r"one \(ADD\) answered without a JSON object"):
+    with pytest.raises(NetworkError, match=r"one \(ADD\): its output is not a JSON object"):
         await bench.chains().attach(network, "c1", eth(), bench.container("c1"))
 
 
-async def _forgotten(chains: chains_module.Chains) -> None:
-    """The network is no more on the node."""
+async def _forgotten(bench: Bench, chains: chains_module.Chains) -> None:
+    """Remove the network, and wait until its record is deleted."""
     assert chains.unused() == ["n1"]
     await chains.remove("n1")
     async with _running(chains):
-        await until(lambda: not chains.knows("n1"))
+        await until(lambda: not (bench.state / "networks" / "n1.json").exists())
 
 
 def _commands() -> list[bytes]:
@@ -341,7 +343,7 @@ def _commands() -> list[bytes]:
 
 
 class _running:
-    """The chains' own work goes on meanwhile."""
+    """The chains' background work runs meanwhile."""
 
     def __init__(self, chains: chains_module.Chains) -> None:
         self._chains = chains

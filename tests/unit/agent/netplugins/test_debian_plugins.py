@@ -35,7 +35,7 @@ def full_chain(bench: Bench) -> str:
     )
 
 
-async def test_a_chain_does_all_that_was_asked_and_leaves_nothing(bench: Bench) -> None:
+async def test_a_chain_applies_all_requests_and_releases_them(bench: Bench) -> None:
     chains, network = bench.chains(), config(full_chain(bench))
     await chains.apply(network)
     netns = bench.container("one")
@@ -95,7 +95,7 @@ async def test_ptp_and_its_gateway(bench: Bench) -> None:
     assert bench.leases() == []
 
 
-async def test_macvlan_on_the_hosts_own_wire(bench: Bench) -> None:
+async def test_macvlan_on_the_hosts_interface(bench: Bench) -> None:
     bench.install("macvlan", "host-local")
     bench.host.shell("ip", "link", "add", "wire", "type", "veth", "peer", "plug")
     bench.host.shell("ip", "link", "set", "wire", "up")
@@ -111,7 +111,7 @@ async def test_macvlan_on_the_hosts_own_wire(bench: Bench) -> None:
     made = await chains.attach(network, "two", eth("eth0"), two)
     assert chains.interfaces("one") == {"n1": "eth1"}
     assert reach(two, one, made.address, 80) == "10.77.0.2"
-    # The host is not on a macvlan: nobody of it answers names there.
+    # The host is not on a macvlan, so its name server does not listen there.
     assert made.gateway == ""
     await chains.detach("one")
     await chains.detach("two")
@@ -138,7 +138,7 @@ async def test_two_families(bench: Bench) -> None:
     await chains.detach("one")
 
 
-async def test_what_was_cut_is_told_and_mended_by_connecting_it_anew(
+async def test_a_cut_connection_is_reported_and_repaired_by_reconnecting(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench.install("bridge", "host-local")
@@ -152,7 +152,7 @@ async def test_what_was_cut_is_told_and_mended_by_connecting_it_anew(
     await chains.attach(network, "one", eth(), netns)
     shell(netns, "ip", "link", "del", "eth0")
     await chains.attach(network, "one", eth(), netns)
-    assert "its attachment may have drifted: CNI plugin bridge (CHECK): " in caplog.text
+    assert "attachment may have drifted: CNI plugin bridge (CHECK): " in caplog.text
 
     await chains.disconnect("n1", "one")
     made = await chains.attach(network, "one", eth(), netns)
@@ -186,7 +186,7 @@ async def test_over_a_reboot_the_namespace_is_another(bench: Bench) -> None:
     assert bench.leases() == []
 
 
-async def test_what_a_plugin_says_is_one_line_and_undone(bench: Bench) -> None:
+async def test_a_plugins_error_is_one_line_and_undone(bench: Bench) -> None:
     bench.install("bridge", "host-local")
     chains = bench.chains()
     bridge = {"type": "bridge", "bridge": "apps0", "isGateway": True}
@@ -204,14 +204,14 @@ async def test_what_a_plugin_says_is_one_line_and_undone(bench: Bench) -> None:
     assert bench.called("bridge") == ["ADD", "DEL"]
 
 
-async def test_a_version_that_a_plugin_does_not_speak(bench: Bench) -> None:
+async def test_a_version_that_a_plugin_does_not_support(bench: Bench) -> None:
     bench.install("bridge", "host-local")
     chains = bench.chains()
     plugin = {"type": "bridge", "bridge": "apps0", "ipam": bench.ipam()}
     netns = bench.container("one")
     with pytest.raises(NetworkError) as caught:
         await chains.attach(config(bench.conflist(plugin, version="1.1.0")), "one", eth(), netns)
-    assert "CNI plugin bridge of this node speaks versions 0.1.0, " in str(caught.value)
+    assert "CNI plugin bridge of this node supports versions 0.1.0, " in str(caught.value)
     assert str(caught.value).endswith("the conflist has 1.1.0: set cniVersion to one of them")
     # Of several that a list has it is the newest that all speak.
     both = config(bench.conflist(plugin, version="1.1.0", cniVersions=["0.4.0", "1.0.0"]))
@@ -220,7 +220,7 @@ async def test_a_version_that_a_plugin_does_not_speak(bench: Bench) -> None:
     await chains.detach("one")
 
 
-async def test_what_is_on_record_is_what_a_user_of_cni_knows(bench: Bench) -> None:
+async def test_records_have_the_result_and_the_conflist(bench: Bench) -> None:
     bench.install("bridge", "host-local")
     chains = bench.chains()
     network = config(bench.conflist({"type": "bridge", "bridge": "apps0", "ipam": bench.ipam()}))

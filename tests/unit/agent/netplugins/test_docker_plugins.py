@@ -79,7 +79,7 @@ class Node:
         return [name for kind, _, name in names if kind == "NetworkDriver" and "Get" not in name]
 
     def told(self, method: str) -> dict[str, Any]:
-        """What it was told by its last call of this name."""
+        """The body of the last call with this name."""
         lines = [line for line in self.log.read_text().splitlines() if f".{method} " in line]
         found: dict[str, Any] = json.loads(lines[-1].partition(" ")[2])
         return found
@@ -161,7 +161,7 @@ async def test_containers_send_with_their_own_addresses(node: Node) -> None:
             await networks.detach(name)
 
 
-async def test_containers_have_what_the_plugin_made(node: Node) -> None:
+async def test_containers_have_the_plugins_interfaces(node: Node) -> None:
     async with node.plugin(), running(networks := node.networks()):
         await networks.apply(NETWORK)
         one, two = await node.container("c1"), await node.container("c2")
@@ -207,7 +207,7 @@ async def test_containers_have_what_the_plugin_made(node: Node) -> None:
         assert networks.unused() == []
 
 
-async def test_what_is_told_of_an_endpoint(node: Node) -> None:
+async def test_the_requests_for_an_endpoint(node: Node) -> None:
     async with node.plugin(), running(networks := node.networks()):
         netns = await node.container("c1")
         asked = eth(ports=(PortMapping(8080, 80),), options={"speed": "9"}, ip="10.88.0.9")
@@ -245,7 +245,7 @@ async def test_addresses_of_an_ipam_plugin(node: Node) -> None:
         await until(lambda: "ReleasePool" in node.log.read_text())
 
 
-async def test_addresses_that_only_the_plugin_knows(node: Node) -> None:
+async def test_addresses_allocated_by_the_network_plugin(node: Node) -> None:
     network = replace(NETWORK, cluster_cidr="", subnet="", ipam_driver="null")
     async with node.plugin("NetworkDriver"), running(networks := node.networks()):
         assert networks.ipam == ()
@@ -271,7 +271,7 @@ async def test_two_families(node: Node) -> None:
         await networks.detach("c1")
 
 
-async def test_an_address_that_came_back_is_not_the_next(node: Node) -> None:
+async def test_a_released_address_is_not_reused_immediately(node: Node) -> None:
     async with node.plugin(), running(networks := node.networks()):
         for number, expected in enumerate(("10.88.1.2", "10.88.1.3", "10.88.1.4")):
             netns = await node.container(f"c{number}")
@@ -281,7 +281,7 @@ async def test_an_address_that_came_back_is_not_the_next(node: Node) -> None:
 
 
 @pytest.mark.parametrize("method", ["CreateNetwork", "CreateEndpoint", "Join"])
-async def test_what_a_plugin_refuses_is_said_and_undone(node: Node, method: str) -> None:
+async def test_a_plugins_refusal_is_reported_and_undone(node: Node, method: str) -> None:
     async with node.plugin(), running(networks := node.networks()):
         fault = node.fault(method, "no\n  way")
         netns = await node.container("c1")
@@ -296,7 +296,7 @@ async def test_what_a_plugin_refuses_is_said_and_undone(node: Node, method: str)
         await networks.detach("c1")
 
 
-async def test_a_plugin_that_is_away_is_told_later(node: Node) -> None:
+async def test_an_unavailable_plugin_is_called_later(node: Node) -> None:
     networks = node.networks()
     async with node.plugin(), running(networks):
         netns = await node.container("c1")
@@ -311,7 +311,7 @@ async def test_a_plugin_that_is_away_is_told_later(node: Node) -> None:
     assert node.calls()[-2:] == ["Leave", "DeleteEndpoint"]
 
 
-async def test_a_hung_plugin_is_given_up_and_used_again(
+async def test_a_hung_plugin_times_out_and_is_used_again(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plugincalls, "NOTICE", 0.1)
@@ -347,11 +347,11 @@ async def test_over_a_restart_of_the_agent(node: Node) -> None:
             await networks.detach("c1")
 
 
-async def test_what_is_no_network_plugin(node: Node) -> None:
+async def test_a_plugin_of_another_kind(node: Node) -> None:
     networks = node.networks()
     async with node.plugin("VolumeDriver"):
         task = asyncio.create_task(networks.run())
-        with pytest.raises(NetworkError, match="plugin toy is no network plugin"):
+        with pytest.raises(NetworkError, match="plugin toy is not a network plugin"):
             await networks.attach(NETWORK, "c1", eth(), await node.container("c1"))
         assert networks.scopes == {}
         task.cancel()
@@ -360,12 +360,12 @@ async def test_what_is_no_network_plugin(node: Node) -> None:
 
 
 @pytest.mark.parametrize("missing", ["driver", "ipam"])
-async def test_a_network_whose_plugin_is_not_there(node: Node, missing: str) -> None:
+async def test_a_network_whose_plugin_is_missing_is_refused(node: Node, missing: str) -> None:
     edit: Callable[[NetworkConfig], NetworkConfig] = (
         (lambda config: replace(config, driver="other"))
         if missing == "driver"
         else (lambda config: replace(config, ipam_driver="other"))
     )
     async with node.plugin(), running(networks := node.networks()):
-        with pytest.raises(NetworkError, match="no network plugin other that answers: start it"):
+        with pytest.raises(NetworkError, match="network plugin other does not answer on"):
             await networks.apply(edit(NETWORK))

@@ -122,7 +122,7 @@ async def test_no_forged_source_arrives(place: Place) -> None:
     assert place.heard(thief, victim, forgeries) == []
 
 
-async def test_nobody_believes_a_forged_neighbour(place: Place) -> None:
+async def test_a_forged_neighbour_entry_is_ignored(place: Place) -> None:
     thief, victim = await place.attach("thief"), await place.attach("victim")
     place.next_hop(victim)
     await place.check()
@@ -166,7 +166,7 @@ async def test_its_own_neighbour_discovery_passes(place: Place) -> None:
             assert listener.until(b"own") == []
 
 
-async def test_what_a_hand_removes_comes_back(place: Place) -> None:
+async def test_manually_removed_rules_are_restored(place: Place) -> None:
     thief, victim = await place.attach("thief"), await place.attach("victim")
     await place.check()
     forgeries = [(thief.mac, NOBODY)]

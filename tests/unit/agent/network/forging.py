@@ -73,7 +73,7 @@ def neighbour(kind: int, mac: str, source: str, to: str, target: str) -> bytes:
 
 
 def router_advertisement(source: str) -> bytes:
-    """A router says that it leads everywhere."""
+    """A router advertises itself as the default router."""
     body = struct.pack("!BBHBBHII", ROUTER, 0, 0, 64, 0, 1800, 0, 0)
     return packet(source, "ff02::1", ICMPV6, body, hops=255)
 
@@ -106,7 +106,7 @@ def wire(netns: str | Path, device: str = "eth0") -> Iterator[Wire]:
 
 
 class Ear:
-    """A UDP listener that tells what reaches it, in IPv4 and IPv6."""
+    """A UDP listener that reports what it receives, in IPv4 and IPv6."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock

@@ -23,7 +23,7 @@ from orchestrator.agent.network.node_network import NodeNetwork
 from orchestrator.cni.peers import vtep_mac
 
 LEARNED = {"REACHABLE", "STALE", "DELAY", "PROBE", "INCOMPLETE", "FAILED"}
-"""States of neighbors that nobody has configured."""
+"""States of neighbors that were learned, not configured."""
 BEYOND = "198.51.100.1"
 
 
@@ -128,7 +128,7 @@ def forged(sender: str | Path, node: Node, name: str, victim: str | Path, addres
 
 @contextmanager
 def listening(netns: Path, address: str, port: int) -> Iterator[None]:
-    """A server that takes connections and says nothing."""
+    """A server that accepts connections and sends nothing."""
     kind = socket.AF_INET6 if ":" in address else socket.AF_INET
     with within(netns, lambda: socket.socket(kind, socket.SOCK_STREAM)) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -12,8 +12,8 @@ from nshosts import wait_for, within
 pytestmark = pytest.mark.root
 
 
-async def test_a_connection_that_nobody_ends_does_not_keep_the_cable(nodes: list[Node]) -> None:
-    """The kernel would try for a minute to tell the peer, and keep the namespace for it."""
+async def test_an_open_connection_does_not_keep_the_veth_pair(nodes: list[Node]) -> None:
+    """The kernel would retry to close the connection for a minute, and keep the namespace."""
     node = nodes[0]
     made = await node.network.attach("a", "talker")
     end = made.result["interfaces"][1]["name"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packets to VIPs between containers on several hosts, while the table changes and is mended."""
+"""Packets to VIPs between containers on several hosts, while the table changes and is repaired."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def test_a_vip_leads_to_every_endpoint_in_turn(web: Web, kind: int) -> Non
 
 @FILTERED
 @KINDS
-async def test_the_client_is_seen_whoever_serves(web: Web, kind: int, filtered: str) -> None:
+async def test_the_client_address_is_kept_on_every_node(web: Web, kind: int, filtered: str) -> None:
     web.hosts[0].shell("sysctl", "-qw", filtered)
     here = await web.container(0, "here")
     there = await web.container(1, "there")
@@ -91,7 +91,7 @@ async def test_a_drained_endpoint_keeps_its_connections_and_gets_no_new(web: Web
         assert echoes(*second[:2])
 
 
-async def test_a_connection_to_an_endpoint_that_is_gone_ends_at_once(web: Web) -> None:
+async def test_a_connection_to_a_removed_endpoint_is_reset(web: Web) -> None:
     one = await web.container(0, "one")
     two = await web.container(1, "two")
     client = await web.container(0, "client")
@@ -168,7 +168,7 @@ async def test_changes_and_a_new_helper_disturb_no_connection(web: Web) -> None:
         for number in range(6):
             if number % 3 == 0:
                 web.kill_helpers()
-                # Nobody is there, and it goes on.
+                # There is no endpoint, and the client continues.
                 assert len(servers.spread(client.netns, VIP, 80, 4)) == 2
             await web.change(replace(serves, endpoints=serves.endpoints[: 1 + number % 2]))
             await web.change(serves)
@@ -177,7 +177,7 @@ async def test_changes_and_a_new_helper_disturb_no_connection(web: Web) -> None:
 
 
 @pytest.mark.parametrize("anew", [False, True], ids=["changed", "replaced"])
-async def test_a_vip_that_is_asked_too_early_answers_soon(web: Web, anew: bool) -> None:
+async def test_a_vip_that_is_used_too_early_works_soon(web: Web, anew: bool) -> None:
     """Where names were quicker than rules, or rules were away: the client's next try is led on."""
     one = await web.container(1, "one")
     client = await web.container(0, "client")
@@ -194,7 +194,7 @@ async def test_a_vip_that_is_asked_too_early_answers_soon(web: Web, anew: bool) 
 
 
 async def test_the_table_is_replaced_in_one_step(web: Web) -> None:
-    """While everything is replaced, again and again, nobody is refused."""
+    """While all endpoints are replaced repeatedly, no connection is refused."""
     one = await web.container(1, "one")
     client = await web.container(0, "client")
     await web.have(service(*endpoints([one]), ports=published(TCP)))
@@ -233,7 +233,7 @@ async def test_the_table_is_replaced_in_one_step(web: Web) -> None:
         "ip link del orcvx7",
     ],
 )
-async def test_a_pass_mends_what_a_hand_has_broken(web: Web, damage: str) -> None:
+async def test_a_pass_repairs_manual_changes(web: Web, damage: str) -> None:
     far = await web.container(1, "far")
     client = await web.container(0, "client")
     waiting = endpoints([client], ready=False)
@@ -247,7 +247,7 @@ async def test_a_pass_mends_what_a_hand_has_broken(web: Web, damage: str) -> Non
         assert answer == Answer("far", web.router.address)
 
 
-async def test_a_pass_changes_nothing_that_is_as_it_should_be(web: Web) -> None:
+async def test_a_pass_changes_nothing_without_drift(web: Web) -> None:
     far = await web.container(1, "far")
     await web.have(service(*endpoints([far]), ports=published(TCP)))
     with serving({"far": far.netns}, 80) as servers:
@@ -255,10 +255,10 @@ async def test_a_pass_changes_nothing_that_is_as_it_should_be(web: Web) -> None:
         before = web.rules(0)
         assert "numgen" in before
         await web.settle(0)
-        assert web.rules(0) == before, "not made anew, or the kernel would count from 0 again"
+        assert web.rules(0) == before, "not recreated, or the kernel would count from 0 again"
 
 
-async def test_the_last_word_of_a_network_leaves_nothing(web: Web) -> None:
+async def test_removing_a_network_leaves_no_state(web: Web) -> None:
     far = await web.container(1, "far")
     await web.have(service(*endpoints([far]), ports=published(TCP)))
     await web.leave()

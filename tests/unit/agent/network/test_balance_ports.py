@@ -21,7 +21,9 @@ pytestmark = pytest.mark.root
 
 @pytest.mark.parametrize("strict", ["0", "1"], ids=["rp_filter off", "rp_filter strict"])
 @KINDS
-async def test_every_node_answers_and_the_client_is_seen(web: Web, kind: int, strict: str) -> None:
+async def test_every_node_serves_the_port_and_keeps_the_client_address(
+    web: Web, kind: int, strict: str
+) -> None:
     for host in web.hosts:
         host.shell("sysctl", "-qw", f"net.ipv4.conf.all.rp_filter={strict}")
     one = await web.container(0, "one")
@@ -83,7 +85,7 @@ async def test_a_published_port_is_balanced_over_the_nodes(web: Web, kind: int) 
             assert found == {"one": 2, "two": 2}
 
 
-async def test_a_port_is_published_no_more(web: Web) -> None:
+async def test_a_port_is_unpublished(web: Web) -> None:
     one = await web.container(0, "one")
     await web.have(service(*endpoints([one]), ports=published(TCP)))
     await web.change(service(*endpoints([one])))
@@ -92,7 +94,7 @@ async def test_a_port_is_published_no_more(web: Web) -> None:
 
 
 async def test_a_published_port_leaves_the_gateway_alone(web: Web) -> None:
-    """The name server is there: a service that publishes its port takes nobody's names away."""
+    """A service that publishes the name server's port does not block name resolution."""
     one = await web.container(0, "one")
     client = await web.container(0, "client")
     await web.have(service(*endpoints([one]), ports=(Published("udp", 53, 53),)))
@@ -170,7 +172,7 @@ async def test_policies_hold_on_one_host_and_on_two(web: Web) -> None:
         assert servers.ask(stranger_far.netns, VIP, 80).server == "db"
 
 
-async def test_a_published_port_is_for_all_whatever_is_denied_inside(web: Web) -> None:
+async def test_a_published_port_is_open_despite_policies(web: Web) -> None:
     for host in web.hosts:
         host.shell("sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=0")
     db = await web.container(0, "db")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.agent.images.errors import ImageError
+from orchestrator.agent.images.image_errors import ImageError
 from orchestrator.agent.network import build_network
 from orchestrator.agent.network.build_network import BuildNetwork
 from orchestrator.agent.network.helper_process import NetworkError
@@ -51,7 +51,7 @@ def namespace(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     os.close(descriptor)
 
 
-async def test_the_subnet_is_one_that_nothing_else_takes(tmp_path: Path, namespace: int) -> None:
+async def test_the_subnet_is_not_used_elsewhere(tmp_path: Path, namespace: int) -> None:
     node, taken = FakeNetworking(), ["172.31.255.128/25", "fd00::/64"]
     network = BuildNetwork(node, tmp_path, "10.0.0.1", lambda: taken)
     await network.attach("one", namespace)
@@ -68,7 +68,9 @@ async def test_the_subnet_is_one_that_nothing_else_takes(tmp_path: Path, namespa
     assert node.attached == ["three"]
 
 
-async def test_a_build_without_a_network_says_what_to_do(tmp_path: Path, namespace: int) -> None:
+async def test_a_build_without_a_network_fails_with_a_remedy(
+    tmp_path: Path, namespace: int
+) -> None:
     node = FakeNetworking()
     node.failure = "the bridge is gone"
     network = BuildNetwork(node, tmp_path, "10.0.0.1", list)

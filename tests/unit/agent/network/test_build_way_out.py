@@ -81,7 +81,7 @@ async def test_the_other_networks_of_a_build(hosts: list[NsHost], network: NodeN
     assert cables(hosts[1]) == []
 
 
-async def test_what_a_killed_agent_left_is_removed_by_the_next(
+async def test_leftovers_of_a_killed_agent_are_removed(
     hosts: list[NsHost], network: NodeNetwork
 ) -> None:
     async with Sandboxes() as sandboxes, sandboxes.sandbox(NONE) as sandbox:

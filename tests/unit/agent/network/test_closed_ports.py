@@ -43,12 +43,12 @@ async def test_ports_of_the_clusters_hosts(nodes: list[Node], hosts: list[NsHost
     for netns, address in places[3:]:
         with listening(netns, address, 7420):
             assert connects(one.host.netns, address, 7420), "hosts among each other"
-    # Somebody else's server has that port, too.
+    # An unrelated server has that port, too.
     with listening(router.netns, "198.51.100.1", 7420):
         assert connects(mine.netns, "198.51.100.1", 7420)
 
 
-async def test_what_is_published_at_such_a_port_is_open(nodes: list[Node]) -> None:
+async def test_a_port_published_at_a_closed_port_is_open(nodes: list[Node]) -> None:
     one, _ = nodes
     ports = (PortMapping(7420, 53, "tcp"), PortMapping(53, 53, "udp"))
     server = await one.network.attach("a", "server", Interface(ports=ports))
@@ -59,7 +59,7 @@ async def test_what_is_published_at_such_a_port_is_open(nodes: list[Node]) -> No
     assert reaches(client.netns, one.host.netns, client.gateway, 53) == client.address
 
 
-async def test_what_a_hand_opens_is_told_and_closed_again(nodes: list[Node]) -> None:
+async def test_manually_opened_ports_are_reported_and_closed_again(nodes: list[Node]) -> None:
     one = nodes[0]
     mine = await one.network.attach("a", "a1")
     assert await one.network.unexposed() == []
@@ -71,7 +71,7 @@ async def test_what_a_hand_opens_is_told_and_closed_again(nodes: list[Node]) -> 
         (f"nft delete element {inet} hosts {{ 192.0.2.1 }}", "hosts (hosts of the cluster) has"),
         (f"nft add element {inet} guests4 {{ 10.9.9.9 }}", "guests4 (containers on networks of"),
         (f"nft add element {inet} closed4 {{ 10.9.9.9 }}", "closed4 (addresses closed to"),
-        (f"nft flush set {inet} sources", "sources (where hosts of the cluster are heard) has 0"),
+        (f"nft flush set {inet} sources", "sources (interfaces to hosts of the cluster) has 0"),
     ):
         one.host.shell(*damage.split())
         assert words in "; ".join(await one.network.unexposed()), damage

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the next pass would mend is told in words, and looking mends nothing."""
+"""Drift is described in words, and a check repairs nothing."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from orchestrator.agent.network.network_types import Interface
 pytestmark = pytest.mark.root
 
 DAMAGES = [
-    # (what a hand does, what is said of it)
+    # (manual change, its description)
     ("ip link del {end}", "interface eth0 is gone from the container"),
     ("ip link set {end} nomaster", "{end} is not a port of bridge orcbr1"),
-    ("ip link set {end} down", "or its other end {end} is down"),
+    ("ip link set {end} down", "or its peer {end} is down"),
     ("ip link del orcbr1", "bridge orcbr1 is gone"),
     ("ip link set orcbr1 down", "interface orcbr1 is down"),
     ("ip link set orcbr1 address 02:00:00:00:00:01", "instead of 02:62:0a:01:01:01"),
@@ -39,7 +39,7 @@ DAMAGES = [
 ]
 
 
-async def test_what_a_hand_breaks_is_told_and_left(nodes: list[Node]) -> None:
+async def test_drift_is_reported_and_not_repaired(nodes: list[Node]) -> None:
     one = nodes[0]
     await nodes[1].apply("a")
     attachment = await one.network.attach("a", "a1", Interface())
@@ -56,7 +56,7 @@ async def test_what_a_hand_breaks_is_told_and_left(nodes: list[Node]) -> None:
     assert await one.network.deviations("b") == []
 
 
-async def test_what_would_end_the_pass_is_said(nodes: list[Node]) -> None:
+async def test_an_error_that_would_end_the_pass_is_raised(nodes: list[Node]) -> None:
     one = nodes[0]
     found = await one.network.underlay("a")
     assert (found.mtu, found.tunnel) == (1500, 1450)

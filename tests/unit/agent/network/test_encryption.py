@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node's tunnels: who is asked for, what is told, and what an encrypted network then meets."""
+"""A node's tunnels: their peers, the reported keys, and the peers of an encrypted network."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class FakeTunnels:
 
 
 def encryption(network: FakeTunnels) -> tuple[Encryption, list[int]]:
-    """It, and a list that grows by one whenever it says that its keys are others."""
+    """The object, and a list that grows with each change of its keys."""
     changes: list[int] = []
     return Encryption(network, "10.0.0.9", 60.0, lambda: changes.append(1)), changes
 
@@ -68,10 +68,10 @@ CONFIG = NetworkConfig(
 )
 
 
-async def test_networks_share_the_tunnels_and_keys_are_told_when_they_change() -> None:
+async def test_networks_share_tunnels_and_changed_keys_are_reported() -> None:
     network = FakeTunnels()
     made, changes = encryption(network)
-    await made.look()
+    await made.read_keys()
     assert made.features == ("encrypted",)
     await made.apply([TunnelOrder((TWO, NOBODY), 1), TunnelOrder((ONE, TWO), 3)])
     assert network.asked == [([ONE, TWO], 3, 60.0)]
@@ -90,7 +90,7 @@ async def test_networks_share_the_tunnels_and_keys_are_told_when_they_change() -
 async def test_the_last_encrypted_network_takes_the_tunnels_along() -> None:
     network = FakeTunnels()
     made, changes = encryption(network)
-    await made.look()
+    await made.read_keys()
     await made.apply([])
     assert network.removed == 0
     await made.apply([TunnelOrder((), 0)])
@@ -99,17 +99,17 @@ async def test_the_last_encrypted_network_takes_the_tunnels_along() -> None:
     assert (network.removed, public(made), changes) == (1, [], [1, 1])
 
 
-async def test_an_agent_that_starts_again_tells_the_keys_that_are_in_use() -> None:
+async def test_a_restarted_agent_reports_the_keys_in_use() -> None:
     """Else the manager would take them from the others until the first pass is over."""
     network = FakeTunnels("", OLD)
     made, changes = encryption(network)
-    await made.look()
+    await made.read_keys()
     assert (public(made), changes) == (["old"], [])
     await made.apply([])
     assert (network.removed, public(made), changes) == (1, [], [1])
 
 
-async def test_what_fails_is_told_to_whoever_needs_it_and_keys_stay() -> None:
+async def test_a_failure_is_raised_where_needed_and_keys_stay() -> None:
     network = FakeTunnels()
     made, changes = encryption(network)
     await made.apply([TunnelOrder((ONE,), 0)])
@@ -123,9 +123,9 @@ async def test_what_fails_is_told_to_whoever_needs_it_and_keys_stay() -> None:
     assert made.through(CONFIG).peers
 
 
-async def test_a_kernel_that_cannot_is_not_said_to() -> None:
+async def test_a_kernel_without_encryption_is_not_reported_as_capable() -> None:
     made, _ = encryption(FakeTunnels("this kernel has no WireGuard"))
-    await made.look()
+    await made.read_keys()
     assert (made.features, public(made)) == ((), [])
 
 

@@ -23,7 +23,7 @@ from orchestrator.pb import dispatch_pb2
 
 
 class Follower:
-    """Holds the table as it was told, when it is let; forgets everything on demand."""
+    """A follower that can be blocked, and that forgets the table on demand."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -96,7 +96,7 @@ async def following(
             running.cancel()
 
 
-async def test_changes_of_an_entry_add_up(tmp_path: Path) -> None:
+async def test_changes_of_an_entry_accumulate(tmp_path: Path) -> None:
     one = Follower("one")
     async with following(tmp_path, one) as endpoints:
         endpoints.apply(whole(entry("web", 1, 2), entry("db", 1)))
@@ -115,7 +115,7 @@ async def test_changes_of_an_entry_add_up(tmp_path: Path) -> None:
         assert other.entries == one.entries
 
 
-async def test_a_slow_follower_holds_up_nobody_but_the_word_that_all_follow(
+async def test_a_slow_follower_delays_only_the_acknowledgement(
     tmp_path: Path,
 ) -> None:
     slow, quick = Follower("slow"), Follower("quick")
@@ -133,7 +133,7 @@ async def test_a_slow_follower_holds_up_nobody_but_the_word_that_all_follow(
         assert slow.entries == quick.entries
 
 
-async def test_a_follower_that_fails_is_told_all_again(
+async def test_a_failed_follower_gets_the_whole_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(endpoints_module, "_RETRY_MOST", 0.001)
@@ -157,19 +157,19 @@ async def test_a_follower_that_fails_is_told_all_again(
     ]
 
 
-async def test_networks_are_told_when_they_change(tmp_path: Path) -> None:
+async def test_networks_are_reported_when_they_change(tmp_path: Path) -> None:
     one = Follower("one")
     async with following(tmp_path, one) as endpoints:
         endpoints.order([dispatch_pb2.AssignedNetwork(id="n")])
         await until(lambda: one.networks == ("n",))
         revision = one.revision
         endpoints.order([dispatch_pb2.AssignedNetwork(id="n")])
-        endpoints.look_again(one)
+        endpoints.resync(one)
         await until(lambda: one.mended)
         assert one.revision == revision
 
 
-async def test_what_is_applied_is_mended_every_now_and_then(tmp_path: Path) -> None:
+async def test_applied_state_is_repaired_periodically(tmp_path: Path) -> None:
     one = Follower("one")
     async with following(tmp_path, one, period=0.01) as endpoints:
         endpoints.apply(whole(entry("web", 1)))

@@ -43,7 +43,7 @@ def nodes(change: Change) -> dict[str, list[str]]:
     return {each.network_id: [one.node_id for one in each.endpoints] for each in change.entries}
 
 
-def test_in_a_network_that_each_node_has_for_itself_others_tasks_are_not_seen(
+def test_in_a_node_local_network_tasks_of_other_nodes_are_hidden(
     tmp_path: Path,
 ) -> None:
     with StateDb(tmp_path / "state.db") as db:

@@ -82,7 +82,9 @@ def refused(client: Path) -> bool:
     return False
 
 
-async def test_a_full_table_keeps_what_exists_refuses_the_rest_and_is_told_of(web: Web) -> None:
+async def test_a_full_connection_table_keeps_connections_refuses_new_ones_and_is_reported(
+    web: Web,
+) -> None:
     far = await web.container(1, "far")
     client = await web.container(0, "client")
     await web.have(service(*endpoints([far])))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks are kept apart, and nobody takes another one's packets: with a kernel, on two hosts."""
+"""Isolation of networks and of packets, with a real kernel, on two hosts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def test_no_packet_of_a_network_enters_another(nodes: list[Node]) -> None:
     assert misses(a.netns, b2.netns, b2.address)
 
 
-async def test_no_container_passes_for_a_host(nodes: list[Node]) -> None:
+async def test_no_container_can_spoof_a_host(nodes: list[Node]) -> None:
     one, two = nodes
     a = await one.network.attach("a", "a1")
     for node in nodes:
@@ -35,7 +35,7 @@ async def test_no_container_passes_for_a_host(nodes: list[Node]) -> None:
     assert forged(one.host.netns, two, "b", b.netns, b.address), "one would get through"
 
 
-async def test_a_stranger_gets_in_by_a_published_port_only(
+async def test_an_external_host_reaches_only_published_ports(
     nodes: list[Node], hosts: list[NsHost]
 ) -> None:
     router, (one, two) = hosts[0], nodes
@@ -99,7 +99,7 @@ async def test_an_internal_network_has_no_way_out_and_none_in(
 
 
 @pytest.mark.parametrize("bridged_pass_rules", ["0", "1"])
-async def test_an_address_that_two_claim_stays_with_its_owner(
+async def test_an_address_claimed_twice_stays_with_its_owner(
     nodes: list[Node], bridged_pass_rules: str
 ) -> None:
     one, two = nodes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The endpoint table as the kernel's balance is told of it."""
+"""The endpoint table as sent to the kernel's load balancer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UDP, HOST = types_pb2.PROTOCOL_UDP, types_pb2.PUBLISH_MODE_HOST
 
 
 class Kernel:
-    """Takes what it is told, and tracks as many connections as a test says."""
+    """Records the tables, and reports a scripted number of connections."""
 
     def __init__(self) -> None:
         self.table = Table(0)
@@ -33,7 +33,7 @@ class Kernel:
 
 
 def whole() -> Change:
-    raise AssertionError("it was told all that it asked for")
+    raise AssertionError("it was sent the whole table on request")
 
 
 def network(**more: object) -> dispatch_pb2.AssignedNetwork:
@@ -88,7 +88,7 @@ async def test_networks_bring_their_policies_and_fixed_addresses_of_both_familie
     assert (await told(Change(2, 1, ()))).policies is None, "they are as they were"
 
 
-async def test_a_full_table_of_connections_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_full_connection_table_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     kernel = Kernel()
     balance = KernelLoadBalancer(kernel)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One pass brings back what a hand has broken, on the host and between hosts, and nothing else."""
+"""One pass repairs manual changes, on the host and between hosts, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def cable(node: Node, attachment: Attachment) -> str:
     return str(attachment.result["interfaces"][1]["name"])
 
 
-async def test_what_a_hand_breaks_comes_back(nodes: list[Node], hosts: list[NsHost]) -> None:
+async def test_manual_changes_are_repaired(nodes: list[Node], hosts: list[NsHost]) -> None:
     one, two = nodes
     a = await one.network.attach("a", "a1")
     fixed = await one.network.attach("a", "fixed", Interface(ip="10.1.7.9"))
@@ -74,7 +74,7 @@ def isolated(node: Node, end: str) -> bool:
     return bool(link["linkinfo"]["info_slave_data"]["isolated"])
 
 
-async def test_a_pass_over_what_is_right_changes_nothing(nodes: list[Node]) -> None:
+async def test_a_pass_without_drift_changes_nothing(nodes: list[Node]) -> None:
     one = nodes[0]
     await one.network.attach("a", "a1", Interface(ip="10.1.7.9"))
     foreign = (
@@ -136,7 +136,7 @@ async def test_a_node_whose_address_changes(nodes: list[Node]) -> None:
         await one.apply("a")
 
 
-async def test_a_cable_is_laid_again_into_the_container_only_while_that_lives(
+async def test_a_veth_pair_is_restored_only_while_the_container_runs(
     nodes: list[Node],
 ) -> None:
     one = nodes[0]

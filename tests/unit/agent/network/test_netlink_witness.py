@@ -56,7 +56,7 @@ def look(host: NsHost) -> Picture:
         )
 
 
-async def test_devices_and_peers_are_in_the_kernel_as_they_were_ordered(host: NsHost) -> None:
+async def test_devices_and_peers_in_the_kernel_match_the_order(host: NsHost) -> None:
     config = NetworkConfig(
         id="net1",
         name="default",

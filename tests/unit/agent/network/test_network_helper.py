@@ -61,7 +61,7 @@ async def test_a_killed_helper_leaks_and_doubles_nothing(single: NodeNetwork, ho
     assert cables(host) == []
 
 
-async def test_a_cancelled_caller_disturbs_nobody(single: NodeNetwork) -> None:
+async def test_a_cancelled_caller_does_not_affect_others(single: NodeNetwork) -> None:
     for number in range(10):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.0005):
@@ -104,7 +104,7 @@ def test_the_helper_leaves_with_its_agent(host: NsHost) -> None:
 
 async def test_before_the_first_configuration(host: NsHost) -> None:
     async with node(host) as network:
-        with pytest.raises(NetworkError, match="not got the network yet"):
+        with pytest.raises(NetworkError, match="not received the network from a manager yet"):
             await network.attach(NET, "a")
 
 
@@ -121,7 +121,7 @@ def test_the_agent_stays_free_of_netlink() -> None:
     }
 
 
-async def test_an_address_that_is_not_here(host: NsHost) -> None:
+async def test_an_address_of_another_host_is_refused(host: NsHost) -> None:
     elsewhere = NsHost(host.netns, "203.0.113.5", host.state, host.run)
     async with node(host) as network:
         with pytest.raises(NetworkError, match=r"no interface .* address 203\.0\.113\.5"):
@@ -144,7 +144,7 @@ async def test_a_vni_in_use(single: NodeNetwork, host: NsHost) -> None:
         await single.apply(config(host, 0))
 
 
-def test_what_an_older_kernel_says(host: NsHost) -> None:
+def test_errors_of_older_kernels(host: NsHost) -> None:
     with (
         namespaces.opened(host.netns) as within,
         namespaces.route_socket(within) as sock,
@@ -164,6 +164,6 @@ def test_what_an_older_kernel_says(host: NsHost) -> None:
         (errno.ENOMEM, Code.IO_FAILURE, "VXLAN device orcvx7: Cannot allocate memory"),
     ],
 )
-def test_what_the_kernel_refuses(number: int, code: Code, words: str) -> None:
+def test_errors_of_the_kernel(number: int, code: Code, words: str) -> None:
     error = vxlan.refused("orcvx7", 7, NetlinkError(number, os.strerror(number)))
     assert (error.code, words in str(error)) == (code, True)

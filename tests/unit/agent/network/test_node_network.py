@@ -78,7 +78,7 @@ async def test_containers_and_hosts_reach_each_other(cluster: Cluster) -> None:
     assert reach(two.netns, b.netns, two.address, 80) == b.address, "a container reaches its host"
 
 
-async def test_what_leaves_the_network_is_masqueraded(cluster: Cluster) -> None:
+async def test_packets_that_leave_the_network_are_masqueraded(cluster: Cluster) -> None:
     a = await cluster.networks[0].attach(NET, "a")
     assert reach(cluster.router.netns, a.netns, BEYOND, 80) == cluster.hosts[0].address
     assert reach(cluster.hosts[1].netns, a.netns, cluster.hosts[1].address, 80) == (
@@ -208,7 +208,7 @@ async def test_attach_after_half_a_detach(single: NodeNetwork, host: NsHost) -> 
     assert reach(a.netns, host.netns, a.address, 80) == "10.128.0.1"
 
 
-async def test_detach_leaves_nothing(single: NodeNetwork, host: NsHost) -> None:
+async def test_detach_releases_everything(single: NodeNetwork, host: NsHost) -> None:
     a = await single.attach(NET, "a", published(PortMapping(80, 80)))
     await single.detach("a")
     assert not namespaces.exists(a.netns)
@@ -317,7 +317,7 @@ async def test_leases_are_collected_before_any_network_is_there(
     assert await single.interfaces("a") == {}
 
 
-async def test_what_is_removed_by_hand_comes_back(cluster: Cluster) -> None:
+async def test_manually_removed_state_is_restored(cluster: Cluster) -> None:
     one = cluster.hosts[0]
     a = await cluster.networks[0].attach(NET, "a", published(PortMapping(8080, 80)))
     b = await cluster.networks[1].attach(NET, "b")
@@ -376,7 +376,7 @@ async def test_a_moved_peer_is_followed(cluster: Cluster) -> None:
     assert not [link for link in two.ip("link") if link["ifname"].startswith("orc")]
 
 
-async def test_a_different_device_is_made_anew(cluster: Cluster) -> None:
+async def test_a_different_device_is_recreated(cluster: Cluster) -> None:
     one = cluster.hosts[0]
     one.shell("ip", "link", "del", "orcvx7")
     one.shell(
@@ -390,7 +390,7 @@ async def test_a_different_device_is_made_anew(cluster: Cluster) -> None:
     assert (link["mtu"], link["address"]) == (1450, "02:76:0a:80:00:00")
 
 
-async def test_a_missing_bridge_is_mended_by_attach(single: NodeNetwork, host: NsHost) -> None:
+async def test_a_missing_bridge_is_restored_by_attach(single: NodeNetwork, host: NsHost) -> None:
     host.shell("ip", "link", "del", "orcbr7")
     a = await single.attach(NET, "a")
     assert reach(a.netns, host.netns, a.address, 80) == "10.128.0.1"

@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from netkit import Node, network, shell
 from nshosts import NsHost, socket_in, within
 
-from orchestrator.agent.diagnostics.echo import Echo, ladder, path_mtu
-from orchestrator.agent.diagnostics.path_mtu import Known, PathMtus, after
-from orchestrator.agent.diagnostics.vxlan_echo import VxlanEcho
+from orchestrator.agent.diagnostics.echo import Echo, VxlanEcho, ladder, path_mtu
+from orchestrator.agent.diagnostics.path_mtu import PathMtu, PathMtus, after
 from orchestrator.agent.network.network_types import NetworkConfig
 
 ROUNDS = [
@@ -43,15 +42,15 @@ ROUNDS = [
 
 
 @pytest.mark.parametrize(("found", "size"), ROUNDS)
-def test_a_path_is_what_two_rounds_agree_on(found: tuple[int, ...], size: int | None) -> None:
-    known: Known | None = None
+def test_a_path_mtu_changes_when_two_rounds_agree(found: tuple[int, ...], size: int | None) -> None:
+    known: PathMtu | None = None
     for each in found:
         known = after(known, each)
     assert (known.size if known else None) == size
 
 
 @given(st.integers(68, 65000), st.integers(2, 65000))
-def test_a_ladder_stands_between_what_fits_and_what_does_not(fits: int, span: int) -> None:
+def test_probed_sizes_are_between_one_that_fits_and_one_that_does_not(fits: int, span: int) -> None:
     sizes = ladder(fits, fits + span)
     assert sizes == sorted(set(sizes))
     assert fits < sizes[0]
@@ -72,7 +71,7 @@ def echo_of(host: NsHost, config: NetworkConfig | None = None) -> Iterator[Echo]
 
 @contextmanager
 def narrowed(router: NsHost, port: str, mtu: int) -> Iterator[None]:
-    """The switch drops what is larger on its way to a host, and tells nobody."""
+    """The switch drops larger packets to a host, without an ICMP error."""
     router.shell("ip", "link", "set", port, "mtu", str(mtu))
     try:
         yield
@@ -81,7 +80,7 @@ def narrowed(router: NsHost, port: str, mtu: int) -> Iterator[None]:
 
 
 @pytest.mark.root
-async def test_a_path_is_found_to_the_byte(hosts: list[NsHost]) -> None:
+async def test_a_path_mtu_is_measured_exactly(hosts: list[NsHost]) -> None:
     router, one, two, three = hosts
     with echo_of(one) as echo:
         assert await path_mtu(echo, two.address) == 1500
@@ -90,7 +89,7 @@ async def test_a_path_is_found_to_the_byte(hosts: list[NsHost]) -> None:
                 assert await path_mtu(echo, two.address) == mtu
                 assert await path_mtu(echo, three.address) == 1500
         assert await path_mtu(echo, "192.0.2.99") == 0
-        # What the node's own route says bounds it: the tunnel follows that, too.
+        # The MTU of the node's route bounds it: the tunnel follows that, too.
         one.shell("ip", "route", "add", two.address, "dev", "uplink", "mtu", "1450")
         try:
             assert await path_mtu(echo, two.address) == 1450
@@ -99,7 +98,7 @@ async def test_a_path_is_found_to_the_byte(hosts: list[NsHost]) -> None:
 
 
 @pytest.mark.root
-async def test_a_path_is_found_through_the_tunnel_where_pings_are_dropped(
+async def test_a_path_mtu_is_measured_through_the_tunnel_if_pings_are_dropped(
     nodes: list[Node], hosts: list[NsHost]
 ) -> None:
     one, two = nodes
@@ -124,7 +123,7 @@ async def test_a_path_is_found_through_the_tunnel_where_pings_are_dropped(
 
 
 @pytest.mark.root
-async def test_what_is_told_is_the_least_of_the_paths(hosts: list[NsHost]) -> None:
+async def test_the_smallest_path_mtu_is_reported(hosts: list[NsHost]) -> None:
     router, one, two, three = hosts
     peers = {two.address, three.address}
     told: list[int] = []
@@ -147,7 +146,7 @@ async def test_what_is_told_is_the_least_of_the_paths(hosts: list[NsHost]) -> No
 
 
 @pytest.mark.root
-async def test_a_node_that_is_new_is_measured_at_once_and_one_that_is_gone_forgotten() -> None:
+async def test_a_new_node_is_measured_immediately_and_a_removed_one_forgotten() -> None:
     peers: set[str] = set()
     told: asyncio.Queue[int] = asyncio.Queue()
     paths = PathMtus("127.0.0.1", lambda: peers, lambda: None, lambda: told.put_nowait(paths.least))
@@ -169,7 +168,7 @@ def mtus(host: NsHost, *names: str) -> list[int]:
 
 
 @pytest.mark.root
-async def test_a_network_follows_its_paths_and_its_containers_go_on(
+async def test_a_network_follows_the_path_mtu_while_its_containers_continue(
     nodes: list[Node], hosts: list[NsHost]
 ) -> None:
     one, two = nodes
@@ -188,7 +187,7 @@ async def test_a_network_follows_its_paths_and_its_containers_go_on(
         assert await asyncio.to_thread(sent, old.netns, other.netns, other.address) == 300_000
         assert await asyncio.to_thread(sent, other.netns, old.netns, old.address) == 300_000
         assert datagram(old.netns, other.netns, other.address, 1400) == 1400
-    # What a user says is what is done.
+    # The user's MTU takes precedence.
     await one.network.apply(replace(config, mtu=1440, path_mtu=1400))
     assert mtus(one.host, "orcbr1", "orcvx1") == [1440, 1440]
     # Nothing is known (any more), or more than the interface takes.
@@ -238,7 +237,7 @@ def datagram(client: str, server: str, address: str, size: int) -> int:
 
 
 @pytest.mark.root
-async def test_an_answer_that_came_in_time_counts_also_if_the_process_was_late() -> None:
+async def test_a_reply_in_time_counts_even_if_the_process_is_delayed() -> None:
     with Echo("127.0.0.1") as echo:
         # The kernel begins to note when packets come a moment after it was asked to.
         await echo.series("127.0.0.1", 5, 0.02)

@@ -17,9 +17,7 @@ RCVBUFFORCE = 33  # socket(7)
 
 
 @pytest.mark.parametrize("gateway", ["10.128.1.1", "fd00:0:0:1::1"], ids=["ipv4", "ipv6"])
-async def test_who_floods_the_name_server_does_not_keep_others_from_it(
-    web: Web, gateway: str
-) -> None:
+async def test_a_flood_of_queries_does_not_block_other_containers(web: Web, gateway: str) -> None:
     flooder = await web.container(0, "flooder")
     other = await web.container(0, "other")
     kind = socket.AF_INET6 if ":" in gateway else socket.AF_INET

@@ -156,7 +156,7 @@ async def running(
         loop.cancel()
 
 
-async def test_an_order_is_applied_and_what_nobody_holds_given_back_once() -> None:
+async def test_an_order_is_applied_and_leftovers_are_released_once() -> None:
     node = FakeNode()
     async with running(node) as networks:
         networks.order([network()])
@@ -178,7 +178,7 @@ async def test_an_order_is_applied_and_what_nobody_holds_given_back_once() -> No
         )
 
 
-async def test_what_is_closed_to_containers_is_said_before_all_else() -> None:
+async def test_the_exposure_is_applied_before_networks() -> None:
     node = FakeNode()
     async with running(node) as networks:
         networks.order([network("default", "10.0.0.2")])
@@ -188,13 +188,17 @@ async def test_what_is_closed_to_containers_is_said_before_all_else() -> None:
         await until(lambda: len(node.exposures) == 2)
 
 
+PLANE = {2379, 2380, 7420, 7421, 7423, 7425, 8001, 9420, 9421, 9425}
+"""Ports of the control plane in the test below."""
+
+
 @pytest.mark.parametrize(
     ("access", "closed", "metadata"),
     [
-        ((), {2379, 2380, 7420, 7421, 7422, 7423, 7424, 8001, 8002, 9420, 9421, 9422}, True),
-        (("metrics",), {2379, 2380, 7420, 7421, 7423, 8001, 9420, 9421}, True),
+        ((), {*PLANE, 7422, 7424, 8002, 9422}, True),
+        (("metrics",), PLANE, True),
         (("control-plane",), {7422, 7424, 8002, 9422}, True),
-        (("metadata",), {2379, 2380, *range(7420, 7425), 8001, 8002, *range(9420, 9423)}, False),
+        (("metadata",), {*PLANE, 7422, 7424, 8002, 9422}, False),
         (("control-plane", "metrics", "metadata"), set(), False),
     ],
 )
@@ -212,7 +216,7 @@ def test_ports_that_are_closed_to_containers(
     assert ("169.254.169.254" in found.addresses) is metadata
 
 
-async def test_the_same_order_is_not_news_but_is_mended_now_and_then() -> None:
+async def test_the_same_order_is_no_change_but_drift_is_repaired() -> None:
     node = FakeNode()
     async with running(node, period=0.01) as networks:
         networks.order([network()])
@@ -238,7 +242,7 @@ async def test_a_container_waits_for_its_network() -> None:
         assert node.on["default-id"]["t1"].ports == mappings
 
 
-async def test_a_new_container_costs_one_request_a_network() -> None:
+async def test_a_new_container_takes_one_request_per_network() -> None:
     node = FakeNode()
     async with running(node) as networks:
         networks.order([network("a"), network("b")])
@@ -260,7 +264,7 @@ async def test_a_container_of_an_earlier_agent_is_taken_off_other_networks() -> 
         assert (node.on["a-id"], list(node.on["b-id"])) == ({}, ["held"])
 
 
-async def test_on_several_networks_the_first_with_a_way_out_is_its_way_out() -> None:
+async def test_on_several_networks_the_first_external_one_has_the_default_route() -> None:
     node = FakeNode()
     async with running(node) as networks:
         networks.order([network("in", internal=True), network("back"), network("front")])
@@ -271,7 +275,7 @@ async def test_on_several_networks_the_first_with_a_way_out_is_its_way_out() -> 
         assert [name for name, each in interfaces.items() if each.default_route] == ["front"]
 
 
-async def test_what_it_is_to_be_there_is_asked_for_by_its_slot() -> None:
+async def test_fixed_addresses_follow_the_slot() -> None:
     node = FakeNode()
     attachment = NetworkAttachment(
         "back", ip=("10.128.0.5", "10.128.0.6"), ip6=("fd00::5", "fd00::6"), mac="02:00:00:00:00:07"
@@ -284,7 +288,7 @@ async def test_what_it_is_to_be_there_is_asked_for_by_its_slot() -> None:
         assert node.on["back-id"]["t1"].mac == "02:00:00:00:00:07"
 
 
-async def test_other_networks_than_before_leave_the_rest_as_it_is() -> None:
+async def test_changed_networks_leave_the_others_unchanged() -> None:
     node = FakeNode()
     async with running(node) as networks:
         networks.order([network("a"), network("b"), network("c")])
@@ -297,7 +301,7 @@ async def test_other_networks_than_before_leave_the_rest_as_it_is() -> None:
         assert node.on["c-id"]["t1"].ifname == "eth0"
 
 
-async def test_a_network_that_is_ordered_no_more_goes_when_nobody_is_on_it() -> None:
+async def test_an_unordered_network_is_removed_without_containers() -> None:
     node = FakeNode()
     async with running(node, period=0.01) as networks:
         networks.order([network("a"), network("b"), network("c")])
@@ -321,11 +325,11 @@ async def test_some_are_on_no_network() -> None:
             Path("/run/netns/t2"), nameservers=("10.10.1.1",)
         )
         assert await networks.connect(on("container:web")) == Connected(None)
-        with pytest.raises(NetworkError, match="container cache, whose network it is to share"):
+        with pytest.raises(NetworkError, match="container cache, whose network it shares"):
             await networks.connect(on("container:cache"))
 
 
-async def test_a_network_that_cannot_be_is_the_containers_reason_and_no_others(
+async def test_a_failed_network_fails_only_its_containers(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     node = FakeNode()
@@ -360,15 +364,15 @@ async def test_an_order_that_comes_while_a_container_waits_is_the_one_it_gets() 
 async def test_without_a_network() -> None:
     async with running(FakeNode()) as networks:
         networks.order([])
-        with pytest.raises(NetworkError, match="no network yet"):
+        with pytest.raises(NetworkError, match="not received its networks"):
             await networks.connect(on("default"))
         await networks.detach("t1")
         networks.order([network()])
-        with pytest.raises(NetworkError, match="no part of network back"):
+        with pytest.raises(NetworkError, match="network back is not assigned"):
             await networks.connect(on("back"))
 
 
-async def test_an_encrypted_network_has_its_peers_where_tunnels_lead() -> None:
+async def test_an_encrypted_network_reaches_its_peers_through_tunnels() -> None:
     node = FakeNode()
     node.broken["tunnels"] = "this kernel has no WireGuard"
     secret = network("secret", "10.0.0.2", "10.0.0.3")
@@ -392,7 +396,7 @@ async def test_an_encrypted_network_has_its_peers_where_tunnels_lead() -> None:
         assert config.encrypted
 
 
-async def test_who_tests_the_node_learns_its_peers_and_which_networks_are_there() -> None:
+async def test_peers_and_applied_networks_are_reported() -> None:
     node = FakeNode()
     node.broken["back-id"] = "no"
     async with running(node) as networks:

@@ -42,7 +42,7 @@ async def test_a_container_in_two_networks(nodes: list[Node]) -> None:
     assert not namespaces.exists(b.netns)
 
 
-async def test_a_fixed_address_of_another_nodes_part_is_found(nodes: list[Node]) -> None:
+async def test_a_fixed_address_in_another_nodes_subnet_is_found(nodes: list[Node]) -> None:
     one, two = nodes
     asked = Interface(ip="10.1.7.9", mac="02:00:00:00:00:09")
     fixed = await one.network.attach("a", "fixed", asked)
@@ -85,7 +85,7 @@ async def test_networks_are_remembered_and_removed_without_their_configuration(
         "lo",
         "eth0",
     }
-    with pytest.raises(NetworkError, match="not got the network yet"):
+    with pytest.raises(NetworkError, match="not received the network from a manager yet"):
         await later.attach("b", "c2")
 
 

@@ -104,7 +104,7 @@ async def test_no_forged_source_arrives(nodes: list[Node]) -> None:
         assert heard(thief, victim, forgeries) == []
 
 
-async def test_what_a_container_adds_to_its_interface_is_not_its_own(nodes: list[Node]) -> None:
+async def test_addresses_added_by_a_container_are_not_its_own(nodes: list[Node]) -> None:
     one, two = nodes
     keeper = await one.network.attach("a", "keeper")
     victim = await two.network.attach("a", "victim")
@@ -148,7 +148,7 @@ def known(netns: str | Path, device: str) -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("bridged_pass_rules")
-async def test_nobody_believes_a_forged_neighbour(nodes: list[Node]) -> None:
+async def test_a_forged_neighbour_entry_is_ignored(nodes: list[Node]) -> None:
     one = nodes[0]
     thief = await one.network.attach("a", "thief")
     victim = await one.network.attach("a", "victim")
@@ -198,7 +198,7 @@ async def test_a_container_is_no_router(nodes: list[Node]) -> None:
     assert show(one.host.netns, "-6", "route", "show", "default") == []
 
 
-async def test_what_is_its_own_passes(nodes: list[Node], hosts: list[NsHost]) -> None:
+async def test_packets_with_own_addresses_pass(nodes: list[Node], hosts: list[NsHost]) -> None:
     """Fixed addresses, an own MAC, its own neighbour discovery, a second network, the way out."""
     one, two = nodes
     asked = Interface(ip="10.1.0.20", ip6="fd00:1::20", mac="02:aa:00:00:00:01")
@@ -300,7 +300,7 @@ async def test_no_source_check_makes_no_router(nodes: list[Node]) -> None:
     assert show(one.host.netns, "-6", "route", "show", "default") == []
 
 
-async def test_what_is_dropped_is_counted_for_each_container(nodes: list[Node]) -> None:
+async def test_dropped_packets_are_counted_per_container(nodes: list[Node]) -> None:
     one, two = nodes
     fixed = Interface(ip="10.1.1.50", mac="02:aa:00:00:00:01")
     thief = await one.network.attach("a", "thief", fixed)
@@ -329,7 +329,7 @@ async def test_what_is_dropped_is_counted_for_each_container(nodes: list[Node]) 
     assert await one.network.forgeries() == []
 
 
-async def test_what_a_hand_breaks_and_a_new_helper_finds(nodes: list[Node]) -> None:
+async def test_manual_changes_are_repaired_by_a_new_helper(nodes: list[Node]) -> None:
     one, two = nodes
     thief = await one.network.attach("a", "thief")
     victim = await two.network.attach("a", "victim")
@@ -345,7 +345,7 @@ async def test_what_a_hand_breaks_and_a_new_helper_finds(nodes: list[Node]) -> N
         ("nft flush set arp orc own_orcbr1", "own_orcbr1 has 0 entries instead of 1"),
         ("nft flush chain inet orc from_orcbr1", "from_orcbr1 has 0 entries instead of"),
         ("nft flush map inet orc entrances", "entrances has lost"),
-        (f"bridge link set dev {end} locked off", "takes frames from any hardware address"),
+        (f"bridge link set dev {end} locked off", "accepts frames from any hardware address"),
     ):
         one.host.shell(*damage.split())
         assert words in "; ".join(await one.network.deviations("a")), damage
@@ -356,7 +356,7 @@ async def test_what_a_hand_breaks_and_a_new_helper_finds(nodes: list[Node]) -> N
         assert heard(thief, victim, forgeries) == []
 
 
-async def test_an_address_that_goes_and_comes_is_its_next_owners(nodes: list[Node]) -> None:
+async def test_a_reused_address_belongs_to_its_next_container(nodes: list[Node]) -> None:
     one, two = nodes
     victim = await two.network.attach("a", "victim")
     fixed = Interface(ip="10.1.1.50", mac="02:aa:00:00:00:01")

@@ -72,7 +72,9 @@ def guest(nodes: list[Node]) -> Iterator[NsHost]:
         host.shell("ip", "link", "del", "cni0")
 
 
-async def test_no_container_of_others_gets_into_a_tunnel(nodes: list[Node], guest: NsHost) -> None:
+async def test_no_container_on_a_plugin_network_reaches_a_tunnel(
+    nodes: list[Node], guest: NsHost
+) -> None:
     one, two = nodes
     for node in nodes:
         victim = await node.network.attach("b", f"b{node.number}")
@@ -80,8 +82,10 @@ async def test_no_container_of_others_gets_into_a_tunnel(nodes: list[Node], gues
     assert forged(one.host.netns, two, "b", victim.netns, victim.address), "a host would"
 
 
-async def test_no_container_of_others_passes_for_a_host(nodes: list[Node], guest: NsHost) -> None:
-    """It sends to its own host, and says that it is the other one."""
+async def test_no_container_on_a_plugin_network_can_spoof_a_host(
+    nodes: list[Node], guest: NsHost
+) -> None:
+    """It sends to its own host, with the other host's source address."""
     one, two = nodes
     one.host.shell("sysctl", "-qw", "net.ipv4.conf.cni0.rp_filter=0")
     one.host.shell("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0")
@@ -98,7 +102,7 @@ async def test_no_container_of_others_passes_for_a_host(nodes: list[Node], guest
         assert listener.until(b"last") == []
 
 
-async def test_a_stranger_on_the_underlay_gets_into_no_tunnel(
+async def test_an_external_host_on_the_underlay_cannot_use_the_tunnel(
     nodes: list[Node], hosts: list[NsHost]
 ) -> None:
     one, two = nodes
@@ -115,7 +119,7 @@ async def test_a_stranger_on_the_underlay_gets_into_no_tunnel(
     assert forged(two.host.netns, one, "b", victim.netns, victim.address)
 
 
-async def test_containers_of_plugins_reach_nothing_that_is_closed(
+async def test_containers_on_plugin_networks_cannot_reach_closed_ports(
     nodes: list[Node], guest: NsHost, hosts: list[NsHost]
 ) -> None:
     router, (one, two) = hosts[0], nodes

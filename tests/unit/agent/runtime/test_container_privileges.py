@@ -12,9 +12,9 @@ from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
 from orchestrator.agent.runtime.interface import Container, RuntimeFailure
 from orchestrator.agent.runtime.isolation import rootfs
 from orchestrator.agent.runtime.isolation.idranges import SIZE, IdRanges
-from orchestrator.agent.runtime.resources import limits
+from orchestrator.agent.runtime.resources import cgroup_limits
 from orchestrator.agent.runtime.spec import oci, privileges
-from orchestrator.agent.runtime.spec.devices import DeviceNode, find_devices
+from orchestrator.agent.runtime.spec.container_devices import DeviceNode, find_devices
 from orchestrator.agent.runtime.spec.image_users import UserTables
 from orchestrator.agent.runtime.spec.node_facts import NodeFacts
 from orchestrator.agent.runtime.spec.privileges import DEFAULT_CAPABILITIES, capabilities, own_users
@@ -143,13 +143,13 @@ def test_apparmor(spec: dict[str, Any], default: str | None, profile: str | None
 def test_requests_beyond_the_nodes_limits_are_rejected() -> None:
     node = NodeFacts(min_oom_score=0, hard_limits={"nofile": 100}, cpus=frozenset({0, 1}))
     with pytest.raises(RuntimeFailure, match="below 0, the lowest that this node's agent can set"):
-        limits.oom_score(ContainerSpec(oom_score_adj=-5), node)
+        cgroup_limits.oom_score(ContainerSpec(oom_score_adj=-5), node)
     with pytest.raises(RuntimeFailure, match="no AppArmor, so the profile `strict` cannot be used"):
         configured(NodeFacts(), apparmor="strict")
     with pytest.raises(RuntimeFailure, match="cannot be raised above the agent's own, which is"):
-        limits.process_limits(ContainerSpec(ulimits=(Ulimit("nofile", 1, 101),)), node)
+        cgroup_limits.process_limits(ContainerSpec(ulimits=(Ulimit("nofile", 1, 101),)), node)
     with pytest.raises(RuntimeFailure, match="names CPU 2, which this node does not have"):
-        limits.resources(TaskSpec(container=ContainerSpec(cpuset_cpus="1-2")), node, ())
+        cgroup_limits.resources(TaskSpec(container=ContainerSpec(cpuset_cpus="1-2")), node, ())
     with pytest.raises(RuntimeFailure, match="this node has no device /dev/nothing-here"):
         find_devices(ContainerSpec(devices=("/dev/nothing-here",)))
 
@@ -157,7 +157,7 @@ def test_requests_beyond_the_nodes_limits_are_rejected() -> None:
 @pytest.mark.parametrize(("swap", "told"), [(0, 64 << 20), (96 << 20, 96 << 20), (-1, -1)])
 def test_memory_and_swap(swap: int, told: int) -> None:
     task = TaskSpec(container=ContainerSpec(memory_swap=swap), limit=Resources(memory=64 << 20))
-    assert limits.resources(task, NodeFacts(), ())["memory"]["swap"] == told
+    assert cgroup_limits.resources(task, NodeFacts(), ())["memory"]["swap"] == told
 
 
 def test_mount_points_of_a_host_root() -> None:

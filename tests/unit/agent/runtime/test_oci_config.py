@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
 from orchestrator.agent.runtime.interface import Container, RuntimeFailure
-from orchestrator.agent.runtime.resources import limits
+from orchestrator.agent.runtime.resources import cgroup_limits
 from orchestrator.agent.runtime.spec import etcfiles, oci
 from orchestrator.agent.runtime.spec.image_users import UserTables
 from orchestrator.agent.runtime.spec.seccomp import SeccompProfile
@@ -117,28 +117,30 @@ def test_hostname_and_etc_files() -> None:
     ],
 )
 def test_cpu_weight(task: TaskSpec, weight: int) -> None:
-    assert limits.resources(container(task=task).spec, NODE, ())["cpu"] == {"shares": weight}
+    assert cgroup_limits.resources(container(task=task).spec, NODE, ())["cpu"] == {"shares": weight}
 
 
 def test_cgroup_limits() -> None:
     made = container(task=TaskSpec(limit=Resources(shares=1536, memory=64 << 20)), pids_limit=9)
-    found = limits.resources(made.spec, NODE, ())
+    found = cgroup_limits.resources(made.spec, NODE, ())
     assert found["cpu"] == {"shares": 128, "quota": 150_000, "period": 100_000}
     assert found["memory"] == {"limit": 64 << 20, "swap": 64 << 20}
     assert found["pids"] == {"limit": 9}
     assert found["devices"] == [{"allow": False, "access": "rwm"}]
-    without = limits.resources(made.spec, replace(NODE, swap_accounting=False), ())
+    without = cgroup_limits.resources(made.spec, replace(NODE, swap_accounting=False), ())
     assert without["memory"] == {"limit": 64 << 20}
 
 
 def test_a_cpu_limit_is_at_least_the_kernels_minimum() -> None:
     made = container(task=TaskSpec(limit=Resources(shares=1)))
-    assert limits.resources(made.spec, NODE, ())["cpu"]["quota"] == 1000
+    assert cgroup_limits.resources(made.spec, NODE, ())["cpu"]["quota"] == 1000
 
 
 def test_a_memory_limit_below_the_minimum() -> None:
     with pytest.raises(RuntimeFailure, match="at least 6 MiB"):
-        limits.resources(container(task=TaskSpec(limit=Resources(memory=1 << 20))).spec, NODE, ())
+        cgroup_limits.resources(
+            container(task=TaskSpec(limit=Resources(memory=1 << 20))).spec, NODE, ()
+        )
 
 
 def test_a_complete_configuration() -> None:

@@ -100,7 +100,7 @@ async def agent(host: Host, *managers: str) -> AsyncIterator[Agent]:
         )
         dialer = Dialer(
             db=db,
-            joined_by=managers,
+            joined_by=lambda: managers,
             dial=lambda address: grpc.aio.insecure_channel(
                 address, options=[("grpc.use_local_subchannel_pool", 1)]
             ),
@@ -129,7 +129,7 @@ async def reports(session: Conversation, task_id: str, state: TaskState) -> None
     await until(lambda: session.states().get(task_id) == state)
 
 
-async def test_a_session_from_hello_to_running(host: Host) -> None:
+async def test_a_session_from_hello_to_a_running_task(host: Host) -> None:
     async with manager_stub() as manager, agent(host, manager.address) as a:
         session = await manager.session()
         assert session.hello.description.hostname == "host-1"
@@ -205,7 +205,7 @@ async def test_a_gap_reopens_the_session(host: Host) -> None:
         await session.diff(assigned("t2"), applies_to=2)
         again = await manager.session()
         await again.welcome()
-        # The new session is told everything, though the old one had acknowledged it.
+        # The new session gets all statuses, although the old one had acknowledged them.
         await reports(again, "t1", TaskState.RUNNING)
         assert "t2" not in host.runtime.made
         await again.full(assigned("t1"), assigned("t2"), version=3)
@@ -245,7 +245,7 @@ async def test_containers_run_while_no_manager_answers(host: Host) -> None:
         assert again.statuses[0].statuses["t2"].message == "exit status 3"
 
 
-async def test_the_agent_sees_why_it_is_refused_whatever_it_is_writing() -> None:
+async def test_the_agent_gets_the_reason_of_a_refusal_during_a_write() -> None:
     async with manager_stub() as manager:
         manager.refuse, manager.refusal = "this is why", grpc.StatusCode.UNAUTHENTICATED
         seen = set()
@@ -279,7 +279,7 @@ async def test_a_redirect_is_followed(host: Host) -> None:
             assert follower.dialled == 1
 
 
-async def test_two_that_point_at_each_other_are_not_hammered(
+async def test_redirects_in_a_circle_are_followed_with_backoff(
     host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(dialer_module, "BACKOFF_FIRST", 60.0)
@@ -300,9 +300,7 @@ async def test_a_manager_that_knows_no_leader_is_left(host: Host) -> None:
             await one.session()
 
 
-async def test_a_manager_that_says_nothing_is_left(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_silent_manager_is_left(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dialer_module, "PATIENCE_FIRST", 0.05)
     monkeypatch.setattr(session_module, "WELCOME_WITHIN", 0.05)
     async with manager_stub() as manager, agent(host, manager.address):
@@ -332,7 +330,7 @@ async def test_a_message_to_a_session_that_the_manager_has_closed_ends_it() -> N
             await session_module.send(call, heartbeat)
 
 
-async def test_what_is_not_acknowledged_is_repeated(
+async def test_unacknowledged_statuses_are_repeated(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_module, "ACK_LIMIT", 0.02)
@@ -377,7 +375,7 @@ async def test_images_that_were_removed_meanwhile_are_removed(host: Host) -> Non
         await until(lambda: a.removed == ["sha256:1"])
 
 
-async def test_who_may_read_its_metrics_is_known_without_a_manager(host: Host) -> None:
+async def test_the_scrape_token_is_known_without_a_manager(host: Host) -> None:
     async with manager_stub() as manager, agent(host, manager.address) as a:
         session = await manager.session()
         await session.welcome()
@@ -387,7 +385,7 @@ async def test_who_may_read_its_metrics_is_known_without_a_manager(host: Host) -
         assert db.scrape_digest() == "ab12"
 
 
-async def test_what_is_open_to_containers_is_known_without_a_manager(host: Host) -> None:
+async def test_open_ports_are_known_without_a_manager(host: Host) -> None:
     async with manager_stub() as manager, agent(host, manager.address) as a:
         session = await manager.session()
         await session.welcome()
@@ -428,7 +426,7 @@ def test_a_slow_manager_is_given_more_time_after_failures() -> None:
     assert [patience(n) for n in (0, 1, 2, 3, 4, 6, 1000)] == [5, 5, 5, 10, 20, 60, 60]
 
 
-async def test_a_bug_in_an_order_ends_the_daemon(
+async def test_an_internal_error_in_an_order_ends_the_daemon(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object, **__: object) -> None:
@@ -520,7 +518,7 @@ async def test_the_table_is_followed_without_a_manager(host: Host) -> None:
         assert a.follower.told[0].networks == (network,)
 
 
-async def test_a_revoked_node_dials_more_and_more_seldom(
+async def test_a_revoked_node_dials_with_growing_backoff(
     host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(dialer_module, "BACKOFF_FIRST", 1000.0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from orchestrator.agent.streams.exec_attach import WINDOW, _Conversation
+from orchestrator.agent.streams.exec_attach import WINDOW, _Relay
 from orchestrator.pb import dispatch_pb2, interact_pb2
 
 
@@ -41,7 +41,7 @@ class Call:
 
 
 class Program:
-    """Takes all input, says nothing, and ends when the client is being told of its input."""
+    """Reads all input, writes nothing, and ends while the input is being acknowledged."""
 
     tty, stdin = False, True
 
@@ -66,7 +66,7 @@ async def test_a_program_that_ends_while_its_input_is_acknowledged() -> None:
     call = Call([bytes(WINDOW // 2)])
     async with asyncio.TaskGroup() as readers:
         program: Any = Program(call)
-        await _Conversation(call, program).hold(readers)
+        await _Relay(call, program).run(readers)
     assert not call.cancelled
     assert [each.WhichOneof("kind") for each in call.written] == [
         "attached",

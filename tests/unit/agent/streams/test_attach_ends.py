@@ -35,7 +35,7 @@ async def test_one_that_is_not_there_and_has_not_ended_is_an_error() -> None:
         await end_of(Runner(), gone)
 
 
-async def test_one_that_is_there_is_asked() -> None:
+async def test_the_exit_of_a_present_container_comes_from_the_runtime() -> None:
     async def there(_: str) -> Exit:
         return Exit(1, False, 2.0)
 

@@ -30,7 +30,7 @@ class Roots:
             raise RuntimeFailure("it could not be resumed: it is not there")
 
 
-async def test_what_a_commit_left_paused_goes_on(tmp_path: Path) -> None:
+async def test_a_container_left_paused_by_a_commit_is_resumed(tmp_path: Path) -> None:
     roots, scratch = Roots(), tmp_path / "scratch"
     async with ImageStore(tmp_path / "store") as store:
         files = ContainerExports(store=store, runners={}, roots=roots, scratch=scratch)

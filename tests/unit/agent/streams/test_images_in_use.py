@@ -14,8 +14,8 @@ from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus
 
 
-async def test_a_container_on_the_hosts_own_files_needs_none(tmp_path: Path) -> None:
-    """And nobody fails for want of its image's name."""
+async def test_a_container_on_the_hosts_files_needs_no_image(tmp_path: Path) -> None:
+    """A task without an image name causes no error."""
     spec = TaskSpec(container=ContainerSpec(rootfs="host", command=("true",)))
     runner = SimpleNamespace(
         task=Task(id="t1", spec=spec),

@@ -14,7 +14,7 @@ from agentfakes import NOW, Host, Reports, assigned, until
 from managerstub import ManagerStub, TunnelEnd, manager_stub
 
 from orchestrator.agent.builds.builder import BuildSpec, CacheUsage
-from orchestrator.agent.images.errors import BuildError, ImageError
+from orchestrator.agent.images.image_errors import BuildError, ImageError
 from orchestrator.agent.runtime.interface import Exit
 from orchestrator.agent.statedb import StateDb
 from orchestrator.agent.streams.image_requests import BUILD_REQUESTS, BuildRequests
@@ -195,7 +195,7 @@ async def test_the_log_of_an_ended_task(agent: Agent) -> None:
         assert lines(await tunnel.frames()) == [b"why it died"]
 
 
-async def test_logs_of_a_task_that_is_not_here(agent: Agent) -> None:
+async def test_logs_of_a_task_of_another_node(agent: Agent) -> None:
     async with agent.tunnel(logs(task_id="t9")) as tunnel:
         (last,) = await tunnel.frames()
     assert last.result.error == "this node has no task t9"
@@ -226,7 +226,7 @@ async def test_an_image_that_cannot_be_loaded(agent: Agent) -> None:
     assert not last.result.HasField("image")
 
 
-async def test_an_upload_that_breaks_off_takes_nothing(agent: Agent) -> None:
+async def test_an_interrupted_upload_leaves_no_file(agent: Agent) -> None:
     async with agent.tunnel(
         dispatch_pb2.OpenTunnel(id="x", load=control_pb2.ImageHeader())
     ) as tunnel:
@@ -269,17 +269,17 @@ async def test_a_build_that_fails(agent: Agent, error: Exception, words: str) ->
     assert frames[-1].result.error.startswith(words)
 
 
-async def test_a_build_cache_is_emptied_and_told_of(agent: Agent) -> None:
+async def test_an_emptied_build_cache_is_logged(agent: Agent) -> None:
     order = images_pb2.BuildCacheOrder(prune=True, all=True)
     async with agent.tunnel(dispatch_pb2.OpenTunnel(id="x", build_cache=order)) as tunnel:
         (last,) = await tunnel.frames()
     assert last.result.build_cache == images_pb2.BuildCache(entries=2, size=1000, freed=300)
 
 
-async def test_what_an_agent_does_not_know(agent: Agent) -> None:
+async def test_unknown_requests_are_refused(agent: Agent) -> None:
     async with agent.tunnel(dispatch_pb2.OpenTunnel(id="x")) as tunnel:
         (last,) = await tunnel.frames()
-    assert "too old" in last.result.error
+    assert "does not support this request" in last.result.error
 
 
 async def test_uploads_of_a_dead_agent_are_removed(agent: Agent) -> None:

@@ -25,7 +25,7 @@ from orchestrator.model.tasks import TaskStatus
 
 RUNS = Started(7, NOW)
 ENDED = Exit(0, False, NOW)
-EARLIER = {"looked": False, "confirmed": False}
+EARLIER = {"searched": False, "confirmed": False}
 
 ON_DEFAULT = {"default": "10.128.0.2"}
 
@@ -125,7 +125,7 @@ def test_hooks_take_from_the_grace_period(grace: float, used: float, left: float
     assert grace_left(order, used) == left
 
 
-def test_a_container_that_was_started_again_is_recorded_anew() -> None:
+def test_a_container_that_was_started_again_is_recorded_again() -> None:
     status = TaskStatus(state=TaskState.RUNNING, pid=6)
     assert next_step(task(), status, Observed(RUNS)) is Step.RECORD_RUNNING
 
@@ -147,7 +147,7 @@ BACK = NetworkAttachment("back")
         ((NetworkAttachment("default", aliases=("db",)),), Observed(RUNS), Step.WATCH),
     ],
 )
-def test_a_running_container_comes_to_be_on_the_networks_of_its_order(
+def test_a_running_container_is_connected_to_the_networks_of_its_order(
     networks: tuple[NetworkAttachment, ...], observed: Observed, step: Step
 ) -> None:
     status = TaskStatus(state=TaskState.RUNNING, pid=7, addresses=ON_DEFAULT)
@@ -161,18 +161,20 @@ ENDS = [
     ("RUNNING", "RUNNING", Exit(137, False, 5), "FAILED", "killed by signal 9 (SIGKILL)"),
     ("RUNNING", "RUNNING", Exit(137, True, 5), "FAILED", "out of memory"),
     ("RUNNING", "RUNNING", Exit(0, True, 5), "FAILED", "out of memory"),
-    ("RUNNING", "RUNNING", Exit(-1, False, 5), "FAILED", "ended; its exit status was not seen"),
+    ("RUNNING", "RUNNING", Exit(-1, False, 5), "FAILED", "ended; its exit status was not observed"),
     ("RUNNING", "RUNNING", Exit(-1, False, 5, "its monitor died"), "FAILED", "its monitor died"),
-    ("RUNNING", "RUNNING", None, "FAILED", "lost over a restart of the node"),
+    ("RUNNING", "RUNNING", None, "FAILED", "lost during a restart of the node"),
     ("SHUTDOWN", "RUNNING", Exit(143, False, 5), "SHUTDOWN", ""),
     ("SHUTDOWN", "RUNNING", Exit(0, False, 5), "SHUTDOWN", ""),
     ("SHUTDOWN", "PREPARING", None, "SHUTDOWN", "stopped before it started"),
-    ("REMOVE", "RUNNING", None, "SHUTDOWN", "stopped; how it ended was not seen"),
+    ("REMOVE", "RUNNING", None, "SHUTDOWN", "stopped; its exit status was not observed"),
 ]
 
 
 @pytest.mark.parametrize(("desired", "state", "container", "ended", "message"), ENDS)
-def test_settle(desired: str, state: str, container: Exit | None, ended: str, message: str) -> None:
+def test_final_status_of_a_stopped_task(
+    desired: str, state: str, container: Exit | None, ended: str, message: str
+) -> None:
     before = TaskStatus(state=TaskState[state], pid=7, started_at=2, addresses={"orc": "10.1.0.2"})
     order = task(desired=TaskState[desired])
     after = final_status(order, before, Observed(container), NOW)

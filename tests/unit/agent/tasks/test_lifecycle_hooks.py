@@ -71,7 +71,7 @@ async def test_a_failed_post_start_hook_fails_the_task_and_names_it(host: Host) 
 
 
 @pytest.mark.parametrize("killed", [False, True])
-async def test_a_program_that_ends_during_its_hook_is_judged_by_its_own_end(
+async def test_a_program_that_ends_during_its_hook_keeps_its_exit_status(
     host: Host, killed: bool
 ) -> None:
     host.hooks.hold["migrate"] = asyncio.Event()
@@ -127,7 +127,7 @@ async def test_pre_stop_hooks_run_before_the_stop_signal(host: Host) -> None:
     assert host.runtime.signals == [("t1", signal.SIGTERM)]
 
 
-async def test_a_failed_pre_stop_hook_is_told_and_the_stop_goes_on(host: Host) -> None:
+async def test_a_failed_pre_stop_hook_is_reported_and_the_stop_continues(host: Host) -> None:
     host.hooks.failures["drain"] = "exit status 1: busy"
     async with agent(host) as a:
         a.full(hooked(pre_stop=(DRAIN, LEAVE)))
@@ -178,7 +178,7 @@ async def test_a_stop_without_a_grace_period_runs_no_hooks(host: Host) -> None:
     assert host.hooks.ran == []
 
 
-async def test_what_ends_by_itself_has_no_pre_stop(host: Host) -> None:
+async def test_a_container_that_exits_runs_no_pre_stop_hook(host: Host) -> None:
     async with agent(host) as a:
         a.full(hooked(pre_stop=(DRAIN,)))
         await a.reaches(TaskState.RUNNING)
@@ -217,7 +217,7 @@ async def test_hooks_that_succeeded_are_not_run_by_the_next_agent(host: Host) ->
     assert len(host.hooks.ran) == 3
 
 
-async def test_a_stop_goes_on_where_the_last_agent_was(host: Host) -> None:
+async def test_an_interrupted_stop_is_resumed_by_the_next_agent(host: Host) -> None:
     host.hooks.hold["leave"] = asyncio.Event()
     async with agent(host) as a:
         a.full(hooked(pre_stop=(DRAIN, LEAVE)))
@@ -230,7 +230,7 @@ async def test_a_stop_goes_on_where_the_last_agent_was(host: Host) -> None:
     assert host.hooks.ran == ["drain", "leave", "leave"]
 
 
-async def test_hooks_run_anew_after_a_reboot(host: Host) -> None:
+async def test_hooks_run_again_after_a_reboot(host: Host) -> None:
     async with agent(host) as a:
         a.full(hooked(post_start=(MIGRATE,)))
         await a.reaches(TaskState.RUNNING)

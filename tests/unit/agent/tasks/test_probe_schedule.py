@@ -74,7 +74,7 @@ def test_retries_count_failures_in_a_row() -> None:
     assert healths == [Health.HEALTHY, Health.HEALTHY, Health.UNHEALTHY]
 
 
-def test_what_recovers_is_healthy_again() -> None:
+def test_a_recovered_container_is_healthy_again() -> None:
     run = Run()
     run.until(Health.UNHEALTHY, FAILED)
     assert run.probe(PASSED) is Health.HEALTHY

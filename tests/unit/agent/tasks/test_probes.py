@@ -58,7 +58,7 @@ async def server(answer: bytes | None) -> AsyncIterator[tuple[int, list[bytes]]]
         (b"", ProbeResult(False, "the answer is not HTTP")),
     ],
 )  # fmt: skip
-async def test_http(answer: bytes, expected: ProbeResult) -> None:
+async def test_http_probe(answer: bytes, expected: ProbeResult) -> None:
     async with server(answer) as (port, requests):
         assert await ask("HTTP", f"{port}/ready?now=1") == expected
     assert requests[0].startswith(b"GET /ready?now=1 HTTP/1.1\r\nHost: 127.0.0.1:")
@@ -70,12 +70,12 @@ async def test_http_without_a_path_asks_for_the_root() -> None:
     assert requests[0].startswith(b"GET / HTTP/1.1\r\n")
 
 
-async def test_no_answer_in_time() -> None:
+async def test_no_welcome_in_time() -> None:
     async with server(None) as (port, _):
         assert await ask("HTTP", str(port), 0.05) == ProbeResult(False, "no answer within 0.05 s")
 
 
-async def test_tcp() -> None:
+async def test_tcp_probe() -> None:
     async with server(b"") as (port, _):
         assert await ask("TCP", str(port)) == ProbeResult(True)
     answer = await ask("TCP", str(port))
@@ -116,19 +116,19 @@ async def grpc_server(status: int) -> AsyncIterator[tuple[int, list[str]]]:
         await made.stop(None)
 
 
-async def test_grpc() -> None:
+async def test_grpc_probe() -> None:
     async with grpc_server(1) as (port, asked):
         assert await ask("GRPC", str(port)) == ProbeResult(True)
         assert await ask("GRPC", f"{port}/shop.Cart") == ProbeResult(True)
     assert asked == ["", "shop.Cart"]
     async with grpc_server(2) as (port, _):
         assert await ask("GRPC", str(port)) == ProbeResult(
-            False, "gRPC says that it does not serve"
+            False, "gRPC health status is not SERVING"
         )
     answer = await ask("GRPC", str(port))
     assert answer.output.startswith("unavailable: ")
 
 
-async def test_a_container_that_cannot_be_reached_into_fails_its_probe() -> None:
+async def test_a_container_that_cannot_be_entered_fails_its_probe() -> None:
     answer = await ask("CMD-SHELL", "true")
     assert answer == ProbeResult(False, "the container does not run any more")

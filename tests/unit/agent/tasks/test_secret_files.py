@@ -45,7 +45,7 @@ def data_of(folder: Path) -> set[str]:
     return {entry.name for entry in os.scandir(folder / "data")}
 
 
-def test_a_file_is_as_its_container_is_to_see_it(files: SecretFiles) -> None:
+def test_a_file_has_the_owner_and_mode_of_its_container(files: SecretFiles) -> None:
     files.take(payload())
     (mount,) = files.place("t1", [file(uid=5, gid=6, mode=0o440)], range(100_000, 165_536))
     source = Path(mount.source)
@@ -69,7 +69,7 @@ def test_files_of_one_name_in_several_places(files: SecretFiles) -> None:
     assert [os.stat(source).st_mode & 0o777 for source in sources] == [0o444, 0o400]
 
 
-def test_data_is_kept_as_long_as_a_task_names_it(files: SecretFiles, tmp_path: Path) -> None:
+def test_data_is_kept_as_long_as_a_task_uses_it(files: SecretFiles, tmp_path: Path) -> None:
     files.take(payload("a"))
     files.retain({"other"}, assigned=False)
     assert data_of(tmp_path) == {"a"}, "the assignment that names it is yet to come"
@@ -81,7 +81,7 @@ def test_data_is_kept_as_long_as_a_task_names_it(files: SecretFiles, tmp_path: P
     assert data_of(tmp_path) == set()
 
 
-def test_what_is_missing_and_what_cannot_come(files: SecretFiles) -> None:
+def test_missing_and_unavailable_data(files: SecretFiles) -> None:
     wanted = [file("a"), file("b", name="config c", target="/c")]
     assert files.missing(wanted) == "secret db, config c"
     files.take(payload("a"))
@@ -115,7 +115,7 @@ def order(*keys: str, number: int = 0, **fields: Any) -> dispatch_pb2.AssignedTa
     return made
 
 
-async def test_a_task_waits_for_its_secrets_and_says_so(tmp_path: Path) -> None:
+async def test_a_task_waits_for_its_secrets_and_reports_it(tmp_path: Path) -> None:
     host = Host(tmp_path)
     async with agent(host) as one:
         one.full(order("d1.1"))
@@ -139,7 +139,7 @@ async def test_nothing_of_a_secret_is_written_to_the_state_file(tmp_path: Path) 
     assert b"correct-horse" not in written
 
 
-async def test_a_secret_that_cannot_be_had_is_a_refusal(tmp_path: Path) -> None:
+async def test_an_unavailable_secret_rejects_the_task(tmp_path: Path) -> None:
     async with agent(Host(tmp_path)) as one:
         one.worker.take(payload("d1.1", b"", "secret 'db' cannot be opened: another key"))
         one.full(order("d1.1"))

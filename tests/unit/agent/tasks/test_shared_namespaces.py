@@ -38,7 +38,7 @@ async def test_it_is_rejected_without_the_other(host: Host) -> None:
         a.full(joining("container:t1"))
         await a.reaches(TaskState.REJECTED, "t2")
         assert a.reports.last("t2").message == (
-            "container t1, whose namespaces it is to share, does not run"
+            "container t1, whose namespaces it shares, is not running"
         )
 
 
@@ -59,7 +59,7 @@ async def test_the_nodes_processes_are_not_shared_through_another(host: Host) ->
         ("host", "container t1 has the node's ipc namespace; use --ipc host"),
     ],
 )
-async def test_an_ipc_namespace_is_shared_by_who_says_so(host: Host, ipc: str, reason: str) -> None:
+async def test_an_ipc_namespace_is_shared_on_request(host: Host, ipc: str, reason: str) -> None:
     async with agent(host) as a:
         a.full(joining("", "t1", ipc))
         await a.reaches(TaskState.RUNNING)

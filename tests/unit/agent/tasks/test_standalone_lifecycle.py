@@ -60,7 +60,7 @@ def at(state: TaskState, run: int = 1) -> TaskStatus:
         (box(run=2), at(S.COMPLETE), Observed(), Step.RELEASE),
         (box(run=2, known=at(S.COMPLETE, 1)), at(S.COMPLETE), ENDED, Step.IDLE),
         (box(run=2, known=at(S.PENDING, 2)), at(S.COMPLETE), ENDED, Step.IDLE),
-        # It is begun also if it is to end at once: somebody waits to hear of its end.
+        # It begins even if it must end immediately, so that its end is reported.
         (box(S.REMOVE, run=2), at(S.COMPLETE), ENDED, Step.NEXT_RUN),
         (box(S.REMOVE, run=2), at(S.ACCEPTED, 2), Observed(), Step.RECORD_END),
         # One that is wanted again before it was begun is begun, and ends for the next.
@@ -77,7 +77,7 @@ def at(state: TaskState, run: int = 1) -> TaskStatus:
         # Started for certain not, it may be started; running, it was lost.
         (box(), at(S.STARTING), Observed(), Step.PREPARE),
         (box(), at(S.RUNNING), Observed(), Step.RECORD_END),
-        # A reboot ends it, unless its policy says otherwise.
+        # A reboot ends it, unless its restart policy starts it again.
         (box(), at(S.RUNNING), Observed(rebooted=True), Step.RECORD_END),
         (
             box(restart=RestartPolicy(RestartCondition.ANY)),
@@ -93,7 +93,9 @@ def at(state: TaskState, run: int = 1) -> TaskStatus:
         ),
     ],
 )
-def test_steps(task: Task, status: TaskStatus, observed: Observed, step: Step) -> None:
+def test_next_step_of_a_standalone_container(
+    task: Task, status: TaskStatus, observed: Observed, step: Step
+) -> None:
     assert next_step(task, status, observed) is step
 
 
@@ -110,6 +112,6 @@ def test_a_program_that_cannot_be_run_has_a_shells_exit_status() -> None:
 
 
 @pytest.mark.parametrize(("ordered", "grace"), [(0.0, 10.0), (3.0, 3.0), (-1.0, 0.0)])
-def test_grace(ordered: float, grace: float) -> None:
+def test_grace_period_of_a_standalone_container(ordered: float, grace: float) -> None:
     task = replace(box(), spec=TaskSpec(container=ContainerSpec()), stop_grace=ordered)
     assert grace_period(task) == grace

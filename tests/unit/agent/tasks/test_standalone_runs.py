@@ -129,7 +129,7 @@ async def test_an_agent_that_dies_in_a_step_leaves_it_to_the_next(
     assert host.runtime.made == host.network.attached == {}
 
 
-async def test_the_next_run_waits_for_the_managers_word(host: Host) -> None:
+async def test_the_next_run_waits_for_the_manager(host: Host) -> None:
     async with agent(host, BOX) as (worker, reports):
         await until(lambda: newest(reports) == (1, S.RUNNING))
         waiting = replace(BOX, run=2, status=TaskStatus(S.PENDING, run=2))
@@ -145,7 +145,7 @@ async def test_the_next_run_waits_for_the_managers_word(host: Host) -> None:
         await until(lambda: newest(reports) == (2, S.RUNNING))
 
 
-async def test_a_run_that_is_ordered_again_before_its_node_hears_of_it_is_told_to_have_ended(
+async def test_a_run_that_is_replaced_before_it_is_assigned_is_reported_as_ended(
     host: Host,
 ) -> None:
     again = replace(next_run(BOX), run=3)
@@ -162,7 +162,7 @@ async def test_a_run_that_is_ordered_again_before_its_node_hears_of_it_is_told_t
         assert host.runtime.did("start") == ["c1"]
 
 
-async def test_what_cannot_be_run_has_an_exit_status(host: Host) -> None:
+async def test_a_program_that_cannot_run_has_an_exit_status(host: Host) -> None:
     host.runtime.failures["create", "c1"] = RuntimeFailure("the image has no program `x`", 127)
     async with agent(host, BOX) as (_, reports):
         await until(lambda: newest(reports) == (1, S.FAILED))
@@ -223,7 +223,7 @@ async def test_limits_are_changed_in_place_and_follow_the_newest_order(host: Hos
     assert host.runtime.did("start") == ["c1"]
 
 
-async def test_limits_that_are_refused_are_told_and_the_container_runs_on(host: Host) -> None:
+async def test_refused_limits_are_reported_and_the_container_continues(host: Host) -> None:
     async with agent(host, BOX) as (worker, reports):
         await until(lambda: newest(reports) == (1, S.RUNNING))
         host.runtime.failures["resize", "c1"] = RuntimeFailure("it uses 40MiB of memory")

@@ -19,7 +19,7 @@ class Woken:
         self.count += 1
 
 
-def test_a_report_holds_the_newest_status_of_each_task() -> None:
+def test_a_report_has_the_newest_status_of_each_task() -> None:
     wake = Woken()
     reporter = StatusReporter(wake)
     reporter.put("a", STARTING)
@@ -40,7 +40,7 @@ def test_a_status_never_goes_backwards_nor_repeats() -> None:
     assert reporter.take() == (1, {"a": RUNNING})
 
 
-def test_what_is_not_acknowledged_is_sent_again() -> None:
+def test_unacknowledged_reports_are_sent_again() -> None:
     reporter = StatusReporter(Woken())
     reporter.put("a", RUNNING)
     reporter.take()
@@ -65,7 +65,7 @@ def test_an_acknowledgement_of_an_older_report_does_not_cover_a_newer_status() -
     assert reporter.unacknowledged == {"a"}
 
 
-def test_a_new_session_is_told_everything() -> None:
+def test_a_new_session_gets_the_complete_state() -> None:
     reporter = StatusReporter(Woken())
     reporter.put("a", RUNNING)
     reporter.take()
@@ -82,7 +82,7 @@ def test_a_forgotten_task_is_not_reported() -> None:
     assert reporter.take() is None
 
 
-def test_only_what_somebody_decides_by_hurries() -> None:
+def test_only_decisive_states_are_urgent() -> None:
     reporter = StatusReporter(Woken())
     assert not reporter.has_unsent
     reporter.put("a", STARTING)
@@ -93,7 +93,7 @@ def test_only_what_somebody_decides_by_hurries() -> None:
     assert (reporter.has_unsent, reporter.is_urgent) == (False, False)
 
 
-def test_a_clock_that_is_set_back_hides_no_news() -> None:
+def test_a_clock_that_is_set_back_hides_no_status() -> None:
     reporter = StatusReporter(lambda: None)
     reporter.put("a", TaskStatus(TaskState.RUNNING, at=100.0, health=Health.STARTING))
     reporter.take()
@@ -101,4 +101,4 @@ def test_a_clock_that_is_set_back_hides_no_news() -> None:
     taken = reporter.take()
     assert taken is not None
     assert taken[1]["a"].health is Health.HEALTHY
-    assert 100.0 < taken[1]["a"].at < 100.001, "newer than what was said before"
+    assert 100.0 < taken[1]["a"].at < 100.001, "newer than the last report"

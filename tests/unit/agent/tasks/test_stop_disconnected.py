@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks that must not run on where no manager can see them."""
+"""Tasks that must not run without a connection to a manager."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def stopping(task_id: str, after: float) -> dispatch_pb2.AssignedTask:
     return item
 
 
-async def test_each_is_stopped_after_its_own_time_and_others_run_on(tmp_path: Path) -> None:
+async def test_each_task_is_stopped_after_its_own_time_and_others_continue(tmp_path: Path) -> None:
     host, reports = Host(tmp_path), Reports()
     with StateDb(host.folder / "state.db") as db:
         async with Worker(host.backends(), db, reports.reporter) as worker:

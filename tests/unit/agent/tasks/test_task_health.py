@@ -35,7 +35,7 @@ async def is_now(a: Agent, health: Health) -> None:
     await until(lambda: "t1" in a.reports.seen and a.reports.last().health is health)
 
 
-async def test_a_task_without_a_check_has_no_health_and_is_not_asked(host: Host) -> None:
+async def test_a_task_without_a_check_has_no_health_and_is_not_probed(host: Host) -> None:
     async with agent(host) as a:
         a.full(assigned())
         await a.reaches(TaskState.RUNNING)
@@ -72,7 +72,7 @@ async def test_an_unhealthy_task_of_a_service_is_stopped_and_has_failed(host: Ho
         assert Health.UNHEALTHY in health[: health.index(health[-1]) + 1]
 
 
-async def test_an_unhealthy_container_of_its_own_goes_on(host: Host) -> None:
+async def test_an_unhealthy_standalone_container_continues(host: Host) -> None:
     host.probes.answers = [REFUSED, REFUSED, REFUSED, REFUSED, ProbeResult(True)]
     order = probed()
     order.task.service_id = ""
@@ -86,7 +86,7 @@ async def test_an_unhealthy_container_of_its_own_goes_on(host: Host) -> None:
         assert host.runtime.signals == []
 
 
-async def test_the_next_agent_goes_on_where_the_last_one_was(host: Host) -> None:
+async def test_the_next_agent_continues_where_the_last_one_stopped(host: Host) -> None:
     async with agent(host) as a:
         a.full(probed())
         await is_now(a, Health.HEALTHY)
@@ -111,7 +111,7 @@ async def test_an_agent_that_died_before_it_stopped_the_unhealthy_stops_it(host:
         assert a.reports.last().message == "unhealthy: connection refused"
 
 
-async def test_a_task_told_to_stop_is_shut_down_whatever_its_health(host: Host) -> None:
+async def test_an_ordered_stop_is_a_shutdown_despite_failing_health(host: Host) -> None:
     async with agent(host) as a:
         a.full(probed())
         await is_now(a, Health.HEALTHY)

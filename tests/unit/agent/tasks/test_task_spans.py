@@ -58,7 +58,7 @@ async def test_each_step_until_it_works_is_a_span(host: Host, receiver: TraceRec
     assert not any(span.error for span in spans)
 
 
-async def test_what_fails_says_why(host: Host, receiver: TraceReceiver) -> None:
+async def test_a_failed_step_has_its_error_in_the_span(host: Host, receiver: TraceReceiver) -> None:
     host.images.missing = True
     async with agent(host) as a:
         a.full(traced(assigned()))
@@ -70,7 +70,7 @@ async def test_what_fails_says_why(host: Host, receiver: TraceReceiver) -> None:
     ]
 
 
-async def test_what_is_done_later_is_no_part_of_it(host: Host, receiver: TraceReceiver) -> None:
+async def test_later_steps_are_not_part_of_the_trace(host: Host, receiver: TraceReceiver) -> None:
     async with agent(host) as a:
         a.full(traced(assigned()))
         await a.reaches(TaskState.RUNNING)
@@ -82,7 +82,7 @@ async def test_what_is_done_later_is_no_part_of_it(host: Host, receiver: TraceRe
     assert [span.name for span in received(host, receiver)] == BEGINNING
 
 
-async def test_an_order_in_no_trace_makes_none(host: Host, receiver: TraceReceiver) -> None:
+async def test_an_order_without_a_trace_makes_no_span(host: Host, receiver: TraceReceiver) -> None:
     async with agent(host) as a:
         a.full(assigned())
         await a.reaches(TaskState.RUNNING)

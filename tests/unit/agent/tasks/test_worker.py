@@ -73,7 +73,7 @@ def spec(**fields: object) -> TaskSpec:
     return TaskSpec(container=ContainerSpec(image="hello:1", **fields))  # type: ignore[arg-type]
 
 
-async def test_namespaces_are_made_when_those_of_before_are_gone(host: Host) -> None:
+async def test_namespaces_are_created_after_earlier_ones_are_removed(host: Host) -> None:
     host.network.collecting = asyncio.Event()
     async with agent(host) as a:
         a.full(assigned())
@@ -99,14 +99,14 @@ async def test_an_assigned_task_runs(host: Host) -> None:
         assert container.netns == Path("/netns/t1")
 
 
-async def test_an_assignment_is_written_down_before_anything_is_done(host: Host) -> None:
+async def test_an_assignment_is_recorded_before_any_action(host: Host) -> None:
     async with agent(host) as a:
         a.full(assigned())
         assert a.db.records()["t1"].assigned == assigned()
         assert host.runtime.calls == []
 
 
-async def test_starting_is_written_down_before_the_container_is_made(host: Host) -> None:
+async def test_starting_is_recorded_before_the_container_is_created(host: Host) -> None:
     host.runtime.hold["create"] = asyncio.Event()
     async with agent(host) as a:
         a.full(assigned())
@@ -124,7 +124,7 @@ async def test_starting_is_written_down_before_the_container_is_made(host: Host)
         (Exit(137, True, NOW), TaskState.FAILED, "out of memory (limit 64MiB)"),
     ],
 )
-async def test_an_end_is_reported_when_all_is_released(
+async def test_an_end_is_reported_when_its_resources_are_released(
     host: Host, end: Exit, state: TaskState, message: str
 ) -> None:
     host.runtime.hold["remove"] = asyncio.Event()
@@ -171,7 +171,9 @@ async def test_the_specs_stop_signal_goes_before_the_images(host: Host) -> None:
         assert host.runtime.signals == [("t1", signal.SIGUSR1)]
 
 
-async def test_what_ignores_its_stop_signal_is_killed_after_the_grace(host: Host) -> None:
+async def test_a_program_that_ignores_its_stop_signal_is_killed_after_the_grace_period(
+    host: Host,
+) -> None:
     host.runtime.deaf.add("t1")
     async with agent(host) as a:
         a.full(assigned(spec=spec(stop_grace=0.01)))
@@ -194,7 +196,7 @@ async def test_a_removed_task_is_stopped_and_forgotten(host: Host) -> None:
         assert a.reports.reporter.unacknowledged == {"t2"}
 
 
-async def test_a_full_set_is_the_truth(host: Host) -> None:
+async def test_a_full_set_is_authoritative(host: Host) -> None:
     async with agent(host) as a:
         a.full(assigned("t1"), assigned("t2"))
         await a.reaches(TaskState.RUNNING, "t1")
@@ -217,7 +219,7 @@ async def test_a_task_that_is_stopped_before_it_started(host: Host) -> None:
         assert host.runtime.did("create") == []
 
 
-async def test_why_a_task_waits_for_its_image_shows_in_its_status(host: Host) -> None:
+async def test_the_reason_for_waiting_for_an_image_is_in_the_status(host: Host) -> None:
     host.images.hold, host.images.reason = asyncio.Event(), "waiting for node2"
     async with agent(host) as a:
         a.full(assigned())
@@ -228,7 +230,7 @@ async def test_why_a_task_waits_for_its_image_shows_in_its_status(host: Host) ->
         assert a.reports.last().message == ""
 
 
-async def test_a_network_that_takes_long_shows_in_its_status_and_holds_up_nobody(
+async def test_a_slow_network_is_reported_in_the_status_and_delays_no_others(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plugin_client, "NOTICE", 0.05)
@@ -245,7 +247,7 @@ async def test_a_network_that_takes_long_shows_in_its_status_and_holds_up_nobody
         assert a.reports.last().message == ""
 
 
-async def test_an_image_that_nobody_has_is_rejected(host: Host) -> None:
+async def test_an_image_without_a_source_is_rejected(host: Host) -> None:
     host.images.missing = True
     async with agent(host) as a:
         a.full(assigned())
@@ -263,9 +265,7 @@ async def test_a_port_in_use_is_rejected(host: Host) -> None:
 
 
 @pytest.mark.parametrize("method", ["create", "start"])
-async def test_a_program_that_is_not_there_fails_and_leaves_nothing(
-    host: Host, method: str
-) -> None:
+async def test_a_missing_program_fails_and_leaves_no_resources(host: Host, method: str) -> None:
     host.runtime.failures[method, "t1"] = RuntimeFailure("no program `hi` in the image")
     async with agent(host) as a:
         a.full(assigned())
@@ -274,7 +274,7 @@ async def test_a_program_that_is_not_there_fails_and_leaves_nothing(
         assert host.runtime.made == host.network.attached == {}
 
 
-async def test_a_bug_ends_the_task_and_not_the_agent(
+async def test_an_internal_error_ends_the_task_and_not_the_agent(
     host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
     host.runtime.failures["create", "t1"] = ZeroDivisionError("oops")
@@ -288,7 +288,7 @@ async def test_a_bug_ends_the_task_and_not_the_agent(
         assert any(record.exc_info for record in caplog.records)
 
 
-async def test_an_end_is_reported_even_if_something_clings_to_it(host: Host) -> None:
+async def test_an_end_is_reported_even_if_its_removal_fails(host: Host) -> None:
     host.runtime.failures["remove", "t1"] = RuntimeFailure("device or resource busy")
     async with agent(host) as a:
         a.full(assigned())
@@ -303,7 +303,7 @@ async def test_an_end_is_reported_even_if_something_clings_to_it(host: Host) -> 
         assert host.network.attached == {}
 
 
-async def test_so_many_are_made_at_a_time(host: Host) -> None:
+async def test_concurrent_starts_are_bounded(host: Host) -> None:
     host.runtime.hold["create"] = asyncio.Event()
     names = [f"t{n}" for n in range(10)]
     async with agent(host, starts=3) as a:
@@ -340,21 +340,21 @@ async def test_an_end_while_no_agent_ran_is_reported(host: Host) -> None:
         assert host.runtime.made == host.network.attached == {}
 
 
-async def test_what_is_lost_is_not_run_again(host: Host) -> None:
+async def test_a_lost_task_is_not_run_again(host: Host) -> None:
     async with agent(host) as a:
         a.full(assigned())
         await a.reaches(TaskState.RUNNING)
     host.runtime.lose("t1")
     async with agent(host) as a:
         await a.reaches(TaskState.FAILED)
-        assert a.reports.last().message == "lost over a restart of the node"
+        assert a.reports.last().message == "lost during a restart of the node"
         a.full(assigned())
         await until(lambda: a.db.records()["t1"].released)
         assert host.runtime.did("start") == ["t1"]
 
 
 @pytest.mark.parametrize("known", [TaskState.FAILED, TaskState.RUNNING])
-async def test_what_only_the_manager_remembers_is_not_run_again(
+async def test_a_task_known_only_to_the_manager_is_not_run_again(
     host: Host, known: TaskState
 ) -> None:
     order = assigned()
@@ -373,7 +373,7 @@ async def test_killed_while_a_container_was_made(host: Host, method: str) -> Non
         await until(lambda: host.runtime.did(method))
     host.runtime.hold.clear()
     async with agent(host) as a:
-        # It may have run: nobody can tell, so it is not run again.
+        # It may have run, so it is not run again.
         await a.reaches(TaskState.FAILED)
         assert host.runtime.made == host.network.attached == {}
 
@@ -445,7 +445,7 @@ async def test_a_task_removed_while_the_agent_was_away(host: Host) -> None:
         assert list(host.runtime.running) == ["t2"]
 
 
-async def test_after_a_reboot_what_ran_starts_again_without_a_manager(host: Host) -> None:
+async def test_after_a_reboot_containers_start_again_without_a_manager(host: Host) -> None:
     async with agent(host) as a:
         a.full(assigned("t1"), assigned("t2"))
         await a.reaches(TaskState.RUNNING, "t1")
@@ -477,7 +477,7 @@ async def test_killed_while_it_started_again_after_a_reboot(host: Host) -> None:
         await a.reaches(TaskState.FAILED)
 
 
-async def test_strangers_go_after_the_first_full_set_and_not_before(host: Host) -> None:
+async def test_unassigned_containers_are_removed_after_the_first_full_set(host: Host) -> None:
     async with agent(host) as a:
         a.full(assigned("t1"), assigned("old"))
         await a.reaches(TaskState.RUNNING, "old")
@@ -517,8 +517,8 @@ async def test_the_name_server_knows_a_containers_networks_before_it_starts(host
         await until(lambda: not a.worker.clients())
 
 
-async def test_what_was_given_by_name_is_not_taken_before_who_had_it_has_ended(host: Host) -> None:
-    """A manager that had lost sight of the node gave a device anew that is still in use."""
+async def test_a_named_resource_is_reused_only_after_its_holder_has_ended(host: Host) -> None:
+    """A manager without a connection to the node has reassigned a device that is still in use."""
     old, new = assigned("t1"), assigned("t2")
     for item, made_at in ((old, 1.0), (new, 2.0)):
         item.task.created_at = made_at
@@ -536,7 +536,7 @@ async def test_what_was_given_by_name_is_not_taken_before_who_had_it_has_ended(h
         assert calls == [("kill", "t1"), ("create", "t2")]
 
 
-async def test_removals_take_no_turn_of_those_that_start(host: Host) -> None:
+async def test_removals_do_not_use_the_slots_of_starts(host: Host) -> None:
     """Eight containers whose removal hangs, and one that is to start."""
     host.runtime.hold["remove"] = asyncio.Event()
     hanging = [assigned(f"old{n}") for n in range(8)]
@@ -561,7 +561,7 @@ async def test_removals_that_hang_do_not_hold_up_others(
         for n in range(8):
             await a.reaches(TaskState.RUNNING, f"old{n}")
             await host.runtime.end(f"old{n}", Exit(0, False, NOW))
-            # Its end is known, and told without waiting for the removal.
+            # Its end is known, and reported without waiting for the removal.
             await a.reaches(TaskState.COMPLETE, f"old{n}")
         await a.reaches(TaskState.RUNNING, "new")
         await host.runtime.end("new", Exit(0, False, NOW))
@@ -580,7 +580,7 @@ async def test_a_stop_does_not_wait_for_an_image(host: Host) -> None:
         assert host.runtime.signals == [("t1", signal.SIGTERM)]
 
 
-async def test_what_runs_is_reported_without_its_image(host: Host) -> None:
+async def test_a_running_task_is_reported_without_its_image(host: Host) -> None:
     """The agent died between the start and its record."""
     async with agent(host) as a:
         a.full(assigned())
@@ -591,7 +591,7 @@ async def test_what_runs_is_reported_without_its_image(host: Host) -> None:
         await a.stored(TaskState.RUNNING)
 
 
-async def test_strangers_are_removed_again_and_again_until_they_are_gone(
+async def test_unassigned_containers_are_removed_with_retries(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "_SWEEP_FIRST", 0.001)
@@ -627,7 +627,7 @@ async def test_strangers_are_removed_again_and_again_until_they_are_gone(
 @pytest.mark.parametrize(
     "error", [OSError(24, "Too many open files"), MemoryError(), ZeroDivisionError("a bug")]
 )
-async def test_an_error_of_the_agent_leaves_a_container_that_runs_alone(
+async def test_an_error_of_the_agent_leaves_a_running_container_unchanged(
     host: Host, monkeypatch: pytest.MonkeyPatch, method: str, error: Exception
 ) -> None:
     monkeypatch.setattr(runner_module, "_RETRY_FIRST", 0.001)
@@ -650,7 +650,7 @@ async def test_an_error_of_the_agent_leaves_a_container_that_runs_alone(
         assert a.reports.last().exit_code == 5
 
 
-async def test_an_error_while_probing_leaves_the_container_alone(
+async def test_an_error_while_probing_does_not_affect_the_container(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner_module, "_RETRY_FIRST", 0.001)
@@ -672,7 +672,7 @@ async def test_an_error_while_probing_leaves_the_container_alone(
     assert host.runtime.signals == []
 
 
-async def test_an_error_after_the_start_does_not_end_what_was_started(
+async def test_an_error_after_the_start_does_not_end_the_container(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = host.runtime.start
@@ -689,7 +689,7 @@ async def test_an_error_after_the_start_does_not_end_what_was_started(
     assert host.runtime.did("start") == ["t1"]
 
 
-async def test_a_standalone_container_is_not_started_over_and_over(host: Host) -> None:
+async def test_a_standalone_container_is_not_restarted_in_a_loop(host: Host) -> None:
     host.runtime.failures["create", "t1"] = ZeroDivisionError("oops")
     order = assigned()
     order.task.service_id = order.task.service_name = ""
@@ -703,7 +703,7 @@ async def test_a_standalone_container_is_not_started_over_and_over(host: Host) -
     assert host.runtime.did("create") == ["t1"]
 
 
-async def test_a_lost_task_is_reported_whatever_clings_to_it(host: Host) -> None:
+async def test_a_lost_task_is_reported_before_its_removal_succeeds(host: Host) -> None:
     async with agent(host) as a:
         a.full(assigned())
         await a.reaches(TaskState.RUNNING)
@@ -714,3 +714,52 @@ async def test_a_lost_task_is_reported_whatever_clings_to_it(host: Host) -> None
         await a.reaches(TaskState.FAILED)
         assert "lost" in a.reports.last().message
         await until(lambda: a.db.records()["t1"].released)
+
+
+async def test_a_restored_cluster_stops_nothing_that_it_does_not_know(host: Host) -> None:
+    async with agent(host) as a:
+        a.worker.apply([assigned("t1"), assigned("t2")], [], [], full=True, incarnation="")
+        await a.reaches(TaskState.RUNNING, "t1")
+        await a.reaches(TaskState.RUNNING, "t2")
+        a.worker.remove_orphans(3)
+        a.worker.apply([assigned("t2")], [], [], full=True, incarnation="restored")
+        assert "(t1)" in a.worker.orphans.text
+    async with agent(host) as a:
+        # Another agent, another session, and a store that counted fewer removals.
+        a.worker.remove_orphans(1)
+        a.worker.apply([assigned("t2")], [], [], full=True, incarnation="restored")
+        await a.reaches(TaskState.RUNNING, "t1")
+        await a.reaches(TaskState.RUNNING, "t2")
+        assert set(host.runtime.running) == {"t1", "t2"}
+        assert "(t1)" in a.worker.orphans.text
+        a.worker.remove_orphans(2)
+        await until(lambda: "t1" not in a.worker.runners)
+        assert set(host.runtime.running) == {"t2"}
+        assert a.worker.orphans.text == ""
+    assert host.runtime.did("create") == ["t1", "t2"]
+
+
+async def test_an_orphan_that_is_assigned_again_is_one_no_more(host: Host) -> None:
+    async with agent(host) as a:
+        a.worker.apply([assigned("t1")], [], [], full=True, incarnation="")
+        await a.reaches(TaskState.RUNNING, "t1")
+        a.worker.apply([], [], [], full=True, incarnation="restored")
+        a.diff(assigned("t1"))
+        assert a.worker.orphans.text == ""
+        a.worker.apply([], [], [], full=True, incarnation="restored")
+        await until(lambda: "t1" not in a.worker.runners)
+
+
+async def test_an_orphan_keeps_its_network(host: Host) -> None:
+    order = assigned("t1")
+    order.task.spec.networks.add(network="back")
+    back = dispatch_pb2.AssignedNetwork(id="n1", name="back")
+    async with agent(host) as a:
+        a.worker.apply([order], [], [back], full=True, incarnation="")
+        await a.reaches(TaskState.RUNNING, "t1")
+        a.worker.apply([], [], [], full=True, incarnation="restored")
+        assert [network.id for network in a.db.networks()] == ["n1"]
+        a.worker.remove_orphans(1)
+        await until(lambda: "t1" not in a.worker.runners)
+        a.worker.apply([], [], [], full=True, incarnation="restored")
+        assert a.db.networks() == []

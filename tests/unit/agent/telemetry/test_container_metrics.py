@@ -96,11 +96,11 @@ def cgroups(root: Path, mode: CgroupMode) -> Cgroups:
 
 
 @pytest.mark.parametrize("mode", [CgroupMode.V1, CgroupMode.V2])
-def test_both_versions_say_the_same(tmp_path: Path, mode: CgroupMode) -> None:
+def test_both_cgroup_versions_have_the_same_metrics(tmp_path: Path, mode: CgroupMode) -> None:
     assert CadvisorReader(cgroups(tmp_path, mode), "t1", 512, 900).read() == EXPECTED
 
 
-def test_pressure_is_told_where_the_kernel_has_it(tmp_path: Path) -> None:
+def test_pressure_is_reported_where_the_kernel_supports_it(tmp_path: Path) -> None:
     found = cgroups(tmp_path, CgroupMode.V2)
     for resource in ("cpu", "memory", "io"):
         (tmp_path / "orc" / "t1" / f"{resource}.pressure").write_text(PRESSURE)
@@ -113,7 +113,7 @@ def test_pressure_is_told_where_the_kernel_has_it(tmp_path: Path) -> None:
     }
 
 
-def test_one_that_has_ended_meanwhile_counts_nothing(tmp_path: Path) -> None:
+def test_an_ended_container_has_no_figures(tmp_path: Path) -> None:
     found = cgroups(tmp_path, CgroupMode.V2)
     gone = CadvisorReader(found, "t2", 512).read()
     assert {key: value for key, value in gone.items() if value} == {
@@ -140,7 +140,7 @@ def test_it_is_written_as_prometheus_reads_it(tmp_path: Path) -> None:
     samples["container_memory_failcnt"] = samples["container_memory_failcnt_total"]
     for name, value in EXPECTED.items():
         assert samples[name].value == value
-    assert "pressure" not in text  # this kernel tells none
+    assert "pressure" not in text  # this kernel has none
     assert samples["container_start_time_seconds"].value == 90.0
     assert samples["container_last_seen"].value == 100.0
     assert samples["orc_container_restarts_total"].value == 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is told of the host, as Prometheus reads it, beside what the kernel says."""
+"""Metrics of the host, as Prometheus reads them, compared with the kernel's values."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def samples(disk: Path) -> dict[tuple[str, str], float]:
     }
 
 
-def test_the_host_is_told_as_it_is(tmp_path: Path) -> None:
+def test_the_hosts_metrics_match_the_kernel(tmp_path: Path) -> None:
     found = samples(tmp_path)
     assert found["machine_cpu_cores", ""] == os.cpu_count()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node tells of its containers' connections."""
+"""Flows of a node's containers, as reported to a manager."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def told(before: Sequence[Connection] | None, now: Sequence[Connection]) -> list
     return [(each.open, each.begun, each.sent, each.received) for each in found.flows]
 
 
-def test_the_first_time_only_what_is_open_is_known() -> None:
+def test_the_first_sample_has_only_open_connections() -> None:
     many = [connection("a", sent=100), connection("b", sent=100), connection("c", open=False)]
     assert told(None, many) == [(2, 0, 0, 0)]
 
 
-def test_what_was_said_since() -> None:
+def test_traffic_since_the_previous_sample() -> None:
     before = [connection("a", sent=100, received=50)]
     assert told(before, [connection("a", sent=150, received=250)]) == [(1, 0, 50, 200)]
     # Short ones that came and ended meanwhile are still in the table.
@@ -54,16 +54,16 @@ def test_what_was_said_since() -> None:
     assert told(before, [connection("a", sent=100, received=50), short]) == [(1, 1, 30, 40)]
 
 
-def test_another_connection_of_the_same_ports_begins_at_nothing() -> None:
+def test_another_connection_with_the_same_ports_starts_from_zero() -> None:
     assert told([connection(sent=900)], [connection(sent=10)]) == [(1, 1, 10, 0)]
 
 
-def test_who_says_nothing_is_not_told() -> None:
+def test_connections_without_traffic_are_not_reported() -> None:
     over = connection(open=False, sent=70)
     assert told([over], [over]) == []
 
 
-def test_those_that_say_most_come_first_and_the_rest_is_counted() -> None:
+def test_the_largest_flows_come_first_and_the_rest_is_counted() -> None:
     many = [connection(str(port), port=port, sent=port) for port in range(1, MOST_FLOWS + 6)]
     found = changes(Sample(0.0, ()), Sample(1.0, many))
     assert (len(found.flows), found.left_out) == (MOST_FLOWS, 5)
@@ -85,16 +85,14 @@ class Call:
 
 @pytest.fixture
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """What the kernel was told of counting bytes; it does not yet."""
+    """The switch of the kernel's byte counters: off at first."""
     said: list[bool] = []
     monkeypatch.setattr(network_flows.conntrack, "counts_bytes", lambda: bool(said) and said[-1])
     monkeypatch.setattr(network_flows.conntrack, "count_bytes", said.append)
     return said
 
 
-async def test_bytes_are_counted_and_read_only_while_somebody_looks(
-    counting: list[bool], tmp_path: Path
-) -> None:
+async def test_bytes_are_counted_only_during_requests(counting: list[bool], tmp_path: Path) -> None:
     asked: list[Collection[bytes]] = []
 
     def read(addresses: Collection[bytes]) -> list[Connection]:
@@ -115,7 +113,7 @@ async def test_bytes_are_counted_and_read_only_while_somebody_looks(
     assert [each.flows[0].sent for each in call.frames] == [0, 100]
 
 
-async def test_who_had_bytes_counted_before_goes_on(counting: list[bool], tmp_path: Path) -> None:
+async def test_byte_counters_of_others_stay_on(counting: list[bool], tmp_path: Path) -> None:
     counting.append(True)
     order = dispatch_pb2.OpenTunnel(flows=flows_pb2.FlowsOrder(period=1.0))
     async with asyncio.TaskGroup() as readers:
@@ -127,7 +125,7 @@ async def test_who_had_bytes_counted_before_goes_on(counting: list[bool], tmp_pa
     assert counting == [True]
 
 
-async def test_what_a_killed_agent_had_counted_the_next_one_ends(
+async def test_byte_counters_of_a_killed_agent_are_switched_off(
     counting: list[bool], tmp_path: Path
 ) -> None:
     record = tmp_path / "counting"

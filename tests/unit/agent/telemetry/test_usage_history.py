@@ -57,7 +57,7 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-def test_cpu_time_is_told_as_cores(world: World) -> None:
+def test_cpu_time_is_reported_in_cores(world: World) -> None:
     world.sample(cpu=10.0, memory=100)
     world.sample(cpu=17.5, memory=200)
     world.sample(cpu=17.5, memory=300)
@@ -74,7 +74,7 @@ def test_an_hour_is_kept(world: World) -> None:
     assert world.told().at[-1] == world.now - HISTORY_PERIOD
 
 
-def test_a_container_that_began_anew_counts_anew(world: World) -> None:
+def test_a_restarted_container_resets_its_counters(world: World) -> None:
     world.sample(cpu=50.0, memory=1)
     world.run(pid=8)
     world.sample(cpu=1.0, memory=1)
@@ -82,7 +82,7 @@ def test_a_container_that_began_anew_counts_anew(world: World) -> None:
     assert list(world.told().cores) == pytest.approx([0.1])
 
 
-def test_what_is_gone_is_forgotten_and_what_never_was_has_none(world: World) -> None:
+def test_removed_containers_are_forgotten_and_unknown_ones_have_no_history(world: World) -> None:
     world.sample(cpu=1.0, memory=1)
     world.sample(cpu=2.0, memory=1)
     del world.runners["t1"]

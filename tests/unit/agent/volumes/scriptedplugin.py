@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A volume plugin that keeps folders, and that can be told to hang, die or lie."""
+"""A scripted volume plugin with folders, which hangs, dies or lies on demand."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def test_a_path_is_in_the_nearest_mount() -> None:
 
 @pytest.mark.root
 @private
-async def test_what_the_kernel_itself_keeps_has_a_containers_owners(tmp_path: Path) -> None:
+async def test_kernel_file_systems_have_the_containers_owners(tmp_path: Path) -> None:
     mount("none", tmp_path, "tmpfs", 0, "size=64k")
     try:
         assert await mountpoints.maps_ids(tmp_path)
@@ -50,7 +50,7 @@ async def test_what_the_kernel_itself_keeps_has_a_containers_owners(tmp_path: Pa
 
 @pytest.mark.root
 @private
-async def test_a_fuse_file_system_has_not_even_a_dead_one(tmp_path: Path) -> None:
+async def test_a_dead_fuse_file_system_cannot_map_ids(tmp_path: Path) -> None:
     dead = DeadFileSystem(tmp_path)
     try:
         assert not await mountpoints.maps_ids(tmp_path)

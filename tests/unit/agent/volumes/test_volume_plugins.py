@@ -66,7 +66,7 @@ async def _listening(plugin: ScriptedPlugin, way: str, socket: Path) -> AsyncIte
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_volume_of_a_plugin_from_making_to_removing(
+async def test_the_lifecycle_of_a_plugin_volume(
     served: ScriptedPlugin, volumes: VolumeStore, chunked: bool
 ) -> None:
     served.chunked = chunked
@@ -96,20 +96,20 @@ async def test_sockets_come_before_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["ftp://x:1", "tcp://x", "nothing", "tcp://x:port"])
-def test_addresses_that_are_none(url: str) -> None:
-    with pytest.raises(PluginError, match="no plugin's address"):
+def test_invalid_addresses_are_refused(url: str) -> None:
+    with pytest.raises(PluginError, match="not a plugin's address"):
         parse_address(url)
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])
-async def test_scopes_are_told(
+async def test_scopes_are_reported(
     plugin: ScriptedPlugin, volumes: VolumeStore, tmp_path: Path, scope: str
 ) -> None:
     plugin.scope = scope
     async with plugin.on_socket(tmp_path / "run" / "toy.sock"):
-        await volumes.plugins.look()
+        await volumes.plugins.discover()
         assert volumes.plugins.scopes == {"toy": scope}
-    await volumes.plugins.look()
+    await volumes.plugins.discover()
     assert volumes.plugins.scopes == {}
 
 
@@ -132,11 +132,11 @@ async def test_an_old_plugin_without_capabilities_is_local(
 ) -> None:
     plugin.answers["Capabilities"] = b"HTTP/1.1 404 Not Found\r\n\r\nnot found\n"
     async with plugin.on_socket(tmp_path / "run" / "toy.sock"):
-        await volumes.plugins.look()
+        await volumes.plugins.discover()
     assert volumes.plugins.scopes == {"toy": "local"}
 
 
-async def test_what_a_plugin_refuses_is_told_in_its_words(
+async def test_a_plugins_refusal_is_reported_in_its_words(
     plugin: ScriptedPlugin, volumes: VolumeStore, tmp_path: Path
 ) -> None:
     bad = holder("t1", replace(DATA, options={"colour": "none"}))
@@ -155,7 +155,7 @@ async def test_what_a_plugin_refuses_is_told_in_its_words(
         (b'{"Mountpoint": "/nowhere/at/all"}', "which is not a folder"),
     ],
 )
-async def test_a_mountpoint_that_is_none(
+async def test_an_invalid_mountpoint_is_refused(
     plugin: ScriptedPlugin, volumes: VolumeStore, tmp_path: Path, answer: bytes, words: str
 ) -> None:
     plugin.answers["Mount"] = b"HTTP/1.1 200 OK\r\n\r\n" + answer
@@ -191,7 +191,7 @@ async def test_an_answer_that_is_none(
             await volumes.attach(USER, {})
 
 
-async def test_a_plugin_that_hangs_up_is_tried_again(
+async def test_a_plugin_that_closes_the_connection_is_called_again(
     plugin: ScriptedPlugin, volumes: VolumeStore, tmp_path: Path
 ) -> None:
     plugin.hang_up = {"Create": 1, "Mount": 2}
@@ -210,7 +210,7 @@ def soon_given_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-async def test_a_hung_plugin_is_named_and_given_up(
+async def test_a_hung_plugin_times_out_with_its_name(
     plugin: ScriptedPlugin, volumes: VolumeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
@@ -256,7 +256,7 @@ async def test_a_removal_by_a_hung_plugin_is_given_up(
     assert plugin.volumes == {}
 
 
-async def test_what_is_removed_is_given_back_first(
+async def test_mounts_are_released_before_removal(
     plugin: ScriptedPlugin, volumes: VolumeStore, tmp_path: Path
 ) -> None:
     async with plugin.on_socket(tmp_path / "run" / "toy.sock"):
@@ -270,26 +270,27 @@ async def test_what_is_removed_is_given_back_first(
     assert plugin.volumes == {}
 
 
-async def test_a_plugin_at_work_is_waited_for(
+async def test_a_busy_plugin_is_awaited(
     plugin: ScriptedPlugin, volumes: VolumeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes long to mount, and answers other calls meanwhile."""
+    """It takes long to mount, and responds to other calls meanwhile."""
     monkeypatch.setattr(plugin_client, "NOTICE", 0.05)
     monkeypatch.setattr(plugin_client, "SILENCE", 60.0)
     plugin.busy["Mount"] = asyncio.Event()
-    told: list[str] = []
+    waits: list[str] = []
     socket = tmp_path / "run" / "toy.sock"
     async with plugin.on_socket(socket), asyncio.timeout(60), asyncio.TaskGroup() as group:
-        attaching = group.create_task(volumes.attach(USER, {}, told.append))
+        attaching = group.create_task(volumes.attach(USER, {}, waits.append))
         while plugin.calls.count("Activate") < 4:  # noqa: ASYNC110 - the plugin is waited for
             await asyncio.sleep(0.01)
         plugin.busy["Mount"].set()
         (mount,) = await attaching
     assert mount.source == str(plugin.folder / "data")
-    assert told == ["volume driver toy has not answered yet (volume data)", ""]
+    # On a busy host, the calls before the mount may be slow as well.
+    assert waits[-2:] == ["volume driver toy has not answered yet (volume data)", ""]
 
 
-async def test_a_mount_cut_short_is_given_back(
+async def test_an_interrupted_mount_is_released(
     plugin: ScriptedPlugin, volumes: VolumeStore, tmp_path: Path
 ) -> None:
     plugin.hang = {"Mount"}
@@ -302,7 +303,7 @@ async def test_a_mount_cut_short_is_given_back(
         assert "Unmount" in plugin.calls
 
 
-async def test_a_plugin_that_dies_blocks_nobody_and_is_told_later(
+async def test_a_plugin_that_dies_blocks_no_others_and_is_called_later(
     plugin: ScriptedPlugin, volumes: VolumeStore, tmp_path: Path
 ) -> None:
     socket = tmp_path / "run" / "toy.sock"
@@ -330,12 +331,12 @@ async def test_a_listing_names_the_dead_and_lists_the_rest(
     run = tmp_path / "run"
     with VolumeListing(volumes) as listing:
         async with plugin.on_socket(run / "toy.sock"), other.on_socket(run / "other.sock"):
-            await volumes.plugins.look()
+            await volumes.plugins.discover()
             if dead == "hangs":
                 plugin.hang = {"List"}
             else:
                 plugin.answers["List"] = b"HTTP/1.1 500 Oops\r\n\r\nit is broken"
-            found = await listing.look()
+            found = await listing.collect()
     assert [(each.name, each.driver, each.managed) for each in found.volumes] == [
         ("own", "local", True),
         ("elsewhere", "other", False),
@@ -344,9 +345,9 @@ async def test_a_listing_names_the_dead_and_lists_the_rest(
     assert notice.startswith("volume driver toy does not answer (")
 
 
-async def test_a_socket_that_nobody_serves_is_named(volumes: VolumeStore, tmp_path: Path) -> None:
+async def test_a_socket_without_a_listener_is_named(volumes: VolumeStore, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "toy.sock").touch()
     with VolumeListing(volumes) as listing:
-        found = await listing.look()
+        found = await listing.collect()
     assert found.notices == ["volume driver toy does not answer (connection refused)"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes of a node on a real kernel: filled, limited, mounted, and mended after a kill."""
+"""Volumes of a node on a real kernel: filling, limits, mounts, and recovery after a kill."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def layers(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @private
-async def test_a_new_volume_is_filled_with_all_that_files_have(
+async def test_a_new_volume_is_filled_with_files_and_their_attributes(
     volumes: VolumeStore, layers: tuple[Path, Path]
 ) -> None:
     (mount,) = await volumes.attach(holder("t1", DATA, layers=layers), {})
@@ -63,7 +63,7 @@ async def test_a_new_volume_is_filled_with_all_that_files_have(
 
 
 @private
-async def test_what_is_not_filled(volumes: VolumeStore, layers: tuple[Path, Path]) -> None:
+async def test_volumes_that_are_not_filled(volumes: VolumeStore, layers: tuple[Path, Path]) -> None:
     mounts = await volumes.attach(
         holder(
             "t1",
@@ -79,7 +79,7 @@ async def test_what_is_not_filled(volumes: VolumeStore, layers: tuple[Path, Path
 
 
 @private
-async def test_a_filling_that_was_killed_is_begun_anew(
+async def test_an_interrupted_filling_is_restarted(
     volumes: VolumeStore, layers: tuple[Path, Path], tmp_path: Path
 ) -> None:
     user = holder("t1", DATA, layers=layers)
@@ -122,7 +122,7 @@ async def test_a_limited_volume_is_mounted_while_it_is_used(
 
 
 @private
-async def test_an_image_that_does_not_fit_says_so(
+async def test_an_image_that_does_not_fit_is_refused_with_the_reason(
     volumes: VolumeStore, layers: tuple[Path, Path]
 ) -> None:
     (layers[0] / "data" / "big").write_bytes(os.urandom(3 << 20))
@@ -133,7 +133,7 @@ async def test_an_image_that_does_not_fit_says_so(
 
 
 @private
-async def test_what_mount_takes(volumes: VolumeStore) -> None:
+async def test_mount_options_are_passed_to_mount(volumes: VolumeStore) -> None:
     options = {"type": "tmpfs", "device": "tmpfs", "o": "size=1m,uid=1000"}
     declared = {"data": Volume(id="data", options=options)}
     (mount,) = await volumes.attach(holder("t1", DATA), declared)
@@ -198,7 +198,7 @@ async def test_binds(volumes: VolumeStore, tmp_path: Path) -> None:
 
 
 @private
-async def test_a_bind_of_a_link_is_one_of_what_it_leads_to(
+async def test_a_bind_mount_of_a_link_mounts_its_target(
     volumes: VolumeStore, tmp_path: Path
 ) -> None:
     (tmp_path / "zone").write_text("UTC")

@@ -31,7 +31,7 @@ def test_mandoc_finds_no_fault(folder: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_a_command_reads_as_its_help_does(folder: Path) -> None:
+def test_docs_describe_commands_as_help_does(folder: Path) -> None:
     done = subprocess.run(
         ["mandoc", "-Tutf8", folder / "orc-service-create.1"],
         capture_output=True, text=True, check=True,

@@ -113,7 +113,7 @@ def test_boolean_flag_set_to_false(manager: Any, run: Run, refused: Refused) -> 
     made = manager.script.request("CreateNetwork")
     assert (made.internal, made.ipv6) == (True, False)
     assert refused("node", "ls", "--quiet=maybe", status=2) == (
-        "--quiet: 'maybe' is neither true nor false"
+        "--quiet: 'maybe' is not a boolean; write true or false"
     )
 
 

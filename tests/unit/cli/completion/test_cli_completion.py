@@ -139,7 +139,7 @@ def test_commands_come_with_their_summaries(config: Path) -> None:
     assert answer("orc sec") == [["plain", "secret", "Passwords and keys for containers"]]
 
 
-def test_all_commands_are_named_without_importing_daemons(config: Path) -> None:
+def test_command_listing_imports_no_daemon(config: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", BIN / "orc"],
         env={**os.environ, "_ORC_COMPLETE": "zsh_complete", "ORC_LINE": "orc "},
@@ -150,7 +150,7 @@ def test_all_commands_are_named_without_importing_daemons(config: Path) -> None:
         assert f"| {heavy}" not in done.stderr.replace("|   ", "| ")
 
 
-def test_silent_managers_are_not_waited_for(config: Path, authority: Any) -> None:
+def test_bundle_does_not_wait_for_silent_managers(config: Path, authority: Any) -> None:
     pair = authority.issue("admin")
     with ExitStack() as stack:
         deaf = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]

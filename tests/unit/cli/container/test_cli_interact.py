@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import copying
-from orchestrator.cli.app.errors import ManagerLost
+from orchestrator.cli.app.errors import ManagerLost, Refused
 from orchestrator.cli.container.foreground import foreground
 from orchestrator.cli.container.terminal import DETACH_KEYS, DetachKeys, parse_keys
 from orchestrator.cli.rpc.client import Client
@@ -69,7 +69,7 @@ def packed(path: Path, name: str = "") -> io.BytesIO:
     return io.BytesIO(out.getvalue())
 
 
-def test_a_tree_goes_where_docker_puts_it(tmp_path: Path) -> None:
+def test_copy_target_follows_docker(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "a").write_text("a")
@@ -81,9 +81,9 @@ def test_a_tree_goes_where_docker_puts_it(tmp_path: Path) -> None:
     assert copying.target(str(tmp_path / "new"), "tree", True) == (str(tmp_path), "new")
     assert copying.target(str(file), "a", False) == (str(tmp_path), "file")
     for path, folder in ((file, True), (tmp_path / "no/where", True), (f"{tmp_path}/new/", False)):
-        with pytest.raises(copying.CannotCopy):
+        with pytest.raises(copying.CopyError):
             copying.target(str(path), "tree", folder)
-    with pytest.raises(copying.CannotCopy):
+    with pytest.raises(copying.CopyError):
         copying.target(str(tmp_path / "new"), "", False)
     owner = copying.Owner(keep=False)
     copying.unpack(packed(tree, "/."), str(tmp_path), ".", "new", owner)
@@ -91,7 +91,7 @@ def test_a_tree_goes_where_docker_puts_it(tmp_path: Path) -> None:
     assert (tmp_path / "new/a").read_text() == (existing / "other/a").read_text() == "a"
 
 
-def test_nothing_is_made_through_a_link_or_outside(tmp_path: Path) -> None:
+def test_extraction_never_follows_links(tmp_path: Path) -> None:
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     inside.mkdir()
     outside.mkdir()
@@ -101,7 +101,7 @@ def test_nothing_is_made_through_a_link_or_outside(tmp_path: Path) -> None:
         with tarfile.open(fileobj=data, mode="w") as archive:
             archive.addfile(tarfile.TarInfo(name), io.BytesIO())
         data.seek(0)
-        with pytest.raises(copying.CannotCopy):
+        with pytest.raises(copying.CopyError):
             copying.unpack(data, str(inside), "", "", copying.Owner(keep=False))
     assert os.listdir(outside) == []
     assert sorted(os.listdir(tmp_path)) == ["inside", "outside"]
@@ -148,6 +148,8 @@ def test_first_sample_is_shown_when_complete() -> None:
 @pytest.mark.parametrize("attached", [False, True])
 def test_lost_session_prints_how_to_reattach(attached: bool) -> None:
     class Breaking:
+        has_alternatives = False
+
         def stream(self, method: str, request: Any, **_: Any) -> Iterator[Any]:
             if method == "Containers.WatchContainer":
                 row = containers_pb2.ContainerRow()
@@ -168,3 +170,42 @@ def test_lost_session_prints_how_to_reattach(attached: bool) -> None:
         )
     way = " ('orc attach box' attaches to the container again)" if attached else ""
     assert lost.value.message == f"the connection to node node1 broke{way}"
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_container_is_attached_to_again_when_its_manager_is_lost(
+    ended: bool, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    class Moving:
+        has_alternatives = True
+        sessions = 0
+
+        def stream(self, method: str, request: Any, **_: Any) -> Iterator[Any]:
+            row = containers_pb2.ContainerRow()
+            row.task.status.state = TaskState.READY
+            if method == "Containers.WatchContainer":
+                yield row
+                row.task.status.state, row.task.status.exit_code = TaskState.FAILED, 7
+                yield row
+                return
+            self.sessions += 1
+            assert next(request).attach.container == "box"
+            if ended and self.sessions > 1:
+                raise Refused("container 'box' is not running")
+            yield interact_pb2.SessionOutput(attached=interact_pb2.Attached())
+            if self.sessions == 1:
+                yield interact_pb2.SessionOutput(stdout=b"one ")
+                raise ManagerLost("the connection broke")
+            yield interact_pb2.SessionOutput(stdout=b"two")
+            yield interact_pb2.SessionOutput(exited=interact_pb2.Exited(code=7))
+
+        def call(self, method: str, request: Any) -> None:
+            assert method == "Containers.StartContainer"
+            assert self.sessions == 1, "it is started once"
+
+    client = cast(Client, Moving())
+    status = foreground(client, "box", stdin=False, tty=False, keys=b"", sig_proxy=False)
+    assert status == 7
+    written = capfdbinary.readouterr()
+    assert written.out == (b"one " if ended else b"one two")
+    assert (b"attached again" in written.err) is not ended

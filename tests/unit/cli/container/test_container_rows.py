@@ -144,8 +144,8 @@ def test_the_flags_of_a_container() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--restart", "often", "hello:1"), "is none of no, on-failure[:N]"),
-        (("--restart", "always:3", "hello:1"), "is none of no, on-failure[:N]"),
+        (("--restart", "often", "hello:1"), "is not one of no, on-failure[:N]"),
+        (("--restart", "always:3", "hello:1"), "is not one of no, on-failure[:N]"),
         (("--restart", "on-failure:x", "hello:1"), "no number of restarts"),
         (("--rm", "--restart", "always", "hello:1"), "mutually exclusive"),
     ],

@@ -278,6 +278,8 @@ def parse_line(words: list[str]) -> None:
     command: click.Command = orc
     ctx = orc.make_context("orc", words)
     while isinstance(command, click.Group):
+        if command.invoke_without_command and not [*ctx._protected_args, *ctx.args]:
+            return
         _, found, rest = command.resolve_command(ctx, [*ctx._protected_args, *ctx.args])
         assert found is not None
         command, ctx = found, found.make_context(found.name, rest, parent=ctx)

@@ -34,7 +34,7 @@ OLD = LogConfig("json-file", {"max-size": "1m", "max-file": "2"})
         ),
     ],
 )
-def test_a_driver_replaces_another_and_options_are_merged(
+def test_logging_options_merge_unless_the_driver_changes(
     old: LogConfig, values: dict[str, Any], new: LogConfig
 ) -> None:
     assert with_logging(ContainerSpec(logging=old), values).logging == new

@@ -86,11 +86,11 @@ def test_mount(text: str, mount: MountSpec) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("type=disk,target=/a", "none of bind, volume, tmpfs"),
+        ("type=disk,target=/a", "not one of bind, volume, tmpfs"),
         ("source=a", "has no target"),
         ("target=/a,colour=red", "unknown key 'colour'"),
         ("target", "needs a value for target"),
-        ("target=/a,readonly=perhaps", "neither true nor false"),
+        ("target=/a,readonly=perhaps", "not a boolean"),
         ("type=tmpfs,target=/a,tmpfs-mode=9", "not an octal number"),
         ("type=tmpfs,target=/a,tmpfs-size=big", "not a size"),
         ("target=/a,volume-opt==x", "not of the form KEY=VALUE"),
@@ -110,7 +110,7 @@ def test_invalid_mounts(text: str, words: str) -> None:
         ("target=/a,source=../x", "volume name '../x' is not valid"),
         ("target=/a,source=d-{{.Task.Colour}}", "{{.Task.Colour}} in 'd-"),
         ("type=bind,target=/a", "not an absolute path of the node"),
-        ("type=bind,source=/x,target=/a,bind-propagation=up", "none of rprivate"),
+        ("type=bind,source=/x,target=/a,bind-propagation=up", "not one of rprivate"),
         ("type=bind,source=/x,target=/a,volume-nocopy", "only volumes have"),
         ("type=bind,source=/x,target=/a,volume-subpath=b", "only volumes have"),
         ("type=tmpfs,target=/a,volume-subpath=b", "only volumes have"),
@@ -162,7 +162,7 @@ def test_flags_together() -> None:
         ("/c", ""),
     ]
     assert (spec.volumes_from, spec.storage_size) == (("store:ro",), 10 << 30)
-    with pytest.raises(click.BadParameter, match="there is size=SIZE"):
+    with pytest.raises(click.BadParameter, match="use size=SIZE"):
         apply_mounts(ContainerSpec(), flags(storage_opt=("colour=red",)))
 
 

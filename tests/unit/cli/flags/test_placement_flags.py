@@ -46,7 +46,7 @@ def test_service_create_and_update_set_dependencies(manager: Any, run: Run) -> N
     spec = from_proto(manager.script.request("UpdateService").spec)
     assert [str(each) for each in spec.depends_on] == ["cache:completed"]
     done = run("service", "create", "-d", "--depends-on", "db:ok", "hello:1")
-    assert "'ok' is none of started, healthy, completed" in done.stderr
+    assert "'ok' is not one of started, healthy, completed" in done.stderr
 
 
 def test_task_kept_or_stopped_while_disconnected_shows_it() -> None:

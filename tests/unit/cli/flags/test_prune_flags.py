@@ -45,7 +45,7 @@ def test_prune_filters(
 
 @pytest.mark.parametrize("text", ["size=3", "label", "until=", "until=soon"])
 def test_invalid_filters(text: str) -> None:
-    with pytest.raises(click.BadParameter, match=r"none of until=|not understood"):
+    with pytest.raises(click.BadParameter, match=r"not one of until=|not understood"):
         read(text)
 
 

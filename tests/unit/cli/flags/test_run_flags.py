@@ -39,7 +39,7 @@ def test_ports_with_and_without_a_number_of_the_node() -> None:
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1:8080:80", "127.0.0.1::80", "[::1]:80:80"])
-def test_a_port_of_one_address_is_refused(text: str) -> None:
+def test_port_at_one_address_is_an_error(text: str) -> None:
     with pytest.raises(click.BadParameter, match="for one address"):
         split_publish([text])
 
@@ -51,7 +51,7 @@ def test_a_port_of_one_address_is_refused(text: str) -> None:
         (("create", "-a", "stdin", "hello:1"), "by -i"),
         (("pull", "--all-tags", "hello"), "each tag"),
         (("container", "run", "--link", "db", "hello:1"), "use --network"),
-        (("volume", "create", "--scope", "single"), "Docker's cluster volumes"),
+        (("volume", "create", "--scope", "single"), "cluster volumes (CSI) are not"),
         (("compose", "up"), "use 'orc stack deploy"),
         (("swarm", "init"), "'orc swarm init' is not a command; use 'orc cluster init"),
         (("swarm",), "'orc swarm' is not a command; use 'orc cluster'"),
@@ -59,12 +59,8 @@ def test_a_port_of_one_address_is_refused(text: str) -> None:
         (("drain", "node1"), "use 'orc node update --availability drain NODE'"),
         (("get", "pods"), "use 'orc ps', or 'orc service ps SERVICE'"),
         (("apply", "x.yaml"), "use 'orc stack deploy -c FILE NAME'"),
-        (
-            ("node", "promote", "node1"),
-            "'orc node promote' is not a command; a host is a manager by",
-        ),
         (("update", "--memory-reservation", "1g", "web"), "use --reserve-memory"),
-        (("container", "update", "--blkio-weight", "9", "web"), "not set by container"),
+        (("container", "update", "--blkio-weight", "9", "web"), "cannot be set per container"),
     ],
 )
 def test_unsupported_docker_flags_have_hints(
@@ -87,7 +83,7 @@ def test_no_hint_for_a_supported_flag(path: str) -> None:
     assert not has & FLAGS[path].keys()
 
 
-def test_an_id_file_is_never_shared(manager: Any, refused: Refused, tmp_path: Path) -> None:
+def test_id_files_are_per_host(manager: Any, refused: Refused, tmp_path: Path) -> None:
     file = tmp_path / "id"
     file.write_text("another's")
     line = refused("run", "--cidfile", str(file), "hello:1", status=125)

@@ -340,7 +340,7 @@ def test_build_errors(manager: Any, refused: Refused, folder: Path) -> None:
     assert "cannot download http://127.0.0.1:1/a.tar" in refused(
         "build", "http://127.0.0.1:1/a.tar"
     )
-    assert "there is no /none/D; write one" in refused(
+    assert "/none/D not found; write one" in refused(
         "build", "-t", "a", "-f", "/none/D", str(folder)
     )
     assert "build argument '=x' is not" in refused(
@@ -382,7 +382,7 @@ def test_a_file_that_cannot_be_read(
 # --- orc load
 
 
-def test_load(manager: Any, run: Run, tmp_path: Path) -> None:
+def test_load_sends_the_archive(manager: Any, run: Run, tmp_path: Path) -> None:
     archive = tmp_path / "a.tar"
     archive.write_bytes(b"x" * 600_000)
     manager.script.answers["LoadImage"] = [image("hello:1", "hello:2")]

@@ -155,7 +155,7 @@ def test_archives_and_dockerfiles_are_downloaded(web: str) -> None:
             dockerfile(f"{web}/{name}")
 
 
-def test_without_git_it_says_what_to_do(daemon: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_git_is_an_error_with_a_hint(daemon: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(CliError, match="is a Git repository: install git"):
         dockerfile(f"{daemon}/web.git")

@@ -81,7 +81,7 @@ def at_terminal(columns: int, *argv: str, term: str = "xterm") -> str:
     return seen.decode()
 
 
-def test_a_listing_fits_the_terminal_and_is_whole_in_a_pipe(manager: Any) -> None:
+def test_listing_fits_a_terminal_and_is_untruncated_in_a_pipe(manager: Any) -> None:
     image = f"registry.example.org/{'team/' * 20}web:1"
     manager.script.answers["ListServices"] = pb.ListServicesReply(
         services=[{"service": {"spec": {"name": "web", "task": {"container": {"image": image}}}}}]

@@ -155,7 +155,7 @@ def test_dockers_fields(what: str, template: str, text: str) -> None:
     assert template_lines([DOCUMENTS[what]], (), template, kind) == [text]
 
 
-def test_the_document_itself_is_ours() -> None:
+def test_parsed_specification_is_complete() -> None:
     for template in ("{{json .}}", "{{json .Spec}}"):
         (line,) = template_lines([DOCUMENTS["service"]], (), template, "service")
         assert "TaskTemplate" not in line

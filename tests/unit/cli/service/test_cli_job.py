@@ -122,7 +122,7 @@ def test_no_retries_and_each_node(server: Any, run: Run) -> None:
         ),
         (("--schedule", "0 25 * * *"), "hour (field 2, character 3): 25 is not in 0-23"),
         (("--overlap", "allow"), "a time zone, overlap, missed runs and suspension are of a"),
-        (("--overlap", "some"), "'some' is none of forbid, allow, replace"),
+        (("--overlap", "some"), "'some' is not one of forbid, allow, replace"),
         (("--rm", "-d"), "--rm cannot be combined with --detach or --schedule"),
         (("--restart-condition", "any"), "has no option --restart-condition"),
     ],

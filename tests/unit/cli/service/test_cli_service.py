@@ -163,10 +163,10 @@ def test_a_refused_flag_is_named_as_it_was_typed(
         (["-e", "=x", "hello"], "env '=x' is not of the form KEY=VALUE"),
         (["--env-file", "/none", "hello"], "cannot read env file /none: No such file"),
         (["--label", "=x", "hello"], "label '=x' is not of the form KEY=VALUE"),
-        (["--restart-condition", "never", "hello"], "'never' is none of any, on-failure, none"),
+        (["--restart-condition", "never", "hello"], "'never' is not one of any, on-failure, none"),
         (
             ["--restart-delay", "5", "hello"],
-            "--restart-delay: duration '5' is not a length",
+            "--restart-delay: duration '5' is not a duration",
         ),
         (["--stop-signal", "SIGFOO", "hello"], "stop signal 'SIGFOO' is unknown"),
         (["--constraint", "zone", "hello"], "constraint 'zone' is not of the form"),
@@ -182,7 +182,7 @@ def test_bad_input_is_refused_before_anything_is_sent(
 
 
 def test_rejected_by_the_manager(server: Any, refused: Refused) -> None:
-    line = "there is a service 'web' already; choose another name, or 'orc service update web'"
+    line = "service 'web' already exists; choose another name, or 'orc service update web'"
     server.answers["CreateService"] = Refusal(grpc.StatusCode.ALREADY_EXISTS, line)
     assert refused("service", "create", "--name", "web", "hello") == line
 

@@ -141,7 +141,7 @@ def crash(**values: Any) -> Any:
     return progress([failed], 1, crashed=["a"], failing=True)
 
 
-def test_a_crash_ends_the_wait_with_its_last_log_lines(server: Any, run: Run) -> None:
+def test_crash_ends_the_wait_with_the_last_log_lines(server: Any, run: Run) -> None:
     server.answers["WatchService"] = [crash()]
     server.answers["Logs"] = logged("loading", "no such table")
     result = run(*CREATE)
@@ -231,7 +231,7 @@ def test_countdown_longer_than_the_timeout(server: Any, run: Run) -> None:
     ("flags", "env", "monitor"),
     [((), {}, None), (("--monitor", "0s"), {}, 0.0), ((), {"ORC_MONITOR": "2s"}, 2.0)],
 )
-def test_how_long_tasks_must_stay_up(
+def test_monitor_period_of_a_service(
     server: Any,
     run: Run,
     monkeypatch: pytest.MonkeyPatch,
@@ -351,7 +351,7 @@ def test_a_countdown_on_a_terminal() -> None:
             time.sleep(0.01)  # no other picture comes: time alone redraws it
 
 
-def test_a_line_a_task_on_a_terminal() -> None:
+def test_one_line_per_task_on_a_terminal() -> None:
     from io import StringIO
 
     from rich.console import Console

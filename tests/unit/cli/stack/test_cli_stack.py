@@ -52,7 +52,7 @@ def test_precedence_of_variables(run: Run, chart: Path, monkeypatch: pytest.Monk
     assert image(run, *flags, "--set", "TAG=set", str(chart)) == "web:set"
 
 
-def test_the_name_of_a_stack(run: Run, chart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stack_name(run: Run, chart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def name(*words: str) -> tuple[str, str]:
         done = run("stack", "config", "--format", "json", *words, str(chart))
         assert done.exit_code == 0, done.output
@@ -124,8 +124,8 @@ def test_notes_go_to_stderr(run: Run, chart: Path) -> None:
     done = run("stack", "config", "--quiet", str(chart))
     assert done.stdout == ""
     container, variable = done.stderr.splitlines()
-    assert "services.web.container_name: tasks are named after" in container
-    assert "variable NOT_SET is not set; it is empty" in variable
+    assert "services.web.container_name: tasks are named SERVICE.SLOT" in container
+    assert "variable NOT_SET is not set; using an empty string" in variable
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_notes_go_to_stderr(run: Run, chart: Path) -> None:
     [
         (("config",), 2, "name a compose file with -c, or the folder that it is in"),
         (("config", "-c", "none.yaml"), 1, "none.yaml: cannot be read: no such file or directory"),
-        (("config", "/none"), 1, "there is no folder /none; a file is named with -c"),
+        (("config", "/none"), 1, "folder /none does not exist; name a file with -c"),
         (("deploy", "shop"), 2, "name a file or folder and the stack"),
         (("deploy", "-c", "a", "b", "c", "d"), 2, "name a file or folder and the stack"),
         (("deploy", "-c", "a.yaml", "s.p"), 2, "stack name 's.p' is not a DNS label"),

@@ -220,7 +220,7 @@ def test_immutable_fields_are_conflicts() -> None:
     assert "differs from the file in internal, subnet" in conflict(wanted, there(web))
     volume = StackVolume("s_data", PLACE, driver="nfs")
     found = replace(there(), volumes={"s_data": Volume(id="s_data", driver="local")})
-    assert "volume 's_data' with another driver" in conflict(stack(web, volumes=(volume,)), found)
+    assert "'s_data' exists with another driver" in conflict(stack(web, volumes=(volume,)), found)
 
 
 def test_missing_external_objects_are_conflicts() -> None:

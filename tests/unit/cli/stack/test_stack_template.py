@@ -89,7 +89,7 @@ def test_variables_still_work(chart: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("{% if %}", "stack.yml:1: Expected an expression"),
         ("a: {{ name.__class__ }}", "stack.yml:1: access to attribute '__class__'"),
         ("a: {{ web.replicas / 0 }}", "stack.yml:1: division by zero"),
-        ("services: {web: {imge: x}}", "services.web.imge: there is no such key"),
+        ("services: {web: {imge: x}}", "services.web.imge: unknown key of a service"),
         ("{% include '/etc/passwd' %}", "stack.yml:1: "),
     ],
 )

@@ -107,7 +107,7 @@ def test_paths(name: str, path: str) -> None:
     assert safe_path(name) == path
 
 
-def test_the_end_of_a_log_begins_with_a_whole_line(tmp_path: Path) -> None:
+def test_log_tail_begins_with_a_whole_line(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("first line\nsecond line\nthird\n")
     assert tail(log, 10) == "third\n"

@@ -136,5 +136,5 @@ def test_every_field_has_a_text_for_every_row_and_sorts() -> None:
 @pytest.mark.parametrize(
     ("level", "text"), [(0, "    "), (0.5, "██  "), (1, "████"), (7, "████"), (1 / 32, "▏   ")]
 )
-def test_bars(level: float, text: str) -> None:
+def test_bars_show_the_level(level: float, text: str) -> None:
     assert bar(level, 4) == text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses and ports of a host: never twice, never lost, late reuse."""
+"""Addresses and ports of a host: never twice, never lost, reuse after quarantine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from orchestrator.cni.attachments.ipam import Ipam, Key
 from orchestrator.cni.errors import CniError, Code
 from orchestrator.cni.fastrecord import replace
-from orchestrator.cni.netconf import NetConf, PortMapping, Wanted, parse
+from orchestrator.cni.netconf import NetConf, PortMapping, RuntimeConfig, parse
 
 
 def network(**more: Any) -> NetConf:
@@ -35,7 +35,7 @@ FIRST, LAST = IPv4Address("10.128.0.2"), IPv4Address("10.128.0.6")
 
 
 def asking(conf: NetConf = NET, **wanted: Any) -> NetConf:
-    return replace(conf, wanted=Wanted(**wanted))
+    return replace(conf, runtime_config=RuntimeConfig(**wanted))
 
 
 class Clock:
@@ -63,7 +63,7 @@ def test_the_same_attachment_keeps_its_address(ipam: Ipam) -> None:
     assert first.address == FIRST
 
 
-def test_networks_and_interfaces_are_told_apart(ipam: Ipam) -> None:
+def test_networks_and_interfaces_are_distinguished(ipam: Ipam) -> None:
     given = {
         ipam.reserve(key("a"), NET).address,
         ipam.reserve(key("a", "eth1"), NET).address,
@@ -79,7 +79,7 @@ def test_a_freed_address_is_reused_last(ipam: Ipam) -> None:
     assert given == [FIRST + 1, FIRST + 2, FIRST + 3, LAST, FIRST]
 
 
-def test_a_full_pool_says_so(ipam: Ipam) -> None:
+def test_an_exhausted_pool_is_reported(ipam: Ipam) -> None:
     for number in range(5):
         ipam.reserve(key(f"c{number}"), NET)
     assert ipam.free(NET) == 0
@@ -90,7 +90,7 @@ def test_a_full_pool_says_so(ipam: Ipam) -> None:
     assert ipam.reserve(key("one too many"), NET).address == FIRST + 3
 
 
-def test_a_released_address_rests_unless_all_others_are_taken(tmp_path: Path) -> None:
+def test_a_released_address_is_quarantined_unless_all_others_are_taken(tmp_path: Path) -> None:
     clock = Clock()
     with Ipam(tmp_path, clock) as ipam:
         for name in "abcde":
@@ -110,13 +110,13 @@ def test_a_released_address_rests_unless_all_others_are_taken(tmp_path: Path) ->
         assert ipam.reserve(key("h"), NET).address == FIRST + 2, "rested, and next in the round"
 
 
-def test_who_asks_for_a_resting_address_gets_it(ipam: Ipam) -> None:
+def test_a_quarantined_address_is_available_on_request(ipam: Ipam) -> None:
     ipam.reserve(key("a"), NET)
     ipam.release(key("a"))
     assert ipam.reserve(key("b"), asking(address=FIRST)).address == FIRST
 
 
-def test_the_ipv6_address_is_at_the_same_place(ipam: Ipam) -> None:
+def test_the_ipv6_address_has_the_same_offset(ipam: Ipam) -> None:
     both = network(subnet="10.128.3.0/24", subnet6="fd00:0:0:3::/64", clusterCIDR6="fd00::/56")
     lease = ipam.reserve(key("a"), both)
     assert lease.addresses == [IPv4Address("10.128.3.2"), IPv6Address("fd00:0:0:3::2")]
@@ -126,7 +126,7 @@ def test_the_ipv6_address_is_at_the_same_place(ipam: Ipam) -> None:
     )
 
 
-def test_a_fixed_ipv6_address_is_nobody_elses(ipam: Ipam) -> None:
+def test_a_fixed_ipv6_address_is_exclusive(ipam: Ipam) -> None:
     both = network(subnet6="fd00::/64")
     fixed = IPv6Address("fd00::3")
     given = ipam.reserve(key("a"), asking(both, address6=fixed))
@@ -140,7 +140,7 @@ def test_a_fixed_ipv6_address_is_nobody_elses(ipam: Ipam) -> None:
         ipam.reserve(key("c"), asking(both, address6=IPv6Address("fd00::1")))
 
 
-def test_reserved_addresses_and_the_gateway_are_for_who_asks(ipam: Ipam) -> None:
+def test_reserved_addresses_and_the_gateway_are_available_on_request_only(ipam: Ipam) -> None:
     few = network(gateway="10.128.0.3", reserved=["10.128.0.1", "10.128.0.4", "10.128.0.5"])
     given = [ipam.reserve(key(name), few).address for name in "ab"]
     assert given == [FIRST, LAST]
@@ -161,7 +161,7 @@ def test_a_range_of_the_subnet(ipam: Ipam) -> None:
     assert ipam.free(part) == 0
 
 
-def test_networks_are_remembered_until_they_are_removed(tmp_path: Path) -> None:
+def test_networks_are_recorded_until_they_are_removed(tmp_path: Path) -> None:
     with Ipam(tmp_path) as ipam:
         ipam.remember("one", "{}")
         ipam.remember("two", "{}")
@@ -172,7 +172,7 @@ def test_networks_are_remembered_until_they_are_removed(tmp_path: Path) -> None:
         assert ipam.networks() == {"two": "{}"}
 
 
-def test_release_twice_is_fine(ipam: Ipam) -> None:
+def test_release_is_idempotent(ipam: Ipam) -> None:
     ipam.reserve(key("a"), NET)
     ipam.release(key("a"))
     ipam.release(key("a"))
@@ -209,7 +209,7 @@ def test_a_new_subnet_gives_a_new_address(ipam: Ipam) -> None:
         (PortMapping(80, 80), PortMapping(80, 80, host_ip=LAST), True),
     ],
 )
-def test_a_port_belongs_to_one(
+def test_a_port_has_one_owner(
     ipam: Ipam, held: PortMapping, wanted: PortMapping, conflict: bool
 ) -> None:
     ipam.reserve(key("a"), asking(ports=(held,)))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cni.balancing.endpointtable import Endpoint, Published, Service
-from orchestrator.cni.balancing.staleflows import obsolete, stranded
+from orchestrator.cni.balancing.staleflows import after_change, after_restart
 from orchestrator.cni.netlink.conntrack import UDP, Flow
 
 VIP, ONE, TWO = (IPv4Address(text) for text in ("10.0.0.100", "10.0.0.1", "10.0.0.2"))
@@ -25,7 +25,7 @@ def service(*endpoints: tuple[IPv4Address, bool], vip: bool = True, **fields: An
 
 
 def flow(server: IPv4Address, protocol: int = UDP, port: int = 53) -> Flow:
-    return Flow(protocol=protocol, asked=VIP.packed, port=port, server=server.packed)
+    return Flow(protocol=protocol, destination=VIP.packed, port=port, server=server.packed)
 
 
 @pytest.mark.parametrize(
@@ -48,21 +48,21 @@ def flow(server: IPv4Address, protocol: int = UDP, port: int = 53) -> Flow:
 def test_the_flows_to_the_first_endpoint(
     before: list[Service], after: list[Service], udp: bool | None, tcp: bool | None
 ) -> None:
-    found = obsolete(before, after)
+    found = after_change(before, after)
     if udp is None:
         assert found is None
     else:
         assert found is not None
-        assert (found.doomed(flow(ONE)), found.doomed(flow(ONE, TCP))) == (udp, tcp)
+        assert (found.stale(flow(ONE)), found.stale(flow(ONE, TCP))) == (udp, tcp)
 
 
-def test_what_asked_a_vip_too_early_is_forgotten_when_it_comes() -> None:
-    found = obsolete([], [service((ONE, True))])
+def test_flows_to_a_vip_without_nat_are_stale_when_it_is_added() -> None:
+    found = after_change([], [service((ONE, True))])
     assert found is not None
     assert not found.translated
-    anew = stranded([service((ONE, True))], [])
+    anew = after_restart([service((ONE, True))], [])
     for protocol in (UDP, TCP):
-        assert found.doomed(flow(VIP, protocol))
-        assert anew.doomed(flow(VIP, protocol))
-        assert not anew.doomed(flow(ONE, protocol))
-    assert not found.doomed(flow(ONE, TCP))
+        assert found.stale(flow(VIP, protocol))
+        assert anew.stale(flow(VIP, protocol))
+        assert not anew.stale(flow(ONE, protocol))
+    assert not found.stale(flow(ONE, TCP))

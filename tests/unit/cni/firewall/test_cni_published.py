@@ -15,7 +15,7 @@ NETWORKS = 30
 
 
 class Rules:
-    """nftables that remembers the scripts, and that nobody else changes unless it is said."""
+    """nftables that records the scripts, changed by no other process unless the test does so."""
 
     def __init__(self) -> None:
         self.scripts: list[str] = []
@@ -60,7 +60,7 @@ def test_a_pass_over_all_networks_reads_the_leases_once(tmp_path: Path) -> None:
         def reads(passes: int = 1) -> int:
             statements.clear()
             for _ in range(passes * NETWORKS):
-                attachment.restore_ports(host)  # type: ignore[arg-type]
+                attachment.restore_published(host)  # type: ignore[arg-type]
             return sum("FROM lease" in statement for statement in statements)
 
         assert reads(passes=3) == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who asks whom, as the kernel tracks it."""
+"""Connections, as the kernel tracks them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ table inet seen {
 
 @pytest.fixture
 def tracking(host: NsHost) -> NsHost:
-    """A host that tracks connections, counts their bytes, and answers on 8080 who asks for 80."""
+    """A host that tracks connections, counts their bytes, and redirects port 80 to 8080."""
     host.shell("ip", "link", "set", "lo", "up")
     host.shell("nft", "-f", "-", stdin=TRACKED)
     assert not within(host.netns, counts_bytes)
@@ -34,8 +34,8 @@ def tracking(host: NsHost) -> NsHost:
 
 
 @contextmanager
-def said(host: NsHost, address: str) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A connection on which the client has said 5,000 bytes: client and server."""
+def connection(host: NsHost, address: str) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A connection on which the client has sent 5,000 bytes: client and server."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener, client = within(host.netns, lambda: (socket.socket(family), socket.socket(family)))
     with listener, client:
@@ -53,16 +53,16 @@ def said(host: NsHost, address: str) -> Iterator[tuple[socket.socket, socket.soc
             yield client, server
 
 
-def seen(host: NsHost, addresses: Collection[str]) -> list[Connection]:
+def found_connections(host: NsHost, addresses: Collection[str]) -> list[Connection]:
     packed = {ip_address(address).packed for address in addresses}
     return within(host.netns, lambda: connections(packed))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_a_connection_is_known_by_who_answers(tracking: NsHost, address: str) -> None:
-    assert seen(tracking, [address]) == []
-    with said(tracking, address) as (client, server):
-        (found,) = seen(tracking, [address])
+def test_a_connection_has_the_server_that_replies(tracking: NsHost, address: str) -> None:
+    assert found_connections(tracking, [address]) == []
+    with connection(tracking, address) as (client, server):
+        (found,) = found_connections(tracking, [address])
         packed = ip_address(address).packed
         assert (found.client, found.server, found.port) == (packed, packed, 8080)
         assert found.protocol == socket.IPPROTO_TCP
@@ -73,13 +73,13 @@ def test_a_connection_is_known_by_who_answers(tracking: NsHost, address: str) ->
         left = 9000
         while left:
             left -= len(client.recv(left))
-        (later,) = seen(tracking, [address])
+        (later,) = found_connections(tracking, [address])
         assert later.id == found.id
         assert later.received - found.received >= 9000
-    (over,) = seen(tracking, [address])
+    (over,) = found_connections(tracking, [address])
     assert (over.id, over.open) == (found.id, False)
 
 
-def test_what_others_say_is_not_told(tracking: NsHost) -> None:
-    with said(tracking, "127.0.0.1"):
-        assert seen(tracking, ["10.9.9.9"]) == []
+def test_connections_of_other_addresses_are_left_out(tracking: NsHost) -> None:
+    with connection(tracking, "127.0.0.1"):
+        assert found_connections(tracking, ["10.9.9.9"]) == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is encoded by hand is, byte by byte, what pyroute2 encodes."""
+"""Hand-written encoding gives the same bytes as pyroute2's."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What peers need in the kernel: properties of `desired` and `diff`."""
+"""Kernel entries of peers: properties of `desired` and `diff`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from orchestrator.cni.netlink.routing import RouteEntry
 from orchestrator.cni.peers import (
     Entry,
-    Forward,
+    FdbEntry,
     Neighbour,
     Operations,
     Peer,
@@ -55,7 +55,7 @@ entries = st.one_of(
         small,
         small,
     ),
-    st.builds(lambda a, b: Forward(vtep_mac(peer(a).subnet), peer(b).address), small, small),
+    st.builds(lambda a, b: FdbEntry(vtep_mac(peer(a).subnet), peer(b).address), small, small),
 )
 
 
@@ -80,11 +80,11 @@ def kernel(present: frozenset[Entry], operations: Operations) -> frozenset[Entry
                     for other in state
                     if isinstance(other, Neighbour) and other.address == entry.address
                 }
-            case Forward():
+            case FdbEntry():
                 same = [
                     other
                     for other in state
-                    if isinstance(other, Forward) and other.mac == entry.mac
+                    if isinstance(other, FdbEntry) and other.mac == entry.mac
                 ]
                 assert len(same) <= 1, "replacing one of several is undefined"
                 state -= set(same)
@@ -98,7 +98,7 @@ def test_a_peer_is_one_route_one_neighbour_one_forward() -> None:
     assert wanted_for([ME, other]) == {
         RouteEntry(other.subnet, vtep, IPv4Address("10.128.0.1"), onlink=True),
         Neighbour(vtep, mac),
-        Forward(mac, other.address),
+        FdbEntry(mac, other.address),
     }
 
 
@@ -126,19 +126,19 @@ def test_overlapping_claims_are_refused(second: Peer) -> None:
 
 
 @given(peers_of_a_network, st.frozensets(entries, max_size=12))
-def test_one_pass_reaches_what_is_wanted(peers: list[Peer], present: frozenset[Entry]) -> None:
+def test_one_pass_converges(peers: list[Peer], present: frozenset[Entry]) -> None:
     wanted = wanted_for(peers)
     assert kernel(present, diff(wanted, present)) == wanted
 
 
 @given(st.sets(small), st.frozensets(entries, max_size=16))
-def test_one_pass_mends_what_is_entangled(numbers: set[int], present: frozenset[Entry]) -> None:
+def test_one_pass_repairs_any_state(numbers: set[int], present: frozenset[Entry]) -> None:
     wanted = wanted_for([peer(number) for number in numbers])
     assert kernel(present, diff(wanted, present)) == wanted
 
 
 @given(peers_of_a_network)
-def test_nothing_to_do_is_nothing_done(peers: list[Peer]) -> None:
+def test_a_converged_state_needs_no_operation(peers: list[Peer]) -> None:
     wanted = wanted_for(peers)
     assert diff(wanted, wanted) == Operations((), ())
 
@@ -156,4 +156,4 @@ def test_a_moved_peer_is_replaced_in_place() -> None:
     before, after = wanted_for([peer(1, host=5)]), wanted_for([peer(1, host=6)])
     operations = diff(after, before)
     assert operations.remove == ()
-    assert operations.put == (Forward(vtep_mac(peer(1).subnet), peer(1, host=6).address),)
+    assert operations.put == (FdbEntry(vtep_mac(peer(1).subnet), peer(1, host=6).address),)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which key is used with whom: tables, and properties of two hosts that replace theirs."""
+"""The choice of tunnels and rotation of keys: tables, and properties of two hosts."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from orchestrator.cni.overlay.tunnelkeys import (
     Host,
     OwnKey,
     RemoteKey,
+    active_tunnel,
     address_of,
+    can_retire,
     difference,
-    due,
+    egress_keys,
     free_slot,
-    over,
     peers,
-    used,
-    ways,
+    rotation_due,
 )
 from orchestrator.model.networks import TUNNELS6
 
@@ -70,10 +70,10 @@ def handshakes(*ages: tuple[OwnKey, RemoteKey, float]) -> dict[tuple[int, str], 
 def test_when_a_key_is_due(
     keys: tuple[OwnKey, ...], rotation: int, most_age: float, wanted: bool
 ) -> None:
-    assert due(keys, rotation, most_age, NOW) is wanted
+    assert rotation_due(keys, rotation, most_age, NOW) is wanted
 
 
-def test_devices_take_turns() -> None:
+def test_devices_alternate() -> None:
     assert free_slot(()) == 0
     assert free_slot((own(0),)) == 1
     assert free_slot((own(1),)) == 0
@@ -88,11 +88,11 @@ def test_devices_take_turns() -> None:
         ((OLD, own(1, age=LIMIT)), 0.0, True),
     ],
 )
-def test_when_an_old_key_goes(keys: tuple[OwnKey, ...], quiet: float, wanted: bool) -> None:
-    assert over(keys, quiet, NOW) is wanted
+def test_when_an_old_key_is_removed(keys: tuple[OwnKey, ...], quiet: float, wanted: bool) -> None:
+    assert can_retire(keys, quiet, NOW) is wanted
 
 
-def test_who_still_uses_a_key_is_heard_before_it_goes() -> None:
+def test_hosts_that_use_an_old_key_send_before_it_is_removed() -> None:
     assert QUIET > KEEPALIVE
 
 
@@ -111,19 +111,19 @@ def test_who_still_uses_a_key_is_heard_before_it_goes() -> None:
         ([(NEW, THEIRS, ALIVE)], (NEW, THEIRS)),
     ],
 )
-def test_the_tunnel_that_is_used(
+def test_the_active_tunnel(
     shaken: list[tuple[OwnKey, RemoteKey, float]], wanted: tuple[OwnKey, RemoteKey]
 ) -> None:
     host = Host(ADDRESS, (THEIRS, THEIRS_NEW))
-    assert used((OLD, NEW), host, handshakes(*shaken), NOW) == wanted
+    assert active_tunnel((OLD, NEW), host, handshakes(*shaken), NOW) == wanted
 
 
-def test_a_key_that_is_gone_is_not_used_however_fresh() -> None:
+def test_a_removed_key_is_not_used_however_fresh() -> None:
     shaken = handshakes((OLD, THEIRS, 1), (NEW, THEIRS, 1))
-    assert used((OLD,), Host(ADDRESS, (THEIRS_NEW,)), shaken, NOW) == (OLD, THEIRS_NEW)
+    assert active_tunnel((OLD,), Host(ADDRESS, (THEIRS_NEW,)), shaken, NOW) == (OLD, THEIRS_NEW)
 
 
-def test_peers_of_both_devices_and_who_keeps_them_alive() -> None:
+def test_peers_of_both_devices_and_their_keepalive() -> None:
     host = Host(ADDRESS, (THEIRS,))
     wanted = peers((OLD, NEW), [host, Host(IPv4Address("192.0.2.13"), ())], {}, NOW)
     peer = Peer(THEIRS.public, Endpoint(ADDRESS, 51840), address_of(THEIRS.public), KEEPALIVE)
@@ -131,10 +131,12 @@ def test_peers_of_both_devices_and_who_keeps_them_alive() -> None:
     # Once the new tunnel lives, the old one is let fall asleep, which is how its end is known.
     wanted = peers((OLD, NEW), [host], handshakes((NEW, THEIRS, 1)), NOW)
     assert (wanted[0][THEIRS.public].keepalive, wanted[1][THEIRS.public].keepalive) == (0, 25)
-    assert ways((OLD, NEW), [host], handshakes((NEW, THEIRS, 1)), NOW) == {THEIRS.public: NEW}
+    assert egress_keys((OLD, NEW), [host], handshakes((NEW, THEIRS, 1)), NOW) == {
+        THEIRS.public: NEW
+    }
 
 
-def test_a_host_is_no_peer_of_itself() -> None:
+def test_a_host_is_not_its_own_peer() -> None:
     mine = RemoteKey(OLD.public, 51840)
     assert peers((OLD,), [Host(ADDRESS, (mine,))], {}, NOW) == {0: {}}
 
@@ -143,26 +145,26 @@ def session(peer: Peer, age: float = 5.0) -> Session:
     return Session(peer, NOW - age, 1, 1)
 
 
-def test_what_a_device_lacks() -> None:
+def test_changes_to_the_peers_of_a_device() -> None:
     peer = Peer(THEIRS.public, Endpoint(ADDRESS, 51840), address_of(THEIRS.public), KEEPALIVE)
     moved = replace(peer, endpoint=Endpoint(IPv4Address("198.51.100.7"), 4000))
-    stranger = replace(peer, public=key("stranger"))
+    unknown = replace(peer, public=key("unknown"))
 
-    def lacks(*present: Session) -> tuple[list[Peer], list[str]]:
+    def changes(*present: Session) -> tuple[list[Peer], list[str]]:
         return difference({peer.public: peer}, Device("", 0, present), NOW)
 
-    assert lacks() == ([peer], [])
-    assert lacks(session(peer)) == ([], [])
-    assert lacks(session(stranger), session(peer)) == ([], [stranger.public])
-    # Where it speaks from now, WireGuard has learnt; when it is silent, it is told again.
-    assert lacks(session(moved)) == ([], [])
-    assert lacks(session(moved, ALIVE)) == ([peer], [])
-    assert lacks(session(replace(moved, keepalive=0))) == ([moved], [])
-    assert lacks(session(replace(peer, allowed=None))) == ([peer], [])
+    assert changes() == ([peer], [])
+    assert changes(session(peer)) == ([], [])
+    assert changes(session(unknown), session(peer)) == ([], [unknown.public])
+    # A learned endpoint stays while the peer is live; then the configured one is set again.
+    assert changes(session(moved)) == ([], [])
+    assert changes(session(moved, ALIVE)) == ([peer], [])
+    assert changes(session(replace(moved, keepalive=0))) == ([moved], [])
+    assert changes(session(replace(peer, allowed=None))) == ([peer], [])
 
 
 @given(st.binary(min_size=32, max_size=32))
-def test_an_address_follows_from_a_key(private: bytes) -> None:
+def test_an_address_derives_from_a_key(private: bytes) -> None:
     public = base64.b64encode(private).decode()
     assert address_of(public) in PREFIX
     assert address_of(public) == address_of(public)
@@ -183,7 +185,7 @@ def _own(host: str, state: str) -> list[OwnKey]:
     states,
     st.sets(st.tuples(st.sampled_from(["k1", "k2"]), st.sampled_from(["k1", "k2"]))),
 )
-def test_both_ends_take_the_same_tunnel_once_they_have_seen_the_same(
+def test_both_ends_select_the_same_tunnel_after_the_same_handshakes(
     one: str, two: str, shaken: set[tuple[str, str]]
 ) -> None:
     """And it is one of which both have the keys, whatever is remembered of others."""
@@ -192,8 +194,8 @@ def test_both_ends_take_the_same_tunnel_once_they_have_seen_the_same(
     told_other = Host(ADDRESS, tuple(RemoteKey(each.public, each.port) for each in other))
     seen_here = {(int(a[1]) - 1, key("b" + b)): NOW - 1 for a, b in shaken}
     seen_there = {(int(b[1]) - 1, key("a" + a)): NOW - 1 for a, b in shaken}
-    here = used(mine, told_other, seen_here, NOW)
-    there = used(other, told_mine, seen_there, NOW)
+    here = active_tunnel(mine, told_other, seen_here, NOW)
+    there = active_tunnel(other, told_mine, seen_there, NOW)
     assert here[0] in mine
     assert here[1] in told_other.keys
     common = {(a, b) for a, b in shaken if a in NAMES[one] and b in NAMES[two]}
@@ -204,10 +206,10 @@ def test_both_ends_take_the_same_tunnel_once_they_have_seen_the_same(
         assert chosen in seen_here, "what has shaken hands is preferred to what has not"
 
 
-def test_the_model_knows_which_addresses_are_taken() -> None:
+def test_the_model_has_the_same_address_range() -> None:
     assert PREFIX == TUNNELS6
 
 
-def test_ports_and_devices_are_told_apart() -> None:
+def test_ports_and_devices_differ() -> None:
     assert (own(0).device, own(1).device) == ("orcwg0", "orcwg1")
     assert (own(0).port, own(1).port) == tunnelkeys.PORTS

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `orc-cni` in the hands of a container runtime: a thin client of a warm server."""
+"""The command `orc-cni`, executed by a container runtime: a thin client of a warm server."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_runtime_needs_no_agent(runtime: Runtime) -> None:
     assert runtime.servers() == [server], "one serves them all"
 
 
-def test_without_a_server_it_is_the_plugin_itself(runtime: Runtime) -> None:
+def test_without_a_server_it_runs_the_plugin_itself(runtime: Runtime) -> None:
     runtime.box("c1")
     runtime.run.write_text("not a folder")
     status, result = runtime("ADD")
@@ -195,9 +195,7 @@ def test_kill_9_of_the_command_in_the_middle_leaves_nothing_that_del_does_not_fi
     assert runtime("GC", conf=runtime.conf(**{"cni.dev/valid-attachments": valid})) == (0, None)
 
 
-def test_a_server_leaves_when_nobody_asks(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_idle_server_ends(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORC_CNI_IDLE", "0.2")
     assert runtime("STATUS") == (0, None)
     wait_for(lambda: runtime.servers() == [])

@@ -151,14 +151,14 @@ def test_it_starts_without_the_rest_of_orc() -> None:
     assert not {"grpc", "click"} & set(modules)
 
 
-def test_names_of_cables_fit_and_differ() -> None:
+def test_names_of_veth_pairs_fit_and_differ() -> None:
     ids = [f"{prefix}{number}" for prefix in ("c", "task-web.") for number in range(5000)]
     names = {veth_name(container, ifname) for container in ids for ifname in ("eth0", "eth1")}
     assert len(names) == 20_000
     assert {len(name) for name in names} == {15}
 
 
-def test_a_terminal_is_told_what_this_is(
+def test_at_a_terminal_it_prints_a_help(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("CNI_COMMAND", raising=False)
@@ -230,7 +230,7 @@ def test_a_second_interface(host: NsHost, box: Path) -> None:
 
 
 @pytest.mark.root
-def test_an_interface_of_somebody_else_is_left_alone(host: NsHost, box: Path) -> None:
+def test_a_foreign_interface_is_left_alone(host: NsHost, box: Path) -> None:
     container = NsHost(box, "", host.state, host.run)
     container.shell("ip", "link", "add", "eth0", "type", "bridge")
     status, error = host.cni("ADD", conf(host), **environment(box))
@@ -275,7 +275,7 @@ def test_a_fixed_address(host: NsHost, box: Path) -> None:
     [
         (["ip", "addr", "del", "10.128.0.2/24", "dev", "eth0"], "lost the address 10.128.0.2/24"),
         (["ip", "link", "set", "eth0", "down"], "is down"),
-        (["ip", "route", "del", "default"], "lost its route to 0.0.0.0/0 by 10.128.0.1"),
+        (["ip", "route", "del", "default"], "lost its route to 0.0.0.0/0 via 10.128.0.1"),
         (["ip", "link", "set", "eth0", "address", "02:00:00:00:00:01"], "has the MAC"),
         (["ip", "link", "del", "eth0"], "eth0 is gone from the container"),
     ],
@@ -303,7 +303,7 @@ def test_check_finds_damage_on_the_host(host: NsHost, box: Path) -> None:
 
     other = copy.deepcopy(checked)
     other["prevResult"]["ips"][0]["address"] = "10.128.0.99/24"
-    assert "prevResult does not hold the address 10.128.0.2/24" in complaint(other)
+    assert "prevResult does not have the address 10.128.0.2/24" in complaint(other)
     host.shell("nft", "flush", "map", "inet", "orc_cni", "published")
     assert "port 8080/tcp of this host no longer leads to 10.128.0.2" in complaint(checked)
     host.shell("ip", "link", "set", result["interfaces"][1]["name"], "nomaster")
@@ -332,7 +332,7 @@ def test_status(host: NsHost, box: Path) -> None:
 
 
 @pytest.mark.root
-def test_gc(host: NsHost, box: Path) -> None:
+def test_gc_removes_attachments_that_are_not_valid(host: NsHost, box: Path) -> None:
     ports = [{"hostPort": 8080, "containerPort": 80}]
     published = conf(host, runtimeConfig={"portMappings": ports})
     host.cni("ADD", conf(host), **environment(box, "keep", "eth0"))

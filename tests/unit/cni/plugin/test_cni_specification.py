@@ -39,7 +39,7 @@ def test_deeply_nested_json_cannot_be_decoded(command: str) -> None:
         assert "too deeply" in error["msg"]
 
 
-def test_the_words_on_an_unsupported_field_hold_key_and_value() -> None:
+def test_the_message_on_an_unsupported_field_has_key_and_value() -> None:
     error = refused("ADD", json.dumps({**GOOD, "ipam": {"type": "host-local"}}).encode())
     assert error["code"] == Code.UNSUPPORTED_FIELD
     assert 'ipam {"type": "host-local"}' in error["msg"]
@@ -64,13 +64,13 @@ def test_the_words_on_an_unsupported_field_hold_key_and_value() -> None:
     ids=str,
 )
 @pytest.mark.parametrize("command", ["ADD", "DEL", "CHECK"])
-def test_parameters_that_cannot_be(tmp_path: Path, command: str, changes: dict[str, str]) -> None:
+def test_invalid_parameters(tmp_path: Path, command: str, changes: dict[str, str]) -> None:
     data = {**GOOD, "dataDir": str(tmp_path), "prevResult": {"cniVersion": "1.1.0"}}
     error = refused(command, json.dumps(data).encode(), **changes)
     assert error["code"] == Code.INVALID_ENVIRONMENT, error
 
 
-def test_where_addresses_cannot_be_kept(tmp_path: Path) -> None:
+def test_an_unusable_data_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     data = {**GOOD, "dataDir": str(tmp_path / "file" / "folder")}
     error = refused("ADD", json.dumps(data).encode())
@@ -184,17 +184,17 @@ def _append(key: str) -> Callable[[dict[str, Any], Any], None]:
 def test_check_compares_the_result(host: NsHost, box: Path) -> None:
     _, result = host.cni("ADD", conf(host), **environment(box))
     cases: list[tuple[Callable[[dict[str, Any], Any], None], Any, str]] = [
-        (_put("ips", 0, "address"), "10.128.0.99/24", "hold the address 10.128.0.2/24"),
+        (_put("ips", 0, "address"), "10.128.0.99/24", "have the address 10.128.0.2/24"),
         (_put("ips", 0, "gateway"), "10.128.0.9", "gateway 10.128.0.9 for 10.128.0.2/24"),
         (_put("ips", 0, "interface"), 1, "on another interface"),
-        (_put("ips"), [], "hold the address"),
+        (_put("ips"), [], "have the address"),
         (_put("interfaces", 0, "name"), "br0", "the interface orc0 of this host"),
         (_put("interfaces", 1, "name"), "veth0", "of this host"),
         (_put("interfaces", 2, "name"), "eth1", "the interface eth0 with MAC"),
         (_put("interfaces", 2, "mac"), "02:00:00:00:00:09", "the interface eth0 with MAC"),
         (_put("interfaces", 2, "sandbox"), "/run/netns/other", "not the container's sandbox"),
         (_put("interfaces", 2, "sandbox"), str(host.netns), "not the container's sandbox"),
-        (_put("routes", 1, "gw"), "10.128.0.9", "route to 0.0.0.0/0 by 10.128.0.9"),
+        (_put("routes", 1, "gw"), "10.128.0.9", "route to 0.0.0.0/0 via 10.128.0.9"),
         (_append("routes"), {"dst": "192.0.2.0/24"}, "route to 192.0.2.0/24"),
         (_append("ips"), {"address": "10.128.0.7/24", "interface": 2}, "address 10.128.0.7/24"),
     ]
@@ -317,7 +317,7 @@ def test_gc_by_the_older_name_of_the_list(host: NsHost, box: Path) -> None:
     assert links(host, box) == {"lo", "eth0"}
 
 
-def test_a_list_of_valid_attachments_that_is_none() -> None:
+def test_an_invalid_list_of_valid_attachments() -> None:
     data = {**GOOD, "cni.dev/valid-attachments": [{"containerID": "c"}]}
     error = refused("GC", json.dumps(data).encode())
     assert error["code"] == Code.INVALID_CONFIG

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The warm server behind `orc-cni` holds no more than what it works on."""
+"""The warm server behind `orc-cni` releases the connections that it has answered."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def fields(cls: Any = ServiceSpec, path: str = "") -> Iterator[str]:
 
 
 @pytest.mark.parametrize("field", sorted(set(fields()) - NOT_IN_A_FILE))
-def test_a_field_comes_from_a_key(field: str) -> None:
+def test_field_is_set_by_its_key(field: str) -> None:
     key = key_of_field(field)
     assert key in SERVICE.table, (
         f"an error in {field} would be reported at the key {key!r}, which no service has: name its "
@@ -36,7 +36,7 @@ def test_a_field_comes_from_a_key(field: str) -> None:
     )
 
 
-def test_the_table_names_fields_that_exist() -> None:
+def test_table_names_existing_fields() -> None:
     assert KEY_OF_FIELD.keys() <= set(fields())
     assert set(fields()) >= NOT_IN_A_FILE
 
@@ -49,5 +49,5 @@ def test_the_table_names_fields_that_exist() -> None:
         ("task.container.image", "image"),
     ],
 )
-def test_the_key_of_a_field(field: str, key: str) -> None:
+def test_key_of_a_field(field: str, key: str) -> None:
     assert key_of_field(field) == key

@@ -206,7 +206,7 @@ networks:
     assert (shared.name, shared.external, default.name) == ("proxy", True, "s_default")
 
 
-def test_what_only_orc_has_is_under_a_key_of_its_own() -> None:
+def test_x_orc_extension() -> None:
     spec = service("""
 deploy: {mode: replicated-job, replicas: 4}
 x-orc:
@@ -250,7 +250,7 @@ services:
     assert found["db"].task.restart.condition is RestartCondition.ANY
 
 
-def test_a_build_names_its_image_after_the_stack() -> None:
+def test_built_image_is_named_after_the_stack() -> None:
     (one,) = Given("services: {web: {build: ./web}}").stack("shop").services
     assert one.spec.task.container.image == "shop_web:latest"
     assert one.build is not None
@@ -258,7 +258,7 @@ def test_a_build_names_its_image_after_the_stack() -> None:
 
 
 @pytest.mark.parametrize("long", [False, True])
-def test_a_build_context_may_be_a_url(long: bool) -> None:
+def test_build_context_is_a_url(long: bool) -> None:
     url = "https://git.example/me/web.git#v1:docker"
     section = f"{{context: '{url}'}}" if long else f"'{url}'"
     (one,) = Given(f"services: {{web: {{build: {section}}}}}").stack("shop").services
@@ -268,7 +268,7 @@ def test_a_build_context_may_be_a_url(long: bool) -> None:
         Given(f"services: {{web: {{build: {section.replace('https', 'ftp')}}}}}").stack("shop")
 
 
-def test_a_seccomp_profile_goes_with_the_spec() -> None:
+def test_seccomp_profile_is_embedded_in_the_spec() -> None:
     profile = '{"defaultAction": "SCMP_ACT_ALLOW"}'
     files = {
         "compose.yaml": "services: {web: {image: a, security_opt: ['seccomp:p.json']}}",
@@ -304,7 +304,7 @@ configs: {c: {environment: C}}
     assert "'x'" not in repr(stack)
 
 
-def test_a_service_has_the_volumes_of_another() -> None:
+def test_volumes_from_another_service() -> None:
     text = """
 services:
   web: {image: a, volumes_from: ["db:ro"], volumes: ["own:/own"], tmpfs: /run}
@@ -322,5 +322,5 @@ volumes: {data: , own: }
     assert [each.service for each in found["web"].depends_on] == ["s_db"]
     with pytest.raises(ComposeError, match="of service 'db' has no name; give it one"):
         Given(text.replace("data:/data", "/data")).stack()
-    with pytest.raises(ComposeError, match="wait for one another in a circle"):
+    with pytest.raises(ComposeError, match="depend on each other in a cycle"):
         Given(text.replace("image: c", "image: c, volumes_from: [web]")).stack()

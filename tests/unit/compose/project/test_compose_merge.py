@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from orchestrator.compose.project.rendering import escaped
 from orchestrator.compose.project.yaml_tree import dump
-from orchestrator.compose.tree import plain
+from orchestrator.compose.tree import to_python
 
 
 def two(first: str, second: str) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def two(first: str, second: str) -> dict[str, Any]:
         ("tmpfs: /run", "tmpfs: [/run, /tmp]", "tmpfs", ["/run", "/tmp"]),
     ],
 )  # fmt: skip
-def test_a_later_file_changes_an_earlier_one(
+def test_later_file_overrides_an_earlier_one(
     first: str, second: str, key: str, expected: Any
 ) -> None:
     more = "services: {a: {image: a}, b: {image: b}}"
@@ -65,7 +65,7 @@ def test_a_later_file_changes_an_earlier_one(
     assert services(files, named=3)["web"].get(key) == expected
 
 
-def test_ports_and_volumes_are_merged_by_what_they_are_for() -> None:
+def test_ports_and_volumes_merge_by_target() -> None:
     web = two(
         "ports: ['8080:80'], volumes: ['data:/data', './a:/a']",
         "ports: ['8080:80', '8443:443'], volumes: ['/b:/a:ro']",
@@ -97,7 +97,7 @@ services:
     assert (found["two"]["user"], found["two"]["environment"]) == ("first", {"A": "1", "B": "2"})
 
 
-def test_texts_stay_as_they_were_written() -> None:
+def test_scalars_keep_their_text() -> None:
     (web,) = services("""
 services:
   web:
@@ -134,7 +134,7 @@ services:
     assert "env_file" not in web
 
 
-def test_extends_takes_a_service_of_this_or_another_file() -> None:
+def test_extends_a_service_of_this_or_another_file() -> None:
     files = {
         "compose.yaml": """
 services:
@@ -163,7 +163,7 @@ services:
     assert api["volumes"][0]["source"] == f"{FOLDER}/lib/y"
 
 
-def test_include_brings_another_project() -> None:
+def test_include_adds_another_project() -> None:
     files = {
         "compose.yaml": """
 include:
@@ -182,14 +182,14 @@ volumes: {data: }
         "cache/values": "V=7",
     }
     given = Given(files)
-    found: Any = plain(given.document)
+    found: Any = to_python(given.document)
     assert found["services"]["db"]["image"] == "db:5"
     assert found["services"]["db"]["volumes"][0]["source"] == f"{FOLDER}/db/d"
     assert found["services"]["cache"] == {"image": "cache:7", "user": "me"}
     assert list(found["volumes"]) == ["data"]
 
 
-def test_profiles_are_left_out_unless_they_are_active() -> None:
+def test_services_of_inactive_profiles_are_left_out() -> None:
     text = """
 services:
   web: {image: web, depends_on: {debug: {required: false, condition: service_started}}}
@@ -200,14 +200,16 @@ services:
     assert set(services(text, profiles=frozenset({"all"}))) == {"web", "debug"}
     assert set(services(text, profiles=frozenset({"*"}))) == {"web", "debug"}
     needed = text.replace("required: false", "required: true")
-    assert "is of profile debug, all; activate it with --profile" in refusal(needed)
+    assert "is in profile debug, all; activate it with --profile" in refusal(needed)
 
 
-def test_an_unset_variable_is_noted_once() -> None:
+def test_unset_variable_is_noted_once() -> None:
     given = Given("services: {web: {image: 'web:$TAG', user: '${TAG}'}}", {"TAG": "1"})
     assert given.notes == []
     given = Given("services: {web: {image: 'web:1$TAG', user: '1${TAG}'}}")
-    assert given.notes == [f"{FOLDER}/compose.yaml:1: variable TAG is not set; it is empty"]
+    assert given.notes == [
+        f"{FOLDER}/compose.yaml:1: variable TAG is not set; using an empty string"
+    ]
 
 
 _TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=12)
@@ -225,25 +227,25 @@ _BODY = st.fixed_dictionaries(
 
 
 @given(_BODY)
-def test_what_is_printed_reads_as_the_same(body: dict[str, Any]) -> None:
+def test_rendered_project_round_trips(body: dict[str, Any]) -> None:
     text = json.dumps({"services": {"web": body}}, ensure_ascii=False).replace("$", "$$")
     once = Given(text).document
     again = Given(dump(escaped(once))).document
-    assert plain(again) == plain(once)
+    assert to_python(again) == to_python(once)
 
 
 @given(_BODY, _BODY)
-def test_a_file_over_itself_is_itself(first: dict[str, Any], second: dict[str, Any]) -> None:
+def test_copy_of_a_file_over_itself(first: dict[str, Any], second: dict[str, Any]) -> None:
     one, other = (
         json.dumps({"services": {"web": body}}, ensure_ascii=False).replace("$", "$$")
         for body in (first, second)
     )
     twice = Given({"a": one, "b": other}, named=2).document
     thrice = Given({"a": one, "b": other, "c": other}, named=3).document
-    assert plain(twice) == plain(thrice)
+    assert to_python(twice) == to_python(thrice)
 
 
-def test_hooks_of_a_later_file_come_after_those_of_an_earlier_one() -> None:
+def test_hooks_of_a_later_file_are_appended() -> None:
     hooks = "services:\n  web:\n    image: a\n    post_start: [{command: %s}]\n"
     files = {"compose.yaml": hooks % "one", "again.yaml": hooks % "one", "two.yaml": hooks % "two"}
     found = services(files, named=3)["web"]["post_start"]

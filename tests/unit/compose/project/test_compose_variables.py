@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.compose.project.variables import fill, parse_env
+from orchestrator.compose.project.variables import interpolate, parse_env
 from orchestrator.compose.tree import ComposeError
 
 VALUES = {"SET": "value", "EMPTY": "", "OTHER": "other"}
 
 
 def filled(text: str) -> str:
-    return fill(text, VALUES, lambda name: f"<{name}>")
+    return interpolate(text, VALUES, lambda name: f"<{name}>")
 
 
 @pytest.mark.parametrize(
@@ -59,29 +59,29 @@ def test_forms_of_variables(text: str, expected: str) -> None:
         ("${", "has no closing brace"),
         ("${SET", "has no closing brace"),
         ("${UNSET:-${SET}", "has no closing brace"),
-        ("${}", "is no variable"),
-        ("${1}", "is no variable"),
-        ("${SET:}", "is no variable"),
-        ("${SET!x}", "is no variable"),
+        ("${}", "is not a variable"),
+        ("${1}", "is not a variable"),
+        ("${SET:}", "is not a variable"),
+        ("${SET!x}", "is not a variable"),
     ],
 )
-def test_what_is_no_variable_is_refused(text: str, words: str) -> None:
+def test_invalid_variable_is_an_error(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         filled(text)
 
 
 @pytest.mark.parametrize("text", ["cost: 5$", "$1", "$(pwd)", "$@ $", "a$ b"])
-def test_a_dollar_sign_before_no_name_stays(text: str) -> None:
+def test_dollar_sign_without_a_name_is_literal(text: str) -> None:
     assert filled(text) == text
 
 
 @given(st.text())
-def test_doubled_dollars_give_any_text_back(text: str) -> None:
+def test_escaped_text_round_trips(text: str) -> None:
     assert filled(text.replace("$", "$$")) == text
 
 
 @given(st.text(alphabet="${}:-?+SETa "))
-def test_any_text_is_filled_or_refused_in_words(text: str) -> None:
+def test_any_text_is_interpolated_or_an_error(text: str) -> None:
     with suppress(ValueError):
         assert isinstance(filled(text), str)
 
@@ -111,7 +111,7 @@ def test_env_files(text: str, expected: dict[str, str | None]) -> None:
     assert parse_env(text, ".env", VALUES) == expected
 
 
-def test_a_raw_env_file_is_taken_as_it_is() -> None:
+def test_raw_env_file_is_literal() -> None:
     assert parse_env("A='$SET' # x", ".env", VALUES, raw=True) == {"A": "'$SET' # x"}
 
 
@@ -123,7 +123,7 @@ def test_a_raw_env_file_is_taken_as_it_is() -> None:
         ("A=${B:?no}", ".env:1: A: variable B must be set: no"),
     ],
 )
-def test_a_bad_env_file_says_its_line(text: str, words: str) -> None:
+def test_env_file_error_has_file_and_line(text: str, words: str) -> None:
     with pytest.raises(ComposeError) as caught:
         parse_env(text, ".env", VALUES)
     assert str(caught.value) == words

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from orchestrator.compose.schema import file_keys
-from orchestrator.compose.schema.collection_kinds import Entries, Keys
-from orchestrator.compose.schema.value_kinds import External, Kind, Noted, Refused
+from orchestrator.compose.schema.collection_kinds import MapOf, Object
+from orchestrator.compose.schema.value_kinds import External, Ignored, Kind, Unsupported
 from orchestrator.compose.tree import ComposeError
 
 SPECIFICATION = ComposeSpecification.model_json_schema()
@@ -51,7 +51,7 @@ def specified(
 
 def ours(kind: Kind, path: str = "") -> Iterator[tuple[str, Kind]]:
     """The keys that a kind knows, in the same form, with what each may be."""
-    if isinstance(kind, Keys):
+    if isinstance(kind, Object):
         for key, below in kind.table.items():
             yield f"{path}{key}", below
             yield from ours(below, f"{path}{key}.")
@@ -64,16 +64,18 @@ def inner(kind: Kind) -> Kind | None:
     return getattr(kind, "kind", None) or getattr(kind, "entry", None)
 
 
-def test_each_key_of_the_specification_is_taken_noted_or_refused() -> None:
+def test_each_key_of_the_specification_is_in_the_schema() -> None:
     known = dict(ours(file_keys.FILE))
     whole = tuple(
-        f"{key}." for key, kind in known.items() if isinstance(kind, Refused | Noted | External)
+        f"{key}."
+        for key, kind in known.items()
+        if isinstance(kind, Unsupported | Ignored | External)
     )
     unknown = set(specified(SPECIFICATION)) - known.keys()
     assert {key for key in unknown if not key.startswith(whole)} == set()
 
 
-def test_no_key_is_made_up() -> None:
+def test_schema_has_no_keys_beyond_the_specification() -> None:
     alone = {key for key, _ in ours(file_keys.FILE)} - set(specified(SPECIFICATION))
     assert {key for key in alone if not key.startswith("services.x-orc.")} == set(OURS_ALONE)
 
@@ -88,13 +90,13 @@ def put(path: tuple[str, ...], value: Any) -> Any:
 
 def paths(kind: Kind, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Kind]]:
     """Where something may stand, and what; names of entries are all `web`."""
-    if isinstance(kind, Keys):
+    if isinstance(kind, Object):
         for key, below in kind.table.items():
             if f"{'.'.join(above)}.{key}".replace("web.", "") not in OURS_ALONE:
                 yield (*above, key), below
                 yield from paths(below, (*above, key))
     elif (below := inner(kind)) is not None:
-        yield from paths(below, (*above, "web" if isinstance(kind, Entries) else ITEM))
+        yield from paths(below, (*above, "web" if isinstance(kind, MapOf) else ITEM))
 
 
 BASE = {
@@ -125,13 +127,13 @@ def filled(base: Any, more: Any) -> Any:
 
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(list(paths(file_keys.FILE))), st.sampled_from(VALUES))
-def test_what_the_specification_refuses_is_refused(
+def test_invalid_by_the_specification_is_an_error(
     place: tuple[tuple[str, ...], Kind], value: Any
 ) -> None:
     path, kind = place
     # Nothing is asked for by an empty list or map; and the package's form of the schema has lost
     # that `external` is mostly a boolean.
-    assume(not isinstance(kind, Refused) or value not in ([], {}))
+    assume(not isinstance(kind, Unsupported) or value not in ([], {}))
     assume(not isinstance(kind, External))
     document = filled(BASE, put(path, value))
     if path[0] == "services" and len(path) > 3 and path[2] in NEEDED:

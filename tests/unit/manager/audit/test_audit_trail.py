@@ -158,7 +158,7 @@ async def test_numbering_continues_after_a_restart_and_shows_gaps(tmp_path: Path
     file = tmp_path / "audit.log"
     lines = file.read_text().splitlines()
     assert [json.loads(line)["seq"] for line in lines] == [1, 2, 3]
-    # Somebody deletes one, and a crash leaves half of another.
+    # One is deleted, and a crash leaves half of another.
     file.write_text("\n".join([lines[0], lines[2], lines[1][:40]]))
     trail = AuditTrail(tmp_path, journal=Journal(tmp_path / "none"))
     with trail.running():

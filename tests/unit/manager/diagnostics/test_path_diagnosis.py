@@ -104,7 +104,7 @@ CASES: list[tuple[str, Callable[[], World], str, str]] = [
             World().node("node3", state="down").without("node3").path("*", "node3", **DOWN_DEAD)
         ),
         "node3 is down, and 192.0.2.3 does not answer",
-        "see whether the host is on and connected",
+        "check that the host is up and connected",
     ),
     (
         "only its agent is",
@@ -134,20 +134,19 @@ CASES: list[tuple[str, Callable[[], World], str, str]] = [
     (
         "two nodes are apart",
         lambda: World().both("node1", "node2", **CUT),
-        "nothing gets through between node1 and node2, neither pings nor the tunnel's packets",
+        "no packets get through between node1 and node2, neither pings nor the tunnel's",
         "look for a cable, a route or a firewall between 192.0.2.1 and 192.0.2.2",
     ),
     (
         "one is apart from all",
         lambda: World().path("*", "node2", **CUT).path("node2", "*", **CUT),
-        "nothing gets through between node2 and all other nodes, neither pings nor the tunnel's "
-        "packets",
+        "no packets get through between node2 and all other nodes, neither pings nor the tunnel's",
         "look for a cable, a route or a firewall between 192.0.2.2 and the others",
     ),
     (
         "nothing of one arrives at another",
         lambda: World().both("node1", "node2", **CUT).path("node1", "node2", checked=10),
-        "nothing from node2 arrives at node1, though node2 hears node1",
+        "no packets from node2 arrive at node1, though those from node1 arrive at node2",
         "look for a firewall on node1, or between the nodes, or a route that is missing on node2",
     ),
     (
@@ -179,16 +178,16 @@ CASES: list[tuple[str, Callable[[], World], str, str]] = [
         "a card does not compute checksums",
         lambda: World().path("node1", "*", checked=0, rate=0.0),
         "TCP and UDP from node1 arrive at node2 and node3 with a wrong checksum and are dropped: "
-        "eth0 of node1 says that it computes it inside of a tunnel, and does not",
+        "eth0 of node1 claims to compute it inside tunnels, and does not",
         "on node1: ethtool -K eth0 tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off; "
-        "if that does not do: ethtool -K orcvx4097 tx off",
+        "if that does not help: ethtool -K orcvx4097 tx off",
     ),
     (
         "a network that was asked to be too large",
         lambda: World(asked_mtu=1450).path("node1", "node2", path_mtu=1400, large=EchoResult(5, 0)),
         "packets of 1450 bytes, as network back has them, do not get from node1 to node2: that "
         "path carries 1400 bytes, 50 of them for the tunnel",
-        "recreate the network with --opt mtu=1350, or raise the MTU of what lies between the nodes",
+        "recreate the network with --opt mtu=1350, or raise the MTU between the nodes",
     ),
     (
         "the path would do, but a peer's own network is smaller still",
@@ -199,7 +198,7 @@ CASES: list[tuple[str, Callable[[], World], str, str]] = [
         ),
         "packets of 1450 bytes, as network back has them, do not get from node1 to node2: that "
         "path carries 1400 bytes, 50 of them for the tunnel",
-        "recreate the network with --opt mtu=1300, or raise the MTU of what lies between the nodes",
+        "recreate the network with --opt mtu=1300, or raise the MTU between the nodes",
     ),
     (
         "a network whose MTU is ours to choose",
@@ -207,7 +206,7 @@ CASES: list[tuple[str, Callable[[], World], str, str]] = [
         "packets of 1450 bytes, as network back has them, do not get from node1 to node2, nor "
         "along 1 other path: that path carries 1400 bytes, 50 of them for the tunnel",
         "the network follows by itself within a minute, to 1350 bytes; for larger packets raise "
-        "the MTU of what lies between the nodes",
+        "the MTU between the nodes",
     ),
     (
         "another network was asked to be too large",
@@ -218,9 +217,9 @@ CASES: list[tuple[str, Callable[[], World], str, str]] = [
             .node("node1", mtu=1350, device_mtu=1400)
             .node("node2", mtu=1350, device_mtu=1400)
         ),
-        "network old was made for packets of 1400 bytes, and the path from node2 to node1 carries "
+        "network old has an MTU of 1400 bytes, and the path from node2 to node1 carries "
         "1400, 50 of them for the tunnel",
-        "recreate the network with --opt mtu=1350, or raise the MTU of what lies between the nodes",
+        "recreate the network with --opt mtu=1350, or raise the MTU between the nodes",
     ),
     (
         "large packets get lost, and nobody knows where",
@@ -256,9 +255,9 @@ CASES: list[tuple[str, Callable[[], World], str, str]] = [
             )
             .both("node1", "node2", **DEAD)
         ),
-        "network back on node1 is not in the kernel as it was made: the route to 10.1.2.0/24 is "
-        "missing",
-        "its agent mends that within five seconds; if it comes back, something else on node1 "
+        "network back on node1 differs in the kernel from its configuration: "
+        "the route to 10.1.2.0/24 is missing",
+        "its agent repairs it within five seconds; if it recurs, something else on node1 "
         "changes it",
     ),
     (
@@ -266,14 +265,14 @@ CASES: list[tuple[str, Callable[[], World], str, str]] = [
         lambda: World().node(
             "node1", drifts=(ConfigurationDrift("front", ("a", "b", "c", "d", "e")),)
         ),
-        "network front on node1 is not in the kernel as it was made: a; b; c; and 2 more",
-        "its agent mends that within five seconds; if it comes back, something else on node1 "
+        "network front on node1 differs in the kernel from its configuration: a; b; c; and 2 more",
+        "its agent repairs it within five seconds; if it recurs, something else on node1 "
         "changes it",
     ),
     (
         "a kernel can track hardly any connection more",
         lambda: World().node("node2", tracked=65000, trackable=65536),
-        "node2 tracks 65000 connections of at most 65536, and soon refuses each new one",
+        "node2 tracks 65000 connections of at most 65536, and will soon refuse new ones",
         "on node2: raise net.netfilter.nf_conntrack_max by sysctl, or stop the program that opens "
         "them",
     ),
@@ -307,7 +306,7 @@ NOTES: list[tuple[str, Callable[[], World], str]] = [
     (
         "pings are filtered",
         lambda: World().path("*", "node2", underlay=NONE, path_mtu=0),
-        "the MTU of the paths to node2 could not be found, so interfaces are believed",
+        "the MTU of the paths to node2 could not be found, so the interfaces' MTU is used",
     ),
     (
         "a node is far away",
@@ -336,11 +335,11 @@ def test_no_findings_without_problems() -> None:
 
 
 @pytest.mark.parametrize(
-    ("world", "text", "mend"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+    ("world", "text", "remedy"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
 )
-def test_a_problem_is_reported_once(world: Callable[[], World], text: str, mend: str) -> None:
+def test_a_problem_is_reported_once(world: Callable[[], World], text: str, remedy: str) -> None:
     (finding,) = world().judged()
-    assert (finding.wrong, finding.text, finding.mend) == (True, text, mend)
+    assert (finding.wrong, finding.text, finding.remedy) == (True, text, remedy)
 
 
 @pytest.mark.parametrize(
@@ -358,10 +357,10 @@ def test_an_encrypted_network_takes_more_and_goes_by_another_port() -> None:
         world.node(name, mtu=1370)
     (finding,) = world.judged()
     assert finding.text.endswith("carries 1400 bytes, 130 of them for the tunnel")
-    assert finding.mend.startswith("recreate the network with --opt mtu=1270, or ")
+    assert finding.remedy.startswith("recreate the network with --opt mtu=1270, or ")
     world.both("node1", "node2", **DEAD)
     (finding,) = world.judged()
-    assert finding.mend == (
+    assert finding.remedy == (
         "let UDP ports 51840 and 51841 through on these nodes and between them: a firewall drops it"
     )
 
@@ -453,7 +452,7 @@ def test_rounds_have_each_pair_once_and_each_node_at_most_once(count: int, most:
         assert len(pairs) == count * (count - 1) // 2
 
 
-def test_words() -> None:
+def test_bitrates_and_lists_of_names_are_formatted() -> None:
     assert [format_bitrate(n) for n in (9.41e9, 94.2e6, 5e3, 7)] == [
         "9.41 Gbit/s", "94.2 Mbit/s", "5 kbit/s", "7 bit/s",
     ]  # fmt: skip

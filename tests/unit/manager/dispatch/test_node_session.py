@@ -38,16 +38,16 @@ class Told:
         self.tasks: dict[str, Any] = {}
 
     def look(self, view: ClusterView, feed: EndpointFeed) -> bool:
-        """Whether it is told anything."""
-        news = False
+        """Whether it is sent anything."""
+        sent = False
         for message in self.session.messages(view, feed):
             if message.HasField("assignments"):
-                news = True
+                sent = True
                 for each in message.assignments.tasks:
                     self.tasks[each.task.id] = each
                 for task_id in message.assignments.removed_tasks:
                     del self.tasks[task_id]
-        return news
+        return sent
 
     def orders(self) -> dict[str, tuple[Any, ...]]:
         return {
@@ -110,9 +110,9 @@ def test_only_affected_sessions_send_changes(seed: int) -> None:
         feed.update(view, [change])
         nodes = concerned(view, [change])
         for node_id, told in sessions.items():
-            woken = nodes is None or node_id in nodes or told.session.holding
-            news = told.look(view, feed)
-            assert woken or not news
+            woken = nodes is None or node_id in nodes or told.session.withholds_stops
+            sent = told.look(view, feed)
+            assert woken or not sent
             fresh = Told(node_id)
             fresh.look(view, feed)
             assert told.orders() == fresh.orders()

@@ -103,7 +103,7 @@ def test_an_unused_secret_is_sent_again_when_needed() -> None:
     leader.sent("n1")
     ended = replace(first, status=TaskStatus(TaskState.SHUTDOWN))
     leader.change(first, ended)
-    assert leader.sent("n1") == ([], {"t1": []}), "its node is told to forget it"
+    assert leader.sent("n1") == ([], {"t1": []}), "its node gets the order to delete it"
     leader.change(None, task("t2", "n1", USES))
     assert leader.sent("n1") == (["d1.1"], {"t2": ["d1.1"]})
 

@@ -115,7 +115,7 @@ def test_a_reboot_starts_containers_with_restart_policy_always(
 def test_an_image_is_condemned_until_its_node_has_removed_it_or_it_is_wanted_again() -> None:
     image = Image(id="sha256:a", nodes=("n1", "n2"), condemned=("n1", "n2"))
     view = ClusterView.of([NODE, image])
-    # A node that is back tells of its copy, under a name that is nobody's any more.
+    # A node that is back tells of its copy, under a name that no image has any more.
     copy = Image(id="sha256:a", names=("a:1",))
     back = after(view, Reports(inventories={"n1": (copy,)}))
     assert back.images["sha256:a"] == image

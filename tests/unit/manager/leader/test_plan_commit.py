@@ -14,7 +14,7 @@ from orchestrator.manager.store.keys import LEADER, object_key
 from orchestrator.manager.store.kv import Guard, Op, Put, StoreFull, StoreUnavailable
 from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.model.convert import decode
-from orchestrator.model.nodes import Node
+from orchestrator.model.nodes import Node, SessionRecord
 from orchestrator.model.objects import Object
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ServiceSpec
@@ -107,7 +107,7 @@ async def test_only_conflicting_groups_are_dropped() -> None:
     written = await writer.write(
         group_changes([new("a", service="a"), new("w", service="web", requires=(web,)), new("b")])
     )
-    assert [part.owners for part in written.conflicted] == [{"web"}]
+    assert [group.owners for group in written.conflicted] == [{"web"}]
     assert await kv.tasks() == ["a", "b"]
     assert len(kv.sent) == 2
 
@@ -121,7 +121,7 @@ async def test_dependents_of_a_conflicting_group_are_dropped() -> None:
         (Change(None, Task(id="t", service_id="s", node_id="n")),), reads={"t": (stale,)}, owner="s"
     )
     written = await writer.write(group_changes([hello, placed, new("other", service="o")]))
-    assert [part.owners for part in written.conflicted] == [frozenset(), {"s"}]
+    assert [group.owners for group in written.conflicted] == [frozenset(), {"s"}]
     assert await kv.tasks() == ["other"]
 
 
@@ -140,6 +140,25 @@ async def test_resources_are_not_taken_before_they_are_freed() -> None:
     )
     assert len(written.conflicted) == 2
     assert await kv.tasks() == []
+
+
+async def test_a_service_is_not_planned_on_reports_that_are_not_committed() -> None:
+    kv = Store()
+    writer = await elected(kv)
+    record = SessionRecord(id="n1")
+    await kv.put(record)
+    session = replace(record, revision=(await kv.list("/")).revision)
+    ran = Task(id="t1", service_id="s", node_id="n1", status=TaskStatus(state=TaskState.RUNNING))
+    await writer.write(group_changes([Decision((Change(None, ran),))]))
+    ran = replace(ran, revision=(await kv.list("/")).revision)
+    failed = replace(ran, status=TaskStatus(state=TaskState.FAILED))
+    report = Decision((Change(ran, failed),), reads={"t1": (session,)})
+    # The node's session moves to another manager before the report of this one is committed.
+    await kv.put(record)
+    written = await writer.write(group_changes([report, new("t2"), new("other", service="s2")]))
+    # The replacement would be a second task of a slot whose first one still runs by the store.
+    assert await kv.tasks() == ["other", "t1"]
+    assert len(written.conflicted) == 2
 
 
 async def test_each_transaction_has_the_guards_of_its_own_changes_only() -> None:
@@ -180,7 +199,7 @@ async def test_a_group_that_is_too_large_is_reported_and_the_rest_committed() ->
     written = await writer.write(
         group_changes([Decision((Change(None, huge),), owner="huge"), new("t", service="s")])
     )
-    assert [part.owners for part in written.too_large] == [{"huge"}]
+    assert [group.owners for group in written.too_large] == [{"huge"}]
     assert await kv.tasks() == ["t"]
 
 
@@ -196,7 +215,7 @@ async def test_a_full_store_leaves_everything_uncommitted() -> None:
     kv.fault = full
     written = await writer.write(group_changes([new("t")]))
     assert str(written.error) == "the database is full"
-    assert [part.owners for part in written.unwritten] == [{"s"}]
+    assert [group.owners for group in written.unwritten] == [{"s"}]
     kv.fault = quiet
     assert (await writer.write(group_changes([new("t")]))).error is None
 

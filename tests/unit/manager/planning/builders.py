@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.manager.planning.pipeline import EVERYTHING, Dirty, dirty_of, plan
 from orchestrator.manager.planning.plan import Change, Plan, earliest
-from orchestrator.manager.planning.reports.statuses import accept_reports
+from orchestrator.manager.planning.reports.claims import accept_reports
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
 from orchestrator.model.objects import Object
@@ -198,7 +198,7 @@ class World:
         self.write(*changes)
 
     def obey(self) -> None:
-        """All agents do as they are told, at once, and planning goes on until all is quiet."""
+        """All agents carry out their orders at once; planning continues until nothing changes."""
         for _ in range(50):
             self.settle()
             busy = False

@@ -44,7 +44,7 @@ def scaled(of: Service, replicas: int) -> Service:
     return replace(of, spec=replace(of.spec, replicas=replicas))
 
 
-def test_what_is_new_starts() -> None:
+def test_a_new_service_starts_tasks() -> None:
     world = at_rest(node("a"), node("b"))
     assert plan_of(world, Change(None, service(replicas=3))) == [
         Step(Action.START, "web", "web.1", "", "a"),
@@ -86,7 +86,7 @@ def test_what_others_wait_for_to_complete_does_so() -> None:
         Step(Action.START, "setup", "setup.1", "", "a"),
         Step(Action.START, "web", "web.1", "", "a"),
     ]
-    # Once it has, that is no news, whatever becomes of it.
+    # Once it has, nothing changes, whatever happens to it.
     world = at_rest(node("a"), setup, web)
     (task,) = world.view.tasks_of_service("setup-id").values()
     world.report(task, TaskState.COMPLETE)
@@ -154,7 +154,7 @@ services = st.builds(
     constraints=st.sampled_from([(), (), ("node.labels.zone==a",)]),
     mode=st.sampled_from([ServiceMode.REPLICATED, ServiceMode.REPLICATED, ServiceMode.GLOBAL]),
 )
-likings = st.lists(
+soft_affinities = st.lists(
     st.sampled_from(
         [
             parse_affinity("service==web", anti=True),
@@ -177,7 +177,7 @@ def particular(draw: st.DrawFn) -> Service:
         spec=replace(
             made.spec,
             strategy=draw(st.sampled_from(Strategy)),
-            affinities=tuple(draw(likings)),
+            affinities=tuple(draw(soft_affinities)),
             depends_on=draw(st.sampled_from([(), (), (Dependency("db"),)]))
             if made.spec.name != "db"
             else (),

@@ -45,7 +45,9 @@ def moved(state: TaskState, **fields: object) -> Object:
         (WAITING, task("t", TaskState.ASSIGNED), "assigned to no node"),
     ],
 )
-def test_illegal(before: Object | None, after: Object | None, words: str) -> None:
+def test_illegal_changes_are_refused(
+    before: Object | None, after: Object | None, words: str
+) -> None:
     with pytest.raises(IllegalChange, match=words):
         Plan((Change(before, after),))
 
@@ -63,7 +65,7 @@ def test_illegal(before: Object | None, after: Object | None, words: str) -> Non
         (node("a"), None),
     ],
 )
-def test_legal(before: Object | None, after: Object | None) -> None:
+def test_legal_changes_are_accepted(before: Object | None, after: Object | None) -> None:
     assert Plan((Change(before, after),)).changes[0].subject is (after or before)
 
 

@@ -77,7 +77,7 @@ async def test_secrets_of_another_key_are_not_left_behind(
     other = saved(tmp_path / "third")
     with pytest.raises(WrongKey, match=r"third/cluster\.key is another key: restore"):
         await check_key(kv, view, Vault.at(tmp_path / "third"), tmp_path / "third")
-    # Where the earlier fault has left secrets of two keys, the cluster goes on with the present.
+    # With secrets of two keys, from the earlier fault, the cluster continues with the current one.
     both = replace(view, credentials={"docker.io": login(other)})
     await check_key(kv, both, other, tmp_path / "third")
 

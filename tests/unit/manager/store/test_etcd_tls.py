@@ -79,9 +79,9 @@ def test_an_incomplete_pair_is_replaced(tmp_path: Path, name: str, damage: str) 
     else:
         ensure_member_tls(tmp_path / "b", NOW)
         path.write_bytes((tmp_path / "b" / name).read_bytes())
-    mended = ensure_member_tls(tmp_path / "a", NOW)
-    assert mended.renewed_ca is name.startswith("ca")
-    for files in (mended.server, mended.client):
+    repaired = ensure_member_tls(tmp_path / "a", NOW)
+    assert repaired.renewed_ca is name.startswith("ca")
+    for files in (repaired.server, repaired.client):
         load(files.cert).verify_directly_issued_by(load(made.client.ca))
     before = contents(tmp_path / "a")
     ensure_member_tls(tmp_path / "a", NOW)

@@ -103,7 +103,7 @@ async def test_a_compacted_watch_is_healed_by_comparing_revisions() -> None:
     async with following(kv) as cache:
         await cache.wait_for((await kv.list("/orc/")).revision)
         changed, gone = cache.view.nodes["stays"], cache.view.nodes["goes"]
-    # While nobody watches: one changes, one goes, one comes, and the history is lost.
+    # Without a watch: one changes, one goes, one comes, and the history is lost.
     await commit(
         kv,
         [

@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
+from orchestrator.daemon.background import background
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.manager.telemetry.event_log import events_of
+from orchestrator.manager.store.cache import Cache
+from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.memory import MemoryKv
+from orchestrator.manager.telemetry.event_log import EventLog, events_of
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
 from orchestrator.model.objects import Image, Network, Object
 from orchestrator.model.services import (
@@ -184,3 +189,40 @@ def test_image_events_name_the_nodes() -> None:
         "web:1",
         "host-1",
     )
+
+
+async def test_an_event_has_one_position_at_all_managers() -> None:
+    kv = MemoryKv(lambda: 0.0)
+    caches = [Cache(kv) for _ in range(2)]
+    logs = [EventLog(cache, lambda: 0.0) for cache in caches]
+    begun = await commit(kv, [Change(None, WEB)])
+    async with AsyncExitStack() as stack:
+        for cache, log in zip(caches, logs, strict=True):
+            await stack.enter_async_context(background(cache.follow()))
+            await cache.wait_for(begun)
+            await stack.enter_async_context(log.following())
+        await commit(kv, [Change(None, BOX), Change(None, BACK)])
+        revision = await commit(kv, [Change(None, IMAGE)])
+        for cache in caches:
+            await cache.wait_for(revision)
+    first, second = (
+        [(each.position, each.action, each.id) for each in log.since(0)] for log in logs
+    )
+    assert first == second
+    assert [id for _, _, id in first] == ["c1", "c1", "b1", "sha256:1"]
+    for number, (position, _, _) in enumerate(first):
+        rest = [each.position for each in logs[1].after(position)]
+        assert rest == [each for each, _, _ in first[number + 1 :]]
+
+
+async def test_events_before_the_record_began_are_reported_as_missing() -> None:
+    kv = MemoryKv(lambda: 0.0)
+    before = await commit(kv, [Change(None, WEB)])
+    cache = Cache(kv)
+    log = EventLog(cache, lambda: 0.0)
+    async with background(cache.follow()):
+        await cache.wait_for(before)
+        async with log.following():
+            await cache.wait_for(await commit(kv, [Change(None, BACK)]))
+    assert [each.action for each in log.after((before - 1, 0))] == ["gap", "create"]
+    assert [each.action for each in log.after((before, 0))] == ["create"]

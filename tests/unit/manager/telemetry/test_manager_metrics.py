@@ -29,6 +29,7 @@ from orchestrator.manager.telemetry.metrics import (
     TaskMetrics,
     WithDeprecatedNames,
 )
+from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
 from orchestrator.model.objects import Object
 from orchestrator.model.services import Service
@@ -74,7 +75,13 @@ def test_the_cluster_is_counted() -> None:
         task("a", TaskState.RUNNING),
         task("b", TaskState.PENDING),
         task("c", TaskState.FAILED),
+        Manager(id="m1"),
+        ManagerPresence(id="m1"),
+        Manager(id="m2"),
+        Manager(id="m3", joining=True),
     ).get_sample_value
+    for state in ("ready", "down", "joining"):
+        assert found("orc_managers", {"state": state}) == 1
     assert found("orc_nodes", {"state": "ready", "availability": "active"}) == 1
     assert found("orc_nodes", {"state": "down", "availability": "drain"}) == 1
     assert found("orc_nodes", {"state": "unknown", "availability": "active"}) == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Prometheus is told to scrape."""
+"""Scrape targets for Prometheus."""
 
 from __future__ import annotations
 

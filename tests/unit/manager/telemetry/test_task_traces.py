@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which trace a task is in, and the spans that a manager makes of what becomes of it."""
+"""The trace of a task, and the spans that a manager records for it."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_only_new_tasks_of_services_get_a_trace_context() -> None:
 
 @dataclass
 class Recorder:
-    """A tracer that remembers: (name, start, end, parent, place, error)."""
+    """A tracer that remembers: (name, start, end, parent, context, error)."""
 
     on: bool = True
     spans: list[tuple[str, float, float, str, str, str]] = field(default_factory=list)
@@ -98,11 +98,11 @@ class Recorder:
         parent: str,
         /,
         *,
-        place: str = "",
+        context: str = "",
         error: str = "",
         **attributes: Any,
     ) -> None:
-        self.spans.append((name, start, end, parent, place, error))
+        self.spans.append((name, start, end, parent, context, error))
 
     def derived(self, parent: str, key: str) -> str:
         return f"{parent}/{key}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the web page is told, and who may look at it."""
+"""Snapshots of the cluster for the web page, and who may read them."""
 
 from __future__ import annotations
 

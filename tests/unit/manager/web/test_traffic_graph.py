@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who talks to whom, from what nodes tell."""
+"""Traffic between services, from the reports of nodes."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ ARCH = {"TARGETARCH": "amd64"}
         ("FROM a\nRUN <<-'E' sh\nFROM b\n\tE\nCOPY --from=c x y\n", ["a", "c"]),
     ],
 )
-def test_bases(text: str, names: list[str]) -> None:
+def test_base_images_are_found(text: str, names: list[str]) -> None:
     found = bases(text, {"OURS": "mine"}, ARCH)
     assert sorted(base.name for base in found) == names
 

@@ -70,7 +70,9 @@ def test_a_kind_is_asked_for_once() -> None:
         ("key=red", ("red",), 1),
     ],
 )
-def test_what_a_node_has(text: str, names: tuple[str, ...], size: int) -> None:
+def test_generic_resources_of_a_node_are_parsed(
+    text: str, names: tuple[str, ...], size: int
+) -> None:
     _, value = parse_supply(text)
     assert (supply_names(value), supply_size(value)) == (names, size)
 

@@ -24,7 +24,7 @@ OLD = ServiceSpec(
 )
 
 
-def test_what_was_and_what_is() -> None:
+def test_differences_between_two_specs() -> None:
     new = replace(
         OLD,
         labels={"a": "1", "b": "3"},

@@ -70,7 +70,7 @@ def test_a_hostname() -> None:
 
 
 @pytest.mark.parametrize("text", ["{{.Task.Slott}}", "{{.Node.Labels}}", "{{.Task.Slot.x}}"])
-def test_what_is_not_known_is_refused(text: str) -> None:
+def test_unknown_fields_in_templates_are_refused(text: str) -> None:
     with pytest.raises(InvalidSpec, match=r"is not known; known are .*Node\.Labels\.NAME"):
         validate_service(ServiceSpec(name="web", task=TaskSpec(container(f"A={text}"))))
 

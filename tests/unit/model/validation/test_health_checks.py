@@ -28,14 +28,14 @@ def spec(*test: str, network: str = "", **fields: float) -> TaskSpec:
         ("GRPC", "50051/my.Service"),
     ],
 )
-def test_what_may_be(test: tuple[str, ...]) -> None:
+def test_valid_health_checks_are_accepted(test: tuple[str, ...]) -> None:
     check_health(spec(*test))
 
 
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        (spec("PING", "x"), "'PING' is none of NONE, CMD"),
+        (spec("PING", "x"), "'PING' is not one of NONE, CMD"),
         (spec("CMD"), "CMD has 0 arguments"),
         (spec("CMD-SHELL", ""), "CMD-SHELL has 1 arguments"),
         (spec("HTTP", "http://x"), "does not begin with a port"),
@@ -50,7 +50,7 @@ def test_what_may_be(test: tuple[str, ...]) -> None:
         (spec("TCP", "80", retries=-1), "health retries -1"),
     ],
 )
-def test_what_may_not_be(bad: TaskSpec, words: str) -> None:
+def test_invalid_health_checks_are_refused(bad: TaskSpec, words: str) -> None:
     with pytest.raises(ValueError, match=words.replace("(", r"\(")):
         check_health(bad)
 
@@ -64,7 +64,7 @@ def test_ports() -> None:
     assert target("8080/a/b") == (8080, "/a/b")
 
 
-def test_what_is_not_said_is_as_the_image_has_it_then_as_docker_has_it() -> None:
+def test_unset_fields_default_to_the_image_then_to_docker() -> None:
     image = HealthCheck(("CMD", "check"), interval=7.0, retries=5)
     assert effective(HealthCheck(), HealthCheck()) is None
     assert effective(HealthCheck(("NONE",)), image) is None

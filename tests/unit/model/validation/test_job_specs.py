@@ -44,7 +44,7 @@ def restarting(**values: Any) -> ServiceSpec:
         restarting(condition=RestartCondition.NONE),
     ],
 )
-def test_good(spec: ServiceSpec) -> None:
+def test_valid_job_specs_are_accepted(spec: ServiceSpec) -> None:
     validate_service(spec)
 
 
@@ -71,7 +71,7 @@ def test_good(spec: ServiceSpec) -> None:
         (replace(GOOD, endpoint_mode=EndpointMode.DNSRR), "endpoint_mode", "no endpoint mode"),
     ],
 )
-def test_wrong(spec: ServiceSpec, field: str, words: str) -> None:
+def test_invalid_job_specs_name_the_field(spec: ServiceSpec, field: str, words: str) -> None:
     with pytest.raises(InvalidSpec) as raised:
         validate_service(spec)
     assert (raised.value.field, words in str(raised.value)) == (field, True), str(raised.value)

@@ -10,7 +10,7 @@ from orchestrator.model.validation.service_specs import check_labels
 
 
 @pytest.mark.parametrize("labels", [{"a b": "c d"}, {"ü": "ö"}, {"x": "one\ntwo"}, {"a=b": ""}])
-def test_what_is_one(labels: dict[str, str]) -> None:
+def test_valid_labels_are_accepted(labels: dict[str, str]) -> None:
     check_labels(labels)
 
 
@@ -23,10 +23,10 @@ def test_what_is_one(labels: dict[str, str]) -> None:
         ({"a": "x\0"}, "NUL"),
     ],
 )
-def test_what_is_none(labels: dict[str, str], words: str) -> None:
+def test_invalid_labels_are_refused(labels: dict[str, str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         check_labels(labels)
 
 
-def test_they_are_shown_on_one_line_whatever_is_in_them() -> None:
+def test_labels_with_control_characters_are_escaped_on_one_line() -> None:
     assert labels_text({"b": "1\x1b[31m", "a": "x\ny"}) == "a=x\\ny, b=1\\x1b[31m"

@@ -49,7 +49,7 @@ def task(**values: Any) -> ServiceSpec:
         task(networks=(NetworkAttachment("front"), NetworkAttachment("back"))),
     ],
 )
-def test_good(spec: ServiceSpec) -> None:
+def test_valid_service_specs_are_accepted(spec: ServiceSpec) -> None:
     validate_service(spec)
 
 

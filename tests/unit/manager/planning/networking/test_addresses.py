@@ -38,7 +38,7 @@ def new(name: str = "back", *subnets: str, ipv6: bool = False, **fields: Any) ->
     return NewNetwork(Network(id=name, name=name, **fields), subnets, ipv6)
 
 
-def test_what_is_not_said_is_chosen_beside_all_that_is_in_use() -> None:
+def test_unset_subnets_and_vnis_avoid_those_in_use() -> None:
     view, made = VIEW, []
     for number in range(3):
         made.append(complete(view, new(f"n{number}", ipv6=True)))

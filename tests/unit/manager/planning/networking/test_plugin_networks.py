@@ -97,12 +97,12 @@ def test_one_that_speaks_of_each_nodes_part_has_a_subnet_in_parts() -> None:
         (replace(chain(), driver="overly"), "network driver 'overly' is unknown; did you mean 'ov"),
     ],
 )
-def test_what_cannot_be_is_said(network: Network, words: str) -> None:
+def test_invalid_plugin_networks_are_refused(network: Network, words: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
         completed(network)
 
 
-def test_a_subnet_that_nobody_speaks_of_and_one_that_another_has() -> None:
+def test_unused_and_overlapping_subnets_are_refused() -> None:
     with pytest.raises(ValueError, match=r"--subnet is for a conflist that speaks of \{\{"):
         completed(chain(BRIDGE), subnets=("10.5.0.0/16",))
     other = Network(id="o", name="other", subnet="10.5.0.0/16")

@@ -11,7 +11,6 @@ from builders import World, node, service, task, task_spec
 from orchestrator.manager.planning.networking.allocation import (
     allocate_slices,
     allocate_vips,
-    full_network,
 )
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
@@ -35,7 +34,7 @@ def test_each_service_has_an_address_of_its_own_in_the_first_slice() -> None:
     assert len(set(vips)) == 200
     first = ip_network("10.128.0.0/24")
     assert all(vip in first for vip in vips)
-    # The network's, what would be the gateway's, and the broadcast address are nobody's.
+    # The network's, what would be the gateway's, and the broadcast address belong to none.
     assert not {first[0], first[1], first[-1]} & set(vips)
 
 
@@ -105,5 +104,3 @@ def test_a_fixed_address_is_not_given_to_a_service() -> None:
     view = given(ClusterView.of([tiny, one, *(service(f"s{number}") for number in range(4))]))
     vips = [each.vips.get("net") for each in view.services.values()]
     assert sorted(filter(None, vips)) == ["10.9.0.4", "10.9.0.5", "10.9.0.6"]
-    assert full_network(view, service("more").spec) == "default"
-    assert full_network(ClusterView.of([NETWORK]), service("more").spec) is None

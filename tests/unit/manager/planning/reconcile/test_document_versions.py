@@ -177,7 +177,7 @@ def test_a_container_of_its_own_has_what_is_newest_when_it_runs_again() -> None:
     assert made.view.tasks["c1"].documents == {"d1": 2}
 
 
-def test_who_has_a_document() -> None:
+def test_users_of_a_document() -> None:
     spec = ContainerSpec(image="web:1", secrets=(REFERENCE,))
     container = Task(id="c1", container_name="c", spec=TaskSpec(container=spec), run=1)
     other = replace(DB, id="d2", kind=DocumentKind.CONFIG)

@@ -70,7 +70,7 @@ def test_a_drain_limits_unavailable_tasks_of_a_service() -> None:
     assert {item.node_id for item in world.tasks(RUNNING)} == {"b"}
 
 
-def test_what_does_not_work_costs_nothing_to_stop() -> None:
+def test_failing_tasks_do_not_count_as_unavailable_in_a_drain() -> None:
     world = World(node("a"), service("web", 2))
     world.settle()
     world.report(world.task(1), RUNNING)

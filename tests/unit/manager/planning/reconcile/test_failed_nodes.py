@@ -8,13 +8,17 @@ from dataclasses import replace
 import pytest
 from builders import ANY, NONE, World, node, service, task_spec
 
-from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.reconcile.convergence import running_tasks
 from orchestrator.manager.planning.reports.liveness import STEADY, node_down, node_up, unsteady
+from orchestrator.manager.planning.view import assigned_tasks
 from orchestrator.model.agent_features import STOP_AFTER
-from orchestrator.model.formats.disconnect import disconnect_text, parse_disconnect
 from orchestrator.model.nodes import NodeState
-from orchestrator.model.placement import Disconnect, DisconnectAction
+from orchestrator.model.placement import (
+    Disconnect,
+    DisconnectAction,
+    disconnect_text,
+    parse_disconnect,
+)
 from orchestrator.model.services import Service
 from orchestrator.model.specs import RestartPolicy, ServiceMode
 from orchestrator.model.states import TaskState
@@ -50,7 +54,7 @@ def up(world: World, id: str) -> None:
 
 
 def on(world: World, id: str) -> list[str]:
-    """What the node is told to run."""
+    """The tasks assigned to the node."""
     wanted = assigned_tasks(world.view, id).values()
     return [
         item.name
@@ -76,14 +80,14 @@ def test_how_it_is_written(text: str, rule: Disconnect) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("stop", "none of replace, replace-after=30s, keep, stop-after=30s"),
-        ("keep=5s", "none of replace"),
+        ("stop", "not one of replace, replace-after=30s, keep, stop-after=30s"),
+        ("keep=5s", "not one of replace"),
         ("stop-after=", "''"),
-        ("stop-after=0.5s", "stop-after=1s is the least"),
+        ("stop-after=0.5s", "stop-after must be at least 1s"),
         ("replace-after=1000h", "is not from 0s to 30 days"),
     ],
 )
-def test_what_cannot_be_read(text: str, words: str) -> None:
+def test_malformed_disconnect_policies_are_refused(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_disconnect(text)
 

@@ -160,7 +160,7 @@ def test_scaling_up_again_does_not_wait_for_slots_that_are_still_stopping() -> N
         ),
     ],
 )
-def test_who_leaves_first(
+def test_scale_down_order_of_replicas(
     tasks: list[tuple[str, TaskState, float]], count: int, expected: list[int]
 ) -> None:
     slots = [

@@ -85,7 +85,7 @@ def test_a_probed_task_has_arrived_when_it_is_healthy() -> None:
     world.settle()
     world.report(world.task(1), RUNNING, health=Health.STARTING)
     world.settle()
-    assert stopping(world) == [], "it runs, and nobody knows whether it works"
+    assert stopping(world) == [], "it runs, but is not known to work yet"
     assert not progress(world.view, "web-id").converged
     world.report(world.task(1), RUNNING, health=Health.HEALTHY)
     world.settle()

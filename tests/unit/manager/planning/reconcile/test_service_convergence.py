@@ -115,12 +115,12 @@ def attempt(state: TaskState, id: str, revision: int = 2, **fields: Any) -> Task
 
 
 def ended(seconds: float, state: TaskState = S.FAILED, id: str = "t1", **fields: Any) -> Task:
-    """A task that ended after so many seconds."""
+    """A task that ended after a number of seconds."""
     return attempt(state, id, **{"started_at": 10.0, "finished_at": 10.0 + seconds, **fields})
 
 
 class Case(NamedTuple):
-    """What the tasks of a service are, and what who waits for it is told."""
+    """The tasks of a service, and the progress reported to a waiting command."""
 
     name: str
     tasks: list[Task]

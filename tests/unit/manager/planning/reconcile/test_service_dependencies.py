@@ -128,7 +128,7 @@ def removed(world: World, name: str) -> None:
     world.settle()
 
 
-def test_what_others_need_stops_after_them() -> None:
+def test_dependencies_stop_after_their_dependents() -> None:
     world = World(node(), service("db"), web())
     world.obey()
     removed(world, "web")

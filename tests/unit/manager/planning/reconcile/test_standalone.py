@@ -13,7 +13,7 @@ from orchestrator.manager.errors import RequestError
 from orchestrator.manager.operations.workloads import container_lifecycle
 from orchestrator.manager.planning.plan import Change, IllegalChange, check_change
 from orchestrator.manager.planning.reconcile.standalone import backoff
-from orchestrator.manager.planning.reports.statuses import accept_reports
+from orchestrator.manager.planning.reports.claims import accept_reports
 from orchestrator.model.nodes import Availability, NodeState
 from orchestrator.model.specs import RestartCondition, RestartPolicy
 from orchestrator.model.states import TaskState

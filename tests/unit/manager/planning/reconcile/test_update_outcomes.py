@@ -118,7 +118,7 @@ def test_a_failure_rolls_back_to_the_very_bits_before() -> None:
     assert now.update.state is UpdateState.ROLLING_BACK
     assert now.update.message == "1 of 3 failed: web.1: no such program"
     assert (now.spec, now.image_digest, now.spec_version) == (before.spec, "sha256:1", 3)
-    assert now.history == (), "nobody wants to go back to what failed"
+    assert now.history == (), "a failed spec is not remembered for rollback"
     world.obey()
     world.pass_time(60.0)
     world.obey()
@@ -254,7 +254,7 @@ def test_a_rollback_keeps_the_number_of_replicas() -> None:
     assert [past.spec.task.container.image for past in back.history] == ["web:2"]
 
 
-def test_what_is_remembered_has_an_end() -> None:
+def test_spec_history_is_limited() -> None:
     now = service()
     for number in range(2, 20):
         now = with_spec(now, replace(now.spec, task=task_spec(image=f"web:{number}")), "", 1.0)

@@ -15,12 +15,12 @@ from orchestrator.manager.planning.reports.claims import (
     MOST_WORDS,
     Claim,
     FalseClaim,
+    accept_reports,
     credible_description,
     is_hostname,
     sane,
     sane_images,
 )
-from orchestrator.manager.planning.reports.statuses import accept_reports
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
 from orchestrator.model.objects import Image, Network

@@ -6,9 +6,8 @@ from __future__ import annotations
 import pytest
 from builders import NOW, World, node, service
 
-from orchestrator.manager.planning.assignments import assigned_tasks
 from orchestrator.manager.planning.reports.liveness import Hearing, Silence, expire, node_up
-from orchestrator.manager.planning.view import ClusterView
+from orchestrator.manager.planning.view import ClusterView, assigned_tasks
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
 from orchestrator.model.objects import Cluster
 from orchestrator.model.states import TaskState
@@ -38,7 +37,7 @@ def messages(silence: Silence) -> list[str]:
         pytest.param(DOWN, NOW - 60.0, None, None, id="down already"),
     ],
 )
-def test_silence(
+def test_silent_nodes_are_down_after_the_timeout(
     state: NodeState, heard: float, message: str | None, requeue: float | None
 ) -> None:
     view = ClusterView.of([CLUSTER, node("a", state=state)])
@@ -85,7 +84,7 @@ def test_a_node_that_has_just_joined_gets_its_time_too() -> None:
         pytest.param(7, 4, True, id="four of seven"),
     ],
 )
-def test_a_leader_that_hears_hardly_anybody_doubts_itself(
+def test_a_leader_that_hears_few_nodes_suspects_itself(
     nodes: int, silent: int, doubts: bool
 ) -> None:
     ids = [f"n{number}" for number in range(nodes)]
@@ -150,7 +149,7 @@ def test_hello_makes_a_node_ready() -> None:
     up = node_up(silent, described, NOW)
     assert (up.state, up.message, up.state_since) == (READY, "", NOW)
     assert up.description is described
-    assert node_up(up, described, NOW + 60) is up, "a repeated hello is no news"
+    assert node_up(up, described, NOW + 60) is up, "a repeated hello changes nothing"
     renamed = node_up(up, NodeDescription(hostname="beta"), NOW + 60)
     assert (renamed.description.hostname, renamed.state_since) == ("beta", NOW)
 

@@ -27,7 +27,7 @@ NODES = [
 
 
 def liking(of: Service, *texts: str, labels: dict[str, str] | None = None) -> Service:
-    """The service with likings; a text that begins with `!` is a dislike."""
+    """The service with affinities; a text that begins with `!` is an anti-affinity."""
     made = tuple(parse_affinity(text.lstrip("!"), anti=text[0] == "!") for text in texts)
     return replace(of, spec=replace(of.spec, affinities=made, labels=labels or {}))
 
@@ -149,7 +149,7 @@ def test_pending_tasks_are_retried_when_an_anti_affinity_is_removed() -> None:
     assert where(world, "drum") == "n1"
 
 
-def test_a_container_has_likings_too() -> None:
+def test_a_container_has_affinities_too() -> None:
     world = settled(liking(service("db"), "node.id==n2"))
     item = replace(
         task("c", TaskState.PENDING, spec=TaskSpec(container=ContainerSpec(image="x:1"))),
@@ -175,7 +175,7 @@ def test_a_container_has_likings_too() -> None:
         ("service", "is not of the form"),
     ],
 )
-def test_what_cannot_be_read_says_why(text: str, words: str) -> None:
+def test_malformed_affinities_are_refused(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_affinity(text)
 
@@ -185,7 +185,7 @@ def test_there_is_an_end_to_it() -> None:
         check_affinities([Affinity("service==db")] * 33)
 
 
-likings = st.lists(
+soft_affinities = st.lists(
     st.sampled_from(
         [
             "!service==a",
@@ -204,7 +204,9 @@ likings = st.lists(
 
 @given(
     st.lists(
-        st.tuples(st.integers(0, 4), likings, st.sampled_from(["x", "y"])), min_size=2, max_size=3
+        st.tuples(st.integers(0, 4), soft_affinities, st.sampled_from(["x", "y"])),
+        min_size=2,
+        max_size=3,
     )
 )
 @settings(max_examples=150)

@@ -86,7 +86,7 @@ def test_a_full_zone_is_passed_over() -> None:
     assert chosen(zoned("a", "a"), small, web, *waiting(4, web)) == ["a", "b", "a", "a"]
 
 
-def test_no_more_than_so_many_on_a_node() -> None:
+def test_maximum_tasks_per_node() -> None:
     web = spread_over(most=2)
     *placed, last = decide(node("a"), node("b"), web, *waiting(5, web))
     assert [item.node.id for item in placed if isinstance(item, Placement)] == list("abab")

@@ -60,7 +60,7 @@ def test_the_fullest_node_with_room_is_packed() -> None:
     assert places(world) == "b a"
 
 
-def test_packing_keeps_to_zones_likings_and_the_most_of_a_node() -> None:
+def test_packing_respects_zones_affinities_and_the_maximum_per_node() -> None:
     zoned = [node("a", labels={"zone": "x"}), node("b", labels={"zone": "y"})]
     spread = packing(service("web", 4), spread=("node.labels.zone",))
     assert places(World(*zoned, spread)) == "a b a b"

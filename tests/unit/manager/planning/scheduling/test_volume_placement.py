@@ -182,9 +182,9 @@ def test_volumes_from_places_together(holder: Task | None, expected: str) -> Non
         (task("web", TaskState.RUNNING, node_id="n2"), "n2"),
         (
             task("web", TaskState.SHUTDOWN, node_id="n2"),
-            "container web, whose namespaces it is to share, is not running",
+            "container web, whose namespaces it shares, is not running",
         ),
-        (None, "no container web, whose namespaces it is to share"),
+        (None, "no container web, whose namespaces it shares"),
     ],
 )
 @pytest.mark.parametrize("kind", ["pid", "ipc"])
@@ -218,7 +218,7 @@ def test_an_agent_that_is_too_old_gets_none(container: dict[str, Any], feature: 
     assert decide(new, task("web", node_id="n1", slot=2), item)["t"] == "n1"
 
 
-def test_who_uses_a_volume() -> None:
+def test_users_of_a_volume() -> None:
     view = ClusterView.of(
         [
             *NODES,

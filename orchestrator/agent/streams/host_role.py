@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making the host a manager, too, or no longer one, at a manager's request.
+
+The manager is a daemon of its own: this runs the command that an operator would run on the host,
+and systemd does the rest. Where something else supervises daemons, `--manager-command` names a
+program that does the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.agent.streams.tunnels import TunnelFailure
+from orchestrator.pb import dispatch_pb2
+
+_UNIT = "orc-manager.service"
+_UNIT_FOLDERS = tuple(map(Path, ("/etc/systemd/system", "/usr/lib/systemd/system")))
+TOKEN = "ORC_JOIN_TOKEN"
+"""Environment variable with the join token: an argument would be visible to every user."""
+
+
+class HostRole:
+    """Serves `host_role` requests."""
+
+    def __init__(self, address: str, command: Sequence[str] = ()) -> None:
+        """`address` is the host's own. `command` is run with the arguments `join ADDRESS OWN` or
+        `leave`; empty: `orc cluster join`, and systemd."""
+        self._address = address
+        self._command = tuple(command)
+        self._turn = asyncio.Lock()
+
+    async def serve(
+        self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
+    ) -> dispatch_pb2.TunnelResult:
+        """Serve a request; exceptions become the tunnel's error."""
+        wanted = order.host_role
+        async with self._turn:
+            if wanted.manager:
+                await _run(self._joining(wanted.join_address), {TOKEN: wanted.token})
+            else:
+                await _run(self._leaving(), {})
+        return dispatch_pb2.TunnelResult()
+
+    def _joining(self, to: str) -> tuple[str, ...]:
+        if self._command:
+            return (*self._command, "join", to, self._address)
+        if not any((folder / _UNIT).exists() for folder in _UNIT_FOLDERS):
+            raise TunnelFailure(f"this host has no {_UNIT}: install the package orc-manager there")
+        return (sys.executable, sys.argv[0], "cluster", "join", "--address", self._address, to)
+
+    def _leaving(self) -> tuple[str, ...]:
+        if self._command:
+            return (*self._command, "leave")
+        return ("systemctl", "disable", "--now", "--quiet", _UNIT)
+
+
+async def _run(command: Sequence[str], environment: dict[str, str]) -> None:
+    """Run a command to its end. Raises TunnelFailure with its last line if it fails."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env={**os.environ, **environment},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        output, _ = await process.communicate()
+    except asyncio.CancelledError:
+        process.kill()
+        await process.wait()
+        raise
+    if process.returncode != 0:
+        lines = output.decode(errors="replace").strip().splitlines()
+        raise TunnelFailure(lines[-1].removeprefix("orc: ") if lines else "the command failed")

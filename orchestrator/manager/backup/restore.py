@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A manager on a new host, made from a backup: `orc cluster restore`.
+
+The store is written by a temporary etcd, before `manager.json` marks the data folder as complete.
+The cluster keeps its id, CA and keys, so the certificates of nodes and admins stay valid. It gets
+a new incarnation, by which agents know that the store may have less than they run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from orchestrator.backups.archive import Archive, BackupError
+from orchestrator.identity import ca
+from orchestrator.identity.bootstrap import new_id, store_first_manager
+from orchestrator.identity.certificates import KeyPair
+from orchestrator.identity.host_identity import ManagerIdentity
+from orchestrator.linux.atomicfile import write_file
+from orchestrator.manager.backup.store_dump import cluster_of, restored
+from orchestrator.manager.security.certificates import lifetime
+from orchestrator.manager.security.vault import KEY_FILE
+from orchestrator.manager.store.commit import MAX_BYTES
+from orchestrator.manager.store.etcd import EtcdKv
+from orchestrator.manager.store.etcd_member import EtcdMember
+from orchestrator.manager.store.etcd_process import find_orphan
+from orchestrator.manager.store.kv import Kv, Op, Put, StoreError
+
+MARK = "restoring"
+"""File in a data folder whose restore has begun and may be repeated."""
+
+
+def restore(
+    archive: Archive, data_dir: Path, address: str, port: int
+) -> tuple[ManagerIdentity, str, KeyPair]:
+    """Make a manager's data folder from a backup: (manager, CA PEM, admin). An interrupted restore
+    can be repeated. Raises BackupError."""
+    if (data_dir / "manager.json").exists():
+        raise BackupError(
+            f"there is already a manager in {data_dir}; stop it and remove that folder, or give "
+            "another --data-dir"
+        )
+    mark, etcd = data_dir / MARK, data_dir / "etcd"
+    if etcd.exists() and not mark.exists():
+        raise BackupError(
+            f"{etcd} holds another cluster's data; remove it, or give another --data-dir"
+        )
+    cluster = cluster_of(archive)
+    try:
+        authority = KeyPair(archive.files["ca.pem"].decode(), archive.files["ca.key"].decode())
+    except KeyError as error:
+        raise BackupError(f"the backup has no {error.args[0]}; use another one") from error
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_file(mark, f"{archive.manifest.cluster_id} {time.time()}\n")
+    try:
+        asyncio.run(fill(etcd.absolute(), restored(archive, new_id())))
+    except StoreError as error:
+        raise BackupError(f"cannot write the store: {error}") from error
+    if KEY_FILE in archive.files:
+        write_file(data_dir / KEY_FILE, archive.files[KEY_FILE])
+    identity = ManagerIdentity(
+        manager_id=new_id(),
+        cluster_id=cluster.id,
+        address=address,
+        port=port,
+        network_cidr=cluster.network_cidr,
+        worker_token=cluster.worker_token,
+        manager_token=cluster.manager_token,
+        certificate_lifetime=cluster.certificate_lifetime,
+    )
+    validity = lifetime(cluster.certificate_lifetime) or ca.LIFETIME
+    admin = store_first_manager(data_dir, identity, authority, dt.datetime.now(dt.UTC), validity)
+    mark.unlink()  # without it, the folder cannot be overwritten
+    return identity, authority.certificate, admin
+
+
+async def fill(folder: Path, keys: Iterable[tuple[str, bytes]]) -> None:
+    """Write the keys to a new etcd in `folder`, in place of what an interrupted restore left."""
+    if (orphan := find_orphan(folder)) is not None:
+        await orphan.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+    async with (
+        EtcdMember(folder) as member,
+        EtcdKv(member.endpoints, member.tls, max_txn_ops=member.max_txn_ops) as kv,
+    ):
+        await put_all(kv, keys)
+
+
+async def put_all(kv: Kv, keys: Iterable[tuple[str, bytes]]) -> None:
+    """Write keys, in as few transactions as possible. Raises StoreError."""
+    for batch in _batches(keys, kv.max_txn_ops):
+        await kv.txn([], batch)
+
+
+def _batches(keys: Iterable[tuple[str, bytes]], most: int) -> Iterator[Sequence[Op]]:
+    batch: list[Op] = []
+    size = 0
+    for key, value in keys:
+        if batch and (len(batch) == most or size + len(value) > MAX_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(Put(key, value))
+        size += len(key) + len(value)
+    if batch:
+        yield batch

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys of the control plane: rotation of the data key and the CA, lock of managers' key files."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import replace
+
+from orchestrator.identity import ca
+from orchestrator.identity.certificates import KeyPair, Life
+from orchestrator.identity.key_files import new_unlock_key, unlock_key_id
+from orchestrator.manager.errors import failed_precondition, unavailable
+from orchestrator.manager.operations.context import ManagerContext, Operations
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.security.ca_rotation import members
+from orchestrator.manager.security.key_ring import without_key
+from orchestrator.manager.security.vault import CA_PURPOSE, UNLOCK_PURPOSE
+from orchestrator.manager.store.commit import commit
+from orchestrator.model.access import CaRotation, KeyRotation
+from orchestrator.model.objects import Cluster
+from orchestrator.pb import security_pb2
+
+
+class SecurityOperations(Operations):
+    """Operations of `orc cluster key|lock|unlock-key|ca`."""
+
+    def __init__(self, ctx: ManagerContext, ca_key: Callable[[], str]) -> None:
+        """`ca_key`: PEM of the key of the CA that signs."""
+        super().__init__(ctx)
+        self._ca_key = ca_key
+
+    def _cluster(self) -> Cluster:
+        cluster = self.ctx.view.cluster
+        if cluster is None:
+            raise unavailable("the manager has not read its store yet; try again in a moment")
+        return cluster
+
+    async def _write(self, before: Cluster, after: Cluster) -> None:
+        await self.ctx.cache.wait_for(await commit(self.ctx.kv, [Change(before, after)]))
+
+    async def rotate_data_key(self, by: str) -> security_pb2.DataKeyStatus:
+        """Begin a rotation of the data key. One that is in progress goes on, unless no running
+        manager has its key any more."""
+        cluster, view = self._cluster(), self.ctx.view
+        if new := cluster.key_rotation.id:
+            running = [each for each in view.managers.values() if each.id in view.manager_presence]
+            if new == cluster.secrets_key_id or any(new in each.data_keys for each in running):
+                return await self.data_key_status()
+        vault = self.ctx.vault
+        id = vault.generate()
+        try:
+            # On disk before the store names it.
+            await asyncio.to_thread(vault.save)
+            rotation = KeyRotation(id, self.ctx.now(), by, former=cluster.secrets_key_id)
+            await self._write(cluster, replace(cluster, key_rotation=rotation))
+        finally:
+            vault.release(id)
+        return await self.data_key_status()
+
+    async def data_key_status(self) -> security_pb2.DataKeyStatus:
+        """The data key, and how far its rotation is."""
+        cluster = self._cluster()
+        new = cluster.key_rotation.id
+        phase = "idle" if not new else "distributing"
+        if new and new == cluster.secrets_key_id:
+            phase = "resealing"
+        return security_pb2.DataKeyStatus(
+            id=cluster.secrets_key_id,
+            new_id=new,
+            phase=phase,
+            waiting_for=without_key(self.ctx.view, new) if phase == "distributing" else (),
+            started_at=cluster.key_rotation.started_at,
+        )
+
+    async def rotate_ca(
+        self, request: security_pb2.RotateCaRequest, by: str
+    ) -> security_pb2.CaStatus:
+        """Begin a rotation of the CA; with `force`, end one without the members that are missing.
+        Raises RequestError, StoreError."""
+        [cluster] = self.ctx.sealing() or [self._cluster()]
+        if cluster.ca_rotation.successor:
+            if request.force:
+                await self._end_rotation(cluster)
+            return await self.ca_status()
+        if request.force:
+            raise failed_precondition("no rotation of the CA is in progress")
+        former = KeyPair(cluster.ca_certificate, self._ca_key())
+        at = dt.datetime.fromtimestamp(self.ctx.now(), dt.UTC)
+        fresh, link = ca.succeed(former, cluster.id, at)
+        rotation = CaRotation(
+            former=former.certificate,
+            successor=fresh.certificate,
+            link=link,
+            key=self.ctx.vault.seal(fresh.key, CA_PURPOSE),
+            started_at=self.ctx.now(),
+            by=by,
+        )
+        await self._write(cluster, replace(cluster, ca_rotation=rotation))
+        return await self.ca_status()
+
+    async def _end_rotation(self, cluster: Cluster) -> None:
+        """Remove the former CA. All managers must trust the new one, or they could not meet."""
+        if not cluster.ca_rotation.signing_since:
+            missing = [
+                each.name
+                for each in members(self.ctx.view, self.ctx.now())
+                if each.kind == "manager" and not each.renewed
+            ]
+            raise failed_precondition(
+                f"the new CA does not sign yet: {', '.join(missing) or 'the leader'} must trust it "
+                "first; start these managers, or remove them ('orc manager rm')"
+            )
+        await self._write(cluster, replace(cluster, ca_rotation=CaRotation()))
+
+    async def ca_status(self) -> security_pb2.CaStatus:
+        """The CA, and how far its rotation is."""
+        cluster = self._cluster()
+        rotation = cluster.ca_rotation
+        status = security_pb2.CaStatus(
+            phase="idle",
+            digest=ca.digest(cluster.ca_certificate),
+            started_at=rotation.started_at,
+        )
+        life = Life.of(cluster.ca_certificate)
+        status.expires_at = life.ends.timestamp() if life else 0.0
+        if not rotation.successor:
+            return status
+        status.phase = "renewing" if rotation.signing_since else "trusting"
+        status.former = ca.digest(rotation.former)
+        for each in members(self.ctx.view, self.ctx.now()):
+            waits = rotation.signing_since or each.kind == "manager"
+            status.members.add(
+                kind=each.kind,
+                id=each.id,
+                name=each.name,
+                renewed=each.renewed,
+                blocking=bool(waits and not each.renewed),
+                reason=each.reason,
+            )
+        return status
+
+    async def lock(self, request: security_pb2.LockRequest) -> security_pb2.UnlockKeyReply:
+        """Lock the managers' key files, replace the unlock key, or end that. Raises RequestError,
+        StoreError."""
+        [cluster] = self.ctx.sealing() or [self._cluster()]
+        if request.off:
+            if cluster.unlock_key:
+                await self._write(cluster, replace(cluster, unlock_key=""))
+        elif request.rotate and not cluster.unlock_key:
+            raise failed_precondition("the cluster is not locked; 'orc cluster lock' locks it")
+        elif request.rotate or not cluster.unlock_key:
+            sealed = self.ctx.vault.seal(new_unlock_key(), UNLOCK_PURPOSE)
+            await self._write(cluster, replace(cluster, unlock_key=sealed))
+        return await self.unlock_key()
+
+    async def unlock_key(self) -> security_pb2.UnlockKeyReply:
+        """The unlock key, and the managers whose key files it does not lock yet."""
+        cluster, view = self._cluster(), self.ctx.view
+        key = self.ctx.vault.open(cluster.unlock_key, UNLOCK_PURPOSE) if cluster.unlock_key else ""
+        wanted = unlock_key_id(key)
+        waiting = [each for each in view.managers.values() if each.unlock_key_id != wanted]
+        return security_pb2.UnlockKeyReply(
+            key=key, waiting_for=sorted(each.hostname for each in waiting)
+        )

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cluster of three managers loses two, and goes on with the third: real commands, daemons and
+etcd, on loopback addresses of a network namespace of its own. Usage: recoveryhosts.py FOLDER"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from managerjoins import Hosts, eventually
+
+
+def main() -> None:
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    hosts = Hosts(Path(sys.argv[1]))
+    hosts.done("cluster", "init", "--advertise", "127.0.0.1", "--data-dir", hosts.data(1))
+    hosts.start(1)
+    eventually(lambda: hosts.orc("manager", "ls").returncode == 0)
+    for number in (2, 3):
+        joined = hosts.join(number)
+        assert joined.returncode == 0, joined.stderr
+        hosts.start(number)
+        hosts.await_states(**{f"m{each}": "ready" for each in range(1, number + 1)})
+    hosts.done("network", "create", "before")
+    recover = ("cluster", "recover", "--force-new-cluster", "--data-dir", hosts.data(1))
+    assert "another manager runs" in hosts.refused(*recover)
+    for number in (1, 2, 3):
+        hosts.power_off(number)
+    said = hosts.done(*recover)
+    assert "is the only one" in said, said
+    hosts.done("cluster", "admin", "--data-dir", hosts.data(1))
+    hosts.start(1)
+    hosts.await_states(m1="ready")
+    hosts.done("network", "create", "after")
+    names = {row["name"] for row in json.loads(hosts.done("network", "ls", "--format", "json"))}
+    assert names == {"bridge", "default", "before", "after"}
+    # The cluster grows again.
+    joined = hosts.join(4)
+    assert joined.returncode == 0, joined.stderr
+    hosts.start(4)
+    hosts.await_states(m1="ready", m4="ready")
+
+
+if __name__ == "__main__":
+    main()

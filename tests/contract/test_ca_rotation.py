@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rotation of the CA by managers on one store, with a node: real gRPC, real TLS."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from managerhost import Running, manager_again, manager_beside, manager_in
+from test_data_key_rotation import security, until
+
+from orchestrator.identity import ca
+from orchestrator.identity.certificates import KeyPair, TlsFiles, issuer_key_id, own_key_id
+from orchestrator.identity.join import JoinRefused
+from orchestrator.model.access import CaRotation
+from orchestrator.model.convert import to_proto
+from orchestrator.model.nodes import NodeDescription
+from orchestrator.model.objects import Cluster
+from orchestrator.pb import (
+    certificates_pb2,
+    certificates_pb2_grpc,
+    control_pb2,
+    control_pb2_grpc,
+    dispatch_pb2,
+    dispatch_pb2_grpc,
+)
+
+
+@pytest.fixture
+async def leader(tmp_path: Path) -> AsyncIterator[Running]:
+    async with manager_in(tmp_path / "leader") as running:
+        yield running
+
+
+@pytest.fixture
+async def follower(leader: Running, tmp_path: Path) -> AsyncIterator[Running]:
+    async with manager_beside(leader, tmp_path / "follower") as running:
+        yield running
+
+
+def signing(cluster: Cluster) -> bool:
+    return bool(cluster.ca_rotation.signing_since)
+
+
+def over(cluster: Cluster) -> bool:
+    return cluster.ca_rotation == CaRotation()
+
+
+async def renewed(running: Running, pair: KeyPair, root: str) -> tuple[KeyPair, str]:
+    """The next certificate of a holder, and the CAs that it is to trust."""
+    key, request = ca.new_request()
+    async with running.channel(pair, root=root) as channel:
+        reply = await certificates_pb2_grpc.CertificatesStub(channel).Renew(
+            certificates_pb2.RenewRequest(csr=request)
+        )
+    return KeyPair(reply.certificate, key), reply.ca_certificates
+
+
+async def asks(running: Running, pair: KeyPair, root: str) -> None:
+    async with running.channel(pair, root=root) as channel:
+        request = control_pb2.GetClusterRequest()
+        await control_pb2_grpc.ControlStub(channel).GetCluster(request, timeout=20)
+
+
+async def node(running: Running, pair: KeyPair, root: str, told: list[Any]) -> KeyPair:
+    """An agent's session, renewed and opened anew when the manager says so; its last pair."""
+    while True:
+        async with running.channel(pair, root=root) as channel:
+            call = dispatch_pb2_grpc.DispatchStub(channel).Session()
+            description = to_proto(NodeDescription(hostname="n1", address="10.0.0.1"))
+            hello = dispatch_pb2.Hello(description=description)
+            await call.write(dispatch_pb2.AgentMessage(hello=hello))
+            while (message := await call.read()) is not grpc.aio.EOF:
+                if message.WhichOneof("kind") != "trust":
+                    continue
+                told.append(message.trust)
+                root = message.trust.ca_certificates
+                if issuer_key_id(pair.certificate) != message.trust.signer:
+                    pair, _ = await renewed(running, pair, root)
+
+
+async def test_all_members_renew_and_then_the_former_ca_is_refused(
+    leader: Running, follower: Running
+) -> None:
+    old = leader.authority.certificate
+    joined = await leader.join(leader.token, "n1")
+    told: list[Any] = []
+    session = asyncio.create_task(
+        node(follower, KeyPair(joined.certificate, joined.key), old, told)
+    )
+    try:
+        await until(leader, lambda _: leader.manager.cache.view.sessions)
+        await asks(leader, leader.admin, old)
+        started = await security(leader, "RotateCa")
+        assert started.phase == "trusting"
+        await until(leader, signing)
+        # One that trusts the former CA alone reaches managers that have renewed.
+        new = leader.manager.cache.view.cluster
+        assert new is not None
+        signer = own_key_id(new.ca_certificate)
+        assert new.ca_certificate != old
+
+        def members_renewed(_: Cluster) -> bool:
+            view = leader.manager.cache.view
+            managers = {each.certificate_ca for each in view.managers.values()}
+            return managers == {signer} and [
+                each.certificate_ca for each in view.sessions.values()
+            ] == [signer]
+
+        await until(leader, members_renewed)
+        await asks(leader, leader.admin, old)
+        status = await security(leader, "GetCaStatus")
+        assert status.phase == "renewing"
+        assert [each.name for each in status.members if each.blocking] == ["admin"]
+        admin, trusted = await renewed(leader, leader.admin, old)
+        assert trusted == new.trusted_cas
+        await until(leader, over)
+        await until(leader, lambda _: (follower.folder / "ca.pem").read_text() != trusted)
+        for each in (leader, follower):
+            assert (each.folder / "ca.pem").read_text() == new.ca_certificate
+            await asks(each, admin, new.ca_certificate)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await asks(each, leader.admin, new.ca_certificate)
+        assert not session.done()
+    finally:
+        session.cancel()
+
+
+async def test_join_tokens_carry_the_new_ca(leader: Running) -> None:
+    await security(leader, "RotateCa")
+    await until(leader, signing)
+    with pytest.raises(JoinRefused, match="its CA differs"):
+        await leader.join(leader.token)
+    async with leader.channel(leader.admin) as channel:
+        request = control_pb2.GetClusterRequest()
+        token = (await control_pb2_grpc.ControlStub(channel).GetCluster(request)).worker_token
+    joined = await leader.join(token)
+    view = leader.manager.cache.view
+    assert view.cluster is not None
+    assert issuer_key_id(joined.certificate) == own_key_id(view.cluster.ca_certificate)
+
+
+async def test_a_rotation_goes_on_after_a_restart_and_can_be_forced(tmp_path: Path) -> None:
+    async with manager_in(tmp_path) as running:
+        await running.join(running.token, "absent")
+        await security(running, "RotateCa")
+        await until(running, signing)
+    async with manager_again(running) as again:
+        status = await security(again, "GetCaStatus")
+        assert status.phase == "renewing"
+        waiting = {each.name: each.reason for each in status.members if each.blocking}
+        assert waiting["absent"] == "it is not connected"
+        await security(again, "RotateCa", force=True)
+        await until(again, over)
+        cluster = again.manager.cache.view.cluster
+        assert cluster is not None
+        pair = TlsFiles.of(again.folder, "manager").pair.read()
+        assert issuer_key_id(pair.certificate) == own_key_id(cluster.ca_certificate)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `orc cluster upgrade --check` finds in the way."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.cli.cluster.upgrade_check import (
+    ClusterFacts,
+    ManagerFacts,
+    NodeFacts,
+    SchemaFacts,
+    findings,
+)
+from orchestrator.model.agent_features import AGENT_FEATURES
+from orchestrator.model.releases import within_skew
+
+MANAGER = ManagerFacts("manager1", "0.1.0", etcd_member=True)
+NODE = NodeFacts("node1", "0.1.0", features=AGENT_FEATURES)
+THREE = tuple(ManagerFacts(f"manager{n}", "0.2.0", etcd_member=True) for n in (1, 2, 3))
+
+
+def blocking(cluster: ClusterFacts, target: str = "0.2.0") -> list[str]:
+    return [f"{each.subject}: {each.text}" for each in findings(cluster, target) if each.blocking]
+
+
+def notes(cluster: ClusterFacts, target: str = "0.2.0") -> list[str]:
+    found = findings(cluster, target)
+    return [f"{each.subject}: {each.text}" for each in found if not each.blocking]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "fits"),
+    [
+        ("0.1.0", "0.2.0.dev0", True),
+        ("0.2.0rc1", "0.1.7", True),
+        ("0.1.0", "0.3.0", False),
+        ("0.9.0", "1.0.0", False),
+        ("", "0.1.0", False),
+        ("0.10.0", "0.1.0", False),
+    ],
+)
+def test_versions_may_differ_by_one_minor_release(one: str, other: str, fits: bool) -> None:
+    assert within_skew(one, other) is within_skew(other, one) is fits
+
+
+def test_nothing_is_in_the_way_of_a_healthy_cluster() -> None:
+    assert blocking(ClusterFacts((MANAGER,), (NODE,))) == []
+    assert findings(ClusterFacts(THREE, (NODE,)), "0.2.0") == []
+
+
+def test_one_manager_interrupts_commands() -> None:
+    assert notes(ClusterFacts((MANAGER,), (NODE,))) == [
+        "quorum: one manager: no command is served while it restarts; containers are not affected"
+    ]
+
+
+def test_hosts_more_than_one_minor_release_away_are_in_the_way() -> None:
+    found = blocking(ClusterFacts((MANAGER,), (NODE,)), "0.3.0")
+    assert found == [
+        f"{host}: has version 0.1.0, more than 1 minor release from 0.3.0"
+        for host in ("manager manager1", "node node1")
+    ]
+
+
+def test_a_host_that_was_left_behind_is_upgraded_first() -> None:
+    behind = NodeFacts("node2", "0.1.0", features=AGENT_FEATURES)
+    ahead = tuple(ManagerFacts(f"manager{n}", "0.3.0", etcd_member=True) for n in (1, 2, 3))
+    found = blocking(ClusterFacts(ahead, (behind,)), "0.2.0")
+    assert found == [
+        "node node2: has version 0.1.0, more than 1 minor release from 0.3.0, which the cluster "
+        "already has"
+    ]
+
+
+def test_a_quorum_without_margin_is_in_the_way() -> None:
+    down = ManagerFacts("manager3", "0.2.0", state="down", reason="lost", etcd_member=True)
+    assert blocking(ClusterFacts((*THREE[:2], down), ())) == [
+        "manager manager3: is down: lost",
+        "quorum: 2 of 3 etcd members are healthy, and 2 are needed: none can be restarted without "
+        "an interruption",
+    ]
+
+
+def test_nodes_that_are_down_are_in_the_way() -> None:
+    down = [NodeFacts(f"node{n}", "0.2.0", "down", AGENT_FEATURES) for n in range(7)]
+    [found] = blocking(ClusterFacts(THREE, tuple(down)))
+    assert found == "nodes node0, node1, node2, node3, node4 and 2 more: down"
+
+
+def test_a_schema_that_is_not_final_can_be_finalized() -> None:
+    waiting = SchemaFacts(version=2, requested=1, finalized=1, known=2)
+    [found] = findings(ClusterFacts(THREE, (), waiting), "0.2.0")
+    assert not found.blocking
+    assert "orc cluster upgrade --finalize" in found.remedy
+    running = SchemaFacts(version=2, requested=2, finalized=1, known=2)
+    assert blocking(ClusterFacts(THREE, (), running)) == ["schema: version 2 is being finalized"]
+
+
+def test_features_wait_for_older_hosts() -> None:
+    newer = ManagerFacts("m2", "0.2.0", features=("schema-1", "schema-2"), etcd_member=True)
+    older = ManagerFacts("m1", "0.1.0", features=("schema-1",), etcd_member=True)
+    node = NodeFacts("node1", "0.1.0", features=AGENT_FEATURES[1:])
+    found = notes(ClusterFacts((newer, older, newer), (node,)))
+    assert "feature schema-2: off until manager m1 is upgraded" in found
+    assert any("tasks that need it are not placed on node node1" in each for each in found)
+
+
+def test_undecodable_objects_are_in_the_way_once_managers_are_upgraded() -> None:
+    keys = ("/orc/novelties/x",)
+    assert blocking(ClusterFacts(THREE, (), undecodable=keys)) == [
+        "store: objects cannot be decoded: /orc/novelties/x"
+    ]
+    assert blocking(ClusterFacts((MANAGER,), (), undecodable=keys)) == []
+
+
+def test_updates_in_progress_are_noted() -> None:
+    assert notes(ClusterFacts(THREE, (), updating=("web",))) == [
+        "services web: are being updated: an update pauses while the leader restarts"
+    ]

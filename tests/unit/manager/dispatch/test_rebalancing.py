@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sessions spread over managers, by a few redirections at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from orchestrator.manager.dispatch.rebalancing import Handover, handover
+from orchestrator.manager.planning.view import ClusterView
+from orchestrator.model.managers import Manager, ManagerPresence
+from orchestrator.model.nodes import SessionRecord
+
+
+def view(loads: Sequence[int], gone: str = "") -> ClusterView:
+    """Managers m0, m1, … with so many sessions each."""
+    managers = [Manager(id=f"m{n}", address=f"10.0.0.{n}", port=7420) for n in range(len(loads))]
+    present = [ManagerPresence(id=each.id) for each in managers if each.id != gone]
+    sessions = [
+        SessionRecord(id=f"n{n}-{k}", manager_id=f"m{n}")
+        for n, load in enumerate(loads)
+        for k in range(load)
+    ]
+    return ClusterView.of([*managers, *present, *sessions])
+
+
+@pytest.mark.parametrize(
+    ("loads", "expected"),
+    [
+        ((5,), None),
+        ((1, 0), None),
+        ((2, 2, 1), None),
+        ((2, 0), Handover("10.0.0.1:7420", 1)),
+        ((3, 2, 1), Handover("10.0.0.2:7420", 1)),
+        ((100, 100, 0), Handover("10.0.0.2:7420", 1)),
+        ((300, 0, 0), Handover("10.0.0.1:7420", 5)),
+        ((0, 9), None),
+    ],
+)
+def test_the_manager_with_too_many_sessions_hands_some_over(
+    loads: Sequence[int], expected: Handover | None
+) -> None:
+    assert handover(view(loads), "m0") == expected
+
+
+def test_a_manager_that_does_not_run_gets_none() -> None:
+    assert handover(view((9, 0), gone="m1"), "m0") is None
+
+
+@pytest.mark.parametrize("loads", [(50, 0, 0), (7, 1, 4), (0, 0, 31)])
+def test_all_have_the_same_number_in_the_end(loads: Sequence[int]) -> None:
+    left = list(loads)
+    for _ in range(1000):
+        for n in range(len(left)):
+            if (given := handover(view(left), f"m{n}")) is not None:
+                left[n] -= given.count
+                left[int(given.address.split(":")[0][-1])] += given.count
+    assert max(left) - min(left) <= 1

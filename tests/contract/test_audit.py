@@ -344,7 +344,7 @@ async def test_each_change_of_the_store_has_its_entry_and_no_secret_is_in_any(
         assert secret not in written, secret
 
 
-async def test_who_is_refused_is_recorded_apart(running: Running) -> None:
+async def test_refused_callers_are_recorded_separately(running: Running) -> None:
     joined = await running.join(running.token, "host-1")
     async with running.channel(KeyPair(joined.certificate, joined.key)) as channel:
         control = control_pb2_grpc.ControlStub(channel)
@@ -369,7 +369,7 @@ async def test_reading_is_not_recorded_and_a_workers_session_neither(running: Ru
     assert await entries(running) == []
 
 
-async def test_a_callers_own_request_id_is_kept_and_told(running: Running) -> None:
+async def test_request_id_of_the_caller_is_kept_and_returned(running: Running) -> None:
     async with running.channel(running.admin) as channel:
         control = control_pb2_grpc.ControlStub(channel)
         for chosen in ("deploy-42", "no\x7fsuch id"[:2] + " x"):

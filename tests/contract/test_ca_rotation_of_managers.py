@@ -12,5 +12,5 @@ from tests.enclosure import run_enclosed
 
 @pytest.mark.root
 @pytest.mark.timeout(900)
-def test_the_ca_is_rotated_whatever_fails_meanwhile(tmp_path: Path) -> None:
+def test_ca_rotation_survives_failures(tmp_path: Path) -> None:
     run_enclosed(Path(__file__).with_name("carotation.py"), tmp_path)

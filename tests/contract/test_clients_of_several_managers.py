@@ -294,7 +294,7 @@ async def test_a_call_that_must_not_be_repeated_is_not(leader: Running, follower
                 await call
 
 
-async def test_a_manager_that_lags_behind_answers_once_it_has_what_the_client_wrote(
+async def test_lagging_manager_answers_once_it_has_the_clients_write(
     leader: Running, follower: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = follower.manager.cache

@@ -115,12 +115,12 @@ def differences(one: Any, other: Any, at: str = "") -> list[str]:
     return [] if one == other else [f"{at}: {one!r} became {other!r}"]
 
 
-def test_there_are_many() -> None:
+def test_there_are_enough_samples() -> None:
     assert len(SAME) + len(REFUSED) + len(INVALID) >= 60
 
 
 @pytest.mark.parametrize("form", ["yaml", "json"])
-def test_what_is_printed_means_the_same_to_docker_compose(form: str, tmp_path: Path) -> None:
+def test_printed_file_is_equivalent_for_docker_compose(form: str, tmp_path: Path) -> None:
     printed = []
     for name, files in SAME.items():
         done = orc(files, form)
@@ -132,7 +132,7 @@ def test_what_is_printed_means_the_same_to_docker_compose(form: str, tmp_path: P
     assert "\n".join(differences(meaning(before), meaning(after))) == ""
 
 
-def test_docker_compose_takes_what_orc_refuses(tmp_path: Path) -> None:
+def test_docker_compose_accepts_files_that_orc_refuses(tmp_path: Path) -> None:
     assert together(tmp_path, REFUSED.values())["services"]
 
 
@@ -148,7 +148,7 @@ def test_a_refusal_has_a_line_and_is_listed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", INVALID)
-def test_what_docker_compose_refuses_is_refused_with_its_line(name: str) -> None:
+def test_files_refused_by_docker_compose_are_refused_with_a_line_number(name: str) -> None:
     files = INVALID[name]
     words = [word for file in files for word in ("-f", str(file))]
     assert docker_compose(*words, "config", "-q").returncode

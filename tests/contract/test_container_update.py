@@ -90,7 +90,7 @@ async def node(running: Running) -> AsyncIterator[Node]:
             call.cancel()
 
 
-async def test_what_is_refused_or_not_written_changes_nothing(
+async def test_refused_or_failed_update_changes_nothing(
     running: Running, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running.channel(running.admin) as channel:

@@ -102,7 +102,7 @@ def test_extended_attributes_are_kept_where_there_is_no_proc(tmp_path: Path) -> 
     assert (new / "ping").stat().st_mode & 0o7777 == 0o555
 
 
-def test_attributes_that_cannot_be_kept_are_told(tmp_path: Path) -> None:
+def test_attributes_that_cannot_be_kept_are_reported(tmp_path: Path) -> None:
     """A user that is not root may not give a file capabilities."""
     tar = io.BytesIO()
     copying.pack(str(tree_with_attributes(tmp_path / "low") / "bin"), "bin", tar)
@@ -176,7 +176,7 @@ NOT_KEPT = (
 
 @pytest.mark.parametrize(("userns", "lines"), [("private", [NOT_KEPT]), ("host", [])])
 @private
-async def test_an_upload_keeps_attributes_or_says_that_it_cannot(
+async def test_upload_keeps_attributes_or_reports_those_lost(
     tmp_path: Path, userns: str, lines: list[str]
 ) -> None:
     """In a container with users of its own, whose root may give files capabilities there, and in

@@ -170,7 +170,7 @@ async def test_a_wrong_secret_is_refused_and_logged(
     assert "join refused" in caplog.text
 
 
-async def test_a_token_for_another_cluster_never_tells_its_secret(running: Running) -> None:
+async def test_token_of_another_cluster_does_not_reveal_its_secret(running: Running) -> None:
     with pytest.raises(JoinRefused, match="its CA differs"):
         await running.join(str(join_tokens.JoinToken("0" * 64, running.identity.worker_token)))
 
@@ -185,7 +185,7 @@ async def test_a_rotated_token_is_worth_nothing(running: Running) -> None:
     assert (await running.join(reply.token)).role == "worker"
 
 
-def test_what_is_not_a_token_is_said_to_be_none() -> None:
+def test_malformed_token_is_refused() -> None:
     with pytest.raises(join_tokens.BadToken, match="ORC-1-"):
         join("127.0.0.1:1", "SWMTKN-1-abc", "host")
 

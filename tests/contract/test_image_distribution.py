@@ -128,7 +128,7 @@ async def test_a_registry_serves_twenty_nodes_once(tmp_path: Path) -> None:
         await known_everywhere(running, digest, len(nodes))
 
 
-async def test_a_node_learns_for_whom_it_waits(tmp_path: Path) -> None:
+async def test_node_learns_which_source_it_waits_for(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         name, _ = stack.enter_context(registry_in(tmp_path))
         running = await stack.enter_async_context(manager_in(tmp_path / "manager"))

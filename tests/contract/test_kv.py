@@ -136,7 +136,7 @@ async def test_guards(
     assert conflict.value.keys == (condition.key,)
 
 
-async def test_a_conflict_writes_nothing_and_names_what_failed(kv: Kv, at: str) -> None:
+async def test_conflict_writes_nothing_and_names_the_failed_guard(kv: Kv, at: str) -> None:
     revision = await kv.txn([], [Put(at + "a", b"1"), Put(at + "b", b"1")])
     with pytest.raises(Conflict, match=at + "b") as conflict:
         await kv.txn(
@@ -237,7 +237,7 @@ async def test_a_cancelled_wait_loses_nothing(kv: Kv, at: str) -> None:
         assert (await next_of(changes)).revision == revision
 
 
-async def test_a_watch_from_compacted_history_says_so(store: Store, at: str) -> None:
+async def test_watch_from_compacted_history_fails(store: Store, at: str) -> None:
     kv = store.kv
     start = await kv.txn([], [Put(at + "a", b"1")])
     last = await kv.txn([], [Put(at + "a", b"2")])

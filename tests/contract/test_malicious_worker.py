@@ -426,7 +426,7 @@ async def test_a_name_that_a_node_claims_is_asked_of_the_registry(
     assert service.image_digest == EVIL
 
 
-async def test_what_a_name_stood_for_is_used_while_its_registry_is_silent(
+async def test_last_digest_of_a_name_is_used_while_its_registry_is_unreachable(
     running: Running, control: Any, hosts: Callable[..., Any], tmp_path: Path
 ) -> None:
     evil = await hosts("evil")
@@ -517,7 +517,7 @@ async def test_a_node_that_pushes_something_else_is_found_out(
     assert f"not the image {EVIL} that was pushed" in (refused.value.details() or "")
 
 
-async def test_a_node_has_no_image_of_an_index_but_what_the_index_lists(
+async def test_node_gets_only_images_that_the_index_lists(
     running: Running, images: Any, hosts: Callable[..., Any]
 ) -> None:
     evil = await hosts("evil")
@@ -578,7 +578,7 @@ async def test_a_node_gets_a_password_only_for_the_image_that_a_task_waits_for(
 
 
 @pytest.mark.parametrize("archive", [False, True])
-async def test_a_node_that_builds_gets_passwords_only_for_what_the_dockerfile_names(
+async def test_building_node_gets_passwords_only_for_registries_of_the_dockerfile(
     running: Running,
     images: Any,
     control: Any,

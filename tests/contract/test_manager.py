@@ -292,9 +292,7 @@ async def test_sessions_and_reports_outlive_a_lost_term(running: Running, contro
         assert list(node.tasks) == [task_id]
 
 
-async def test_a_manager_that_lost_leadership_commits_what_its_nodes_report(
-    running: Running, control: Any
-) -> None:
+async def test_former_leader_commits_reports_of_its_nodes(running: Running, control: Any) -> None:
     async with agent(running, "one") as node:
         await deploy(running, control, web())
         await node.until(lambda: node.tasks)
@@ -376,7 +374,7 @@ async def test_a_rebuilt_tag_is_taken_when_the_image_is_named_again(
         await node.until(lambda: node.tasks[old].desired_state is TaskState.SHUTDOWN)
 
 
-async def test_one_of_two_who_take_a_name_at_once_gets_it(running: Running, control: Any) -> None:
+async def test_concurrent_creates_of_a_name_have_one_winner(running: Running, control: Any) -> None:
     async with agent(running, "one"):
         await deploy(running, control, to_proto(replace(from_proto(web()), name="first")))
         create = control_pb2.CreateServiceRequest(spec=web())

@@ -137,7 +137,7 @@ async def test_running_tasks_continue_when_an_allowance_is_withdrawn(
     assert (after.id, after.desired_state) == (before.id, before.desired_state)
 
 
-async def test_a_plan_says_so(cluster: Cluster) -> None:
+async def test_plan_shows_the_missing_allowance(cluster: Cluster) -> None:
     request = containers_pb2.CreateContainerRequest(
         name="box", spec=to_proto(PRIVILEGED), node="n1", start=True
     )

@@ -163,7 +163,7 @@ async def test_a_user_of_a_network_being_removed_gets_it_or_is_refused(calls: Ca
             assert network.name not in await calls.names()
 
 
-async def test_what_is_in_use_is_not_removed_nor_pruned(running: Running, calls: Calls) -> None:
+async def test_network_in_use_is_not_removed_or_pruned(running: Running, calls: Calls) -> None:
     used = object_key(from_proto(await calls.make("used")))
     await calls.make("spare", labels={"keep": ""})
     await calls.make("idle")

@@ -79,7 +79,7 @@ async def test_a_container_whose_creation_got_no_answer_is_not_created_twice(
     assert [task.container_name for task in tasks] == ["box"]
 
 
-async def test_a_full_store_says_what_to_do_and_can_still_be_read(running: Running) -> None:
+async def test_full_store_names_the_remedy_and_stays_readable(running: Running) -> None:
     def fault(verb: str, phase: str) -> None:
         if verb == "txn" and phase == "before":
             raise StoreFull("etcd's database is full: compact and defragment it")

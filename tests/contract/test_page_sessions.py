@@ -134,7 +134,7 @@ async def test_a_ticket_opens_one_session(running: Running) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", "%%%", "eyJhbGciOiJub25lIn0"])
-async def test_what_is_no_ticket_opens_nothing(running: Running, text: str) -> None:
+async def test_malformed_ticket_opens_no_session(running: Running, text: str) -> None:
     browser = Browser(running)
     assert await browser.log_in(text) == OVER
     browser.cookie = f"orc={text}"
@@ -284,7 +284,7 @@ async def test_sessions_that_are_over_are_forgotten(
                 await feed.next()
 
 
-async def test_what_the_page_does_is_in_the_audit_trail(running: Running) -> None:
+async def test_actions_of_the_page_are_in_the_audit_trail(running: Running) -> None:
     anna, viewer = Browser(running), Browser(running)
     by = admin(running, "anna")
     joined = await running.join(running.token)

@@ -311,7 +311,7 @@ def _fields(joined: Joined) -> dict[str, Any]:
     return {name: getattr(joined, name) for name in Joined.__slots__}
 
 
-async def test_a_peer_that_was_away_learns_of_the_revocation_when_it_is_back(
+async def test_disconnected_peer_learns_of_a_revocation_when_it_reconnects(
     running: Running, tmp_path: Path
 ) -> None:
     peer, removed = await running.join(running.token), await running.join(running.token)
@@ -326,7 +326,7 @@ async def test_a_peer_that_was_away_learns_of_the_revocation_when_it_is_back(
 
 
 @pytest.mark.parametrize("away", [False, True])
-async def test_a_removed_or_revoked_node_is_told_so(
+async def test_removed_or_revoked_node_gets_the_reason(
     running: Running, tmp_path: Path, away: bool
 ) -> None:
     removed, revoked = await running.join(running.token), await running.join(running.token)
@@ -354,7 +354,7 @@ async def test_a_removed_or_revoked_node_is_told_so(
         assert not DIALING["peer"].done()
 
 
-async def test_only_a_manager_can_tell_a_node_that_it_is_removed(
+async def test_removal_notices_are_accepted_from_managers_only(
     running: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The attacker: another node, with its own certificate, at a manager's address."""
@@ -395,7 +395,7 @@ async def test_only_a_manager_can_tell_a_node_that_it_is_removed(
         await server.stop(None)
 
 
-async def test_a_node_that_a_restored_backup_does_not_know_is_not_told_that_it_was_removed(
+async def test_node_missing_in_a_restored_backup_gets_no_removal_notice(
     running: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     joined = await running.join(running.token)
@@ -494,7 +494,7 @@ async def test_streams_of_a_revoked_admin_end_and_it_cannot_come_back(running: R
         await info(channel)
 
 
-async def test_a_certificate_that_nobody_has_used_yet_is_revoked_with_its_holder(
+async def test_unused_certificate_is_revoked_with_its_holder(
     running: Running,
 ) -> None:
     used, unused = another_admin(running, "anna"), another_admin(running, "anna")
@@ -554,7 +554,7 @@ async def test_revoking_the_own_or_a_managers_certificate_is_refused(running: Ru
         ("admin", "", "specify whose"),
     ],
 )
-async def test_what_is_not_there_cannot_be_revoked(
+async def test_revoking_an_unknown_holder_is_refused(
     running: Running, kind: str, name: str, words: str
 ) -> None:
     anna = another_admin(running, "anna")

@@ -56,7 +56,7 @@ def test_containers_inherit_nothing_from_the_agent(
     assert process["stack"] == [str(8 << 20), "unlimited"]
 
 
-def test_the_monitor_inherits_only_what_it_needs(found: dict[str, dict[str, Any]]) -> None:
+def test_monitor_inherits_only_needed_descriptors(found: dict[str, dict[str, Any]]) -> None:
     """It outlives what a container does, where the agent may protect it, and has nothing of the
     agent's environment."""
     monitor = found["monitor"]

@@ -131,7 +131,7 @@ def test_a_context_is_renewed_by_the_command_that_uses_it(cluster: Cluster) -> N
         have.put_context(KeyPair(fresh["certificate"], fresh["key"]))
 
 
-def test_who_let_a_certificate_expire_gets_another_on_a_managers_host(cluster: Cluster) -> None:
+def test_expired_admin_certificate_is_replaced_on_a_managers_host(cluster: Cluster) -> None:
     have = Certificates(cluster)
     fresh = have.context()
     try:

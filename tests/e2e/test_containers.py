@@ -93,7 +93,7 @@ def test_run_in_the_foreground_is_the_program_itself(box: Cluster, hello: str) -
         ("/www/cgi-bin", 126, "is not a program"),
     ],
 )
-def test_what_cannot_be_run_has_a_shells_status(
+def test_command_that_cannot_run_has_the_exit_status_of_a_shell(
     box: Cluster, hello: str, entrypoint: str, status: int, words: str
 ) -> None:
     done = run(box, "--rm", "--entrypoint", entrypoint, hello, ok=False)
@@ -312,7 +312,7 @@ def test_an_agent_killed_at_any_moment_brings_each_order_to_its_end(
 
 
 @pytest.mark.root
-def test_events_tell_a_containers_life(box: Cluster, hello: str) -> None:
+def test_events_show_the_lifecycle_of_a_container(box: Cluster, hello: str) -> None:
     since = str(int(time.time()))
     sleeper(box, hello, "told")
     box.orc("pause", "told")

@@ -59,7 +59,7 @@ def alive(cluster: Cluster, node: str, *pids: int | str) -> bool:
     return cluster.exec(node, "ls", "-d", *paths, ok=False).stdout != ""
 
 
-def test_what_a_spec_asks_for_is_what_the_process_sees(cluster: Cluster, hello: str) -> None:
+def test_process_has_the_settings_of_its_spec(cluster: Cluster, hello: str) -> None:
     lines = said(
         cluster,
         hello,
@@ -173,9 +173,7 @@ def _cpu_seconds(folder: Path) -> float:
     return int((folder / "cpu.stat").read_text().split()[1]) / 1e6
 
 
-def test_a_task_that_eats_too_much_memory_is_killed_and_says_so(
-    cluster: Cluster, hello: str
-) -> None:
+def test_task_over_its_memory_limit_is_killed_with_a_reason(cluster: Cluster, hello: str) -> None:
     cluster.orc(
         "service", "create", "-d", "--name", "eater", "--limit-memory", "32m",
         "--restart-condition", "none", "--entrypoint", "/bin/busybox", hello,
@@ -282,7 +280,7 @@ def overlay(cluster: Cluster, task: dict[str, Any]) -> dict[str, str]:
     return {key: value for key, _, value in options}
 
 
-def test_layers_are_shared_and_what_is_written_goes_with_the_container(
+def test_layers_are_shared_and_writes_are_removed_with_the_container(
     cluster: Cluster, hello: str
 ) -> None:
     shell = ("/bin/busybox", "sh", "-c")
@@ -405,7 +403,7 @@ def unrunnable(
     return "unrunnable:1"
 
 
-def test_a_program_that_cannot_be_run_says_why(cluster: Cluster, unrunnable: str) -> None:
+def test_program_that_cannot_be_run_has_a_reason(cluster: Cluster, unrunnable: str) -> None:
     reasons = {
         "/bad/nothing": "the image has no program `/bad/nothing`",
         "/bad/plain": "`/bad/plain` in the image is not executable",
@@ -436,7 +434,7 @@ def test_a_program_that_cannot_be_run_says_why(cluster: Cluster, unrunnable: str
     assert "the image has no program `/nothing`" in done.stderr
 
 
-def test_what_cannot_be_run_is_tried_less_and_less(cluster: Cluster, hello: str) -> None:
+def test_command_that_cannot_run_backs_off(cluster: Cluster, hello: str) -> None:
     cluster.orc(
         "service", "create", "-d", "--name", "bad", "--entrypoint", "/nothing",
         "--restart-delay", "100ms", hello,

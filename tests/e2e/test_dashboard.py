@@ -213,7 +213,7 @@ return [...document.querySelectorAll("#summary .pill, .chips button, .legend a, 
 """
 
 
-def test_jobs_backoff_and_members_are_shown_as_what_they_are(
+def test_jobs_backoff_and_members_are_shown_by_kind(
     cluster: Cluster, hello: str, browser: Browser
 ) -> None:
     job = ("--mode", "replicated-job", "--replicas", "3", "--entrypoint", "/bin/busybox")
@@ -260,7 +260,7 @@ def test_waiting_tasks_have_their_names(cluster: Cluster, browser: Browser) -> N
     assert min(found) > 100, "tiles, which say their names"
 
 
-def test_what_the_manager_refuses_is_told(cluster: Cluster, hello: str, browser: Browser) -> None:
+def test_refusals_of_the_manager_are_shown(cluster: Cluster, hello: str, browser: Browser) -> None:
     cluster.orc("service", "create", "--name", "stern", hello)
     browser.open()
     said = browser.driver.execute_async_script(
@@ -332,7 +332,9 @@ def test_logs_are_followed(cluster: Cluster, hello: str, browser: Browser) -> No
     eventually(lambda: browser.text(".log").count("line ") > lines)
 
 
-def test_what_a_task_used_is_a_chart(cluster: Cluster, hello: str, browser: Browser) -> None:
+def test_resource_usage_of_a_task_is_a_chart(
+    cluster: Cluster, hello: str, browser: Browser
+) -> None:
     cluster.script("worker", hello, "while :; do :; done", "--limit-cpu", "0.2")
     (task,) = cluster.await_running("worker", 1)
     browser.open()
@@ -383,7 +385,7 @@ def test_all_by_the_keyboard(cluster: Cluster, hello: str, browser: Browser) -> 
 
 @pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["desk", "phone"])
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_everybody_can_use_it(
+def test_dashboard_is_accessible(
     cluster: Cluster, hello: str, browser: Browser, size: tuple[int, int], theme: str
 ) -> None:
     cluster.orc("service", "create", "--name", "plain", "--replicas", "3", hello)
@@ -413,7 +415,7 @@ def _check(browser: Browser, where: str) -> None:
     assert widths[0] <= widths[1], where
 
 
-def test_it_asks_nothing_of_the_outside_and_says_no_error(
+def test_dashboard_requests_no_other_host_and_logs_no_error(
     cluster: Cluster, browser: Browser
 ) -> None:
     browser.open()
@@ -449,7 +451,7 @@ def test_a_hundred_nodes_and_five_thousand_tasks_are_drawn(
     browser.sees("x39.4999", "main")
 
 
-def test_the_picture_shows_what_is_wrong_where_it_is(
+def test_picture_marks_faults_at_their_place(
     cluster: Cluster, hello: str, browser: Browser
 ) -> None:
     cluster.orc("service", "create", "--name", "drawn", "--replicas", "6", hello)

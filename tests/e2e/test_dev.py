@@ -99,7 +99,7 @@ def test_a_removed_node_leaves_the_cluster_and_its_host_joins_again(
     spare.dev("down")
 
 
-def test_the_demo_shows_what_it_promises(spare_cluster: Callable[[str], Cluster]) -> None:
+def test_demo_shows_all_its_steps(spare_cluster: Callable[[str], Cluster]) -> None:
     spare = spare_cluster("d")
     path = f"{Path(ORC).parent}:{os.environ['PATH']}"
     done = subprocess.run(

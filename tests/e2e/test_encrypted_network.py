@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.root, pytest.mark.e2e]
 REASON = "its kernel has no WireGuard, for encrypted network secret"
 
 
-def test_its_tasks_wait_and_say_why(cluster: Cluster, hello: str) -> None:
+def test_its_tasks_wait_with_a_reason(cluster: Cluster, hello: str) -> None:
     if Path("/sys/module/wireguard").exists():
         pytest.fail("this kernel has WireGuard: what is tried here is one that has none")
     made = cluster.orc("network", "create", "--opt", "encrypted", "--attachable", "secret")

@@ -71,7 +71,7 @@ def test_containers_outlive_their_agent(cluster: Cluster, hello: str) -> None:
     eventually(lambda: victim["id"] not in {t["id"] for t in cluster.running("web")})
 
 
-def test_a_container_that_ends_while_its_agent_is_away_is_noticed(
+def test_exit_of_a_container_while_its_agent_is_down_is_noticed(
     cluster: Cluster, hello: str
 ) -> None:
     cluster.orc(

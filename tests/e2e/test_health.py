@@ -34,7 +34,7 @@ def test_a_service_has_converged_when_it_is_healthy(cluster: Cluster, hello: str
     assert cluster.orc("ps", "--filter", "health=healthy", "-q").stdout.count("\n") == 3
 
 
-def test_the_unhealthy_are_replaced_and_say_why(cluster: Cluster, hello: str) -> None:
+def test_unhealthy_tasks_are_replaced_with_a_reason(cluster: Cluster, hello: str) -> None:
     cluster.orc("service", "create", "-d", "--name", "web", "--restart-delay", "100ms",
                 "--health-tcp", "81", "--health-interval", "200ms", "--health-retries", "2",
                 hello)  # fmt: skip
@@ -62,7 +62,9 @@ def test_an_update_stops_at_the_first_task_that_does_not_get_healthy(
     assert len(cluster.running("web")) == 3
 
 
-def test_a_container_tells_its_health_and_goes_on(cluster: Cluster, hello: str, box: str) -> None:
+def test_unhealthy_container_is_reported_and_keeps_running(
+    cluster: Cluster, hello: str, box: str
+) -> None:
     since = str(time.time())
     cluster.orc("run", "-d", "--name", box, "--health-cmd", "test -e /ready", "--health-interval",
                 "100ms", "--health-retries", "2", "--health-start-period", "1m", hello)  # fmt: skip

@@ -47,7 +47,7 @@ def test_a_name_more_and_a_name_less(cluster: Cluster, mine: str) -> None:
     assert "no image 'mine:2'" in cluster.refused("rmi", "mine:2")
 
 
-def test_a_node_that_was_away_removes_its_copy_when_it_is_back(cluster: Cluster, mine: str) -> None:
+def test_disconnected_node_removes_its_copy_when_it_reconnects(cluster: Cluster, mine: str) -> None:
     image = _images(cluster)[mine]
     cluster.orc("service", "create", "--name", "web", "--mode", "global", mine)
     assert set(_images(cluster)[mine]["nodes"]) == set(cluster.nodes())
@@ -69,7 +69,7 @@ def test_a_node_that_was_away_removes_its_copy_when_it_is_back(cluster: Cluster,
     assert "no image" in cluster.refused("image", "inspect", image["id"])
 
 
-def test_an_image_in_use_stays_and_it_says_by_whom(cluster: Cluster, mine: str) -> None:
+def test_image_in_use_is_kept_and_its_users_are_named(cluster: Cluster, mine: str) -> None:
     cluster.orc("service", "create", "--name", "web", mine)
     cluster.orc("image", "prune", "-f")  # what others have left without a name
     line = cluster.refused("rmi", mine)
@@ -104,7 +104,7 @@ def test_history_and_inspect(cluster: Cluster, mine: str, tmp_path: Path) -> Non
     assert json.loads(cluster.orc("image", "inspect", short).stdout) == [document]
 
 
-def test_a_saved_image_is_what_it_was(cluster: Cluster, mine: str, tmp_path: Path) -> None:
+def test_saved_image_is_unchanged(cluster: Cluster, mine: str, tmp_path: Path) -> None:
     was = _images(cluster)[mine]["id"]
     archive = tmp_path / "mine.tar"
     cluster.orc("save", "-o", str(archive), mine)
@@ -159,7 +159,7 @@ SHELL = ("sh", "-c")
 IN_BUSYBOX = ("--entrypoint", "/bin/busybox")
 
 
-def test_a_stopped_containers_files_belong_to_whom_they_did_inside(
+def test_files_of_a_stopped_container_keep_their_owners(
     cluster: Cluster, mine: str, tmp_path: Path
 ) -> None:
     script = "echo x > /seven; busybox chown 7:8 /seven; busybox rm /bin/entrypoint; echo $A"

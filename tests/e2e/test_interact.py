@@ -80,7 +80,7 @@ def test_ten_megabytes_pass_through_unchanged_with_half_close(cluster: Cluster, 
     assert summed.stdout.split()[0].decode() == hashlib.sha256(data).hexdigest()
 
 
-def test_input_that_nobody_reads_does_not_hold_the_end_up(cluster: Cluster, box: str) -> None:
+def test_unread_input_does_not_delay_the_exit(cluster: Cluster, box: str) -> None:
     data = bytes(4 << 20)
     done = run(cluster, "exec", "-i", box, BUSYBOX, "sh", "-c", "exec <&-; echo done", data=data)
     assert (done.stdout, done.returncode) == (b"done\n", 0)
@@ -153,7 +153,7 @@ def test_a_broken_client_leaves_the_program(cluster: Cluster, box: str) -> None:
     assert len(cluster.running("box")) == 1
 
 
-def test_a_slow_client_stalls_nobody_else(cluster: Cluster, box: str) -> None:
+def test_slow_client_stalls_no_other_client(cluster: Cluster, box: str) -> None:
     client = subprocess.Popen(
         [ORC, "exec", box, BUSYBOX, "yes"], env=cluster.env, stdout=subprocess.PIPE
     )
@@ -209,7 +209,7 @@ def test_forty_execs_leave_nothing(cluster: Cluster, box: str) -> None:
     eventually(clean)
 
 
-def test_a_shell_in_what_does_not_run(cluster: Cluster, hello: str) -> None:
+def test_shell_in_a_stopped_container_is_refused(cluster: Cluster, hello: str) -> None:
     assert "no container 'nobody.7'" in cluster.refused("exec", "nobody.7", "sh")
     cluster.orc(
         "service", "create", "-d", "--name", "gone", "--restart-condition", "none",
@@ -220,7 +220,7 @@ def test_a_shell_in_what_does_not_run(cluster: Cluster, hello: str) -> None:
     assert "the container is not running" in line
 
 
-def test_attach_shows_what_a_container_writes(cluster: Cluster, hello: str) -> None:
+def test_attach_shows_output_of_a_container(cluster: Cluster, hello: str) -> None:
     cluster.script("talk", hello, "while :; do echo out; echo err >&2; sleep 0.1; done")
     with at_terminal(cluster.env, "attach", "--no-stdin", "--sig-proxy", "false", "talk.1") as term:
         term.expect(b"out")
@@ -267,7 +267,7 @@ def listing(folder: Path) -> dict[str, tuple[int, bytes]]:
     return found
 
 
-def test_copies_keep_what_files_are(cluster: Cluster, box: str, tmp_path: Path) -> None:
+def test_copies_keep_file_types_and_modes(cluster: Cluster, box: str, tmp_path: Path) -> None:
     tree = make_tree(tmp_path)
     cluster.orc("cp", str(tree), f"{box}:/there")
     assert sh(cluster, box, "stat -c %u:%g:%a /there/one /there/sub/tool").split() == [
@@ -282,7 +282,7 @@ def test_copies_keep_what_files_are(cluster: Cluster, box: str, tmp_path: Path) 
     assert (tmp_path / "kept").stat().st_uid == 1234
 
 
-def test_copies_reach_what_is_stopped(cluster: Cluster, hello: str, tmp_path: Path) -> None:
+def test_copies_work_with_stopped_containers(cluster: Cluster, hello: str, tmp_path: Path) -> None:
     def exec(*command: str) -> str:
         return cluster.orc("exec", "still", BUSYBOX, *command).stdout
 

@@ -28,7 +28,7 @@ def test_every_line_of_a_fast_writer_is_followed_over_rotations(
         cluster.orc("rm", "-f", "fast")
 
 
-def test_a_service_is_followed_while_a_node_or_the_manager_is_away_and_after(
+def test_service_logs_are_followed_through_outages_of_node_and_manager(
     cluster: Cluster, hello: str, tmp_path: Path
 ) -> None:
     script = "i=0; while :; do i=$((i+1)); echo $i; echo e$i >&2; sleep 0.1; done"

@@ -172,7 +172,7 @@ def _discovered(server: Prometheus) -> list[dict[str, str]]:
     return [each["discoveredLabels"] for each in targets if each["labels"]["job"] == "orc-services"]
 
 
-def test_what_is_served_is_as_prometheus_wants_it(
+def test_served_metrics_are_valid_for_prometheus(
     cluster: Cluster, hello: str, scraper: Scraper
 ) -> None:
     token = cluster.orc("cluster", "token", "scrape").stdout.strip()

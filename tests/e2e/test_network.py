@@ -344,7 +344,7 @@ def test_links_that_a_hand_removes_or_downs_come_back(cluster: Cluster, hello: s
     damaged_and_mended(cluster, [(d, tasks[here], tasks[there]) for here, there, d in damages])
 
 
-def test_a_removed_bridge_and_a_wrong_neighbour_are_mended(cluster: Cluster, hello: str) -> None:
+def test_removed_bridge_and_wrong_neighbour_are_repaired(cluster: Cluster, hello: str) -> None:
     cluster.orc("service", "create", "--name", "web", "--replicas", "3", hello)
     tasks = {task["node"]: task for task in cluster.running("web")}
     device, bridge = devices(cluster)

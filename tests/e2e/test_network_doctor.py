@@ -187,7 +187,7 @@ def test_a_card_that_does_not_compute_checksums(
     assert f"ethtool -K {device} tx off" in found["findings"][0]["remedy"]
 
 
-def test_what_another_removes_is_told(cluster: Cluster) -> None:
+def test_entries_removed_by_another_program_are_reported(cluster: Cluster) -> None:
     mac, device = tunnel(cluster, "node2")["address"], tunnel(cluster, "node1")["ifname"]
     script = SABOTAGE.format(mac=mac, device=device)
     cluster.exec("node1", "sh", "-c", f"({script}) >/dev/null 2>&1 & echo $! >/tmp/sabotage")

@@ -152,7 +152,7 @@ def test_a_service_on_a_chain_over_kills(tidy: Cluster, hello: str, tmp_path: Pa
         assert "10.79.0.2" not in cluster.exec(node, "iptables-save").stdout
 
 
-def test_what_a_container_asks_of_a_chain(tidy: Cluster, hello: str, tmp_path: Path) -> None:
+def test_container_passes_requests_to_a_chain(tidy: Cluster, hello: str, tmp_path: Path) -> None:
     cluster = tidy
     chain = conflist(
         tmp_path, bridge(cluster), {"type": "bandwidth", "capabilities": {"bandwidth": True}}
@@ -278,7 +278,7 @@ def test_a_power_loss_leaves_no_address_behind(tidy: Cluster, hello: str, tmp_pa
     eventually(back)
 
 
-def test_what_is_refused_and_why_it_waits(tidy: Cluster, hello: str, tmp_path: Path) -> None:
+def test_refusals_and_reasons_for_waiting(tidy: Cluster, hello: str, tmp_path: Path) -> None:
     cluster = tidy
     create = ("network", "create", "--driver", "cni")
     broken = tmp_path / "broken.conflist"

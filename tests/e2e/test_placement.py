@@ -83,7 +83,7 @@ def test_a_node_on_which_it_keeps_failing_is_avoided(cluster: Cluster, hello: st
         cluster.exec("node1", "rmdir", "/run/broken")
 
 
-def test_it_says_when_no_node_can_ever_fit(cluster: Cluster, hello: str) -> None:
+def test_reason_says_when_no_node_can_ever_fit(cluster: Cluster, hello: str) -> None:
     cluster.orc("service", "create", "-d", "--name", "x", "--reserve-memory", "500g", hello)
     reason = "unschedulable: no node has enough capacity (3 nodes: insufficient memory)"
     cluster.await_reason("x", reason)

@@ -29,7 +29,7 @@ def quiet(cluster: Cluster, service: str) -> bool:
     return all(state == wanted or state in ("complete", "failed") for state, wanted in states)
 
 
-def test_a_plan_is_what_then_happens(cluster: Cluster, hello: str) -> None:
+def test_plan_matches_the_execution(cluster: Cluster, hello: str) -> None:
     create = ("service", "create", "--name", "web", "--replicas", "4", hello)
     steps = planned(cluster, *create)
     assert cluster.json("service", "ls") == []
@@ -67,7 +67,7 @@ def test_a_plan_is_what_then_happens(cluster: Cluster, hello: str) -> None:
     assert where(cluster, "web") == {step["task"]: step["to"] for step in steps}
 
 
-def test_what_cannot_be_is_refused_as_the_command_would(cluster: Cluster, hello: str) -> None:
+def test_plan_refuses_what_the_command_refuses(cluster: Cluster, hello: str) -> None:
     assert "no service 'nope'" in cluster.refused("plan", "service", "rm", "-d", "nope")
     steps = planned(
         cluster, "service", "create", "--name", "big", "--reserve-memory", "900g", hello

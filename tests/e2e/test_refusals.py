@@ -64,7 +64,7 @@ def test_a_port_that_is_in_use_waits_with_its_reason(cluster: Cluster, hello: st
     cluster.await_running("b", 1)
 
 
-def test_a_full_cluster_says_what_is_missing(cluster: Cluster, hello: str) -> None:
+def test_full_cluster_names_the_missing_resource(cluster: Cluster, hello: str) -> None:
     total = min(node["memory_total"] for node in cluster.nodes().values())
     over = str(total * 6 // 10)
     cluster.orc(
@@ -79,7 +79,7 @@ def test_a_full_cluster_says_what_is_missing(cluster: Cluster, hello: str) -> No
     assert len(cluster.running("big")) == 3
 
 
-def test_an_unreachable_manager_is_named_with_what_to_check(
+def test_unreachable_manager_is_named_with_checks_to_make(
     cluster: Cluster, hello: str, tmp_path: Path
 ) -> None:
     cluster.stop("manager1")
@@ -106,7 +106,7 @@ def test_a_wrong_token_and_a_second_join(cluster: Cluster) -> None:
     assert len(cluster.nodes()) == 3
 
 
-def test_a_removed_node_is_turned_away(cluster: Cluster) -> None:
+def test_removed_node_is_refused(cluster: Cluster) -> None:
     cluster.dev("up", "--nodes", "4")
     try:
         assert "is up" in cluster.refused("node", "rm", "node4")

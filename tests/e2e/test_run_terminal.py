@@ -50,7 +50,7 @@ def test_a_shell_is_left_and_found_again(cluster: Cluster, hello: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_client_that_is_told_to_end_gives_the_terminal_back(
+def test_terminated_client_restores_the_terminal(
     cluster: Cluster, hello: str, number: signal.Signals
 ) -> None:
     with at_terminal(cluster.env, "run", "-it", "--name", "sh", *BOX, hello, "sh") as terminal:
@@ -114,7 +114,7 @@ def test_a_pipe_is_passed_through_unchanged_with_half_close(cluster: Cluster, he
     assert done.stdout.split()[0].decode() == hashlib.sha256(data).hexdigest()
 
 
-def test_a_reader_that_does_not_read_stalls_nobody_else(cluster: Cluster, hello: str) -> None:
+def test_blocked_reader_stalls_no_other_client(cluster: Cluster, hello: str) -> None:
     run = [ORC, "run", "--name", "yes", "--node", "node1", *BOX, hello, "yes"]
     client = subprocess.Popen(run, env=cluster.env, stdout=subprocess.PIPE)
     try:

@@ -41,7 +41,7 @@ def assert_not_over(nodes: dict[str, dict[str, Any]]) -> None:
         assert node["memory_reserved"] <= node["memory_total"], node
 
 
-def test_tasks_are_spread_whatever_else_runs(cluster: Cluster, hello: str) -> None:
+def test_tasks_are_spread_regardless_of_other_services(cluster: Cluster, hello: str) -> None:
     # Another service makes node1 the fullest.
     cluster.orc("service", "create", "--name", "load", "--constraint", "node.hostname==node1",
                 "--reserve-cpu", cores(cluster, 0.5), hello)  # fmt: skip
@@ -105,7 +105,7 @@ def test_never_over_capacity_and_placed_the_moment_it_fits(cluster: Cluster, hel
     assert sum(len(cluster.running(name)) for name in rest) == 6
 
 
-def test_what_never_fits_says_so(cluster: Cluster, hello: str) -> None:
+def test_task_that_never_fits_has_a_reason(cluster: Cluster, hello: str) -> None:
     much = ("--reserve-cpu", cores(cluster, 1.01))
     cluster.orc("service", "create", "-d", "--name", "giant", *much, hello)
     cluster.await_reason(
@@ -129,7 +129,7 @@ def test_a_drained_node_is_emptied_and_comes_back(cluster: Cluster, hello: str) 
     assert places(cluster, "web") == {"node1": 3, "node2": 3, "node3": 3}
 
 
-def test_a_paused_node_keeps_what_it_has_and_takes_nothing(cluster: Cluster, hello: str) -> None:
+def test_paused_node_keeps_its_tasks_and_gets_no_new_ones(cluster: Cluster, hello: str) -> None:
     cluster.orc("service", "create", "--name", "web", "--replicas", "3", hello)
     before = {task["id"] for task in cluster.running("web")}
     cluster.orc("node", "update", "--availability", "pause", "node3")

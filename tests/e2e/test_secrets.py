@@ -120,7 +120,7 @@ def test_owner_mode_and_place_of_a_file(cluster: Cluster, hello: str, put: Put) 
         eventually(lambda: not cluster.json("service", "ls"))
 
 
-def test_a_new_version_rolls_those_who_name_it_and_no_others(
+def test_new_version_rolls_only_services_that_reference_it(
     cluster: Cluster, hello: str, put: Put
 ) -> None:
     put("create", "secret", "db", "one")

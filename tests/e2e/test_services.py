@@ -40,7 +40,7 @@ def test_detached_create_returns_at_once(cluster: Cluster, hello: str) -> None:
     cluster.await_running("later", 1)
 
 
-def test_scaling_keeps_what_need_not_go(cluster: Cluster, hello: str) -> None:
+def test_scaling_down_keeps_the_remaining_tasks(cluster: Cluster, hello: str) -> None:
     cluster.orc("service", "create", "--name", "web", "--replicas", "3", hello)
     three = ids(cluster.running("web"))
     cluster.orc("service", "scale", "web=6")
@@ -207,7 +207,9 @@ def test_json_keys_are_those_promised(cluster: Cluster, hello: str) -> None:
     assert json.dumps(cluster.json("cluster", "info"))
 
 
-def test_what_a_container_is_told_of_its_task_and_node(cluster: Cluster, hello: str) -> None:
+def test_templates_give_a_container_facts_of_its_task_and_node(
+    cluster: Cluster, hello: str
+) -> None:
     cluster.orc("node", "update", "--label-add", "zone=a", "node1")
     cluster.orc("service", "create", "--name", "web", "--constraint", "node.labels.zone==a",
                 "--label", "tier=front", "--hostname", "{{.Service.Name}}-{{.Task.Slot}}",

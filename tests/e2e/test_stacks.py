@@ -133,7 +133,7 @@ def test_a_stack_is_deployed_in_order_and_reached_by_its_names(
     assert [row["name"] for row in cluster.json("volume", "ls")] == ["shop_data"]
 
 
-def test_only_what_changed_is_restarted_and_the_plan_says_so(
+def test_only_changed_services_are_restarted_as_planned(
     tidy: Cluster, hello: str, write: Write
 ) -> None:
     cluster, file = tidy, write(SHOP)
@@ -169,7 +169,9 @@ def test_only_what_changed_is_restarted_and_the_plan_says_so(
     assert services["shop_api"]["labels"]["team"] == "blue"
 
 
-def test_prune_removes_what_the_files_have_no_more(tidy: Cluster, hello: str, write: Write) -> None:
+def test_prune_removes_services_that_the_files_no_longer_have(
+    tidy: Cluster, hello: str, write: Write
+) -> None:
     cluster = tidy
     file = write("""
 services:
@@ -314,7 +316,7 @@ volumes: {notes: }
     assert error.endswith(" failed: exit status 3: no table")
 
 
-def test_secrets_and_configs_are_files_that_roll_who_has_them(
+def test_changed_secrets_and_configs_roll_their_services(
     tidy: Cluster, hello: str, write: Write, tmp_path: Path
 ) -> None:
     cluster = tidy
@@ -368,7 +370,7 @@ configs: {page: {content: "port ${PORT:-80}"}}
     eventually(lambda: "shop_default" not in {row["name"] for row in cluster.json("network", "ls")})
 
 
-def test_what_people_have_can_be_planned(tidy: Cluster) -> None:
+def test_sample_stacks_can_be_planned(tidy: Cluster) -> None:
     # No registry is asked: which image a name stands for is left to the nodes.
     environment = {"GRAFANA_PASSWORD": "hush", "MARIADB_ROOT_PASSWORD": "hush"}
     settings = [word for key, value in environment.items() for word in ("--set", f"{key}={value}")]
@@ -405,7 +407,7 @@ def test_a_chart_is_built_and_deployed_with_its_values(tidy: Cluster, hello: str
     assert ids(cluster, "hello") == before
 
 
-def test_what_is_planned_is_what_happens(tidy: Cluster, hello: str, write: Write) -> None:
+def test_deployment_matches_its_plan(tidy: Cluster, hello: str, write: Write) -> None:
     cluster, file = tidy, write(SHOP)
     plan = plan_json(cluster, "deploy", "-c", file, "shop")
     cluster.orc("stack", "deploy", "-c", file, "shop")

@@ -15,7 +15,7 @@ def totals(cluster: Cluster) -> dict[str, dict[str, int]]:
     return {row["type"]: row for row in cluster.json("system", "df")}
 
 
-def test_what_nobody_needs_goes_and_no_more(cluster: Cluster, hello: str) -> None:
+def test_system_prune_removes_only_unused_objects(cluster: Cluster, hello: str) -> None:
     cluster.orc("run", "-d", "--name", "kept", "-v", "/data", *BOX, hello, "sleep", "1000")
     write = ("sh", "-c", "head -c 3000000 /dev/urandom > /file")
     cluster.orc("run", "--name", "done", "--label", "tier=db", "-v", "/data", *BOX, hello, *write)

@@ -31,7 +31,7 @@ def look(shell: Shell, step: Step) -> bool:
     return True
 
 
-def test_the_tutorial_does_what_it_says(packages: list[Path], tmp_path: Path) -> None:
+def test_tutorial_has_the_documented_output(packages: list[Path], tmp_path: Path) -> None:
     with packaged_host(tmp_path / "host") as host:
         home = host.root / "home" / "reader"
         home.mkdir(parents=True)

@@ -90,7 +90,7 @@ def test_back_to_one_of_several_versions(cluster: Cluster, hello: str) -> None:
     assert (spec["task"]["container"]["env"], spec["replicas"]) == ([], 2)
 
 
-def test_events_tell_how_an_update_went(cluster: Cluster, hello: str) -> None:
+def test_events_show_the_course_of_an_update(cluster: Cluster, hello: str) -> None:
     began = time.time()
     create(cluster, hello, "--update-failure-action", "rollback", replicas=1)
     assert broken(cluster).returncode == 4
@@ -111,7 +111,7 @@ def test_events_tell_how_an_update_went(cluster: Cluster, hello: str) -> None:
     assert [each for each in changes if each] == ["pause", "active"]
 
 
-def test_two_who_update_at_once_are_told_of_each_other(cluster: Cluster, hello: str) -> None:
+def test_concurrent_update_conflicts_name_the_other_change(cluster: Cluster, hello: str) -> None:
     """Whoever is second reads again: nothing of anybody is lost, or its user is told."""
     create(cluster, hello, replicas=1)
     flags = [("--env-add", f"A{number}=1", "--label-add", f"l{number}=1") for number in range(6)]

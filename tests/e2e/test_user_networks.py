@@ -223,7 +223,7 @@ def test_a_bridge_is_each_nodes_own_with_a_way_out(tidy: Cluster, hello: str) ->
         assert f"Hello from web-{node}" in inside(cluster, "asker", "wget", "-qO-", "-T5", url)
 
 
-def test_what_cannot_be_is_refused_in_one_line(tidy: Cluster, hello: str) -> None:
+def test_invalid_networks_are_refused_in_one_line(tidy: Cluster, hello: str) -> None:
     cluster = tidy
     cluster.orc("network", "create", "--driver", "overlay", "services")
     underlay = cluster.nodes()["node1"]["address"]

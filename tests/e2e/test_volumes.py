@@ -136,7 +136,7 @@ def test_each_slot_keeps_its_own(volumes: Cluster, hello: str) -> None:
     eventually(lambda: said() >= {"fresh", "1", "2", "3"})
 
 
-def test_a_new_volume_has_what_the_image_has_there(volumes: Cluster, seeded: str) -> None:
+def test_new_volume_is_filled_from_the_image(volumes: Cluster, seeded: str) -> None:
     cluster = volumes
     (task,) = cluster.script(
         "fill", seeded, "sleep 1h", "-v", "filled:/seed", "--mount",
@@ -210,7 +210,7 @@ def test_a_size_is_a_hard_limit(volumes: Cluster, hello: str) -> None:
     eventually(unmounted)
 
 
-def test_a_bind_of_what_is_not_there(volumes: Cluster, hello: str) -> None:
+def test_bind_mount_of_a_missing_path(volumes: Cluster, hello: str) -> None:
     cluster = volumes
     cluster.orc(
         "service", "create", "-d", "--name", "bad", "--restart-condition", "none", "--mount",
@@ -245,7 +245,7 @@ def test_volumes_from_places_together(volumes: Cluster, seeded: str) -> None:
     assert set(volume(cluster, "shared")["used_by"]) == {"holder.1", "user.1", "user.2", "user.3"}
 
 
-def test_prune_takes_what_nobody_uses(volumes: Cluster, hello: str) -> None:
+def test_prune_removes_unused_volumes(volumes: Cluster, hello: str) -> None:
     cluster = volumes
     cluster.script("web", hello, "sleep 1h", "-v", "used:/data", "-v", "/anonymous")
     cluster.orc("volume", "create", "--label", "keep=yes", "unused")

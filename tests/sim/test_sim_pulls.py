@@ -8,6 +8,6 @@ from simpulls import live_of_pulls
 
 
 @pytest.mark.parametrize("seeds", [range(first, first + 50) for first in range(0, 200, 50)])
-def test_every_node_that_waits_for_an_image_is_told_and_served(seeds: range) -> None:
+def test_every_node_that_waits_for_an_image_is_notified_and_served(seeds: range) -> None:
     for seed in seeds:
         live_of_pulls(seed)

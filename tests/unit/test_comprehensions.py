@@ -37,7 +37,7 @@ def _confused(function: ast.AST) -> Iterator[str]:
         yield from (_names(each, ast.Load) - own) & anywhere
 
 
-def test_no_comprehension_s_variable_hides_what_another_one_calls() -> None:
+def test_no_comprehension_variable_shadows_a_called_name() -> None:
     """In Python 3.12.3, Ubuntu 24.04's, `entry(x)` of the second fails as an unbound local:
 
     [entry for entry in usual] + [entry(x) for x in own]

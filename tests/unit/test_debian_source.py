@@ -50,7 +50,7 @@ def test_a_client_depends_on_no_program_of_hosts() -> None:
     assert all(each.startswith("${") for each in depends("orc"))
 
 
-def test_what_was_one_package_is_replaced() -> None:
+def test_packages_replace_the_former_single_package() -> None:
     for package in ("orc-agent", "orc-manager"):
         assert fields(package)["Replaces"] == fields(package)["Breaks"] == "orc (<< 0.1.0-1~)"
 

@@ -44,7 +44,7 @@ def test_each_supported_python_is_a_classifier() -> None:
     assert {f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)} <= named
 
 
-def test_the_changelog_has_the_released_version_below_what_is_unreleased() -> None:
+def test_changelog_has_the_released_version_below_unreleased() -> None:
     headings = re.findall(r"^## \[(.+?)\]", (REPOSITORY / "CHANGELOG.md").read_text(), re.M)
     assert headings[0] == "Unreleased"
     released, present = Version(headings[1]), Version(__version__)
@@ -90,7 +90,7 @@ def test_all_files_pin_the_same_versions() -> None:
         assert {f"{pin.name}{pin.specifier}" for pin in pins(name)} <= developers
 
 
-def test_a_client_is_pinned_without_what_servers_need() -> None:
+def test_client_is_pinned_without_server_dependencies() -> None:
     servers = {"aetcd", "grpcio", "isal", "numpy", "prometheus-client", "textual"}
     servers |= {"starlette", "uvicorn"}
     assert not {pin.name for pin in pins("client.txt")} & servers

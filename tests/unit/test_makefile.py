@@ -50,7 +50,7 @@ def make(tmp_path: Path, programs: Path) -> Make:
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "bench", "vm-test", "install"])
-def test_without_sudo_one_line_says_what_to_do(make: Make, target: str) -> None:
+def test_without_sudo_one_line_names_the_remedy(make: Make, target: str) -> None:
     done = make(target)
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if "Error 1" not in line]

@@ -44,7 +44,7 @@ def test_all_machines_are_valid(validate: Validate) -> None:
     assert "warning" not in said
 
 
-def test_what_is_no_number_is_refused_in_a_line(validate: Validate) -> None:
+def test_value_other_than_a_number_is_refused_in_one_line(validate: Validate) -> None:
     said, content = validate(ORC_WORKERS="two")
     assert not content
     assert said == "ORC_WORKERS=two: give a whole number\n"

@@ -54,7 +54,7 @@ async def said(world: CrunWorld, script: str, **changes: Any) -> list[str]:
 
 
 @private
-async def test_a_container_and_what_is_executed_in_it_have_the_profile(world: CrunWorld) -> None:
+async def test_container_and_its_executed_commands_have_the_profile(world: CrunWorld) -> None:
     async with world, world.runtime() as runtime:
         pid = await running(runtime, world, world.graceful("a"))
         assert Path(f"/proc/{pid}/attr/current").read_text().strip() == ENFORCED
@@ -116,7 +116,7 @@ async def test_a_profile_that_is_not_loaded_is_refused(world: CrunWorld) -> None
             await run()
 
 
-def test_this_is_such_a_kernel() -> None:
+def test_kernel_has_apparmor() -> None:
     assert apparmor.is_enabled()
     assert os.path.exists("/sbin/apparmor_parser")
 

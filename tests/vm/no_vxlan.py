@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.timeout(1500)]
 LINE = "this kernel has no VXLAN: load the module vxlan, or use a kernel built with CONFIG_VXLAN"
 
 
-def test_the_task_and_the_log_say_it_in_one_line(cluster: Cluster, hello: str) -> None:
+def test_task_and_log_have_the_reason_in_one_line(cluster: Cluster, hello: str) -> None:
     cluster.orc(
         "service", "create", "-d", "--name", "web", "--restart-condition", "none", hello
     )  # fmt: skip

@@ -52,7 +52,7 @@ def without_a_trace() -> Iterator[None]:
     assert not [p for p in Path("/proc").glob("[0-9]*/comm") if p.read_text() in ("conmon\n",)]
 
 
-def test_the_nodes_say_what_they_have(cluster: Cluster) -> None:
+def test_nodes_report_their_resources(cluster: Cluster) -> None:
     for name in cluster.nodes():
         (node,) = cluster.json("node", "inspect", name)
         assert node["cgroup"] == ("v2" if V2 else "v1")
@@ -85,7 +85,7 @@ def test_a_page_from_a_container_on_the_other_host(cluster: Cluster) -> None:
     assert page
 
 
-def test_a_killed_agent_adopts_what_runs(cluster: Cluster) -> None:
+def test_restarted_agent_adopts_containers_after_a_kill(cluster: Cluster) -> None:
     before = lives(cluster.running("web"))
     restarts = cluster.status()["node1"]["restarts"]
     cluster.kill9("node1", "daemon")
@@ -105,7 +105,7 @@ def test_a_killed_agent_adopts_what_runs(cluster: Cluster) -> None:
     eventually(replaced, within=120)
 
 
-def test_a_task_that_eats_too_much_memory_says_so(cluster: Cluster, hello: str) -> None:
+def test_task_over_its_memory_limit_has_a_reason(cluster: Cluster, hello: str) -> None:
     cluster.orc(
         "service", "create", "-d", "--name", "eater", "--limit-memory", "32m",
         "--restart-condition", "none", "--entrypoint", "/bin/busybox", hello,

@@ -282,7 +282,7 @@ def vxlan(vni: int, inner: bytes) -> bytes:
     return b"\x08\0\0\0" + vni.to_bytes(3, "big") + b"\0" + inner
 
 
-async def test_what_comes_in_the_clear_is_dropped(nodes: list[Node]) -> None:
+async def test_unencrypted_traffic_is_dropped(nodes: list[Node]) -> None:
     """A stranger on the underlay, who knows VNI, MACs and addresses, speaks to a container."""
     one, two, three = nodes
     mine, other = await connected(one, two)

@@ -21,7 +21,7 @@ ARCHIVE = Archive(
 WORDS = "correct horse battery"
 
 
-def test_a_backup_holds_what_was_packed() -> None:
+def test_backup_holds_the_packed_data() -> None:
     assert unpack(pack(ARCHIVE)) == ARCHIVE
 
 
@@ -38,7 +38,7 @@ def test_a_backup_without_all_keys_is_damaged() -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 20, 150])
-def test_what_is_no_backup_is_refused(cut: int) -> None:
+def test_damaged_backup_is_refused(cut: int) -> None:
     with pytest.raises(BackupError, match="not a backup"):
         unpack(pack(ARCHIVE)[:cut])
 

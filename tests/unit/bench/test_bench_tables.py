@@ -26,7 +26,7 @@ def test_times_are_shown_with_the_figures_that_matter(value: float, shown: str) 
     assert tables.seconds(value) == shown
 
 
-def test_targets_say_whether_they_are_met() -> None:
+def test_targets_show_whether_they_are_met() -> None:
     assert tables.at_most(0.079, 0.080, "80 ms") == "< 80 ms: met"
     assert tables.at_most(0.080, 0.080, "80 ms") == "< 80 ms: MISSED"
     assert tables.at_least(0.95, 0.95, "95%") == "≥ 95%: met"
@@ -54,14 +54,14 @@ def test_rollouts_are_compared_by_medians_of_the_same_run() -> None:
     assert overlay[4:] == ("2.5x", "≥ 5x: MISSED")
 
 
-def test_without_docker_the_table_says_so() -> None:
+def test_without_docker_the_table_notes_its_absence() -> None:
     result = latency.Latency(orc=[0.05], orc_command=[0.2])
     table = latency.report(result, "Docker was not measured: dockerd is not installed")
     assert [row[0] for row in table.rows] == ["Orc, API call to RUNNING", "`orc service create`"]
     assert table.notes[-1] == "Docker was not measured: dockerd is not installed."
 
 
-def test_processes_of_a_cluster_are_told_apart() -> None:
+def test_processes_of_a_cluster_are_distinguished() -> None:
     def process(pid: int, *argv: str) -> Process:
         return Process(pid, 1, argv)
 

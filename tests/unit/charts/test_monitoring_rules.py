@@ -18,7 +18,7 @@ def promtool(*arguments: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_rules_are_rules_and_do_what_they_say() -> None:
+def test_alert_rules_are_valid_and_fire() -> None:
     folder = CHART / "prometheus"
     promtool("check", "rules", folder / "rules.yml", folder / "alerts.yml")
     promtool("test", "rules", folder / "tests.yml")

@@ -72,7 +72,7 @@ def test_records_are_immutable() -> None:
         point.z = 2  # type: ignore[attr-defined]
 
 
-def test_what_connects_a_container_starts_without_what_is_slow() -> None:
+def test_cni_start_imports_no_slow_modules() -> None:
     program = "import sys, orchestrator.cni.plugin.warmserver; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     slow = {b"dataclasses", b"inspect", b"typing", b"pyroute2", b"asyncio"}

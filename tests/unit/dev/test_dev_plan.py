@@ -70,7 +70,7 @@ def test_invalid_names(name: str) -> None:
     ("managers", "nodes", "says"),
     [(8, 3, "--managers 8"), (0, 3, "--managers 0"), (1, 0, "--nodes 0"), (1, 201, "--nodes 201")],
 )
-def test_sizes_that_cannot_be_had(managers: int, nodes: int, says: str) -> None:
+def test_unsupported_sizes_are_refused(managers: int, nodes: int, says: str) -> None:
     with pytest.raises(DevError, match=says):
         check_size(managers, nodes)
 

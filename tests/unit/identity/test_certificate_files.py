@@ -24,7 +24,7 @@ OLD, NEXT = (
 
 @given(st.integers(20, 40 * 365 * 24 * 3600))
 @settings(max_examples=30)
-def test_a_life_is_what_the_library_reads(seconds: int) -> None:
+def test_lifetime_matches_the_library(seconds: int) -> None:
     lifetime = dt.timedelta(seconds=seconds)
     issued = ca.issue(
         ca.new_ca("c1", NOW),
@@ -42,7 +42,7 @@ def test_a_life_is_what_the_library_reads(seconds: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "no certificate", OLD.certificate])
-def test_what_is_no_certificate_has_no_life(text: str) -> None:
+def test_malformed_certificate_has_no_lifetime(text: str) -> None:
     assert Life.of(text) is None
 
 

@@ -94,7 +94,7 @@ async def test_holders_do_not_all_come_at_once(host: Host) -> None:
     assert await asked_within(host, 20, unit=0.3)
 
 
-async def test_a_manager_that_is_away_for_a_moment_is_asked_again_soon(host: Host) -> None:
+async def test_renewal_is_retried_soon_after_a_brief_outage(host: Host) -> None:
     host.now, host.away = host.now + 80 * DAY, "no manager can be reached"
     keeping = asyncio.create_task(host.keep())
     try:

@@ -42,7 +42,7 @@ def test_an_identity_of_0_1_is_read(tmp_path: Path) -> None:
     assert read_manager(tmp_path) == IDENTITY
 
 
-def test_a_retired_manager_has_no_keys_and_says_what_to_do(tmp_path: Path) -> None:
+def test_retired_manager_has_no_keys_and_names_the_next_step(tmp_path: Path) -> None:
     write_identity(tmp_path / "manager.json", IDENTITY)
     for name in ("ca.key", "cluster.key"):
         (tmp_path / name).write_text("secret")

@@ -47,7 +47,7 @@ def test_a_certificate_is_read_as_the_library_reads_it(attempt: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "x", "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----"]
 )
-def test_what_is_no_certificate_is_none(text: str) -> None:
+def test_malformed_certificate_is_rejected(text: str) -> None:
     assert Issued.of(text) is None
 
 
@@ -74,7 +74,7 @@ def test_revocations_match_the_caller(revoked: Revoked, caller: Identity, refuse
     assert revocations.of(caller) is None
 
 
-def test_the_line_says_when_why_and_what_to_do() -> None:
+def test_line_has_time_reason_and_remedy() -> None:
     assert str(CertificateRevoked("admin", ANNA)).startswith(
         "this certificate was revoked at 1970-01-01T00:16:40Z (left); ask an administrator"
     )

@@ -60,7 +60,7 @@ def test_strict_peers_accept_each_other(
     assert subject["organizationName"] == caller
 
 
-def test_a_certificate_names_its_key_its_issuers_and_what_they_are_for(
+def test_certificate_names_its_key_its_issuers_key_and_their_usage(
     authority: KeyPair,
 ) -> None:
     issuer = x509.load_pem_x509_certificate(authority.certificate.encode())

@@ -14,7 +14,7 @@ import pytest
 from orchestrator.linux.atomicfile import write_file
 
 
-def test_content_and_mode_whatever_the_umask(tmp_path: Path) -> None:
+def test_content_and_mode_are_independent_of_the_umask(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     before = os.umask(0o077)
     try:

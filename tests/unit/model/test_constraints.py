@@ -68,7 +68,7 @@ def test_only_affinities_know_attributes_of_services() -> None:
         ("service==db", "asks for 'service'"),
     ],
 )
-def test_bad_rules_say_what_is_wrong(rule: str, words: str) -> None:
+def test_invalid_rules_name_the_mistake(rule: str, words: str) -> None:
     with pytest.raises(RuleError, match=words):
         parse_rule(rule)
 

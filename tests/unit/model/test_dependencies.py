@@ -67,7 +67,7 @@ def test_a_circle_is_named() -> None:
 
 
 @given(st.dictionaries(st.sampled_from("abcdef"), st.lists(st.sampled_from("abcdef"))))
-def test_who_is_waited_for_comes_first_unless_there_is_a_circle(
+def test_dependencies_start_first_unless_circular(
     needs: dict[str, list[str]],
 ) -> None:
     order = start_order(needs)

@@ -160,7 +160,7 @@ def test_templates(text: bytes, filled: bytes) -> None:
         (b"\n{{" + b"(" * 5000 + b"}}", "the template is nested too deeply"),
     ],
 )
-def test_a_template_with_what_is_not_known(text: bytes, words: str) -> None:
+def test_template_with_unknown_fields(text: bytes, words: str) -> None:
     with pytest.raises(ValueError, match=f"config 'a', line [012]: .*{re.escape(words)}"):
         check_template(CONFIG, "a", text)
 

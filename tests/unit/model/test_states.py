@@ -17,7 +17,7 @@ def test_states_only_grow() -> None:
     assert all(source < target for source, target in MOVES)
 
 
-def test_what_has_ended_stays_ended() -> None:
+def test_terminal_states_are_final() -> None:
     assert not any(is_terminal(source) for source, _ in MOVES)
     assert {state for state in STATES if is_terminal(state)} == TERMINAL
 
@@ -77,5 +77,5 @@ def test_a_move_has_at_most_one_owner(source: TaskState, target: TaskState) -> N
         (Task(status=TaskStatus(TaskState.FAILED, run=1), run=2), TaskState.RUNNING),
     ],
 )
-def test_what_has_ended_is_not_to_run(task: Task, wanted: TaskState) -> None:
+def test_ended_task_is_not_wanted(task: Task, wanted: TaskState) -> None:
     assert task.wanted_now is wanted

@@ -84,7 +84,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
         yield Server(tmp_path, port, allowed, revocations)
 
 
-async def test_the_token_opens_and_what_comes_is_what_prometheus_reads(server: Server) -> None:
+async def test_token_authorizes_a_scrape_that_prometheus_parses(server: Server) -> None:
     status, body = await server.get("/metrics", "Authorization: Bearer sesame")
     assert status == 200
     (family,) = text_string_to_metric_families(body)
@@ -107,7 +107,7 @@ async def test_a_token_that_was_replaced_opens_no_more(server: Server) -> None:
     assert (await server.get("/metrics", "Authorization: Bearer abracadabra"))[0] == 200
 
 
-async def test_where_there_is_no_token_an_empty_one_is_none(server: Server) -> None:
+async def test_empty_token_is_refused_while_no_token_is_set(server: Server) -> None:
     server.allowed[0] = ""
     assert (await server.get("/metrics", "Authorization: Bearer "))[0] == 401
 
@@ -135,11 +135,11 @@ async def test_old_tls_is_refused(server: Server) -> None:
         await server.get("/metrics", "Authorization: Bearer sesame", tls="TLSv1_2")
 
 
-async def test_there_is_nothing_else_to_see(server: Server) -> None:
+async def test_other_paths_are_not_found(server: Server) -> None:
     assert (await server.get("/secrets", "Authorization: Bearer sesame"))[0] == 404
 
 
-async def test_a_port_in_use_is_told_in_a_line(server: Server) -> None:
+async def test_port_in_use_is_one_line(server: Server) -> None:
     app = MetricsApp(CollectorRegistry(), "c1", str)
     files = TlsFiles.of(server.folder, "node")
     with pytest.raises(CannotListen, match=f"cannot listen on 127.0.0.1:{server.port}"):

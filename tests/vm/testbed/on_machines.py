@@ -103,7 +103,7 @@ def test_the_nodes_are_ready(cluster: Cluster) -> None:
         assert node["cgroup"] == "v2"
 
 
-def test_what_the_package_made_of_the_hosts(testbed: Testbed, cluster: Cluster) -> None:
+def test_package_enables_its_units(testbed: Testbed, cluster: Cluster) -> None:
     units = {name: ["orc-agent"] for name in ADDRESSES}
     units["manager1"].append("orc-manager")
     for machine, names in units.items():
@@ -268,7 +268,7 @@ def test_delay_and_loss_between_machines(
     assert pinged(testbed, one, two)[0] == 0
 
 
-def test_networkd_leaves_what_is_ours_alone(
+def test_networkd_leaves_devices_of_orc_alone(
     testbed: Testbed, cluster: Cluster, page: list[Task]
 ) -> None:
     """The machines have a file of networkd's that matches every interface."""
@@ -286,9 +286,7 @@ def test_networkd_leaves_what_is_ours_alone(
         assert {words[-1] for words in ours} == {"unmanaged"}
 
 
-def test_a_daemon_that_hangs_is_started_anew(
-    testbed: Testbed, cluster: Cluster, page: list[Task]
-) -> None:
+def test_hung_daemon_is_restarted(testbed: Testbed, cluster: Cluster, page: list[Task]) -> None:
     pid = testbed.shows("worker1", "orc-agent", "MainPID")
     testbed.on("worker1", "kill", "-STOP", pid)
     eventually(

@@ -128,7 +128,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_a_container_sees_what_its_layers_describe(tmp_path: Path, case: str) -> None:
+async def test_container_sees_the_tree_of_its_layers(tmp_path: Path, case: str) -> None:
     layout = Layout(tmp_path / "layout")
     digest = layout.image(CASES[case], "image")
     found = await here(layout, digest, tmp_path)

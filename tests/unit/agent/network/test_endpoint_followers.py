@@ -201,7 +201,7 @@ class Operations:
         return self._trace
 
 
-def test_a_change_of_a_large_service_costs_what_it_changes(tmp_path: Path) -> None:
+def test_cost_of_a_change_is_independent_of_the_services_size(tmp_path: Path) -> None:
     """A service whose tasks come one by one: twice as many take twice the work."""
 
     def grown(tasks: int) -> tuple[int, int]:

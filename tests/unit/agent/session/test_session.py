@@ -396,7 +396,7 @@ async def test_open_ports_are_known_without_a_manager(host: Host) -> None:
         assert db.container_access() == ("metrics", "metadata")
 
 
-async def test_a_restarted_agent_reports_what_it_knows(host: Host) -> None:
+async def test_restarted_agent_reports_its_known_statuses(host: Host) -> None:
     async with manager_stub() as manager:
         async with agent(host, manager.address):
             session = await manager.session()

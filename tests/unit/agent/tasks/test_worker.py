@@ -316,7 +316,7 @@ async def test_concurrent_starts_are_bounded(host: Host) -> None:
         assert host.runtime.most_active == 3
 
 
-async def test_a_restarted_agent_takes_over_what_runs(host: Host) -> None:
+async def test_restarted_agent_adopts_running_containers(host: Host) -> None:
     async with agent(host) as a:
         a.full(assigned())
         await a.reaches(TaskState.RUNNING)
@@ -434,7 +434,7 @@ async def test_killed_while_it_removed(host: Host) -> None:
         assert "t1" not in a.worker.holders()
 
 
-async def test_a_task_removed_while_the_agent_was_away(host: Host) -> None:
+async def test_task_removed_while_the_agent_was_down(host: Host) -> None:
     async with agent(host) as a:
         a.full(assigned("t1"), assigned("t2"))
         await a.reaches(TaskState.RUNNING, "t1")

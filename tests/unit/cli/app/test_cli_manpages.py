@@ -57,7 +57,7 @@ def _plain(text: str) -> list[str]:
     return shown
 
 
-def test_the_root_says_what_statuses_mean_and_names_all_commands(folder: Path) -> None:
+def test_root_page_explains_exit_statuses_and_lists_all_commands(folder: Path) -> None:
     page = (folder / "orc.1").read_text()
     assert "3 not converged in time" in page
     for name in ("service", "completion", "system"):

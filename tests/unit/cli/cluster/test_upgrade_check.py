@@ -55,7 +55,7 @@ def test_one_manager_interrupts_commands() -> None:
     ]
 
 
-def test_hosts_more_than_one_minor_release_away_are_in_the_way() -> None:
+def test_hosts_more_than_one_minor_release_apart_block_the_upgrade() -> None:
     found = blocking(ClusterFacts((MANAGER,), (NODE,)), "0.3.0")
     assert found == [
         f"{host}: has version 0.1.0, more than 1 minor release from 0.3.0"

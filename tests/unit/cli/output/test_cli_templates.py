@@ -64,7 +64,7 @@ def test_a_template_s_text(template: str, text: str) -> None:
     assert template_lines([ROW], COLUMNS, template) == [text]
 
 
-def test_json_of_a_row_is_what_json_prints() -> None:
+def test_json_function_matches_json_output() -> None:
     (line,) = template_lines([ROW], COLUMNS, "{{json .}}")
     assert '"name":"web"' in line
     assert "_status" not in line

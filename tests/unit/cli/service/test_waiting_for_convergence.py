@@ -180,7 +180,7 @@ def test_exiting_service_gets_a_hint_about_jobs(server: Any, run: Run) -> None:
     )
 
 
-def test_an_update_that_was_rolled_back_shows_what_crashed(server: Any, run: Run) -> None:
+def test_rolled_back_update_shows_the_crashed_task(server: Any, run: Run) -> None:
     current(server, BASE)
     updating = types.UpdateStatus(state="UPDATE_UPDATING")
     server.answers["UpdateService"] = lambda request: types.Service(

@@ -128,7 +128,7 @@ def test_ports_on_bridge_networks_are_host_ports() -> None:
     assert steps(stack(on_bridge), found) == []
 
 
-def test_pruning_removes_services_before_what_may_need_their_ports() -> None:
+def test_pruning_removes_services_before_their_ports_are_reused() -> None:
     found = there(spec("web"), spec("old"), spec("older", "old"))
     other = replace(spec("web"), name="other", labels={STACK_LABEL: "other"})
     services = {**found.services, "other": Service(id="o", spec=other)}

@@ -106,7 +106,7 @@ def test_a_peer_replaces_its_allowed_ips() -> None:
 
 
 @pytest.mark.parametrize("part", ["endpoint", "allowed"])
-def test_what_a_peer_does_not_have_is_not_sent(part: str) -> None:
+def test_absent_parts_of_a_peer_are_not_sent(part: str) -> None:
     without = Peer(
         PEER.public,
         None if part == "endpoint" else ENDPOINT,

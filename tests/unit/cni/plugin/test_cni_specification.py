@@ -215,7 +215,7 @@ def test_check_compares_the_result(host: NsHost, box: Path) -> None:
 
 
 @pytest.mark.root
-def test_check_allows_what_a_later_plugin_of_the_chain_added(host: NsHost, box: Path) -> None:
+def test_check_allows_additions_of_later_plugins_in_the_chain(host: NsHost, box: Path) -> None:
     _, result = host.cni("ADD", conf(host), **environment(box))
     container = NsHost(box, "", host.state, host.run)
     container.shell("ip", "addr", "add", "10.128.0.7/24", "dev", "eth0")
@@ -266,9 +266,7 @@ def test_check_and_status_fail_without_the_firewall_rules(host: NsHost, box: Pat
 
 
 @pytest.mark.root
-def test_an_add_restores_what_the_lost_rules_had_of_all_containers(
-    host: NsHost, box: Path, second: Path
-) -> None:
+def test_add_restores_lost_rules_of_all_containers(host: NsHost, box: Path, second: Path) -> None:
     published = conf(
         host, runtimeConfig={"portMappings": [{"hostPort": 8080, "containerPort": 80}]}
     )

@@ -35,7 +35,7 @@ def _ask(path: Path) -> dict[str, object]:
     return document
 
 
-def test_the_client_passes_what_the_server_expects() -> None:
+def test_client_passes_the_variables_that_the_server_expects() -> None:
     assert [name.decode() for name in thinclient.PASSED] == list(warmserver.PASSED)
 
 

@@ -61,7 +61,7 @@ def _ends_in_text(message: Any, path: str) -> bool:
 
 
 @pytest.mark.parametrize("name", sorted(MUTATING))
-def test_no_rule_takes_what_may_be_secret(name: str) -> None:
+def test_no_rule_records_fields_that_may_be_secret(name: str) -> None:
     secret = {"data", "env", "password", "secret", "command", "args", "csr", "token", "ticket"}
     rule = MUTATING[name]
     for path in (*rule.asked, rule.name, rule.id):

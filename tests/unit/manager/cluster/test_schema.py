@@ -101,7 +101,7 @@ async def test_a_leader_writes_the_new_form_beside_the_old_one(store: Store) -> 
     await check_schema(store.kv, known=1)
 
 
-async def test_what_an_older_manager_wrote_meanwhile_is_migrated_by_the_next_leader(
+async def test_objects_written_by_an_older_manager_are_migrated_by_the_next_leader(
     store: Store,
 ) -> None:
     await store.migrator().expand()

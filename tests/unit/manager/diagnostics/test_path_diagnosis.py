@@ -325,7 +325,7 @@ NOTES: list[tuple[str, Callable[[], World], str]] = [
 ]
 
 
-def test_pings_that_are_filtered_are_nothing_as_long_as_the_tunnel_tells_the_mtu() -> None:
+def test_filtered_pings_are_no_fault_while_the_tunnel_shows_the_mtu() -> None:
     assert World().path("*", "node2", underlay=NONE).judged() == ()
 
 
@@ -400,7 +400,7 @@ STATES = st.lists(
 
 
 @given(STATES, st.lists(PATHS, unique_by=lambda path: (path.source, path.target)))
-def test_whatever_was_measured_is_judged(
+def test_every_measurement_has_a_diagnosis(
     states: list[tuple[str, int]], paths: list[PathFacts]
 ) -> None:
     nodes = [

@@ -87,7 +87,7 @@ def test_a_session_far_behind_gets_the_whole_table() -> None:
     assert len(told[0].endpoints.changed[0].endpoints) == 300
 
 
-def test_what_was_read_before_a_change_is_still_sent_as_it_was() -> None:
+def test_file_read_before_a_change_is_sent_unchanged() -> None:
     leader = Leader(running("a"))
     (before,), _ = leader.feed.since(0)
     leader.change(None, running("b"))
@@ -151,7 +151,7 @@ def test_a_task_that_ends_by_itself_is_not_withheld() -> None:
     assert not leader.feed.holds(leader.stop(running("b")))
 
 
-def test_a_new_leader_does_not_know_who_followed_the_one_before() -> None:
+def test_new_leader_does_not_know_followers_of_its_predecessor() -> None:
     stopped = replace(running("a"), desired_state=TaskState.SHUTDOWN)
     leader = Leader(stopped)
     assert leader.feed.holds(stopped)

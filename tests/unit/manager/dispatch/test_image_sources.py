@@ -134,7 +134,7 @@ async def test_a_removed_node_does_not_block_an_image(tmp_path: Path, how: str) 
             await call.end()
 
 
-def test_what_is_sealed_opens_here_for_its_purpose_only(tmp_path: Path) -> None:
+def test_sealed_data_opens_for_its_purpose_only(tmp_path: Path) -> None:
     vault = Vault.at(tmp_path)
     vault.save()
     sealed = vault.seal("s3cret", "registry a")

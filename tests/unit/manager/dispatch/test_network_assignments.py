@@ -71,7 +71,7 @@ def test_every_node_has_the_networks_of_published_ports() -> None:
     assert names(NetworkAssignments().of(view, "b")) == ["default", "back"]
 
 
-def test_what_it_is_told_is_all_that_the_network_is() -> None:
+def test_sent_changes_describe_the_whole_network() -> None:
     db = on_back("db")
     view = ClusterView.of([DEFAULT, BACK, *HOSTS, db, task("t", node_id="b", of=db)])
     _, order = NetworkAssignments().of(view, "b")
@@ -121,7 +121,7 @@ def test_a_fixed_address_is_where_the_newest_task_of_it_is() -> None:
     assert not peer.addresses
 
 
-def test_a_network_is_told_what_the_worst_path_between_nodes_carries() -> None:
+def test_network_gets_the_smallest_path_mtu_between_nodes() -> None:
     orders, (one, two) = NetworkAssignments(), HOSTS
     view = ClusterView.of([DEFAULT, one, two])
     for node_id, size, least in (("a", 1500, 1500), ("b", 1400, 1400), ("b", 9000, 1500)):
@@ -140,7 +140,7 @@ def encrypting(host: Node, *keys: str, **more: Any) -> Node:
     )
 
 
-def test_an_encrypted_network_is_told_with_the_peers_keys() -> None:
+def test_encrypted_network_is_sent_with_its_peers_keys() -> None:
     one, two = HOSTS
     secret, db = replace(BACK, encrypted=True), on_back("db")
     here, there = task("t", node_id="b", of=db), task("u", node_id="a", of=db)
@@ -159,7 +159,7 @@ def test_an_encrypted_network_is_told_with_the_peers_keys() -> None:
     assert len(orders.of(view, "b")[1].peers[0].tunnel_keys) == 1
 
 
-def test_a_node_that_cannot_encrypt_is_told_nothing_of_such_a_network() -> None:
+def test_node_that_cannot_encrypt_gets_no_encrypted_network() -> None:
     """Not even where every node has it, as with published ports."""
     one, two = HOSTS
     web = on_back("web", ports=(8080,))
@@ -214,7 +214,7 @@ def test_a_node_that_joins_costs_the_others_one_peer() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_changes_make_what_complete_lists_say(seed: int) -> None:
+def test_changes_add_up_to_the_complete_lists(seed: int) -> None:
     rng = random.Random(seed)
     ids = [f"h{number}" for number in range(6)]
     view, orders = ClusterView(), NetworkAssignments()

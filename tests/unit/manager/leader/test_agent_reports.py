@@ -112,7 +112,7 @@ def test_a_reboot_starts_containers_with_restart_policy_always(
     assert view.tasks["t2"] == replica
 
 
-def test_an_image_is_condemned_until_its_node_has_removed_it_or_it_is_wanted_again() -> None:
+def test_image_removal_is_pending_until_the_node_removed_it_or_it_is_used_again() -> None:
     image = Image(id="sha256:a", nodes=("n1", "n2"), condemned=("n1", "n2"))
     view = ClusterView.of([NODE, image])
     # A node that is back tells of its copy, under a name that no image has any more.
@@ -147,7 +147,7 @@ def test_an_inventory_adds_and_withdraws_a_node() -> None:
     assert images["sha256:c"].reported_names == ("b:1", "c:1")
 
 
-def test_names_that_users_gave_stay_whatever_nodes_report() -> None:
+def test_names_given_by_users_survive_reports_of_nodes() -> None:
     known = Image(id="sha256:a", names=("a:1",), nodes=("n1",))
     view = ClusterView.of([NODE, known])
     told = Image(
@@ -182,7 +182,7 @@ def test_a_tag_moves_the_name_in_the_whole_cluster() -> None:
     assert (images["sha256:b"].names, images["sha256:b"].nodes) == (("web:1",), ("n1",))
 
 
-def test_changes_are_applied_to_what_was_read() -> None:
+def test_changes_are_applied_to_the_read_objects() -> None:
     view = ClusterView.of([NODE, task(TaskState.ASSIGNED)])
     reports = Reports(statuses={"n1": {"t1": TaskStatus(state=TaskState.RUNNING)}})
     (change,) = report_changes(view, reports, 1.0)

@@ -148,7 +148,7 @@ async def test_a_revoked_lease_ends_the_term(kv: MemoryKv, time: VirtualTime) ->
         assert a.lost == [(time(), "the leader's key was deleted")]
 
 
-async def test_a_key_that_was_taken_away_ends_the_term(kv: MemoryKv, time: VirtualTime) -> None:
+async def test_removed_key_ends_the_term(kv: MemoryKv, time: VirtualTime) -> None:
     a, b = Contender(kv, time, "a"), Contender(kv, time, "b")
     async with running(a), running(b):
         await kv.txn([], [Delete(KEY)])

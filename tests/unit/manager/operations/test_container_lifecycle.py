@@ -24,7 +24,7 @@ def box(state: TaskState = TaskState.RUNNING, **fields: Any) -> Task:
     return replace(made, service_id="", service_name="", container_name="box", **fields)
 
 
-def test_room_is_counted_without_what_it_has_already() -> None:
+def test_free_capacity_excludes_the_containers_own_reservation() -> None:
     other = task("t1", node_id="n1", spec=task_spec(memory=5 * GIB))
     view = World(node("n1", memory=8 * GIB), service(), other, box()).view
     wanted = task_spec(memory=3 * GIB, restart=ALWAYS)
@@ -77,7 +77,7 @@ def test_a_task_of_a_service_is_changed_by_its_service() -> None:
         container_lifecycle.update(view, of_service, task_spec())
 
 
-def test_what_goes_by_itself_takes_no_restart_policy() -> None:
+def test_auto_removed_container_takes_no_restart_policy() -> None:
     view = World(node(), box()).view
     with pytest.raises(RequestError, match=r"'box' is removed when it ends \(--rm\)"):
         container_lifecycle.update(view, box(auto_remove=True), task_spec(restart=ALWAYS))

@@ -39,7 +39,7 @@ def waiting(not_before: float, at: float = NOW) -> Task:
         pytest.param(service(), False, id="a service"),
     ],
 )
-def test_what_has_a_delay_moves_with_the_clock(item: Object, moves: bool) -> None:
+def test_delays_move_with_the_clock(item: Object, moves: bool) -> None:
     assert bool(list(objects_with_delays(ClusterView.of([item]), NOW))) == moves
 
 

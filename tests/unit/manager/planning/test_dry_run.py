@@ -54,7 +54,7 @@ def test_a_new_service_starts_tasks() -> None:
     assert world.view.services == {}
 
 
-def test_what_does_not_fit_waits_and_says_why() -> None:
+def test_task_that_does_not_fit_waits_with_a_reason() -> None:
     world = at_rest(node("a", memory=GIB))
     [first, second] = plan_of(
         world, Change(None, service(replicas=2, spec=task_spec(memory=600 * MIB)))
@@ -64,7 +64,7 @@ def test_what_does_not_fit_waits_and_says_why() -> None:
     assert "memory" in second.reason
 
 
-def test_what_is_changed_is_replaced_and_what_goes_stops() -> None:
+def test_changed_tasks_are_replaced_and_surplus_ones_stop() -> None:
     web = service(replicas=3)
     world = at_rest(node("a"), web)
     changed = with_spec(web, replace(web.spec, replicas=2, task=task_spec(image="web:2")), "", 1.0)
@@ -75,7 +75,7 @@ def test_what_is_changed_is_replaced_and_what_goes_stops() -> None:
     ]
 
 
-def test_what_others_wait_for_to_complete_does_so() -> None:
+def test_awaited_dependency_completes_in_the_plan() -> None:
     setup = service("setup", spec=task_spec(restart=RestartPolicy(RestartCondition.NONE)))
     web = service("web")
     needs = (Dependency("setup", DependencyCondition.COMPLETED),)
@@ -124,7 +124,7 @@ def test_a_new_container_starts_or_waits() -> None:
     assert "c1" not in world.view.tasks
 
 
-def test_what_changes_nothing_is_an_empty_plan() -> None:
+def test_change_without_effect_has_an_empty_plan() -> None:
     web = service(replicas=2)
     world = at_rest(node("a"), web)
     labelled = replace(web, spec=replace(web.spec, labels={"a": "b"}))
@@ -301,7 +301,7 @@ def test_services_that_are_planned_together_go_where_they_go_one_after_the_other
     assert {step.name: step.target for step in steps if step.action is Action.START} == placed
 
 
-def test_a_node_has_the_image_of_what_it_runs() -> None:
+def test_node_has_the_images_of_its_tasks() -> None:
     """So what starts later goes there, all else equal."""
     first, then = (
         service("first", spec=task_spec(image="app:1")),

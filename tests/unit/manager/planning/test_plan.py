@@ -84,7 +84,7 @@ def test_earliest() -> None:
         (Change(node("a"), None), Dirty(nodes_changed=True)),
     ],
 )
-def test_what_a_change_makes_dirty(change: Change, dirty: Dirty) -> None:
+def test_dirty_objects_of_a_change(change: Change, dirty: Dirty) -> None:
     assert dirty_of([change]) == dirty
     assert dirty | Dirty() == dirty
     assert dirty

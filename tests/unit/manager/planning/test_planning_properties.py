@@ -173,7 +173,7 @@ def test_the_same_input_gives_the_same_plan(view: ClusterView) -> None:
 
 @given(clusters())
 @settings(max_examples=100)
-def test_a_second_pass_over_what_was_just_planned_changes_no_task_twice(view: ClusterView) -> None:
+def test_second_pass_over_a_fresh_plan_changes_no_task_twice(view: ClusterView) -> None:
     world = World(*view.objects())
     world.settle()
     world.dirty = EVERYTHING

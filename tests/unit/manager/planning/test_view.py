@@ -34,7 +34,7 @@ _objects: st.SearchStrategy[Object] = st.one_of(
 
 
 @given(st.lists(st.lists(st.tuples(_objects, st.booleans()), max_size=5), max_size=8))
-def test_evolving_is_the_same_as_making_anew(batches: list[list[tuple[Object, bool]]]) -> None:
+def test_evolved_view_equals_a_new_one(batches: list[list[tuple[Object, bool]]]) -> None:
     view, stored = ClusterView(), dict[str, Object]()
     for batch in batches:
         before = {field.name: getattr(view, field.name) for field in fields(view)}

@@ -68,7 +68,7 @@ async def test_a_fault_strikes_before_or_after_the_write(
     assert (await kv.get("a") is not None) is written
 
 
-async def test_what_is_not_compacted_can_be_watched(kv: MemoryKv) -> None:
+async def test_revisions_that_are_not_compacted_can_be_watched(kv: MemoryKv) -> None:
     revisions = [await kv.txn([], [Put("a", b"%d" % n)]) for n in range(4)]
     await kv.compact(revisions[2])
     async with kv.watch("", revisions[2]) as changes:

@@ -43,7 +43,7 @@ async def following(kv: MemoryKv) -> AsyncIterator[Cache]:
             await task
 
 
-async def test_what_was_committed_is_read_back() -> None:
+async def test_committed_objects_are_read_back() -> None:
     kv = new_kv()
     async with following(kv) as cache:
         await cache.wait_for(await commit(kv, [Change(None, Node(id="n", role="worker"))]))
@@ -65,7 +65,7 @@ async def test_a_stale_change_conflicts_and_writes_nothing() -> None:
         assert cache.view.nodes["n"].role == "a"
 
 
-async def test_what_was_read_must_still_hold() -> None:
+async def test_change_of_a_stale_read_conflicts() -> None:
     kv = new_kv()
     async with following(kv) as cache:
         await cache.wait_for(await commit(kv, [Change(None, Service(id="s"))]))

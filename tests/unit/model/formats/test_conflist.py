@@ -106,14 +106,14 @@ JSON = st.recursive(
 
 
 @given(st.fixed_dictionaries({}, optional={key: JSON for key in (*LIST, "cniVersions")}) | JSON)
-def test_whatever_is_given_is_read_or_refused(raw: Any) -> None:
+def test_any_input_is_parsed_or_refused(raw: Any) -> None:
     with suppress(ConflistError):
         found = parse_conflist(json.dumps(raw))
         assert found.programs
         assert found.versions
 
 
-def test_what_differs_by_node_is_filled_in() -> None:
+def test_node_specific_templates_are_filled() -> None:
     text = plugin(master="{{.Node.Labels.nic}}", args={"host": ["a-{{ .Node.Hostname }}"]})
     parse_conflist(text)
     assert not wants_slices(text)

@@ -18,7 +18,7 @@ from orchestrator.model.placement import GenericResource
 from orchestrator.model.specs import ContainerSpec
 
 
-def test_what_a_task_asks_for() -> None:
+def test_requests_of_a_task_are_parsed() -> None:
     assert parse_generic("gpu=2") == GenericResource("gpu", 2)
     assert parse_generic("gpu=all") == GenericResource("gpu", 1, every=True)
     named = parse_generic("gpu=device=0,v.com/gpu=1")
@@ -27,7 +27,7 @@ def test_what_a_task_asks_for() -> None:
         assert parse_generic(str(made)) == made
 
 
-def test_which_of_a_nodes_a_name_means() -> None:
+def test_names_match_resources_of_a_node() -> None:
     names = ("/dev/dri/card0", "v.com/gpu=0", "v.com/gpu=GPU-7", "red")
     assert find_names(["card0", "0"], names) == ("/dev/dri/card0", "v.com/gpu=0")
     assert find_names(["v.com/gpu=GPU-7", "/dev/dri/card0", "red"], names) == (
@@ -51,7 +51,7 @@ def test_which_of_a_nodes_a_name_means() -> None:
         ("=1", "'' is no kind"),
     ],
 )
-def test_what_no_task_can_ask_for(text: str, words: str) -> None:
+def test_invalid_requests_are_refused(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_generic(text)
 
@@ -89,7 +89,7 @@ def test_generic_resources_of_a_node_are_parsed(
         ("gpu=10001", "more than 10000"),
     ],
 )
-def test_what_no_node_can_have(text: str, words: str) -> None:
+def test_invalid_supplies_are_refused(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_supply(text)
 

@@ -35,7 +35,7 @@ WEB = Source("abcdefghijklmnop", "web.1", "web:1", "sha256:" + "12" * 32, "node-
         ("", {"max-size": "10m", "syslog-facility": "3"}),
     ],
 )
-def test_what_docker_takes_is_accepted(driver: str, options: dict[str, str]) -> None:
+def test_options_of_docker_are_accepted(driver: str, options: dict[str, str]) -> None:
     check(LogConfig(driver, options))
 
 
@@ -64,7 +64,7 @@ def test_what_docker_takes_is_accepted(driver: str, options: dict[str, str]) -> 
         ("json-file", {"tag": "{{.Nmae}}"}, "tag '{{.Nmae}}': "),
     ],
 )
-def test_what_is_not_accepted_is_refused_by_name(
+def test_unsupported_options_are_refused_by_name(
     driver: str, options: dict[str, str], words: str
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):

@@ -100,7 +100,7 @@ clock_changes = st.sampled_from(
 
 @settings(max_examples=150)
 @given(fields, zones, clock_changes, st.integers(0, 600))
-def test_it_fires_when_a_walk_minute_by_minute_says(
+def test_firings_match_a_walk_minute_by_minute(
     text: str, name: str, start: str, offset: int
 ) -> None:
     schedule, zone = parse_schedule(text), parse_zone(name)

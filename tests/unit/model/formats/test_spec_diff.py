@@ -38,7 +38,7 @@ def test_differences_between_two_specs() -> None:
     )
 
 
-def test_nothing_and_what_is_long() -> None:
+def test_empty_and_long_differences() -> None:
     assert differences(OLD, OLD) == []
     assert told(OLD, OLD) == ""
     image = "registry.example/" + "x" * 100

@@ -55,7 +55,7 @@ def test_invalid_health_checks_are_refused(bad: TaskSpec, words: str) -> None:
         check_health(bad)
 
 
-def test_a_node_reaches_what_is_in_its_own_network() -> None:
+def test_node_reaches_addresses_of_its_own_network() -> None:
     check_health(spec("TCP", "80", network="host"))
 
 

@@ -42,7 +42,7 @@ HOST = (NetworkAttachment("host"),)
         (TaskSpec(ContainerSpec(privileged=True), networks=HOST), ("privileged", "host-network")),
     ],
 )
-def test_what_a_task_wants_of_its_host(spec: TaskSpec, names: tuple[str, ...]) -> None:
+def test_allowances_that_a_task_needs(spec: TaskSpec, names: tuple[str, ...]) -> None:
     assert wanted(spec) == names
 
 
@@ -63,7 +63,7 @@ def test_names_are_read_and_unknown_ones_refused() -> None:
         parse_allowances(["gpus"])
 
 
-def test_a_refusal_names_the_node_and_what_to_do() -> None:
+def test_refusal_names_the_node_and_the_remedy() -> None:
     assert refusal("privileged", "n1") == (
         "node n1 does not allow privileged containers (orc node update --allow privileged n1)"
     )

@@ -161,5 +161,5 @@ def test_no_signals(text: str) -> None:
         (ContainerSpec(image="a", entrypoint=("",), command=("ls",)), ["ls"]),
     ],
 )
-def test_what_runs_of_an_image(spec: ContainerSpec, argv: list[str]) -> None:
+def test_arguments_from_spec_and_image(spec: ContainerSpec, argv: list[str]) -> None:
     assert spec.arguments(("sh", "-e"), ("run",)) == argv

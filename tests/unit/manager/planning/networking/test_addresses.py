@@ -54,7 +54,7 @@ def test_unset_subnets_and_vnis_avoid_those_in_use() -> None:
     assert all(each.prefixlen == 48 and each.is_private for each in subnets6)
 
 
-def test_when_every_subnet_is_taken_it_says_so() -> None:
+def test_exhausted_subnets_are_an_error() -> None:
     full = [
         Network(id=text, name=f"n{number}", subnet=text, vni=number)
         for number, text in enumerate(("10.0.0.0/8", "172.16.0.0/12"), 5000)
@@ -86,7 +86,7 @@ def test_a_subnet_is_cut_so_that_there_are_nodes_and_addresses(subnet: str, pref
         (lambda: new("back", "fd6f:7263:1::/48"), "which encrypted networks have between nodes"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(
+def test_invalid_networks_are_refused_in_one_line(
     wanted: Callable[[], NewNetwork], words: str
 ) -> None:
     with pytest.raises((AddressRefused, ValueError), match=words) as refusal:
@@ -130,7 +130,7 @@ def fixing(name: str, *ip: str, ip6: tuple[str, ...] = (), **fields: Any) -> Any
         (fixing("web", "10.5.0.2", mode=ServiceMode.GLOBAL), "a global service"),
     ],
 )
-def test_an_address_that_cannot_be_had_is_refused(wanted: Any, words: str) -> None:
+def test_unavailable_address_is_refused(wanted: Any, words: str) -> None:
     other = replace(fixing("db", "10.5.0.5"), vips={"back": "10.5.0.6"})
     view = ClusterView.of([CLUSTER, BACK, HOST, other])
     with pytest.raises(AddressRefused, match=words):
@@ -143,7 +143,7 @@ def test_its_own_address_it_may_keep_and_any_that_is_in_no_nodes_part_it_may_hav
     check_fixed(view, mine.spec, "service web")
 
 
-def test_a_network_without_ipv6_says_how_to_make_one_with() -> None:
+def test_network_without_ipv6_names_the_flag_for_it() -> None:
     view = ClusterView.of([CLUSTER, replace(BACK, subnet6=""), HOST])
     wanted = fixing("web", ip6=("fd00:5::7",))
     with pytest.raises(AddressRefused, match="orc network create --ipv6"):

@@ -116,7 +116,7 @@ def test_a_service_that_is_being_removed_is_gone_at_once() -> None:
     assert not table.serving("a")
 
 
-def test_a_change_of_one_task_says_nothing_of_the_others() -> None:
+def test_change_of_one_task_leaves_others_out() -> None:
     tasks = [running(f"t{number}", slot=number) for number in range(1, 2_000)]
     view = ClusterView.of([DEFAULT, node("n1"), WEB, *tasks])
     table = Table.of(view)
@@ -176,7 +176,7 @@ class Follower:
 
 
 @given(st.lists(st.lists(st.tuples(objects(), st.booleans()), max_size=3), max_size=12))
-def test_following_the_changes_gives_what_a_fresh_look_does(
+def test_following_changes_equals_a_full_computation(
     steps: Sequence[Sequence[tuple[Object, bool]]],
 ) -> None:
     view = ClusterView.of([DEFAULT, BACK, node("n1"), WEB])

@@ -112,7 +112,7 @@ def test_unused_and_overlapping_subnets_are_refused() -> None:
         completed(replace(chain(BRIDGE), name="two"), chain(BRIDGE))
 
 
-def test_a_task_goes_where_the_plugins_are_or_says_what_is_missing_where() -> None:
+def test_task_is_placed_where_its_plugins_are_or_lists_missing_ones() -> None:
     network = chain(BRIDGE)
     found = placed(host("a"), host("b", "bridge", "host-local"), network=network)
     assert isinstance(found, Placement)

@@ -41,7 +41,7 @@ def test_nothing_is_written_when_nothing_changes() -> None:
     assert allocate_slices(ClusterView.of([held, node("a")])) == ()
 
 
-def test_a_full_network_leaves_nodes_without_and_says_so() -> None:
+def test_full_network_leaves_nodes_without_slices_with_a_message() -> None:
     small = replace(NETWORK, subnet="10.0.0.0/23", node_prefix=24)
     assert slices(small, "a", "b") == {"a": "10.0.1.0/24"}
     world = World(small, node("a", shares=128), node("b"), service(replicas=2))

@@ -75,7 +75,7 @@ def test_tasks_have_the_versions_of_their_service() -> None:
     assert [task.documents for task in made.tasks(S.RUNNING)] == [{"d1": 1}] * 2
 
 
-def test_a_new_version_is_an_update_of_those_who_name_it_and_of_no_others() -> None:
+def test_new_version_updates_only_services_that_reference_it() -> None:
     made = world(naming(REFERENCE), service("other", 2))
     others = {task.id for task in made.tasks() if task.service_name == "other"}
     renew(made, 2)
@@ -135,7 +135,7 @@ def test_an_update_that_is_not_over_is_not_mixed_with_another(state: UpdateState
     assert web(made).spec_version == before
 
 
-def test_a_users_update_takes_what_is_newest_and_a_label_restarts_nothing() -> None:
+def test_update_takes_the_newest_versions_and_a_label_restarts_nothing() -> None:
     view = ClusterView.of([replace(DB, version=4, kept=(3, 4))])
     had = replace(naming(REFERENCE), declined={"d1": 4})
     labelled = with_spec(
@@ -157,7 +157,7 @@ def test_a_users_update_takes_what_is_newest_and_a_label_restarts_nothing() -> N
     assert (back.documents, back.declined) == ({"d1": 3}, {"d1": 4})
 
 
-def test_a_container_of_its_own_has_what_is_newest_when_it_runs_again() -> None:
+def test_standalone_container_gets_the_newest_versions_when_restarted() -> None:
     container = Task(
         id="c1",
         container_name="c",
@@ -194,7 +194,7 @@ def test_users_of_a_document() -> None:
     }
 
 
-def test_what_an_update_may_go_back_to_is_in_use() -> None:
+def test_images_of_rollback_specs_are_in_use() -> None:
     made = naming(REFERENCE)
     plain = replace(made.spec, task=task_spec())
     under_way = with_spec(made, plain, "", NOW, {})

@@ -90,7 +90,7 @@ class Life:
 
 @settings(max_examples=150)
 @given(st.lists(st.sampled_from(STEPS), max_size=14), st.sampled_from(FailureAction))
-def test_what_holds_whatever_happens(steps: list[str], action: FailureAction) -> None:
+def test_invariants_hold_in_any_order_of_events(steps: list[str], action: FailureAction) -> None:
     life = Life(action)
     for step in steps:
         getattr(life, step)()

@@ -39,7 +39,7 @@ def working(world: World, name: str = "web") -> int:
     )
 
 
-def test_all_leave_at_once_unless_more_is_said() -> None:
+def test_drain_moves_all_tasks_at_once_by_default() -> None:
     world = full_node(service("web", 5))
     world.put(drained(world.view.nodes["a"]))
     world.settle()
@@ -84,7 +84,7 @@ def test_failing_tasks_do_not_count_as_unavailable_in_a_drain() -> None:
     }
 
 
-def test_what_starts_first_is_left_until_another_works_or_the_deadline() -> None:
+def test_start_first_task_is_kept_until_its_replacement_works_or_the_deadline() -> None:
     web = service("web", 2, update=START_FIRST)
     world = World(node("a"), web)
     world.obey()
@@ -109,7 +109,7 @@ def test_the_deadline_ends_a_drain_that_has_no_room_to_go_on() -> None:
     assert working(world) == 0
 
 
-def test_an_undrained_node_keeps_what_it_still_has() -> None:
+def test_undrained_node_keeps_its_remaining_tasks() -> None:
     world = World(node("a"), service("web", 3))
     world.obey()
     world.put(drained(world.view.nodes["a"], most=1))
@@ -128,7 +128,7 @@ def test_a_global_service_leaves_too() -> None:
     assert {item.node_id for item in world.tasks(RUNNING)} == {"b"}
 
 
-def test_a_plan_tells_it() -> None:
+def test_plan_shows_the_drain() -> None:
     world = full_node(service("web", 3))
     host = world.view.nodes["a"]
     steps = simulate(

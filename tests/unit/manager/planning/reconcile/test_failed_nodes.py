@@ -132,7 +132,7 @@ def test_kept_tasks_have_a_message() -> None:
     assert on(world, "a") == [kept.name]
 
 
-def test_what_is_kept_is_given_up_once_it_is_to_go() -> None:
+def test_kept_task_is_released_once_it_is_to_stop() -> None:
     world = cluster(service_with("keep"))
     down(world, "a")
     web = world.view.services["web-id"]
@@ -152,7 +152,7 @@ def test_stopped_by_its_node_and_replaced_when_it_must_have_ended() -> None:
 
 
 @pytest.mark.parametrize(("condition", "again"), [(ANY, True), (NONE, False)])
-def test_what_its_node_has_stopped_is_started_anew_when_the_node_is_back_before(
+def test_task_stopped_by_its_node_is_restarted_when_the_node_returns(
     condition: int, again: bool
 ) -> None:
     policy = RestartPolicy(condition)  # type: ignore[arg-type]

@@ -78,7 +78,7 @@ def test_a_restart_waits_on_its_own_node() -> None:
     assert world.slots_on() == {"a": [1], "b": [2]}
 
 
-def test_a_full_node_says_so_for_itself_only() -> None:
+def test_full_node_blocks_its_own_task_only() -> None:
     world = everywhere(spec=task_spec(shares=4096))
     world.put(node("a", shares=1024))
     world.obey()

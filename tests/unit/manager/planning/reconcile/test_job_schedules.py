@@ -169,7 +169,7 @@ def test_the_clock_of_the_zone_counts() -> None:
     st.sampled_from(list(Missed)),
     st.lists(st.floats(-120, 20000), max_size=25),
 )
-def test_no_firing_begins_two_runs_whatever_clocks_do(
+def test_no_firing_begins_two_runs_despite_clock_steps(
     schedule: str, missed: Missed, steps: list[float]
 ) -> None:
     world = scheduled(schedule, missed=missed, overlap=Overlap.ALLOW, history=1000)

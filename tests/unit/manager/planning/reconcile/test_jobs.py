@@ -155,7 +155,7 @@ def test_the_deadline_ends_a_run() -> None:
     assert world.live() == [1], "no other begins"
 
 
-def test_what_waits_says_why_and_ends_with_the_run() -> None:
+def test_waiting_task_has_a_reason_and_ends_with_the_run() -> None:
     world = JobWorld.of(nodes=(node("a", shares=64),), deadline=10.0)
     assert world.newest().status.message.startswith("unschedulable: no node has enough capacity (")
     world.pass_time(10)
@@ -274,7 +274,7 @@ events = st.lists(
 
 @settings(max_examples=60)
 @given(st.integers(1, 7), st.integers(0, 4), st.integers(0, 3), events)
-def test_whatever_happens_each_index_counts_once(
+def test_each_index_counts_once_despite_faults(
     completions: int, parallelism: int, retries: int, story: list[tuple[str, int, str]]
 ) -> None:
     world = JobWorld.of(completions, parallelism=parallelism, retries=retries)

@@ -70,7 +70,7 @@ def test_a_limited_pass_leaves_no_task_without_a_reason() -> None:
     assert len(world.tasks(ASSIGNED)) == 25
 
 
-def test_what_fits_nowhere_waits_with_its_reason_and_is_placed_the_moment_it_fits() -> None:
+def test_unschedulable_task_waits_with_its_reason_and_is_placed_once_it_fits() -> None:
     web = service(replicas=2, spec=task_spec(shares=4096))
     world = World(node("a"), web)
     world.obey()
@@ -184,7 +184,7 @@ def test_slots_of_a_failed_node_are_rescheduled_at_once() -> None:
     assert world.task(1).attempt == 0
 
 
-def test_what_makes_room_is_written_before_what_takes_it() -> None:
+def test_writes_that_free_capacity_precede_writes_that_use_it() -> None:
     web = service(replicas=3)
     world = World(node("a"), node("b"), web)
     world.obey()
@@ -233,7 +233,7 @@ def test_drain_moves_tasks_and_waits_for_their_end() -> None:
     assert world.slots_on() == {"b": [1, 2]}, "an undone drain moves nothing back"
 
 
-def test_pause_keeps_what_runs_and_takes_nothing_new() -> None:
+def test_paused_node_keeps_running_tasks_and_takes_none() -> None:
     web = service(replicas=1)
     world = World(node("a"), web)
     world.obey()

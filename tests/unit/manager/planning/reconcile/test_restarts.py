@@ -70,7 +70,7 @@ def test_a_task_lost_with_its_agent_is_not_restarted_with_condition_none() -> No
     assert world.task().status.state is FAILED
 
 
-def test_a_restart_waits_for_its_delay_and_says_so() -> None:
+def test_restart_waits_for_its_delay_with_a_reason() -> None:
     world = world_with(delay=5.0)
     end(world, after=60.0)
     waiting = world.task()
@@ -158,7 +158,7 @@ def test_a_window_forgets_old_attempts() -> None:
     assert world.task().status.state is FAILED, "what was decided does not change with time"
 
 
-def test_a_changed_policy_takes_effect_without_a_restart_of_what_runs() -> None:
+def test_changed_policy_takes_effect_without_restarting_tasks() -> None:
     world = world_with(condition=ANY)
     web = world.view.services["web-id"]
     spec = replace(web.spec.task, restart=RestartPolicy(NONE))

@@ -140,7 +140,7 @@ def test_a_repaired_spec_replaces_the_broken_one_at_once() -> None:
     assert images(world) == ["web:3"] * 3
 
 
-def test_what_waits_for_room_is_updated_at_once_and_blocks_nothing() -> None:
+def test_tasks_waiting_for_capacity_are_updated_at_once() -> None:
     web = service(replicas=3, spec=task_spec(shares=4096))
     world = World(node("a"), node("b", availability=Availability.PAUSE), web)
     world.obey()
@@ -150,7 +150,7 @@ def test_what_waits_for_room_is_updated_at_once_and_blocks_nothing() -> None:
     assert [item.spec.reservation.shares for item in world.tasks(RUNNING)] == [1024] * 3
 
 
-def test_what_waits_for_room_does_not_hold_up_those_that_run() -> None:
+def test_tasks_waiting_for_capacity_do_not_block_running_ones() -> None:
     web = service(replicas=3, spec=task_spec(shares=4096))
     world = World(node("a"), node("b"), web)
     world.obey()
@@ -181,7 +181,7 @@ def test_tasks_that_do_not_run_go_first() -> None:
     assert [item.slot for item in world.tasks() if item.desired_state is SHUTDOWN] == [2]
 
 
-def test_what_needs_no_new_tasks() -> None:
+def test_changes_that_need_no_new_tasks() -> None:
     web = service(replicas=2)
     world = World(node("a"), web)
     world.obey()
@@ -196,7 +196,7 @@ def test_what_needs_no_new_tasks() -> None:
         assert progress(world.view, "web-id").converged
 
 
-def test_what_needs_new_tasks() -> None:
+def test_changes_that_need_new_tasks() -> None:
     web = service(replicas=1)
     for changed in (
         updated(web, replace(web.spec.task, force=1)),
@@ -324,7 +324,7 @@ def test_a_drained_node_is_left_start_first() -> None:
     assert world.slots_on() == {"b": [1, 2]}
 
 
-def test_a_node_that_is_drained_no_more_keeps_what_works_there() -> None:
+def test_undrained_node_keeps_working_tasks() -> None:
     web = service(update=START_FIRST, spec=task_spec(shares=600))
     world = World(node("a", shares=1000), web)
     world.obey()
@@ -373,7 +373,7 @@ def test_a_global_service_starts_first_on_its_own_nodes() -> None:
 @pytest.mark.parametrize("order", UpdateOrder)
 @pytest.mark.parametrize("parallelism", [1, 2, 0])
 @pytest.mark.parametrize("kept", [("a",), ("a", "b"), ("a", "b", "c")])
-def test_a_forced_update_spreads_a_service_anew(
+def test_forced_update_spreads_a_service_again(
     order: UpdateOrder, parallelism: int, kept: tuple[str, ...]
 ) -> None:
     web = service(replicas=6, update=UpdatePolicy(parallelism=parallelism, order=order))

@@ -64,7 +64,7 @@ def test_work_that_failed_does_not() -> None:
     assert progress(world.view, "web-id") == Progress(1, 0, False, given_up=1)
 
 
-def test_what_failed_is_given_up_once_nothing_else_is_left_to_do() -> None:
+def test_failed_tasks_are_given_up_once_nothing_else_remains() -> None:
     once = RestartPolicy(ON_FAILURE, delay=1, max_attempts=1)
     world = World(node("a"), service(replicas=2, spec=task_spec(restart=once)))
     world.settle()
@@ -169,7 +169,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_what_has_to_stay_up(case: Case) -> None:
+def test_monitor_period_applies(case: Case) -> None:
     restart = RestartPolicy(case.restart, delay=5.0)
     spec = replace(WEB.spec, update=case.policy, task=replace(WEB.spec.task, restart=restart))
     items = [replace(item, created_at=float(age)) for age, item in enumerate(case.tasks)]
@@ -209,7 +209,7 @@ def test_one_that_is_not_there_yet_has_the_others_wait() -> None:
     assert progress(world.view, "web-id", Watch(world.now)).converged
 
 
-def test_what_ran_before_the_change_need_not_stay_up_any_longer() -> None:
+def test_tasks_of_before_the_change_need_no_monitor_period() -> None:
     old, new = up(1), up(3)
     new = replace(new, id="new", slot=2, revision=5)
     web = replace(WEB, spec=replace(WEB.spec, replicas=2))
@@ -219,7 +219,7 @@ def test_what_ran_before_the_change_need_not_stay_up_any_longer() -> None:
         assert (state.stable_in, state.converged) == (stable_in, not stable_in)
 
 
-def test_scaling_waits_for_what_it_starts_only() -> None:
+def test_scaling_waits_for_new_tasks_only() -> None:
     world = World(node("a"), service(replicas=2))
     world.stay_up()
     assert progress(world.view, "web-id", Watch(world.now)).converged
@@ -262,7 +262,7 @@ def test_a_crash_in_an_update_is_left_to_its_failure_action() -> None:
     assert world.view.services["web-id"].update.state is UpdateState.PAUSED
 
 
-def test_usage_counts_what_has_not_ended() -> None:
+def test_usage_counts_tasks_that_have_not_ended() -> None:
     web = service(spec=task_spec(shares=512, memory=32 * MIB))
     plain = service("plain")
     view = ClusterView.of(

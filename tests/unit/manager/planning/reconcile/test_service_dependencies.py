@@ -84,7 +84,7 @@ def test_a_final_failure_is_the_reason_of_tasks_that_wait_for_completion() -> No
     )
 
 
-def test_what_has_completed_was_started() -> None:
+def test_completed_dependency_counts_as_started() -> None:
     world = World(node(), service("db", spec=task_spec(restart=RestartPolicy(NONE))), web())
     world.settle()
     report(world, "db", TaskState.COMPLETE)
@@ -99,7 +99,7 @@ def test_one_that_is_not_there(optional: bool) -> None:
     assert named(world, "web") == ("assigned" if optional else waits)
 
 
-def test_a_replacement_waits_too_and_what_runs_is_left_alone() -> None:
+def test_replacement_waits_too_and_running_tasks_are_kept() -> None:
     world = World(node(), service("db", spec=task_spec(restart=RestartPolicy(ANY, 5.0))), web())
     world.obey()
     report(world, "db", TaskState.FAILED)

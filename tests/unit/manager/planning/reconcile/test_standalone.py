@@ -67,7 +67,7 @@ def test_it_gets_a_node_that_meets_its_constraints() -> None:
     assert world.box.status.run == 1
 
 
-def test_one_that_fits_nowhere_says_why() -> None:
+def test_container_that_fits_nowhere_has_a_reason() -> None:
     world = Box(container(memory=64 << 30))
     assert world.box.status.state is TaskState.PENDING
     assert "insufficient memory" in world.box.status.message

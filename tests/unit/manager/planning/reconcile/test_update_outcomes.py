@@ -127,7 +127,7 @@ def test_a_failure_rolls_back_to_the_very_bits_before() -> None:
     assert progress(world.view, "web-id").converged
 
 
-def test_a_task_that_ends_within_the_monitored_time_rolls_back_what_had_arrived() -> None:
+def test_task_that_ends_in_its_monitor_period_rolls_the_update_back() -> None:
     world = begin(1, ROLLBACK)
     world.obey()
     assert web(world).update.state is UpdateState.UPDATING, "it has to run for a while"
@@ -232,7 +232,7 @@ def test_a_canary_that_fails_is_rolled_back_alone() -> None:
     assert kept < {item.id for item in world.tasks(S.RUNNING)}
 
 
-def test_what_is_scaled_up_as_an_update_is_rolled_back_begins_with_the_spec_before() -> None:
+def test_tasks_added_during_a_rollback_have_the_former_spec() -> None:
     world = begin(2, ROLLBACK)
     stop_old(world)
     [new] = world.tasks(S.ASSIGNED)
@@ -280,7 +280,7 @@ def test_a_task_that_crashes_after_it_has_run_for_a_while(
     assert web(world).update.state is state
 
 
-def test_each_replacement_has_to_stay_up_anew() -> None:
+def test_each_replacement_has_its_own_monitor_period() -> None:
     world = begin(1, UpdatePolicy(failure_action=FailureAction.CONTINUE))
     for _ in range(3):
         world.obey()

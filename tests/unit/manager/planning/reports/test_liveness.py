@@ -61,7 +61,7 @@ def test_a_new_leader_gives_twice_the_time() -> None:
     assert messages(late) == ["no heartbeat for 10.0 s"]
 
 
-def test_what_was_heard_in_an_earlier_term_says_nothing() -> None:
+def test_heartbeats_of_an_earlier_term_are_ignored() -> None:
     view = ClusterView.of([CLUSTER, node("a")])
     hearing = Hearing(NOW, NOW + 9.9, {"a": NOW - 60})
     assert expire(view, hearing, WALL).plans == ()
@@ -124,7 +124,7 @@ def test_the_last_nodes_to_come_back_are_waited_for() -> None:
     assert down.changes[0].subject.id == "n9"
 
 
-def test_those_that_are_late_among_many_that_dial_anew_are_waited_for() -> None:
+def test_late_nodes_among_many_that_reconnect_are_waited_for() -> None:
     """Most are back before any of them has been silent for too long."""
     ids = [f"n{number}" for number in range(10)]
     view = ClusterView.of([CLUSTER, *(node(id) for id in ids)])
@@ -169,7 +169,7 @@ def test_orphaned_tasks_are_not_assigned_to_a_node_that_comes_back() -> None:
     assert world.slots_on() == {"b": [1, 2]}
 
 
-def test_assignments_hold_what_must_stop_and_what_has_ended_but_not_what_was_given_up() -> None:
+def test_assignments_hold_stopping_and_ended_tasks_but_no_orphans() -> None:
     world = World(node("a"), service(replicas=3))
     world.obey()
     ended = world.task(2)

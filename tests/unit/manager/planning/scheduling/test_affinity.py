@@ -67,7 +67,7 @@ def reason(world: World, name: str) -> str:
         (["service==web,within=node.labels.zone"], "n1 n2 n1"),
     ],
 )
-def test_where_three_tasks_go(texts: list[str], places: str) -> None:
+def test_placement_of_three_tasks(texts: list[str], places: str) -> None:
     assert where(settled(liking(service("web", 3), *texts)), "web") == places
 
 
@@ -85,7 +85,7 @@ def test_where_three_tasks_go(texts: list[str], places: str) -> None:
         ("service==nobody,weight=5", "n2 n3"),
     ],
 )
-def test_where_two_go_when_another_service_is_on_the_first_node(text: str, places: str) -> None:
+def test_placement_of_two_tasks_beside_another_service(text: str, places: str) -> None:
     world = settled(liking(service("db"), "node.id==n1", labels={"tier": "data"}))
     world.put(liking(service("web", 2), text))
     world.settle()
@@ -112,7 +112,7 @@ def test_an_affinity_to_an_absent_service_waits_for_it() -> None:
     assert where(world, "web") == "n3"
 
 
-def test_a_refusal_counts_what_each_rule_refuses_in_the_users_words() -> None:
+def test_refusal_counts_nodes_per_rule_as_the_user_wrote_it() -> None:
     world = settled(liking(service("db"), "node.id==n1"))
     world.put(
         liking(
@@ -180,7 +180,7 @@ def test_malformed_affinities_are_refused(text: str, words: str) -> None:
         parse_affinity(text)
 
 
-def test_there_is_an_end_to_it() -> None:
+def test_too_many_affinities_are_refused() -> None:
     with pytest.raises(ValueError, match="33 affinities are more than 32"):
         check_affinities([Affinity("service==db")] * 33)
 
@@ -210,7 +210,7 @@ soft_affinities = st.lists(
     )
 )
 @settings(max_examples=150)
-def test_what_is_insisted_on_holds_for_all_that_are_placed(
+def test_hard_affinities_hold_for_all_placed_tasks(
     made: list[tuple[int, list[str], str]],
 ) -> None:
     named = zip("abc", made, strict=False)

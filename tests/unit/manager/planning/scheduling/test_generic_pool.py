@@ -37,7 +37,7 @@ def given_to(world: World, name: str = "web") -> list[str]:
     ]
 
 
-def test_names_are_given_and_what_there_is_not_is_waited_for() -> None:
+def test_names_are_allocated_and_missing_ones_are_waited_for() -> None:
     world = World(having(node("a"), gpu="/dev/a,/dev/b"), node("b"), needing("web", 3, ("gpu", 1)))
     world.settle()
     assert given_to(world) == [
@@ -47,7 +47,7 @@ def test_names_are_given_and_what_there_is_not_is_waited_for() -> None:
     ]
 
 
-def test_what_no_node_has_so_many_of_can_never_fit() -> None:
+def test_resource_beyond_every_node_never_fits() -> None:
     world = World(having(node("a"), gpu="2"), needing("web", 1, ("gpu", 3)))
     world.settle()
     assert given_to(world) == [
@@ -55,7 +55,7 @@ def test_what_no_node_has_so_many_of_can_never_fit() -> None:
     ]
 
 
-def test_those_that_are_named_are_given_or_waited_for() -> None:
+def test_named_resources_are_allocated_or_waited_for() -> None:
     a = having(node("a"), gpu="/dev/dri/card0,/dev/dri/card1")
     b = having(node("b"), gpu="v.com/gpu=0,v.com/gpu=GPU-7")
     wanted = GenericResource("gpu", 2, ("GPU-7", "0"))
@@ -100,7 +100,7 @@ def test_a_number_is_counted() -> None:
     assert free_on_node(world.view, world.view.nodes["a"], "gpu") == ((), 1)
 
 
-def test_what_has_ended_gives_back_and_what_stops_does_not_yet() -> None:
+def test_ended_tasks_release_resources_and_stopping_ones_do_not_yet() -> None:
     world = World(having(node("a"), gpu="/dev/a"), needing("web", 1, ("gpu", 1)))
     world.obey()
     first = world.task()

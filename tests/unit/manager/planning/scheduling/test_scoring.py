@@ -157,7 +157,7 @@ def test_a_zone_does_not_make_it_go_where_it_fails() -> None:
         ([node("a")], {"max_per_node": 0}, False),
     ],
 )
-def test_it_says_when_no_node_can_ever_fit(
+def test_reason_says_when_no_node_can_ever_fit(
     nodes: list[Node], spec: dict[str, Any], never: bool
 ) -> None:
     web = service()

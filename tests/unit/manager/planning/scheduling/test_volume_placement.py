@@ -87,7 +87,7 @@ def test_a_task_waits_for_its_volumes_node(change: dict[str, Any], words: str) -
     assert f"1 node: {words}" in decided["t"]
 
 
-def test_two_volumes_on_different_nodes_cannot_be_had() -> None:
+def test_volumes_on_different_nodes_are_unschedulable() -> None:
     volumes = Volume(id="a1", node_id="n1"), Volume(id="b1", node_id="n2")
     reason = decide(*NODES, *volumes, waiting("t", using("a1", "b1")))["t"]
     assert "volume a1 is on host-n1" in reason
@@ -188,7 +188,7 @@ def test_volumes_from_places_together(holder: Task | None, expected: str) -> Non
     ],
 )
 @pytest.mark.parametrize("kind", ["pid", "ipc"])
-def test_who_shares_namespaces_is_on_their_node(
+def test_task_that_shares_namespaces_is_on_their_node(
     holder: Task | None, expected: str, kind: str
 ) -> None:
     spec = task_spec()

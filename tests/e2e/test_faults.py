@@ -56,7 +56,11 @@ def test_a_killed_monitor_takes_its_container_along(cluster: Cluster, hello: str
 
 
 def test_containers_outlive_their_agent(cluster: Cluster, hello: str) -> None:
-    cluster.orc("service", "create", "--name", "web", "--replicas", "6", hello)
+    cluster.orc(
+        "service", "create", "--name", "web", "--replicas", "6",
+        # However long its agent takes to start, its tasks are not replaced meanwhile.
+        "--on-disconnect", "keep", hello,
+    )  # fmt: skip
     before = lives(cluster.running("web"))
     restarts = cluster.status()["node1"]["restarts"]
     cluster.kill9("node1", "daemon")

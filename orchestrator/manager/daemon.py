@@ -270,9 +270,9 @@ class Manager:
         member: EtcdMember | None = None,
         keys: KeyFiles | None = None,
     ) -> None:
-        """`renewal` renews the leader's lease outside of the event loop; without it, the event loop
-        does. `member` is the etcd member that this manager runs, if it does. `keys` are its key
-        files, unlocked; read if not given."""
+        """`renewal` renews the manager's leases outside of the event loop; without it, the event
+        loop does. `member` is the etcd member that this manager runs, if it does. `keys` are its
+        key files, unlocked; read if not given."""
         self._member = member
         self._keys = keys or KeyFiles(settings.data_dir)
         self._settings = settings
@@ -347,12 +347,14 @@ class Manager:
         )
         metrics.AuditMetrics(self._registry).count(self._audit)
         self._records = CertificateRegistry(kv, self.cache, self._revocations, time.time)
+        self._presence = Presence(
+            kv, self.cache, identity.manager_id, now=time.time, renewal=self._renewal
+        )
         self._session_records = SessionRecords(
             kv,
             self.cache,
-            identity.manager_id,
+            self._presence,
             lambda: self.report_buffer.heard,
-            renewal=self._renewal,
         )
         self._dispatcher = Dispatcher(
             self.cache,
@@ -485,7 +487,6 @@ class Manager:
             async with (
                 serve_web(api, self._settings.data_dir, self._registry, self._state),
                 background(self._supervisor.attend()),
-                background(Presence(self._kv, self._identity.manager_id, time.time).run()),
                 background(self._promote()),
                 background(self._key_ring.run()),
                 background(self._ca_follower.run()),

@@ -121,7 +121,7 @@ async def test_a_term_outlives_a_short_restart_of_etcd(host: Host, kv: EtcdKv) -
         killed = time.monotonic()
         async with asyncio.timeout(60):
             # Renewed by etcd after it was killed: the deadline counts from when that was sent.
-            while term.deadline < killed + 9:
+            while term.held.deadline < killed + 9:
                 with suppress(StoreUnavailable):
                     await kv.get("/restarted")
         await kv.txn([term.guard], [Put("/restarted", b"")])
@@ -155,7 +155,7 @@ async def test_a_thread_finds_out_that_its_term_is_over(host: Host, kv: EtcdKv) 
         taken = await lost(election.term(), lambda _: kv.txn([], [Delete("/over")]))
         # The watch of the key notices first, or the thread that renews the lease.
         assert "was deleted" in taken or "another process" in taken
-        revoked = await lost(election.term(), lambda term: kv.revoke(term.lease))
+        revoked = await lost(election.term(), lambda term: kv.revoke(term.held.lease))
         assert "was deleted" in revoked or "expired or was revoked" in revoked
 
 

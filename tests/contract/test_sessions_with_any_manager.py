@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -18,7 +19,8 @@ from test_manager_sessions import heard, session
 
 from orchestrator.identity.certificates import KeyPair
 from orchestrator.manager.store.cache import Cache
-from orchestrator.manager.store.kv import StoreUnavailable
+from orchestrator.manager.store.keys import object_key
+from orchestrator.manager.store.kv import Delete, StoreUnavailable
 from orchestrator.model.nodes import NodeState
 from orchestrator.model.states import TaskState
 from orchestrator.pb import (
@@ -179,7 +181,7 @@ async def test_a_manager_that_cannot_reach_etcd_leaves_its_nodes_to_the_others(
     async with agent(follower, "one", joined) as before:
         for verb in ("grant", "keepalive"):
             monkeypatch.setattr(follower.manager._kv, verb, _unavailable)
-        monkeypatch.setattr(follower.manager._session_records, "_renewal", None)
+        monkeypatch.setattr(follower.manager._presence, "_renewal", None)
         with pytest.raises(AssertionError, match="ended the session"):
             await before.until(lambda: False)
         async with follower.channel(KeyPair(joined.certificate, joined.key)) as channel:
@@ -255,3 +257,39 @@ async def test_a_leader_that_steps_down_leaves_the_lead_to_another_manager(
             reply = await managers.StepDown(managers_pb2.StepDownRequest())
             assert reply.former == before.identity.manager_id
             assert reply.leader == after.identity.manager_id
+
+
+async def test_only_the_leader_says_that_it_was_elected(
+    leader: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = leader.manager.cache
+    with caplog.at_level(logging.INFO):
+        async with (
+            manager_beside(leader, tmp_path / "follower") as follower,
+            agent(follower, "one"),
+        ):
+            await until(cache, lambda: len(cache.view.sessions) == 1)
+    assert "elected" not in caplog.messages
+
+
+async def test_a_manager_that_loses_its_presence_holds_it_and_its_session_records_again(
+    leader: Running, follower: Running
+) -> None:
+    cache, id = follower.manager.cache, follower.identity.manager_id
+    async with agent(leader, "one"), agent(follower, "two"):
+        await until(
+            cache, lambda: len(cache.view.sessions) == len(cache.view.manager_presence) == 2
+        )
+        lost = await follower.manager._kv.txn(
+            [], [Delete(object_key(cache.view.manager_presence[id]))]
+        )
+        # Its session is closed, since there is another manager.
+        async with agent(follower, "three"):
+            await until(
+                cache,
+                lambda: (
+                    id in cache.view.manager_presence
+                    and cache.view.manager_presence[id].revision > lost
+                    and any(each.manager_id == id for each in cache.view.sessions.values())
+                ),
+            )

@@ -18,6 +18,7 @@ from simstore import FaultyKv
 from simterm import MIB, Kind, TermCluster
 
 from orchestrator.daemon.background import background
+from orchestrator.manager.cluster.registration import Presence
 from orchestrator.manager.dispatch.session_records import SessionRecords
 from orchestrator.manager.leader.agent_reports import Hello, RejectedClaims, ReportBuffer
 from orchestrator.manager.leader.election import Election, LeadershipLost
@@ -92,7 +93,11 @@ class SimManager:
         self.cache = Cache(self.kv)
         self.buffer = ReportBuffer(world.loop_time)
         self.records = SessionRecords(
-            self.kv, self.cache, id, lambda: self.buffer.heard, clock=world.loop_time
+            self.kv,
+            self.cache,
+            Presence(self.kv, self.cache, id, now=world.wall, clock=world.loop_time),
+            lambda: self.buffer.heard,
+            clock=world.loop_time,
         )
         self.records.on_moved = self._moved
         self.records.on_lease_lost = self.close_sessions

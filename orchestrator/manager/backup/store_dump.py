@@ -13,7 +13,6 @@ from orchestrator.manager.security.vault import KEY_FILE
 from orchestrator.manager.store.keys import (
     EVERYTHING,
     LEADER,
-    LEASES,
     SEQUENCE,
     object_key,
     object_type,
@@ -52,7 +51,7 @@ async def dump(
 
 def lasts(key: str) -> bool:
     """Whether a key outlives the managers that run now."""
-    if key in (LEADER, SEQUENCE) or key.startswith(LEASES):
+    if key in (LEADER, SEQUENCE):
         return False
     found = object_type(key)
     return found is None or found[0] not in _OF_MANAGERS

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 from orchestrator.manager.planning.plan import Change
@@ -14,16 +14,14 @@ from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import object_key
-from orchestrator.manager.store.kv import Conflict, Kv, LeaseLost, Put, StoreError
+from orchestrator.manager.store.kv import Conflict, Kv
+from orchestrator.manager.store.lease_renewal import Held, Renewal
+from orchestrator.manager.store.leased_key import KeyDeleted, LeasedKey
 from orchestrator.model.convert import encode
 from orchestrator.model.managers import Manager, ManagerPresence
 
-log = logging.getLogger(__name__)
-
 PRESENCE_TTL = 5.0
-"""Seconds after a manager's death until its presence key disappears."""
-RETRY = 0.2
-"""Seconds between attempts while the store does not answer."""
+"""Seconds from a manager's death until its presence key and session records are gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,42 +68,53 @@ def was_removed(view: ClusterView, id: str) -> bool:
 
 
 class Presence:
-    """Holds this manager's presence key for as long as `run` does."""
+    """Holds this manager's presence key. Whatever else lasts while the manager runs is bound to the
+    same lease: the records of its sessions."""
 
-    def __init__(self, kv: Kv, id: str, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        kv: Kv,
+        cache: Cache,
+        id: str,
+        *,
+        now: Callable[[], float],
+        renewal: Renewal | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`now` in seconds since 1970. `renewal` and `clock`: see `LeasedKey`."""
         self._kv = kv
-        self._id = id
+        self._cache = cache
+        self.manager_id = id
         self._now = now
+        self._renewal = renewal
+        self._clock = clock
+        self._deleted_at = 0
+        """Store revision at which the key was last deleted."""
 
-    async def run(self) -> None:
-        """Hold the key until cancelled; then release it at once."""
-        while True:
-            lease = 0
-            try:
-                lease = await self._kv.grant(PRESENCE_TTL)
-                own = ManagerPresence(id=self._id, since=self._now())
-                await self._kv.txn((), [Put(object_key(own), encode(own), lease)])
-                await self._renew(lease)
-            except LeaseLost:
-                log.warning("the presence lease was lost; taking another one")
-            except StoreError as error:
-                log.warning("cannot hold the presence key", extra={"error": error})
-                await asyncio.sleep(RETRY)
-            finally:
-                if lease:
-                    # On a cancellation, or before another attempt: no stale key is left behind.
-                    with suppress(StoreError):
-                        await self._kv.revoke(lease)
+    @asynccontextmanager
+    async def hold(self) -> AsyncIterator[Held]:
+        """Acquire the key, hold it while the body runs, release it when it ends.
 
-    async def _renew(self, lease: int) -> None:
-        pause = PRESENCE_TTL / 3
-        while True:
-            await asyncio.sleep(pause)
-            try:
-                await self._kv.keepalive(lease)
-                pause = PRESENCE_TTL / 3
-            except LeaseLost:
-                raise
-            except StoreError as error:
-                log.warning("cannot renew the presence lease", extra={"error": error})
-                pause = RETRY
+        A manager that was removed waits for ever instead: it is about to end. Raises KeyLost, with
+        the body cancelled, when the key is lost before the body ends.
+        """
+        # A removal of the manager deletes the key, too.
+        await self._cache.wait_for(self._deleted_at)
+        if was_removed(self._cache.view, self.manager_id):
+            await asyncio.Event().wait()
+        presence = ManagerPresence(id=self.manager_id, since=self._now())
+        key = LeasedKey(
+            self._kv,
+            object_key(presence),
+            encode(presence),
+            ttl=PRESENCE_TTL,
+            renewal=self._renewal,
+            is_own=lambda _: True,  # the key has the manager's id
+            clock=self._clock,
+        )
+        try:
+            async with key.hold() as held:
+                yield held
+        except KeyDeleted as deleted:
+            self._deleted_at = deleted.revision
+            raise

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records in the store of the sessions that this manager has: one key per node, bound to the
-manager's lease.
+lease of the manager's presence (`cluster.registration`).
 
 The record says through which manager a node can be reached and whose reports about it count. The
 leader judges liveness by it (`planning.reports.liveness`): heartbeats are not written. A record is
@@ -27,10 +27,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from orchestrator.daemon.background import background
-from orchestrator.manager.leader.election import Election, LeadershipLost
+from orchestrator.manager.cluster.registration import Presence
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.store.cache import Cache
-from orchestrator.manager.store.keys import LEASES, object_key
+from orchestrator.manager.store.keys import object_key
 from orchestrator.manager.store.kv import (
     Conflict,
     Delete,
@@ -41,15 +41,13 @@ from orchestrator.manager.store.kv import (
     Put,
     StoreError,
 )
-from orchestrator.manager.store.lease_renewal import Renewal
+from orchestrator.manager.store.leased_key import KeyLost
 from orchestrator.model.convert import ConvertError, decode, encode
 from orchestrator.model.nodes import EndpointProgress, SessionRecord
 from orchestrator.model.objects import Cluster
 
 log = logging.getLogger(__name__)
 
-LEASE = 5.0
-"""Seconds from a manager's death until its records are gone."""
 SWEEP = 0.5
 """Seconds between two checks for silent nodes."""
 WRITTEN_WITHIN = 2.0
@@ -80,18 +78,17 @@ class SessionRecords:
         self,
         kv: Kv,
         cache: Cache,
-        manager_id: str,
+        presence: Presence,
         heard: Callable[[], Mapping[str, float]],
         *,
-        renewal: Renewal | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`heard`: node id → when it was last heard from, by `clock`."""
         self._kv = kv
         self._cache = cache
-        self.manager_id = manager_id
+        self._presence = presence
+        self.manager_id = presence.manager_id
         self._heard = heard
-        self._renewal = renewal
         self._clock = clock
         self._held: dict[str, _Held] = {}
         """By node id."""
@@ -173,7 +170,8 @@ class SessionRecords:
         self.on_moved(node_id, held.session_id)
 
     async def run(self) -> None:
-        """Keep the records current, until cancelled. Then they are deleted."""
+        """Hold the manager's presence and keep the records current, until cancelled. Then they are
+        deleted."""
         async with background(self._close_unwritten()):
             await self._keep_current()
 
@@ -187,25 +185,17 @@ class SessionRecords:
 
     async def _keep_current(self) -> None:
         while True:
-            election = Election(
-                self._kv,
-                LEASES + self.manager_id,
-                self.manager_id,
-                ttl=LEASE,
-                renewal=self._renewal,
-                clock=self._clock,
-            )
             try:
-                async with election.term() as term:
+                async with self._presence.hold() as held_key:
                     self.has_lease = True
                     self._published = 0
                     # Records of ended sessions have ended with the former lease.
                     for node_id in [id for id, held in self._held.items() if held.ended]:
                         self._forget(node_id)
                     self._pending = dict.fromkeys(self._held)
-                    await self._follow(term.lease)
-            except (LeadershipLost, LeaseLost) as lost:
-                log.warning("the lease of session records was lost", extra={"reason": lost})
+                    await self._follow(held_key.lease)
+            except (KeyLost, LeaseLost) as lost:
+                log.warning("presence lost", extra={"reason": lost})
                 self.has_lease = False
                 self.on_lease_lost()
             finally:

@@ -218,7 +218,7 @@ class EtcdKv:
 class EtcdRenewal:
     """Renews leases by blocking calls over connections of its own; a context manager.
 
-    Used by one thread, beside an `EtcdKv` that the event loop uses.
+    Used by any number of threads, beside an `EtcdKv` that the event loop uses.
     """
 
     def __init__(self, endpoints: Sequence[str], tls: EtcdTls | None) -> None:
@@ -237,22 +237,23 @@ class EtcdRenewal:
         """Renew the lease, then look at the key. Raises LeaseLost, and StoreError when no endpoint
         answers within `timeout` seconds."""
         give_up = time.monotonic() + timeout
-        while True:
+        first, count = self._current, len(self._channels)
+        cause = "no etcd endpoint answered in time"
+        for number in (each % count for each in range(first, first + count)):
             left = give_up - time.monotonic()
             if left <= 0:
-                raise StoreUnavailable("no etcd endpoint answered in time")
-            channel = self._channels[self._current]
+                break
+            self._current = number
+            share = max(left / count, min(left, RENEWAL_TIMEOUT))
             try:
-                return _renewed(
-                    channel, lease, key, max(left / len(self._channels), min(left, RENEWAL_TIMEOUT))
-                )
+                return _renewed(self._channels[number], lease, key, share)
             except grpc.RpcError as error:
-                self._current = (self._current + 1) % len(self._channels)
                 failure = cast(grpc.Call, error)
+                self._current = (number + 1) % count
                 if (refusal := refusal_of(failure)) is not None:
                     raise refusal from error
-                if self._current == 0:  # all were tried; the caller pauses
-                    raise StoreUnavailable(failure.details() or failure.code().name) from error
+                cause = failure.details() or failure.code().name
+        raise StoreUnavailable(cause)
 
 
 def _renewed(channel: grpc.Channel, lease: int, key: str, timeout: float) -> Renewed:

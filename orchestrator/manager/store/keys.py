@@ -32,8 +32,6 @@ SEQUENCE = PREFIX + "sequence"
 (`leader.plan_commit`)."""
 SCHEMA = PREFIX + "schema"
 """The version of the store's schema (`cluster.schema`). Without an id, so it is no object's key."""
-LEASES = "/orc-leases/"
-"""A key for each manager, bound to its lease; outside of what managers cache."""
 _NAMES = PREFIX + "names/"
 _ADDRESSES = PREFIX + "addresses/"
 

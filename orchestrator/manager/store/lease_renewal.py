@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Renewing a leader's lease from a thread.
+"""Renewing a lease from a thread.
 
 A lease that the event loop renews is lost when the loop is late: when it plans, decodes or serves
 for longer than the lease lasts. Here a thread renews it, over connections of its own, for as long
 as the loop gives signs of life. A loop that gives none for `STUCK_AFTER` seconds is considered
-stuck: renewals stop, and another manager is elected when the lease expires, at most `STUCK_AFTER`
-plus the lease's time to live after the loop's last sign of life.
+stuck: renewals stop, and the lease expires at most `STUCK_AFTER` plus its time to live after the
+loop's last sign of life.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from orchestrator.manager.store.kv import LeaseLost, StoreError
+from orchestrator.manager.store.kv import Guard, LeaseLost, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,13 @@ class Held:
     """At which the key was created."""
     lease: int
     deadline: float
-    """Monotonic time until which the lease is known to be valid, minus a margin."""
+    """Monotonic time until which the lease is known to be valid, minus a margin. Each renewal moves
+    it on."""
+
+    @property
+    def guard(self) -> Guard:
+        """Holds as long as the key is held: put it into transactions that depend on it."""
+        return Guard(self.key, create_revision=self.revision)
 
 
 class Keeper:
@@ -74,7 +80,7 @@ class Keeper:
         stuck_after: float = STUCK_AFTER,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`ttl` and `margin` in seconds, as the election has them."""
+        """`ttl` and `margin` in seconds, as `LeasedKey` has them."""
         self._held = held
         self._renewal = renewal
         self._ttl = ttl
@@ -132,7 +138,7 @@ class Keeper:
                 pause = RETRY
                 continue
             if renewed.create_revision != held.revision:
-                return "another process holds the leader's key"
+                return "another process holds the key"
             held.deadline = sent + renewed.seconds - self._margin
             pause = self._ttl / 3
 

@@ -11,6 +11,7 @@ from virtualtime import VirtualTime, settle
 
 from orchestrator.manager.leader.election import Election, LeadershipLost, Term
 from orchestrator.manager.store.kv import Conflict, Delete, Put, StoreUnavailable
+from orchestrator.manager.store.leased_key import LeasedKey
 from orchestrator.manager.store.memory import MemoryKv, Phase, Verb
 
 KEY = "/orc/leader"
@@ -143,7 +144,7 @@ async def test_a_revoked_lease_ends_the_term(kv: MemoryKv, time: VirtualTime) ->
     a = Contender(kv, time, "a")
     async with running(a):
         assert a.term is not None
-        await kv.revoke(a.term.lease)
+        await kv.revoke(a.term.held.lease)
         await settle()
         assert a.lost == [(time(), "the leader's key was deleted")]
 
@@ -160,7 +161,7 @@ async def test_removed_key_ends_the_term(kv: MemoryKv, time: VirtualTime) -> Non
 async def test_the_key_of_an_earlier_self_is_not_waited_for(
     kv: MemoryKv, time: VirtualTime
 ) -> None:
-    killed = await Election(kv, KEY, "a", clock=time, sleep=time.sleep).campaign()
+    killed = await LeasedKey(kv, KEY, b"a", clock=time, sleep=time.sleep).acquire()
     async with Election(kv, KEY, "a", clock=time, sleep=time.sleep).term() as term:
         assert term.revision > killed.revision
         with pytest.raises(Conflict):
@@ -168,7 +169,7 @@ async def test_the_key_of_an_earlier_self_is_not_waited_for(
 
 
 async def test_the_key_of_a_killed_leader_is_waited_for(kv: MemoryKv, time: VirtualTime) -> None:
-    await Election(kv, KEY, "killed", clock=time, sleep=time.sleep).campaign()
+    await LeasedKey(kv, KEY, b"killed", clock=time, sleep=time.sleep).acquire()
     b = Contender(kv, time, "b")
     async with running(b):
         await time.pass_(2.9)
@@ -237,7 +238,7 @@ async def test_never_two_leaders_by_their_own_clocks(
             leading = [
                 (contender.term.identity, contender.term.revision)
                 for contender in contenders
-                if contender.term is not None and time() < contender.term.deadline
+                if contender.term is not None and time() < contender.term.held.deadline
             ]
             assert len(leading) <= 1
             led.update(leading)

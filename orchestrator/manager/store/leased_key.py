@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One key of the store, held by a lease: created when it is missing, and kept by renewals.
+
+    key = LeasedKey(kv, "/orc/leader", b"manager-1")
+    async with key.hold() as held:
+        ...  # the key exists; writes that depend on it carry held.guard
+
+The body is cancelled and the `async with` raises `KeyLost` as soon as the lease is not certain to
+be valid: at a *local* deadline, counted from when the last successful renewal was *sent*, minus a
+margin. So a holder that hangs or is partitioned has stopped before another one starts. Its writes
+in flight fail on `held.guard`, which is the actual fence.
+
+The key is lost only with its lease. An outage of the store shorter than that has no effect. With a
+`Renewal`, a thread renews the lease, so that a late event loop does not lose it (`lease_renewal`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+from orchestrator.daemon.background import background
+from orchestrator.manager.store.kv import (
+    Compacted,
+    Conflict,
+    Delete,
+    Entry,
+    Guard,
+    Kv,
+    LeaseLost,
+    Put,
+    Snapshot,
+    StoreError,
+)
+from orchestrator.manager.store.lease_renewal import Held, Keeper, Renewal
+
+log = logging.getLogger(__name__)
+
+RETRY = 0.2
+"""Seconds between attempts while the store does not answer."""
+
+
+class KeyLost(Exception):
+    """This process no longer holds the key; the text says why. Another one may hold it."""
+
+
+class KeyDeleted(KeyLost):
+    """The key was deleted at this store revision, by its lease or by another process."""
+
+    def __init__(self, revision: int) -> None:
+        super().__init__("the key was deleted")
+        self.revision = revision
+
+
+class LeasedKey:
+    """Acquires one key and holds it. A value belongs to one living process at a time."""
+
+    def __init__(
+        self,
+        kv: Kv,
+        key: str,
+        value: bytes,
+        *,
+        ttl: float = 3.0,
+        margin: float | None = None,
+        renewal: Renewal | None = None,
+        is_own: Callable[[bytes], bool] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """`ttl`: seconds from a holder's death until the key is deleted. `margin`: seconds by which
+        the holder itself stops earlier, which covers clock drift and a late loop; by default a
+        sixth of the ttl. `renewal` renews the lease from a thread; without it the event loop
+        does. `is_own`: whether an earlier process wrote this value in the place of this one; by
+        default, if it is the same value."""
+        margin = ttl / 6 if margin is None else margin
+        if not 0 < margin < ttl:
+            raise ValueError(f"margin {margin} must lie between 0 and the ttl {ttl}")
+        self._kv = kv
+        self._key = key
+        self._value = value
+        self._ttl = ttl
+        self._margin = margin
+        self._renewal = renewal
+        self._is_own = is_own or (lambda found: found == value)
+        self._clock = clock
+        self._sleep = sleep
+
+    @asynccontextmanager
+    async def hold(self) -> AsyncIterator[Held]:
+        """Acquire the key, hold it while the body runs, release it when it ends.
+
+        Raises KeyLost, with the body cancelled, when the key is lost before the body ends.
+        """
+        held = await self.acquire()
+        keeper = self._keeper(held)
+        try:
+            if keeper is not None:
+                keeper.start()
+            async with background(self._keep(held, keeper)), background(self._watch(held)):
+                yield held
+        finally:
+            if keeper is not None:
+                keeper.stop()
+            await self._revoke(held.lease)
+
+    def _keeper(self, held: Held) -> Keeper | None:
+        if self._renewal is None:
+            return None
+        return Keeper(held, self._renewal, ttl=self._ttl, margin=self._margin)
+
+    async def acquire(self) -> Held:
+        """Wait until the key is acquired, across outages of the store. Nothing renews the lease
+        yet."""
+        said = ""
+        while True:
+            try:
+                before = await self._kv.list(self._key)
+                holder = self._holder(before)
+                if holder is not None and not self._is_own(holder.value):
+                    await self._vacancy(before.revision + 1)
+                    continue
+                if holder is not None:
+                    await self._remove(holder)
+                if (held := await self._create()) is not None:
+                    return held
+            except Compacted:
+                continue
+            except StoreError as error:
+                if str(error) != said:  # an outage lasts, and its cause stays the same: log it once
+                    said = str(error)
+                    log.warning(
+                        "cannot acquire a key of the store",
+                        extra={"key": self._key, "error": error},
+                    )
+                await self._sleep(RETRY)
+
+    def _holder(self, snapshot: Snapshot) -> Entry | None:
+        # The list is by prefix, so a longer key may be among the entries.
+        return next((entry for entry in snapshot.entries if entry.key == self._key), None)
+
+    async def _vacancy(self, revision: int) -> None:
+        """Wait until the key is deleted."""
+        async with self._kv.watch(self._key, revision) as changes:
+            async for batch in changes:
+                if any(event.key == self._key and event.entry is None for event in batch.events):
+                    return
+
+    async def _remove(self, own: Entry) -> None:
+        """Delete the key of an earlier, killed process, instead of waiting for its lease."""
+        with suppress(Conflict):
+            await self._kv.txn(
+                [Guard(self._key, create_revision=own.create_revision)], [Delete(self._key)]
+            )
+
+    async def _create(self) -> Held | None:
+        """Create the key unless another process does first."""
+        sent = self._clock()
+        lease = await self._kv.grant(self._ttl)
+        created = False
+        try:
+            revision = await self._kv.txn(
+                [Guard(self._key, create_revision=0)], [Put(self._key, self._value, lease)]
+            )
+            created = True
+        except Conflict:
+            return None
+        finally:
+            if not created:
+                await self._revoke(lease)
+        return Held(self._key, revision, lease, sent + self._ttl - self._margin)
+
+    async def _keep(self, held: Held, keeper: Keeper | None) -> None:
+        """Renew the lease until that fails for too long; always ends with KeyLost."""
+        if keeper is not None:
+            raise KeyLost(await keeper.wait())
+        pause = self._ttl / 3
+        while True:
+            await self._sleep(min(pause, max(0.0, held.deadline - self._clock())))
+            sent = self._clock()
+            if sent >= held.deadline:
+                raise KeyLost("the lease could not be renewed in time")
+            try:
+                async with asyncio.timeout(held.deadline - sent):
+                    remaining = await self._kv.keepalive(held.lease)
+                    await self._check(held)
+                held.deadline = sent + remaining - self._margin
+                pause = self._ttl / 3
+            except LeaseLost as error:
+                raise KeyLost("the lease has expired or was revoked") from error
+            except (StoreError, TimeoutError) as error:
+                log.warning("cannot renew the lease: %s", error or "no answer in time")
+                pause = RETRY
+
+    async def _watch(self, held: Held) -> None:
+        """Raise KeyDeleted when the key is deleted, without waiting for the next renewal."""
+        revision = held.revision + 1
+        while True:
+            try:
+                async with self._kv.watch(self._key, revision) as changes:
+                    async for batch in changes:
+                        if any(each.key == self._key and not each.entry for each in batch.events):
+                            raise KeyDeleted(batch.revision)
+            except Compacted:
+                revision = (await self._kv.list(self._key)).revision + 1
+            except StoreError:
+                await self._sleep(RETRY)
+
+    async def _check(self, held: Held) -> None:
+        """Check the key: the lease may outlive it if another process removed it."""
+        entry = await self._kv.get(self._key)
+        if entry is None or entry.create_revision != held.revision:
+            raise KeyLost("another process holds the key")
+
+    async def _revoke(self, lease: int) -> None:
+        """Revoke the lease; if the store does not answer, it expires."""
+        with suppress(StoreError):
+            await self._kv.revoke(lease)

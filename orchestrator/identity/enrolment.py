@@ -9,10 +9,8 @@ other side knows the joiner by its id, and files are written before `manager.jso
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from orchestrator.identity.join import JoinRefused
 from orchestrator.identity.sealing import CannotOpen, unseal
 from orchestrator.identity.tls import channel_credentials, channel_options
 from orchestrator.linux.atomicfile import write_file
+from orchestrator.linux.ports import choose_port, is_free
 from orchestrator.model.validation.host_access import PEER_OFFSET
 from orchestrator.pb import managers_pb2, managers_pb2_grpc
 
@@ -44,14 +43,14 @@ class EnrolmentUndone(JoinRefused):
 def choose_peer_port(address: str, port: int) -> int:
     """A free port at `address` for the etcd member of a manager with this control port: five above
     it, unless that is taken."""
-    for wanted in (port + PEER_OFFSET, 0):
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with suppress(OSError):
-                probe.bind((address, wanted))
-                return int(probe.getsockname()[1])
-    raise JoinRefused(f"{address} is not an address of this host; name its own with --advertise")
+    if is_free(address, port + PEER_OFFSET):
+        return port + PEER_OFFSET
+    try:
+        return choose_port(address)
+    except OSError as error:
+        raise JoinRefused(
+            f"{address} is not an address of this host; name its own with --advertise"
+        ) from error
 
 
 def enroll(

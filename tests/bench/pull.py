@@ -33,6 +33,7 @@ from orchestrator.agent.images.store import ImageStore
 from orchestrator.agent.images.transfer.registry import Registry
 from tests.bench.cluster import BenchError
 from tests.bench.tables import MIB, Table, at_most, median, seconds, times
+from tests.freeports import free_ports
 
 ROUNDS = 3
 TARGET = 1.3
@@ -175,9 +176,7 @@ def _finish(layout: Path, layers: Sequence[tuple[str, dict[str, Any]]]) -> None:
 @contextmanager
 def _registry(folder: Path) -> Iterator[str]:
     """Serve a registry on loopback, which skopeo takes without TLS: a name in it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_ports()
     config = folder / "registry.yml"
     config.write_text(
         "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"

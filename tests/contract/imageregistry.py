@@ -14,12 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.agent.images.transfer.layout import make_dir_layout
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.freeports import free_ports
 
 
 def take_insecure(home: Path, *registries: str) -> None:
@@ -35,7 +30,7 @@ def take_insecure(home: Path, *registries: str) -> None:
 def registry_in(folder: Path, htpasswd: Path | None = None) -> Iterator[tuple[str, Path]]:
     """Serve one for the length of the block, in which it is HOME's insecure one: the name of an
     image in it, and its access log. `htpasswd`: who may do anything with it; else everybody."""
-    port = _free_port()
+    port = free_ports()
     config, log, home = folder / "registry.yml", folder / "registry.log", folder / "home"
     config.write_text(
         "version: 0.1\nlog: {level: error, accesslog: {disabled: false}}\n"

@@ -7,7 +7,6 @@ import asyncio
 import datetime as dt
 import itertools
 import shutil
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from orchestrator.manager.daemon import Manager, ManagerSettings
 from orchestrator.manager.store.kv import Kv
 from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.pb import control_pb2, control_pb2_grpc
+from tests.freeports import free_ports
 
 _NUMBERS = itertools.count(1)
 """Of hosts that join."""
@@ -81,22 +81,12 @@ class Running:
             await control_pb2_grpc.ControlStub(channel).UpdateNode(request)
 
 
-def _two_free_ports() -> int:
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            with suppress(OSError, OverflowError):
-                second.bind(("127.0.0.1", port + 1))
-                return port
-
-
 @asynccontextmanager
 async def manager_in(
     folder: Path, node_timeout: float | None = None, kv: Kv | None = None
 ) -> AsyncIterator[Running]:
     """The first manager of a new cluster; without `kv` on a store of its own."""
-    identity, _, admin = init_cluster(folder, "127.0.0.1", _two_free_ports(), "10.128.0.0/14")
+    identity, _, admin = init_cluster(folder, "127.0.0.1", free_ports(2), "10.128.0.0/14")
     kv = kv or MemoryKv(asyncio.get_running_loop().time)
     async with _serving(folder, identity, admin, kv, node_timeout) as running:
         yield running
@@ -106,7 +96,7 @@ async def manager_in(
 async def manager_beside(other: Running, folder: Path) -> AsyncIterator[Running]:
     """One more manager of a cluster, on the same store."""
     shutil.copytree(other.folder, folder)
-    identity = replace(other.identity, manager_id=new_id(), port=_two_free_ports())
+    identity = replace(other.identity, manager_id=new_id(), port=free_ports(2))
     certificate = ca.issue(
         other.authority,
         common_name=identity.manager_id,

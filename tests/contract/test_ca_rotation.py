@@ -46,6 +46,13 @@ def signing(cluster: Cluster) -> bool:
     return bool(cluster.ca_rotation.signing_since)
 
 
+def all_renewed(running: Running, cluster: Cluster) -> bool:
+    """Whether the certificates of all managers are of the CA that signs."""
+    signer = own_key_id(cluster.ca_certificate)
+    managers = running.manager.cache.view.managers.values()
+    return all(each.certificate_ca == signer for each in managers)
+
+
 def over(cluster: Cluster) -> bool:
     return cluster.ca_rotation == CaRotation()
 
@@ -132,7 +139,8 @@ async def test_all_members_renew_and_then_the_former_ca_is_refused(
 
 async def test_join_tokens_carry_the_new_ca(leader: Running) -> None:
     await security(leader, "RotateCa")
-    await until(leader, signing)
+    # The manager follows the store: it presents the new CA once its own certificate is of it.
+    await until(leader, lambda cluster: signing(cluster) and all_renewed(leader, cluster))
     with pytest.raises(JoinRefused, match="its CA differs"):
         await leader.join(leader.token)
     async with leader.channel(leader.admin) as channel:

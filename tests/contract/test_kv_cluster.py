@@ -21,6 +21,7 @@ from kvhost import Host, hosted
 from orchestrator.manager.leader.election import Election, LeadershipLost, Term
 from orchestrator.manager.store.etcd import EtcdKv, EtcdRenewal
 from orchestrator.manager.store.kv import Delete, Put, StoreUnavailable
+from tests.freeports import free_ports
 from tests.freezing import freeze
 
 
@@ -32,10 +33,8 @@ class Cluster:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(6)]
-    urls = [f"http://127.0.0.1:{probe.getsockname()[1]}" for probe in probes]
-    for probe in probes:
-        probe.close()
+    first = free_ports(6)
+    urls = [f"http://127.0.0.1:{port}" for port in range(first, first + 6)]
     clients, peers = urls[:3], urls[3:]
     members = [
         subprocess.Popen(

@@ -24,6 +24,7 @@ from orchestrator.manager.store.kv import (
     Put,
     StoreUnavailable,
 )
+from tests.freeports import free_ports
 from tests.freezing import freeze
 
 
@@ -102,7 +103,7 @@ async def test_a_frozen_member_costs_one_deadline(host: Host, at: str) -> None:
 
 
 async def test_a_dead_first_endpoint_is_skipped(host: Host, at: str) -> None:
-    dead = f"https://127.0.0.1:{unused_port()}"
+    dead = f"https://127.0.0.1:{free_ports()}"
     async with EtcdKv([dead, *host.endpoints], host.tls) as kv:
         revision = await kv.txn([], [Put(at + "a", b"1")])
         async with kv.watch(at, revision) as changes:
@@ -119,7 +120,7 @@ async def test_a_silent_first_endpoint_is_skipped(host: Host, at: str) -> None:
 
 
 async def test_no_endpoint_answers(host: Host) -> None:
-    url = f"https://127.0.0.1:{unused_port()}"
+    url = f"https://127.0.0.1:{free_ports()}"
     async with EtcdKv([url], host.tls, timeout=1.0) as kv:
         for operation in (kv.get("a"), kv.txn([], [Put("a", b"")]), kv.grant(1), kv.keepalive(1)):
             with pytest.raises(StoreUnavailable) as failure:
@@ -161,9 +162,3 @@ def test_tls_1_3_only(host: Host, flags: list[str], accepted: bool) -> None:
     )
     assert (b"Verification: OK" in done.stderr) is accepted
     assert (b"protocol version" in done.stderr) is not accepted
-
-
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

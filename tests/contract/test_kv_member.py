@@ -20,6 +20,7 @@ from orchestrator.manager.store.etcd import EtcdKv
 from orchestrator.manager.store.etcd_member import EtcdMember
 from orchestrator.manager.store.etcd_process import find_orphan
 from orchestrator.manager.store.kv import Put, StoreError, StoreUnavailable
+from tests.freeports import ephemeral_ports, free_ports
 from tests.freezing import freeze
 
 PREFIX = "orc-member-test-"
@@ -82,6 +83,12 @@ async def test_the_data_and_the_address_survive_a_stop(folder: Path) -> None:
         assert await value(kv, "a") == b"1"
 
 
+async def test_no_outgoing_connection_takes_the_port_of_a_stopped_member(folder: Path) -> None:
+    low, high = ephemeral_ports()
+    async with EtcdMember(folder / "etcd") as member:
+        assert not low <= int(member.endpoints[0].rpartition(":")[2]) <= high
+
+
 async def test_a_remembered_port_that_is_taken_is_replaced(folder: Path) -> None:
     async with EtcdMember(folder / "etcd") as member:
         port = int(member.endpoints[0].rpartition(":")[2])
@@ -114,9 +121,7 @@ async def test_an_adopted_etcd_with_other_settings_is_restarted(folder: Path) ->
     with hosted(folder / "etcd") as host:
         host.process.kill()
         host.process.wait()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_ports()
     async with EtcdMember(folder / "etcd", client_port=port) as member:
         assert member.pid != host.first_pid
         assert member.endpoints == (f"https://127.0.0.1:{port}",)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.manager.store.etcd_member import EtcdMember
+from tests.freeports import free_ports
 
 ORC = str(Path(sys.executable).with_name("orc"))
 
@@ -32,9 +32,8 @@ class Host:
 
     def __init__(self, folder: Path, etcd: EtcdMember) -> None:
         self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_ports(2)
+        self.daemon: subprocess.Popen[str] | None = None
         self.env = {**os.environ, "XDG_CONFIG_HOME": str(folder / "config")}
         tls = etcd.tls
         # The first endpoint is nobody's: the second must do.
@@ -62,14 +61,20 @@ class Host:
     def manager(self, data: Path) -> Iterator[subprocess.Popen[str]]:
         command = [ORC, "manager", "--data-dir", str(data), *self.options]
         with subprocess.Popen(command, env=self.env, stderr=subprocess.PIPE, text=True) as process:
+            self.daemon = process
             try:
                 yield process
             finally:
                 process.kill()
 
     def info(self, within: float = 60.0) -> dict[str, object]:
+        """What the manager says of its cluster, once it serves."""
+        daemon = self.daemon
+        assert daemon is not None
+        assert daemon.stderr is not None
         deadline = time.monotonic() + within
         while (done := self.orc("cluster", "info", "--format", "json")).returncode:
+            assert daemon.poll() is None, f"orc manager ended: {daemon.stderr.read()}"
             assert time.monotonic() < deadline, done.stderr
         answer: dict[str, object] = json.loads(done.stdout)
         return answer

@@ -28,6 +28,7 @@ from orchestrator.nameserver.feed import parse
 from orchestrator.nameserver.listeners import NameServer
 from orchestrator.nameserver.upstream import HostServers
 from orchestrator.pb import dispatch_pb2, types_pb2
+from tests.freeports import free_ports
 from tests.freezing import freeze
 
 HERE, INTERNAL, HERE6 = "127.0.0.1", "127.0.0.3", "::1"
@@ -109,9 +110,7 @@ class Served:
 
 @pytest.fixture
 async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
-    with socket.socket() as free:
-        free.bind((HERE, 0))
-        port = free.getsockname()[1]
+    port = free_ports()
     monkeypatch.setattr(server_module, "PORT", port)
     monkeypatch.setattr(upstream, "PORT", port)
     resolv_conf = tmp_path / "resolv.conf"

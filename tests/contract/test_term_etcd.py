@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import socket
 import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -29,20 +28,14 @@ from orchestrator.model.objects import Cluster, Object
 from orchestrator.model.services import Service
 from orchestrator.model.specs import Resources, ServiceSpec
 from orchestrator.model.states import TaskState
-
-
-def free_ports(number: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+from tests.freeports import free_ports
 
 
 @contextmanager
 def etcd(folder: Path, *flags: str) -> Iterator[str]:
     """An etcd with these flags; its URL."""
-    client, peer = (f"http://127.0.0.1:{port}" for port in free_ports(2))
+    port = free_ports(2)
+    client, peer = (f"http://127.0.0.1:{number}" for number in (port, port + 1))
     command = [
         *("setpriv", "--pdeathsig", "KILL", "etcd", f"--data-dir={folder}", "--log-level=error"),
         *(f"--listen-client-urls={client}", f"--advertise-client-urls={client}"),

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import urllib.error
 import urllib.parse
@@ -16,6 +15,8 @@ from typing import Any
 
 import pytest
 from devcluster import PATIENCE, Cluster, eventually
+
+from tests.freeports import free_ports
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -111,9 +112,7 @@ def prometheus(scraper: Scraper, tmp_path: Path) -> Iterator[Callable[[], Promet
         config = tmp_path / "prometheus.yml"
         config.write_text(CONFIG.format(manager=scraper.manager, token=token, ca=scraper.ca))
         subprocess.run(["promtool", "check", "config", "--lint=none", config], check=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_ports()
         with (tmp_path / "log").open("w") as log:
             running.append(
                 subprocess.Popen(

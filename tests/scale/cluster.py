@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -26,6 +25,7 @@ from orchestrator.identity.tls import channel_options
 from orchestrator.pb import control_pb2, control_pb2_grpc
 from tests.bench import processes
 from tests.enclosure import enclosed
+from tests.freeports import free_ports
 from tests.scale.agents import Report, parse
 
 ORC = str(Path(sys.executable).with_name("orc"))
@@ -35,21 +35,6 @@ AGENTS_A_PROCESS = 250
 
 class ScaleError(Exception):
     """Something did not start; the text says what."""
-
-
-def free_ports(count: int) -> int:
-    """The first of so many free ports in a row on the loopback address."""
-    while True:
-        with socket.socket() as first:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-        try:
-            for number in range(port, port + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", number))
-        except (OSError, OverflowError):
-            continue
-        return port
 
 
 class ManagerProcess:
@@ -104,7 +89,7 @@ class ManagerProcess:
     def running(self) -> Iterator[None]:
         """Have it run while the body does."""
         self.identity, self._authority, self._admin = init_cluster(
-            self._folder / "data", "127.0.0.1", free_ports(2), "10.128.0.0/14"
+            self._folder / "data", "127.0.0.1", free_ports(6), "10.128.0.0/14"
         )
         try:
             self._start()

@@ -25,6 +25,8 @@ from typing import Any
 import pytest
 from devcluster import ORC, Cluster, eventually
 
+from tests.freeports import free_ports
+
 from .hand import Hand
 from .kernel import cache_folder, ensure_kernel
 from .machine import (
@@ -85,16 +87,9 @@ class Node:
         return [(link["ifname"], link["mtu"]) for link in links if link]
 
 
-def free_port(kind: int) -> int:
-    with socket.socket(socket.AF_INET, kind) as sock:
-        sock.bind((LOOPBACK, 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="module")
 def segment() -> int:
-    return free_port(socket.SOCK_DGRAM)
+    return free_ports()
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +100,7 @@ def booted(segment: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[l
     with ExitStack() as stack:
         made = []
         for number in (1, 2):
-            wire = Wire(number, segment, free_port(socket.SOCK_STREAM))
+            wire = Wire(number, segment, free_ports())
             modules = (*NETWORK, *VXLAN, *WIREGUARD, *CABLE)
             machine = Machine(kernel, "v2", modules, wire=wire)
             argv = [sys.executable, "-m", "tests.vm.hand"]

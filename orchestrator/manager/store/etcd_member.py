@@ -22,7 +22,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from types import TracebackType
 
 from orchestrator.daemon.background import background
 from orchestrator.linux.atomicfile import write_file
+from orchestrator.linux.ports import choose_port, is_free
 from orchestrator.manager.store.etcd import EtcdKv
 from orchestrator.manager.store.etcd_membership import EtcdMembership, Member
 from orchestrator.manager.store.etcd_process import EtcdProcess, find_orphan, start
@@ -435,30 +435,14 @@ def _ports(memory: Path, given: tuple[int | None, int | None], running: bool) ->
     for wanted, last in zip(given, remembered, strict=True):
         if wanted is not None:
             chosen.append(wanted)
-        elif last and (running or _free(last)):
+        elif last and (running or is_free("127.0.0.1", last)):
             chosen.append(last)
         else:
-            chosen.append(_free_port())
+            chosen.append(choose_port("127.0.0.1", chosen))
     ports = (chosen[0], chosen[1])
     if ports != remembered:
         write_file(memory, json.dumps({"client": ports[0], "peer": ports[1]}))
     return ports
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _exit_reason(folder: Path) -> str:

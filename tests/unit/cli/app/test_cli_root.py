@@ -34,6 +34,7 @@ from orchestrator.cli.main import orc
 from orchestrator.cli.rpc import client as client_module
 from orchestrator.pb import control_pb2 as pb
 from orchestrator.pb import types_pb2
+from tests.freeports import free_ports
 
 Run = Callable[..., Result]
 Refused = Callable[..., str]
@@ -381,15 +382,8 @@ def test_context_create(run: Run, refused: Refused, tmp_path: Path, authority: A
 # --- reaching a manager
 
 
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def test_unreachable_manager(refused: Refused) -> None:
-    port = closed_port()
+    port = free_ports()
     save_context(a_context(endpoint=f"127.0.0.1:{port}"))
     assert refused("node", "ls") == (
         f"cannot reach a manager at 127.0.0.1:{port}: connection refused; "
@@ -412,7 +406,7 @@ def _fields(context: Context) -> dict[str, Any]:
 
 def test_next_endpoint_is_tried(manager: Any, run: Run) -> None:
     manager.script.answers["ListNodes"] = pb.ListNodesReply()
-    endpoints = (f"127.0.0.1:{closed_port()}", *manager.context.endpoints)
+    endpoints = (f"127.0.0.1:{free_ports()}", *manager.context.endpoints)
     save_context(Context(**{**_fields(manager.context), "endpoints": endpoints}))
     assert run("node", "ls", "-q").exit_code == 0
 
@@ -467,7 +461,7 @@ def test_another_program_listens(manager: Any, refused: Refused) -> None:
 def test_proxy_of_the_environment_is_not_used(
     manager: Any, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_ports()}")
     manager.script.answers["ListNodes"] = pb.ListNodesReply()
     assert run("node", "ls").exit_code == 0
 

@@ -135,10 +135,6 @@ def _deviations(state: HelperState, conf: NetConf, request: Mapping[str, Any]) -
     return {"deviations": verification.deviations(state.host, conf)}
 
 
-def _status(state: HelperState, conf: NetConf, request: Mapping[str, Any]) -> None:
-    verification.status(state.host, conf)
-
-
 Service = Callable[[HelperState, Mapping[str, Any]], dict[str, Any] | None]
 Operation = Callable[[HelperState, NetConf, Mapping[str, Any]], dict[str, Any] | None]
 
@@ -146,7 +142,6 @@ OPERATIONS: dict[str, Operation] = {
     "apply": _apply,
     "attach": _attach,
     "check": _check,
-    "status": _status,
     "deviations": _deviations,
 }
 

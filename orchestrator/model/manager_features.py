@@ -30,14 +30,3 @@ def shared_features(managers: Iterable[Manager]) -> frozenset[str]:
     """The features that every manager has. One that is joining counts, too."""
     sets = [frozenset(each.features) for each in managers]
     return frozenset.intersection(*sets) if sets else frozenset()
-
-
-def held_back(managers: Iterable[Manager]) -> dict[str, list[str]]:
-    """Feature that only some managers have → hostnames of those that lack it."""
-    listed = list(managers)
-    known = {feature for each in listed for feature in each.features}
-    lacking = {
-        feature: sorted(each.hostname for each in listed if feature not in each.features)
-        for feature in sorted(known)
-    }
-    return {feature: hosts for feature, hosts in lacking.items() if hosts}

@@ -114,7 +114,7 @@ class Image(Extensible):
     """Digests of the multi-platform indexes that list it, sorted."""
     labels: dict[str, str] = field(default_factory=dict)
     """From its config."""
-    condemned: tuple[str, ...] = ()
+    pending_removal: tuple[str, ...] = ()
     """Ids of nodes that were down when it was removed: they remove it when back. Sorted."""
     entrypoint: tuple[str, ...] = ()
     command: tuple[str, ...] = ()

@@ -82,11 +82,11 @@ class Skopeo:
         *,
         within: float | None = None,
         stdin: bytes = b"",
-        said: Callable[[str], None] = lambda line: None,
+        on_log_line: Callable[[str], None] = lambda line: None,
         watch: Callable[[int], Coroutine[Any, Any, None]] | None = None,
     ) -> bytes:
-        """Run skopeo and return its output. `said` is called with each line of its log; `watch`,
-        called with its pid, runs concurrently. Raises ImageError."""
+        """Run skopeo and return its output. `on_log_line` is called with each line of its
+        log; `watch`, called with its pid, runs concurrently. Raises ImageError."""
         try:
             process = await asyncio.create_subprocess_exec(
                 self.program,
@@ -112,7 +112,7 @@ class Skopeo:
                 process.stdin.write(stdin)
                 process.stdin.close()
                 async for line in _lines(process.stderr, errors):
-                    said(line)
+                    on_log_line(line)
                 await process.wait()
                 if watching is not None:
                     watching.cancel()
@@ -128,9 +128,9 @@ class Skopeo:
             raise self.failed(registry, name, b"".join(errors).decode(errors="replace"))
         return b"".join(output)
 
-    def failed(self, registry: str, name: str, said: str) -> ImageError:
+    def failed(self, registry: str, name: str, stderr: str) -> ImageError:
         """The error for skopeo's stderr."""
-        return explain(registry, name, said, self._host)
+        return explain(registry, name, stderr, self._host)
 
 
 async def _collect(stream: asyncio.StreamReader, into: list[bytes]) -> None:

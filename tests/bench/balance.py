@@ -314,15 +314,15 @@ async def join(
 async def two_hosts(
     folder: Path,
 ) -> AsyncIterator[tuple[tuple[str, str], tuple[NodeNetwork, NodeNetwork]]]:
-    """Two namespaces, by name, with a cable between them and a network helper each."""
+    """Two namespaces, by name, with a veth pair between them and a network helper each."""
     left, right = (f"orc-bench-{run_number()}-{side}" for side in "lr")
     async with AsyncExitStack() as stack:
         for name in (left, right):
             _ip("netns", "add", name)
             stack.callback(_ip, "netns", "del", name)
             _ip("netns", "exec", name, "sh", "-c", UNFILTERED)
-        cable = ("link", "add", "uplink", "type", "veth", "peer", "name", "uplink")
-        _ip("-n", left, *cable, "netns", right)
+        veth = ("link", "add", "uplink", "type", "veth", "peer", "name", "uplink")
+        _ip("-n", left, *veth, "netns", right)
         nodes = []
         for name, address in zip((left, right), ADDRESSES, strict=True):
             _ip("-n", name, "address", "add", f"{address}/24", "dev", "uplink")

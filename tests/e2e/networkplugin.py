@@ -110,7 +110,7 @@ def release_address(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def ends(body: dict[str, Any]) -> tuple[str, str]:
-    """The names of the two ends of an endpoint's cable."""
+    """The names of the two ends of an endpoint's veth pair."""
     return f"vh{body['EndpointID'][:8]}", f"vc{body['EndpointID'][:8]}"
 
 

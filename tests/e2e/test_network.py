@@ -271,7 +271,7 @@ def test_a_published_port_follows_its_task(cluster: Cluster, hello: str) -> None
 def broken(cluster: Cluster, damage: str, task: dict[str, Any], other: dict[str, Any]) -> bool:
     """Do damage on a task's host; whether the other one is then out of its reach.
 
-    In one go, since the agent mends it within seconds.
+    In one go, since the agent repairs it within seconds.
     """
     page = " ".join(fetch(HTTP.format(address(other)), seconds=1))
     enter = f"nsenter -t {task['pid']} -n"

@@ -130,7 +130,7 @@ def test_a_service_on_a_chain_over_kills(tidy: Cluster, hello: str, tmp_path: Pa
     eventually(lambda: f"Hello from {one['name']}" in fetched(cluster, "node1", 8088))
     sysctl = cluster.in_network(one, "cat", "/proc/sys/net/core/somaxconn").stdout
     assert sysctl.strip() == "321"
-    # What has another's source address gets no further than its node's end of the cable.
+    # Packets with a foreign source address are dropped at the node's end of the veth pair.
     cluster.in_network(one, sys.executable, "-c", FORGE)
     told = json.loads(cluster.orc("network", "doctor", "--format", "json", ok=False).stdout)
     dropped = f"source check on node1 dropped 3 packets from container {one['name']} in network lan"

@@ -26,7 +26,7 @@ from orchestrator.pb import dispatch_pb2
 
 log = logging.getLogger(__name__)
 
-MEND_PERIOD = 5.0
+REPAIR_PERIOD = 5.0
 """Seconds between two repairs of drift without a change."""
 _RETRY_FIRST, _RETRY_MOST = 0.1, 5.0
 """Seconds between attempts of a follower that fails."""
@@ -82,7 +82,7 @@ class EndpointTable:
         followers: Iterable[Follower],
         wake: Callable[[], None],
         node_id: str = "",
-        period: float = MEND_PERIOD,
+        period: float = REPAIR_PERIOD,
     ) -> None:
         """`wake` is called when `applied` has grown; `node_id` is this node's."""
         self._db = db

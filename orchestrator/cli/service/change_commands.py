@@ -24,7 +24,7 @@ from orchestrator.cli.flags.spec_flags import validated_spec
 from orchestrator.cli.flags.spec_settings import setting_options
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.model.convert import from_proto, to_proto
-from orchestrator.model.formats.spec_diff import differences, told
+from orchestrator.model.formats.spec_diff import describe_differences, differences
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ServiceMode, ServiceSpec
 from orchestrator.pb import control_pb2
@@ -314,7 +314,8 @@ def _report_conflict(
     """Print what was modified concurrently since we read `base`. Raises CliError if our edit
     conflicts, unless it overrides."""
     both = set(differences(base, now)) & set(differences(base, mine)) - {"force"}
-    what = f"conflict: service '{now.name}' was modified concurrently: {told(base, now)}"
+    theirs = describe_differences(base, now)
+    what = f"conflict: service '{now.name}' was modified concurrently: {theirs}"
     if both and not force:
         raise CliError(
             f"{what}; nothing was done, as this would modify {', '.join(sorted(both))} again: see "

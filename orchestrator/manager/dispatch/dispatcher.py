@@ -271,7 +271,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
 
     def _order_image_removals(self, changes: list[Change]) -> None:
         for change in changes:
-            for node_id in change.after.condemned if isinstance(change.after, Image) else ():
+            for node_id in change.after.pending_removal if isinstance(change.after, Image) else ():
                 if node_id in self._sessions:
                     self._sessions[node_id].order_image_removal()
 

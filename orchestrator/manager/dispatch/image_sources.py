@@ -194,7 +194,7 @@ def _holders(view: ClusterView, digest: str, name: str, asking: str) -> list[str
     for image in images_of(view, digest or name):
         for node_id in image.nodes:
             node = view.nodes.get(node_id)
-            leaving = node_id == asking or node_id in image.condemned
+            leaving = node_id == asking or node_id in image.pending_removal
             if node and not leaving and node.state is NodeState.READY:
                 found.append(f"{node.description.address}:{node.description.blob_port}")
     return sorted(set(found)) if digest else []

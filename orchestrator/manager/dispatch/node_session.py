@@ -340,7 +340,7 @@ def _stop_after(view: ClusterView, task: Task) -> float:
 
 
 def _images_to_remove(view: ClusterView, node_id: str) -> list[str]:
-    return sorted(image.id for image in view.images.values() if node_id in image.condemned)
+    return sorted(image.id for image in view.images.values() if node_id in image.pending_removal)
 
 
 def _sources(view: ClusterView, task: Task) -> list[str]:

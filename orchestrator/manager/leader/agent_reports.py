@@ -429,19 +429,19 @@ def _inventory(view: ClusterView, node_id: str, images: tuple[Image, ...]) -> It
     for image in view.images.values():
         if node_id in image.nodes and image.id not in present:
             nodes = tuple(n for n in image.nodes if n != node_id)
-            condemned = tuple(n for n in image.condemned if n != node_id)
+            pending_removal = tuple(n for n in image.pending_removal if n != node_id)
             # An image that no node has is deleted together with its names.
-            after = replace(image, nodes=nodes, condemned=condemned) if nodes else None
+            after = replace(image, nodes=nodes, pending_removal=pending_removal) if nodes else None
             yield Change(image, after)
     for image in images:
         known = view.images.get(image.id)
         reported = _reported_names(image.names)
         if known is None:
-            new = replace(image, names=(), reported_names=reported, condemned=())
+            new = replace(image, names=(), reported_names=reported, pending_removal=())
             yield Change(None, replace(new, nodes=(node_id,), revision=0))
         else:
             nodes = tuple(sorted({*known.nodes, node_id}))
-            if node_id in known.condemned:
+            if node_id in known.pending_removal:
                 reported = ()  # the name was removed on that node, too
             indexes = tuple(sorted({*known.indexes, *image.indexes}))
             after = replace(

@@ -58,7 +58,7 @@ def image_name_changes(view: ClusterView, node_id: str, image: Image) -> Iterato
         known,
         names=tuple(sorted({*known.names, *image.names})),
         nodes=tuple(sorted({*known.nodes, node_id})),
-        condemned=(),  # no longer to be removed
+        pending_removal=(),  # no longer to be removed
         indexes=tuple(sorted({*known.indexes, *image.indexes})),
     )
     if after != known:
@@ -174,7 +174,7 @@ async def register_image(
         )
     named = image.names if names is None else names
     given = tuple(sorted({str(parse_image_name(name)) for name in named if name}))
-    image = replace(image, names=given, reported_names=(), condemned=())
+    image = replace(image, names=given, reported_names=(), pending_removal=())
     return await assign_image_names(ctx.kv, ctx.cache, node.id, image)
 
 

@@ -22,7 +22,7 @@ def differences(old: Any, new: Any) -> list[str]:
     return [path for path, _, _ in _differing(old, new, ())]
 
 
-def told(old: Any, new: Any) -> str:
+def describe_differences(old: Any, new: Any) -> str:
     """The differences with old and new values: `image web:1 -> web:2, env -A=1 +A=2`."""
     return ", ".join(f"{path} {_change(was, now)}" for path, was, now in _differing(old, new, ()))
 

@@ -322,7 +322,7 @@ class Registry:
                 command=(self._skopeo.program, "experimental-image-proxy", *options),
                 fds=fds,
                 reference=remote(parsed, digest),
-                failed=lambda said: self._skopeo.failed(registry_of(parsed), name, said),
+                failed=lambda stderr: self._skopeo.failed(registry_of(parsed), name, stderr),
                 document=lambda wanted: self._document(name, wanted, auth),
                 progress=progress,
                 there=there,
@@ -348,7 +348,7 @@ class Registry:
 
         blobs = _blobs(folder)
 
-        def said(line: str) -> None:
+        def drop_skipped(line: str) -> None:
             if (skipped := _SKIPPED.search(line)) is not None:
                 for path in [path for path, (digest, _) in blobs.items() if digest == skipped[1]]:
                     del blobs[path]
@@ -366,7 +366,9 @@ class Registry:
             # No policy for the node's own images: it was checked when they were pulled.
             command = ("--debug", "--insecure-policy", "copy", *options, "--preserve-digests")
             command += (f"--digestfile={output}", f"dir:{folder}", remote(parsed))
-            await self._skopeo.run(registry_of(parsed), name, command, fds, said=said, watch=watch)
+            await self._skopeo.run(
+                registry_of(parsed), name, command, fds, on_log_line=drop_skipped, watch=watch
+            )
         for digest, size in blobs.values():
             progress(digest, size, size)
         return output.read_text().strip()

@@ -131,7 +131,7 @@ class ImageBuildOperations(Operations):
 def _list(view: ClusterView) -> Any:
     images = [
         # Images whose removal is pending are hidden.
-        replace(image, nodes=tuple(n for n in image.nodes if n not in image.condemned))
+        replace(image, nodes=tuple(n for n in image.nodes if n not in image.pending_removal))
         for image in sorted(view.images.values(), key=lambda i: (-i.created_at, i.id))
     ]
     return control_pb2.ListImagesReply(

@@ -65,7 +65,7 @@ class ImageCatalogOperations(Operations):
         ctx = self.ctx
         image = await self._named(request.image)
         name = str(parse_image_name(request.name))
-        after = replace(image, names=tuple(sorted({*image.names, name})), condemned=())
+        after = replace(image, names=tuple(sorted({*image.names, name})), pending_removal=())
         changes = [
             Change(other, replace(other, names=tuple(n for n in other.names if n != name)))
             for other in ctx.view.images.values()
@@ -149,8 +149,8 @@ class ImageCatalogOperations(Operations):
         ctx = self.ctx
         nodes = self._nodes(image)
         away = [node for node in nodes if not ctx.dispatcher.connected(node.id)]
-        condemned = tuple(sorted(node.id for node in away))
-        after = replace(image, names=(), reported_names=(), condemned=condemned)
+        pending_removal = tuple(sorted(node.id for node in away))
+        after = replace(image, names=(), reported_names=(), pending_removal=pending_removal)
         if after != image:
             await ctx.cache.wait_for(await commit(ctx.kv, [Change(image, after)]))
         order = images_pb2.RemoveOrder(image=image.id)

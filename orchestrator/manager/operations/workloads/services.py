@@ -41,7 +41,7 @@ from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import PORT_TURN, name_key, object_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
 from orchestrator.model.convert import from_proto, to_proto
-from orchestrator.model.formats.spec_diff import told
+from orchestrator.model.formats.spec_diff import describe_differences
 from orchestrator.model.objects import Object
 from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import ServiceSpec
@@ -383,7 +383,7 @@ def _check_base(request: Any, service: Service) -> None:
     base = from_proto(request.base) if request.HasField("base") else None
     if base == service.spec:
         return  # only its status has changed
-    what = f": {told(base, service.spec)}" if base is not None else ""
+    what = f": {describe_differences(base, service.spec)}" if base is not None else ""
     raise aborted(
         f"service '{service.spec.name}' was modified concurrently{what}; "
         f"look at 'orc service inspect {service.spec.name}' and try again"

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks of a plugin that speaks Docker's protocol over a socket: it makes real cables, and the
-containers' namespaces then have them, with the addresses; nothing of it is left."""
+"""Networks of a plugin that speaks Docker's protocol over a socket: it makes real veth pairs, and
+the containers' namespaces then have them, with the addresses; nothing of it is left."""
 
 from __future__ import annotations
 
@@ -146,9 +146,9 @@ async def test_containers_send_with_their_own_addresses(node: Node) -> None:
         async def heard() -> list[bytes]:
             """What arrives of a forged packet, before one that is not."""
             await node.helper.expose(Exposure(checked=tuple(networks.checked())))
-            with ear(two.netns) as listener, wire(one.netns) as cable:
+            with ear(two.netns) as listener, wire(one.netns) as veth:
                 forged = datagram("10.88.1.77", two.address, listener.port, b"forged")
-                cable.send(two.mac, one.mac, forged)
+                veth.send(two.mac, one.mac, forged)
                 say(one.netns, two.address, listener.port, b"own")
                 return listener.until(b"own")
 

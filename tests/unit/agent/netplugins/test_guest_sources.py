@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A container on a network of CNI plugins that forges its source: where the plugin leaves an end of
-its cable on the host, nothing of that arrives."""
+its veth pair on the host, nothing of that arrives."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ class Place:
             (victim.netns, victim.address, victim.address6),
             (str(self.bench.host.netns), GATEWAY, GATEWAY6),
         ):
-            with ear(netns) as listener, wire(thief.netns) as cable:
+            with ear(netns) as listener, wire(thief.netns) as veth:
                 for mac, source in forgeries:
                     to = six if ":" in source else four
                     forged = datagram(source, to, listener.port, f"{mac} {source}".encode())
                     for goal in goals:
-                        cable.send(goal, mac, forged)
+                        veth.send(goal, mac, forged)
                 say(thief.netns, four, listener.port, b"own")
                 found |= {one.decode() for one in listener.until(b"own")}
         return sorted(found)
@@ -130,17 +130,17 @@ async def test_a_forged_neighbour_entry_is_ignored(place: Place) -> None:
     for address in (NOBODY, NOBODY6):
         with suppress(OSError):  # of ptp the host has ways to its containers only
             say(place.bench.host.netns, address, 9, b"?")
-    with wire(thief.netns) as cable:
+    with wire(thief.netns) as veth:
         for to in (EVERYBODY, victim.mac, place.next_hop(thief)):
             for operation in (1, 2):
                 for sender, target in ((NOBODY, GATEWAY), (GATEWAY, victim.address)):
-                    cable.send(to, thief.mac, arp(operation, thief.mac, sender, target))
-                    cable.send(to, thief.mac, arp(operation, STRANGE, thief.address, target))
+                    veth.send(to, thief.mac, arp(operation, thief.mac, sender, target))
+                    veth.send(to, thief.mac, arp(operation, STRANGE, thief.address, target))
             for source in (link_local(thief.mac), thief.address6):
                 for goal in ("ff02::1", GATEWAY6, victim.address6):
                     claimed = neighbour(ADVERTISEMENT, thief.mac, source, goal, NOBODY6)
-                    cable.send(to, thief.mac, claimed)
-            cable.send(to, thief.mac, router_advertisement(link_local(thief.mac)))
+                    veth.send(to, thief.mac, claimed)
+            veth.send(to, thief.mac, router_advertisement(link_local(thief.mac)))
     assert place.heard(thief, victim, []) == []
     for netns in (str(place.bench.host.netns), victim.netns):
         entries = [

@@ -86,7 +86,7 @@ def multicast_report(source: str) -> bytes:
 
 
 class Wire:
-    """What a container puts on its cable, byte by byte."""
+    """A raw socket on a container's interface: frames are sent byte by byte."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock

@@ -36,6 +36,6 @@ def node(host: NsHost, **more: float) -> NodeNetwork:
     return NodeNetwork(host.state, host.run, command=host.helper, **more)
 
 
-def cables(host: NsHost) -> list[str]:
-    """The cables' ends on the host."""
+def host_veths(host: NsHost) -> list[str]:
+    """The containers' veth devices on the host."""
     return [link["ifname"] for link in host.ip("link", "show", "type", "veth")]

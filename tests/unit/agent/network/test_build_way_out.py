@@ -30,8 +30,8 @@ def builds(host: NsHost, network: NodeNetwork) -> BuildNetwork:
     return BuildNetwork(network, host.run / "netns", host.address, taken=list)
 
 
-def cables(host: NsHost) -> list[str]:
-    """The ends of builds' cables on a host."""
+def host_veths(host: NsHost) -> list[str]:
+    """The veth devices of builds on a host."""
     names = (link["ifname"] for link in host.ip("link", "show", "type", "veth"))
     return [name for name in names if name != "uplink"]
 
@@ -39,7 +39,7 @@ def cables(host: NsHost) -> list[str]:
 async def until_no_cables(host: NsHost) -> None:
     """The kernel removes them with their namespaces, some time after the last reference."""
     async with asyncio.timeout(60):
-        while cables(host):  # noqa: ASYNC110
+        while host_veths(host):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -65,7 +65,7 @@ async def test_builds_reach_other_hosts_as_their_node(
             way = f"/proc/self/fd/{sandbox.netns}"
             assert reach(hosts[2].netns, way, hosts[2].address, 8080) == hosts[1].address
         assert len(own.attached) == 2
-        assert len(cables(hosts[1])) == 2
+        assert len(host_veths(hosts[1])) == 2
     assert own.attached == frozenset()
     await until_no_cables(hosts[1])
     assert list((hosts[1].run / "netns").iterdir()) == []
@@ -78,7 +78,7 @@ async def test_the_other_networks_of_a_build(hosts: list[NsHost], network: NodeN
             assert links(offline.netns) == {"lo"}
         async with sandboxes.sandbox(HOST) as shared:
             assert shared.netns is None
-    assert cables(hosts[1]) == []
+    assert host_veths(hosts[1]) == []
 
 
 async def test_leftovers_of_a_killed_agent_are_removed(
@@ -87,7 +87,7 @@ async def test_leftovers_of_a_killed_agent_are_removed(
     async with Sandboxes() as sandboxes, sandboxes.sandbox(NONE) as sandbox:
         assert sandbox.netns is not None
         await builds(hosts[1], network).attach("build-left", sandbox.netns)
-    assert len(cables(hosts[1])) == 1
+    assert len(host_veths(hosts[1])) == 1
     async with node(hosts[1]) as later:
         own = builds(hosts[1], later)
         await later.collect(own.attached)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import AsyncIterator
 
 import pytest
-from nodekit import NET, cables, config, node, published
+from nodekit import NET, config, host_veths, node, published
 from nshosts import NsHost
 
 from orchestrator.agent.network.helper_process import NetworkError
@@ -51,14 +51,14 @@ async def test_a_killed_helper_leaks_and_doubles_nothing(single: NodeNetwork, ho
     assert len(set(given.values())) == 40
     kept = [f"c{number}" for number in range(0, 40, 4)]
     await single.collect(kept)
-    assert len(cables(host)) == len(kept)
+    assert len(host_veths(host)) == len(kept)
     assert sorted(path.name for path in (host.run / "netns").iterdir()) == sorted(kept)
     for name in kept:
         await single.check(NET, name)
     listed = host.shell("nft", "list", "map", "inet", "orc", "published")
     assert listed.count("tcp . ") == len(kept)
     await single.collect([])
-    assert cables(host) == []
+    assert host_veths(host) == []
 
 
 async def test_a_cancelled_caller_does_not_affect_others(single: NodeNetwork) -> None:
@@ -74,7 +74,7 @@ async def test_many_at_once(single: NodeNetwork, host: NsHost) -> None:
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(single.attach(NET, f"c{number}")) for number in range(50)]
     assert len({task.result().address for task in tasks}) == 50
-    assert len(cables(host)) == 50
+    assert len(host_veths(host)) == 50
 
 
 async def test_a_helper_that_hangs_is_replaced(host: NsHost) -> None:

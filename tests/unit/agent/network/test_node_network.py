@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-from nodekit import NET, cables, config, node, published, subnet
+from nodekit import NET, config, host_veths, node, published, subnet
 from nshosts import NsHost, reach, socket_in, wait_for
 
 from orchestrator.agent.network.helper_process import NetworkError
@@ -190,7 +190,7 @@ async def test_attach_again_is_the_same(single: NodeNetwork, host: NsHost) -> No
     first = await single.attach(NET, "a", published(PortMapping(80, 80)))
     assert namespaces.exists(first.netns)
     assert await single.attach(NET, "a", published(PortMapping(80, 80))) == first
-    assert len(cables(host)) == 1
+    assert len(host_veths(host)) == 1
     await single.check(NET, "a")
     moved = await single.attach(NET, "a", published(PortMapping(81, 80)))
     assert moved.address == first.address
@@ -201,7 +201,7 @@ async def test_attach_again_is_the_same(single: NodeNetwork, host: NsHost) -> No
 
 async def test_attach_after_half_a_detach(single: NodeNetwork, host: NsHost) -> None:
     a = await single.attach(NET, "a")
-    (end,) = cables(host)
+    (end,) = host_veths(host)
     host.shell("bridge", "link", "set", "dev", end, "state", "0", "learning", "off")
     NsHost(Path(a.netns), "", host.state, host.run).shell("ip", "addr", "flush", "dev", "eth0")
     assert await single.attach(NET, "a") == a
@@ -212,7 +212,7 @@ async def test_detach_releases_everything(single: NodeNetwork, host: NsHost) -> 
     a = await single.attach(NET, "a", published(PortMapping(80, 80)))
     await single.detach("a")
     assert not namespaces.exists(a.netns)
-    wait_for(lambda: not cables(host))
+    wait_for(lambda: not host_veths(host))
     assert "tcp . 80" not in host.shell("nft", "list", "map", "inet", "orc", "published")
     await single.detach("a")
     await single.detach("never-was")
@@ -231,7 +231,7 @@ async def test_a_stray_process_cannot_use_the_address(single: NodeNetwork, host:
             with pytest.raises((TimeoutError, OSError)):
                 client.connect((a.address, 80))
         await single.collect([])
-        assert cables(host) == []
+        assert host_veths(host) == []
 
 
 async def test_a_stopped_container_is_connected_again(single: NodeNetwork, host: NsHost) -> None:
@@ -265,7 +265,7 @@ async def test_a_port_in_use(single: NodeNetwork, host: NsHost) -> None:
         await single.attach(NET, "b", published(PortMapping(80, 8080)))
     assert caught.value.code == Code.PORT_IN_USE
     assert not (host.run / "netns" / "b").exists(), "rolled back"
-    assert len(cables(host)) == 1
+    assert len(host_veths(host)) == 1
     with pytest.raises(NetworkError, match="protocol 'icmp'"):
         await single.attach(NET, "b", published(PortMapping(81, 81, "icmp")))
 
@@ -277,7 +277,7 @@ async def test_collect(single: NodeNetwork, host: NsHost) -> None:
     host.shell("ip", "link", "set", "orcvstray", "master", "orcbr7")
     await single.collect(["keep"])
     assert not namespaces.exists(gone.netns)
-    assert len(cables(host)) == 1
+    assert len(host_veths(host)) == 1
     listed = host.shell("nft", "list", "map", "inet", "orc", "published")
     assert "tcp . 80" in listed
     assert "tcp . 81" not in listed
@@ -287,12 +287,12 @@ async def test_collect(single: NodeNetwork, host: NsHost) -> None:
 async def test_collecting_many(single: NodeNetwork, host: NsHost) -> None:
     for number in range(30):
         await single.attach(NET, f"c{number}", published(PortMapping(1000 + number, 80)))
-    host.shell("ip", "link", "set", cables(host)[0], "nomaster")
+    host.shell("ip", "link", "set", host_veths(host)[0], "nomaster")
     await single.collect(["c7"])
-    assert len(cables(host)) == 1
+    assert len(host_veths(host)) == 1
     await single.check(NET, "c7")
     await single.collect([])
-    assert cables(host) == []
+    assert host_veths(host) == []
     assert host.shell("nft", "list", "map", "inet", "orc", "published").count("tcp . ") == 0
 
 

@@ -60,12 +60,12 @@ def heard(
 ) -> list[str]:
     """Which forged sources (MAC, address) a victim hears; each is sent by the gateway, and straight
     to the victim's hardware address."""
-    with ear(victim.netns) as listener, wire(thief.netns) as cable:
+    with ear(victim.netns) as listener, wire(thief.netns) as veth:
         for mac, source in forgeries:
             to = victim.address6 if ":" in source else victim.address
             forged = datagram(source, to, listener.port, f"{mac} {source}".encode())
-            cable.send(GATEWAY_MAC, mac, forged)
-            cable.send(victim.mac, mac, forged)
+            veth.send(GATEWAY_MAC, mac, forged)
+            veth.send(victim.mac, mac, forged)
         for address in (victim.address, victim.address6):
             say(thief.netns, address, listener.port, address.encode())
         found = listener.until(victim.address6.encode())
@@ -125,8 +125,8 @@ async def test_a_host_hears_no_broadcast_without_a_source(nodes: list[Node]) -> 
     thief = await one.network.attach("a", "thief")
     neighbour_ = await one.network.attach("a", "neighbour")
     for place in (one.host.netns, neighbour_.netns):
-        with ear(place, 67) as listener, wire(thief.netns) as cable:
-            cable.send(EVERYBODY, thief.mac, datagram("0.0.0.0", "255.255.255.255", 67, b"DHCP"))
+        with ear(place, 67) as listener, wire(thief.netns) as veth:
+            veth.send(EVERYBODY, thief.mac, datagram("0.0.0.0", "255.255.255.255", 67, b"DHCP"))
             to = "10.1.1.1" if place == one.host.netns else neighbour_.address
             say(thief.netns, to, 67, b"own")
             assert listener.until(b"own") == []
@@ -157,7 +157,7 @@ async def test_a_forged_neighbour_entry_is_ignored(nodes: list[Node]) -> None:
     for address in ("10.1.1.77", "fd00:1:0:1::77"):
         say(one.host.netns, address, 9, b"?")
     local = link_local(thief.mac)
-    with wire(thief.netns) as cable:
+    with wire(thief.netns) as veth:
         for to in (EVERYBODY, GATEWAY_MAC, victim.mac):
             for sender, target in (
                 ("10.1.1.77", "10.1.1.77"),
@@ -167,7 +167,7 @@ async def test_a_forged_neighbour_entry_is_ignored(nodes: list[Node]) -> None:
                 (victim.address, "10.1.1.1"),
             ):
                 for operation in (1, 2):
-                    cable.send(to, thief.mac, arp(operation, thief.mac, sender, target))
+                    veth.send(to, thief.mac, arp(operation, thief.mac, sender, target))
             for source, target in (
                 (local, "fd00:1:0:1::77"),
                 (thief.address6, "fd00:1:0:1::77"),
@@ -176,10 +176,10 @@ async def test_a_forged_neighbour_entry_is_ignored(nodes: list[Node]) -> None:
             ):
                 for goal in ("ff02::1", "fd00:1:0:1::1", victim.address6):
                     claimed = neighbour(ADVERTISEMENT, thief.mac, source, goal, target)
-                    cable.send(to, thief.mac, claimed)
+                    veth.send(to, thief.mac, claimed)
             for goal in ("fd00:1:0:1::1", victim.address6):
                 asked = neighbour(SOLICITATION, thief.mac, "fd00:1:0:1::79", goal, goal)
-                cable.send(to, thief.mac, asked)
+                veth.send(to, thief.mac, asked)
     told(one, thief)
     entries = known(one.host.netns, "orcbr1")
     stolen = {address for address, mac in entries.items() if mac == thief.mac}
@@ -191,9 +191,9 @@ async def test_a_container_is_no_router(nodes: list[Node]) -> None:
     one = nodes[0]
     thief = await one.network.attach("a", "thief")
     one.host.shell("sysctl", "-qw", "net.ipv6.conf.orcbr1.accept_ra=2")
-    with wire(thief.netns) as cable:
+    with wire(thief.netns) as veth:
         for source in (link_local(thief.mac), "fe80::1"):
-            cable.send("33:33:00:00:00:01", thief.mac, router_advertisement(source))
+            veth.send("33:33:00:00:00:01", thief.mac, router_advertisement(source))
     told(one, thief)
     assert show(one.host.netns, "-6", "route", "show", "default") == []
 
@@ -239,14 +239,14 @@ async def test_a_network_may_have_no_source_check(nodes: list[Node], hosts: list
                 forgeries = [(mac, "10.1.1.77"), (mac, "172.30.0.9"), (mac, "2001:db8:9::9")]
                 assert heard(sender, victim, forgeries) == sorted(map(" ".join, forgeries))
     assert heard(strict, other, [(strict.mac, "10.2.1.77"), (strict.mac, "172.30.0.9")]) == []
-    with ear(other.netns) as listener, wire(gateway.netns) as cable:
+    with ear(other.netns) as listener, wire(gateway.netns) as veth:
         into = datagram(strict.address, other.address, listener.port, b"into another network")
-        cable.send(GATEWAY_MAC, gateway.mac, into)
+        veth.send(GATEWAY_MAC, gateway.mac, into)
         say(strict.netns, other.address, listener.port, b"own")
         assert listener.until(b"own") == []
     # Whoever it forwards for leaves by the host's address.
-    with ear(hosts[0].netns) as listener, wire(gateway.netns) as cable:
-        cable.send(GATEWAY_MAC, gateway.mac, datagram("172.30.0.9", BEYOND, listener.port, b"out"))
+    with ear(hosts[0].netns) as listener, wire(gateway.netns) as veth:
+        veth.send(GATEWAY_MAC, gateway.mac, datagram("172.30.0.9", BEYOND, listener.port, b"out"))
         assert listener.sender(b"out") == one.host.address
     await one.apply("a")
     assert await one.network.deviations("a") == []
@@ -281,8 +281,8 @@ async def test_a_network_may_allow_further_sources(nodes: list[Node], hosts: lis
                 victim.address6 if ":" in address else victim.address
             )
         shell(keeper.netns, "ip", "addr", "del", f"{address}/{prefix}", "dev", "eth0")
-    with ear(hosts[0].netns) as listener, wire(keeper.netns) as cable:
-        cable.send(GATEWAY_MAC, keeper.mac, datagram("172.30.0.9", BEYOND, listener.port, b"out"))
+    with ear(hosts[0].netns) as listener, wire(keeper.netns) as veth:
+        veth.send(GATEWAY_MAC, keeper.mac, datagram("172.30.0.9", BEYOND, listener.port, b"out"))
         assert listener.sender(b"out") == one.host.address
     await one.apply("a")
     assert heard(keeper, victims[1], good) == []
@@ -293,9 +293,9 @@ async def test_no_source_check_makes_no_router(nodes: list[Node]) -> None:
     await one.apply("a", source_check=False)
     thief = await one.network.attach("a", "thief")
     one.host.shell("sysctl", "-qw", "net.ipv6.conf.orcbr1.accept_ra=2")
-    with wire(thief.netns) as cable:
+    with wire(thief.netns) as veth:
         for source in (link_local(thief.mac), "fe80::1"):
-            cable.send("33:33:00:00:00:01", thief.mac, router_advertisement(source))
+            veth.send("33:33:00:00:00:01", thief.mac, router_advertisement(source))
     told(one, thief)
     assert show(one.host.netns, "-6", "route", "show", "default") == []
 
@@ -307,20 +307,20 @@ async def test_dropped_packets_are_counted_per_container(nodes: list[Node]) -> N
     quiet = await one.network.attach("a", "quiet")
     victim = await two.network.attach("a", "victim")
     # What a kernel does by itself: it looks for its addresses, and joins groups.
-    with wire(quiet.netns) as cable:
+    with wire(quiet.netns) as veth:
         for own in (quiet.address6, link_local(quiet.mac)):
             asked = neighbour(SOLICITATION, quiet.mac, "::", "ff02::1:ff00:1", own)
-            cable.send("33:33:ff:00:00:01", quiet.mac, asked)
-        cable.send("33:33:00:00:00:16", quiet.mac, multicast_report("::"))
+            veth.send("33:33:ff:00:00:01", quiet.mac, asked)
+        veth.send("33:33:00:00:00:16", quiet.mac, multicast_report("::"))
     assert reaches(quiet.netns, victim.netns, victim.address6) == quiet.address6
-    with wire(thief.netns) as cable:
+    with wire(thief.netns) as veth:
         for number in range(100, 110):
             forged = datagram(f"10.1.1.{number}", victim.address, 9, b"forged")
-            cable.send(GATEWAY_MAC, thief.mac, forged)
+            veth.send(GATEWAY_MAC, thief.mac, forged)
         forged = datagram("fd00:1:0:1::77", victim.address6, 9, b"forged")
-        cable.send(GATEWAY_MAC, thief.mac, forged)
-        cable.send(EVERYBODY, thief.mac, arp(1, thief.mac, "10.1.1.77", "10.1.1.1"))
-        cable.send("33:33:00:00:00:01", thief.mac, router_advertisement(link_local(thief.mac)))
+        veth.send(GATEWAY_MAC, thief.mac, forged)
+        veth.send(EVERYBODY, thief.mac, arp(1, thief.mac, "10.1.1.77", "10.1.1.1"))
+        veth.send("33:33:00:00:00:01", thief.mac, router_advertisement(link_local(thief.mac)))
     told(one, thief)
     assert await one.network.forgeries() == [Forgery("a", "thief", 13)]
     assert await two.network.forgeries() == []

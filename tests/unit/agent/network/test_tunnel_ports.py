@@ -96,8 +96,8 @@ async def test_no_container_on_a_plugin_network_can_spoof_a_host(
         for source, data in ((two.host.address, b"as a host"), (guest.address, b"as itself")):
             inner = forged_frame(one, "b", victim.address, listener.port, data)
             udp = struct.pack("!4H", 4444, 4789, 8 + len(inner), 0) + inner
-            with wire(guest.netns) as cable:
-                cable.send(mac, own, packet(source, one.host.address, 17, udp))
+            with wire(guest.netns) as veth:
+                veth.send(mac, own, packet(source, one.host.address, 17, udp))
         say(one.host.netns, victim.address, listener.port, b"last")
         assert listener.until(b"last") == []
 

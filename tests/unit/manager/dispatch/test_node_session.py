@@ -136,7 +136,7 @@ def test_container_access_is_sent_first_and_when_it_changes() -> None:
 
 def test_a_node_that_keeps_a_removed_image_is_reminded() -> None:
     """A container used it when it was told first, and has gone since."""
-    kept = Image(id="sha256:1", nodes=("n0",), condemned=("n0",))
+    kept = Image(id="sha256:1", nodes=("n0",), pending_removal=("n0",))
     view = ClusterView.of([*NODES, kept])
     feed = EndpointFeed(view, lambda: 0.0, 1.0)
     session = NodeSession("n0", NetworkAssignments())

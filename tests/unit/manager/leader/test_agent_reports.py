@@ -113,17 +113,17 @@ def test_a_reboot_starts_containers_with_restart_policy_always(
 
 
 def test_image_removal_is_pending_until_the_node_removed_it_or_it_is_used_again() -> None:
-    image = Image(id="sha256:a", nodes=("n1", "n2"), condemned=("n1", "n2"))
+    image = Image(id="sha256:a", nodes=("n1", "n2"), pending_removal=("n1", "n2"))
     view = ClusterView.of([NODE, image])
     # A node that is back tells of its copy, under a name that no image has any more.
     copy = Image(id="sha256:a", names=("a:1",))
     back = after(view, Reports(inventories={"n1": (copy,)}))
     assert back.images["sha256:a"] == image
     gone = after(back, Reports(inventories={"n1": ()}))
-    assert gone.images["sha256:a"].nodes == gone.images["sha256:a"].condemned == ("n2",)
+    assert gone.images["sha256:a"].nodes == gone.images["sha256:a"].pending_removal == ("n2",)
     assert not after(gone, Reports(inventories={"n2": ()})).images
     pulled = view.evolve(image_name_changes(view, "n3", copy))
-    assert pulled.images["sha256:a"].condemned == ()
+    assert pulled.images["sha256:a"].pending_removal == ()
     assert pulled.images["sha256:a"].names == ("a:1",)
 
 

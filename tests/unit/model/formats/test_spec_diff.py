@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orchestrator.model.formats.spec_diff import differences, told
+from orchestrator.model.formats.spec_diff import describe_differences, differences
 from orchestrator.model.specs import (
     ContainerSpec,
     PortSpec,
@@ -32,7 +32,7 @@ def test_differences_between_two_specs() -> None:
         task=replace(OLD.task, container=ContainerSpec(image="web:2", env=("B=2", "A=1"))),
     )
     assert differences(OLD, new) == ["labels", "image", "env", "update.delay", "update.order"]
-    assert told(OLD, new) == (
+    assert describe_differences(OLD, new) == (
         "labels -b=2 +b=3, image web:1 -> web:2, env in another order, update.delay 0 -> 2.5,"
         " update.order stop-first -> start-first"
     )
@@ -40,7 +40,7 @@ def test_differences_between_two_specs() -> None:
 
 def test_empty_and_long_differences() -> None:
     assert differences(OLD, OLD) == []
-    assert told(OLD, OLD) == ""
+    assert describe_differences(OLD, OLD) == ""
     image = "registry.example/" + "x" * 100
     new = replace(OLD, task=replace(OLD.task, container=replace(OLD.task.container, image=image)))
-    assert len(told(OLD, new)) < 90
+    assert len(describe_differences(OLD, new)) < 90

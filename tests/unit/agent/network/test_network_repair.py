@@ -14,7 +14,7 @@ from orchestrator.agent.network.network_types import Attachment, Interface, Peer
 pytestmark = pytest.mark.root
 
 
-def cable(node: Node, attachment: Attachment) -> str:
+def host_end(node: Node, attachment: Attachment) -> str:
     """The end on the bridge."""
     return str(attachment.result["interfaces"][1]["name"])
 
@@ -26,7 +26,7 @@ async def test_manual_changes_are_repaired(nodes: list[Node], hosts: list[NsHost
     far = await two.network.attach("a", "a2")
     b = await one.network.attach("b", "b1")
     await two.apply("a", fixed.address, fixed.address6)
-    end = cable(one, a)
+    end = host_end(one, a)
     for damage in (
         f"ip link del {end}",
         f"ip link set {end} nomaster",
@@ -64,7 +64,7 @@ async def test_manual_changes_are_repaired(nodes: list[Node], hosts: list[NsHost
         assert reaches(a.netns, fixed.netns, fixed.address) == a.address, damage
         assert reaches(a.netns, hosts[0].netns, BEYOND) == one.host.address, damage
         assert misses(a.netns, b.netns, b.address), damage
-        assert isolated(one, end) == isolated(one, cable(one, b)), damage
+        assert isolated(one, end) == isolated(one, host_end(one, b)), damage
         await one.network.check("a", "a1")
     assert [link["mtu"] for link in one.host.ip("link", "show", "orcbr1")] == [1450]
 
@@ -148,5 +148,5 @@ async def test_a_veth_pair_is_restored_only_while_the_container_runs(
     shell(a.netns, "ip", "link", "del", "eth0")
     one.host.shell("umount", a.netns)
     await one.apply("a")
-    assert not [x for x in one.host.ip("link") if x["ifname"] == cable(one, a)]
+    assert not [x for x in one.host.ip("link") if x["ifname"] == host_end(one, a)]
     await one.network.detach("a1")

@@ -73,7 +73,8 @@ from orchestrator.tracing.spans import TracingError
     type=click.FloatRange(min=1.0),
     default=3.0,
     show_default=True,
-    help="Seconds that this manager leads without an answer of etcd's; more on a slow host.",
+    help="Seconds that this manager leads without an answer of etcd's; more on a slow host. At "
+    "least 10 while it is the only manager.",
 )
 @click.option(
     "--log-level",

@@ -121,6 +121,9 @@ log = logging.getLogger(__name__)
 
 DEFAULT_VNI = 4096
 
+LONE_LEASE = 10.0
+"""Seconds that the leader's lease lasts while there is no other manager: a short lease only makes
+another one lead sooner, and is lost under load."""
 DEFERENCE = 1.0
 """Seconds that a leader that was asked to step down leaves to the other managers."""
 
@@ -604,6 +607,7 @@ class Manager:
             LEADER,
             self._identity.manager_id,
             ttl=self._settings.lease,
+            extended_ttl=lambda: LONE_LEASE if len(self.cache.view.managers) < 2 else 0.0,
             renewal=self._renewal,
         )
         reports = ReportCommitter(

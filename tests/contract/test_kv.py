@@ -302,6 +302,18 @@ async def test_a_key_written_without_its_lease_outlives_it(kv: Kv, at: str) -> N
     assert await kv.get(at + "a") is not None
 
 
+async def test_a_key_written_with_another_lease_is_bound_to_that_one_only(kv: Kv, at: str) -> None:
+    first, second = await kv.grant(10), await kv.grant(10)
+    created = await kv.txn([], [Put(at + "a", b"", first)])
+    await kv.txn([Guard(at + "a", create_revision=created)], [Put(at + "a", b"", second)])
+    await kv.revoke(first)
+    entry = await kv.get(at + "a")
+    assert entry is not None
+    assert entry.create_revision == created
+    await kv.revoke(second)
+    assert await kv.get(at + "a") is None
+
+
 @pytest.mark.parametrize("seed", range(10))
 async def test_memory_and_etcd_give_the_same_answers(etcd: EtcdKv, at: str, seed: int) -> None:
     dice = random.Random(seed)

@@ -20,7 +20,7 @@ from kvhost import Host, hosted
 
 from orchestrator.manager.leader.election import Election, LeadershipLost, Term
 from orchestrator.manager.store.etcd import EtcdKv, EtcdRenewal
-from orchestrator.manager.store.kv import Delete, Put, StoreUnavailable
+from orchestrator.manager.store.kv import Delete, LeaseLost, Put, StoreUnavailable
 from tests.freeports import free_ports
 from tests.freezing import freeze
 
@@ -135,6 +135,30 @@ async def test_a_loop_that_is_blocked_keeps_its_lease(host: Host, kv: EtcdKv) ->
         async with Election(kv, "/busy", "a", ttl=2, renewal=renewal).term() as term:
             block()
             await kv.txn([term.guard], [Put("/led", b"")])
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():  # noqa: ASYNC110 - a thread changes it
+        await asyncio.sleep(0.01)
+
+
+async def test_a_lease_that_a_thread_renews_is_exchanged(host: Host, kv: EtcdKv) -> None:
+    extended = 60.0
+    with EtcdRenewal(host.endpoints, host.tls) as renewal:
+        election = Election(
+            kv, "/exchanged", "a", ttl=9, renewal=renewal, extended_ttl=lambda: extended
+        )
+        async with asyncio.timeout(60), election.term() as term:
+            before = term.held.lease
+            assert term.held.deadline > time.monotonic() + 50
+            extended = 0.0
+            await until(lambda: term.held.lease != before)
+            exchanged = term.held.deadline
+            assert exchanged < time.monotonic() + 9
+            await until(lambda: term.held.deadline > exchanged)  # the thread renews the new lease
+            await kv.txn([term.guard], [Put("/led", b"")])
+            with pytest.raises(LeaseLost):
+                await kv.keepalive(before)
 
 
 async def lost(term: AbstractAsyncContextManager[Term], act: Callable[[Term], Any]) -> str:

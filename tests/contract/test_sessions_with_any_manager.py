@@ -293,3 +293,15 @@ async def test_a_manager_that_loses_its_presence_holds_it_and_its_session_record
                     and any(each.manager_id == id for each in cache.view.sessions.values())
                 ),
             )
+
+
+async def test_the_leaders_lease_becomes_short_when_another_manager_joins(
+    leader: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        async with asyncio.timeout(60), manager_beside(leader, tmp_path / "follower"):
+            while "lease of a key exchanged" not in caplog.messages:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    (record,) = (each for each in caplog.records if each.message == "lease of a key exchanged")
+    assert (record.__dict__["key"], record.__dict__["ttl"]) == ("/orc/leader", 3.0)
+    assert "leadership lost" not in caplog.messages

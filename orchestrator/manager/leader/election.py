@@ -64,6 +64,7 @@ class Election:
         ttl: float = 3.0,
         margin: float | None = None,
         renewal: Renewal | None = None,
+        extended_ttl: Callable[[], float] = lambda: 0.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -78,6 +79,7 @@ class Election:
             ttl=ttl,
             margin=margin,
             renewal=renewal,
+            extended_ttl=extended_ttl,
             clock=clock,
             sleep=sleep,
         )

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from orchestrator.manager.store.kv import Guard, LeaseLost, StoreError
@@ -51,15 +51,26 @@ class Renewal(Protocol):
 
 @dataclass(slots=True)
 class Held:
-    """A key held by a lease."""
+    """A key held by a lease, which may be exchanged for another one. Used by several threads."""
 
     key: str
     revision: int
     """At which the key was created."""
     lease: int
     deadline: float
-    """Monotonic time until which the lease is known to be valid, minus a margin. Each renewal moves
-    it on."""
+    """Monotonic time until which the lease is known to be valid, minus a margin."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def renewed(self, lease: int, deadline: float) -> None:
+        """A lease was renewed until then. It may no longer be the one that holds the key."""
+        with self._lock:
+            if lease == self.lease:
+                self.deadline = deadline
+
+    def exchanged(self, lease: int, deadline: float) -> None:
+        """Another lease holds the key from now on, until then."""
+        with self._lock:
+            self.lease, self.deadline = lease, deadline
 
     @property
     def guard(self) -> Guard:
@@ -80,7 +91,8 @@ class Keeper:
         stuck_after: float = STUCK_AFTER,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`ttl` and `margin` in seconds, as `LeasedKey` has them."""
+        """`ttl` and `margin` in seconds, as `LeasedKey` has them. A lease with a longer time to
+        live than `ttl` is renewed as often."""
         self._held = held
         self._renewal = renewal
         self._ttl = ttl
@@ -129,9 +141,14 @@ class Keeper:
                 return "the lease could not be renewed in time"
             if (silent := sent - self._beaten) > self._stuck_after:
                 return f"the event loop has not run for {silent:.0f} s"
+            lease, left = held.lease, held.deadline - sent
+            # A connection that hangs must not take all the time that a long lease leaves.
+            timeout = max(left / 2, min(left, self._ttl))
             try:
-                renewed = self._renewal.renew(held.lease, held.key, held.deadline - sent)
+                renewed = self._renewal.renew(lease, held.key, timeout)
             except LeaseLost:
+                if lease != held.lease:  # revoked after it was exchanged
+                    continue
                 return "the lease has expired or was revoked"
             except StoreError as error:
                 log.warning("cannot renew the lease: %s", error)
@@ -139,7 +156,7 @@ class Keeper:
                 continue
             if renewed.create_revision != held.revision:
                 return "another process holds the key"
-            held.deadline = sent + renewed.seconds - self._margin
+            held.renewed(lease, sent + renewed.seconds - self._margin)
             pause = self._ttl / 3
 
 

@@ -10,8 +10,9 @@ be valid: at a *local* deadline, counted from when the last successful renewal w
 margin. So a holder that hangs or is partitioned has stopped before another one starts. Its writes
 in flight fail on `held.guard`, which is the actual fence.
 
-The key is lost only with its lease. An outage of the store shorter than that has no effect. With a
-`Renewal`, a thread renews the lease, so that a late event loop does not lose it (`lease_renewal`).
+The key is lost only with its lease or when it is deleted. An outage of the store shorter than that
+has no effect. With a `Renewal`, a thread renews the lease, so that a late event loop does not lose
+it (`lease_renewal`).
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class LeasedKey:
         margin: float | None = None,
         renewal: Renewal | None = None,
         is_own: Callable[[bytes], bool] | None = None,
+        extended_ttl: Callable[[], float] = lambda: 0.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -75,7 +77,9 @@ class LeasedKey:
         the holder itself stops earlier, which covers clock drift and a late loop; by default a
         sixth of the ttl. `renewal` renews the lease from a thread; without it the event loop
         does. `is_own`: whether an earlier process wrote this value in the place of this one; by
-        default, if it is the same value."""
+        default, if it is the same value. `extended_ttl`: seconds that the lease is to live instead
+        of `ttl` if they are more; if they change, another lease takes its place. Renewals are as
+        frequent as `ttl` requires."""
         margin = ttl / 6 if margin is None else margin
         if not 0 < margin < ttl:
             raise ValueError(f"margin {margin} must lie between 0 and the ttl {ttl}")
@@ -86,6 +90,8 @@ class LeasedKey:
         self._margin = margin
         self._renewal = renewal
         self._is_own = is_own or (lambda found: found == value)
+        self._extended_ttl = extended_ttl
+        self._granted_ttl = ttl
         self._clock = clock
         self._sleep = sleep
 
@@ -100,7 +106,11 @@ class LeasedKey:
         try:
             if keeper is not None:
                 keeper.start()
-            async with background(self._keep(held, keeper)), background(self._watch(held)):
+            async with (
+                background(self._keep(held, keeper)),
+                background(self._watch(held)),
+                background(self._adapt(held)),
+            ):
                 yield held
         finally:
             if keeper is not None:
@@ -158,8 +168,8 @@ class LeasedKey:
 
     async def _create(self) -> Held | None:
         """Create the key unless another process does first."""
-        sent = self._clock()
-        lease = await self._kv.grant(self._ttl)
+        sent, ttl = self._clock(), self._wanted_ttl()
+        lease = await self._kv.grant(ttl)
         created = False
         try:
             revision = await self._kv.txn(
@@ -171,7 +181,44 @@ class LeasedKey:
         finally:
             if not created:
                 await self._revoke(lease)
-        return Held(self._key, revision, lease, sent + self._ttl - self._margin)
+        self._granted_ttl = ttl
+        return Held(self._key, revision, lease, sent + ttl - self._margin)
+
+    def _wanted_ttl(self) -> float:
+        return max(self._ttl, self._extended_ttl())
+
+    async def _adapt(self, held: Held) -> None:
+        """Exchange the lease when another time to live is wanted."""
+        pause, unknown = self._ttl / 3, False
+        while True:
+            await self._sleep(pause)
+            if self._wanted_ttl() == self._granted_ttl and not unknown:
+                continue
+            try:
+                await self._exchange(held)
+                pause, unknown = self._ttl / 3, False
+            except Conflict:
+                return  # the key was deleted: the watch ends the hold
+            except StoreError as error:
+                # The key may have been written. Until that is known, both leases are left alone.
+                log.warning(
+                    "cannot exchange the lease of a key", extra={"key": self._key, "error": error}
+                )
+                pause, unknown = RETRY, True
+
+    async def _exchange(self, held: Held) -> None:
+        """Write the key with another lease, which keeps its create revision, hence the hold."""
+        sent, ttl, former = self._clock(), self._wanted_ttl(), held.lease
+        lease = await self._kv.grant(ttl)
+        try:
+            await self._kv.txn([held.guard], [Put(self._key, self._value, lease)])
+        except (Conflict, asyncio.CancelledError):
+            await self._revoke(lease)
+            raise
+        held.exchanged(lease, sent + ttl - self._margin)
+        self._granted_ttl = ttl
+        log.info("lease of a key exchanged", extra={"key": self._key, "ttl": ttl})
+        await self._revoke(former)
 
     async def _keep(self, held: Held, keeper: Keeper | None) -> None:
         """Renew the lease until that fails for too long; always ends with KeyLost."""
@@ -183,13 +230,16 @@ class LeasedKey:
             sent = self._clock()
             if sent >= held.deadline:
                 raise KeyLost("the lease could not be renewed in time")
+            lease = held.lease
             try:
                 async with asyncio.timeout(held.deadline - sent):
-                    remaining = await self._kv.keepalive(held.lease)
+                    remaining = await self._kv.keepalive(lease)
                     await self._check(held)
-                held.deadline = sent + remaining - self._margin
+                held.renewed(lease, sent + remaining - self._margin)
                 pause = self._ttl / 3
             except LeaseLost as error:
+                if lease != held.lease:  # revoked after it was exchanged
+                    continue
                 raise KeyLost("the lease has expired or was revoked") from error
             except (StoreError, TimeoutError) as error:
                 log.warning("cannot renew the lease: %s", error or "no answer in time")

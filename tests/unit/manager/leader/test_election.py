@@ -32,8 +32,24 @@ def kv(time: VirtualTime) -> MemoryKv:
 class Contender:
     """Leads whenever it can, and keeps a record."""
 
-    def __init__(self, kv: MemoryKv, time: VirtualTime, name: str, ttl: float = 3.0) -> None:
-        self.election = Election(kv, KEY, name, ttl=ttl, clock=time, sleep=time.sleep)
+    def __init__(
+        self,
+        kv: MemoryKv,
+        time: VirtualTime,
+        name: str,
+        ttl: float = 3.0,
+        extended: float = 0.0,
+    ) -> None:
+        self.extended = extended
+        self.election = Election(
+            kv,
+            KEY,
+            name,
+            ttl=ttl,
+            extended_ttl=lambda: self.extended,
+            clock=time,
+            sleep=time.sleep,
+        )
         self.time = time
         self.term: Term | None = None
         self.lost: list[tuple[float, str]] = []
@@ -138,6 +154,60 @@ async def test_a_longer_lease_outlives_a_longer_outage(kv: MemoryKv, time: Virtu
         await time.pass_(30)
         assert [reason for _, reason in a.lost] == ["the lease could not be renewed in time"]
         assert a.lost[0][0] <= start + 30 - 5
+
+
+async def test_a_term_goes_on_when_its_lease_becomes_shorter_or_longer(
+    kv: MemoryKv, time: VirtualTime
+) -> None:
+    a, b = Contender(kv, time, "a", extended=10.0), Contender(kv, time, "b")
+    async with running(a):
+        term = a.term
+        kv.fault = unavailable
+        await time.pass_(8)
+        kv.fault = nothing
+        await time.pass_(3)
+        assert a.term is term, "the long lease outlives a long outage"
+        a.extended = 0.0
+        kv.fault = unavailable
+        await time.pass_(2)
+        kv.fault = nothing
+        async with running(b):
+            await time.pass_(3)
+            assert a.term is term
+            assert term is not None
+            await kv.txn([term.guard], [Put("x", b"")])
+            kv.fault = unavailable
+            start = time()
+            await time.pass_(3)
+            assert a.lost[0][0] <= start + 3.0 - 0.5, "the short lease ends soon"
+            kv.fault = nothing
+            await time.pass_(1)
+            assert (a.term is None) != (b.term is None)
+
+
+async def test_an_exchange_whose_answer_was_lost_keeps_the_term(
+    kv: MemoryKv, time: VirtualTime
+) -> None:
+    lost: list[Verb] = []
+
+    def lose(verb: Verb, phase: Phase) -> None:
+        if verb == "txn" and phase == "after":
+            lost.append(verb)
+            raise StoreUnavailable("no answer in time")
+
+    a = Contender(kv, time, "a", extended=10.0)
+    async with running(a) as (task,):
+        term = a.term
+        a.extended = 0.0
+        kv.fault = lose
+        await time.pass_(1.5)
+        assert lost
+        kv.fault = nothing
+        await time.pass_(60)
+        assert a.term is term
+        task.cancel()
+        await settle()
+        assert await kv.get(KEY) is None, "no lease that was tried holds the key"
 
 
 async def test_a_revoked_lease_ends_the_term(kv: MemoryKv, time: VirtualTime) -> None:

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakeruntime import FakeNode, FakeRuntime, Script
 
 from orchestrator.agent.images.image_spec import ImageConfig, LocalImage
 from orchestrator.agent.runtime.engine.conmon import find_monitor
 from orchestrator.agent.runtime.engine.crun import CrunRuntime
-from orchestrator.agent.runtime.fake import FakeNode, FakeRuntime, Script
 from orchestrator.agent.runtime.interface import Container, Runtime
 from orchestrator.agent.runtime.io import logfiles
 from orchestrator.agent.runtime.isolation.mountns import enter_private_mounts

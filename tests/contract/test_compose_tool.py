@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -145,6 +146,15 @@ def test_a_refusal_has_a_line_and_is_listed(name: str) -> None:
     assert f"{name}.yaml:" in done.output
     assert reason in done.output
     assert reason in PAGE.read_text()
+
+
+def test_each_listed_refusal_is_the_message_of_a_sample() -> None:
+    section = PAGE.read_text().partition("\n## Values that are refused\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (.+?) \| (.+) \|$", section, re.MULTILINE)[2:]
+    assert len(rows) >= 40
+    messages = "\n".join(orc(files).output for files in REFUSED.values())
+    quoted = [each for _, text in rows for each in text.split("; in the long form: ")]
+    assert [each for each in quoted if each.replace("\\|", "|") not in messages] == []
 
 
 @pytest.mark.parametrize("name", INVALID)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links between the pages lead somewhere, and each page is found from the index."""
+"""Links between the pages lead somewhere, and each page is found from the index and the site's
+navigation."""
 
 from __future__ import annotations
 
@@ -75,3 +76,11 @@ def test_tests_and_paths_named_in_pages_exist() -> None:
         paths = [name for name in quoted if re.fullmatch(r"(tests|scripts|charts)/[\w./-]+", name)]
         missing += [name for name in paths if not (ROOT / name).exists()]
     assert not missing
+
+
+def test_navigation_of_the_site_has_each_page_once() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    listed = re.findall(r"^ +- (?:[^:\n]+: )?(\S+\.md)$", nav, re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    assert {str(page.relative_to(ROOT)) for page in DOCS.rglob("*.md")} - set(listed) == set()
+    assert [page for page in listed if not (ROOT / page).is_file()] == []

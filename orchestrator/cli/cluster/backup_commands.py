@@ -16,7 +16,13 @@ from orchestrator.cli.app.command_groups import example
 from orchestrator.cli.app.completion_names import file_option
 from orchestrator.cli.app.contexts import Context, save_context
 from orchestrator.cli.app.errors import CliError
-from orchestrator.cli.cluster.membership_commands import MANAGER_DATA, own_address, start_unit
+from orchestrator.cli.cluster.membership_commands import (
+    MANAGER_DATA,
+    context_name_option,
+    manager_data_option,
+    own_address,
+    start_unit,
+)
 from orchestrator.cli.output.listings import rfc3339
 from orchestrator.cli.output.screen import metered
 from orchestrator.cli.rpc.client import Client, pass_client
@@ -112,22 +118,8 @@ def backup(client: Client, passphrase_file: str | None, recipient: str | None, f
     help="This host's address, which other hosts reach.",
 )
 @click.option("--listen-port", default=7420, show_default=True, help="Control port; joins: +1.")
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    default=MANAGER_DATA,
-    show_default=True,
-    help="Where the manager keeps its identity and state.",
-)
-@click.option(
-    "--context",
-    "name",
-    default="default",
-    show_default=True,
-    metavar="NAME",
-    help="Name for 'orc'.",
-)
+@manager_data_option
+@context_name_option
 @passphrase_option
 @file_option("--identity", help="Private key of age, for a backup that was encrypted to one.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
@@ -180,14 +172,7 @@ def restore(
     is_flag=True,
     help="Required. Confirm: the other managers are lost for good and do not run any more.",
 )
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    default=MANAGER_DATA,
-    show_default=True,
-    help="Where the manager keeps its identity and state.",
-)
+@manager_data_option
 def recover(force_new_cluster: bool, data_dir: Path) -> None:
     """Make this host's manager the only one of its cluster, after a majority of the managers was
     lost for good. Stop it first.

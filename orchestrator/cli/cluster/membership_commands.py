@@ -69,6 +69,25 @@ def _systemctl(unit: str, failure: str, *command: str) -> bool:
 MANAGER_DATA, AGENT_DATA = Path("/var/lib/orc/manager"), Path("/var/lib/orc/agent")
 """Data directories of the daemons' units."""
 
+manager_data_option = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    default=MANAGER_DATA,
+    show_default=True,
+    help="Where the manager keeps its identity and state.",
+)
+"""The option --data-dir of commands that run on a manager's host."""
+context_name_option = click.option(
+    "--context",
+    "name",
+    default="default",
+    show_default=True,
+    metavar="NAME",
+    help="Name for 'orc'.",
+)
+"""The option --context of commands that create a context."""
+
 
 _ADMIN_NAME = re.compile(r"(?=.{1,63}$)[a-z0-9]+(?:[._-][a-z0-9]+)*")
 
@@ -104,22 +123,8 @@ def _network(text: str) -> str:
     metavar="SUBNET",
     help="Range of container addresses.",
 )
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    default=MANAGER_DATA,
-    show_default=True,
-    help="Where the manager keeps its identity and state.",
-)
-@click.option(
-    "--context",
-    "name",
-    default="default",
-    show_default=True,
-    metavar="NAME",
-    help="Name for 'orc'.",
-)
+@manager_data_option
+@context_name_option
 @click.option(
     "--cert-expiry",
     type=CERTIFICATE_LIFETIME,
@@ -381,14 +386,7 @@ def _ca_key(data_dir: Path) -> str:
 
 
 @click.command(epilog=example("sudo orc cluster advertise 192.168.1.20"))
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    default=MANAGER_DATA,
-    show_default=True,
-    help="Where the manager keeps its identity and state.",
-)
+@manager_data_option
 @click.argument("address", metavar="IP")
 def advertise(data_dir: Path, address: str) -> None:
     """Change the address of this host's manager, after the host got another one.
@@ -428,22 +426,8 @@ def advertise(data_dir: Path, address: str) -> None:
 
 
 @click.command(epilog=example("sudo orc cluster admin"))
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    default=MANAGER_DATA,
-    show_default=True,
-    help="Where the manager keeps its identity and state.",
-)
-@click.option(
-    "--context",
-    "name",
-    default="default",
-    show_default=True,
-    metavar="NAME",
-    help="Name for 'orc'.",
-)
+@manager_data_option
+@context_name_option
 @click.option(
     "--name",
     "admin_name",

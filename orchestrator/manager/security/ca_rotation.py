@@ -29,11 +29,11 @@ from orchestrator.linux.atomicfile import write_file
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.certificates import CertificateAuthority, revocation_for
-from orchestrator.manager.security.key_ring import PERIOD
+from orchestrator.manager.security.store_follower import follow_store
 from orchestrator.manager.security.vault import CA_PURPOSE, Vault, VaultError
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
-from orchestrator.manager.store.kv import Conflict, Kv, StoreError
+from orchestrator.manager.store.kv import Conflict, Kv
 from orchestrator.model.access import CaRotation
 from orchestrator.model.managers import Manager
 from orchestrator.model.objects import Cluster
@@ -124,21 +124,12 @@ class CaFollower:
 
     async def run(self) -> None:
         """Follow the store until cancelled."""
-        complaint = ""
-        async with self._cache.subscribe() as feed:
-            while True:
-                try:
-                    await self._update()
-                    if self._leads():
-                        await self._advance()
-                    complaint = ""
-                except (StoreError, VaultError, OSError) as error:
-                    if str(error) != complaint:
-                        complaint = str(error)
-                        log.warning("cannot follow the CA", extra={"reason": complaint})
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(PERIOD):
-                        await feed.next()
+        await follow_store(self._cache, self._pass, log, "cannot follow the CA")
+
+    async def _pass(self) -> None:
+        await self._update()
+        if self._leads():
+            await self._advance()
 
     async def prepare(self) -> None:
         """Before the manager serves, trust and sign as the store says. Raises VaultError,

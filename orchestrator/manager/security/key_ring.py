@@ -29,20 +29,17 @@ from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.document_store import document_purpose
 from orchestrator.manager.security.registry_credentials import purpose
+from orchestrator.manager.security.store_follower import follow_store
 from orchestrator.manager.security.vault import CA_PURPOSE, UNLOCK_PURPOSE, Vault, VaultError
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import sealed_key
-from orchestrator.manager.store.kv import Conflict, Guard, Kv, Put, StoreError
+from orchestrator.manager.store.kv import Conflict, Guard, Kv, Put
 from orchestrator.model.access import KeyRotation
 from orchestrator.model.managers import Manager
 from orchestrator.model.objects import Cluster
 
 log = logging.getLogger(__name__)
-
-PERIOD = 1.0
-"""Seconds after which the state is compared again without a change in the store: another manager
-may have become reachable, this one the leader."""
 
 Fetch = Callable[[Collection[str]], Awaitable[Sequence[bytes]]]
 """Gets data keys by id from other managers, as far as one has them."""
@@ -71,21 +68,12 @@ class KeyRing:
 
     async def run(self) -> None:
         """Follow the store until cancelled."""
-        complaint = ""
-        async with self._cache.subscribe() as feed:
-            while True:
-                try:
-                    await self._update()
-                    if self._leads():
-                        await self._advance()
-                    complaint = ""
-                except (StoreError, VaultError, OSError) as error:
-                    if str(error) != complaint:
-                        complaint = str(error)
-                        log.warning("cannot bring the keys up to date", extra={"reason": complaint})
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(PERIOD):
-                        await feed.next()
+        await follow_store(self._cache, self._pass, log, "cannot bring the keys up to date")
+
+    async def _pass(self) -> None:
+        await self._update()
+        if self._leads():
+            await self._advance()
 
     async def prepare(self) -> None:
         """Fetch the key that the cluster's secrets are sealed with, if another manager has it: this

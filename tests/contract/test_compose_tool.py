@@ -116,7 +116,7 @@ def differences(one: Any, other: Any, at: str = "") -> list[str]:
     return [] if one == other else [f"{at}: {one!r} became {other!r}"]
 
 
-def test_there_are_enough_samples() -> None:
+def test_samples_are_at_least_sixty() -> None:
     assert len(SAME) + len(REFUSED) + len(INVALID) >= 60
 
 

@@ -161,7 +161,7 @@ async def test_a_temporarily_missing_binary_is_retried(
         assert await value(kv, "a") == b"1"
 
 
-async def test_one_manager_a_folder(folder: Path) -> None:
+async def test_data_folder_is_locked_by_one_manager(folder: Path) -> None:
     async with EtcdMember(folder / "etcd") as first:
         with pytest.raises(StoreError, match="another manager runs on"):
             async with EtcdMember(folder / "etcd"):
@@ -211,7 +211,7 @@ async def test_an_etcd_without_the_newest_flags_will_do(folder: Path) -> None:
         assert await value(kv, "a") == b"1"
 
 
-async def test_it_listens_on_loopback_and_keeps_others_out_of_its_folder(folder: Path) -> None:
+async def test_member_listens_on_loopback_and_its_folder_is_private(folder: Path) -> None:
     async with EtcdMember(folder / "etcd") as member:
         assert (folder / "etcd").stat().st_mode & 0o777 == 0o700
         assert listening(member.pid) == {"0100007F"}

@@ -127,7 +127,9 @@ async def test_the_last_task_of_a_removed_service_takes_them_along(running: Runn
         assert await sealed(running) == 0
 
 
-async def test_the_next_manager_removes_them(running: Running, tmp_path: Path) -> None:
+async def test_next_manager_removes_objects_marked_for_removal(
+    running: Running, tmp_path: Path
+) -> None:
     folder = tmp_path / "first"
     async with (
         manager_in(folder, node_timeout=3600.0) as first,
@@ -142,7 +144,7 @@ async def test_the_next_manager_removes_them(running: Running, tmp_path: Path) -
         await stopped(second)
 
 
-async def test_a_service_that_stays_keeps_them(running: Running) -> None:
+async def test_remaining_service_keeps_its_documents_and_networks(running: Running) -> None:
     async with running.channel(running.admin) as channel:
         await deploy(running, channel)
         refusals = await remove(channel, when_unused=True)

@@ -169,7 +169,7 @@ async def test_sessions_are_listed_and_ended_with_their_streams(running: Running
     assert "see 'orc cluster sessions'" in (refused.value.details() or "")
 
 
-async def test_they_end_with_the_certificate_of_the_admin(running: Running) -> None:
+async def test_sessions_end_with_the_certificate_of_the_admin(running: Running) -> None:
     browser = Browser(running)
     by = admin(running, "anna")
     unused = await ticket(running, by)

@@ -336,7 +336,7 @@ def test_events_show_the_lifecycle_of_a_container(box: Cluster, hello: str) -> N
 
 
 @pytest.mark.root
-def test_many_come_and_go_without_a_trace(box: Cluster, hello: str) -> None:
+def test_many_attachments_leave_nothing_behind(box: Cluster, hello: str) -> None:
     """20 on one node, three times; mounts, cgroups, descriptors and memory come back."""
 
     def traces() -> tuple[int, int, int, int]:

@@ -42,7 +42,7 @@ def links() -> set[str]:
     return {name for name in os.listdir("/sys/class/net") if not name.startswith("orcdev-")}
 
 
-def test_a_cluster_comes_up_ready_and_goes_without_a_trace(
+def test_cluster_starts_ready_and_is_removed_completely(
     spare_cluster: Callable[[str], Cluster],
 ) -> None:
     before = links()

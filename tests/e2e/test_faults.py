@@ -43,7 +43,7 @@ def test_a_killed_container_is_replaced_after_its_delay(cluster: Cluster, hello:
     assert lives(others).items() <= lives(cluster.running("web")).items()
 
 
-def test_a_killed_monitor_takes_its_container_along(cluster: Cluster, hello: str) -> None:
+def test_killed_monitor_ends_its_container(cluster: Cluster, hello: str) -> None:
     cluster.orc("service", "create", "--name", "web", "--restart-delay", "100ms", hello)
     (victim,) = cluster.running("web")
     cluster.exec(victim["node"], "pkill", "-9", "-f", f"conmon .*--cid={victim['id']}")

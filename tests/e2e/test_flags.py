@@ -128,7 +128,7 @@ def test_privileges(cluster: Cluster, hello: str, tmp_path: Path) -> None:
     assert about["Seccomp"] == "2"
 
 
-def test_a_privileged_one_is_the_hosts_root(cluster: Cluster, hello: str) -> None:
+def test_privileged_container_runs_as_root_of_the_host(cluster: Cluster, hello: str) -> None:
     text = f"ls /dev/kmsg; touch /proc/sys/kernel/panic && echo open; {IDLE}"
     (task,) = cluster.script("priv", hello, text, "--privileged")
     assert logs(cluster, "priv", 2) == ["/dev/kmsg", "open"]

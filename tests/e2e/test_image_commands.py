@@ -200,7 +200,7 @@ def test_files_of_a_stopped_container_keep_their_owners(
     assert cluster.orc(*run, show).stdout.split()[0] == "7:8/seven"
 
 
-def test_a_commit_takes_a_container_that_stands_still(cluster: Cluster, mine: str) -> None:
+def test_commit_pauses_the_container(cluster: Cluster, mine: str) -> None:
     # Two files that are always changed one after the other.
     script = "i=0; while :; do i=$((i+1)); echo $i > /a; echo $i > /b; done"
     cluster.orc("run", "-d", "--name", "busy", *IN_BUSYBOX, mine, *SHELL, script)

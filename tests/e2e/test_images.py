@@ -102,7 +102,7 @@ def test_a_failing_build_shows_its_output_and_its_line(cluster: Cluster, context
         ("", "Dockerfile"),
     ],
 )
-def test_a_dockerfile_that_makes_no_sense(
+def test_invalid_dockerfile_is_refused(
     cluster: Cluster, context: Path, dockerfile: str, words: str
 ) -> None:
     before = cluster.json("images")

@@ -63,7 +63,7 @@ def test_a_job_that_always_fails_ends_with_its_last_error(cluster: Cluster, hell
     assert [task["exit_code"] for task in cluster.json("job", "ps", "bad")] == [3, 3, 3]
 
 
-def test_a_deadline_ends_it_and_a_timeout_only_the_waiting(cluster: Cluster, hello: str) -> None:
+def test_deadline_ends_a_drain_and_a_timeout_only_the_waiting(cluster: Cluster, hello: str) -> None:
     late = run(cluster, "--name", "late", "--deadline", "2s", "--stop-grace-period", "100ms",
                *SHELL, "sleep 100", ok=False)  # fmt: skip
     assert late.returncode == 3
@@ -99,9 +99,7 @@ def test_a_node_that_is_lost_costs_no_retry(cluster: Cluster, hello: str) -> Non
         cluster.exec(node, "rm", "/run/ends")
 
 
-def test_a_job_everywhere_also_runs_on_a_node_that_comes_later(
-    cluster: Cluster, hello: str
-) -> None:
+def test_global_job_also_runs_on_a_node_that_joins_later(cluster: Cluster, hello: str) -> None:
     cluster.orc("node", "update", "--availability", "drain", "node3")
     try:
         run(cluster, "--name", "all", "--global", *SHELL, "true")

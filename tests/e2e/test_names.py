@@ -200,7 +200,7 @@ def test_names_follow_over_a_leaders_loss_and_a_partition(cluster: Cluster, hell
     eventually(lambda: named_everywhere(cluster, clients, "web"))
 
 
-def test_names_are_those_of_ones_own_networks(cluster: Cluster, hello: str) -> None:
+def test_names_resolve_in_the_containers_own_networks_only(cluster: Cluster, hello: str) -> None:
     cluster.orc("network", "create", "--internal", "--ipv6", "back")
     try:
         cluster.orc(

@@ -332,7 +332,7 @@ def test_entries_that_a_hand_removes_come_back(cluster: Cluster, hello: str) -> 
     damaged_and_mended(cluster, [(d, tasks[here], tasks[there]) for here, there, d in damages])
 
 
-def test_links_that_a_hand_removes_or_downs_come_back(cluster: Cluster, hello: str) -> None:
+def test_links_removed_or_downed_manually_are_restored(cluster: Cluster, hello: str) -> None:
     cluster.orc("service", "create", "--name", "web", "--replicas", "3", hello)
     tasks = {task["node"]: task for task in cluster.running("web")}
     device, bridge = devices(cluster)

@@ -84,7 +84,7 @@ def tunnel(cluster: Cluster, node: str) -> dict[str, Any]:
     return link
 
 
-def test_all_is_well_between_nodes(cluster: Cluster) -> None:
+def test_healthy_paths_between_nodes_have_no_finding(cluster: Cluster) -> None:
     listening = cluster.exec("node1", "ss", "-Hlntu").stdout
     text = cluster.orc("network", "doctor").stdout
     assert cluster.exec("node1", "ss", "-Hlntu").stdout == listening
@@ -140,7 +140,7 @@ def test_a_firewall_drops_the_tunnel(cluster: Cluster, addresses: dict[str, str]
         ]
 
 
-def test_pings_that_are_dropped_are_no_matter(cluster: Cluster) -> None:
+def test_dropped_pings_are_no_fault(cluster: Cluster) -> None:
     with filtered(cluster, "node2", "iifname eth0 meta l4proto icmp drop"):
         text = cluster.orc("network", "doctor").stdout
     ways = {tuple(line.split()[:2]): line.split()[2:] for line in text.splitlines()[1:7]}

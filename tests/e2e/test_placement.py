@@ -40,7 +40,7 @@ def test_near_and_far(cluster: Cluster, hello: str) -> None:
     assert "affinity service==db,weight=3" in shown
 
 
-def test_a_container_goes_where_it_likes_to_be(cluster: Cluster, hello: str) -> None:
+def test_container_is_placed_by_its_affinities(cluster: Cluster, hello: str) -> None:
     on = ("--constraint", "node.hostname==node3")
     cluster.orc("service", "create", "--name", "db", *on, hello)
     id = cluster.orc("run", "-d", "--affinity", "service==db", hello).stdout.strip()

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.root, pytest.mark.e2e]
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_service_that_makes_no_sense(
+def test_invalid_service_is_refused(
     cluster: Cluster, hello: str, arguments: list[str], words: list[str]
 ) -> None:
     line = cluster.refused("service", "create", "--name", "bad", *arguments)

@@ -142,7 +142,7 @@ def test_new_version_rolls_only_services_that_reference_it(
     assert ids(cluster.running("api")) == after
 
 
-def test_a_manager_that_dies_forgets_no_update(cluster: Cluster, hello: str, put: Put) -> None:
+def test_killed_manager_loses_no_update(cluster: Cluster, hello: str, put: Put) -> None:
     put("create", "secret", "db", "one")
     cluster.script("api", hello, IDLE, "--secret", "db", "--replicas", "3")
     put("update", "secret", "db", "two", "--detach")

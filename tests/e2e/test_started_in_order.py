@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.root, pytest.mark.e2e]
 RUNS = ("--entrypoint", "/bin/busybox sleep 1000", "--stop-grace-period", "100ms")
 
 
-def test_it_starts_when_the_other_is_healthy_and_stops_before_it(
+def test_service_starts_after_its_healthy_dependency_and_stops_before_it(
     cluster: Cluster, hello: str
 ) -> None:
     began = time.time()
@@ -42,7 +42,7 @@ def test_it_starts_when_the_other_is_healthy_and_stops_before_it(
     assert ended() == ["web.1", "db.1"]
 
 
-def test_it_starts_when_the_other_has_completed(cluster: Cluster, hello: str) -> None:
+def test_service_starts_when_its_dependency_has_completed(cluster: Cluster, hello: str) -> None:
     cluster.orc("service", "create", "-d", "--name", "migrate", "--restart-condition", "none",
                 "--entrypoint", "/bin/busybox sh -c", hello, "sleep 1; exit 3")  # fmt: skip
     cluster.orc("service", "create", "-d", "--name", "web", "--depends-on", "migrate:completed",

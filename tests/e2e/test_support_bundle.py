@@ -25,7 +25,9 @@ def bundle(cluster: Cluster, folder: Path) -> dict[str, str]:
         }
 
 
-def test_it_has_all_hosts_and_no_secrets(cluster: Cluster, hello: str, tmp_path: Path) -> None:
+def test_support_bundle_has_all_hosts_and_no_secrets(
+    cluster: Cluster, hello: str, tmp_path: Path
+) -> None:
     (tmp_path / "secret").write_text("kangaroo-in-a-secret")
     cluster.orc("secret", "create", "bundled", str(tmp_path / "secret"))
     env = [word for name, value in ENV.items() for word in ("-e", f"{name}={value}")]

@@ -84,7 +84,7 @@ def test_one_trace_leads_from_the_call_to_the_process(
         assert span.error in refused
 
 
-def test_a_receiver_that_dies_disturbs_nothing(
+def test_failing_receiver_does_not_affect_others(
     cluster: Cluster, sender: Cluster, hello: str
 ) -> None:
     create(sender, "unseen", hello)

@@ -183,7 +183,7 @@ def test_an_address_is_fixed_on_a_bridge_network_too(tidy: Cluster, hello: str) 
     eventually(lambda: "Hello from fixed" in page(cluster, "asker", "10.78.0.5"))
 
 
-def test_networks_that_are_none(tidy: Cluster, hello: str) -> None:
+def test_network_modes_none_host_and_container(tidy: Cluster, hello: str) -> None:
     cluster = tidy
     start(cluster, "alone", hello, "--network", "none")
     assert inside(cluster, "alone", "ip", "link").count("mtu") == 1

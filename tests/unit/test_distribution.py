@@ -33,7 +33,7 @@ def test_type_checkers_use_its_annotations() -> None:
     assert "py.typed" in PROJECT["tool"]["setuptools"]["package-data"]["orchestrator"]
 
 
-def test_it_names_its_license() -> None:
+def test_distribution_names_its_license() -> None:
     assert PROJECT["project"]["license"] == "Apache-2.0"
     for name in PROJECT["project"]["license-files"]:
         assert (REPOSITORY / name).is_file()

@@ -38,13 +38,13 @@ def links(page: Path) -> list[tuple[Path, str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     for target, heading in links(page):
         assert target.exists(), target
         assert not heading or heading in anchors(target), f"{target.name}#{heading}"
 
 
-def test_the_index_leads_to_each_page() -> None:
+def test_index_links_to_each_page() -> None:
     index = {target for target, _ in links(DOCS / "README.md")}
     pages = {page for page in DOCS.rglob("*.md") if page.parent.name != "reference"}
     assert pages - index <= {DOCS / "README.md"}

@@ -17,7 +17,7 @@ def commands(job: str) -> str:
     return "\n".join(step.get("run", "") for step in JOBS[job]["steps"])
 
 
-def test_it_runs_each_part() -> None:
+def test_ci_runs_each_part() -> None:
     script = (REPOSITORY / ".ci/run").read_text()
     parts = set(re.findall(r"^#   (\w+)   ", script, re.MULTILINE))
     assert parts == {"bare", "host"}
@@ -25,7 +25,7 @@ def test_it_runs_each_part() -> None:
     assert ran == parts
 
 
-def test_it_tests_every_supported_python() -> None:
+def test_ci_tests_every_supported_python() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     prefix = "Programming Language :: Python :: 3."
     supported = {f"3.{each[len(prefix) :]}" for each in project["classifiers"] if prefix in each}

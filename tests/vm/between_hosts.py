@@ -368,7 +368,7 @@ def _rate(node: Node, address: str) -> float:
     return float(found["end"]["sum_received"]["bits_per_second"])
 
 
-def test_the_last_task_takes_the_tunnels_along(cluster: Cluster, nodes: list[Node]) -> None:
+def test_tunnels_are_removed_with_the_last_task(cluster: Cluster, nodes: list[Node]) -> None:
     cluster.orc("service", "rm", "-d", "box")
 
     def gone(node: Node) -> Callable[[], bool]:

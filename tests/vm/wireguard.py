@@ -348,7 +348,7 @@ def _datagram(mac: str, source: str, destination: str, port: int) -> bytes:
     return bytes.fromhex(mac.replace(":", "")) + b"\x02\0\0\0\0\x09" + b"\x08\0" + ip + udp
 
 
-async def test_a_container_cannot_speak_for_its_host(nodes: list[Node]) -> None:
+async def test_container_cannot_reach_other_hosts_inside_the_tunnels(nodes: list[Node]) -> None:
     """What it sends to another host's address inside the tunnels does not get there."""
     one, two, _ = nodes
     mine, other = await connected(one, two)

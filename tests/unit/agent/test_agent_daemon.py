@@ -63,7 +63,7 @@ def but(settings: Settings, **changes: object) -> Settings:
     return Settings(**{**fields, **changes})
 
 
-def test_two_agents_on_one_folder(settings: Settings) -> None:
+def test_second_agent_on_a_folder_is_refused(settings: Settings) -> None:
     with (
         StateDb(settings.data_dir / "state.db"),
         pytest.raises(AgentFailure, match="another agent"),

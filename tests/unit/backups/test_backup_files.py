@@ -97,7 +97,7 @@ def test_an_age_recipient_opens_it_with_the_identity(tmp_path: Path) -> None:
         recipients.encrypt_to(b"plain", "age1wrong")
 
 
-def test_a_gpg_recipient_opens_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpg_recipient_opens_the_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "g"
     home.mkdir(mode=0o700)
     monkeypatch.setenv("GNUPGHOME", str(home))

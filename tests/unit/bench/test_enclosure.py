@@ -36,7 +36,7 @@ def daemons(mark: str) -> list[Path]:
 
 
 @pytest.mark.root
-def test_a_killed_parent_takes_all_along() -> None:
+def test_killed_parent_ends_all_children() -> None:
     mark = str(uuid.uuid4().int)[:12]
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, mark], stdout=subprocess.PIPE, text=True

@@ -107,7 +107,7 @@ def test_a_mistake_is_found(keys: tuple[Any, ...], value: Any, told: str) -> Non
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
-def test_panels_lie_beside_each_other_and_each_asks_for_something(path: Path) -> None:
+def test_panels_do_not_overlap_and_each_has_a_query(path: Path) -> None:
     board = json.loads(path.read_text())
     assert board["uid"] == f"orc-{path.stem}"
     panels = board["panels"]

@@ -25,7 +25,7 @@ FIELDS_OF_0_1 = {
 }
 
 
-def test_it_is_read_back_and_stays_readable_for_0_1(tmp_path: Path) -> None:
+def test_identity_is_read_back_and_stays_readable_for_0_1(tmp_path: Path) -> None:
     several = replace(
         IDENTITY, peer_port=7425, initial_cluster="a=b", joining=True, managers=("10.0.0.2:7420",)
     )

@@ -19,7 +19,7 @@ def holder(name: str) -> KeyPair:
     return ca.issue(AUTHORITY, common_name=name, role="manager", cluster_id="c1", now=NOW)
 
 
-def test_the_holder_opens_it() -> None:
+def test_key_holder_opens_sealed_data() -> None:
     own = holder("m1")
     sealed = seal(own.certificate, b"keys", "enrolment of m1")
     assert b"keys" not in sealed

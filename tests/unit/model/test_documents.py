@@ -99,7 +99,7 @@ def test_how_much_data_there_may_be(kind: DocumentKind) -> None:
 
 
 @given(st.text(max_size=70))
-def test_a_name_that_is_taken_is_a_file_s_name(name: str) -> None:
+def test_accepted_document_name_is_a_file_name(name: str) -> None:
     try:
         check_document_name(SECRET, name)
     except ValueError:

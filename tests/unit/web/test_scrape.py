@@ -126,7 +126,7 @@ async def test_a_certificate_that_was_revoked_opens_no_more(server: Server, seri
     assert (await server.get("/metrics", "Authorization: Bearer sesame"))[0] == 200
 
 
-async def test_one_of_another_cluster_is_not_even_heard(server: Server) -> None:
+async def test_client_of_another_cluster_is_refused(server: Server) -> None:
     assert (await server.get(cert="stranger"))[0] == UNHEARD
 
 

@@ -123,7 +123,7 @@ async def test_a_call_that_may_work_later_is_retried(bench: Bench) -> None:
     assert order(bench).count("one ADD") == 2
 
 
-async def test_a_failing_plugin_undoes_those_before(bench: Bench) -> None:
+async def test_failing_plugin_rolls_back_earlier_plugins(bench: Bench) -> None:
     listening(bench, "one")
     listening(
         bench, "two", more='[ "$CNI_COMMAND" != ADD ] || { echo "no  such\nthing" >&2; exit 3; }'
@@ -319,7 +319,7 @@ async def test_a_missing_plugin_is_refused(bench: Bench) -> None:
     assert chains.names == ("one", "two")
 
 
-async def test_an_answer_that_is_none(bench: Bench) -> None:
+async def test_invalid_answer_is_an_error(bench: Bench) -> None:
     bench.script("one", f"{VERSION}\n[ $CNI_COMMAND != ADD ] || echo hello")
     network = config(bench.conflist({"type": "one"}))
     with pytest.raises(NetworkError, match=r"one \(ADD\): its output is not a JSON object"):

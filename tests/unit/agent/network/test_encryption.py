@@ -87,7 +87,7 @@ async def test_networks_share_tunnels_and_changed_keys_are_reported() -> None:
     assert (public(made), changes) == (["mine", "next"], [1, 1])
 
 
-async def test_the_last_encrypted_network_takes_the_tunnels_along() -> None:
+async def test_tunnels_are_removed_with_the_last_encrypted_network() -> None:
     network = FakeTunnels()
     made, changes = encryption(network)
     await made.read_keys()

@@ -86,7 +86,7 @@ async def test_a_helper_that_hangs_is_replaced(host: NsHost) -> None:
         assert network.helper_pid is None
 
 
-async def test_a_helper_that_cannot_live(host: NsHost) -> None:
+async def test_helper_that_dies_at_once_is_an_error(host: NsHost) -> None:
     async with NodeNetwork(host.state, host.run, command=("false",)) as network:
         with pytest.raises(NetworkError, match="died twice"):
             await network.apply(config(host, 0))

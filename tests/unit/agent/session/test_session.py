@@ -291,7 +291,7 @@ async def test_redirects_in_a_circle_are_followed_with_backoff(
             assert one.dialled + two.dialled == 4
 
 
-async def test_a_manager_that_knows_no_leader_is_left(host: Host) -> None:
+async def test_agent_leaves_a_manager_without_a_leader(host: Host) -> None:
     async with manager_stub() as one:
         one.redirect_to = ""
         async with agent(host, one.address):

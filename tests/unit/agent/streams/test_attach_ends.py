@@ -24,7 +24,7 @@ async def gone(container_id: str) -> Exit:
     raise RuntimeFailure(f"container {container_id} does not exist on this node")
 
 
-async def test_one_that_is_gone_already_ended_as_was_reported() -> None:
+async def test_absent_container_ended_as_reported() -> None:
     runner = Runner()
     runner.ended.set()
     assert await end_of(runner, gone) == Exit(7, False, 3.0)

@@ -23,7 +23,7 @@ def joining(pid: str, id: str = "t2", ipc: str = "") -> dispatch_pb2.AssignedTas
     return assigned(id, spec=TaskSpec(ContainerSpec(image="hello:1", pid=pid, ipc=ipc)))
 
 
-async def test_it_is_made_beside_the_other(host: Host) -> None:
+async def test_container_shares_namespaces_of_the_running_one(host: Host) -> None:
     async with agent(host) as a:
         a.full(assigned())
         await a.reaches(TaskState.RUNNING)
@@ -33,7 +33,7 @@ async def test_it_is_made_beside_the_other(host: Host) -> None:
     assert host.runtime.made["t1"].beside == ""
 
 
-async def test_it_is_rejected_without_the_other(host: Host) -> None:
+async def test_container_is_rejected_without_the_one_it_shares_with(host: Host) -> None:
     async with agent(host) as a:
         a.full(joining("container:t1"))
         await a.reaches(TaskState.REJECTED, "t2")

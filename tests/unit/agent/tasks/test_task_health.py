@@ -44,7 +44,7 @@ async def test_a_task_without_a_check_has_no_health_and_is_not_probed(host: Host
     assert host.probes.asked == []
 
 
-async def test_it_works_only_once_a_probe_has_succeeded(host: Host) -> None:
+async def test_task_works_only_once_a_probe_has_succeeded(host: Host) -> None:
     async with agent(host) as a:
         a.full(probed())
         await is_now(a, Health.HEALTHY)

@@ -121,7 +121,7 @@ def test_an_ended_container_has_no_figures(tmp_path: Path) -> None:
     }
 
 
-def test_it_is_written_as_prometheus_reads_it(tmp_path: Path) -> None:
+def test_container_metrics_are_in_prometheus_format(tmp_path: Path) -> None:
     labels = {STACK_LABEL: 'sh"op\\'}
     container = ContainerSpec(image="web:1", labels=labels)
     spec = TaskSpec(container=container, shares=512, reservation=Resources(memory=900))

@@ -177,7 +177,7 @@ async def test_an_invalid_mountpoint_is_refused(
         b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 200,
     ],
 )
-async def test_an_answer_that_is_none(
+async def test_invalid_answer_is_an_error(
     plugin: ScriptedPlugin,
     volumes: VolumeStore,
     tmp_path: Path,

@@ -144,7 +144,7 @@ def _swapping(folder: Path, link: Path) -> Iterator[None]:
 
 
 @private
-async def test_a_link_swapped_in_meanwhile_leads_nowhere(
+async def test_link_swapped_in_during_a_copy_is_not_followed(
     volumes: VolumeStore, outside: Path, tmp_path: Path
 ) -> None:
     data = await _data(volumes)

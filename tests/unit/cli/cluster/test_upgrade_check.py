@@ -63,7 +63,7 @@ def test_hosts_more_than_one_minor_release_apart_block_the_upgrade() -> None:
     ]
 
 
-def test_a_host_that_was_left_behind_is_upgraded_first() -> None:
+def test_host_of_an_older_release_is_upgraded_first() -> None:
     behind = NodeFacts("node2", "0.1.0", features=AGENT_FEATURES)
     ahead = tuple(ManagerFacts(f"manager{n}", "0.3.0", etcd_member=True) for n in (1, 2, 3))
     found = blocking(ClusterFacts(ahead, (behind,)), "0.2.0")

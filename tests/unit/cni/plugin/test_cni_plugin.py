@@ -142,7 +142,7 @@ def test_version(version: str) -> None:
     )
 
 
-def test_it_starts_without_the_rest_of_orc() -> None:
+def test_plugin_starts_without_the_rest_of_orc() -> None:
     code = "import sys, orchestrator.cni.helper; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     modules = loaded.split()

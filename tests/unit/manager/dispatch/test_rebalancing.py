@@ -44,12 +44,12 @@ def test_the_manager_with_too_many_sessions_hands_some_over(
     assert handover(view(loads), "m0") == expected
 
 
-def test_a_manager_that_does_not_run_gets_none() -> None:
+def test_stopped_manager_gets_no_sessions() -> None:
     assert handover(view((9, 0), gone="m1"), "m0") is None
 
 
 @pytest.mark.parametrize("loads", [(50, 0, 0), (7, 1, 4), (0, 0, 31)])
-def test_all_have_the_same_number_in_the_end(loads: Sequence[int]) -> None:
+def test_sessions_are_balanced_in_the_end(loads: Sequence[int]) -> None:
     left = list(loads)
     for _ in range(1000):
         for n in range(len(left)):

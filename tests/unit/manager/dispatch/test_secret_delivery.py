@@ -108,7 +108,7 @@ def test_an_unused_secret_is_sent_again_when_needed() -> None:
     assert leader.sent("n1") == (["d1.1"], {"t2": ["d1.1"]})
 
 
-def test_a_new_session_begins_with_all_of_it() -> None:
+def test_new_session_begins_with_the_complete_set() -> None:
     leader = Leader(task("t1", "n1", USES))
     leader.sent("n1")
     leader.sessions["n1"] = NodeSession("n1", NetworkAssignments())

@@ -36,7 +36,7 @@ def test_a_schedule_begins_nothing_by_itself() -> None:
     assert plan_of(World(node("a")), Change(None, job)) == []
 
 
-def test_another_run_and_the_end_of_one() -> None:
+def test_next_run_and_end_of_a_run() -> None:
     world = JobWorld.of(nodes=(node("a"),))
     world.obey()
     job = world.job

@@ -48,7 +48,7 @@ def firings(text: str, zone: tzinfo, start: str, count: int) -> list[str]:
         ("@Yearly", "2026-01-01T00:01", ["01-01 00:00 UTC"]),
     ],
 )
-def test_when_it_fires(text: str, start: str, expected: list[str]) -> None:
+def test_firings_of_a_schedule(text: str, start: str, expected: list[str]) -> None:
     assert firings(text, UTC, start, len(expected)) == expected
 
 

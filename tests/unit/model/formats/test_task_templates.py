@@ -105,7 +105,7 @@ def test_a_label_that_is_no_template_of_ours_stays() -> None:
     assert filled(spec, TASK, SERVICE, NODE).labels == {"rule": text}
 
 
-def test_a_jobs_task_knows_its_part() -> None:
+def test_task_of_a_job_has_its_completion_index() -> None:
     task = replace(TASK, slot=3, job_run=2)
     spec = replace(SERVICE.spec, mode=ServiceMode.REPLICATED_JOB, replicas=7)
     job = replace(SERVICE, spec=spec)

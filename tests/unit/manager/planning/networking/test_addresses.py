@@ -137,7 +137,7 @@ def test_unavailable_address_is_refused(wanted: Any, words: str) -> None:
         check_fixed(view, wanted.spec, f"service {wanted.spec.name}")
 
 
-def test_its_own_address_it_may_keep_and_any_that_is_in_no_nodes_part_it_may_have() -> None:
+def test_fixed_address_may_be_its_own_or_outside_the_slices_of_nodes() -> None:
     mine = fixing("web", "10.5.0.5", "10.5.77.1", replicas=2)
     view = ClusterView.of([CLUSTER, BACK, HOST, mine])
     check_fixed(view, mine.spec, "service web")

@@ -55,7 +55,7 @@ def test_when_the_first_slice_is_full_they_come_from_slices_that_no_node_has() -
     assert not any(vip in late for vip in vips)
 
 
-def test_it_keeps_its_address_for_life_and_gives_it_back_at_its_end() -> None:
+def test_service_keeps_its_vip_until_its_removal() -> None:
     world = World(NETWORK, node("n1"), service("web"))
     world.settle()
     vip = world.view.services["web-id"].vips["net"]

@@ -29,7 +29,7 @@ def test_one_task_on_each_node_and_on_those_that_join() -> None:
     assert world.slots_on() == {"a": [1], "b": [2], "c": [3]}
 
 
-def test_a_constraint_narrows_it() -> None:
+def test_constraint_limits_the_nodes() -> None:
     world = everywhere(constraints=["node.id!=a"])
     world.obey()
     assert world.slots_on() == {"b": [1]}

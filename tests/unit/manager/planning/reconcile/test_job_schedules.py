@@ -95,7 +95,7 @@ def test_a_run_that_is_due_while_another_is_under_way(
         assert (world.newest().job_run, world.newest().status.state) == (2, ASSIGNED)
 
 
-def test_of_runs_missed_one_is_made_up_for() -> None:
+def test_one_of_several_missed_runs_is_made_up_for() -> None:
     world = scheduled(overlap=Overlap.ALLOW)
     world.pass_time(72 * HOUR + 30 * MINUTE)
     assert world.states == [(1, JobState.RUNNING)]

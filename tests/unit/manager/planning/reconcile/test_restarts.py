@@ -128,7 +128,7 @@ def test_backoff(delay: float, attempt: int, seconds: float) -> None:
     assert backoff(RestartPolicy(delay=delay), attempt) == seconds
 
 
-def test_max_attempts_ends_it() -> None:
+def test_max_attempts_ends_the_restarts() -> None:
     world = world_with(delay=0.0, max_attempts=7)
     for _ in range(20):
         if world.task().status.state is FAILED:

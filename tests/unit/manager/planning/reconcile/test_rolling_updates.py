@@ -338,7 +338,7 @@ def test_undrained_node_keeps_working_tasks() -> None:
     assert (left.id, left.desired_state) == (old.id, RUNNING)
 
 
-def test_a_drain_taken_back_in_the_midst_of_an_update_does_not_hold_it_up() -> None:
+def test_drain_cancelled_during_an_update_does_not_block_it() -> None:
     world = begin(3, replace(START_FIRST, delay=10.0))
     step(world)
     step(world)

@@ -56,7 +56,7 @@ def test_work_that_is_done_counts() -> None:
         assert progress(world.view, "web-id") == Progress(1, 0, True)
 
 
-def test_work_that_failed_does_not() -> None:
+def test_failed_work_does_not_count() -> None:
     world = World(node("a"), service(spec=task_spec(restart=RestartPolicy(NONE))))
     world.obey()
     world.report(world.task(), TaskState.FAILED)
@@ -83,7 +83,7 @@ def test_failed_tasks_are_given_up_once_nothing_else_remains() -> None:
     assert progress(world.view, "web-id") == Progress(2, 1, False), "another spec, another try"
 
 
-def test_of_a_service_that_goes() -> None:
+def test_progress_of_a_removed_service() -> None:
     world = World(node("a"), service())
     world.obey()
     world.put(replace(service(), removed=True))

@@ -39,7 +39,7 @@ def report(world: World, name: str, state: TaskState, **fields: object) -> None:
     world.settle()
 
 
-def test_it_starts_once_a_task_of_the_other_runs() -> None:
+def test_dependent_starts_once_a_task_of_the_dependency_runs() -> None:
     world = World(node(), service("db"), web(replicas=2))
     world.settle()
     assert named(world, "db") == "assigned"
@@ -51,7 +51,7 @@ def test_it_starts_once_a_task_of_the_other_runs() -> None:
     assert named(world, "web", 1) == named(world, "web", 2) == "assigned"
 
 
-def test_it_starts_once_a_task_of_the_other_is_healthy() -> None:
+def test_dependent_starts_once_a_task_of_the_dependency_is_healthy() -> None:
     world = World(node(), service("db"), web(HEALTHY))
     world.settle()
     report(world, "db", TaskState.RUNNING, health=Health.STARTING)
@@ -60,7 +60,7 @@ def test_it_starts_once_a_task_of_the_other_is_healthy() -> None:
     assert named(world, "web") == "assigned"
 
 
-def test_it_starts_once_the_other_has_completed() -> None:
+def test_dependent_starts_once_the_dependency_has_completed() -> None:
     once = task_spec(restart=RestartPolicy(RestartCondition.ON_FAILURE, delay=1.0))
     world = World(node(), service("db", 2, spec=once), web(COMPLETED))
     world.settle()
@@ -113,7 +113,7 @@ def test_replacement_waits_too_and_running_tasks_are_kept() -> None:
     assert named(world, "web") == "running"
 
 
-def test_those_of_a_global_service_wait_as_well() -> None:
+def test_tasks_of_a_global_service_wait_for_dependencies_too() -> None:
     each = needing(service("each", mode=ServiceMode.GLOBAL), Dependency("db"))
     world = World(node("a"), node("b"), service("db"), each)
     world.settle()

@@ -61,7 +61,7 @@ class Box(World):
         self.says(TaskState.RUNNING)
 
 
-def test_it_gets_a_node_that_meets_its_constraints() -> None:
+def test_standalone_container_is_placed_by_its_constraints() -> None:
     world = Box(container(constraints=("node.id==n2",)))
     assert (world.box.status.state, world.box.node_id) == (TaskState.ASSIGNED, "n2")
     assert world.box.status.run == 1
@@ -220,7 +220,7 @@ def test_its_end_is_written_before_it_removes_itself() -> None:
     assert "c1" not in world.view.tasks
 
 
-def test_a_silent_node_changes_nothing_and_a_removed_one_takes_it_along() -> None:
+def test_silent_node_changes_nothing_and_a_removed_node_removes_its_container() -> None:
     world = Box(container(RestartPolicy(ANY)), node("n1"))
     world.run()
     world.put(node("n1", state=NodeState.DOWN))

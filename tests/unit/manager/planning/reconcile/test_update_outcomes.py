@@ -106,7 +106,7 @@ def test_with_continue_failures_are_tried_again_and_the_update_goes_on() -> None
     assert web(world).update.state is UpdateState.COMPLETED
 
 
-def test_a_failure_rolls_back_to_the_very_bits_before() -> None:
+def test_failure_rolls_back_to_the_former_image_digest() -> None:
     before = replace(service(replicas=3, update=ROLLBACK), image_digest="sha256:1")
     world = World(node("a"), before)
     world.obey()

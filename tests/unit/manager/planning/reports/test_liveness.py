@@ -84,9 +84,7 @@ def test_a_node_that_has_just_joined_gets_its_time_too() -> None:
         pytest.param(7, 4, True, id="four of seven"),
     ],
 )
-def test_a_leader_that_hears_few_nodes_suspects_itself(
-    nodes: int, silent: int, doubts: bool
-) -> None:
+def test_leader_with_few_heartbeats_suspects_itself(nodes: int, silent: int, doubts: bool) -> None:
     ids = [f"n{number}" for number in range(nodes)]
     view = ClusterView.of([CLUSTER, *(node(id) for id in ids)])
     heard = {id: NOW - 6 if number < silent else NOW for number, id in enumerate(ids)}
@@ -136,7 +134,7 @@ def test_late_nodes_among_many_that_reconnect_are_waited_for() -> None:
     assert (silence.plans, silence.silent) == ((), 1)
 
 
-def test_a_leader_that_is_heard_again_doubts_itself_no_more() -> None:
+def test_leader_with_heartbeats_again_stops_suspecting_itself() -> None:
     view = ClusterView.of([CLUSTER, *(node(f"n{number}") for number in range(4))])
     heard = {f"n{number}": NOW for number in range(4)}
     silence = expire(view, Hearing(NOW - 100, NOW, heard, {}, NOW - 2, 3), WALL)

@@ -92,7 +92,7 @@ def test_placement_of_two_tasks_beside_another_service(text: str, places: str) -
     assert (where(world, "db"), where(world, "web")) == ("n1", places)
 
 
-def test_a_dislike_goes_both_ways() -> None:
+def test_anti_affinity_is_symmetric() -> None:
     world = settled(liking(service("quiet"), "!service.labels.loud==yes"))
     assert where(world, "quiet") == "n1"
     world.put(liking(service("drum", 3), "node.labels.zone==a", labels={"loud": "yes"}))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -25,6 +25,7 @@ from orchestrator.agent.netplugins.attachment_records import (
 from orchestrator.agent.netplugins.cni_program import TRY_AGAIN, Call, Programs
 from orchestrator.agent.netplugins.plugin_results import (
     Place,
+    answers_here,
     attachment_of,
     given,
     guest_of,
@@ -113,9 +114,16 @@ _CHECKS, _COLLECTS = "0.4.0", "1.1.0"
 class Chains:
     """The CNI networks of this node."""
 
-    def __init__(self, records: AttachmentRecords, programs: Programs) -> None:
+    def __init__(
+        self,
+        records: AttachmentRecords,
+        programs: Programs,
+        is_own: Callable[[str], bool] = answers_here,
+    ) -> None:
+        """`is_own`: whether this node has an address."""
         self._records = records
         self._programs = programs
+        self._is_own = is_own
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """One operation per container at a time, as the specification demands."""
         self._releases = ReleaseRetries(records)
@@ -159,7 +167,7 @@ class Chains:
             if known is not None:
                 if same(known, wanted):
                     await self._check(known, lock)
-                    return attachment_of(known, known.body["result"])
+                    return attachment_of(known, known.body["result"], self._is_own)
                 await self._delete(known, lock)
             version = await self._version(parse_conflist(config.conflist))
             record = replace(wanted, body={**wanted.body, "version": version})
@@ -167,7 +175,7 @@ class Chains:
             self._releases.forget(record.key)
             try:
                 result = await self._add(record, lock)
-                attachment = attachment_of(record, result)
+                attachment = attachment_of(record, result, self._is_own)
             except NetworkError:
                 await self._try_to_delete(record, lock)
                 raise
@@ -238,10 +246,13 @@ class Chains:
         """Network id → where this node can serve DNS in it: its own addresses among the gateways
         of its containers."""
         return places_of(
-            (record.network, each.gateway, str(each.address.network))
-            for record in self._records.all()
-            if (result := record.body.get("result"))
-            for each in given(result, record.ifname)
+            (
+                (record.network, each.gateway, str(each.address.network))
+                for record in self._records.all()
+                if (result := record.body.get("result"))
+                for each in given(result, record.ifname)
+            ),
+            self._is_own,
         )
 
     def addresses(self) -> frozenset[str]:

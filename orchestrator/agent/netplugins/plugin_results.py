@@ -7,7 +7,7 @@ Source: CNI specification 1.1, section 5 ("ADD Success").
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
@@ -55,8 +55,11 @@ def _given(result: Mapping[str, Any], ifname: str) -> Iterator[Given]:
             yield Given(address, gateway)
 
 
-def attachment_of(record: AttachmentRecord, result: Mapping[str, Any]) -> Attachment:
-    """A container's attachment by a result. Raises NetworkError."""
+def attachment_of(
+    record: AttachmentRecord, result: Mapping[str, Any], is_own: Callable[[str], bool]
+) -> Attachment:
+    """A container's attachment by a result. `is_own`: whether the node has an address. Raises
+    NetworkError."""
     found = given(result, record.ifname)
     addresses = {4: "", 6: ""}
     for each in found:
@@ -68,7 +71,7 @@ def attachment_of(record: AttachmentRecord, result: Mapping[str, Any]) -> Attach
         netns=record.netns,
         network=record.network,
         address=addresses[4],
-        gateway=next((each.gateway for each in found if answers_here(each.gateway)), ""),
+        gateway=next((each.gateway for each in found if is_own(each.gateway)), ""),
         mac=_mac(record, result),
         ifname=record.ifname,
         result=result,
@@ -109,15 +112,17 @@ def _mac(record: AttachmentRecord, result: Mapping[str, Any]) -> str:
     )
 
 
-def places_of(found: Iterable[tuple[str, str, str]]) -> dict[str, Place]:
+def places_of(
+    found: Iterable[tuple[str, str, str]], is_own: Callable[[str], bool]
+) -> dict[str, Place]:
     """Network id → where this node can serve DNS in it, from the (network id, gateway, range) of
-    each container."""
+    each container. `is_own`: whether the node has an address."""
     gateways: dict[str, set[str]] = {}
     ranges: dict[str, set[str]] = {}
     ours: dict[str, bool] = {}
     for network, gateway, subnet in found:
         if gateway not in ours:
-            ours[gateway] = answers_here(gateway)
+            ours[gateway] = is_own(gateway)
         if ours[gateway]:
             gateways.setdefault(network, set()).add(gateway)
             ranges.setdefault(network, set()).add(subnet)

@@ -154,12 +154,15 @@ class RemoteNetworks:
     def places(self) -> dict[str, Place]:
         """Network id → where this node can serve DNS in it."""
         return places_of(
-            (record.network, gateway, str(subnet))
-            for record in self._records.all()
-            if record.body.get("joined")
-            for gateway in record.body["gateways"]
-            for subnet in (ip_interface(each).network for each in record.body["addresses"])
-            if subnet.version == ip_address(gateway).version
+            (
+                (record.network, gateway, str(subnet))
+                for record in self._records.all()
+                if record.body.get("joined")
+                for gateway in record.body["gateways"]
+                for subnet in (ip_interface(each).network for each in record.body["addresses"])
+                if subnet.version == ip_address(gateway).version
+            ),
+            answers_here,
         )
 
     def addresses(self) -> frozenset[str]:

@@ -29,13 +29,15 @@ from orchestrator.identity.bootstrap import init_cluster
 from orchestrator.identity.certificates import KeyPair, TlsFiles
 from orchestrator.identity.host_identity import ManagerIdentity, NodeIdentity, write_identity
 from orchestrator.identity.tls import server_credentials
+from orchestrator.linux import libc
 from orchestrator.linux.atomicfile import write_file
 from orchestrator.model.convert import to_proto
 from orchestrator.model.specs import ContainerSpec, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.pb import control_pb2, dispatch_pb2, dispatch_pb2_grpc
 
-ADDRESS = "10.77.0.1"
+ADDRESS = "10.76.0.1"
+"""No other test has it."""
 CGROUP = f"/orc-agent-test-{uuid.uuid4().hex[:12]}"
 NETWORK = dispatch_pb2.AssignedNetwork(
     id="net1", name="default", vni=4242, cluster_cidr="10.128.0.0/14", subnet="10.128.1.0/24"
@@ -172,7 +174,9 @@ class World:
 
 
 def run(world: World, scenario: Callable[[], Awaitable[None]]) -> None:
-    """Play `scenario` on a new node, and take the node away."""
+    """Play `scenario` on a new node, and take the node away. Its network is its own also when the
+    program was not started by `run_enclosed`."""
+    libc.unshare(libc.CLONE_NEWNET)
     enter_private_mounts(None)
     asyncio.run(_run(world, scenario))
 

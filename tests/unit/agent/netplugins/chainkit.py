@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nshosts import NsHost
+from nshosts import NsHost, within
 
 from orchestrator.agent.netplugins.attachment_records import AttachmentRecords
 from orchestrator.agent.netplugins.cni_chains import Chains
 from orchestrator.agent.netplugins.cni_program import Programs
+from orchestrator.agent.netplugins.plugin_results import answers_here
 from orchestrator.agent.network.network_types import Interface, NetworkConfig
 from orchestrator.cni.netlink import namespaces
 
@@ -52,7 +53,13 @@ class Bench:
 
     def chains(self) -> Chains:
         """An agent's networks, as a new agent finds them."""
-        return Chains(AttachmentRecords(self.state), Programs("node1", [self.plugins]))
+        return Chains(
+            AttachmentRecords(self.state), Programs("node1", [self.plugins]), self._has_address
+        )
+
+    def _has_address(self, address: str) -> bool:
+        """Whether the host has it: an agent would run in the host's network."""
+        return within(self.host.netns, lambda: answers_here(address))
 
     def container(self, name: str) -> str:
         """A new namespace; its path."""

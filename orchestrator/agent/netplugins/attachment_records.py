@@ -48,12 +48,27 @@ class AttachmentRecord:
 
 
 def namespace_stamp(netns: str) -> int:
-    """The namespace's inode number, which distinguishes it from an earlier one at the same path;
-    0: there is none."""
+    """The namespace's inode number; 0: there is none. The kernel gives it again once the namespace
+    has ended, so it identifies a namespace only with `namespace_created`."""
     try:
         return os.stat(netns).st_ino
     except OSError:
         return 0
+
+
+def namespace_created(netns: str) -> int:
+    """When the namespace's inode was made, in nanoseconds since the epoch; 0: there is none. Kept
+    in a record's body as `created`."""
+    try:
+        return os.stat(netns).st_ctime_ns
+    except OSError:
+        return 0
+
+
+def same_namespace(known: AttachmentRecord, wanted: AttachmentRecord) -> bool:
+    """Whether two records are of one namespace. Those of former releases have no `created`."""
+    created = wanted.body["created"]
+    return known.stamp == wanted.stamp and known.body.get("created", created) == created
 
 
 class AttachmentRecords:

@@ -20,7 +20,9 @@ from orchestrator.agent.netplugins.attachment_records import (
     AttachmentRecord,
     AttachmentRecords,
     ReleaseRetries,
+    namespace_created,
     namespace_stamp,
+    same_namespace,
 )
 from orchestrator.agent.netplugins.cni_program import TRY_AGAIN, Call, Programs
 from orchestrator.agent.netplugins.plugin_results import (
@@ -77,8 +79,9 @@ def same(known: AttachmentRecord, wanted: AttachmentRecord) -> bool:
     """Whether a record is as desired, in the same namespace."""
     return (
         bool(known.body.get("result"))
-        and (known.ifname, known.stamp) == (wanted.ifname, wanted.stamp)
-        and all(known.body.get(key) == value for key, value in wanted.body.items())
+        and known.ifname == wanted.ifname
+        and same_namespace(known, wanted)
+        and all(known.body.get(key) == wanted.body[key] for key in ("conflist", "asked"))
     )
 
 
@@ -160,7 +163,11 @@ class Chains:
             interface.ifname,
             netns,
             namespace_stamp(netns),
-            {"conflist": config.conflist, "asked": asked_of(interface)},
+            {
+                "conflist": config.conflist,
+                "asked": asked_of(interface),
+                "created": namespace_created(netns),
+            },
         )
         async with self._turn(container) as lock:
             known = self._records.get(*wanted.key)

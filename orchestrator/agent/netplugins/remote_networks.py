@@ -22,7 +22,9 @@ from orchestrator.agent.netplugins.attachment_records import (
     AttachmentRecord,
     AttachmentRecords,
     ReleaseRetries,
+    namespace_created,
     namespace_stamp,
+    same_namespace,
 )
 from orchestrator.agent.netplugins.plugin_results import Place, answers_here, places_of
 from orchestrator.agent.netplugins.remote_driver import (
@@ -96,13 +98,18 @@ class RemoteNetworks:
         """Connect a container; repeated, repair what is missing."""
         plugin = await self._plugin(config.driver)
         async with self._turns[container]:
-            body = {"driver": config.driver, "ipam": config.ipam_driver, "asked": _asked(interface)}
+            body = {
+                "driver": config.driver,
+                "ipam": config.ipam_driver,
+                "asked": _asked(interface),
+                "created": namespace_created(netns),
+            }
             wanted = AttachmentRecord(
                 config.id, container, interface.ifname, netns, namespace_stamp(netns), body
             )
             known = self._records.get(*wanted.key)
             if known is not None:
-                same = (known.ifname, known.stamp) == (wanted.ifname, wanted.stamp)
+                same = known.ifname == wanted.ifname and same_namespace(known, wanted)
                 if same and known.body.get("joined") and known.body["asked"] == body["asked"]:
                     ways = known.body["gateways"] if interface.default_route else []
                     placed = {**known.body["interface"], "gateways": ways}

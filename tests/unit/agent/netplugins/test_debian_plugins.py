@@ -10,6 +10,7 @@ import pytest
 from chainkit import Bench, config, eth, shell, shown
 from nshosts import reach, wait_for
 
+from orchestrator.agent.netplugins import cni_chains
 from orchestrator.agent.network.helper_process import NetworkError
 from orchestrator.agent.network.network_types import PortMapping
 from orchestrator.cni.netlink import namespaces
@@ -162,7 +163,12 @@ async def test_a_cut_connection_is_reported_and_repaired_by_reconnecting(
     await chains.detach("one")
 
 
-async def test_over_a_reboot_the_namespace_is_another(bench: Bench) -> None:
+@pytest.mark.parametrize("reused", [False, True], ids=["", "with-the-same-inode-number"])
+async def test_over_a_reboot_the_namespace_is_another(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, reused: bool
+) -> None:
+    if reused:  # as the kernel may, once the former namespace has ended
+        monkeypatch.setattr(cni_chains, "namespace_stamp", lambda netns: 4026532000)
     bench.install("bridge", "host-local")
     network = config(
         bench.conflist(

@@ -74,8 +74,12 @@ class Place:
                     forged = datagram(source, to, listener.port, f"{mac} {source}".encode())
                     for goal in goals:
                         veth.send(goal, mac, forged)
-                say(thief.netns, four, listener.port, b"own")
-                found |= {one.decode() for one in listener.until(b"own")}
+                # In each family after the forged ones: a datagram that waits for the discovery of
+                # its next hop arrives after those of the other family.
+                for last, address in ((b"own", four), (b"own6", six)):
+                    say(thief.netns, address, listener.port, last)
+                    found |= {one.decode() for one in listener.until(last)}
+                found -= {"own", "own6"}
         return sorted(found)
 
 

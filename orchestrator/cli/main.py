@@ -19,7 +19,7 @@ import click  # noqa: E402
 from orchestrator import __version__  # noqa: E402
 from orchestrator.cli.app.command_groups import RootGroup, example  # noqa: E402
 from orchestrator.cli.app.command_table import SECTIONS  # noqa: E402
-from orchestrator.cli.app.completion_names import completes  # noqa: E402
+from orchestrator.cli.app.completion_names import context_option  # noqa: E402
 
 _GC_THRESHOLD = 100_000
 """Threshold of garbage collection for short commands."""
@@ -38,14 +38,7 @@ def _prepare_completion() -> None:
     context_settings={"help_option_names": ["--help", "-h"]},
     epilog=example("orc dev up", "orc service create --name web --replicas 3 -p 8080:80 hello:1"),
 )
-@click.option(
-    "--context",
-    "-c",
-    "context_name",
-    metavar="NAME",
-    shell_complete=completes("contexts"),
-    help="The context of the cluster to call.",
-)
+@context_option("-c")
 @click.version_option(__version__, "--version", "-v", prog_name="orc", message="orc %(version)s")
 def orc(context_name: str | None) -> None:
     """Orc runs containers on many hosts: services with replicas that are kept running, and an

@@ -95,3 +95,15 @@ def completes_filter(keys: Sequence[str]) -> Completer:
 def file_option(*flags: str, **settings: Any) -> Callable[[F], F]:
     """An option that takes the name of a file of this host."""
     return click.option(*flags, metavar="FILE", shell_complete=completes("files"), **settings)
+
+
+def context_option(*flags: str) -> Callable[[F], F]:
+    """The option --context, and further flags for it, of commands that call a cluster."""
+    return click.option(
+        "--context",
+        *flags,
+        "context_name",
+        metavar="NAME",
+        shell_complete=completes("contexts"),
+        help="The context of the cluster to call.",
+    )

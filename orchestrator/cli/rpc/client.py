@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from orchestrator.cli.app.completion_names import completes
+from orchestrator.cli.app.completion_names import context_option
 from orchestrator.cli.app.contexts import Context, learn_endpoints, list_contexts, load_context
 from orchestrator.cli.app.errors import CliError, ManagerLost, Refused, Unsupported
 from orchestrator.cli.rpc.certificate_renewal import renew_if_due
@@ -435,13 +435,7 @@ CLIENT_FACTORY = "orchestrator.cli.rpc.client"
 def pass_client(function: F) -> F:
     """Give a command the option `--context` and, as its first argument, a Client."""
 
-    @click.option(
-        "--context",
-        "context_name",
-        metavar="NAME",
-        shell_complete=completes("contexts"),
-        help="The context of the cluster to call.",
-    )
+    @context_option()
     @click.pass_context
     def command(ctx: click.Context, /, context_name: str | None, **kwargs: Any) -> Any:
         name = context_name or ctx.find_root().params.get("context_name")

@@ -11,7 +11,7 @@ import click
 
 from orchestrator import __version__
 from orchestrator.cli.app.command_groups import example
-from orchestrator.cli.app.completion_names import completes
+from orchestrator.cli.app.completion_names import context_option
 from orchestrator.cli.app.contexts import current_context, load_context
 from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.output.listings import (
@@ -33,13 +33,7 @@ _RC_LINES = {
 
 @click.command(epilog=example("orc version --format json"))
 @format_option(templates=True, short=True)
-@click.option(
-    "--context",
-    "context_name",
-    metavar="NAME",
-    shell_complete=completes("contexts"),
-    help="The context of the cluster to call.",
-)
+@context_option()
 @click.pass_context
 def version(ctx: click.Context, form: str, context_name: str | None) -> None:
     """Show the versions of orc and of the manager."""

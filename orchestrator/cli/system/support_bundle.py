@@ -17,7 +17,7 @@ import click
 
 from orchestrator import __version__
 from orchestrator.cli.app.command_groups import error_line, example
-from orchestrator.cli.app.completion_names import completes, file_option
+from orchestrator.cli.app.completion_names import context_option, file_option
 from orchestrator.cli.app.contexts import Context, load_context
 from orchestrator.cli.app.errors import INTERRUPTED, CliError
 from orchestrator.cli.cluster.cluster_commands import cluster_document
@@ -185,13 +185,7 @@ addresses and labels are. Review it before you share it.
     show_default=True,
     help="Size of the tail of each log.",
 )
-@click.option(
-    "--context",
-    "context_name",
-    metavar="NAME",
-    shell_complete=completes("contexts"),
-    help="The context of the cluster to call.",
-)
+@context_option()
 @click.pass_context
 def support_bundle(
     ctx: click.Context, output: str | None, log_size: int, context_name: str | None

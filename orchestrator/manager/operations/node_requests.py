@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Container, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Container, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -71,6 +71,17 @@ def parse_image_name(text: str) -> ImageName:
         return parse_image(text)
     except ValueError as error:
         raise invalid_argument(str(error)) from None
+
+
+async def upload_header(uploads: AsyncIterator[Any]) -> Any:
+    """The header, with which an upload begins; its name is complete. Raises RequestError."""
+    first = await anext(uploads, None)
+    if first is None or first.WhichOneof("part") != "header":
+        raise invalid_argument("an upload begins with its header")
+    header = first.header
+    if header.name:
+        header.name = str(parse_image_name(header.name))
+    return header
 
 
 def choose_node(ctx: ManagerContext, word: str = "", platform: str = "") -> Node:

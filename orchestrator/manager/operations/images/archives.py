@@ -19,6 +19,7 @@ from orchestrator.manager.operations.node_requests import (
     register_image,
     send_request,
     stream_replies,
+    upload_header,
 )
 from orchestrator.model.convert import to_proto
 from orchestrator.model.names import parse_image
@@ -82,12 +83,7 @@ class ImageArchiveOperations(Operations):
     ) -> AsyncIterator[control_pb2.ImageProgress]:
         """Make an image of a file system archive."""
         uploads = aiter(request)
-        first = await anext(uploads, None)
-        if first is None or first.WhichOneof("part") != "header":
-            raise invalid_argument("an upload begins with its header")
-        header = first.header
-        if header.name:
-            header.name = str(parse_image_name(header.name))
+        header = await upload_header(uploads)
         node = choose_node(self.ctx, header.node)
         order = dispatch_pb2.OpenTunnel(import_image=images_pb2.ImportOrder(header=header))
         async with self.ctx.tunnels.open(

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.daemon.background import background
 from orchestrator.manager.dispatch.tunnels import Tunnel
-from orchestrator.manager.errors import RequestError, invalid_argument
+from orchestrator.manager.errors import RequestError
 from orchestrator.manager.event_loop import offload
 from orchestrator.manager.object_lookup import find_node
 from orchestrator.manager.operations.context import Operations, hostnames
@@ -20,6 +20,7 @@ from orchestrator.manager.operations.node_requests import (
     parse_image_name,
     register_image,
     send_request,
+    upload_header,
 )
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.convert import to_proto
@@ -97,12 +98,7 @@ class ImageBuildOperations(Operations):
     async def _on_a_node(self, uploads: AsyncIterator[Any], work: str) -> AsyncIterator[Any]:
         """Stream an upload to a node, its output back, and finally the resulting image."""
         uploads = aiter(uploads)
-        first = await anext(uploads, None)
-        if first is None or first.WhichOneof("part") != "header":
-            raise invalid_argument("an upload begins with its header")
-        header = first.header
-        if header.name:
-            header.name = str(parse_image_name(header.name))
+        header = await upload_header(uploads)
         header.more_names[:] = [str(parse_image_name(name)) for name in header.more_names]
         names: tuple[str, ...] | None = (header.name, *header.more_names)
         if work == "load" and not header.name:

@@ -51,7 +51,7 @@ def complete_plugin_network(view: ClusterView, new: NewNetwork) -> Network:
     if network.driver == CNI:
         chain = _chain(network)
         wanted = wants_slices(network.conflist)
-        _check_alone(view, network, chain)
+        _check_alone(view, chain)
         scope = LOCAL if chain.local else GLOBAL
     else:
         wanted = not network.ipam_driver
@@ -78,7 +78,7 @@ def _chain(network: Network) -> Conflist:
         raise ValueError(f"conflist: {error}") from None
 
 
-def _check_alone(view: ClusterView, network: Network, chain: Conflist) -> None:
+def _check_alone(view: ClusterView, chain: Conflist) -> None:
     """Plugins identify a network by its list's name, so it must be unique."""
     for other in view.networks.values():
         if other.conflist and parse_conflist(other.conflist).name == chain.name:

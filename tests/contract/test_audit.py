@@ -420,7 +420,7 @@ async def test_a_follower_stops_at_its_until(running: Running) -> None:
 
 
 @pytest.mark.parametrize("role", ["worker", "manager"])
-async def test_only_admins_read_it(running: Running, role: str) -> None:
+async def test_audit_trail_is_readable_by_admins_only(running: Running, role: str) -> None:
     async with running.channel(running.issue(role)) as channel:
         call = audit_pb2_grpc.AuditStub(channel).Entries(audit_pb2.AuditRequest())
         with pytest.raises(grpc.aio.AioRpcError) as error:

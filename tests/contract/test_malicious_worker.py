@@ -278,7 +278,7 @@ async def test_the_address_of_another_node_is_not_taken_over(
         assert evil.node.description.address == "10.99.3.3"
 
 
-async def test_a_node_that_claims_nonsense_stops_no_planning(
+async def test_invalid_report_of_a_node_does_not_stop_planning(
     running: Running, control: Any, hosts: Callable[..., Any]
 ) -> None:
     good = await hosts("good")
@@ -341,7 +341,7 @@ async def test_an_address_in_a_network_that_the_task_is_not_on_reaches_no_table(
     assert status.addresses == {"default": evil.address(5)}
 
 
-async def test_a_node_speaks_for_no_task_of_another(
+async def test_node_cannot_report_tasks_of_another(
     running: Running, control: Any, hosts: Callable[..., Any]
 ) -> None:
     good, evil = await hosts("good"), await hosts("evil")
@@ -504,7 +504,7 @@ async def test_a_node_cannot_describe_another_image(
     assert "other documents than those of" in (refused.value.details() or "")
 
 
-async def test_a_node_that_pushes_something_else_is_found_out(
+async def test_node_that_pushes_another_image_is_detected(
     running: Running, images: Any, hosts: Callable[..., Any], registry: tuple[str, str]
 ) -> None:
     name, _ = registry  # what is there is not what is to be pushed

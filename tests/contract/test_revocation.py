@@ -507,7 +507,7 @@ async def test_unused_certificate_is_revoked_with_its_holder(
 
 
 @pytest.mark.parametrize("by", ["serial", "fingerprint", "colons"])
-async def test_one_certificate_is_revoked_by_its_number(running: Running, by: str) -> None:
+async def test_certificate_is_revoked_by_its_serial_number(running: Running, by: str) -> None:
     one, other = another_admin(running, "anna"), another_admin(running, "anna")
     for pair in (one, other):
         async with running.channel(pair) as channel:

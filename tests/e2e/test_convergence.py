@@ -61,7 +61,7 @@ def test_a_service_that_crashes_after_two_seconds(
     assert any("bad: 1 of 1 running, verifying for " in line for line in lines)
 
 
-def test_one_that_stays_up_is_watched_and_one_that_is_healthy_is_not(
+def test_monitor_period_applies_to_running_tasks_without_a_health_check(
     users: Cluster, hello: str
 ) -> None:
     status, lines = create(users, hello, "sleep 3600", "--update-monitor", "1s")

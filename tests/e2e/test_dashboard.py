@@ -350,7 +350,7 @@ def test_resource_usage_of_a_task_is_a_chart(
     browser.sees("Memory: ", ".charts")
 
 
-def test_all_by_the_keyboard(cluster: Cluster, hello: str, browser: Browser) -> None:
+def test_dashboard_works_by_keyboard(cluster: Cluster, hello: str, browser: Browser) -> None:
     cluster.orc("service", "create", "--name", "typed", "--replicas", "2", hello)
     browser.open()
     browser.press("3")

@@ -155,7 +155,7 @@ def test_a_host_dies(cluster: Cluster, hello: str) -> None:
     assert {t["node"] for t in cluster.running("web")} == {"node1", "node2", "node3"}
 
 
-def test_a_node_is_cut_off_and_comes_back(cluster: Cluster, hello: str) -> None:
+def test_node_is_partitioned_and_reconnects(cluster: Cluster, hello: str) -> None:
     cluster.orc("service", "create", "--name", "web", "--replicas", "6", hello)
     here = [task for task in cluster.running("web") if task["node"] == "node3"]
     cluster.partition("node3")

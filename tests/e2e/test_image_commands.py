@@ -274,7 +274,7 @@ def test_a_stopped_container_keeps_its_image(cluster: Cluster, mine: str) -> Non
     eventually(lambda: f"deleted: {digest}" in cluster.orc(*prune).stdout)
 
 
-def test_one_that_is_needed_by_its_name_alone_is_needed(cluster: Cluster, mine: str) -> None:
+def test_image_referenced_by_name_only_is_in_use(cluster: Cluster, mine: str) -> None:
     cluster.orc("service", "create", "-d", "--name", "web", "--no-resolve-image", mine)
     assert "is in use by" in cluster.refused("rmi", mine)
     cluster.orc("service", "rm", "-d", "web")

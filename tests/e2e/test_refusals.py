@@ -119,7 +119,7 @@ def test_removed_node_is_refused(cluster: Cluster) -> None:
         cluster.power_off("node4")
 
 
-def test_labels_with_strange_characters(cluster: Cluster, hello: str) -> None:
+def test_labels_with_special_characters(cluster: Cluster, hello: str) -> None:
     cluster.orc("service", "create", "--name", "odd", "--label", "a b=c d", "--label", "ü=ö",
                 "--label", "lines=one\ntwo", hello)  # fmt: skip
     assert cluster.json("service", "inspect", "odd")[0]["spec"]["labels"]["lines"] == "one\ntwo"

@@ -253,7 +253,7 @@ def echo(nodes: list[Node]) -> None:
 
 
 @pytest.mark.usefixtures("echo")
-def test_nothing_of_it_can_be_read_on_the_wire(nodes: list[Node], segment: int) -> None:
+def test_encrypted_traffic_is_unreadable_on_the_wire(nodes: list[Node], segment: int) -> None:
     with Tap(segment) as tap:
         assert said(nodes, "open") == MARK
     assert any(MARK in frame for frame in tap.frames), "the watcher sees what can be seen"

@@ -138,7 +138,9 @@ async def test_failing_plugin_rolls_back_earlier_plugins(bench: Bench) -> None:
     assert not [path for path in bench.state.rglob("*") if path.is_file()]
 
 
-async def test_time_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_plugin_that_exceeds_its_time_is_killed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(chains_module, "ADD_SECONDS", 0.3)
     listening(bench, "one", more='[ "$CNI_COMMAND" != ADD ] || sleep 98765')
     listening(bench, "two")

@@ -30,7 +30,7 @@ async def test_absent_container_ended_as_reported() -> None:
     assert await end_of(runner, gone) == Exit(7, False, 3.0)
 
 
-async def test_one_that_is_not_there_and_has_not_ended_is_an_error() -> None:
+async def test_absent_container_without_an_exit_is_an_error() -> None:
     with pytest.raises(RuntimeFailure, match="does not exist"):
         await end_of(Runner(), gone)
 

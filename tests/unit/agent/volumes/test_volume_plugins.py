@@ -113,7 +113,7 @@ async def test_scopes_are_reported(
     assert volumes.plugins.scopes == {}
 
 
-async def test_one_of_global_scope_is_on_record_while_it_is_used(
+async def test_global_volume_is_recorded_while_it_is_used(
     plugin: ScriptedPlugin, volumes: VolumeStore, tmp_path: Path
 ) -> None:
     plugin.scope = "global"

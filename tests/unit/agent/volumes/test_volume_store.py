@@ -147,7 +147,7 @@ async def test_mount_options_are_passed_to_mount(volumes: VolumeStore) -> None:
 
 
 @private
-async def test_one_in_use_is_not_removed(volumes: VolumeStore) -> None:
+async def test_volume_in_use_is_not_removed(volumes: VolumeStore) -> None:
     await volumes.attach(holder("t1", DATA), {})
     with pytest.raises(VolumeError, match="in use"):
         await volumes.remove(Volume(id="data"), force=True)

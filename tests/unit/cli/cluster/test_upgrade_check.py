@@ -44,7 +44,7 @@ def test_versions_may_differ_by_one_minor_release(one: str, other: str, fits: bo
     assert within_skew(one, other) is within_skew(other, one) is fits
 
 
-def test_nothing_is_in_the_way_of_a_healthy_cluster() -> None:
+def test_nothing_blocks_the_upgrade_of_a_healthy_cluster() -> None:
     assert blocking(ClusterFacts((MANAGER,), (NODE,))) == []
     assert findings(ClusterFacts(THREE, (NODE,)), "0.2.0") == []
 
@@ -73,7 +73,7 @@ def test_host_of_an_older_release_is_upgraded_first() -> None:
     ]
 
 
-def test_a_quorum_without_margin_is_in_the_way() -> None:
+def test_quorum_without_margin_blocks_the_upgrade() -> None:
     down = ManagerFacts("manager3", "0.2.0", state="down", reason="lost", etcd_member=True)
     assert blocking(ClusterFacts((*THREE[:2], down), ())) == [
         "manager manager3: is down: lost",
@@ -82,7 +82,7 @@ def test_a_quorum_without_margin_is_in_the_way() -> None:
     ]
 
 
-def test_nodes_that_are_down_are_in_the_way() -> None:
+def test_down_nodes_block_the_upgrade() -> None:
     down = [NodeFacts(f"node{n}", "0.2.0", "down", AGENT_FEATURES) for n in range(7)]
     [found] = blocking(ClusterFacts(THREE, tuple(down)))
     assert found == "nodes node0, node1, node2, node3, node4 and 2 more: down"
@@ -106,7 +106,7 @@ def test_features_wait_for_older_hosts() -> None:
     assert any("tasks that need it are not placed on node node1" in each for each in found)
 
 
-def test_undecodable_objects_are_in_the_way_once_managers_are_upgraded() -> None:
+def test_undecodable_objects_block_the_upgrade_after_the_managers() -> None:
     keys = ("/orc/novelties/x",)
     assert blocking(ClusterFacts(THREE, (), undecodable=keys)) == [
         "store: objects cannot be decoded: /orc/novelties/x"

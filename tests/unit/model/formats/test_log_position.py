@@ -27,7 +27,7 @@ def batches(times: list[int], sizes: list[int]) -> list[list[pb.LogRecord]]:
     st.integers(0, 5),
     st.floats(0, 1),
 )
-def test_a_log_that_breaks_off_comes_whole(
+def test_interrupted_log_stream_resumes_without_gaps(
     times: list[int], sizes: list[int], others: list[int], cut: int, back: float
 ) -> None:
     place, shown = LogPosition(0.0, -1), []

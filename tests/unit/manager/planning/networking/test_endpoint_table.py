@@ -79,7 +79,7 @@ def test_stopping_starting_and_lost_tasks_are_not_ready() -> None:
     assert not table.serving("stopped")
 
 
-def test_one_that_ended_is_gone_and_one_of_another_run_too() -> None:
+def test_ended_tasks_and_earlier_runs_are_removed_from_the_table() -> None:
     table = Table.of(ClusterView.of([DEFAULT, node("n1"), WEB, running("a"), running("b")]))
     ended = replace(running("a"), status=TaskStatus(TaskState.FAILED))
     view = ClusterView.of([DEFAULT, node("n1"), WEB, ended, running("b")])

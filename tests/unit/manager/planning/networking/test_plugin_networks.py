@@ -71,7 +71,7 @@ def test_the_scope_is_given_or_guessed_from_the_first_plugin() -> None:
     assert completed(local).options == {"scope": "local"}
 
 
-def test_one_that_speaks_of_each_nodes_part_has_a_subnet_in_parts() -> None:
+def test_conflist_with_node_subnets_has_slices() -> None:
     lan = host("a", routes=("192.168.0.0/24",))
     network = completed(chain(SLICED), lan, subnets=("192.168.0.0/24",))
     assert (network.subnet, network.node_prefix) == ("192.168.0.0/24", 28)

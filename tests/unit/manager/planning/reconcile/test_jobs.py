@@ -236,7 +236,7 @@ def test_everywhere_does_not_wait_for_a_node_that_is_down_but_for_its_return() -
     assert (world.states, world.live()) == ([(1, JobState.RUNNING)], [2])
 
 
-def test_everywhere_stays_done_when_nodes_go() -> None:
+def test_global_job_stays_complete_when_nodes_leave() -> None:
     world = JobWorld.of(everywhere=True)
     world.end(1)
     world.end(2)

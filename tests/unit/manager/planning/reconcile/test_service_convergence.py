@@ -195,7 +195,7 @@ def test_the_part_of_the_slots_that_may_crash(ratio: float, failing: bool) -> No
     assert (len(state.crashed), state.failing) == (2, failing)
 
 
-def test_one_that_is_not_there_yet_has_the_others_wait() -> None:
+def test_missing_task_delays_convergence_of_the_others() -> None:
     world = World(node("a"), service(replicas=2))
     world.settle()
     world.report(world.task(1), TaskState.RUNNING)

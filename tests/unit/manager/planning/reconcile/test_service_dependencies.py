@@ -92,7 +92,7 @@ def test_completed_dependency_counts_as_started() -> None:
 
 
 @pytest.mark.parametrize("optional", [False, True])
-def test_one_that_is_not_there(optional: bool) -> None:
+def test_missing_dependency_is_waited_for_unless_optional(optional: bool) -> None:
     world = World(node(), needing(service("web"), Dependency("db", STARTED, optional)))
     world.settle()
     waits = "pending: waits for service db: it does not exist"

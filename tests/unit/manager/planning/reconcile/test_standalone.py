@@ -73,7 +73,7 @@ def test_container_that_fits_nowhere_has_a_reason() -> None:
     assert "insufficient memory" in world.box.status.message
 
 
-def test_started_again_it_is_the_next_run_on_the_same_node() -> None:
+def test_restarted_container_is_the_next_run_on_its_node() -> None:
     world = Box(container())
     home = world.box.node_id
     world.run()
@@ -200,7 +200,7 @@ def test_stopped_while_it_waits_to_restart() -> None:
     assert world.box.status.state is TaskState.SHUTDOWN
 
 
-def test_its_end_is_written_before_it_removes_itself() -> None:
+def test_exit_is_recorded_before_auto_removal() -> None:
     world = Box(container(auto_remove=True))
     world.run()
     world.write(

@@ -48,7 +48,7 @@ def test_changes_within_a_state() -> None:
     assert not taken(running, TaskStatus(TaskState.RUNNING, at=-1.0, message="late"))
 
 
-def test_a_node_speaks_only_for_its_own_tasks() -> None:
+def test_reports_of_other_nodes_tasks_are_ignored() -> None:
     assert not taken(task("t", node_id="a"), TaskStatus(TaskState.FAILED, at=1.0), by="b")
     gone = {"gone": TaskStatus(TaskState.FAILED)}
     assert accept_reports(ClusterView.of([node("a")]), "a", gone, 5.0) == ()

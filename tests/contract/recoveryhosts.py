@@ -24,6 +24,8 @@ def main() -> None:
         hosts.start(number)
         hosts.await_states(**{f"m{each}": "ready" for each in range(1, number + 1)})
     hosts.done("network", "create", "before")
+    # Each member has it, not just a quorum, which need not include the survivor.
+    eventually(lambda: all(row["lag"] == 0 for row in hosts.managers().values()))
     recover = ("cluster", "recover", "--force-new-cluster", "--data-dir", hosts.data(1))
     assert "another manager runs" in hosts.refused(*recover)
     for number in (1, 2, 3):
@@ -35,7 +37,7 @@ def main() -> None:
     hosts.await_states(m1="ready")
     hosts.done("network", "create", "after")
     names = {row["name"] for row in json.loads(hosts.done("network", "ls", "--format", "json"))}
-    assert names == {"bridge", "default", "before", "after"}
+    assert names == {"bridge", "default", "before", "after"}, names
     # The cluster grows again.
     joined = hosts.join(4)
     assert joined.returncode == 0, joined.stderr

@@ -122,8 +122,8 @@ log = logging.getLogger(__name__)
 DEFAULT_VNI = 4096
 
 LONE_LEASE = 10.0
-"""Seconds that the leader's lease lasts while there is no other manager: a short lease only makes
-another one lead sooner, and is lost under load."""
+"""Seconds that the leases of a manager last while there is no other one: a short lease only makes
+another one take over sooner, and is lost under load."""
 DEFERENCE = 1.0
 """Seconds that a leader that was asked to step down leaves to the other managers."""
 
@@ -351,7 +351,12 @@ class Manager:
         metrics.AuditMetrics(self._registry).count(self._audit)
         self._records = CertificateRegistry(kv, self.cache, self._revocations, time.time)
         self._presence = Presence(
-            kv, self.cache, identity.manager_id, now=time.time, renewal=self._renewal
+            kv,
+            self.cache,
+            identity.manager_id,
+            now=time.time,
+            renewal=self._renewal,
+            extended_ttl=self._lone_lease,
         )
         self._session_records = SessionRecords(
             kv,
@@ -375,6 +380,10 @@ class Manager:
     def _undecodable(self, found: Quarantined) -> None:
         log_undecodable(found)
         self._events.undecodable(found)
+
+    def _lone_lease(self) -> float:
+        """Seconds that leases last at least."""
+        return LONE_LEASE if len(self.cache.view.managers) < 2 else 0.0
 
     def _managers(self) -> list[str]:
         """HOST:PORT of all managers."""
@@ -607,7 +616,7 @@ class Manager:
             LEADER,
             self._identity.manager_id,
             ttl=self._settings.lease,
-            extended_ttl=lambda: LONE_LEASE if len(self.cache.view.managers) < 2 else 0.0,
+            extended_ttl=self._lone_lease,
             renewal=self._renewal,
         )
         reports = ReportCommitter(

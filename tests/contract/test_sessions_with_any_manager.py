@@ -295,13 +295,33 @@ async def test_a_manager_that_loses_its_presence_holds_it_and_its_session_record
             )
 
 
-async def test_the_leaders_lease_becomes_short_when_another_manager_joins(
+async def test_leases_become_short_when_another_manager_joins_and_records_outlive_the_former(
     leader: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    cache = leader.manager.cache
+
+    def exchanged() -> dict[str, float]:
+        return {
+            record.__dict__["key"]: record.__dict__["ttl"]
+            for record in caplog.records
+            if record.message == "lease of a key exchanged"
+        }
+
+    presence = f"/orc/manager-presence/{leader.identity.manager_id}"
     with caplog.at_level(logging.INFO):
-        async with asyncio.timeout(60), manager_beside(leader, tmp_path / "follower"):
-            while "lease of a key exchanged" not in caplog.messages:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-    (record,) = (each for each in caplog.records if each.message == "lease of a key exchanged")
-    assert (record.__dict__["key"], record.__dict__["ttl"]) == ("/orc/leader", 3.0)
-    assert "leadership lost" not in caplog.messages
+        async with asyncio.timeout(60), agent(leader, "one"):
+            await until(cache, lambda: len(cache.view.sessions) == 1)
+            former = leader.kv._lease_of[presence]
+            (before,) = cache.view.sessions.values()
+            async with manager_beside(leader, tmp_path / "follower"):
+                while len(exchanged()) < 2:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                await until(
+                    cache, lambda: cache.view.sessions[before.id].revision > before.revision
+                )
+                after = cache.view.sessions[before.id]
+                await leader.kv.revoke(former)  # as if it had expired
+                await cache.wait_for((await leader.kv.list("/orc/")).revision)
+                assert cache.view.sessions == {before.id: after}
+    assert exchanged() == {"/orc/leader": 3.0, presence: 5.0}
+    assert not {"leadership lost", "presence lost"} & set(caplog.messages)

@@ -79,21 +79,24 @@ class Presence:
         *,
         now: Callable[[], float],
         renewal: Renewal | None = None,
+        extended_ttl: Callable[[], float] = lambda: 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`now` in seconds since 1970. `renewal` and `clock`: see `LeasedKey`."""
+        """`now` in seconds since 1970. The others: see `LeasedKey`."""
         self._kv = kv
         self._cache = cache
         self.manager_id = id
         self._now = now
         self._renewal = renewal
+        self._extended_ttl = extended_ttl
         self._clock = clock
         self._deleted_at = 0
         """Store revision at which the key was last deleted."""
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[Held]:
-        """Acquire the key, hold it while the body runs, release it when it ends.
+        """Acquire the key, hold it while the body runs, release it when it ends. If its lease is
+        exchanged, what is bound to the former one is to be written again.
 
         A manager that was removed waits for ever instead: it is about to end. Raises KeyLost, with
         the body cancelled, when the key is lost before the body ends.
@@ -109,6 +112,8 @@ class Presence:
             encode(presence),
             ttl=PRESENCE_TTL,
             renewal=self._renewal,
+            extended_ttl=self._extended_ttl,
+            shared=True,
             is_own=lambda _: True,  # the key has the manager's id
             clock=self._clock,
         )

@@ -41,6 +41,7 @@ from orchestrator.manager.store.kv import (
     Put,
     StoreError,
 )
+from orchestrator.manager.store.lease_renewal import Held
 from orchestrator.manager.store.leased_key import KeyLost
 from orchestrator.model.convert import ConvertError, decode, encode
 from orchestrator.model.nodes import EndpointProgress, SessionRecord
@@ -193,7 +194,7 @@ class SessionRecords:
                     for node_id in [id for id, held in self._held.items() if held.ended]:
                         self._forget(node_id)
                     self._pending = dict.fromkeys(self._held)
-                    await self._follow(held_key.lease)
+                    await self._follow(held_key)
             except (KeyLost, LeaseLost) as lost:
                 log.warning("presence lost", extra={"reason": lost})
                 self.has_lease = False
@@ -201,9 +202,14 @@ class SessionRecords:
             finally:
                 self.has_lease = False
 
-    async def _follow(self, lease: int) -> None:
+    async def _follow(self, held_key: Held) -> None:
+        lease = held_key.lease
         while True:
             self._wake.clear()
+            if lease != held_key.lease:  # it was exchanged: the records are to outlive the former
+                lease = held_key.lease
+                self._published = 0
+                self._pending = dict.fromkeys(self._held)
             self._sweep()
             try:
                 await self._publish(lease)

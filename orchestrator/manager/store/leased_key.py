@@ -70,6 +70,7 @@ class LeasedKey:
         renewal: Renewal | None = None,
         is_own: Callable[[bytes], bool] | None = None,
         extended_ttl: Callable[[], float] = lambda: 0.0,
+        shared: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -79,7 +80,8 @@ class LeasedKey:
         does. `is_own`: whether an earlier process wrote this value in the place of this one; by
         default, if it is the same value. `extended_ttl`: seconds that the lease is to live instead
         of `ttl` if they are more; if they change, another lease takes its place. Renewals are as
-        frequent as `ttl` requires."""
+        frequent as `ttl` requires. `shared`: other keys are bound to the lease, too. A lease that
+        was exchanged is then left to expire, so that they can be written with the new one."""
         margin = ttl / 6 if margin is None else margin
         if not 0 < margin < ttl:
             raise ValueError(f"margin {margin} must lie between 0 and the ttl {ttl}")
@@ -91,6 +93,7 @@ class LeasedKey:
         self._renewal = renewal
         self._is_own = is_own or (lambda found: found == value)
         self._extended_ttl = extended_ttl
+        self._shared = shared
         self._granted_ttl = ttl
         self._clock = clock
         self._sleep = sleep
@@ -218,7 +221,8 @@ class LeasedKey:
         held.exchanged(lease, sent + ttl - self._margin)
         self._granted_ttl = ttl
         log.info("lease of a key exchanged", extra={"key": self._key, "ttl": ttl})
-        await self._revoke(former)
+        if not self._shared:
+            await self._revoke(former)
 
     async def _keep(self, held: Held, keeper: Keeper | None) -> None:
         """Renew the lease until that fails for too long; always ends with KeyLost."""

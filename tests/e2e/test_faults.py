@@ -190,7 +190,11 @@ def test_a_frozen_agent_comes_back(cluster: Cluster, hello: str) -> None:
 
 
 def test_a_short_cut_moves_nothing(cluster: Cluster, hello: str) -> None:
-    cluster.orc("service", "create", "--name", "web", "--replicas", "6", hello)
+    cluster.orc(
+        "service", "create", "--name", "web", "--replicas", "6",
+        # Short for the service: two commands on a busy machine may take more than the default, 5s.
+        "--on-disconnect", "replace-after=1m", hello,
+    )  # fmt: skip
     before = lives(cluster.running("web"))
     cluster.partition("node3")
     cluster.heal()

@@ -56,7 +56,7 @@ def test_service_starts_when_its_dependency_has_completed(cluster: Cluster, hell
 def test_impossible_dependencies_are_refused(cluster: Cluster, hello: str) -> None:
     cluster.orc("service", "create", "--name", "db", *RUNS, hello)
     cluster.orc("service", "create", "--name", "web", "--depends-on", "db", *RUNS, hello)
-    assert "circle: db -> web -> db" in cluster.refused(
+    assert "dependency cycle: db -> web -> db" in cluster.refused(
         "service", "update", "--depends-on-add", "web", "db"
     )
     assert "no service 'dbb' to depend on; did you mean 'db'?" in cluster.refused(

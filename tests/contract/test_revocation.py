@@ -69,8 +69,8 @@ from orchestrator.pb import (
 
 PATIENCE = 60.0
 """Seconds after which what should happen has not."""
-BLOB = b"\0" * (64 << 20)
-"""More than all buffers between two ends of a stream, so that it stays open."""
+BLOB_SIZE = 64 << 20
+"""Bytes, more than all buffers between two ends of a stream, so that it stays open."""
 
 
 DIALING: dict[str, asyncio.Task[str]] = {}
@@ -168,7 +168,10 @@ def prepared(folder: Path, joined: Joined) -> NodeIdentity:
     folder.mkdir(exist_ok=True)
     if not (folder / "node.json").exists():
         store_node(folder, joined, "127.0.0.1")
-    (folder / "blob").write_bytes(BLOB)
+    # Sparse: to write all of it would stop the manager, which is in this process, from renewing its
+    # lease in time on a busy disk.
+    with (folder / "blob").open("wb") as blob:
+        blob.truncate(BLOB_SIZE)
     return NodeIdentity(
         joined.node_id, joined.cluster_id, joined.role, "127.0.0.1", joined.managers
     )
@@ -271,7 +274,7 @@ async def test_a_removed_node_gets_no_more_images_of_its_peers(
     ):
         await until_connected(dialer)
         open_stream = get_blob(channel)
-        assert (await open_stream.read()).total == len(BLOB)
+        assert (await open_stream.read()).total == BLOB_SIZE
         await remove_node(running, removed.node_id)
         # What is under way ends, and what it already has connected is worth nothing.
         code, text = await refusal(open_stream)
@@ -284,7 +287,7 @@ async def test_a_removed_node_gets_no_more_images_of_its_peers(
             assert (await refusal(get_blob(again)))[0] is grpc.StatusCode.UNAUTHENTICATED
         # Others are served as before.
         async with node_channel(running, address, pair_of(peer)) as own:
-            assert (await get_blob(own).read()).total == len(BLOB)
+            assert (await get_blob(own).read()).total == BLOB_SIZE
 
 
 async def test_a_peer_refuses_a_removed_node_also_after_a_restart_without_managers(

@@ -321,7 +321,8 @@ def test_where_copies_go(cluster: Cluster, box: str, tmp_path: Path) -> None:
     assert "folder /nowhere/ does not exist" in cluster.refused(
         "cp", str(tree / "one"), f"{box}:/nowhere/"
     )
-    assert "is a file" in cluster.refused("cp", str(tree), f"{box}:/www/one")
+    refused = cluster.refused("cp", str(tree), f"{box}:/www/one")
+    assert "cannot copy a folder to the file /www/one" in refused
     assert "no such file" in cluster.refused("cp", f"{box}:/nothing", str(tmp_path))
     out = run(cluster, "cp", f"{box}:/www/tree/sub", "-")
     with tarfile.open(fileobj=io.BytesIO(out.stdout)) as archive:

@@ -185,7 +185,8 @@ def test_agents_that_are_killed_change_no_packets_way(cluster: Cluster, hello: s
     """Not where it is asked, not where it is served, not while they are away and not when they
     come back."""
     [client] = cluster.script("client", hello, "sleep 86400", *ON_NODE2)
-    serve(cluster, hello, "--constraint", "node.hostname==node3")
+    # However long the restart of an agent takes.
+    serve(cluster, hello, "--constraint", "node.hostname==node3", "--on-disconnect", "keep")
     before = {node: cluster.status()[node]["restarts"] for node in ("node2", "node3")}
     with asked(cluster, client):
         for node in before:

@@ -70,6 +70,7 @@ def test_installed_they_serve_a_cluster_and_removed_they_are_gone(
         )
         try:
             assert systemd.recv(64) == b"READY=1"
+            assert systemd.recv(64) == b"STATUS="
             assert systemd.recv(64) == b"WATCHDOG=1"
             assert "127.0.0.1:17420" in host.run("orc", "cluster", "info")
             assert "orc cluster join" in host.run("orc", "cluster", "token", "worker")

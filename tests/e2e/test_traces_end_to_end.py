@@ -79,7 +79,8 @@ def test_one_trace_leads_from_the_call_to_the_process(
             "service", "rm", "-d", "none"
         )
         removal = "orchestrator.v1.Control/RemoveService"
-        (span,) = eventually(lambda: receiver.trace_of(removal))
+        spans = {each.name: each for each in eventually(lambda: receiver.trace_of(removal))}
+        span = spans[removal]
         assert (span.trace, span.parent) == ("c" * 32, "d" * 16)
         assert span.error in refused
 

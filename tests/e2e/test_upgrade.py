@@ -69,7 +69,7 @@ class Upgrade:
 def test_a_cluster_is_upgraded_host_by_host_and_back(
     spare_cluster: Callable[[str], Cluster], release: Release
 ) -> None:
-    cluster = spare_cluster("upgrade")
+    cluster = spare_cluster("up")
     release.run(cluster.env, "dev", "up", "--name", cluster.name)
     # A busy machine may need longer than five seconds to start an agent. The setting is stored.
     cluster.stop("manager1")

@@ -11,6 +11,7 @@ import click
 
 from orchestrator.cli.app.command_groups import OrcGroup, example
 from orchestrator.cli.app.contexts import learn_endpoints
+from orchestrator.cli.cluster.manager_removal import remove_manager
 from orchestrator.cli.output.batch import one_by_one
 from orchestrator.cli.output.listings import (
     Column,
@@ -96,8 +97,7 @@ def remove(client: Client, managers: tuple[str, ...], force: bool) -> None:
 
     def one(name: str) -> None:
         request = managers_pb2.RemoveManagerRequest(manager=name, force=force)
-        reply = client.call("Managers.RemoveManager", request)
-        learn_endpoints(client.context, reply.managers, [reply.endpoint])
+        remove_manager(client, "Managers.RemoveManager", request)
 
     one_by_one(managers, one)
 

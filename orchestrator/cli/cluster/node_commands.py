@@ -15,6 +15,7 @@ from orchestrator.cli.app.command_groups import OrcGroup, example
 from orchestrator.cli.app.completion_names import completes
 from orchestrator.cli.app.contexts import learn_endpoints
 from orchestrator.cli.app.errors import INTERRUPTED, CliError, ManagerLost, NotConverged
+from orchestrator.cli.cluster.manager_removal import remove_manager
 from orchestrator.cli.cluster.node_rows import node_columns, node_row
 from orchestrator.cli.flags.flag_types import DURATION, pairs
 from orchestrator.cli.output.batch import inspect_options, one_by_one, print_inspected
@@ -440,7 +441,6 @@ def demote(client: Client, nodes: tuple[str, ...], force: bool) -> None:
 
     def one(name: str) -> None:
         request = managers_pb2.DemoteNodeRequest(node=name, force=force)
-        reply = client.call("Managers.DemoteNode", request)
-        learn_endpoints(client.context, reply.managers, [reply.endpoint])
+        remove_manager(client, "Managers.DemoteNode", request)
 
     one_by_one(nodes, one)

@@ -351,19 +351,21 @@ class ContainerOperations(Operations):
             for event in past:
                 if not request.until or event.at <= request.until:
                     yield _event(event)
-            try:
+            while True:
+                while queue:
+                    event = queue.popleft()
+                    # This manager may be behind the one that delivered the last one.
+                    seen = event.revision and event.position <= known
+                    if not seen and not (request.until and event.at > request.until):
+                        yield _event(event)
                 left = request.until - self.ctx.now() if request.until else None
-                async with asyncio.timeout(left if left is None else max(0.0, left)):
-                    while True:
-                        while queue:
-                            event = queue.popleft()
-                            # This manager may be behind the one that delivered the last one.
-                            if not event.revision or event.position > known:
-                                yield _event(event)
-                        wake.clear()
+                if left is not None and left <= 0:
+                    return
+                wake.clear()
+                # Nothing is yielded within the timeout, which cancels what the caller does then.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(left):
                         await wake.wait()
-            except TimeoutError:
-                return
 
     async def _stop_with(
         self, request: Any, order: Callable[[Task, str, float | None], Task]

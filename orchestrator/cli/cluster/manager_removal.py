@@ -9,7 +9,6 @@ from typing import Any
 from orchestrator.cli.app.contexts import learn_endpoints
 from orchestrator.cli.app.errors import ManagerLost
 from orchestrator.cli.rpc.client import Client
-from orchestrator.model.managers import host_port
 from orchestrator.pb import managers_pb2
 
 
@@ -36,6 +35,8 @@ def remove_manager(client: Client, method: str, request: Any) -> None:
 
 def _endpoints(client: Client) -> Mapping[str, str]:
     """Manager id → `HOST:PORT`."""
+    from orchestrator.model.managers import host_port
+
     reply = client.call("Managers.ListManagers", managers_pb2.ListManagersRequest())
     found = [each.manager for each in reply.managers]
     return {manager.id: host_port(manager.address, manager.port) for manager in found}

@@ -87,6 +87,7 @@ from orchestrator.manager.store.cache import Cache, log_undecodable
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.etcd import EtcdKv, EtcdRenewal
 from orchestrator.manager.store.etcd_member import (
+    QUOTA,
     EtcdMember,
     MemberRemoved,
     MembersChanged,
@@ -97,6 +98,7 @@ from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import Conflict, Kv
 from orchestrator.manager.store.lease_renewal import Renewal
 from orchestrator.manager.telemetry import metrics
+from orchestrator.manager.telemetry.etcd_collector import EtcdCollector
 from orchestrator.manager.telemetry.event_log import EventLog
 from orchestrator.manager.telemetry.task_traces import TaskSpans
 from orchestrator.manager.web.application import serve_web
@@ -162,6 +164,8 @@ class ManagerSettings:
     audit_file_bytes: int = FILE_BYTES
     audit_files: int = FILES
     """Size of one file of the audit trail, and number of files kept."""
+    etcd_quota: int = QUOTA
+    """Bytes of the database at which its etcd member refuses writes."""
 
 
 @asynccontextmanager
@@ -178,7 +182,7 @@ async def _store(
         else:
             peering = peering_of(settings.data_dir, identity) if identity.peer_port else None
             member = await stack.enter_async_context(
-                EtcdMember(settings.data_dir / "etcd", peering=peering)
+                EtcdMember(settings.data_dir / "etcd", peering=peering, quota=settings.etcd_quota)
             )
             endpoints, tls = member.endpoints, member.tls
             kv = EtcdKv(endpoints, tls, max_txn_ops=member.max_txn_ops)
@@ -345,6 +349,7 @@ class Manager:
             file_bytes=settings.audit_file_bytes,
             files=settings.audit_files,
         )
+        self._etcd_metrics = EtcdCollector(member, self._registry) if member else None
         metrics.AuditMetrics(self._registry).count(self._audit)
         self._records = CertificateRegistry(kv, self.cache, self._revocations, time.time)
         self._session_records = SessionRecords(
@@ -477,16 +482,26 @@ class Manager:
             streams=self._tunnels.count,
         )
 
+    async def _refresh_metrics(self) -> None:
+        if self._etcd_metrics is not None:
+            await self._etcd_metrics.refresh()
+
     async def _serve(self) -> None:
         api = self._api()
-        server = self._server(api)
+        operations = ManagerOperations(api, self._channels, self._member)
+        if operations.upkeep is not None and self._etcd_metrics is not None:
+            operations.upkeep.finished = self._etcd_metrics.defragmented
+        server = self._server(api, operations)
         await server.start()
         try:
             async with (
-                serve_web(api, self._settings.data_dir, self._registry, self._state),
+                serve_web(
+                    api, self._settings.data_dir, self._registry, self._state, self._refresh_metrics
+                ),
                 background(self._supervisor.attend()),
                 background(Presence(self._kv, self._identity.manager_id, time.time).run()),
                 background(self._promote()),
+                background(_upkeep(operations)),
                 background(self._key_ring.run()),
                 background(self._ca_follower.run()),
                 background(self._session_records.run()),
@@ -553,7 +568,7 @@ class Manager:
             tracer=self._tracer,
         )
 
-    def _server(self, context: ManagerContext) -> grpc.aio.Server:
+    def _server(self, context: ManagerContext, operations: ManagerOperations) -> grpc.aio.Server:
         folder, identity = self._settings.data_dir, self._identity
         guards: list[grpc.aio.ServerInterceptor[Any, Any]] = [
             AuditInterceptor(self._audit, identity.manager_id, lambda: self.cache.view),
@@ -564,7 +579,6 @@ class Manager:
         guards.append(ClientCalls(self._kv, self.cache, self._managers, time.monotonic))
         server = grpc.aio.server(interceptors=guards, options=_SERVER_OPTIONS)
         add_control_services(server, context, self._audit, folder)
-        operations = ManagerOperations(context, self._channels, self._member)
         enrolment = Enrolment(
             self._kv, self.cache, self._cluster_keys, self._member, self._open_to_peers, time.time
         )
@@ -645,6 +659,13 @@ class Manager:
         )
         async with background(SchemaMigrator(self._kv, self.cache, won.guard).run()):
             await term.run(won.revision)
+
+
+async def _upkeep(operations: ManagerOperations) -> None:
+    if operations.upkeep is not None:
+        await operations.upkeep.run()
+    else:
+        await asyncio.Event().wait()
 
 
 async def serve(settings: ManagerSettings) -> None:

@@ -98,6 +98,9 @@ MUTATING: dict[str, Rule] = {
     "Jobs.StartJob": _JOB,
     "Jobs.StopJob": _JOB,
     "Join.Sign": Rule("node", ("hostname",), "", "node_id"),
+    "Managers.CompactStore": Rule("store"),
+    "Managers.DefragmentStore": Rule("manager", ("manager",)),
+    "Managers.DisarmStore": Rule("store"),
     "Managers.StepDown": Rule("manager", (), "", "former"),
     "Managers.DemoteNode": Rule("node", ("node",)),
     "Managers.PromoteNode": Rule("node", ("node",), "", "node"),
@@ -167,6 +170,8 @@ AGENTS = frozenset(
     {
         "Dispatch.Session",
         "Dispatch.Tunnel",
+        "Membership.DefragmentMember",
+        "Membership.DefragmentStore",
         "Relay.Tunnel",
         "Sources.Acquire",
         "Sources.Locate",

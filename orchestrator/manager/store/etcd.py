@@ -3,8 +3,8 @@
 
 Of aetcd only the protobuf messages and gRPC stubs generated from etcd's protos are used, because
 its client connects to one host without TLS and its watches end with the connection. The stubs come
-with a maintained package instead of a copy of etcd's protos in this repository. Only this module
-and `etcd_membership` import aetcd.
+with a maintained package instead of a copy of etcd's protos in this repository. Only this module,
+`etcd_membership` and `etcd_maintenance` import aetcd.
 """
 
 from __future__ import annotations

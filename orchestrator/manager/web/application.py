@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -58,11 +58,13 @@ async def serve_web(
     data_dir: Path,
     registry: CollectorRegistry,
     state: Callable[[], ManagerState],
+    refresh: Callable[[], Awaitable[None]],
 ) -> AsyncIterator[None]:
     """Serve while the body runs. `data_dir` has the manager's certificate; the cluster's metrics
-    are added to `registry`. Raises CannotListen."""
+    are added to `registry`. `refresh` reads, before each scrape, what collectors cannot read in a
+    thread. Raises CannotListen."""
     dashboard = Dashboard(ctx, WebSessions(ctx))
-    scraping = _Scraping(ctx, registry, state)
+    scraping = _Scraping(ctx, registry, state, refresh)
     app = web_application([*scraping.routes, *dashboard.routes])
     files, port = TlsFiles.of(data_dir, "manager"), ctx.identity.port + WEB_PORT
     async with (
@@ -109,9 +111,14 @@ class _Scraping:
     """What Prometheus reads: metrics, and where to find more of them."""
 
     def __init__(
-        self, ctx: ManagerContext, registry: CollectorRegistry, state: Callable[[], ManagerState]
+        self,
+        ctx: ManagerContext,
+        registry: CollectorRegistry,
+        state: Callable[[], ManagerState],
+        refresh: Callable[[], Awaitable[None]],
     ) -> None:
         self._ctx = ctx
+        self._refresh = refresh
         self._state = state
         self._scraped = state()
         """The manager's own state as of the newest scrape: collectors run in a thread."""
@@ -130,6 +137,7 @@ class _Scraping:
 
     async def _render(self, registry: CollectorRegistry) -> bytes:
         self._scraped = self._state()
+        await self._refresh()
         return await offload(generate_latest, WithDeprecatedNames(registry))
 
     def _digest(self) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 
 from orchestrator import __version__
+from orchestrator.backups.archive import Archive
 from orchestrator.daemon.background import background
 from orchestrator.daemon.process import Supervisor
 from orchestrator.identity import ca
@@ -45,6 +46,8 @@ from orchestrator.manager.api.security import SecurityApi
 from orchestrator.manager.api.tracing_interceptor import TracingInterceptor
 from orchestrator.manager.audit.audit_interceptor import AuditInterceptor
 from orchestrator.manager.audit.trail import FILE_BYTES, FILES, AuditTrail
+from orchestrator.manager.backup.scheduled import ScheduledBackups
+from orchestrator.manager.backup.store_dump import dump
 from orchestrator.manager.cluster.enrolment import Enrolment, promote_learners, serving_endpoints
 from orchestrator.manager.cluster.manager_calls import KEYS_PURPOSE, ManagerChannels
 from orchestrator.manager.cluster.peering import peering_of
@@ -472,6 +475,14 @@ class Manager:
         await self._member.open_to_peers(peering_of(folder, read_manager(folder)))
         await self._register()
 
+    def _backups(self) -> ScheduledBackups:
+        folder, keys = self._settings.data_dir, self._keys.texts
+
+        async def take(cluster_id: str) -> Archive:
+            return await dump(self._kv, folder, cluster_id, time.time(), keys)
+
+        return ScheduledBackups(self._kv, self.cache, self._identity.manager_id, take, time.time)
+
     def _state(self) -> metrics.ManagerState:
         return metrics.ManagerState(
             leader=bool(self._leader),
@@ -504,6 +515,7 @@ class Manager:
                 background(_upkeep(operations)),
                 background(self._key_ring.run()),
                 background(self._ca_follower.run()),
+                background(self._backups().run()),
                 background(self._session_records.run()),
                 background(self._follow_managers()),
                 background(

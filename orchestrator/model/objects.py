@@ -13,6 +13,7 @@ from orchestrator.model.access import (
     PageSession,
     Revocation,
 )
+from orchestrator.model.backups import BackupSchedule
 from orchestrator.model.documents import Document
 from orchestrator.model.extensible import Extensible
 from orchestrator.model.managers import Manager, ManagerPresence
@@ -199,6 +200,7 @@ class Cluster(Extensible):
     """The key that locks the managers' key files, sealed with the data key; empty: they are not
     locked."""
     ca_rotation: CaRotation = field(default_factory=CaRotation)
+    backup_schedule: BackupSchedule = field(default_factory=BackupSchedule)
 
     @property
     def trusted_cas(self) -> str:

@@ -15,6 +15,7 @@ READS = frozenset(
     {
         "Access.ListCertificates",
         "Audit.Entries",
+        "Backup.GetOverview",
         "Containers.Events",
         "Containers.ListContainers",
         "Containers.WatchContainer",
@@ -71,6 +72,7 @@ RECORDED = frozenset(
 IDEMPOTENT = frozenset(
     {
         "Access.Revoke",
+        "Backup.SetSchedule",
         "Certificates.Renew",
         "Containers.PauseContainer",
         "Containers.PrepareContainer",

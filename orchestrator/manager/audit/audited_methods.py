@@ -56,6 +56,7 @@ _CONTAINER = Rule("container", ("container",), "container_name", "id")
 MUTATING: dict[str, Rule] = {
     "Access.Revoke": Rule(_revoked, ("name",), "", "revocation.id"),
     "Backup.Create": Rule("backup"),
+    "Backup.SetSchedule": Rule("backup schedule", ("schedule.folder",)),
     "Certificates.Renew": Rule("certificate"),
     "Containers.CreateContainer": Rule("container", ("name",), "container_name", "id"),
     "Containers.KillContainer": _CONTAINER,
@@ -130,6 +131,7 @@ READ_ONLY = frozenset(
     {
         "Access.ListCertificates",
         "Audit.Entries",
+        "Backup.GetOverview",
         "Blobs.Get",
         "Containers.Events",
         "Containers.ListContainers",

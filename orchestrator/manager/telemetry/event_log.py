@@ -369,7 +369,12 @@ def _action(before: Object | None, after: Object | None) -> str:
         return "" if gone else "remove"
     match before, after:
         case Manager(), Manager():
-            return "ready" if before.joining and not after.joining else ""
+            if before.joining and not after.joining:
+                return "ready"
+            old, new = before.backups, after.backups
+            if old.failures != new.failures:
+                return "backup_failed"
+            return "backup" if old.succeeded_at != new.succeeded_at else ""
         case Node(), Node():
             if before.state is not after.state:
                 return {NodeState.DOWN: "down", NodeState.READY: "ready"}.get(after.state, "")
@@ -443,6 +448,8 @@ def _attributes(item: Object) -> dict[str, str]:
             return {"state": item.state.name.lower(), **wrong, **item.labels}
         case Service():
             return dict(item.spec.labels)
+        case Manager() if item.backups.error:
+            return {"reason": item.backups.error}
         case Document():
             return {"version": str(item.version), **item.labels}
         case _:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 from prometheus_client import Counter as CounterMetric
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from orchestrator import __version__
@@ -331,6 +331,7 @@ class ClusterCollector(Collector):
         ):
             yield GaugeMetricFamily(name, help, value)
         yield _managers(view)
+        yield from _backups(view)
         yield _undecodable(view)
         yield from _nodes(view)
         yield from _services(view)
@@ -346,6 +347,32 @@ def _managers(view: ClusterView) -> Metric:
     for state in ("ready", "down", "joining"):
         counts.add_metric([state], number[state])
     return counts
+
+
+def _backups(view: ClusterView) -> Iterable[Metric]:
+    labels = ("manager",)
+    period = GaugeMetricFamily(
+        "orc_backup_schedule_period_seconds",
+        "Time from one scheduled backup to the next, 0 without a schedule",
+    )
+    period.add_metric([], view.cluster.backup_schedule.every if view.cluster else 0)
+    newest = GaugeMetricFamily(
+        "orc_backup_last_success_timestamp_seconds",
+        "When the manager's newest scheduled backup was made, 0 if none was",
+        labels=labels,
+    )
+    size = GaugeMetricFamily(
+        "orc_backup_size_bytes", "Size of the manager's newest scheduled backup", labels=labels
+    )
+    failures = CounterMetricFamily(
+        "orc_backup_failures", "Scheduled backups of the manager that failed", labels=labels
+    )
+    for manager in view.managers.values():
+        status = manager.backups
+        newest.add_metric([manager.hostname], status.succeeded_at)
+        size.add_metric([manager.hostname], status.size)
+        failures.add_metric([manager.hostname], status.failures)
+    yield from (period, newest, size, failures)
 
 
 def _undecodable(view: ClusterView) -> Metric:

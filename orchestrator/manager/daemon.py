@@ -115,6 +115,7 @@ from orchestrator.pb import (
     dispatch_pb2_grpc,
     identity_pb2_grpc,
     images_pb2_grpc,
+    managers_pb2,
     security_pb2_grpc,
 )
 from orchestrator.tracing.configuration import tracer
@@ -507,7 +508,12 @@ class Manager:
         try:
             async with (
                 serve_web(
-                    api, self._settings.data_dir, self._registry, self._state, self._refresh_metrics
+                    api,
+                    self._settings.data_dir,
+                    self._registry,
+                    self._state,
+                    self._refresh_metrics,
+                    lambda: operations.list_managers(managers_pb2.ListManagersRequest()),
                 ),
                 background(self._supervisor.attend()),
                 background(Presence(self._kv, self._identity.manager_id, time.time).run()),

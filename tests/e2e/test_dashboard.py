@@ -381,6 +381,18 @@ def test_all_by_the_keyboard(cluster: Cluster, hello: str, browser: Browser) -> 
     assert browser.script("return document.documentElement.dataset.theme") != dark
 
 
+def test_managers_are_shown_with_their_etcd_members(cluster: Cluster, browser: Browser) -> None:
+    browser.open()
+    browser.press("8")
+    browser.sees("Managers", "nav a[aria-current]")
+    browser.sees("1 of 1 etcd member healthy; a quorum needs 1.", "main")
+    [manager] = cluster.json("manager", "ls")
+    for text in (manager["hostname"], "leader", "ready", str(manager["raft_term"])):
+        browser.sees(text, "main tbody")
+    browser.press("/", "nothing-like-that")
+    browser.sees("No matching managers.", "main")
+
+
 @pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["desk", "phone"])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_everybody_can_use_it(
@@ -393,7 +405,16 @@ def test_everybody_can_use_it(
     )
     browser.open()
     browser.script("document.documentElement.dataset.theme = arguments[0]", theme)
-    for view in ("picture", "traffic", "services", "nodes", "tasks", "networks", "events"):
+    for view in (
+        "picture",
+        "traffic",
+        "services",
+        "nodes",
+        "tasks",
+        "networks",
+        "events",
+        "managers",
+    ):
         browser.script("location.hash = `#/${arguments[0]}`", view)
         browser.sees(view.capitalize(), "nav a[aria-current]")
         _check(browser, view)
@@ -417,7 +438,7 @@ def test_it_asks_nothing_of_the_outside_and_says_no_error(
     cluster: Cluster, browser: Browser
 ) -> None:
     browser.open()
-    for key in "1234567":
+    for key in "12345678":
         browser.press(key)
         browser.sees("nodes ready", "#summary")
     hosts = set()

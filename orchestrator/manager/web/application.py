@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
@@ -59,11 +60,12 @@ async def serve_web(
     registry: CollectorRegistry,
     state: Callable[[], ManagerState],
     refresh: Callable[[], Awaitable[None]],
+    managers: Callable[[], Awaitable[Any]],
 ) -> AsyncIterator[None]:
     """Serve while the body runs. `data_dir` has the manager's certificate; the cluster's metrics
     are added to `registry`. `refresh` reads, before each scrape, what collectors cannot read in a
-    thread. Raises CannotListen."""
-    dashboard = Dashboard(ctx, WebSessions(ctx))
+    thread. `managers` returns a ListManagersReply. Raises CannotListen."""
+    dashboard = Dashboard(ctx, WebSessions(ctx), managers)
     scraping = _Scraping(ctx, registry, state, refresh)
     app = web_application([*scraping.routes, *dashboard.routes])
     files, port = TlsFiles.of(data_dir, "manager"), ctx.identity.port + WEB_PORT

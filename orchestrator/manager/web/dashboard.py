@@ -25,6 +25,7 @@ from orchestrator.manager.store.kv import StoreError
 from orchestrator.manager.web import dashboard_actions
 from orchestrator.manager.web.dashboard_actions import AuditedRequest, client_address
 from orchestrator.manager.web.live_updates import LiveUpdates
+from orchestrator.manager.web.manager_table import manager_table
 from orchestrator.manager.web.server_sent_events import EventStream, event
 from orchestrator.manager.web.traffic_graph import Traffic
 from orchestrator.model.access import SESSION_LIFE
@@ -37,6 +38,8 @@ _SESSION_CHECK = 1.0
 _COOKIE = "orc"
 _MAX_BODY = 1 << 16
 _LOG_TAIL = 200
+_MANAGERS_PERIOD = 2.0
+"""Seconds between two looks at the managers while a page shows them."""
 _HISTORY_TIMEOUT = 5.0
 """Seconds that a node has to answer with its history."""
 
@@ -46,8 +49,15 @@ Handler = Callable[[Request, Session], Awaitable[Response]]
 class Dashboard:
     """Serves the page and its requests."""
 
-    def __init__(self, ctx: ManagerContext, sessions: WebSessions) -> None:
+    def __init__(
+        self,
+        ctx: ManagerContext,
+        sessions: WebSessions,
+        managers: Callable[[], Awaitable[Any]],
+    ) -> None:
+        """`managers` returns a ListManagersReply."""
         self._ctx = ctx
+        self._managers = managers
         self._sessions = sessions
         self.updates = LiveUpdates(ctx)
         """To be followed for as long as the page is served."""
@@ -67,6 +77,7 @@ class Dashboard:
             route("/api/session", self._describe_session),
             route("/api/events", self._events),
             route("/api/traffic", self._traffic),
+            route("/api/managers", self._manager_table),
             route("/api/logs", self._logs),
             route("/api/history", self._history),
             route("/api/act", self._act, "POST"),
@@ -170,6 +181,16 @@ class Dashboard:
                 yield event("traffic", graph)
 
         return self._stream(session, events(), traffic.collect())
+
+    async def _manager_table(self, request: Request, session: Session) -> Response:
+        """The managers and their etcd members; they are asked for as long as the stream lasts."""
+
+        async def events() -> AsyncIterator[bytes]:
+            while True:
+                yield event("managers", manager_table(await self._managers()))
+                await asyncio.sleep(_MANAGERS_PERIOD)
+
+        return self._stream(session, events())
 
     async def _logs(self, request: Request, session: Session) -> Response:
         """The last lines of a service or task (`?of=`), and new ones as they are written."""

@@ -11,7 +11,7 @@ import { Traffic } from "/traffic.js";
 import { Views, swatch } from "/views.js";
 import { count, kindOf } from "/words.js";
 
-const VIEWS = ["picture", "traffic", "services", "nodes", "tasks", "networks", "events"];
+const VIEWS = ["picture", "traffic", "services", "nodes", "tasks", "networks", "events", "managers"];
 const PANELS = ["service", "node", "task"];
 const MOST_IN_LEGEND = 24;
 const place = (id) => document.getElementById(id);
@@ -61,6 +61,7 @@ function route() {
 function leave() {
   if (view === "picture") picture.detach();
   if (view === "traffic") traffic.detach();
+  if (view === "managers") cluster.leaveManagers();
   main.replaceChildren();
   main.scrollTop = 0;
 }
@@ -71,7 +72,10 @@ function render() {
   else if (view === "traffic") {
     if (!traffic.element.isConnected) { main.replaceChildren(traffic.element); traffic.attach(); }
   } else {
-    if (!main.firstChild) main.replaceChildren(views.element(view));
+    if (!main.firstChild) {
+      main.replaceChildren(views.element(view));
+      if (view === "managers") cluster.followManagers();
+    }
     views.refresh(view, search.words);
   }
   panel.refresh();

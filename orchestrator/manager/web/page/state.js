@@ -70,10 +70,13 @@ export class Cluster extends EventTarget {
   tasks = new Map();
   networks = new Map();
   events = [];
+  /** Managers with the state of their etcd members, and the quorum; null: not known yet. */
+  managers = null;
   connected = false;
   /** Nodes that changed since the renderer last cleared this; "" stands for tasks without a node. */
   touched = new Set();
   #source = null;
+  #managers = null;
   #byNode = new Groups();
   #byService = new Groups();
   #sorted = null;
@@ -92,6 +95,22 @@ export class Cluster extends EventTarget {
       // An expired session cannot reconnect.
       if (this.#source.readyState === EventSource.CLOSED) this.#tell("lost");
     });
+  }
+
+  /** Subscribe to the state of the managers, which have to be asked for it. */
+  followManagers() {
+    this.#managers ??= new EventSource("/api/managers");
+    this.#managers.addEventListener("managers", (event) => {
+      const told = JSON.parse(event.data);
+      for (const each of told.managers) each.key = sortable(each.name);
+      this.managers = told;
+      this.#tell("changed");
+    });
+  }
+
+  leaveManagers() {
+    this.#managers?.close();
+    this.#managers = this.managers = null;
   }
 
   tasksOfNode(id) { return this.#byNode.tasks(id); }

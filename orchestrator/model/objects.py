@@ -18,6 +18,7 @@ from orchestrator.model.documents import Document
 from orchestrator.model.extensible import Extensible
 from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import EndpointProgress, Node, SessionRecord
+from orchestrator.model.orphans import Orphan
 from orchestrator.model.placement import Strategy
 from orchestrator.model.services import Service
 from orchestrator.model.specs import Protocol
@@ -227,4 +228,5 @@ Object = (
     | ManagerPresence
     | SessionRecord
     | EndpointProgress
+    | Orphan
 )

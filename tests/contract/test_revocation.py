@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import grpc
@@ -80,7 +81,9 @@ DIALING: dict[str, asyncio.Task[str]] = {}
 class IdleWorker:
     """A node without containers."""
 
-    def remove_orphans(self, times: int) -> None:
+    orphans = SimpleNamespace(state=(), tasks=())
+
+    def remove_orphans(self, times: int, tasks: object) -> None:
         pass
 
     def apply(self, *args: object, **settings: object) -> None:

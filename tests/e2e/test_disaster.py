@@ -41,6 +41,27 @@ def lives(cluster: Cluster, task: dict[str, Any]) -> bool:
     return done.returncode == 0
 
 
+def restore(cluster: Cluster, words: Path, backup: Path) -> None:
+    """Lose the only manager with all data, and restore the cluster from a backup."""
+    address = cluster.status()["manager1"]["address"]
+    cluster.stop("manager1")
+    data = cluster.data("manager1")
+    shutil.rmtree(data)
+    cluster.exec(
+        "manager1", ORC, "cluster", "restore", "--advertise", address, "--data-dir", str(data),
+        "--context", "restored", "--passphrase-file", str(words), str(backup),
+    )  # fmt: skip
+    cluster.start("manager1")
+    cluster.await_ready()
+
+
+def answer(cluster: Cluster, task: dict[str, Any]) -> str:
+    """What the web server of a task answers to its node."""
+    [address] = task["addresses"].values()
+    command = ("busybox", "wget", "-q", "-T", "5", "-O", "-", f"http://{address}/hello")
+    return cluster.exec(task["node"], *command).stdout
+
+
 def test_a_restore_stops_no_container(doomed: Cluster, box: str, tmp_path: Path) -> None:
     words, backup = tmp_path / "passphrase", tmp_path / "cluster.orcbackup"
     words.write_text("correct horse battery")
@@ -48,17 +69,7 @@ def test_a_restore_stops_no_container(doomed: Cluster, box: str, tmp_path: Path)
     doomed.orc("cluster", "backup", "--passphrase-file", str(words), str(backup))
     later = doomed.script("later", box, "exec busybox sleep 3600", "--replicas", "2")
 
-    address = doomed.status()["manager1"]["address"]
-    doomed.stop("manager1")
-    data = doomed.data("manager1")
-    shutil.rmtree(data)
-    doomed.exec(
-        "manager1", ORC, "cluster", "restore", "--advertise", address, "--data-dir", str(data),
-        "--context", "restored", "--passphrase-file", str(words), str(backup),
-    )  # fmt: skip
-    doomed.start("manager1")
-    doomed.await_ready()
-
+    restore(doomed, words, backup)
     again = doomed.await_running("known", 4)
     assert {(task["id"], task["pid"]) for task in again} == {
         (task["id"], task["pid"]) for task in known
@@ -76,3 +87,53 @@ def test_a_restore_stops_no_container(doomed: Cluster, box: str, tmp_path: Path)
         doomed.orc("node", "update", "--remove-orphans", node)
     eventually(lambda: not any(lives(doomed, task) for task in later))
     assert {task["pid"] for task in doomed.running("known")} == {task["pid"] for task in known}
+
+
+SERVE = "busybox mkdir -p /www; echo hello > /www/hello; exec busybox httpd -f -p 80 -h /www"
+
+
+def test_orphans_answer_and_are_adopted_or_removed(
+    doomed: Cluster, box: str, tmp_path: Path
+) -> None:
+    words, backup = tmp_path / "passphrase", tmp_path / "cluster.orcbackup"
+    words.write_text("correct horse battery")
+    known = doomed.script("web", box, SERVE, "--replicas", "1")
+    doomed.orc("cluster", "backup", "--passphrase-file", str(words), str(backup))
+    doomed.orc("service", "scale", "web=3")
+    scaled = {task["slot"]: task for task in doomed.await_running("web", 3)}
+    newer = doomed.script("newer", box, SERVE, "--replicas", "2")
+    orphans = [*newer, scaled[2], scaled[3]]
+
+    restore(doomed, words, backup)
+    eventually(
+        lambda: {row["id"] for row in doomed.json("orphan", "ls")} == {t["id"] for t in orphans}
+    )
+    marked = {row["id"]: row for row in doomed.json("ps") if row["state"] == "orphan"}
+    assert marked.keys() == {task["id"] for task in orphans}
+    for task in orphans:
+        assert answer(doomed, task) == "hello\n"
+        listed = {row["id"]: row["state"] for row in doomed.json("node", "ps", task["node"])}
+        assert listed[task["id"]] == "orphan"
+
+    # A replica of a service that the backup knows, a container of one that it does not, and one
+    # that goes.
+    kept, gone = sorted(newer, key=lambda task: int(task["slot"]))
+    doomed.orc("orphan", "adopt", scaled[2]["id"])
+    doomed.orc("orphan", "adopt", "--name", "kept", kept["id"])
+    doomed.orc("orphan", "rm", gone["id"])
+    assert not lives(doomed, gone)
+    doomed.orc("orphan", "adopt", "--all")
+    assert doomed.json("orphan", "ls") == []
+
+    replicas = {task["slot"]: task for task in doomed.await_running("web", 3)}
+    for slot, before in {1: known[0], 2: scaled[2], 3: scaled[3]}.items():
+        assert (replicas[slot]["id"], replicas[slot]["pid"]) == (before["id"], before["pid"])
+        assert answer(doomed, replicas[slot]) == "hello\n"
+    [container] = [row for row in doomed.json("ps") if row["name"] == "kept"]
+    assert (container["id"], container["pid"]) == (kept["id"], kept["pid"])
+    assert container["state"] == "running"
+    assert answer(doomed, container) == "hello\n"
+    # It is a container like any other now.
+    assert doomed.orc("exec", "kept", "busybox", "cat", "/www/hello").stdout == "hello\n"
+    doomed.orc("rm", "--force", "kept")
+    eventually(lambda: not lives(doomed, kept))

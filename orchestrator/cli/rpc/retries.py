@@ -18,6 +18,7 @@ READS = frozenset(
         "Backup.GetOverview",
         "Containers.Events",
         "Containers.ListContainers",
+        "Containers.ListOrphans",
         "Containers.WatchContainer",
         "Control.GetCluster",
         "Control.ListImages",
@@ -48,6 +49,7 @@ READS = frozenset(
 
 RECORDED = frozenset(
     {
+        "Containers.AdoptOrphan",
         "Containers.CreateContainer",
         "Containers.RemoveContainer",
         "Containers.RenameContainer",
@@ -76,6 +78,7 @@ IDEMPOTENT = frozenset(
         "Certificates.Renew",
         "Containers.PauseContainer",
         "Containers.PrepareContainer",
+        "Containers.RemoveOrphan",
         "Containers.StartContainer",
         "Containers.StopContainer",
         "Containers.UnpauseContainer",

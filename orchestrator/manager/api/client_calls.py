@@ -81,6 +81,7 @@ class _Recorded:
 _CHANGE = _Recorded()
 
 RECORDED: dict[str, _Recorded] = {
+    "Containers.AdoptOrphan": _CHANGE,
     "Containers.CreateContainer": _CHANGE,
     "Containers.RenameContainer": _CHANGE,
     "Containers.RestartContainer": _CHANGE,

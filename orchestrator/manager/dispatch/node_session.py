@@ -12,7 +12,6 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from orchestrator.identity.certificates import own_key_id
@@ -21,13 +20,12 @@ from orchestrator.manager.dispatch.network_assignments import NetworkAssignments
 from orchestrator.manager.dispatch.secret_delivery import files_of, keys_of, payloads_of
 from orchestrator.manager.object_lookup import images_of
 from orchestrator.manager.planning.scheduling.volume_placement import name_on, named_volumes
+from orchestrator.manager.planning.task_filling import filled_in
 from orchestrator.manager.planning.view import ClusterView, is_assigned
 from orchestrator.manager.telemetry.task_traces import trace_context_of
 from orchestrator.model.access import Revocation
 from orchestrator.model.agent_features import NETWORK_CHANGES
 from orchestrator.model.convert import to_proto
-from orchestrator.model.formats.generic_resources import with_generic
-from orchestrator.model.formats.task_templates import filled
 from orchestrator.model.nodes import NodeState
 from orchestrator.model.placement import DisconnectAction
 from orchestrator.model.specs import NetworkAttachment
@@ -113,7 +111,7 @@ class NodeSession:
         """The scrape token whose digest it was sent."""
         self._container_access: tuple[str, ...] | None = None
         """The access for containers that it was sent; None before."""
-        self._orphan_removals: int | None = None
+        self._orphan_removal: Any | None = None
         """As sent to the node; None before."""
         self.certificate_ca = ""
         """Key id of the CA that issued the certificate with which the session was opened."""
@@ -188,10 +186,9 @@ class NodeSession:
             self._trust = trust
             cas = dispatch_pb2.Trust(ca_certificates=trust, signer=own_key_id(trust))
             out.append(dispatch_pb2.ManagerMessage(trust=cas))
-        node = view.nodes.get(self.node_id)
-        if node is not None and node.orphan_removals != self._orphan_removals:
-            self._orphan_removals = node.orphan_removals
-            removal = dispatch_pb2.OrphanRemoval(times=node.orphan_removals)
+        removal = _orphan_removal(view, self.node_id)
+        if removal != self._orphan_removal:
+            self._orphan_removal = removal
             out.append(dispatch_pb2.ManagerMessage(orphan_removal=removal))
         if (revoked := self._revocation_changes(view)) is not None:
             out.append(dispatch_pb2.ManagerMessage(revocations=revoked))
@@ -274,7 +271,7 @@ class NodeSession:
             results_in=self._sequence,
             tasks=[
                 dispatch_pb2.AssignedTask(
-                    task=to_proto(_filled_in(view, task)),
+                    task=to_proto(filled_in(view, task)),
                     image_sources=_sources(view, task),
                     volumes=_volumes(view, task),
                     files=files_of(view, task),
@@ -319,24 +316,22 @@ class NodeSession:
         return [dispatch_pb2.ManagerMessage(payload=payload) for payload in new]
 
 
-def _filled_in(view: ClusterView, task: Task) -> Task:
-    """The task with its spec's placeholders replaced by values of task and node."""
-    service, node = view.services.get(task.service_id), view.nodes.get(task.node_id)
-    container = task.spec.container
-    if service is not None and node is not None:
-        container = filled(container, task, service, node)
-    container = with_generic(container, task.generic_resources)
-    if container is task.spec.container:
-        return task
-    return replace(task, spec=replace(task.spec, container=container))
-
-
 def _stop_after(view: ClusterView, task: Task) -> float:
     """Seconds without a manager after which the node stops the task; 0: never."""
     service = view.services.get(task.service_id)
     if service is None or service.spec.on_disconnect.action is not DisconnectAction.STOP:
         return 0.0
     return service.spec.on_disconnect.after
+
+
+def _orphan_removal(view: ClusterView, node_id: str) -> Any:
+    node = view.nodes.get(node_id)
+    return dispatch_pb2.OrphanRemoval(
+        times=node.orphan_removals if node is not None else 0,
+        tasks=sorted(
+            each.id for each in view.orphans.values() if each.removing and each.node_id == node_id
+        ),
+    )
 
 
 def _images_to_remove(view: ClusterView, node_id: str) -> list[str]:

@@ -19,6 +19,7 @@ from orchestrator.model.documents import Document
 from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import EndpointProgress, Node, SessionRecord
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
+from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import Service
 from orchestrator.model.tasks import Task
 
@@ -68,6 +69,7 @@ _KINDS: dict[type[Object], str] = {
     ManagerPresence: "manager-presence",
     SessionRecord: "sessions",
     EndpointProgress: "endpointprogress",
+    Orphan: "orphans",
 }
 _TYPES: dict[str, type[Object]] = {kind: type_ for type_, kind in _KINDS.items()}
 

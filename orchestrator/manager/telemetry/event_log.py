@@ -26,6 +26,7 @@ from orchestrator.model.limits import resized
 from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import EndpointProgress, Node, NodeState, SessionRecord
 from orchestrator.model.objects import Image, Network, Object
+from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import JobState, Service, UpdateState
 from orchestrator.model.specs import TaskSpec
 from orchestrator.model.states import TaskState, is_terminal
@@ -368,6 +369,8 @@ def _action(before: Object | None, after: Object | None) -> str:
         gone = isinstance(before, Service) and before.removed  # reported when it was requested
         return "" if gone else "remove"
     match before, after:
+        case Orphan(), Orphan():
+            return ""
         case Manager(), Manager():
             if before.joining and not after.joining:
                 return "ready"
@@ -417,6 +420,8 @@ def _where(before: Object | None, after: Object | None, view: ClusterView) -> st
             had, has = (set(i.nodes) if isinstance(i, Image) else set() for i in (before, after))
             nodes = [view.nodes[id] for id in had ^ has if id in view.nodes]
             return ",".join(sorted(node.description.hostname for node in nodes))
+        case Orphan() as orphan if orphan.node_id in view.nodes:
+            return view.nodes[orphan.node_id].description.hostname
         case _:
             return ""
 

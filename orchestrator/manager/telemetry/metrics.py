@@ -326,6 +326,11 @@ class ClusterCollector(Collector):
             ("orc_manager_node_streams", "Open streams to nodes", state.streams),
             ("orc_networks", "Networks", len(view.networks)),
             ("orc_volumes", "Volumes", len(view.volumes)),
+            (
+                "orc_orphans",
+                "Running containers that the restored cluster does not know",
+                len(view.orphans),
+            ),
             ("orc_images", "Images", len(view.images)),
             ("orc_services", "Services", sum(not s.removed for s in view.services.values())),
         ):

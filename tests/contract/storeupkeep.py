@@ -132,6 +132,19 @@ def a_larger_quota_helps_without_a_leader(hosts: SmallHosts) -> None:
     asyncio.run(remove_fillers(hosts.kv()))
 
 
+def free_pages_are_given_back(hosts: SmallHosts) -> None:
+    """Without a request, where they are more than half of a file."""
+    assert min(row["size"] for row in hosts.store().values()) > 12 << 20
+    hosts.done("manager", "store", "compact")
+
+    def small() -> bool:
+        # etcd counts free pages when it writes the next time.
+        assert hosts.writable()
+        return max(row["size"] for row in hosts.store().values()) < 4 << 20
+
+    eventually(small)
+
+
 def one_at_a_time(hosts: SmallHosts) -> None:
     """Two operators at two managers have all members defragmented."""
     ids = hosts.ids()
@@ -190,6 +203,7 @@ def main() -> None:
     live_data_leave_the_cluster_read_only(hosts)
     an_operator_makes_room(hosts)
     a_larger_quota_helps_without_a_leader(hosts)
+    free_pages_are_given_back(hosts)
     one_at_a_time(hosts)
     a_marginal_quorum_is_left_alone(hosts)
 

@@ -79,17 +79,21 @@ class Presence:
 
     async def run(self) -> None:
         """Hold the key until cancelled; then release it at once."""
+        said = ""
         while True:
             lease = 0
             try:
                 lease = await self._kv.grant(PRESENCE_TTL)
                 own = ManagerPresence(id=self._id, since=self._now())
                 await self._kv.txn((), [Put(object_key(own), encode(own), lease)])
+                said = ""
                 await self._renew(lease)
             except LeaseLost:
                 log.warning("the presence lease was lost; taking another one")
             except StoreError as error:
-                log.warning("cannot hold the presence key", extra={"error": error})
+                if str(error) != said:  # an outage lasts: log its cause once
+                    said = str(error)
+                    log.warning("cannot hold the presence key", extra={"error": error})
                 await asyncio.sleep(RETRY)
             finally:
                 if lease:

@@ -25,13 +25,17 @@ def doomed(spare_cluster: Callable[[str], Cluster]) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def box(doomed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An image with busybox and nothing else, built in the cluster; its name."""
-    folder = tmp_path_factory.mktemp("box")
+    """The image of `build`, in the cluster."""
+    return build(doomed, tmp_path_factory.mktemp("box"))
+
+
+def build(cluster: Cluster, folder: Path) -> str:
+    """Build an image with busybox and nothing else in the cluster; its name."""
     busybox = shutil.which("busybox")
     assert busybox is not None
     shutil.copy(busybox, folder / "busybox")
     (folder / "Dockerfile").write_text("FROM scratch\nCOPY busybox /bin/busybox\n")
-    doomed.orc("build", "-t", "box:1", str(folder))
+    cluster.orc("build", "-t", "box:1", str(folder))
     return "box:1"
 
 
@@ -137,3 +141,59 @@ def test_orphans_answer_and_are_adopted_or_removed(
     assert doomed.orc("exec", "kept", "busybox", "cat", "/www/hello").stdout == "hello\n"
     doomed.orc("rm", "--force", "kept")
     eventually(lambda: not lives(doomed, kept))
+
+
+@pytest.fixture
+def moving(spare_cluster: Callable[[str], Cluster]) -> Iterator[Cluster]:
+    cluster = spare_cluster("moving")
+    cluster.dev("up", "--nodes", "1")
+    yield cluster
+    cluster.dev("down")
+
+
+def unused_address(cluster: Cluster, number: int) -> str:
+    """An unused address on the hosts' network."""
+    return f"{cluster.status()['manager1']['address'].rpartition('.')[0]}.{number}"
+
+
+def find_again(cluster: Cluster, address: str, task: dict[str, Any]) -> None:
+    """Start the manager on its host, which gets another address, and set that at the agent and in
+    the context. The container is the same as before."""
+    cluster.dev("start", "manager1")
+    # Not before: a host that is started has the address that it was made with.
+    cluster.exec("manager1", "ip", "-4", "address", "flush", "dev", "eth0")
+    cluster.exec("manager1", "ip", "address", "add", f"{address}/24", "dev", "eth0")
+    node = str(cluster.data("node1"))
+    cluster.exec("node1", ORC, "cluster", "reconnect", "--data-dir", node, address)
+    cluster.orc("context", "update", "--endpoint", address)
+    cluster.await_ready("node1")
+    [manager] = cluster.json("manager", "ls")
+    assert manager["address"].startswith(f"{address}:")
+    [same] = cluster.await_running("web", 1)
+    assert (same["id"], same["pid"]) == (task["id"], task["pid"])
+
+
+def test_the_only_manager_is_found_at_other_addresses(moving: Cluster, tmp_path: Path) -> None:
+    words, backup = tmp_path / "passphrase", tmp_path / "cluster.orcbackup"
+    words.write_text("correct horse battery")
+    (tmp_path / "box").mkdir()
+    box = build(moving, tmp_path / "box")
+    [task] = moving.script("web", box, "exec busybox sleep 3600")
+    moving.orc("cluster", "backup", "--passphrase-file", str(words), str(backup))
+    data = moving.data("manager1")
+
+    moving.stop("manager1")
+    address = unused_address(moving, 201)
+    moving.exec("manager1", ORC, "cluster", "advertise", "--data-dir", str(data), address)
+    find_again(moving, address, task)
+
+    moving.stop("manager1")
+    address = unused_address(moving, 202)
+    shutil.rmtree(data)
+    moving.exec(
+        "manager1", ORC, "cluster", "restore", "--advertise", address, "--data-dir", str(data),
+        "--context", "restored", "--passphrase-file", str(words), str(backup),
+    )  # fmt: skip
+    find_again(moving, address, task)
+    moving.orc("service", "scale", "web=2")
+    assert len(moving.await_running("web", 2)) == 2

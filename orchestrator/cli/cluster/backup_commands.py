@@ -93,7 +93,6 @@ def read_passphrase(path: str | None, *, confirm: bool) -> str:
 @click.option(
     "--keep",
     type=click.IntRange(1),
-    metavar="N",
     help="With --every: backups that each manager keeps; it deletes older ones.  [default: 10]",
 )
 @click.option("--unschedule", is_flag=True, help="End the schedule. Files stay.")

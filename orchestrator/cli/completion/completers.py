@@ -270,6 +270,7 @@ register(
         "jobs": jobs,
         "networks": networks,
         "nodes": nodes,
+        "orphans": orphans,
         "paused_containers": paused_containers,
         "revocable_identities": revocable_identities,
         "running_containers": running_containers,

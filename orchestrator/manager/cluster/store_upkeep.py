@@ -53,6 +53,11 @@ RELIEF_PAUSE = 300.0
 compaction and defragmentation gain nothing."""
 
 
+HAND_OVER_SIZE = 256 << 20
+"""Bytes of a leader's database from which another manager leads while it is defragmented: the
+leader could not renew its lease for as long as that takes."""
+
+
 class StoreUpkeep:
     """Upkeep of this manager's etcd member and, while this manager drives, of the others'."""
 
@@ -65,12 +70,14 @@ class StoreUpkeep:
         channels: ManagerChannels,
         statuses: Callable[[], Awaitable[Mapping[str, Any]]],
         leads: Callable[[], bool],
+        hand_over: Callable[[], Awaitable[object]],
         clock: Callable[[], float],
         *,
         period: float = PERIOD,
     ) -> None:
         """`own` is this manager's id. `statuses` asks the managers for their ManagerStatus, by id.
-        `clock` is monotonic. `period` in seconds."""
+        `hand_over` has the leader resign and returns once a manager leads again. `clock` is
+        monotonic. `period` in seconds."""
         self._kv = kv
         self._view = view
         self._own = own
@@ -78,12 +85,15 @@ class StoreUpkeep:
         self._channels = channels
         self._statuses = statuses
         self._leads = leads
+        self._hand_over = hand_over
         self._clock = clock
         self._period = period
         self._turn = asyncio.Lock()
         """Held while this manager has a member defragmented."""
         self._wanted = asyncio.Event()
         self._waiting: list[asyncio.Future[Defragmented]] = []
+        self._resign = False
+        """Whether this leader resigns before its member is defragmented."""
         self._relief_at = float("-inf")
         self._reported = ""
         """Newest reason for not acting: logged once."""
@@ -183,22 +193,35 @@ class StoreUpkeep:
         manager. Refused while it would endanger the quorum, unless forced. Raises RequestError,
         StoreError."""
         async with self._turn:
-            if not force:
-                members = store_members(self._view(), await self._statuses())
-                if refusal := refusal_of_defragmentation(members, manager):
-                    raise failed_precondition(
-                        f"not defragmented: {refusal}; see 'orc manager store status'"
-                    )
+            statuses = await self._statuses()
+            members = store_members(self._view(), statuses)
+            if not force and (refusal := refusal_of_defragmentation(members, manager)):
+                raise failed_precondition(
+                    f"not defragmented: {refusal}; see 'orc manager store status'"
+                )
             if manager == self._own:
-                return await self.defragment_own()
+                # No leader could be elected while writes are refused.
+                writable = not is_full(alarms_in(statuses.values()))
+                return await self.defragment_own(resign=writable and self._should_resign(members))
             request = managers_pb2.DefragmentMemberRequest()
             return await self._ask(manager, "DefragmentMember", request)
 
-    async def defragment_own(self) -> Defragmented:
-        """Defragment this manager's member. Once begun it goes on, also if the caller is cancelled:
-        etcd does not stop it either. Raises StoreError."""
+    def _should_resign(self, members: list[StoreMember]) -> bool:
+        """Whether a defragmentation would outlast this leader's lease, and another could lead."""
+        own = next((each for each in members if each.manager == self._own), None)
+        others = [each for each in members if each is not own and each.healthy and not each.learner]
+        large = own is not None and own.size >= HAND_OVER_SIZE
+        return self._leads() and large and bool(others)
+
+    async def defragment_own(self, *, resign: bool = False) -> Defragmented:
+        """Defragment this manager's member, after this leader has resigned if it should. Once begun
+        it goes on, also if the caller is cancelled: etcd does not stop it either. Raises
+        StoreError."""
         done: asyncio.Future[Defragmented] = asyncio.get_running_loop().create_future()
         self._waiting.append(done)
+        # Set before another manager leads, which then has no other member defragmented.
+        self.defragmenting = True
+        self._resign = self._resign or resign
         self._wanted.set()
         return await done
 
@@ -206,8 +229,10 @@ class StoreUpkeep:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
+            if self._resign:
+                self._resign = False
+                await self._let_another_lead()
             served, self._waiting = self._waiting, []
-            self.defragmenting = True
             try:
                 done = await self._member.maintenance.defragment()
             except StoreError as error:
@@ -218,7 +243,7 @@ class StoreUpkeep:
                         each.set_exception(error)
                 continue
             finally:
-                self.defragmenting = False
+                self.defragmenting = bool(self._waiting)
             log.info(
                 "etcd's database defragmented",
                 extra={
@@ -231,6 +256,13 @@ class StoreUpkeep:
             for each in served:
                 if not each.done():
                     each.set_result(done)
+
+    async def _let_another_lead(self) -> None:
+        log.info("handing the leadership over before a defragmentation")
+        try:
+            await self._hand_over()
+        except (RequestError, StoreError) as error:
+            log.warning("cannot hand the leadership over", extra={"reason": str(error)})
 
     async def _ask(self, manager: str, method: str, request: Any) -> Defragmented:
         """The answer of another manager. Raises RequestError."""

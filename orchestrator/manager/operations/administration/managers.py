@@ -85,6 +85,7 @@ class ManagerOperations(Operations):
                 channels,
                 lambda: self._statuses(ctx.view),
                 leads=lambda: bool(ctx.leader()),
+                hand_over=self.step_down,
                 clock=time.monotonic,
             )
 

@@ -85,6 +85,10 @@ class Etcd:
         before, self.size = self.size, self.used
         return Defragmented(before, self.size, 0.1)
 
+    async def hand_over(self) -> None:
+        self.done.append("hand over")
+        self.leads = False
+
     async def disarm(self, alarms: list[Alarm]) -> None:
         self.done.append("disarm")
         self.alarms = [each for each in self.alarms if each not in alarms]
@@ -100,6 +104,7 @@ def upkeep_of(etcd: Etcd, own: str = "m1") -> StoreUpkeep:
         cast(ManagerChannels, None),
         etcd.statuses,
         leads=lambda: etcd.leads,
+        hand_over=etcd.hand_over,
         clock=lambda: etcd.now,
         period=1e9,
     )
@@ -164,6 +169,26 @@ async def test_only_fragmented_databases_are_rewritten_without_need() -> None:
         etcd.used = 5 * MIB
         await upkeep.look()
     assert etcd.done == ["defragment"]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "size", "alarms", "done"),
+    [
+        (("m1", "m2"), 300 * MIB, [], ["hand over", "defragment"]),
+        (("m1", "m2"), 200 * MIB, [], ["defragment"]),
+        (("m1", "m2"), 300 * MIB, [NOSPACE], ["defragment"]),
+        (("m1",), 300 * MIB, [], ["defragment"]),
+    ],
+)
+async def test_another_manager_leads_while_a_large_database_is_rewritten(
+    hosts: tuple[str, ...], size: int, alarms: list[Alarm], done: list[str]
+) -> None:
+    etcd = Etcd(hosts, size=size, alarms=alarms)
+    upkeep = upkeep_of(etcd)
+    async with background(upkeep.run()):
+        await upkeep.defragment("m1")
+    assert etcd.done == done
+    assert not upkeep.defragmenting
 
 
 async def test_an_operator_is_refused_while_there_is_no_room() -> None:

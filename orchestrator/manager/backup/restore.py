@@ -33,6 +33,9 @@ from orchestrator.manager.store.kv import Kv, Op, Put, StoreError
 MARK = "restoring"
 """File in a data folder whose restore has begun and may be repeated."""
 
+RESTORE_QUOTA = 64 << 30
+"""Bytes. Data of any size are restored: the manager that starts has a quota of its own."""
+
 
 def restore(
     archive: Archive, data_dir: Path, address: str, port: int
@@ -84,7 +87,7 @@ async def fill(folder: Path, keys: Iterable[tuple[str, bytes]]) -> None:
         await orphan.stop()
     shutil.rmtree(folder, ignore_errors=True)
     async with (
-        EtcdMember(folder) as member,
+        EtcdMember(folder, quota=RESTORE_QUOTA) as member,
         EtcdKv(member.endpoints, member.tls, max_txn_ops=member.max_txn_ops) as kv,
     ):
         await put_all(kv, keys)

@@ -19,6 +19,7 @@ from orchestrator.pb import (
     containers_pb2_grpc,
     control_pb2_grpc,
     images_pb2_grpc,
+    managers_pb2_grpc,
     networks_pb2_grpc,
     support_pb2_grpc,
     volumes_pb2_grpc,
@@ -57,6 +58,8 @@ def listening(authority: Authority) -> Iterator[Manager]:
     containers_pb2_grpc.add_ContainersServicer_to_server(containers, server)
     volumes = servicer(script, volumes_pb2_grpc.VolumesServicer)
     volumes_pb2_grpc.add_VolumesServicer_to_server(volumes, server)
+    managers = servicer(script, managers_pb2_grpc.ManagersServicer)
+    managers_pb2_grpc.add_ManagersServicer_to_server(managers, server)
     port = server.add_secure_port(
         "127.0.0.1:0",
         grpc.ssl_server_credentials(

@@ -46,6 +46,8 @@ class BackupStatus(Extensible):
     """Number of scheduled backups that failed."""
     downloaded_at: float = 0.0
     """When the store was read for the newest backup that a client received."""
+    schedule_changed_at: float = 0.0
+    """`BackupSchedule.changed_at` of the schedule that the newest attempt followed."""
 
     @property
     def newest(self) -> float:

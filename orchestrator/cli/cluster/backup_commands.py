@@ -171,7 +171,7 @@ def _schedule(client: Client, schedule: types_pb2.BackupSchedule) -> None:
 
 def _is_due(manager: backup_pb2.ManagerBackups, since: float) -> bool:
     """Whether a running manager has not attempted a backup since then."""
-    return manager.running and max(manager.status.succeeded_at, manager.status.failed_at) < since
+    return manager.running and manager.status.schedule_changed_at != since
 
 
 @click.command(epilog=example("orc cluster backups"))

@@ -24,10 +24,12 @@ from orchestrator.backups.passphrase import encrypt
 from orchestrator.backups.recipients import encrypt_to
 from orchestrator.linux.atomicfile import write_file
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict, Kv, StoreError
 from orchestrator.model.backups import BackupSchedule, BackupStatus
+from orchestrator.model.managers import Manager
 
 log = logging.getLogger(__name__)
 
@@ -55,18 +57,26 @@ def is_due(schedule: BackupSchedule, status: BackupStatus, now: float) -> bool:
     """Whether a manager with this status is to write a backup now."""
     if not schedule.every:
         return False
-    last = max(status.succeeded_at, status.failed_at)
-    if last < schedule.changed_at or last > now:  # a new schedule; a clock that was set back
+    # Compared for equality: another manager's clock may differ.
+    if status.schedule_changed_at != schedule.changed_at:
         return True
+    if max(status.succeeded_at, status.failed_at) > now:
+        return True  # the clock was set back
     if status.error:
         return now >= status.failed_at + min(RETRY, schedule.every)
     return now >= status.succeeded_at + schedule.every
 
 
-def write(archive: Archive, schedule: BackupSchedule, hostname: str) -> Written:
-    """Write a backup, then delete the oldest ones beyond those to keep. Blocks until it is on disk.
-    Raises BackupError, and then has deleted none."""
-    folder = Path(schedule.folder) / hostname
+def folder_name(view: ClusterView, manager: Manager) -> str:
+    """The name of a manager's folder: its hostname, with its id if others have that, too."""
+    same = sum(each.hostname == manager.hostname for each in view.managers.values())
+    return manager.hostname if same == 1 else f"{manager.hostname}-{manager.id}"
+
+
+def write(archive: Archive, schedule: BackupSchedule, name: str) -> Written:
+    """Write a backup to the folder with this name, then delete the oldest ones beyond those to
+    keep. Blocks until it is on disk. Raises BackupError, and then has deleted none."""
+    folder = Path(schedule.folder) / name
     manifest = archive.manifest
     prefix = f"orc-{manifest.cluster_id[:_CLUSTER_DIGITS]}-"
     time = dt.datetime.fromtimestamp(manifest.created_at, dt.UTC)
@@ -134,18 +144,20 @@ class ScheduledBackups:
                 continue
             schedule = cluster.backup_schedule
             if self._outcome is None and is_due(schedule, own.backups, self._now()):
-                self._outcome = await self._attempt(cluster.id, schedule, own.hostname, own.backups)
+                status = replace(own.backups, schedule_changed_at=schedule.changed_at)
+                name = folder_name(view, own)
+                self._outcome = await self._attempt(cluster.id, schedule, name, status)
             if self._outcome is not None and await self._record(self._outcome):
                 self._outcome = None
 
     async def _attempt(
-        self, cluster_id: str, schedule: BackupSchedule, hostname: str, status: BackupStatus
+        self, cluster_id: str, schedule: BackupSchedule, name: str, status: BackupStatus
     ) -> BackupStatus:
         began = self._now()
         try:
             archive = await self._take(cluster_id)
-            done = await asyncio.to_thread(write, archive, schedule, hostname)
-        except (BackupError, StoreError) as error:
+            done = await asyncio.to_thread(write, archive, schedule, name)
+        except (BackupError, StoreError, OSError) as error:
             log.error("the scheduled backup failed", extra={"reason": error})
             return replace(status, failed_at=began, error=str(error), failures=status.failures + 1)
         log.info("scheduled backup written", extra={"file": done.file, "bytes": done.size})

@@ -10,15 +10,18 @@ import pytest
 
 from orchestrator.backups.archive import Archive, BackupError, Manifest, unpack
 from orchestrator.backups.passphrase import decrypt
-from orchestrator.manager.backup.scheduled import RETRY, is_due, write
+from orchestrator.manager.backup.scheduled import RETRY, folder_name, is_due, write
 from orchestrator.manager.errors import RequestError
 from orchestrator.manager.operations.administration.backups import check_schedule
+from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.backups import BackupSchedule, BackupStatus
+from orchestrator.model.managers import Manager
 
 HOUR = 3600.0
 HOURLY = BackupSchedule(
     every=HOUR, keep=2, folder="/backups", passphrase_file="/etc/orc/passphrase", changed_at=100.0
 )
+FAILED = BackupStatus(failed_at=200, error="x", schedule_changed_at=100)
 ARCHIVE = Archive(Manifest("0123456789abcdef", 0.0, 42, "0.1.0", 1), (("/orc/a", b"1"),), {})
 
 
@@ -27,19 +30,34 @@ ARCHIVE = Archive(Manifest("0123456789abcdef", 0.0, 42, "0.1.0", 1), (("/orc/a",
     [
         pytest.param(BackupSchedule(), BackupStatus(), 1e6, False, id="not scheduled"),
         pytest.param(HOURLY, BackupStatus(), 101, True, id="new"),
-        pytest.param(HOURLY, BackupStatus(succeeded_at=50), 101, True, id="changed since"),
-        pytest.param(HOURLY, BackupStatus(succeeded_at=200), 3799, False, id="early"),
-        pytest.param(HOURLY, BackupStatus(succeeded_at=200), 3800, True, id="due"),
         pytest.param(
-            HOURLY, BackupStatus(200, failed_at=150, failures=1), 300, False, id="failed before"
+            HOURLY,
+            BackupStatus(succeeded_at=150, schedule_changed_at=50),
+            101,
+            True,
+            id="changed since",
         ),
         pytest.param(
-            HOURLY, BackupStatus(failed_at=200, error="x"), 199 + RETRY, False, id="failed"
+            HOURLY, BackupStatus(succeeded_at=200, schedule_changed_at=100), 3799, False, id="early"
         ),
         pytest.param(
-            HOURLY, BackupStatus(failed_at=200, error="x"), 200 + RETRY, True, id="tried again"
+            HOURLY, BackupStatus(succeeded_at=200, schedule_changed_at=100), 3800, True, id="due"
         ),
-        pytest.param(HOURLY, BackupStatus(succeeded_at=1e6), 101, True, id="clock was set back"),
+        pytest.param(
+            HOURLY,
+            BackupStatus(200, failed_at=150, failures=1, schedule_changed_at=100),
+            300,
+            False,
+            id="failed before",
+        ),
+        pytest.param(HOURLY, FAILED, 199 + RETRY, False, id="failed"),
+        pytest.param(HOURLY, FAILED, 200 + RETRY, True, id="tried again"),
+        pytest.param(
+            HOURLY, BackupStatus(50, schedule_changed_at=100), 60, False, id="clock is behind"
+        ),
+        pytest.param(
+            HOURLY, BackupStatus(1e6, schedule_changed_at=100), 101, True, id="clock was set back"
+        ),
     ],
 )
 def test_a_backup_is_due(
@@ -93,6 +111,13 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "backups").write_text("a file")
     with pytest.raises(BackupError, match=r"cannot write .*ReadWritePaths"):
         write(_at(0.0), schedule, "m1")
+
+
+def test_managers_with_the_same_hostname_have_their_own_folders() -> None:
+    one, other, third = (Manager(id=id, hostname=f"host{id[0]}") for id in ("a1", "a2", "b1"))
+    view = ClusterView.of([one, other, third])
+    names = [folder_name(view, each) for each in (one, other, third)]
+    assert names == ["hosta-a1", "hosta-a2", "hostb"]
 
 
 @pytest.mark.parametrize(

@@ -197,3 +197,35 @@ def test_the_only_manager_is_found_at_other_addresses(moving: Cluster, tmp_path:
     find_again(moving, address, task)
     moving.orc("service", "scale", "web=2")
     assert len(moving.await_running("web", 2)) == 2
+
+
+def test_a_node_that_joined_since_keeps_its_containers(moving: Cluster, tmp_path: Path) -> None:
+    words, backup = tmp_path / "passphrase", tmp_path / "cluster.orcbackup"
+    words.write_text("correct horse battery")
+    (tmp_path / "box").mkdir()
+    box = build(moving, tmp_path / "box")
+    moving.orc("cluster", "backup", "--passphrase-file", str(words), str(backup))
+    moving.dev("up", "--nodes", "2")
+    [late] = moving.script("late", box, SERVE, "--constraint", "node.hostname==node2")
+
+    restore(moving, words, backup)
+    assert moving.nodes().keys() == {"node1"}
+    assert lives(moving, late)
+    moving.stop("node2")
+    data = ("--data-dir", str(moving.data("node2")))
+    moving.exec("node2", ORC, "cluster", "leave", *data)
+    token = moving.orc("cluster", "token", "worker", "-q").stdout.strip()
+    manager = moving.status()["manager1"]["address"]
+    moving.exec("node2", ORC, "cluster", "join", "--token", token, *data, f"{manager}:7421")
+    moving.start("node2")
+    moving.await_ready("node1", "node2")
+
+    def reported() -> bool:
+        [orphan] = moving.json("orphan", "ls")
+        return bool(orphan["id"] == late["id"] and orphan["node"] == "node2")
+
+    eventually(reported)
+    moving.orc("orphan", "adopt", "--name", "kept", late["id"])
+    [container] = moving.json("ps")
+    assert (container["id"], container["pid"]) == (late["id"], late["pid"])
+    assert answer(moving, container) == "hello\n"

@@ -375,8 +375,8 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             log.warning("session of an unknown node refused", extra={"node": node_id})
             await context.abort(
                 grpc.StatusCode.PERMISSION_DENIED,
-                f"the cluster has no node {node_id}: it was restored from an older backup? Remove "
-                "this host's data folder and run 'orc cluster join'",
+                f"the cluster has no node {node_id}: it was restored from an older backup? Run "
+                "'orc cluster leave' and 'orc cluster join' on this host; its containers run on",
             )
         if not self._records.has_lease and self._has_others():
             await context.abort(grpc.StatusCode.UNAVAILABLE, _CUT_OFF)

@@ -105,7 +105,7 @@ def test_orphans_answer_and_are_adopted_or_removed(
     doomed.orc("cluster", "backup", "--passphrase-file", str(words), str(backup))
     doomed.orc("service", "scale", "web=3")
     scaled = {task["slot"]: task for task in doomed.await_running("web", 3)}
-    newer = doomed.script("newer", box, SERVE, "--replicas", "2")
+    newer = doomed.script("newer", box, SERVE, "--replicas", "3")
     orphans = [*newer, scaled[2], scaled[3]]
 
     restore(doomed, words, backup)
@@ -119,11 +119,12 @@ def test_orphans_answer_and_are_adopted_or_removed(
         listed = {row["id"]: row["state"] for row in doomed.json("node", "ps", task["node"])}
         assert listed[task["id"]] == "orphan"
 
-    # A replica of a service that the backup knows, a container of one that it does not, and one
-    # that goes.
-    kept, gone = sorted(newer, key=lambda task: int(task["slot"]))
-    doomed.orc("orphan", "adopt", scaled[2]["id"])
-    doomed.orc("orphan", "adopt", "--name", "kept", kept["id"])
+    # A replica of a service that the backup knows, one of a service that is created anew, one that
+    # becomes a standalone container, and one that goes.
+    first, kept, gone = sorted(newer, key=lambda task: int(task["slot"]))
+    [again] = doomed.script("newer", box, SERVE, "--replicas", "1")
+    doomed.orc("orphan", "adopt", scaled[2]["id"], first["id"])
+    doomed.orc("orphan", "adopt", "--standalone", "--name", "kept", kept["id"])
     doomed.orc("orphan", "rm", gone["id"])
     assert not lives(doomed, gone)
     doomed.orc("orphan", "adopt", "--all")
@@ -133,6 +134,9 @@ def test_orphans_answer_and_are_adopted_or_removed(
     for slot, before in {1: known[0], 2: scaled[2], 3: scaled[3]}.items():
         assert (replicas[slot]["id"], replicas[slot]["pid"]) == (before["id"], before["pid"])
         assert answer(doomed, replicas[slot]) == "hello\n"
+    eventually(lambda: not lives(doomed, again))
+    [only] = doomed.await_running("newer", 1)
+    assert (only["id"], only["pid"]) == (first["id"], first["pid"])
     [container] = [row for row in doomed.json("ps") if row["name"] == "kept"]
     assert (container["id"], container["pid"]) == (kept["id"], kept["pid"])
     assert container["state"] == "running"

@@ -26,7 +26,8 @@ from orchestrator.manager.telemetry.task_traces import trace_context_of
 from orchestrator.model.access import Revocation
 from orchestrator.model.agent_features import NETWORK_CHANGES
 from orchestrator.model.convert import to_proto
-from orchestrator.model.nodes import NodeState
+from orchestrator.model.nodes import Node, NodeState
+from orchestrator.model.orphans import Orphan
 from orchestrator.model.placement import DisconnectAction
 from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import TaskState
@@ -113,6 +114,8 @@ class NodeSession:
         """The access for containers that it was sent; None before."""
         self._orphan_removal: Any | None = None
         """As sent to the node; None before."""
+        self._orphans: tuple[Node | None, Mapping[str, Orphan]] = (None, {})
+        """What it was computed from."""
         self.certificate_ca = ""
         """Key id of the CA that issued the certificate with which the session was opened."""
         self._trust = ""
@@ -186,10 +189,7 @@ class NodeSession:
             self._trust = trust
             cas = dispatch_pb2.Trust(ca_certificates=trust, signer=own_key_id(trust))
             out.append(dispatch_pb2.ManagerMessage(trust=cas))
-        removal = _orphan_removal(view, self.node_id)
-        if removal != self._orphan_removal:
-            self._orphan_removal = removal
-            out.append(dispatch_pb2.ManagerMessage(orphan_removal=removal))
+        out += self._orphan_removals(view)
         if (revoked := self._revocation_changes(view)) is not None:
             out.append(dispatch_pb2.ManagerMessage(revocations=revoked))
         if self._condemning:
@@ -206,6 +206,25 @@ class NodeSession:
                 out.append(dispatch_pb2.ManagerMessage(assignments=assignments))
             self._looked_at = view
         return out
+
+    def _orphan_removals(self, view: ClusterView) -> list[Any]:
+        """Which orphans the node is to remove, if that has changed."""
+        node, (known, orphans) = view.nodes.get(self.node_id), self._orphans
+        if node is None or (node is known and view.orphans is orphans):
+            return []
+        self._orphans = node, view.orphans
+        removal = dispatch_pb2.OrphanRemoval(
+            times=node.orphan_removals,
+            tasks=sorted(
+                each.id
+                for each in view.orphans.values()
+                if each.removing and each.node_id == node.id
+            ),
+        )
+        if removal == self._orphan_removal:
+            return []
+        self._orphan_removal = removal
+        return [dispatch_pb2.ManagerMessage(orphan_removal=removal)]
 
     def _revocation_changes(self, view: ClusterView) -> Any | None:
         """The revoked certificates that are new; None without any."""
@@ -322,16 +341,6 @@ def _stop_after(view: ClusterView, task: Task) -> float:
     if service is None or service.spec.on_disconnect.action is not DisconnectAction.STOP:
         return 0.0
     return service.spec.on_disconnect.after
-
-
-def _orphan_removal(view: ClusterView, node_id: str) -> Any:
-    node = view.nodes.get(node_id)
-    return dispatch_pb2.OrphanRemoval(
-        times=node.orphan_removals if node is not None else 0,
-        tasks=sorted(
-            each.id for each in view.orphans.values() if each.removing and each.node_id == node_id
-        ),
-    )
 
 
 def _images_to_remove(view: ClusterView, node_id: str) -> list[str]:

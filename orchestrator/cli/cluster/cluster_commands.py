@@ -115,7 +115,8 @@ def info(client: Client, form: str) -> None:
             ("Certificates last", format_duration(reply.certificate_lifetime)),
             ("Open to containers", ", ".join(reply.container_access) or "none"),
             ("Nodes join at", reply.join_address),
-            *backup_fields(reply.backups, time.time()),
+            # A manager of an earlier version does not say.
+            *(backup_fields(reply.backups, time.time()) if reply.HasField("backups") else ()),
             *(("Cannot be decoded", _undecodable(each)) for each in reply.undecodable),
         ]
     )

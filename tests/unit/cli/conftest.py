@@ -16,6 +16,7 @@ from scripted_manager import Authority, Manager, Relay, Script, servicer
 from orchestrator.cli.app.contexts import Context, save_context
 from orchestrator.cli.main import orc
 from orchestrator.pb import (
+    backup_pb2_grpc,
     containers_pb2_grpc,
     control_pb2_grpc,
     images_pb2_grpc,
@@ -58,6 +59,8 @@ def listening(authority: Authority) -> Iterator[Manager]:
     containers_pb2_grpc.add_ContainersServicer_to_server(containers, server)
     volumes = servicer(script, volumes_pb2_grpc.VolumesServicer)
     volumes_pb2_grpc.add_VolumesServicer_to_server(volumes, server)
+    backups = servicer(script, backup_pb2_grpc.BackupServicer)
+    backup_pb2_grpc.add_BackupServicer_to_server(backups, server)
     managers = servicer(script, managers_pb2_grpc.ManagersServicer)
     managers_pb2_grpc.add_ManagersServicer_to_server(managers, server)
     port = server.add_secure_port(

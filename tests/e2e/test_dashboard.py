@@ -391,6 +391,9 @@ def test_managers_are_shown_with_their_etcd_members(cluster: Cluster, browser: B
         browser.sees(text, "main tbody")
     browser.press("/", "nothing-like-that")
     browser.sees("No matching managers.", "main")
+    assert "managers ready" not in browser.text("#summary"), "while none is down"
+    browser.script("orc.cluster.changed({ managers: { m9: { name: 'lost', state: 'down' } } })")
+    browser.sees("1 of 2 managers ready", "#summary")
 
 
 @pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["desk", "phone"])

@@ -61,7 +61,7 @@ function route() {
 function leave() {
   if (view === "picture") picture.detach();
   if (view === "traffic") traffic.detach();
-  if (view === "managers") cluster.leaveManagers();
+  if (view === "managers") cluster.leaveMembers();
   main.replaceChildren();
   main.scrollTop = 0;
 }
@@ -74,7 +74,7 @@ function render() {
   } else {
     if (!main.firstChild) {
       main.replaceChildren(views.element(view));
-      if (view === "managers") cluster.followManagers();
+      if (view === "managers") cluster.followMembers();
     }
     views.refresh(view, search.words);
   }
@@ -123,6 +123,9 @@ function summarise() {
   for (const task of cluster.tasks.values()) found[kindOf(task, now)] += 1;
   const parts = [["nodes", ready < nodes.length ? "warn" : "good", `${ready} of ${nodes.length} nodes ready`, "#/nodes"],
     ["running", "good", `${count(found.running, "task")} running`, "#/tasks"]];
+  const managers = [...cluster.managers.values()].filter((each) => each.state !== "joining");
+  const serving = managers.filter((each) => each.state === "ready").length;
+  if (serving < managers.length) parts.push(["managers", serving * 2 > managers.length ? "warn" : "bad", `${serving} of ${count(managers.length, "manager")} ready`, "#/managers"]);
   if (found.starting) parts.push(["starting", "", `${found.starting} starting`, "#/tasks"]);
   if (found.waiting) parts.push(["waiting", "warn", `${found.waiting} waiting`, "#/tasks"]);
   if (found.trouble) parts.push(["trouble", "bad", `${found.trouble} in trouble`, "#/tasks"]);

@@ -3,7 +3,7 @@
 import { ENDED, sortable, works } from "/words.js";
 import { hue } from "/colours.js";
 
-const KINDS = ["nodes", "services", "tasks", "networks"];
+const KINDS = ["nodes", "services", "tasks", "networks", "managers"];
 /** Defaults of fields that the manager omits. */
 const EMPTY = {
   nodes: { name: "", state: "", availability: "", message: "", address: "", shares: 0, memory: 0, labels: {}, about: "" },
@@ -11,6 +11,7 @@ const EMPTY = {
   tasks: { name: "", service: "", slot: 0, node: "", state: "", stops: false, health: "", message: "", image: "",
     shares: 0, memory: 0, addresses: {}, started: 0, at: 0, version: 0, retry_at: 0 },
   networks: { name: "", driver: "", subnet: "", internal: false, encrypted: false },
+  managers: { name: "", state: "" },
 };
 const MOST_EVENTS = 1000;
 
@@ -69,14 +70,15 @@ export class Cluster extends EventTarget {
   services = new Map();
   tasks = new Map();
   networks = new Map();
+  managers = new Map();
   events = [];
-  /** Managers with the state of their etcd members, and the quorum; null: not known yet. */
-  managers = null;
+  /** The etcd members of the managers, and the quorum; null: not known yet. */
+  members = null;
   connected = false;
   /** Nodes that changed since the renderer last cleared this; "" stands for tasks without a node. */
   touched = new Set();
   #source = null;
-  #managers = null;
+  #asked = null;
   #byNode = new Groups();
   #byService = new Groups();
   #sorted = null;
@@ -97,20 +99,20 @@ export class Cluster extends EventTarget {
     });
   }
 
-  /** Subscribe to the state of the managers, which have to be asked for it. */
-  followManagers() {
-    this.#managers ??= new EventSource("/api/managers");
-    this.#managers.addEventListener("managers", (event) => {
+  /** Subscribe to the state of the etcd members, for which the managers have to be asked. */
+  followMembers() {
+    this.#asked ??= new EventSource("/api/managers");
+    this.#asked.addEventListener("managers", (event) => {
       const told = JSON.parse(event.data);
       for (const each of told.managers) each.key = sortable(each.name);
-      this.managers = told;
+      this.members = told;
       this.#tell("changed");
     });
   }
 
-  leaveManagers() {
-    this.#managers?.close();
-    this.#managers = this.managers = null;
+  leaveMembers() {
+    this.#asked?.close();
+    this.#asked = this.members = null;
   }
 
   tasksOfNode(id) { return this.#byNode.tasks(id); }

@@ -151,10 +151,10 @@ export class Views {
 
   _nodes() { return [...this.#cluster.nodes.values()].sort(byKey); }
 
-  _managers() { return [...(this.#cluster.managers?.managers ?? [])].sort(byKey); }
+  _managers() { return [...(this.#cluster.members?.managers ?? [])].sort(byKey); }
 
   #sayQuorum() {
-    const told = this.#cluster.managers, { voters = 0, healthy = 0, quorum = 0 } = told ?? {};
+    const told = this.#cluster.members, { voters = 0, healthy = 0, quorum = 0 } = told ?? {};
     const spare = healthy - quorum;
     this.#quorum.className = `quorum ${!voters || spare > 0 || voters < 3 && healthy === voters ? "soft" : spare < 0 ? "bad" : "warn"}`;
     const text = voters ? `${healthy} of ${count(voters, "etcd member")} healthy; a quorum needs ${quorum}${spare < 0 ? ": nothing can be changed" : ""}.` : told ? "The cluster has an external etcd." : "";

@@ -273,6 +273,14 @@ class StoreUpkeep:
         call = getattr(managers_pb2_grpc.MembershipStub(channel), method)
         try:
             reply = await call(request, timeout=DEFRAGMENTATION_TIMEOUT)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # gRPC reports so that the channel was closed, as when a certificate is renewed.
+            raise unavailable(
+                f"cannot defragment the member of {known.hostname}: the connection was closed"
+            ) from None
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 raise failed_precondition(

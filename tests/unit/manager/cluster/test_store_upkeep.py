@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import grpc
 import pytest
 
 from orchestrator.daemon.background import background
@@ -20,7 +22,7 @@ from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import Put
 from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.model.managers import Manager
-from orchestrator.pb import managers_pb2
+from orchestrator.pb import managers_pb2, managers_pb2_grpc
 
 MIB = 1 << 20
 QUOTA = 100 * MIB
@@ -94,14 +96,14 @@ class Etcd:
         self.alarms = [each for each in self.alarms if each not in alarms]
 
 
-def upkeep_of(etcd: Etcd, own: str = "m1") -> StoreUpkeep:
+def upkeep_of(etcd: Etcd, own: str = "m1", channels: Any = None) -> StoreUpkeep:
     view = ClusterView.of(Manager(id=each, hostname=each) for each in etcd.hosts)
     return StoreUpkeep(
         etcd.kv,
         lambda: view,
         own,
         cast(EtcdMember, etcd),
-        cast(ManagerChannels, None),
+        cast(ManagerChannels, channels),
         etcd.statuses,
         leads=lambda: etcd.leads,
         hand_over=etcd.hand_over,
@@ -197,3 +199,43 @@ async def test_an_operator_is_refused_while_there_is_no_room() -> None:
     with pytest.raises(RequestError, match="the database of m1 is still full"):
         await upkeep.disarm(force=False)
     assert await upkeep.disarm(force=True) == [NOSPACE]
+
+
+class _Busy(managers_pb2_grpc.MembershipServicer):  # type: ignore[misc]
+    """A manager whose member is being defragmented for as long as the test lasts."""
+
+    def __init__(self) -> None:
+        self.began = asyncio.Event()
+
+    async def DefragmentMember(self, request: Any, context: Any) -> Any:
+        self.began.set()
+        await asyncio.Event().wait()
+
+
+async def test_a_lost_connection_to_another_manager_does_not_end_the_upkeep() -> None:
+    """As when this manager's certificate is renewed, and its channels are replaced."""
+    etcd, busy, server = Etcd(("m1", "m2"), alarms=[]), _Busy(), grpc.aio.server()
+    managers_pb2_grpc.add_MembershipServicer_to_server(busy, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+
+    class Channels:
+        async def channel(self, id: str) -> grpc.aio.Channel:
+            return channel
+
+    upkeep = upkeep_of(etcd, channels=Channels())
+    try:
+        async with asyncio.TaskGroup() as group:
+            asked = group.create_task(_refusal(upkeep))
+            await busy.began.wait()
+            await channel.close(None)
+        assert "cannot defragment the member of m2" in asked.result()
+    finally:
+        await server.stop(None)
+
+
+async def _refusal(upkeep: StoreUpkeep) -> str:
+    with pytest.raises(RequestError) as refused:
+        await upkeep.defragment("m2")
+    return refused.value.text

@@ -74,7 +74,7 @@ function columnsOf(cluster) {
       { name: "Members", long: true, cell: (each) => each.users.flatMap(([kind, item]) => [link(kind, item), " "]) },
     ],
     managers: [
-      { name: "Name", sort: (each) => each.key, width: "16%", cell: (each) => [each.name, each.leader && h("span", { class: "pill" }, "leader")] },
+      { name: "Name", sort: (each) => each.key, width: "16%", cell: (each) => [each.name, " ", each.leader && h("span", { class: "pill" }, "leader")] },
       { name: "State", sort: (each) => each.state, width: "11%",
         cell: (each) => h("span", { class: { ready: "good", joining: "warn" }[each.state] ?? "bad" }, each.state) },
       { name: "etcd", width: "11%", sort: (each) => each.role, cell: (each) => each.role || "–" },

@@ -95,8 +95,7 @@ def _chosen(client: Client, orphans: Sequence[str], everything: bool) -> list[st
     if not everything:
         return list(orphans)
     found, _ = _listed(client)
-    # Lower slots first: a service's replicas grow one by one.
-    return [each.id for each in sorted(found, key=lambda each: (each.task.slot, each.id))]
+    return [each.id for each in sorted(found, key=lambda each: (each.name, each.id))]
 
 
 @orphan.command(
@@ -119,9 +118,9 @@ def adopt(
     """Adopt orphans: they become tasks of their services again, without a restart.
 
     An orphan whose service does not exist becomes a standalone container. One of a service needs
-    the spec that the service has; it takes its slot, from a task that was started there since the
-    restore, and the service gets as many replicas as that needs. An orphan's node says what it is:
-    adopt only what you know.
+    the spec that the service has; it takes its slot from a task that was started there since the
+    restore, or the service gets one more replica. An orphan's node says what it is: adopt only what
+    you know.
     """
     if name and (everything or len(orphans) != 1):
         raise click.UsageError("--name needs exactly one ORPHAN")

@@ -25,7 +25,7 @@ from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.reconcile.document_versions import newest_versions
 from orchestrator.manager.planning.reports.claims import credible_status
 from orchestrator.manager.planning.scheduling.volume_placement import volume_changes
-from orchestrator.manager.planning.slots import ended, waits
+from orchestrator.manager.planning.slots import ended, slots_of, waits
 from orchestrator.manager.planning.task_filling import filled_in
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.commit import commit
@@ -39,6 +39,7 @@ from orchestrator.model.services import Service
 from orchestrator.model.specs import ServiceMode, ServiceSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
+from orchestrator.model.validation.service_specs import MAX_REPLICAS, validate_task
 from orchestrator.pb import containers_pb2, types_pb2
 
 
@@ -103,7 +104,7 @@ def _service(view: ClusterView, task: Task) -> Service | None:
 def _of_service(view: ClusterView, orphan: Orphan, base: Task, service: Service) -> Adoption:
     spec = service.spec
     other = f"give --standalone, or remove it: 'orc orphan rm {orphan.id}'"
-    if spec.mode is not ServiceMode.REPLICATED:
+    if spec.mode is not ServiceMode.REPLICATED or not 1 <= base.slot <= MAX_REPLICAS:
         raise failed_precondition(
             f"service '{spec.name}' has no replicas that orphan '{orphan.name}' could be; {other}"
         )
@@ -130,7 +131,10 @@ def _of_service(view: ClusterView, orphan: Orphan, base: Task, service: Service)
             if not ended(former) and former.desired_state <= TaskState.RUNNING:
                 changes.append(_stopped(former))
     task = replace(task, created_at=newest)
-    replicas = max(spec.replicas, task.slot)
+    slots = {
+        slot.number for slot in slots_of(view.tasks_of_service(service.id)).values() if slot.kept
+    }
+    replicas = max(spec.replicas, len(slots | {task.slot}))
     # Written in any case: a plan of the service that does not know the task conflicts.
     after = replace(service, spec=replace(spec, replicas=replicas))
     return Adoption(task, (*changes, Change(None, task), Change(service, after)))
@@ -150,6 +154,7 @@ def _standalone(view: ClusterView, orphan: Orphan, base: Task, name: str) -> Ado
         check_container_name(name)
     except ValueError as error:
         raise invalid_argument(str(error)) from None
+    validate_task(base.spec)
     networks = resolve_networks(view, ServiceSpec(task=base.spec), name=name)
     documents = resolve_documents(view, base.spec.container)
     task = replace(

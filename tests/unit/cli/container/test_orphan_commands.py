@@ -54,7 +54,7 @@ def test_orphans_are_listed_with_their_nodes(manager: Any, run: Run) -> None:
     ]  # fmt: skip
 
 
-def test_all_are_adopted_the_lowest_slots_first(manager: Any, run: Run) -> None:
+def test_all_are_adopted_although_one_is_refused(manager: Any, run: Run) -> None:
     listed(manager, 3, 1)
 
     def answer(request: Any) -> Any:

@@ -55,6 +55,19 @@ def test_a_replica_beyond_those_of_the_backup_is_one_more() -> None:
     assert world.view.tasks["t3"].node_id == "n2"
 
 
+def test_only_what_is_adopted_is_added() -> None:
+    """No other replica is started, whatever number a node reports: slots may have gaps."""
+    first, second = (task(f"t{n}", slot=n, node_id="n1", of=WEB) for n in (1, 2))
+    ninth = orphan(task("t9", slot=9, node_id="n2", of=WEB))
+    before = view(WEB, first, second, ninth)
+    world = World(*before.evolve(adopted(before, ninth).changes).objects())
+    world.settle()
+    assert world.view.services[WEB.id].spec.replicas == 3
+    assert sorted(each.slot for each in world.view.tasks.values()) == [1, 2, 9]
+    beyond = orphan(task("t9", slot=1 << 30, node_id="n2", of=WEB))
+    assert "has no replicas" in refused(view(WEB, beyond), beyond)
+
+
 def test_an_orphan_takes_its_slot_from_the_task_that_was_started_since() -> None:
     lost = task("t1", TaskState.FAILED, slot=1, node_id="n1", of=WEB, created_at=1.0)
     started = task("t2", slot=1, node_id="n2", of=WEB, created_at=900.0)

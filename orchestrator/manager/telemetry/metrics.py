@@ -355,7 +355,8 @@ def _managers(view: ClusterView) -> Metric:
 
 
 def _backups(view: ClusterView) -> Iterable[Metric]:
-    labels = ("manager",)
+    # Two managers may have the same hostname: a lost one, and the one in its place.
+    labels = ("manager", "manager_id")
     period = GaugeMetricFamily(
         "orc_backup_schedule_period_seconds",
         "Time from one scheduled backup to the next, 0 without a schedule",
@@ -374,9 +375,10 @@ def _backups(view: ClusterView) -> Iterable[Metric]:
     )
     for manager in view.managers.values():
         status = manager.backups
-        newest.add_metric([manager.hostname], status.succeeded_at)
-        size.add_metric([manager.hostname], status.size)
-        failures.add_metric([manager.hostname], status.failures)
+        of = [manager.hostname, manager.id]
+        newest.add_metric(of, status.succeeded_at)
+        size.add_metric(of, status.size)
+        failures.add_metric(of, status.failures)
     yield from (period, newest, size, failures)
 
 

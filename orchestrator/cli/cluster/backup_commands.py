@@ -263,8 +263,8 @@ def restore(
     """Restore a cluster from the backup FILE on this host, which becomes its only manager.
 
     No container is stopped: nodes keep what runs there until they reconnect, and containers that
-    the backup does not know run on as orphans, which 'orc node inspect' names. Make sure that no
-    other manager of the cluster runs any more.
+    the backup does not know run on as orphans, until 'orc orphan' adopts or removes them. Make sure
+    that no other manager of the cluster runs any more.
     """
     from orchestrator.backups.archive import BackupError, unpack
     from orchestrator.manager.backup.restore import restore as restore_manager
@@ -292,6 +292,7 @@ def restore(
         "On each node that knew the managers by other addresses, run:  "
         f"orc cluster reconnect {endpoint}"
     )
+    click.echo("Containers that started since run on, and are listed by:  orc orphan ls")
 
 
 @click.command(epilog=example("sudo orc cluster recover --force-new-cluster"))

@@ -56,6 +56,7 @@ from orchestrator.manager.cluster.schema import SchemaMigrator, UnknownSchema, c
 from orchestrator.manager.dispatch import dispatcher
 from orchestrator.manager.dispatch.dispatcher import Dispatcher
 from orchestrator.manager.dispatch.image_sources import ImageSources
+from orchestrator.manager.dispatch.pull_turns import PullTurns
 from orchestrator.manager.dispatch.relay import Relay, RelayService
 from orchestrator.manager.dispatch.secret_delivery import SecretDelivery
 from orchestrator.manager.dispatch.session_records import SessionRecords
@@ -374,7 +375,15 @@ class Manager:
             random.Random(),
             tracer,
         )
+        self._pulls = PullTurns(
+            self.cache, identity.manager_id, self._leading_manager, self._channels.channel
+        )
         self._tunnels.remote = Relay(self._dispatcher.locate, self._channels.channel).open
+
+    async def _leading_manager(self) -> str | None:
+        """The id of the manager that leads. Raises StoreError."""
+        entry = await self._kv.get(LEADER)
+        return entry.value.decode() if entry is not None else None
 
     def _undecodable(self, found: Quarantined) -> None:
         log_undecodable(found)
@@ -604,10 +613,12 @@ class Manager:
         security_pb2_grpc.add_SecurityServicer_to_server(
             SecurityApi(SecurityOperations(context, lambda: self._keys.text(CA_KEY) or "")), server
         )
-        sources = ImageSources(self.cache, context.vault, self._tunnels.pulls)
+        sources = ImageSources(self.cache, context.vault, self._tunnels.pulls, self._pulls)
         images_pb2_grpc.add_SourcesServicer_to_server(sources, server)
         dispatcher.serve(self._dispatcher, server)
-        relay = RelayService(self._tunnels, self._dispatcher.deliver, self._dispatcher.is_local)
+        relay = RelayService(
+            self._tunnels, self._dispatcher.deliver, self._dispatcher.is_local, self._pulls
+        )
         dispatch_pb2_grpc.add_RelayServicer_to_server(relay, server)
         joining = JoinService(
             self._kv, self.cache, self._authority, self._managers, time.time, new_id
@@ -675,7 +686,10 @@ class Manager:
             times=self._planning,
             manager_id=self._identity.manager_id,
         )
-        async with background(SchemaMigrator(self._kv, self.cache, won.guard).run()):
+        async with (
+            background(SchemaMigrator(self._kv, self.cache, won.guard).run()),
+            self._pulls.leading(),
+        ):
             await term.run(won.revision)
 
 

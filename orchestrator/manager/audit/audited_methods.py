@@ -177,6 +177,8 @@ AGENTS = frozenset(
         "Dispatch.Tunnel",
         "Membership.DefragmentMember",
         "Membership.DefragmentStore",
+        "Relay.AcquirePull",
+        "Relay.ReportPull",
         "Relay.Tunnel",
         "Sources.Acquire",
         "Sources.Locate",

@@ -123,9 +123,12 @@ class ScheduledBackups:
         manager_id: str,
         take: Callable[[str], Awaitable[Archive]],
         now: Callable[[], float],
+        *,
+        period: float = _PERIOD,
     ) -> None:
         """`take` reads the store and the keys of the cluster with this id; it raises StoreError and
-        BackupError. `now` is the wall clock."""
+        BackupError. `now` is the wall clock, which is read every `period` seconds."""
+        self._period = period
         self._kv = kv
         self._cache = cache
         self._manager_id = manager_id
@@ -133,11 +136,13 @@ class ScheduledBackups:
         self._now = now
         self._outcome: BackupStatus | None = None
         """Of the last attempt, until the store has it."""
+        self._complaint = ""
+        """Why it could not be written to the store."""
 
     async def run(self) -> None:
         """Follow the schedule until cancelled."""
         while True:
-            await asyncio.sleep(_PERIOD)
+            await asyncio.sleep(self._period)
             view = self._cache.view
             cluster, own = view.cluster, view.managers.get(self._manager_id)
             if cluster is None or own is None:
@@ -147,8 +152,8 @@ class ScheduledBackups:
                 status = replace(own.backups, schedule_changed_at=schedule.changed_at)
                 name = folder_name(view, own)
                 self._outcome = await self._attempt(cluster.id, schedule, name, status)
-            if self._outcome is not None and await self._record(self._outcome):
-                self._outcome = None
+            if self._outcome is not None:
+                await self._record(self._outcome)
 
     async def _attempt(
         self, cluster_id: str, schedule: BackupSchedule, name: str, status: BackupStatus
@@ -165,28 +170,29 @@ class ScheduledBackups:
             status, succeeded_at=began, file=done.file, size=done.size, kept=done.kept, error=""
         )
 
-    async def _record(self, outcome: BackupStatus) -> bool:
-        """Write the outcome to this manager's object; False if it is to be tried again."""
-        return await record_status(
-            self._kv,
-            self._cache,
-            self._manager_id,
-            lambda before: replace(outcome, downloaded_at=before.downloaded_at),
-        )
+    async def _record(self, outcome: BackupStatus) -> None:
+        """Write the outcome to this manager's object, if the store answers."""
+
+        def change(before: BackupStatus) -> BackupStatus:
+            return replace(outcome, downloaded_at=before.downloaded_at)
+
+        try:
+            await record_status(self._kv, self._cache, self._manager_id, change)
+            self._outcome, self._complaint = None, ""
+        except StoreError as error:
+            if self._complaint != str(error):
+                self._complaint = str(error)
+                log.warning("cannot record the outcome of a backup", extra={"error": error})
 
 
 async def record_status(
     kv: Kv, cache: Cache, manager_id: str, change: Callable[[BackupStatus], BackupStatus]
-) -> bool:
-    """Change the status of a manager's backups in the store; False if the store does not answer."""
+) -> None:
+    """Change the status of a manager's backups in the store. Raises StoreError."""
     while (own := cache.view.managers.get(manager_id)) is not None:
         after = replace(own, backups=change(own.backups))
         try:
             await cache.wait_for(await commit(kv, [Change(own, after)]))
-            return True
+            return
         except Conflict:
             await cache.wait_for(cache.revision + 1)
-        except StoreError as error:
-            log.warning("cannot record the outcome of a backup", extra={"error": error})
-            return False
-    return True

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from orchestrator.manager.operations.context import ManagerContext, Operations
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.kv import StoreError
 from orchestrator.model.backups import BackupSchedule
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.objects import Cluster
@@ -52,12 +54,13 @@ class BackupOperations(Operations):
         for start in range(0, len(data), _CHUNK):
             yield backup_pb2.BackupChunk(data=data[start : start + _CHUNK])
         taken = archive.manifest.created_at
-        await record_status(
-            ctx.kv,
-            ctx.cache,
-            ctx.identity.manager_id,
-            lambda before: replace(before, downloaded_at=taken),
-        )
+        with suppress(StoreError):  # the client has its backup
+            await record_status(
+                ctx.kv,
+                ctx.cache,
+                ctx.identity.manager_id,
+                lambda before: replace(before, downloaded_at=taken),
+            )
 
     async def set_schedule(
         self, request: backup_pb2.SetBackupScheduleRequest

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +12,25 @@ import pytest
 
 from orchestrator.backups.archive import Archive, BackupError, Manifest, unpack
 from orchestrator.backups.passphrase import decrypt
-from orchestrator.manager.backup.scheduled import RETRY, folder_name, is_due, write
+from orchestrator.daemon.background import background
+from orchestrator.manager.backup.scheduled import (
+    RETRY,
+    ScheduledBackups,
+    folder_name,
+    is_due,
+    write,
+)
 from orchestrator.manager.errors import RequestError
 from orchestrator.manager.operations.administration.backups import check_schedule
+from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
+from orchestrator.manager.store.cache import Cache
+from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.kv import StoreUnavailable
+from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.model.backups import BackupSchedule, BackupStatus
 from orchestrator.model.managers import Manager
+from orchestrator.model.objects import Cluster
 
 HOUR = 3600.0
 HOURLY = BackupSchedule(
@@ -137,3 +152,41 @@ def test_a_schedule_that_managers_cannot_follow_is_refused(
 ) -> None:
     with pytest.raises(RequestError, match=said):
         check_schedule(replace(HOURLY, **wrong))  # type: ignore[arg-type]
+
+
+async def test_a_backup_is_written_as_the_schedule_says_and_its_outcome_recorded(
+    tmp_path: Path,
+) -> None:
+    kv, now = MemoryKv(lambda: 0.0), 1000.0
+    cache = Cache(kv)
+    schedule = replace(_schedule(tmp_path), changed_at=now)
+    cluster = Cluster(id="0123456789abcdef", backup_schedule=schedule)
+    await commit(kv, [Change(None, cluster), Change(None, Manager(id="m1", hostname="host1"))])
+
+    async def take(cluster_id: str) -> Archive:
+        if now == 1000.0:
+            raise StoreUnavailable("no quorum")
+        return replace(ARCHIVE, manifest=replace(ARCHIVE.manifest, created_at=now))
+
+    def status() -> BackupStatus:
+        return cache.view.managers["m1"].backups
+
+    backups = ScheduledBackups(kv, cache, "m1", take, lambda: now, period=0.001)
+    async with background(cache.follow()), background(backups.run()):
+        await until(cache, lambda: "m1" in cache.view.managers and status().failures == 1)
+        assert (status().failed_at, status().error) == (1000.0, "no quorum")
+        now += RETRY
+        await until(cache, lambda: status().succeeded_at == now)
+        assert (status().error, status().failures, status().kept) == ("", 1, 1)
+        assert Path(status().file).parent == tmp_path / "backups" / "host1"
+        written = now
+        now += HOUR
+        await until(cache, lambda: status().succeeded_at == written + HOUR)
+        assert status().kept == 2
+
+
+async def until(cache: Cache, ask: Callable[[], bool]) -> None:
+    """Wait until the store's content is so."""
+    async with asyncio.timeout(30), cache.subscribe() as feed:
+        while not ask():
+            await feed.next()

@@ -24,7 +24,7 @@ from orchestrator.daemon.background import background
 from orchestrator.daemon.process import Supervisor
 from orchestrator.identity import ca
 from orchestrator.identity.bootstrap import new_id
-from orchestrator.identity.certificates import KeyPair, TlsFiles
+from orchestrator.identity.certificates import KeyPair, TlsFiles, issuer_key_id
 from orchestrator.identity.enrolment import choose_peer_port, enroll
 from orchestrator.identity.host_identity import (
     ManagerIdentity,
@@ -621,7 +621,13 @@ class Manager:
         )
         dispatch_pb2_grpc.add_RelayServicer_to_server(relay, server)
         joining = JoinService(
-            self._kv, self.cache, self._authority, self._managers, time.time, new_id
+            self._kv,
+            self.cache,
+            self._authority,
+            lambda: issuer_key_id(self._tls.pair.read().certificate),
+            self._managers,
+            time.time,
+            new_id,
         )
         identity_pb2_grpc.add_JoinServicer_to_server(joining, server)
         certificates = CertificateRenewal(self._authority, self._kv, self.cache)

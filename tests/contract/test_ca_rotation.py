@@ -16,6 +16,8 @@ from test_data_key_rotation import security, until
 from orchestrator.identity import ca
 from orchestrator.identity.certificates import KeyPair, TlsFiles, issuer_key_id, own_key_id
 from orchestrator.identity.join import JoinRefused
+from orchestrator.identity.renewal import keep_renewed
+from orchestrator.manager.security import certificates as certificates_module
 from orchestrator.model.access import CaRotation
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import NodeDescription
@@ -130,18 +132,46 @@ async def test_all_members_renew_and_then_the_former_ca_is_refused(
         session.cancel()
 
 
+async def token_of(running: Running) -> str:
+    async with running.channel(running.admin) as channel:
+        request = control_pb2.GetClusterRequest()
+        reply = await control_pb2_grpc.ControlStub(channel).GetCluster(request)
+    return str(reply.worker_token)
+
+
 async def test_join_tokens_carry_the_new_ca(leader: Running) -> None:
     await security(leader, "RotateCa")
     await until(leader, signing)
-    with pytest.raises(JoinRefused, match="its CA differs"):
+    with pytest.raises(JoinRefused, match="before a rotation of the cluster's CA"):
         await leader.join(leader.token)
-    async with leader.channel(leader.admin) as channel:
-        request = control_pb2.GetClusterRequest()
-        token = (await control_pb2_grpc.ControlStub(channel).GetCluster(request)).worker_token
-    joined = await leader.join(token)
+    joined = await leader.join(await token_of(leader))
     view = leader.manager.cache.view
     assert view.cluster is not None
     assert issuer_key_id(joined.certificate) == own_key_id(view.cluster.ca_certificate)
+
+
+async def test_a_join_waits_until_the_manager_presents_the_new_ca(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renew = asyncio.Event()
+
+    async def kept_renewed(files: Any, request: Any, sign: Any, **more: Any) -> None:
+        async def late(asked: str) -> str:
+            await renew.wait()
+            return str(await sign(asked))
+
+        await keep_renewed(files, request, late, **more)
+
+    monkeypatch.setattr(certificates_module, "keep_renewed", kept_renewed)
+    async with manager_in(tmp_path) as running:
+        await security(running, "RotateCa")
+        await until(running, signing)
+        asyncio.get_running_loop().call_later(1.0, renew.set)
+        joined = await running.join(await token_of(running))
+        assert renew.is_set()
+        view = running.manager.cache.view
+        assert view.cluster is not None
+        assert issuer_key_id(joined.certificate) == own_key_id(view.cluster.ca_certificate)
 
 
 async def test_a_rotation_goes_on_after_a_restart_and_can_be_forced(tmp_path: Path) -> None:

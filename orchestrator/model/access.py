@@ -103,6 +103,10 @@ class KeyRotation(Extensible):
     """Id of the key that it replaces."""
 
 
+ADMINS_WITHIN = 7 * 86400.0
+"""Seconds that admins have to renew during a rotation of the CA, by default."""
+
+
 @dataclass(frozen=True, slots=True)
 class CaRotation(Extensible):
     """A rotation of the CA in progress; without certificates, there is none. Certificates are
@@ -122,3 +126,12 @@ class CaRotation(Extensible):
     """When the new CA began to sign; 0: managers do not all trust it yet."""
     by: str = ""
     """Name of the admin who began it."""
+    admins_within: float = 0.0
+    """Seconds that admins have to renew, from `signing_since`; 0: the default."""
+
+    @property
+    def admins_until(self) -> float:
+        """When the rotation ends without admins that have not renewed; 0: not known yet."""
+        if not self.signing_since:
+            return 0.0
+        return self.signing_since + (self.admins_within or ADMINS_WITHIN)

@@ -190,3 +190,18 @@ async def test_a_rotation_goes_on_after_a_restart_and_can_be_forced(tmp_path: Pa
         assert cluster is not None
         pair = TlsFiles.of(again.folder, "manager").pair.read()
         assert issuer_key_id(pair.certificate) == own_key_id(cluster.ca_certificate)
+
+
+async def test_a_rotation_ends_without_admins_who_do_not_come_in_time(leader: Running) -> None:
+    await security(leader, "RotateCa", admins_within=3600.0)
+    await until(leader, signing)
+    status = await security(leader, "GetCaStatus")
+    assert status.admins_until == pytest.approx(status.started_at + 3600.0, abs=60)
+    assert "admin" in [each.kind for each in status.members if each.blocking]
+    await security(leader, "RotateCa", admins_within=0.1)
+    await until(leader, over)
+    await until(
+        leader, lambda _: len(ca.certificates_in((leader.folder / "ca.pem").read_text())) == 1
+    )
+    with pytest.raises(grpc.aio.AioRpcError):
+        await asks(leader, leader.admin, (leader.folder / "ca.pem").read_text())

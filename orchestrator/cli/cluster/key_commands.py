@@ -11,6 +11,7 @@ import click
 
 from orchestrator.cli.app.command_groups import OrcGroup, example
 from orchestrator.cli.app.errors import CliError, ManagerLost, Refused
+from orchestrator.cli.flags.flag_types import DURATION
 from orchestrator.cli.output.listings import format_option, print_fields, print_json, rfc3339
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.pb import security_pb2
@@ -66,19 +67,29 @@ def ca() -> None:
     """Rotate the cluster's certificate authority (CA)."""
 
 
-@ca.command("rotate", epilog=example("orc cluster ca rotate"))
+@ca.command(
+    "rotate", epilog=example("orc cluster ca rotate", "orc cluster ca rotate --admins-within 24h")
+)
+@click.option(
+    "--admins-within",
+    type=DURATION,
+    help="How long to wait for admins, once the new CA signs; 168h by default. Also changes a "
+    "rotation in progress.",
+)
 @click.option(
     "--force", is_flag=True, help="Remove the former CA now, without members that are missing."
 )
 @pass_client
-def rotate_ca(client: Client, force: bool) -> None:
+def rotate_ca(client: Client, admins_within: float | None, force: bool) -> None:
     """Replace the CA, online: managers and nodes renew their certificates within minutes.
 
     Join tokens change. An admin's certificate is renewed by the admin's next command. Once all
     have renewed, the former CA is removed. 'orc cluster ca status' names those that have not;
-    with --force they have to join again.
+    with --force they have to join again. Admins who have run no command after --admins-within
+    need another context ('orc cluster admin').
     """
-    reply = client.call("Security.RotateCa", security_pb2.RotateCaRequest(force=force))
+    request = security_pb2.RotateCaRequest(force=force, admins_within=admins_within or 0.0)
+    reply = client.call("Security.RotateCa", request)
     click.echo(_ca_phase(reply))
 
 
@@ -96,6 +107,7 @@ def ca_status(client: Client, form: str) -> None:
                 "expires_at": rfc3339(reply.expires_at),
                 "former_digest": reply.former,
                 "started_at": rfc3339(reply.started_at),
+                "admins_until": rfc3339(reply.admins_until),
                 "members": [
                     {
                         "kind": each.kind,
@@ -119,7 +131,10 @@ def ca_status(client: Client, form: str) -> None:
     )
     for each in reply.members:
         if each.blocking:
-            click.echo(f"{each.kind} {each.name}: {each.reason}")
+            until = f"; waited for until {rfc3339(reply.admins_until)}"
+            click.echo(
+                f"{each.kind} {each.name}: {each.reason}{until if each.kind == 'admin' else ''}"
+            )
 
 
 def _ca_phase(reply: Any) -> str:

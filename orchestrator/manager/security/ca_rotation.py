@@ -7,7 +7,7 @@
    signs comes with a certificate of the new CA that the former one signed, so holders of the former
    alone accept it. Managers and nodes renew at once, admins with their next command.
 3. Once all have, or an admin forces it, the former CA is removed, and everything that it signed is
-   refused.
+   refused. Admins have a limited time, since some never run a command again.
 
 The state is in the cluster's object. Each manager compares it with its files and its etcd member,
 and reports what it reached in its own object; the leader takes the next step. So any of them goes
@@ -50,8 +50,10 @@ class CaMember:
     id: str
     name: str
     renewed: bool
-    reason: str = ""
-    """Why it has not renewed."""
+    blocking: bool
+    """The rotation does not go on before it has."""
+    reason: str
+    """Why it has not renewed; empty if it has."""
 
 
 def members(view: ClusterView, now: float) -> Iterator[CaMember]:
@@ -68,13 +70,15 @@ def members(view: ClusterView, now: float) -> Iterator[CaMember]:
             done, reason = wanted in manager.trusted_cas, "it does not trust the new CA yet"
         if not done and manager.id not in view.manager_presence:
             reason = "it is down"
-        yield CaMember("manager", manager.id, manager.hostname, done, "" if done else reason)
+        name = manager.hostname
+        yield CaMember("manager", manager.id, name, done, not done, "" if done else reason)
     for node in view.nodes.values():
         session = view.sessions.get(node.id)
         done = session is not None and session.certificate_ca == wanted
         reason = "it is not connected" if session is None else "its certificate is of another CA"
         name = node.description.hostname
-        yield CaMember("node", node.id, name, done, "" if done else reason)
+        waits = bool(rotation.signing_since) and not done
+        yield CaMember("node", node.id, name, done, waits, "" if done else reason)
     admins: dict[str, bool] = {}
     for each in view.certificates.values():
         valid = each.expires_at > now and revocation_for(view.revocations, each) is None
@@ -82,7 +86,8 @@ def members(view: ClusterView, now: float) -> Iterator[CaMember]:
             admins[each.name] = admins.get(each.name, False) or each.ca == wanted
     for name, done in sorted(admins.items()):
         reason = "" if done else "it has run no command since the new CA signs"
-        yield CaMember("admin", name, name, done, reason)
+        waits = not done and now < rotation.admins_until
+        yield CaMember("admin", name, name, done, waits, reason)
 
 
 class CaFollower:
@@ -211,16 +216,16 @@ class CaFollower:
         if cluster is None or not (rotation := cluster.ca_rotation).successor:
             return
         found = list(members(view, self._now()))
+        if not found or any(each.blocking for each in found):
+            return
         if not rotation.signing_since:
-            if all(each.renewed for each in found if each.kind == "manager"):
-                log.info("the new CA signs from now on")
-                signing = replace(rotation, signing_since=self._now())
-                await self._write(
-                    cluster,
-                    replace(cluster, ca_certificate=rotation.successor, ca_rotation=signing),
-                )
-        elif found and all(each.renewed for each in found):
-            log.info("the former CA is removed: all members have renewed")
+            log.info("the new CA signs from now on")
+            signing = replace(rotation, signing_since=self._now())
+            after = replace(cluster, ca_certificate=rotation.successor, ca_rotation=signing)
+            await self._write(cluster, after)
+        else:
+            late = ",".join(each.name for each in found if not each.renewed)
+            log.info("the former CA is removed", extra={"not_renewed": late})
             await self._write(cluster, replace(cluster, ca_rotation=CaRotation()))
 
     async def _write(self, before: Manager | Cluster, after: Manager | Cluster) -> None:

@@ -77,12 +77,15 @@ class SecurityOperations(Operations):
     async def rotate_ca(
         self, request: security_pb2.RotateCaRequest, by: str
     ) -> security_pb2.CaStatus:
-        """Begin a rotation of the CA; with `force`, end one without the members that are missing.
-        Raises RequestError, StoreError."""
+        """Begin a rotation of the CA, or change how long one waits for admins; with `force`, end
+        one without the members that are missing. Raises RequestError, StoreError."""
         [cluster] = self.ctx.sealing() or [self._cluster()]
         if cluster.ca_rotation.successor:
             if request.force:
                 await self._end_rotation(cluster)
+            elif request.admins_within:
+                patient = replace(cluster.ca_rotation, admins_within=request.admins_within)
+                await self._write(cluster, replace(cluster, ca_rotation=patient))
             return await self.ca_status()
         if request.force:
             raise failed_precondition("no rotation of the CA is in progress")
@@ -96,6 +99,7 @@ class SecurityOperations(Operations):
             key=self.ctx.vault.seal(fresh.key, CA_PURPOSE),
             started_at=self.ctx.now(),
             by=by,
+            admins_within=request.admins_within,
         )
         await self._write(cluster, replace(cluster, ca_rotation=rotation))
         return await self.ca_status()
@@ -129,14 +133,14 @@ class SecurityOperations(Operations):
             return status
         status.phase = "renewing" if rotation.signing_since else "trusting"
         status.former = ca.digest(rotation.former)
+        status.admins_until = rotation.admins_until
         for each in members(self.ctx.view, self.ctx.now()):
-            waits = rotation.signing_since or each.kind == "manager"
             status.members.add(
                 kind=each.kind,
                 id=each.id,
                 name=each.name,
                 renewed=each.renewed,
-                blocking=bool(waits and not each.renewed),
+                blocking=each.blocking,
                 reason=each.reason,
             )
         return status

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import socket
@@ -71,6 +72,9 @@ def measure(folder: Path, tasks: int = TASKS) -> Backups:
     with _manager(second):
         _await_services()
         serving = time.perf_counter() - began
+        info = json.loads(_orc("cluster", "info", "--format", "json"))
+        if info["tasks_running"] != tasks:
+            raise BenchError(f"{info['tasks_running']} of {tasks} tasks were restored")
     return Backups(tasks, backup, file.stat().st_size, restore, serving)
 
 

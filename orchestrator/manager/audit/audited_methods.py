@@ -97,7 +97,9 @@ MUTATING: dict[str, Rule] = {
     "Images.Remove": Rule("image", ("image",), "", "deleted"),
     "Images.Tag": Rule("image", ("name",), "", "id"),
     "Interact.Copy": Rule("container", ("copy_to.container", "copy_from.container")),
-    "Interact.Session": Rule("container", ("exec.container", "attach.container"), lasts=True),
+    "Interact.Session": Rule(
+        "container", ("exec.container", "attach.container", "resume.container"), lasts=True
+    ),
     "Jobs.StartJob": _JOB,
     "Jobs.StopJob": _JOB,
     "Join.Sign": Rule("node", ("hostname",), "", "node_id"),

@@ -88,7 +88,7 @@ def defrag(client: Client, managers: tuple[str, ...], force: bool) -> None:
     """Defragment databases, one member at a time; by default all.
 
     The database's file shrinks to the part in use. A manager answers no request while its member
-    is defragmented, which takes some seconds for each GiB; the others do.
+    is defragmented, which takes some ten seconds for each GiB in use; the others do.
     """
     listed = client.call("Managers.ListManagers", managers_pb2.ListManagersRequest()).managers
     # The leader's last: while its member is defragmented, it cannot plan.

@@ -173,17 +173,26 @@ class ManagerOperations(Operations):
         entry = await kv.get(LEADER)
         if entry is None:
             raise failed_precondition("no manager leads at the moment; see 'orc manager ls'")
-        with suppress(Conflict):  # it has just lost the leadership
-            await kv.txn([Guard(LEADER, create_revision=entry.create_revision)], [Delete(LEADER)])
+        former = entry.value.decode()
+        guard = Guard(LEADER, create_revision=entry.create_revision)
+        try:
+            # Watched from here on: history since the term began may be compacted.
+            since = await kv.txn([guard], [Delete(LEADER)])
+        except Conflict:  # it has just lost the leadership
+            now = await kv.list(LEADER)
+            for each in now.entries:
+                if each.key == LEADER:
+                    return managers_pb2.StepDownReply(former=former, leader=each.value.decode())
+            since = now.revision
         try:
             async with asyncio.timeout(_ELECTION_TIMEOUT):
-                leader = await self._leader_after(entry.create_revision)
+                leader = await self._leader_after(since)
         except TimeoutError:
             raise unavailable(
                 f"the leader resigned, but none was elected for {_ELECTION_TIMEOUT:g} s; "
                 "see 'orc manager ls'"
             ) from None
-        return managers_pb2.StepDownReply(former=entry.value.decode(), leader=leader)
+        return managers_pb2.StepDownReply(former=former, leader=leader)
 
     async def compact_store(self) -> managers_pb2.CompactStoreReply:
         """Drop the history of the store. Raises RequestError, StoreError."""

@@ -128,6 +128,14 @@ class KeyFiles:
             if self._texts.get(name) != text:
                 self._persist({**self._texts, name: text}, self._unlock_key)
 
+    def remove(self, name: str) -> None:
+        """Delete a file. Raises OSError."""
+        with self._writing:
+            if name in self._texts:
+                kept = {each: text for each, text in self._texts.items() if each != name}
+                self._persist(kept, self._unlock_key)
+                self._delete(name)
+
     def protect(self, unlock_key: str) -> None:
         """Lock the files with this unlock key from now on; an empty one stores them unlocked.
         Raises OSError."""

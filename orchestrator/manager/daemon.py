@@ -23,8 +23,9 @@ from orchestrator.backups.archive import Archive
 from orchestrator.daemon.background import background
 from orchestrator.daemon.process import Supervisor
 from orchestrator.identity import ca
+from orchestrator.identity.authority import Authority
 from orchestrator.identity.bootstrap import new_id
-from orchestrator.identity.certificates import KeyPair, TlsFiles, issuer_key_id
+from orchestrator.identity.certificates import TlsFiles, issuer_key_id
 from orchestrator.identity.enrolment import choose_peer_port, enroll
 from orchestrator.identity.host_identity import (
     ManagerIdentity,
@@ -314,13 +315,10 @@ class Manager:
         except VaultError as error:
             raise CannotServe(str(error)) from error
         self._tls = TlsFiles.of(settings.data_dir, "manager")
-        if not (key := self._keys.text(CA_KEY)):
-            raise CannotServe(
-                f"{settings.data_dir / CA_KEY} is missing: restore it from a backup of that "
-                "folder, or remove this manager and let it join again"
-            )
         self._authority = CertificateAuthority(
-            KeyPair(self._tls.ca.read_text(), key), lambda: self.cache.view, time.time
+            Authority.of_host(settings.data_dir, self._keys.text(CA_KEY) or ""),
+            lambda: self.cache.view,
+            time.time,
         )
         self._channels = ManagerChannels(self._tls, lambda: self.cache.view)
         self._key_ring = KeyRing(
@@ -611,7 +609,12 @@ class Manager:
         )
         add_manager_services(server, operations, enrolment)
         security_pb2_grpc.add_SecurityServicer_to_server(
-            SecurityApi(SecurityOperations(context, lambda: self._keys.text(CA_KEY) or "")), server
+            SecurityApi(
+                SecurityOperations(
+                    context, lambda: self._keys.text(CA_KEY) or "", self._tls.pair.read
+                )
+            ),
+            server,
         )
         sources = ImageSources(self.cache, context.vault, self._tunnels.pulls, self._pulls)
         images_pb2_grpc.add_SourcesServicer_to_server(sources, server)

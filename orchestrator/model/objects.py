@@ -9,6 +9,7 @@ from enum import IntEnum
 from orchestrator.model.access import (
     CaRotation,
     Certificate,
+    ExternalCa,
     KeyRotation,
     PageSession,
     Revocation,
@@ -202,6 +203,8 @@ class Cluster(Extensible):
     locked."""
     ca_rotation: CaRotation = field(default_factory=CaRotation)
     backup_schedule: BackupSchedule = field(default_factory=BackupSchedule)
+    external_ca: ExternalCa = field(default_factory=ExternalCa)
+    """Where certificates are signed, if not by the managers."""
 
     @property
     def trusted_cas(self) -> str:

@@ -135,7 +135,8 @@ async def _serving(
     kv: Kv,
     node_timeout: float | None,
 ) -> AsyncIterator[Running]:
-    authority = KeyPair((folder / "ca.pem").read_text(), (folder / "ca.key").read_text())
+    key = folder / "ca.key"  # none with an external CA
+    authority = KeyPair((folder / "ca.pem").read_text(), key.read_text() if key.exists() else "")
     manager = Manager(
         ManagerSettings(folder, node_timeout=node_timeout), identity, kv, Supervisor("", 0.0)
     )

@@ -17,6 +17,7 @@ import grpc
 import pytest
 from managerhost import Running, manager_beside, manager_in
 
+from orchestrator.identity.authority import Authority
 from orchestrator.identity.bootstrap import new_admin
 from orchestrator.identity.certificates import KeyPair
 from orchestrator.manager.audit.trail import EntryFilter
@@ -46,7 +47,9 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
 
 def admin(running: Running, name: str) -> KeyPair:
     now = dt.datetime.now(dt.UTC)
-    return new_admin(running.authority, running.identity.cluster_id, now, name=name)
+    return new_admin(
+        Authority.local(running.authority), running.identity.cluster_id, now, name=name
+    )
 
 
 async def ticket(running: Running, by: KeyPair | None = None, read_only: bool = False) -> str:

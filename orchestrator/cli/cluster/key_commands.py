@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,7 +15,9 @@ from orchestrator.cli.app.errors import CliError, ManagerLost, Refused
 from orchestrator.cli.flags.flag_types import DURATION
 from orchestrator.cli.output.listings import format_option, print_fields, print_json, rfc3339
 from orchestrator.cli.rpc.client import Client, pass_client
-from orchestrator.pb import security_pb2
+from orchestrator.pb import security_pb2, types_pb2
+
+_PEM_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.group(cls=OrcGroup, epilog=example("orc cluster key rotate"))
@@ -64,7 +67,7 @@ def _progress(reply: Any) -> str:
 
 @click.group(cls=OrcGroup, epilog=example("orc cluster ca rotate", "orc cluster ca status"))
 def ca() -> None:
-    """Rotate the cluster's certificate authority (CA)."""
+    """Rotate the cluster's certificate authority (CA), or use an external one."""
 
 
 @ca.command(
@@ -93,6 +96,59 @@ def rotate_ca(client: Client, admins_within: float | None, force: bool) -> None:
     click.echo(_ca_phase(reply))
 
 
+@ca.command(
+    "external",
+    epilog=example(
+        "orc cluster ca external --ca-cert ca.pem --profile orc "
+        "https://ca.example.com:8888/api/v1/cfssl/sign"
+    ),
+)
+@click.option(
+    "--ca-cert", type=_PEM_FILE, required=True, metavar="FILE", help="Certificate of the CA (PEM)."
+)
+@click.option(
+    "--endpoint-ca",
+    type=_PEM_FILE,
+    metavar="FILE",
+    help="CA that issued the endpoint's own certificate (PEM)  [default: the managers' hosts' CAs]",
+)
+@click.option("--profile", default="", metavar="NAME", help="Signing profile to ask for.")
+@click.option(
+    "--admins-within",
+    type=DURATION,
+    help="How long to wait for admins, once the new CA signs; 168h by default.",
+)
+@click.argument("url")
+@pass_client
+def external_ca(
+    client: Client,
+    ca_cert: Path,
+    endpoint_ca: Path | None,
+    profile: str,
+    admins_within: float | None,
+    url: str,
+) -> None:
+    """Have an external CA sign the cluster's certificates, online.
+
+    Managers send it signing requests, as cfssl takes them, and show it their certificates; it must
+    accept those of the former CA and its own. The managers' key of the former CA is deleted.
+    'orc cluster ca status' shows the progress; 'orc cluster ca rotate' returns to a CA of the
+    managers' own.
+    """
+    try:
+        external = types_pb2.ExternalCa(
+            url=url, profile=profile, root=endpoint_ca.read_text() if endpoint_ca else ""
+        )
+        request = security_pb2.RotateCaRequest(
+            admins_within=admins_within or 0.0,
+            external=external,
+            ca_certificate=ca_cert.read_text(),
+        )
+    except (OSError, UnicodeDecodeError) as error:
+        raise CliError(f"cannot read a certificate: {error}") from None
+    click.echo(_ca_phase(client.call("Security.RotateCa", request)))
+
+
 @ca.command("status", epilog=example("orc cluster ca status"))
 @format_option()
 @pass_client
@@ -104,6 +160,7 @@ def ca_status(client: Client, form: str) -> None:
             {
                 "phase": reply.phase,
                 "digest": reply.digest,
+                "external_url": reply.external.url,
                 "expires_at": rfc3339(reply.expires_at),
                 "former_digest": reply.former,
                 "started_at": rfc3339(reply.started_at),
@@ -126,6 +183,7 @@ def ca_status(client: Client, form: str) -> None:
         [
             ("Digest", reply.digest),
             ("Expires", rfc3339(reply.expires_at) or ""),
+            *([("External", reply.external.url)] if reply.external.url else []),
             ("Rotation", _ca_phase(reply)),
         ]
     )

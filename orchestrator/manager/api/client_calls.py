@@ -33,10 +33,10 @@ from typing import Any
 
 import grpc
 
-from orchestrator.identity.certificates import own_key_id
 from orchestrator.identity.roles import ALLOWED, within
 from orchestrator.identity.tls import peer_identity
 from orchestrator.manager.planning.view import ClusterView
+from orchestrator.manager.security.ca_rotation import has_renewed
 from orchestrator.manager.store.cache import Cache, find_object
 from orchestrator.manager.store.keys import object_type
 from orchestrator.manager.store.kv import Kv, StoreError
@@ -166,10 +166,11 @@ class ClientCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         revision = str(self._cache.newest_change)
         found = ((REVISION, revision), (MANAGERS, ",".join(self._managers())))
         cluster, caller = self._cache.view.cluster, peer_identity(context)
-        if cluster is None or not cluster.ca_rotation.signing_since:
+        if cluster is None or not (rotation := cluster.ca_rotation).successor:
             return found
         issued = caller.certificate if caller else None
-        if issued is None or issued.ca == own_key_id(cluster.ca_certificate):
+        waiting = rotation.link and not rotation.signing_since
+        if issued is None or waiting or has_renewed(rotation, issued):
             return found
         return (*found, (RENEW, "1"))
 

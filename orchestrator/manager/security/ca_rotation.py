@@ -6,6 +6,8 @@
 2. *renewing*: once all managers do, the new CA signs, also join tokens carry its digest. What it
    signs comes with a certificate of the new CA that the former one signed, so holders of the former
    alone accept it. Managers and nodes renew at once, admins with their next command.
+   An external CA has no key here and can sign no such certificate: if it is the former one, the new
+   one signs only once nodes and admins have learned to trust it, too.
 3. Once all have, or an admin forces it, the former CA is removed, and everything that it signed is
    refused. Admins have a limited time, since some never run a command again.
 
@@ -23,7 +25,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from orchestrator.identity import ca
-from orchestrator.identity.certificates import KeyPair, TlsFiles, issuer_key_id, own_key_id
+from orchestrator.identity.authority import Authority, write_external
+from orchestrator.identity.certificates import Issued, KeyPair, TlsFiles, issuer_key_id, own_key_id
 from orchestrator.identity.key_files import CA_KEY, KeyFiles
 from orchestrator.linux.atomicfile import write_file
 from orchestrator.manager.planning.plan import Change
@@ -34,7 +37,7 @@ from orchestrator.manager.security.vault import CA_PURPOSE, Vault, VaultError
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict, Kv, StoreError
-from orchestrator.model.access import CaRotation
+from orchestrator.model.access import CaRotation, Certificate
 from orchestrator.model.managers import Manager
 from orchestrator.model.objects import Cluster
 
@@ -77,17 +80,31 @@ def members(view: ClusterView, now: float) -> Iterator[CaMember]:
         done = session is not None and session.certificate_ca == wanted
         reason = "it is not connected" if session is None else "its certificate is of another CA"
         name = node.description.hostname
-        waits = bool(rotation.signing_since) and not done
+        if rotation.signing_since or rotation.link:
+            waits = bool(rotation.signing_since) and not done
+        else:
+            done = session is not None  # it gets both CAs over that
+            waits = not done
         yield CaMember("node", node.id, name, done, waits, "" if done else reason)
     admins: dict[str, bool] = {}
     for each in view.certificates.values():
         valid = each.expires_at > now and revocation_for(view.revocations, each) is None
         if each.role == "admin" and valid:
-            admins[each.name] = admins.get(each.name, False) or each.ca == wanted
+            admins[each.name] = admins.get(each.name, False) or has_renewed(rotation, each)
+    what = "signs" if rotation.signing_since or rotation.link else "is trusted"
     for name, done in sorted(admins.items()):
-        reason = "" if done else "it has run no command since the new CA signs"
+        reason = "" if done else f"it has run no command since the new CA {what}"
         waits = not done and now < rotation.admins_until
         yield CaMember("admin", name, name, done, waits, reason)
+
+
+def has_renewed(rotation: CaRotation, certificate: Certificate | Issued) -> bool:
+    """Whether an admin got this certificate as the rotation demands: of the new CA, or with the
+    word that the new CA is to be trusted."""
+    if rotation.signing_since or rotation.link:
+        return certificate.ca == own_key_id(rotation.successor)
+    at = certificate.issued_at if isinstance(certificate, Certificate) else certificate.at
+    return at >= int(rotation.started_at)
 
 
 class CaFollower:
@@ -157,17 +174,28 @@ class CaFollower:
             await asyncio.to_thread(write_file, self._files.ca, wanted, mode=0o644)
         rotation = cluster.ca_rotation
         signs = cluster.ca_certificate
-        if rotation.successor and rotation.successor == signs:
+        await asyncio.to_thread(write_external, self._keys.folder, cluster.external_ca)
+        if cluster.external_ca.url:
+            await asyncio.to_thread(self._keys.remove, CA_KEY)
+            own = self._files.pair.read()
+            external = Authority(signs, external=cluster.external_ca, client=own)
+            self._authority.use(external, rotation.link if rotation.successor == signs else "")
+        elif rotation.successor and rotation.successor == signs:
             key = self._vault.open(rotation.key, CA_PURPOSE)
             await asyncio.to_thread(self._keys.write, CA_KEY, key)
-            self._authority.use(KeyPair(signs, key), rotation.link)
+            self._authority.use(Authority(signs, key), rotation.link)
         elif key := self._keys.text(CA_KEY) or "":
             if not ca.is_pair(KeyPair(signs, key)):
                 raise VaultError(
                     f"{CA_KEY} is of a former CA: this manager was down while the CA was rotated; "
                     "remove it ('orc manager rm') and let it join again"
                 )
-            self._authority.use(KeyPair(signs, key))
+            self._authority.use(Authority(signs, key))
+        else:
+            raise VaultError(
+                f"{self._keys.folder / CA_KEY} is missing: restore it from a backup of that "
+                "folder, or remove this manager and let it join again"
+            )
 
     async def _update(self) -> None:
         view = self._cache.view
@@ -221,7 +249,12 @@ class CaFollower:
         if not rotation.signing_since:
             log.info("the new CA signs from now on")
             signing = replace(rotation, signing_since=self._now())
-            after = replace(cluster, ca_certificate=rotation.successor, ca_rotation=signing)
+            after = replace(
+                cluster,
+                ca_certificate=rotation.successor,
+                ca_rotation=signing,
+                external_ca=rotation.external,
+            )
             await self._write(cluster, after)
         else:
             late = ",".join(each.name for each in found if not each.renewed)

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 
 from orchestrator.identity import ca
+from orchestrator.identity.authority import CannotSign
 from orchestrator.identity.certificates import Issued, own_key_id
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.reports.claims import is_hostname, with_hostname
@@ -121,11 +122,14 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
         now = self._now()
         node_id = self._new_id()
         try:
-            certificate = self._authority.sign(
+            certificate = await self._authority.sign(
                 request.csr, name=node_id, role="worker", cluster=cluster.id
             )
         except ca.BadRequest as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except CannotSign as error:
+            log.warning("join failed", extra={"hostname": request.hostname, "reason": error})
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         node = Node(
             id=node_id,
             created_at=now,
@@ -179,7 +183,7 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             )
         manager_id = self._new_id()
         try:
-            certificate = self._authority.sign(
+            certificate = await self._authority.sign(
                 request.csr,
                 name=manager_id,
                 role="manager",
@@ -188,6 +192,9 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             )
         except ca.BadRequest as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except CannotSign as error:
+            log.warning("join failed", extra={"hostname": request.hostname, "reason": error})
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         facts = Issued.of(certificate)
         assert facts is not None
         issued = record(

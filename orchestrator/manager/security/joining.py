@@ -242,6 +242,7 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             turn = await self._kv.get(NODE_TURN)
             stamp = turn.mod_revision if turn else 0
             await self._cache.wait_for(stamp)
+            seen = self._cache.revision
             if (other := with_hostname(self._cache.view, node.description.hostname)) is not None:
                 return other
             with suppress(Conflict):
@@ -250,6 +251,7 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
                     [Change(None, node), Change(None, issued)],
                     guards=[Guard(NODE_TURN, mod_revision=stamp)],
                     ops=[Put(NODE_TURN, node.id.encode())],
+                    seen=seen,
                 )
                 await self._cache.wait_for(revision)
                 return None

@@ -427,6 +427,13 @@ def _prefix_range(prefix: str) -> tuple[bytes, bytes]:
 
 
 def _compare(guard: Guard) -> Any:
+    if guard.unchanged_since is not None:
+        return rpc_pb2.Compare(
+            result=rpc_pb2.Compare.LESS,
+            target=rpc_pb2.Compare.MOD,
+            key=guard.key.encode(),
+            mod_revision=guard.unchanged_since + 1,
+        )
     created = guard.create_revision is not None
     return rpc_pb2.Compare(
         result=rpc_pb2.Compare.EQUAL,
@@ -447,6 +454,8 @@ def _read_revisions(guard: Guard) -> Any:
 def _holds(guard: Guard, found: Sequence[Any]) -> bool:
     if guard.create_revision is not None:
         return guard.create_revision == (found[0].create_revision if found else 0)
+    if guard.unchanged_since is not None:
+        return (found[0].mod_revision if found else 0) <= guard.unchanged_since
     return guard.mod_revision == (found[0].mod_revision if found else 0)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Three managers: streams to a node pass through each of them, and outlive the loss of one."""
+"""Three managers: streams to a node pass through each of them, and outlive the loss of any."""
 
 from __future__ import annotations
 
@@ -145,13 +145,14 @@ def _write(stream: IO[bytes], data: bytes) -> None:
 @pytest.mark.parametrize("how", ["-KILL", "-STOP"])
 @pytest.mark.parametrize("command", ["exec", "attach"])
 @pytest.mark.parametrize("manager", MANAGERS)
-def test_input_and_output_outlive_a_manager(
+def test_input_and_output_outlive_any_manager(
     three: Cluster, tmp_path: Path, manager: str, command: str, how: str
 ) -> None:
     data = b"".join(b"%d\n" % number for number in range(200_000))
     half = len(data) // 2
+    # Of the three, one is called, and one has the session of the node; this may be the same one.
     three.await_ready("node1", "node2")
-    client = through(three, manager, tmp_path)
+    client = through(three, MANAGERS[0], tmp_path)
     # It knows all managers then, and calls this one first.
     eventually(lambda: client.orc("node", "ls", ok=False).returncode == 0)
     words = ["exec", "-i", "box", BUSYBOX, "cat"]

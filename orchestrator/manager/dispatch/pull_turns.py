@@ -40,7 +40,7 @@ from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc, images_pb2
 
 log = logging.getLogger(__name__)
 
-RETRY = 0.2
+RETRY = 0.5
 """Seconds between attempts to find or reach the leader."""
 REPORT_TIMEOUT = 5.0
 """Seconds in which the leader must have taken a report of progress."""

@@ -8,6 +8,7 @@ import json
 import subprocess
 import urllib.parse
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,18 +132,25 @@ class Browser:
         eventually(lambda: self.script(CLICK, selector, text))
 
 
-@pytest.fixture
-def browser(cluster: Cluster, tmp_path: Path) -> Iterator[Browser]:
+@contextmanager
+def chromium(folder: Path) -> Iterator[webdriver.Chrome]:
+    """A browser with its data in a folder."""
     options = Options()
     options.binary_location = "/usr/bin/chromium"
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path}"):
+    for flag in (*FLAGS, f"--user-data-dir={folder}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
     try:
-        yield Browser(driver, cluster)
+        yield driver
     finally:
         driver.quit()
+
+
+@pytest.fixture
+def browser(cluster: Cluster, tmp_path: Path) -> Iterator[Browser]:
+    with chromium(tmp_path) as driver:
+        yield Browser(driver, cluster)
 
 
 def test_the_cluster_is_seen_as_it_moves(cluster: Cluster, hello: str, browser: Browser) -> None:

@@ -18,6 +18,7 @@ from typing import IO
 import pytest
 from conftest import HELLO
 from devcluster import ORC, PATIENCE, Cluster, eventually
+from test_dashboard import Browser, chromium
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -184,3 +185,24 @@ def test_input_and_output_outlive_any_manager(
             three.exec(manager, "kill", "-CONT", str(pid), ok=False)
             session.kill()
             reader.join()
+
+
+def test_the_page_continues_at_another_manager(three: Cluster, tmp_path: Path) -> None:
+    manager = MANAGERS[2]
+    three.await_ready("node1", "node2")
+    client = through(three, manager, tmp_path)
+    eventually(lambda: client.orc("node", "ls", ok=False).returncode == 0)
+    with chromium(tmp_path / "browser") as driver:
+        browser = Browser(driver, client)
+        driver.get(client.orc("dashboard", "--quiet").stdout.strip())
+        address = driver.current_url.partition("#")[0]
+        assert three.status()[manager]["address"] in address
+        browser.sees("2 of 2 nodes ready", "#summary")
+        driver.get(f"{address}#/nodes")
+        eventually(lambda: browser.script("return Boolean(orc.cluster.canMove)"))
+        three.power_off(manager)
+        eventually(lambda: not driver.current_url.startswith(address))
+        browser.sees("2 of 2 nodes ready", "#summary")
+        assert driver.current_url.endswith("/#/nodes")
+        assert "ticket" not in driver.current_url
+    three.start(manager)

@@ -22,6 +22,7 @@ from orchestrator.manager.operations.context import ManagerContext, request_erro
 from orchestrator.manager.operations.node_requests import send_request
 from orchestrator.manager.operations.workloads.task_logs import LogOperations
 from orchestrator.manager.store.kv import StoreError
+from orchestrator.manager.telemetry.service_discovery import other_pages
 from orchestrator.manager.web import dashboard_actions
 from orchestrator.manager.web.dashboard_actions import AuditedRequest, client_address
 from orchestrator.manager.web.live_updates import LiveUpdates
@@ -75,6 +76,7 @@ class Dashboard:
             Route("/api/session", self._log_in, methods=["POST"], max_body_size=_MAX_BODY),
             route("/api/session", self._log_out, "DELETE"),
             route("/api/session", self._describe_session),
+            route("/api/elsewhere", self._elsewhere),
             route("/api/events", self._events),
             route("/api/traffic", self._traffic),
             route("/api/managers", self._manager_table),
@@ -161,6 +163,16 @@ class Dashboard:
                 await self._sessions.touch(session)
 
         return EventStream(events, expiry(), source)
+
+    async def _elsewhere(self, request: Request, session: Session) -> Response:
+        """Where the page goes when this manager is lost: HOST:PORT of other managers' pages, and a
+        ticket with which the session continues there."""
+        return JSONResponse(
+            {
+                "managers": other_pages(self._ctx.view, self._ctx.identity),
+                "ticket": self._sessions.hand_over(session),
+            }
+        )
 
     async def _events(self, request: Request, session: Session) -> Response:
         """The whole cluster, then changes and events."""

@@ -184,11 +184,11 @@ function lockedOut(text) {
 
 async function begin() {
   theme();
-  const ticket = new URLSearchParams(location.hash.slice(1)).get("ticket");
+  const words = new URLSearchParams(location.hash.slice(1)), ticket = words.get("ticket"), at = words.get("at") ?? "";
   try {
     if (ticket) {
       // Remove the ticket from the address first: neither history nor a screenshot keeps it.
-      history.replaceState(null, "", "/#/picture");
+      history.replaceState(null, "", at.startsWith("#/") ? `/${at}` : "/#/picture");
       role = (await ask("POST", "/api/session", { ticket })).role;
     } else role = (await ask("GET", "/api/session")).role;
   } catch (error) {

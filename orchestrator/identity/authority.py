@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cluster's CA as managers use it: with its key, or behind an endpoint that signs requests.
 
-An external CA is asked as cfssl is (`/api/v1/cfssl/sign`): the manager states the subject and
-names, and shows its own certificate. What comes back is checked, since roles are in the subject.
+An external CA is asked as cfssl is (`/api/v1/cfssl/sign` and `authsign`): the manager states the
+subject and names, shows its own certificate, and authenticates the request if it has a key for
+that. What comes back is checked, since roles are in the subject.
 """
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
+import hmac
 import http.client
 import json
 import ssl
@@ -25,6 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from orchestrator.identity import ca
 from orchestrator.identity.certificates import Issued, KeyPair, TlsFiles, own_key_id
+from orchestrator.identity.key_files import CA_KEY, EXTERNAL_KEY, KeyFiles
 from orchestrator.linux.atomicfile import write_file
 from orchestrator.model.access import ExternalCa
 
@@ -58,6 +62,8 @@ class Authority:
     external: ExternalCa = field(default_factory=ExternalCa)
     client: KeyPair | None = field(default=None, repr=False)
     """What an external CA is shown; None: nothing."""
+    auth_key: str = field(default="", repr=False)
+    """Authenticates requests to an external CA, hexadecimal digits; empty: none does."""
 
     @classmethod
     def local(cls, pair: KeyPair) -> Authority:
@@ -65,10 +71,16 @@ class Authority:
         return cls(pair.certificate, pair.key)
 
     @classmethod
-    def of_host(cls, data_dir: Path, key: str) -> Authority:
-        """That of the manager whose data folder this is. Raises OSError."""
-        files = TlsFiles.of(data_dir, "manager")
-        return cls(files.ca.read_text(), key, read_external(data_dir), files.pair.read())
+    def of_host(cls, keys: KeyFiles) -> Authority:
+        """That of the manager with these key files. Raises OSError, KeysLocked."""
+        files = TlsFiles.of(keys.folder, "manager")
+        return cls(
+            files.ca.read_text(),
+            keys.text(CA_KEY) or "",
+            read_external(keys.folder),
+            files.pair.read(),
+            keys.text(EXTERNAL_KEY) or "",
+        )
 
     def sign(
         self,
@@ -123,7 +135,7 @@ class Authority:
 
 
 def read_external(data_dir: Path) -> ExternalCa:
-    """The endpoint in a manager's data folder. Raises OSError."""
+    """The endpoint in a manager's data folder, without its key. Raises OSError."""
     try:
         return ExternalCa(**json.loads((data_dir / EXTERNAL_FILE).read_text()))
     except FileNotFoundError:
@@ -133,10 +145,11 @@ def read_external(data_dir: Path) -> ExternalCa:
 def write_external(data_dir: Path, external: ExternalCa) -> None:
     """Keep the endpoint for commands that run without the store. Raises OSError."""
     path = data_dir / EXTERNAL_FILE
-    if not external.url:
+    kept = ExternalCa(url=external.url, profile=external.profile, root=external.root)
+    if not kept.url:
         path.unlink(missing_ok=True)
-    elif external != read_external(data_dir):
-        fields = {"url": external.url, "profile": external.profile, "root": external.root}
+    elif kept != read_external(data_dir):
+        fields = {"url": kept.url, "profile": kept.profile, "root": kept.root}
         write_file(path, json.dumps(fields), mode=0o644)
 
 
@@ -252,10 +265,29 @@ def _names(made: x509.Certificate) -> set[str]:
     }
 
 
+def checked_auth_key(text: str) -> str:
+    """A key that authenticates requests, as cfssl has it. Raises CannotSign."""
+    try:
+        bytes.fromhex(text)
+    except ValueError:
+        raise CannotSign("the key for requests must consist of hexadecimal digits") from None
+    return text
+
+
+def _authenticated(request: bytes, auth_key: str) -> bytes:
+    """A request with its HMAC, as cfssl's `authsign` takes it."""
+    token = hmac.digest(bytes.fromhex(auth_key), request, "sha256")
+    fields = {"token": base64.b64encode(token), "request": base64.b64encode(request)}
+    return json.dumps({name: value.decode() for name, value in fields.items()}).encode()
+
+
 def _ask(authority: Authority, body: dict[str, Any]) -> str:
     """The certificate (PEM) in the reply of an external CA. Raises CannotSign."""
     external = authority.external
     where = urlsplit(external.url)
+    request = json.dumps(body).encode()
+    if authority.auth_key:
+        request = _authenticated(request, authority.auth_key)
     try:
         tls = ssl.create_default_context(cadata=external.root or None)
         if authority.client is not None:
@@ -268,7 +300,7 @@ def _ask(authority: Authority, body: dict[str, Any]) -> str:
         )
         try:
             path = (where.path or "/") + (f"?{where.query}" if where.query else "")
-            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            connection.request("POST", path, request, {"Content-Type": "application/json"})
             reply = connection.getresponse()
             text = reply.read(_MOST_BYTES)
         finally:

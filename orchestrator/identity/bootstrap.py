@@ -20,7 +20,7 @@ from orchestrator.identity.host_identity import (
     write_identity,
 )
 from orchestrator.identity.join import Joined
-from orchestrator.identity.key_files import CA_KEY
+from orchestrator.identity.key_files import CA_KEY, EXTERNAL_KEY
 from orchestrator.linux.atomicfile import write_file
 
 
@@ -88,8 +88,9 @@ def store_first_manager(
     admin = new_admin(authority, identity.cluster_id, now, lifetime)
     write_file(data_dir / "ca.pem", authority.certificate, mode=0o644)
     write_external(data_dir, authority.external)
-    if authority.key:
-        write_file(data_dir / CA_KEY, authority.key)
+    for name, key in ((CA_KEY, authority.key), (EXTERNAL_KEY, authority.auth_key)):
+        if key:
+            write_file(data_dir / name, key)
     TlsFiles.of(data_dir, "manager").pair.replace(manager)
     # Last: its presence marks the folder as complete.
     write_identity(data_dir / "manager.json", identity)

@@ -249,7 +249,8 @@ async def _initialise_cluster(
         )
         if cluster.secrets_key_id and vault.key_id != cluster.secrets_key_id:
             # Its key is lost, and with it what was sealed.
-            after = replace(after, key_rotation=KeyRotation(), unlock_key="")
+            external = replace(cluster.external_ca, auth_key="")
+            after = replace(after, key_rotation=KeyRotation(), unlock_key="", external_ca=external)
         changes = [Change(cluster, after)] if after != cluster else []
     if changes:
         try:
@@ -316,7 +317,7 @@ class Manager:
             raise CannotServe(str(error)) from error
         self._tls = TlsFiles.of(settings.data_dir, "manager")
         self._authority = CertificateAuthority(
-            Authority.of_host(settings.data_dir, self._keys.text(CA_KEY) or ""),
+            Authority.of_host(self._keys),
             lambda: self.cache.view,
             time.time,
         )

@@ -118,6 +118,8 @@ class ExternalCa(Extensible):
     """The signing profile to ask for; empty: the endpoint's default."""
     root: str = ""
     """PEM of the CA that issued the endpoint's own certificate; empty: the host's CAs."""
+    auth_key: str = ""
+    """The key that authenticates requests, sealed with the data key; empty: none does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from managerhost import Running, manager_again, manager_beside, manager_in
 from test_data_key_rotation import security, until
 
 from orchestrator.identity import ca
-from orchestrator.identity.certificates import KeyPair, TlsFiles, issuer_key_id, own_key_id
+from orchestrator.identity.certificates import Issued, KeyPair, TlsFiles, issuer_key_id, own_key_id
 from orchestrator.identity.join import JoinRefused
 from orchestrator.identity.renewal import keep_renewed
+from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.security import certificates as certificates_module
+from orchestrator.manager.store.commit import commit
 from orchestrator.model.access import CaRotation
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import NodeDescription
@@ -190,6 +193,26 @@ async def test_a_rotation_goes_on_after_a_restart_and_can_be_forced(tmp_path: Pa
         assert cluster is not None
         pair = TlsFiles.of(again.folder, "manager").pair.read()
         assert issuer_key_id(pair.certificate) == own_key_id(cluster.ca_certificate)
+
+
+async def test_a_certificate_that_is_not_renewed_any_more_is_replaced(leader: Running) -> None:
+    root, cache = leader.authority.certificate, leader.manager.cache
+    await asks(leader, leader.admin, root)
+    had = Issued.of(leader.admin.certificate)
+    assert had is not None
+    await until(leader, lambda _: had.serial in cache.view.certificates)
+    known = cache.view.certificates[had.serial]
+    older = replace(known, since=known.issued_at - 400 * 86400)
+    await cache.wait_for(await commit(leader.kv, [Change(known, older)]))
+    with pytest.raises(grpc.aio.AioRpcError, match="renewed for a year"):
+        await renewed(leader, leader.admin, root)
+    await security(leader, "RotateCa")
+    await until(leader, signing)
+    pair, _ = await renewed(leader, leader.admin, root)
+    has = Issued.of(pair.certificate)
+    assert has is not None
+    assert has.ca != had.ca
+    assert has.ends == had.ends
 
 
 async def test_a_rotation_ends_without_admins_who_do_not_come_in_time(leader: Running) -> None:

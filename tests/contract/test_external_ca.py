@@ -20,24 +20,26 @@ import grpc
 import pytest
 from managerhost import Running, manager_again, manager_in
 from test_ca_rotation import asks, over, renewed, signing, token_of
-from test_data_key_rotation import until
+from test_data_key_rotation import security, until
 
 from orchestrator.identity import ca
 from orchestrator.identity.authority import Authority
 from orchestrator.identity.certificates import KeyPair, TlsFiles, issuer_key_id, own_key_id
+from orchestrator.identity.key_files import KeyFiles
 from orchestrator.pb import security_pb2, security_pb2_grpc, types_pb2
 
 NOW = dt.datetime.now(dt.UTC)
+AUTH_KEY = "0123456789abcdef0123456789abcdef"
+USAGES = ["digital signature", "client auth", "server auth"]
 CONFIG = {
     "signing": {
         "default": {"expiry": "1h", "usages": ["digital signature"]},
         "profiles": {
-            "orc": {
-                "expiry": "720h",
-                "usages": ["digital signature", "client auth", "server auth"],
-            }
+            "orc": {"expiry": "720h", "usages": USAGES},
+            "authenticated": {"expiry": "720h", "usages": USAGES, "auth_key": "managers"},
         },
-    }
+    },
+    "auth_keys": {"managers": {"type": "standard", "key": AUTH_KEY}},
 }
 
 
@@ -70,8 +72,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def cfssl(folder: Path, corporate: KeyPair, clients: str) -> Iterator[str]:
-    """cfssl's signing endpoint, for clients with a certificate of one of these CAs."""
+def cfssl(folder: Path, corporate: KeyPair, clients: str = "") -> Iterator[str]:
+    """cfssl's signing endpoint; with `clients`, for those with a certificate of these CAs."""
     own = server_pair(corporate)
     folder.mkdir()
     for name, text in (
@@ -86,7 +88,8 @@ def cfssl(folder: Path, corporate: KeyPair, clients: str) -> Iterator[str]:
     port = free_port()
     command = ["setpriv", "--pdeathsig", "KILL", "cfssl", "serve", "-address", "127.0.0.1"]
     command += ["-port", str(port), "-ca", "ca.pem", "-ca-key", "ca.key", "-config", "config.json"]
-    command += ["-tls-cert", "tls.pem", "-tls-key", "tls.key", "-mutual-tls-ca", "clients.pem"]
+    command += ["-tls-cert", "tls.pem", "-tls-key", "tls.key"]
+    command += ["-mutual-tls-ca", "clients.pem"] if clients else []
     with (
         (folder / "log").open("wb") as log,
         subprocess.Popen(command, cwd=folder, stdout=log, stderr=log) as process,
@@ -141,9 +144,13 @@ def endpoint(folder: Path, corporate: KeyPair, answer: Sign) -> Iterator[str]:
 
 async def use(running: Running, url: str, corporate: KeyPair, **fields: Any) -> Any:
     """`orc cluster ca external`."""
-    external = types_pb2.ExternalCa(url=url, profile="orc", root=corporate.certificate)
+    external = types_pb2.ExternalCa(
+        url=url, profile=fields.get("profile", "orc"), root=corporate.certificate
+    )
     request = security_pb2.RotateCaRequest(
-        external=external, ca_certificate=fields.get("certificate", corporate.certificate)
+        external=external,
+        ca_certificate=fields.get("certificate", corporate.certificate),
+        auth_key=fields.get("auth_key", ""),
     )
     async with running.channel(running.admin) as channel:
         return await security_pb2_grpc.SecurityStub(channel).RotateCa(request)
@@ -169,10 +176,61 @@ async def test_cfssl_signs_for_a_cluster(
         assert joined.ca_certificate == root
 
         # A command on the manager's host.
-        made = Authority.of_host(folder, "").issue(
+        made = Authority.of_host(KeyFiles(folder)).issue(
             common_name="anna", role="admin", cluster_id=running.identity.cluster_id, now=NOW
         )
         await asks(running, made, root)
+
+
+async def test_requests_are_authenticated_by_a_key(
+    running: Running, corporate: KeyPair, tmp_path: Path
+) -> None:
+    old, root = running.authority.certificate, corporate.certificate
+    key = running.folder / "external-ca.key"
+    with cfssl(tmp_path / "cfssl", corporate) as url:
+        url = url.replace("/sign", "/authsign")
+        for wrong in ("", "fedcba9876543210", "no digits"):
+            with pytest.raises(grpc.aio.AioRpcError, match="nothing was changed"):
+                await use(running, url, corporate, profile="authenticated", auth_key=wrong)
+        started = await use(running, url, corporate, profile="authenticated", auth_key=AUTH_KEY)
+        assert AUTH_KEY not in str(started)
+        await until(running, signing)
+        admin, _ = await renewed(running, running.admin, old)
+        assert issuer_key_id(admin.certificate) == own_key_id(root)
+        await until(running, over)
+        await until(running, lambda _: (running.folder / "ca.pem").read_text() == root)
+        assert key.read_text() == AUTH_KEY
+        assert key.stat().st_mode & 0o777 == 0o600
+        assert AUTH_KEY not in str(running.manager.cache.view.cluster)
+
+        # It is sealed anew with another data key, and still opens.
+        running.admin, running.authority = admin, KeyPair(root, "")
+        before = running.manager.cache.view.cluster
+        await security(running, "RotateDataKey")
+        assert before is not None
+        await until(running, lambda cluster: cluster.secrets_key_id != before.secrets_key_id)
+        await until(running, lambda cluster: not cluster.key_rotation.id)
+        cluster = running.manager.cache.view.cluster
+        assert cluster is not None
+        assert cluster.external_ca.auth_key != before.external_ca.auth_key
+        await renewed(running, admin, root)
+
+
+async def test_the_endpoint_of_an_external_ca_is_changed(
+    running: Running, corporate: KeyPair, tmp_path: Path
+) -> None:
+    old, root = running.authority.certificate, corporate.certificate
+    with cfssl(tmp_path / "first", corporate) as url:
+        await use(running, url, corporate)
+        await until(running, signing)
+        running.admin, _ = await renewed(running, running.admin, old)
+        running.authority = KeyPair(root, "")
+        await until(running, over)
+    with cfssl(tmp_path / "second", corporate) as url:
+        status = await use(running, url, corporate)
+        assert (status.phase, status.external.url) == ("idle", url)
+        await until(running, lambda _: url in (running.folder / "external-ca.json").read_text())
+        await renewed(running, running.admin, root)
 
 
 async def test_a_manager_starts_with_an_external_ca(tmp_path: Path, corporate: KeyPair) -> None:

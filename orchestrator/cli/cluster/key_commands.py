@@ -17,7 +17,7 @@ from orchestrator.cli.output.listings import format_option, print_fields, print_
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.pb import security_pb2, types_pb2
 
-_PEM_FILE = click.Path(dir_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.group(cls=OrcGroup, epilog=example("orc cluster key rotate"))
@@ -99,18 +99,24 @@ def rotate_ca(client: Client, admins_within: float | None, force: bool) -> None:
 @ca.command(
     "external",
     epilog=example(
-        "orc cluster ca external --ca-cert ca.pem --profile orc "
-        "https://ca.example.com:8888/api/v1/cfssl/sign"
+        "orc cluster ca external --ca-cert ca.pem --profile orc --auth-key-file auth.key "
+        "https://ca.example.com:8888/api/v1/cfssl/authsign"
     ),
 )
 @click.option(
-    "--ca-cert", type=_PEM_FILE, required=True, metavar="FILE", help="Certificate of the CA (PEM)."
+    "--ca-cert", type=_FILE, required=True, metavar="FILE", help="Certificate of the CA (PEM)."
 )
 @click.option(
     "--endpoint-ca",
-    type=_PEM_FILE,
+    type=_FILE,
     metavar="FILE",
     help="CA that issued the endpoint's own certificate (PEM)  [default: the managers' hosts' CAs]",
+)
+@click.option(
+    "--auth-key-file",
+    type=_FILE,
+    metavar="FILE",
+    help="Key that authenticates requests (hexadecimal digits), for cfssl's authsign.",
 )
 @click.option("--profile", default="", metavar="NAME", help="Signing profile to ask for.")
 @click.option(
@@ -124,16 +130,17 @@ def external_ca(
     client: Client,
     ca_cert: Path,
     endpoint_ca: Path | None,
+    auth_key_file: Path | None,
     profile: str,
     admins_within: float | None,
     url: str,
 ) -> None:
     """Have an external CA sign the cluster's certificates, online.
 
-    Managers send it signing requests, as cfssl takes them, and show it their certificates; it must
-    accept those of the former CA and its own. The managers' key of the former CA is deleted.
+    Managers send it signing requests, as cfssl takes them. They authenticate them with the key in
+    --auth-key-file, and show their certificates. The key of the former CA is deleted.
     'orc cluster ca status' shows the progress; 'orc cluster ca rotate' returns to a CA of the
-    managers' own.
+    managers' own. Repeat the command with the same CA to change the endpoint or its key.
     """
     try:
         external = types_pb2.ExternalCa(
@@ -143,9 +150,10 @@ def external_ca(
             admins_within=admins_within or 0.0,
             external=external,
             ca_certificate=ca_cert.read_text(),
+            auth_key=auth_key_file.read_text().strip() if auth_key_file else "",
         )
     except (OSError, UnicodeDecodeError) as error:
-        raise CliError(f"cannot read a certificate: {error}") from None
+        raise CliError(f"cannot read a certificate or key: {error}") from None
     click.echo(_ca_phase(client.call("Security.RotateCa", request)))
 
 

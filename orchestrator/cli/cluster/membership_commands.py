@@ -377,7 +377,7 @@ def _authority(data_dir: Path) -> Authority:
             files.unlock(entered_unlock_key())
         except WrongUnlockKey as error:
             raise CliError(str(error)) from None
-    authority = Authority.of_host(data_dir, files.text(CA_KEY) or "")
+    authority = Authority.of_host(files)
     if not authority.key and not authority.external.url:
         raise CliError(f"{data_dir / CA_KEY} is missing; run this on another manager")
     return authority

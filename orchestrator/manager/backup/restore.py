@@ -21,6 +21,7 @@ from orchestrator.identity.authority import Authority, CannotSign
 from orchestrator.identity.bootstrap import new_id, store_first_manager
 from orchestrator.identity.certificates import KeyPair
 from orchestrator.identity.host_identity import ManagerIdentity
+from orchestrator.identity.key_files import EXTERNAL_KEY
 from orchestrator.linux.atomicfile import write_file
 from orchestrator.manager.backup.store_dump import cluster_of, restored
 from orchestrator.manager.security.certificates import lifetime
@@ -92,7 +93,8 @@ def _authority(archive: Archive, cluster: Cluster) -> Authority:
             raise BackupError(f"the backup has no {name}; use another one")
     certificate = archive.files["ca.pem"].decode()
     if cluster.external_ca.url:
-        return Authority(certificate, external=cluster.external_ca)
+        auth_key = archive.files.get(EXTERNAL_KEY, b"").decode()
+        return Authority(certificate, external=cluster.external_ca, auth_key=auth_key)
     return Authority(certificate, archive.files["ca.key"].decode())
 
 

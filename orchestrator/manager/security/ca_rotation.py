@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from orchestrator.identity import ca
 from orchestrator.identity.authority import Authority, write_external
 from orchestrator.identity.certificates import Issued, KeyPair, TlsFiles, issuer_key_id, own_key_id
-from orchestrator.identity.key_files import CA_KEY, KeyFiles
+from orchestrator.identity.key_files import CA_KEY, EXTERNAL_KEY, KeyFiles
 from orchestrator.linux.atomicfile import write_file
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
@@ -107,6 +107,17 @@ def has_renewed(rotation: CaRotation, certificate: Certificate | Issued) -> bool
     return at >= int(rotation.started_at)
 
 
+def signing_anew(cluster: Cluster, now: float) -> Cluster:
+    """The cluster whose new CA signs from now on."""
+    rotation = cluster.ca_rotation
+    return replace(
+        cluster,
+        ca_certificate=rotation.successor,
+        ca_rotation=replace(rotation, signing_since=now),
+        external_ca=rotation.external,
+    )
+
+
 class CaFollower:
     """Keeps a manager's trust and certificate as the store says; while it leads, advances a
     rotation."""
@@ -172,15 +183,29 @@ class CaFollower:
         wanted = cluster.trusted_cas
         if self._files.ca.read_text() != wanted:
             await asyncio.to_thread(write_file, self._files.ca, wanted, mode=0o644)
+        await self._sign_as(cluster)
+        await asyncio.to_thread(write_external, self._keys.folder, cluster.external_ca)
+
+    async def _sign_as(self, cluster: Cluster) -> None:
+        """Have the authority sign with the CA that the cluster names."""
         rotation = cluster.ca_rotation
         signs = cluster.ca_certificate
-        await asyncio.to_thread(write_external, self._keys.folder, cluster.external_ca)
         if cluster.external_ca.url:
+            sealed = cluster.external_ca.auth_key
+            auth_key = self._vault.open(sealed, CA_PURPOSE) if sealed else ""
+            if auth_key:
+                await asyncio.to_thread(self._keys.write, EXTERNAL_KEY, auth_key)
             await asyncio.to_thread(self._keys.remove, CA_KEY)
-            own = self._files.pair.read()
-            external = Authority(signs, external=cluster.external_ca, client=own)
+            external = Authority(
+                signs,
+                external=cluster.external_ca,
+                client=self._files.pair.read(),
+                auth_key=auth_key,
+            )
             self._authority.use(external, rotation.link if rotation.successor == signs else "")
-        elif rotation.successor and rotation.successor == signs:
+            return
+        await asyncio.to_thread(self._keys.remove, EXTERNAL_KEY)
+        if rotation.successor and rotation.successor == signs:
             key = self._vault.open(rotation.key, CA_PURPOSE)
             await asyncio.to_thread(self._keys.write, CA_KEY, key)
             self._authority.use(Authority(signs, key), rotation.link)
@@ -248,14 +273,7 @@ class CaFollower:
             return
         if not rotation.signing_since:
             log.info("the new CA signs from now on")
-            signing = replace(rotation, signing_since=self._now())
-            after = replace(
-                cluster,
-                ca_certificate=rotation.successor,
-                ca_rotation=signing,
-                external_ca=rotation.external,
-            )
-            await self._write(cluster, after)
+            await self._write(cluster, signing_anew(cluster, self._now()))
         else:
             late = ",".join(each.name for each in found if not each.renewed)
             log.info("the former CA is removed", extra={"not_renewed": late})

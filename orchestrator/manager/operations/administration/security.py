@@ -10,13 +10,13 @@ from dataclasses import replace
 from functools import partial
 
 from orchestrator.identity import ca
-from orchestrator.identity.authority import Authority, CannotSign, checked_ca
+from orchestrator.identity.authority import Authority, CannotSign, checked_auth_key, checked_ca
 from orchestrator.identity.certificates import KeyPair, Life, own_key_id
 from orchestrator.identity.key_files import new_unlock_key, unlock_key_id
 from orchestrator.manager.errors import failed_precondition, unavailable
 from orchestrator.manager.operations.context import ManagerContext, Operations
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.security.ca_rotation import members
+from orchestrator.manager.security.ca_rotation import members, signing_anew
 from orchestrator.manager.security.key_ring import without_key
 from orchestrator.manager.security.vault import CA_PURPOSE, UNLOCK_PURPOSE
 from orchestrator.manager.store.commit import commit
@@ -85,7 +85,8 @@ class SecurityOperations(Operations):
         self, request: security_pb2.RotateCaRequest, by: str
     ) -> security_pb2.CaStatus:
         """Begin a rotation of the CA, or change how long one waits for admins; with `force`, end
-        one without the members that are missing. Raises RequestError, StoreError."""
+        one without the members that are missing. An external CA that is the cluster's already gets
+        another endpoint. Raises RequestError, StoreError."""
         [cluster] = self.ctx.sealing() or [self._cluster()]
         if cluster.ca_rotation.successor:
             if request.force:
@@ -100,7 +101,13 @@ class SecurityOperations(Operations):
         at = dt.datetime.fromtimestamp(self.ctx.now(), dt.UTC)
         external = from_proto(request.external)
         if external.url:
-            successor, key = await self._tried(external, request.ca_certificate, cluster, at), ""
+            successor, key = await self._tried(external, request, cluster, at), ""
+            if request.auth_key:
+                sealed = self.ctx.vault.seal(request.auth_key, CA_PURPOSE)
+                external = replace(external, auth_key=sealed)
+            if own_key_id(successor) == own_key_id(cluster.ca_certificate):
+                await self._write(cluster, replace(cluster, external_ca=external))
+                return await self.ca_status()
         else:
             fresh = ca.new_ca(cluster.id, at)
             successor, key = fresh.certificate, self.ctx.vault.seal(fresh.key, CA_PURPOSE)
@@ -118,7 +125,11 @@ class SecurityOperations(Operations):
         return await self.ca_status()
 
     async def _tried(
-        self, external: ExternalCa, certificate: str, cluster: Cluster, at: dt.datetime
+        self,
+        external: ExternalCa,
+        request: security_pb2.RotateCaRequest,
+        cluster: Cluster,
+        at: dt.datetime,
     ) -> str:
         """The certificate of an external CA that has signed a manager's certificate on trial.
         Raises RequestError."""
@@ -138,10 +149,13 @@ class SecurityOperations(Operations):
                 f"{', '.join(sorted(older))} first"
             )
         try:
-            successor = checked_ca(certificate, at)
-            if own_key_id(successor) == own_key_id(cluster.ca_certificate):
-                raise failed_precondition("this CA is the cluster's already")
-            trial = Authority(successor, external=external, client=self._own_pair())
+            successor = checked_ca(request.ca_certificate, at)
+            trial = Authority(
+                successor,
+                external=external,
+                client=self._own_pair(),
+                auth_key=checked_auth_key(request.auth_key),
+            )
             issue = partial(
                 trial.issue,
                 common_name=self.ctx.identity.manager_id,
@@ -156,13 +170,17 @@ class SecurityOperations(Operations):
         return successor
 
     async def _end_rotation(self, cluster: Cluster) -> None:
-        """Remove the former CA. All managers must trust the new one, or they could not meet."""
+        """Remove the former CA, or have the new one sign although nodes or admins may not trust it.
+        All managers must trust it, or they could not meet."""
         if not cluster.ca_rotation.signing_since:
             missing = [
                 each.name
                 for each in members(self.ctx.view, self.ctx.now())
                 if each.kind == "manager" and not each.renewed
             ]
+            if not missing and not cluster.ca_rotation.link:
+                await self._write(cluster, signing_anew(cluster, self.ctx.now()))
+                return
             raise failed_precondition(
                 f"the new CA does not sign yet: {', '.join(missing) or 'the leader'} must trust it "
                 "first; start these managers, or remove them ('orc manager rm')"
@@ -180,7 +198,7 @@ class SecurityOperations(Operations):
         )
         life = Life.of(cluster.ca_certificate)
         status.expires_at = life.ends.timestamp() if life else 0.0
-        status.external.CopyFrom(to_proto(cluster.external_ca))
+        status.external.CopyFrom(to_proto(replace(cluster.external_ca, auth_key="")))
         if not rotation.successor:
             return status
         status.phase = "renewing" if rotation.signing_since else "trusting"

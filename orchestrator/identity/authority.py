@@ -265,6 +265,21 @@ def _names(made: x509.Certificate) -> set[str]:
     }
 
 
+def checked_url(text: str) -> str:
+    """The endpoint of an external CA. Raises CannotSign."""
+    try:
+        where = urlsplit(text)
+        usable = where.scheme == "https" and where.hostname and where.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise CannotSign(
+            f"'{text}' is not the address of an external CA; write "
+            "https://HOST:PORT/api/v1/cfssl/sign"
+        )
+    return text
+
+
 def checked_auth_key(text: str) -> str:
     """A key that authenticates requests, as cfssl has it. Raises CannotSign."""
     try:

@@ -40,11 +40,12 @@ def init_cluster(
     port: int,
     network_cidr: str,
     lifetime: dt.timedelta = ca.LIFETIME,
+    authority: Authority | None = None,
 ) -> tuple[ManagerIdentity, str, KeyPair]:
-    """Make a CA, this manager's certificate and an administrator's: (manager, CA PEM, admin).
-    `lifetime` is that of all certificates but the CA's.
+    """Make a CA, unless `authority` is given, this manager's certificate and an administrator's:
+    (manager, CA PEM, admin). `lifetime` is that of all certificates but the CA's.
 
-    Raises `AlreadyThere` rather than replace a cluster.
+    Raises `AlreadyThere` rather than replace a cluster, and CannotSign.
     """
     if (data_dir / "manager.json").exists():
         raise AlreadyThere(
@@ -63,7 +64,7 @@ def init_cluster(
         manager_token=join_tokens.new_secret(),
         certificate_lifetime=lifetime.total_seconds(),
     )
-    authority = Authority.local(ca.new_ca(identity.cluster_id, now))
+    authority = authority or Authority.local(ca.new_ca(identity.cluster_id, now))
     admin = store_first_manager(data_dir, identity, authority, now, lifetime)
     return identity, authority.certificate, admin
 

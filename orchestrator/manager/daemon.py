@@ -23,7 +23,7 @@ from orchestrator.backups.archive import Archive
 from orchestrator.daemon.background import background
 from orchestrator.daemon.process import Supervisor
 from orchestrator.identity import ca
-from orchestrator.identity.authority import Authority
+from orchestrator.identity.authority import Authority, read_external
 from orchestrator.identity.bootstrap import new_id
 from orchestrator.identity.certificates import TlsFiles, issuer_key_id
 from orchestrator.identity.enrolment import choose_peer_port, enroll
@@ -35,7 +35,7 @@ from orchestrator.identity.host_identity import (
 )
 from orchestrator.identity.join import JoinRefused
 from orchestrator.identity.join_tokens import new_secret
-from orchestrator.identity.key_files import CA_KEY, KeyFiles
+from orchestrator.identity.key_files import CA_KEY, EXTERNAL_KEY, KeyFiles
 from orchestrator.identity.revocation import Revocations
 from orchestrator.identity.roles import RoleGuard
 from orchestrator.identity.sealing import unseal
@@ -87,7 +87,7 @@ from orchestrator.manager.security.joining import JoinService
 from orchestrator.manager.security.key_check import WrongKey, check_key
 from orchestrator.manager.security.key_ring import KeyRing
 from orchestrator.manager.security.locked_manager import wait_for_unlock
-from orchestrator.manager.security.vault import Vault, VaultError
+from orchestrator.manager.security.vault import CA_PURPOSE, Vault, VaultError
 from orchestrator.manager.store.cache import Cache, log_undecodable
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.etcd import EtcdKv, EtcdRenewal
@@ -197,9 +197,15 @@ async def _store(
 
 
 async def _initialise_cluster(
-    kv: Kv, cache: Cache, identity: ManagerIdentity, settings: ManagerSettings, vault: Vault
+    kv: Kv,
+    cache: Cache,
+    identity: ManagerIdentity,
+    settings: ManagerSettings,
+    vault: Vault,
+    auth_key: str,
 ) -> None:
-    """Initialise a new cluster, or update changed settings. Raises CannotServe."""
+    """Initialise a new cluster, or update changed settings. `auth_key` is for requests to an
+    external CA. Raises CannotServe."""
     certificate = (settings.data_dir / "ca.pem").read_text()
     cluster = cache.view.cluster
     now = time.time()
@@ -229,6 +235,10 @@ async def _initialise_cluster(
             scrape_token=new_secret(),
             certificate_lifetime=identity.certificate_lifetime,
             secrets_key_id=vault.key_id,
+            external_ca=replace(
+                read_external(settings.data_dir),
+                auth_key=vault.seal(auth_key, CA_PURPOSE) if auth_key else "",
+            ),
         )
         network = Network(
             id=new_id(),
@@ -432,7 +442,12 @@ class Manager:
             if not self._settings.discard_secrets:
                 await self._key_ring.prepare()
             await _initialise_cluster(
-                self._kv, self.cache, self._identity, self._settings, self._vault
+                self._kv,
+                self.cache,
+                self._identity,
+                self._settings,
+                self._vault,
+                self._keys.text(EXTERNAL_KEY) or "",
             )
             try:
                 await self._ca_follower.prepare()

@@ -18,14 +18,18 @@ from typing import Any
 
 import grpc
 import pytest
+from click.testing import CliRunner
 from managerhost import Running, manager_again, manager_in
 from test_ca_rotation import asks, over, renewed, signing, token_of
 from test_data_key_rotation import security, until
 
+from orchestrator.cli.main import orc
 from orchestrator.identity import ca
 from orchestrator.identity.authority import Authority
 from orchestrator.identity.certificates import KeyPair, TlsFiles, issuer_key_id, own_key_id
 from orchestrator.identity.key_files import KeyFiles
+from orchestrator.model.access import ExternalCa
+from orchestrator.model.objects import Cluster
 from orchestrator.pb import security_pb2, security_pb2_grpc, types_pb2
 
 NOW = dt.datetime.now(dt.UTC)
@@ -233,6 +237,48 @@ async def test_the_endpoint_of_an_external_ca_is_changed(
         await renewed(running, running.admin, root)
 
 
+async def test_a_cluster_begins_with_an_external_ca(corporate: KeyPair, tmp_path: Path) -> None:
+    root = corporate.certificate
+    with cfssl(tmp_path / "cfssl", corporate) as url:
+        url = url.replace("/sign", "/authsign")
+        external = ExternalCa(url=url, profile="authenticated", root=root)
+        authority = Authority(root, external=external, auth_key=AUTH_KEY)
+        async with manager_in(tmp_path / "manager", authority=authority) as running:
+            assert not (running.folder / "ca.key").exists()
+            await asks(running, running.admin, root)
+            joined = await running.join(await token_of(running))
+            assert issuer_key_id(joined.certificate) == own_key_id(root)
+            cluster = running.manager.cache.view.cluster
+            assert cluster is not None
+            assert cluster.external_ca.url == url
+            assert AUTH_KEY not in str(cluster)
+        async with manager_again(running) as again:
+            await renewed(again, running.admin, root)
+
+
+def test_init_refuses_a_ca_that_cannot_be_asked(
+    corporate: KeyPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    certificate = tmp_path / "ca.pem"
+    certificate.write_text(corporate.certificate)
+    data = tmp_path / "manager"
+
+    def refused(*flags: str) -> str:
+        command = ["cluster", "init", "--advertise", "127.0.0.1", "--data-dir", str(data)]
+        done = CliRunner().invoke(orc, [*command, *flags])
+        assert done.exit_code, done.stdout
+        assert not (data / "manager.json").exists()
+        return done.output
+
+    url = f"https://127.0.0.1:{free_port()}/api/v1/cfssl/sign"
+    assert "--ca-cert FILE" in refused("--external-ca", url)
+    assert "need --external-ca" in refused("--ca-cert", str(certificate))
+    flags = ("--ca-cert", str(certificate))
+    assert "cannot be asked" in refused("--external-ca", url, *flags)
+    assert "is not the address of an external CA" in refused("--external-ca", "ca:1", *flags)
+
+
 async def test_a_manager_starts_with_an_external_ca(tmp_path: Path, corporate: KeyPair) -> None:
     async with manager_in(tmp_path / "manager") as running:
         clients = running.authority.certificate + corporate.certificate
@@ -279,6 +325,34 @@ async def test_a_cluster_returns_from_an_external_ca(
         assert issuer_key_id(admin.certificate) == own_key_id(cluster.ca_certificate)
         assert (running.folder / "ca.key").exists()
         assert not (running.folder / "external-ca.json").exists()
+
+
+async def test_the_way_back_without_a_node_is_forced(
+    running: Running, corporate: KeyPair, tmp_path: Path
+) -> None:
+    old = running.authority.certificate
+    with cfssl(tmp_path / "cfssl", corporate) as url:
+        await use(running, url, corporate)
+        await until(running, signing)
+        running.admin, _ = await renewed(running, running.admin, old)
+        running.authority = KeyPair(corporate.certificate, "")
+        await until(running, over)
+        await running.join(await token_of(running), "absent")
+        await security(running, "RotateCa")
+
+        def trusted(cluster: Cluster) -> bool:
+            new = own_key_id(cluster.ca_rotation.successor)
+            managers = running.manager.cache.view.managers.values()
+            return all(new in each.trusted_cas for each in managers)
+
+        await until(running, trusted)
+        status = await security(running, "GetCaStatus")
+        assert status.phase == "trusting"
+        waiting = {each.name: each.reason for each in status.members if each.blocking}
+        assert waiting["absent"] == "it is not connected"
+        assert waiting["admin"] == "it has run no command since the new CA is trusted"
+        await security(running, "RotateCa", force=True)
+        await until(running, signing)
 
 
 def signed(corporate: KeyPair, asked: dict[str, Any], **changed: Any) -> dict[str, Any]:

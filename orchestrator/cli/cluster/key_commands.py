@@ -5,19 +5,17 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
 
 from orchestrator.cli.app.command_groups import OrcGroup, example
 from orchestrator.cli.app.errors import CliError, ManagerLost, Refused
+from orchestrator.cli.cluster.external_ca_options import external_ca_options, read_flags
 from orchestrator.cli.flags.flag_types import DURATION
 from orchestrator.cli.output.listings import format_option, print_fields, print_json, rfc3339
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.pb import security_pb2, types_pb2
-
-_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.group(cls=OrcGroup, epilog=example("orc cluster key rotate"))
@@ -99,26 +97,11 @@ def rotate_ca(client: Client, admins_within: float | None, force: bool) -> None:
 @ca.command(
     "external",
     epilog=example(
-        "orc cluster ca external --ca-cert ca.pem --profile orc --auth-key-file auth.key "
+        "orc cluster ca external --ca-cert ca.pem --ca-profile orc --auth-key-file auth.key "
         "https://ca.example.com:8888/api/v1/cfssl/authsign"
     ),
 )
-@click.option(
-    "--ca-cert", type=_FILE, required=True, metavar="FILE", help="Certificate of the CA (PEM)."
-)
-@click.option(
-    "--endpoint-ca",
-    type=_FILE,
-    metavar="FILE",
-    help="CA that issued the endpoint's own certificate (PEM)  [default: the managers' hosts' CAs]",
-)
-@click.option(
-    "--auth-key-file",
-    type=_FILE,
-    metavar="FILE",
-    help="Key that authenticates requests (hexadecimal digits), for cfssl's authsign.",
-)
-@click.option("--profile", default="", metavar="NAME", help="Signing profile to ask for.")
+@external_ca_options
 @click.option(
     "--admins-within",
     type=DURATION,
@@ -126,15 +109,7 @@ def rotate_ca(client: Client, admins_within: float | None, force: bool) -> None:
 )
 @click.argument("url")
 @pass_client
-def external_ca(
-    client: Client,
-    ca_cert: Path,
-    endpoint_ca: Path | None,
-    auth_key_file: Path | None,
-    profile: str,
-    admins_within: float | None,
-    url: str,
-) -> None:
+def external_ca(client: Client, url: str, admins_within: float | None, **flags: Any) -> None:
     """Have an external CA sign the cluster's certificates, online.
 
     Managers send it signing requests, as cfssl takes them. They authenticate them with the key in
@@ -142,18 +117,13 @@ def external_ca(
     'orc cluster ca status' shows the progress; 'orc cluster ca rotate' returns to a CA of the
     managers' own. Repeat the command with the same CA to change the endpoint or its key.
     """
-    try:
-        external = types_pb2.ExternalCa(
-            url=url, profile=profile, root=endpoint_ca.read_text() if endpoint_ca else ""
-        )
-        request = security_pb2.RotateCaRequest(
-            admins_within=admins_within or 0.0,
-            external=external,
-            ca_certificate=ca_cert.read_text(),
-            auth_key=auth_key_file.read_text().strip() if auth_key_file else "",
-        )
-    except (OSError, UnicodeDecodeError) as error:
-        raise CliError(f"cannot read a certificate or key: {error}") from None
+    given = read_flags(url, **flags)
+    request = security_pb2.RotateCaRequest(
+        admins_within=admins_within or 0.0,
+        external=types_pb2.ExternalCa(url=url, profile=given.profile, root=given.root),
+        ca_certificate=given.ca_certificate,
+        auth_key=given.auth_key,
+    )
     click.echo(_ca_phase(client.call("Security.RotateCa", request)))
 
 

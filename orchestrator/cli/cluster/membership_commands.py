@@ -14,13 +14,18 @@ import socket
 import subprocess
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.cli.app.command_groups import example
 from orchestrator.cli.app.contexts import Context, save_context
 from orchestrator.cli.app.errors import CliError
+from orchestrator.cli.cluster.external_ca_options import (
+    ExternalCaFlags,
+    external_ca_options,
+    read_flags,
+)
 from orchestrator.cli.flags.flag_types import CERTIFICATE_LIFETIME
 
 if TYPE_CHECKING:
@@ -93,6 +98,18 @@ def _network(text: str) -> str:
     return str(network)
 
 
+def _external_authority(given: ExternalCaFlags) -> Authority:
+    """Raises CannotSign."""
+    from orchestrator.identity.authority import Authority, checked_auth_key, checked_ca, checked_url
+    from orchestrator.model.access import ExternalCa
+
+    return Authority(
+        checked_ca(given.ca_certificate, dt.datetime.now(dt.UTC)),
+        external=ExternalCa(url=checked_url(given.url), profile=given.profile, root=given.root),
+        auth_key=checked_auth_key(given.auth_key),
+    )
+
+
 @click.command(epilog=example("orc cluster init --advertise 192.168.1.10"))
 @click.option(
     "--advertise", required=True, metavar="IP", help="This host's address, which other hosts reach."
@@ -128,12 +145,31 @@ def _network(text: str) -> str:
     show_default=True,
     help="Lifetime of certificates; they are renewed automatically at half of it.",
 )
+@click.option(
+    "--external-ca",
+    metavar="URL",
+    help="Have an external CA sign certificates, through this endpoint.",
+)
+@external_ca_options
 def init(
-    advertise: str, listen_port: int, network: str, data_dir: Path, name: str, cert_expiry: float
+    advertise: str,
+    listen_port: int,
+    network: str,
+    data_dir: Path,
+    name: str,
+    cert_expiry: float,
+    external_ca: str | None,
+    **flags: Any,
 ) -> None:
-    """Initialize a cluster on this host: a CA, certificates, and your admin context."""
+    """Initialize a cluster on this host: a CA, certificates, and your admin context.
+
+    With --external-ca, the CA is one outside of the cluster: see 'orc cluster ca external'.
+    """
+    from orchestrator.identity.authority import CannotSign
     from orchestrator.identity.bootstrap import AlreadyThere, init_cluster
 
+    if external_ca is None and any(flags.values()):
+        raise click.UsageError("--ca-cert and the flags that go with it need --external-ca")
     address = own_address(advertise)
     try:
         identity, authority, admin = init_cluster(
@@ -142,8 +178,9 @@ def init(
             listen_port,
             _network(network),
             dt.timedelta(seconds=cert_expiry),
+            _external_authority(read_flags(external_ca, **flags)) if external_ca else None,
         )
-    except AlreadyThere as error:
+    except (AlreadyThere, CannotSign) as error:
         raise CliError(str(error)) from None
     except PermissionError as error:
         raise CliError(f"cannot write {error.filename}: run this as root (sudo)") from None

@@ -10,7 +10,13 @@ from dataclasses import replace
 from functools import partial
 
 from orchestrator.identity import ca
-from orchestrator.identity.authority import Authority, CannotSign, checked_auth_key, checked_ca
+from orchestrator.identity.authority import (
+    Authority,
+    CannotSign,
+    checked_auth_key,
+    checked_ca,
+    checked_url,
+)
 from orchestrator.identity.certificates import KeyPair, Life, own_key_id
 from orchestrator.identity.key_files import new_unlock_key, unlock_key_id
 from orchestrator.manager.errors import failed_precondition, unavailable
@@ -133,11 +139,6 @@ class SecurityOperations(Operations):
     ) -> str:
         """The certificate of an external CA that has signed a manager's certificate on trial.
         Raises RequestError."""
-        if not external.url.startswith("https://"):
-            raise failed_precondition(
-                f"'{external.url}' is not the address of an external CA; write "
-                "https://HOST:PORT/api/v1/cfssl/sign"
-            )
         older = [
             each.hostname
             for each in self.ctx.view.managers.values()
@@ -149,6 +150,7 @@ class SecurityOperations(Operations):
                 f"{', '.join(sorted(older))} first"
             )
         try:
+            checked_url(external.url)
             successor = checked_ca(request.ca_certificate, at)
             trial = Authority(
                 successor,

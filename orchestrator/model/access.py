@@ -37,6 +37,8 @@ class Certificate(Extensible):
     """When the first certificate of its chain of renewals was issued; 0: this is the first."""
     ca: str = ""
     """Key id of the CA that issued it; empty: recorded by an earlier version."""
+    told_ca: str = ""
+    """Key id of a new CA that its holder was told to trust, with this certificate."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from typing import Any
 
 import grpc
 
+from orchestrator.identity.certificates import own_key_id
 from orchestrator.identity.roles import ALLOWED, within
 from orchestrator.identity.tls import peer_identity
 from orchestrator.manager.planning.view import ClusterView
@@ -165,12 +166,16 @@ class ClientCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def _position(self, context: Any) -> tuple[tuple[str, str], ...]:
         revision = str(self._cache.newest_change)
         found = ((REVISION, revision), (MANAGERS, ",".join(self._managers())))
-        cluster, caller = self._cache.view.cluster, peer_identity(context)
+        view, caller = self._cache.view, peer_identity(context)
+        cluster = view.cluster
         if cluster is None or not (rotation := cluster.ca_rotation).successor:
             return found
         issued = caller.certificate if caller else None
         waiting = rotation.link and not rotation.signing_since
-        if issued is None or waiting or has_renewed(rotation, issued):
+        if issued is None or waiting or issued.ca == own_key_id(rotation.successor):
+            return found
+        known = view.certificates.get(issued.serial)
+        if known is not None and has_renewed(rotation, known):
             return found
         return (*found, (RENEW, "1"))
 

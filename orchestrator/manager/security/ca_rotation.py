@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.identity import ca
 from orchestrator.identity.authority import Authority, write_external
-from orchestrator.identity.certificates import Issued, KeyPair, TlsFiles, issuer_key_id, own_key_id
+from orchestrator.identity.certificates import KeyPair, TlsFiles, issuer_key_id, own_key_id
 from orchestrator.identity.key_files import CA_KEY, EXTERNAL_KEY, KeyFiles
 from orchestrator.linux.atomicfile import write_file
 from orchestrator.manager.planning.plan import Change
@@ -98,13 +98,13 @@ def members(view: ClusterView, now: float) -> Iterator[CaMember]:
         yield CaMember("admin", name, name, done, waits, reason)
 
 
-def has_renewed(rotation: CaRotation, certificate: Certificate | Issued) -> bool:
+def has_renewed(rotation: CaRotation, certificate: Certificate) -> bool:
     """Whether an admin got this certificate as the rotation demands: of the new CA, or with the
     word that the new CA is to be trusted."""
+    new = own_key_id(rotation.successor)
     if rotation.signing_since or rotation.link:
-        return certificate.ca == own_key_id(rotation.successor)
-    at = certificate.issued_at if isinstance(certificate, Certificate) else certificate.at
-    return at >= int(rotation.started_at)
+        return certificate.ca == new
+    return new in (certificate.ca, certificate.told_ca)
 
 
 def signing_anew(cluster: Cluster, now: float) -> Cluster:

@@ -13,6 +13,7 @@ import datetime as dt
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -36,7 +37,7 @@ from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import CERTIFICATE_TURN
 from orchestrator.manager.store.kv import Conflict, Guard, Kv, Put, StoreError
-from orchestrator.model.access import Certificate, Revocation
+from orchestrator.model.access import CaRotation, Certificate, Revocation
 from orchestrator.model.objects import Cluster
 from orchestrator.pb import certificates_pb2, certificates_pb2_grpc
 
@@ -238,7 +239,7 @@ class CertificateRenewal(certificates_pb2_grpc.CertificatesServicer):  # type: i
         caller = peer_identity(context)
         assert caller is not None, "the role guard admits no call without a certificate"
         had = caller.certificate
-        made = ""
+        made = trusted = ""
 
         def allowed(view: ClusterView) -> tuple[str, float]:
             """Hostname in the caller's record, and when its first certificate was issued. Raises
@@ -251,6 +252,7 @@ class CertificateRenewal(certificates_pb2_grpc.CertificatesServicer):  # type: i
             return own.hostname if own else "", since
 
         def recorded(view: ClusterView) -> list[Change]:
+            nonlocal trusted
             # It may have been revoked while an external CA signed.
             hostname, since = allowed(view)
             issued = Issued.of(made)
@@ -263,7 +265,9 @@ class CertificateRenewal(certificates_pb2_grpc.CertificatesServicer):  # type: i
                 hostname=hostname,
                 since=since,
             )
-            return [Change(None, made_now)]
+            rotation = view.cluster.ca_rotation if view.cluster else CaRotation()
+            trusted = view.cluster.trusted_cas if view.cluster else ""
+            return [Change(None, replace(made_now, told_ca=own_key_id(rotation.successor)))]
 
         try:
             _, since = allowed(self._cache.view)
@@ -302,10 +306,7 @@ class CertificateRenewal(certificates_pb2_grpc.CertificatesServicer):  # type: i
         except StoreError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"the store is unavailable: {error}")
         log.info("certificate renewed", extra={"holder": caller.id, "role": caller.role})
-        trust = self._cache.view.cluster
-        return certificates_pb2.RenewReply(
-            certificate=made, ca_certificates=trust.trusted_cas if trust else ""
-        )
+        return certificates_pb2.RenewReply(certificate=made, ca_certificates=trusted)
 
 
 class _RenewedForLong(Exception):

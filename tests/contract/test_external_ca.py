@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
 import socket
@@ -233,7 +234,11 @@ async def test_the_endpoint_of_an_external_ca_is_changed(
     with cfssl(tmp_path / "second", corporate) as url:
         status = await use(running, url, corporate)
         assert (status.phase, status.external.url) == ("idle", url)
-        await until(running, lambda _: url in (running.folder / "external-ca.json").read_text())
+        async with asyncio.timeout(20):
+            while True:
+                if url in (running.folder / "external-ca.json").read_text():
+                    break
+                await asyncio.sleep(0.05)
         await renewed(running, running.admin, root)
 
 

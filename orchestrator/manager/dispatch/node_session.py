@@ -24,7 +24,7 @@ from orchestrator.manager.planning.scheduling.volume_placement import name_on, n
 from orchestrator.manager.planning.view import ClusterView, is_assigned
 from orchestrator.manager.telemetry.task_traces import trace_context_of
 from orchestrator.model.access import Revocation
-from orchestrator.model.agent_features import NETWORK_CHANGES
+from orchestrator.model.compatibility.agent_features import NETWORK_CHANGES
 from orchestrator.model.convert import to_proto
 from orchestrator.model.formats.generic_resources import with_generic
 from orchestrator.model.formats.task_templates import filled

@@ -332,6 +332,7 @@ async def run(settings: Settings) -> None:
                 ).send,
                 "exec": exec_attach.exec,
                 "attach": exec_attach.attach,
+                "resume": exec_attach.resume,
                 "copy_from": copies.copy_from,
                 "copy_to": copies.copy_to,
                 "top": usage.top,

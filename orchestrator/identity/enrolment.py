@@ -82,7 +82,8 @@ def enroll(
         keys = json.loads(unseal(key, reply.sealed_keys, PURPOSE + identity.manager_id))
     except CannotOpen as error:
         raise JoinRefused(f"the cluster's keys cannot be opened: {error}") from error
-    write_file(data_dir / "ca.key", keys["ca_key"])
+    if keys["ca_key"]:  # a cluster with an external CA has none
+        write_file(data_dir / "ca.key", keys["ca_key"])
     write_file(data_dir / "cluster.key", keys["cluster_key"])
     identity = replace(
         identity,

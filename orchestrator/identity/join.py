@@ -14,9 +14,12 @@ from orchestrator.identity.tls import channel_options
 from orchestrator.pb import identity_pb2, identity_pb2_grpc
 
 _TIMEOUT = 10.0
-"""Seconds for each of the first two steps."""
+"""Seconds to connect."""
 _SIGNING = 20.0
 """Seconds for a signed certificate: the manager waits for an etcd that restarts."""
+_PRESENTING = 20.0
+"""Seconds for the CA's certificate: during a rotation of the CA, the manager waits for its own
+certificate to be of the new CA."""
 
 
 class JoinRefused(Exception):
@@ -72,6 +75,34 @@ def _presented(host: str, port: int) -> tuple[str, str]:
     return ssl.DER_cert_to_PEM_cert(der), own
 
 
+def _authority(host: str, port: int, digest: str) -> tuple[str, str]:
+    """The certificate of the manager's CA, unverified, and our own address towards the manager."""
+    request = identity_pb2.GetCaRequest(digest=digest)
+    before = ""
+    while True:
+        shown, own_address = _presented(host, port)
+        # The call trusts just the certificate that was shown: all it asks for is the CA's
+        # certificate, which the token's digest then proves right or wrong.
+        with grpc.secure_channel(
+            f"{host}:{port}",
+            grpc.ssl_channel_credentials(shown.encode()),
+            options=channel_options(),
+        ) as channel:
+            try:
+                reply = identity_pb2_grpc.JoinStub(channel).GetCa(request, timeout=_PRESENTING)
+            except grpc.RpcError as error:
+                if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED):
+                    raise JoinRefused(str(error.details())) from error
+                if error.code() is grpc.StatusCode.UNAVAILABLE and shown != before:
+                    before = shown  # the manager may have renewed its certificate meanwhile
+                    continue
+                raise JoinRefused(
+                    f"the server at {host}:{port} is not an Orc manager's join port "
+                    f"({error.details()})"
+                ) from error
+        return str(reply.ca_certificate), own_address
+
+
 def join(
     address: str,
     token_text: str,
@@ -89,23 +120,10 @@ def join(
     """
     wanted = join_tokens.parse(token_text)
     host, port = _split(address, 7421)
-    shown, own_address = _presented(host, port)
     target = f"{host}:{port}"
-    # The first call trusts just the certificate that was shown: all it asks for is the CA's
-    # certificate, which the token's digest then proves right or wrong.
-    with grpc.secure_channel(
-        target, grpc.ssl_channel_credentials(shown.encode()), options=channel_options()
-    ) as channel:
-        try:
-            reply = identity_pb2_grpc.JoinStub(channel).GetCa(
-                identity_pb2.GetCaRequest(), timeout=_TIMEOUT
-            )
-        except grpc.RpcError as error:
-            raise JoinRefused(
-                f"the server at {target} is not an Orc manager's join port ({error.details()})"
-            ) from error
+    authority, own_address = _authority(host, port, wanted.ca_digest)
     try:
-        matches = ca.digest(reply.ca_certificate) == wanted.ca_digest
+        matches = ca.digest(authority) == wanted.ca_digest
     except ValueError:
         matches = False
     if not matches:
@@ -116,7 +134,7 @@ def join(
     key, request = ca.new_request()
     with grpc.secure_channel(
         target,
-        grpc.ssl_channel_credentials(reply.ca_certificate.encode()),
+        grpc.ssl_channel_credentials(authority.encode()),
         options=channel_options(),
     ) as channel:
         try:
@@ -137,7 +155,7 @@ def join(
         role=signed.role,
         cluster_id=signed.cluster_id,
         managers=tuple(signed.managers),
-        ca_certificate=reply.ca_certificate,
+        ca_certificate=authority,
         certificate=signed.certificate,
         key=key,
         own_address=own or own_address,

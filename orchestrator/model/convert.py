@@ -297,7 +297,7 @@ def _class_of(name: str) -> type:
 
 _MODULES = [
     f"orchestrator.model.{name}"
-    for name in ("specs", "nodes", "services", "tasks", "objects", "access")
+    for name in ("specs", "nodes", "services", "tasks", "objects", "access", "backups")
 ]
 _made: dict[Any, _Converter] = {}
 """What `_converter` has derived so far."""

@@ -17,6 +17,7 @@ from pathlib import Path
 # First of all: it sets what gRPC's core reads when it is imported.
 import orchestrator  # noqa: F401
 from tests.bench import (
+    backups,
     balance,
     byhand,
     cluster,
@@ -52,6 +53,7 @@ PARTS = (
     "throughput",
     "planner",
     "store",
+    "backups",
     "cni",
     "encoding",
     "pull",
@@ -108,6 +110,7 @@ class Run:
         """Everything that was asked for. First what needs a quiet machine."""
         self.part("planner", lambda: planner.report(planner.measure()))
         self.part("store", lambda: store.report(asyncio.run(store.measure(self.folder))))
+        self.part("backups", lambda: backups.report(backups.measure(self.folder)))
         self.part("cni", lambda: cni.report(asyncio.run(cni.measure(self.folder))))
         self.part("encoding", lambda: encoding.report(encoding.measure()))
         self.part("pull", lambda: pull.report(pull.measure(self.folder)))

@@ -231,7 +231,8 @@ async def _disk(testbed: Testbed, planned: Planned) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def _quota(testbed: Testbed, planned: Planned) -> AsyncIterator[str]:
-    """The alarm that a member raises when its database has reached the quota."""
+    """The alarm that a member raises when its database has reached the quota. There is room, so the
+    leader disarms it, too, within ten seconds."""
     await _alarm(testbed, planned.targets[0], "raise")
     try:
         yield ""

@@ -53,8 +53,10 @@ def eventually(ask: Callable[[], T], within: float = 90.0) -> T:
 class Hosts:
     """Managers at 127.0.0.N, each with its data folder, and an admin."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, flags: tuple[str, ...] = ()) -> None:
+        """`flags` are of all managers."""
         self.folder = folder
+        self.flags = flags
         self.env = {**os.environ, "XDG_CONFIG_HOME": str(folder / "config")}
         self.daemons: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -83,7 +85,9 @@ class Hosts:
     def start(self, number: int) -> None:
         with (self.folder / f"m{number}.log").open("ab") as log:
             self.daemons[number] = subprocess.Popen(
-                [ORC, "manager", "--data-dir", self.data(number)], env=self.env, stderr=log
+                [ORC, "manager", "--data-dir", self.data(number), *self.flags],
+                env=self.env,
+                stderr=log,
             )
 
     def power_off(self, number: int) -> None:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, cast
 
 import click
 
 from orchestrator.cli.app.command_groups import Lazy, OrcGroup, example
+from orchestrator.cli.cluster.backup_status import backup_document, backup_fields
 from orchestrator.cli.flags.flag_types import CERTIFICATE_LIFETIME, Parsed
 from orchestrator.cli.flags.update_settings import parse_member
 from orchestrator.cli.output.listings import (
@@ -44,6 +46,7 @@ _HOSTS = (
 
 _DISASTER = (
     Lazy("backup", ".cluster.backup_commands:backup", "Back up the cluster to a file"),
+    Lazy("backups", ".cluster.backup_commands:backups", "List the managers' scheduled backups"),
     Lazy("restore", ".cluster.backup_commands:restore", "Restore a cluster on this host"),
     Lazy(
         "recover",
@@ -112,6 +115,8 @@ def info(client: Client, form: str) -> None:
             ("Certificates last", format_duration(reply.certificate_lifetime)),
             ("Open to containers", ", ".join(reply.container_access) or "none"),
             ("Nodes join at", reply.join_address),
+            # A manager of an earlier version does not say.
+            *(backup_fields(reply.backups, time.time()) if reply.HasField("backups") else ()),
             *(("Cannot be decoded", _undecodable(each)) for each in reply.undecodable),
         ]
     )
@@ -142,6 +147,7 @@ def cluster_document(reply: Any) -> Row:
         "strategy": enum_word(Strategy(reply.strategy)),
         "certificate_lifetime": reply.certificate_lifetime,
         "container_access": list(reply.container_access),
+        "backups": backup_document(reply.backups),
         "undecodable": [
             {"key": each.key, "reason": each.reason, "held_services": list(each.held_services)}
             for each in reply.undecodable

@@ -111,13 +111,14 @@ def ps(
     filters: Mapping[str, Sequence[str]],
     no_trunc: bool,
 ) -> None:
-    """List the tasks of nodes."""
-    from orchestrator.cli.service.service_rows import task_columns, task_rows
+    """List the tasks of nodes, and orphans there."""
+    from orchestrator.cli.service.service_rows import orphan_rows, task_columns, task_rows
 
     rows = []
     for name in nodes:
         reply = client.call("ListTasks", control_pb2.ListTasksRequest(node=name))
         rows += task_rows(reply.tasks, reply.hostnames, time.time())
+        rows += orphan_rows(reply.orphans, reply.hostnames, time.time())
     print_list(rows, task_columns(no_trunc), form=form, quiet=quiet, filters=filters)
 
 

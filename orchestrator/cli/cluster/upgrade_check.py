@@ -11,6 +11,10 @@ from dataclasses import dataclass
 
 from orchestrator.model.agent_features import AGENT_FEATURES, describe_feature
 from orchestrator.model.releases import MAX_SKEW, minor_release, newest, within_skew
+from orchestrator.model.units import format_age
+
+OLD_BACKUP = 24 * 3600.0
+"""Seconds after which a backup is too old to be the last one before an upgrade."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,16 @@ class SchemaFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class BackupFacts:
+    """The backups of a cluster."""
+
+    age: float | None = None
+    """Seconds since the newest; None: there is none."""
+    failed: tuple[str, ...] = ()
+    """Hostnames of the managers whose last scheduled backup failed."""
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterFacts:
     """The state of a cluster."""
 
@@ -56,6 +70,8 @@ class ClusterFacts:
     """Keys of objects that the manager cannot decode."""
     updating: tuple[str, ...] = ()
     """Names of services that are being updated."""
+    backups: BackupFacts | None = None
+    """None if the managers do not say: they have release 0.1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +92,7 @@ def findings(cluster: ClusterFacts, target: str) -> list[Finding]:
         *_managers(cluster.managers),
         *_nodes(cluster.nodes),
         *_store(cluster, target),
+        *_backups(cluster.backups),
         *_features(cluster),
     ]
     return sorted(found, key=lambda each: not each.blocking)
@@ -186,6 +203,25 @@ def _store(cluster: ClusterFacts, target: str) -> Iterator[Finding]:
         yield Finding(
             f"services {', '.join(sorted(cluster.updating)[:5])}",
             "are being updated: an update pauses while the leader restarts",
+            blocking=False,
+        )
+
+
+def _backups(backups: BackupFacts | None) -> Iterator[Finding]:
+    if backups is None:
+        return
+    remedy = "'orc cluster backup FILE' makes one"
+    if backups.age is None:
+        yield Finding("backup", "there is none since this cluster's managers began", remedy, False)
+    elif backups.age > OLD_BACKUP:
+        yield Finding(
+            "backup", f"the newest is of {format_age(backups.age)} ago", remedy, blocking=False
+        )
+    if backups.failed:
+        yield Finding(
+            "backup",
+            f"the last scheduled one failed on {_hosts('manager', backups.failed)}",
+            "see 'orc cluster backups'",
             blocking=False,
         )
 

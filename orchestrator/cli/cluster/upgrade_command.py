@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +13,9 @@ import click
 from orchestrator import __version__
 from orchestrator.cli.app.command_groups import example
 from orchestrator.cli.app.errors import Unsupported
+from orchestrator.cli.cluster.backup_status import newest_backup
 from orchestrator.cli.cluster.upgrade_check import (
+    BackupFacts,
     ClusterFacts,
     Finding,
     ManagerFacts,
@@ -74,6 +77,7 @@ def upgrade(client: Client, check: bool, target: str, finalize: bool, form: str)
                 "managers": [asdict(each) for each in facts.managers],
                 "nodes": [asdict(each) for each in facts.nodes],
                 "schema": asdict(facts.schema),
+                "backups": asdict(facts.backups) if facts.backups else None,
                 "findings": [asdict(each) for each in found],
             }
         )
@@ -129,6 +133,17 @@ def _facts(client: Client) -> ClusterFacts:
             for each in services
             if UpdateState(each.service.update.state) in _MOVING
         ),
+        backups=_backups(info, time.time()),
+    )
+
+
+def _backups(info: Any, now: float) -> BackupFacts | None:
+    if not info.HasField("backups"):
+        return None
+    newest = newest_backup(info.backups)
+    return BackupFacts(
+        age=max(0.0, now - newest) if newest else None,
+        failed=tuple(each.hostname for each in info.backups.managers if each.status.error),
     )
 
 

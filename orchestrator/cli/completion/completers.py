@@ -168,6 +168,16 @@ def _documents(ctx: click.Context, kind: int, incomplete: str) -> Items:
     return _matching(found, incomplete)
 
 
+def orphans(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of orphans."""
+    from orchestrator.model.convert import from_proto
+    from orchestrator.pb import containers_pb2
+
+    reply = _call(ctx, "Containers.ListOrphans", containers_pb2.ListOrphansRequest())
+    listed = [from_proto(each) for each in reply.orphans] if reply else []
+    return _matching([(each.name, each.id) for each in listed], incomplete)
+
+
 def contexts(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
     """Names of contexts."""
     return _matching([(name, "") for name in list_contexts()], incomplete)
@@ -260,6 +270,7 @@ register(
         "jobs": jobs,
         "networks": networks,
         "nodes": nodes,
+        "orphans": orphans,
         "paused_containers": paused_containers,
         "revocable_identities": revocable_identities,
         "running_containers": running_containers,

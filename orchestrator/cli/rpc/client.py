@@ -294,7 +294,9 @@ class Client:
             except calls.WrongCertificate as error:
                 raise CliError(
                     f"the certificate of {endpoint} is not of this cluster ({error}); context "
-                    f"{context.name!r} is of another cluster, or another program listens there"
+                    f"{context.name!r} is of another cluster or from before a rotation of its CA "
+                    "(then make a new one with 'orc cluster admin', on a manager's host), or "
+                    "another program listens there"
                 ) from None
             except calls.NotTls:
                 raise CliError(
@@ -346,8 +348,9 @@ class Client:
             # The handshake succeeded; our certificate was rejected right after it.
             raise CliError(
                 f"the manager at {endpoint} refused the certificate of context "
-                f"{self._context.name!r}; it has expired or is of another cluster, so make a new "
-                "one with 'orc cluster admin', on a manager's host"
+                f"{self._context.name!r}; it has expired, is from before a rotation of the CA, "
+                "or is of another cluster, so make a new one with 'orc cluster admin', on a "
+                "manager's host"
             )
         raise ManagerLost(
             f"the connection to the manager at {endpoint} broke; is it still running?"

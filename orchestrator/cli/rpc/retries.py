@@ -15,8 +15,10 @@ READS = frozenset(
     {
         "Access.ListCertificates",
         "Audit.Entries",
+        "Backup.GetOverview",
         "Containers.Events",
         "Containers.ListContainers",
+        "Containers.ListOrphans",
         "Containers.WatchContainer",
         "Control.GetCluster",
         "Control.ListImages",
@@ -47,6 +49,7 @@ READS = frozenset(
 
 RECORDED = frozenset(
     {
+        "Containers.AdoptOrphan",
         "Containers.CreateContainer",
         "Containers.RemoveContainer",
         "Containers.RenameContainer",
@@ -71,9 +74,11 @@ RECORDED = frozenset(
 IDEMPOTENT = frozenset(
     {
         "Access.Revoke",
+        "Backup.SetSchedule",
         "Certificates.Renew",
         "Containers.PauseContainer",
         "Containers.PrepareContainer",
+        "Containers.RemoveOrphan",
         "Containers.StartContainer",
         "Containers.StopContainer",
         "Containers.UnpauseContainer",
@@ -87,6 +92,9 @@ IDEMPOTENT = frozenset(
         "Images.Pull",
         "Images.Push",
         "Images.Tag",
+        "Managers.CompactStore",
+        "Managers.DefragmentStore",
+        "Managers.DisarmStore",
         "Networks.ConnectNetwork",
         "Networks.DisconnectNetwork",
         "Networks.PruneNetworks",

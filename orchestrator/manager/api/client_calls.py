@@ -37,6 +37,7 @@ from orchestrator.identity.certificates import own_key_id
 from orchestrator.identity.roles import ALLOWED, within
 from orchestrator.identity.tls import peer_identity
 from orchestrator.manager.planning.view import ClusterView
+from orchestrator.manager.security.ca_rotation import has_renewed
 from orchestrator.manager.store.cache import Cache, find_object
 from orchestrator.manager.store.keys import object_type
 from orchestrator.manager.store.kv import Kv, StoreError
@@ -81,6 +82,7 @@ class _Recorded:
 _CHANGE = _Recorded()
 
 RECORDED: dict[str, _Recorded] = {
+    "Containers.AdoptOrphan": _CHANGE,
     "Containers.CreateContainer": _CHANGE,
     "Containers.RenameContainer": _CHANGE,
     "Containers.RestartContainer": _CHANGE,
@@ -164,11 +166,16 @@ class ClientCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def _position(self, context: Any) -> tuple[tuple[str, str], ...]:
         revision = str(self._cache.newest_change)
         found = ((REVISION, revision), (MANAGERS, ",".join(self._managers())))
-        cluster, caller = self._cache.view.cluster, peer_identity(context)
-        if cluster is None or not cluster.ca_rotation.signing_since:
+        view, caller = self._cache.view, peer_identity(context)
+        cluster = view.cluster
+        if cluster is None or not (rotation := cluster.ca_rotation).successor:
             return found
         issued = caller.certificate if caller else None
-        if issued is None or issued.ca == own_key_id(cluster.ca_certificate):
+        waiting = rotation.link and not rotation.signing_since
+        if issued is None or waiting or issued.ca == own_key_id(rotation.successor):
+            return found
+        known = view.certificates.get(issued.serial)
+        if known is not None and has_renewed(rotation, known):
             return found
         return (*found, (RENEW, "1"))
 

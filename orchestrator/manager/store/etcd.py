@@ -3,8 +3,8 @@
 
 Of aetcd only the protobuf messages and gRPC stubs generated from etcd's protos are used, because
 its client connects to one host without TLS and its watches end with the connection. The stubs come
-with a maintained package instead of a copy of etcd's protos in this repository. Only this module
-and `etcd_membership` import aetcd.
+with a maintained package instead of a copy of etcd's protos in this repository. Only this module,
+`etcd_membership` and `etcd_maintenance` import aetcd.
 """
 
 from __future__ import annotations
@@ -428,6 +428,13 @@ def _prefix_range(prefix: str) -> tuple[bytes, bytes]:
 
 
 def _compare(guard: Guard) -> Any:
+    if guard.unchanged_since is not None:
+        return rpc_pb2.Compare(
+            result=rpc_pb2.Compare.LESS,
+            target=rpc_pb2.Compare.MOD,
+            key=guard.key.encode(),
+            mod_revision=guard.unchanged_since + 1,
+        )
     created = guard.create_revision is not None
     return rpc_pb2.Compare(
         result=rpc_pb2.Compare.EQUAL,
@@ -448,6 +455,8 @@ def _read_revisions(guard: Guard) -> Any:
 def _holds(guard: Guard, found: Sequence[Any]) -> bool:
     if guard.create_revision is not None:
         return guard.create_revision == (found[0].create_revision if found else 0)
+    if guard.unchanged_since is not None:
+        return (found[0].mod_revision if found else 0) <= guard.unchanged_since
     return guard.mod_revision == (found[0].mod_revision if found else 0)
 
 

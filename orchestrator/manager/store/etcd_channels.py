@@ -272,8 +272,8 @@ def refusal_of(error: grpc.aio.AioRpcError | grpc.Call) -> StoreError | None:
         return Compacted("that revision is no longer in etcd's history")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "space exceeded" in details:
         return StoreFull(
-            "etcd's database is full, so nothing can be written: compact and defragment it "
-            "(etcdctl), then disarm its NOSPACE alarm"
+            "etcd's database is full, so nothing can be written; see 'orc manager store status' "
+            "(external etcd: compact and defragment it, then disarm its NOSPACE alarm)"
         )
     if "not supported for learner" in details:
         return None  # it serves once it is promoted

@@ -10,6 +10,7 @@ from typing import Any, cast
 from orchestrator import __version__
 from orchestrator.identity.join_tokens import JoinToken, new_secret
 from orchestrator.manager.errors import invalid_argument, unavailable
+from orchestrator.manager.operations.administration.backups import overview
 from orchestrator.manager.operations.context import Operations
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.unplannable import quarantined_services
@@ -75,6 +76,7 @@ class ClusterOperations(Operations):
             certificate_lifetime=lifetime(cluster.certificate_lifetime).total_seconds(),
             container_access=cluster.container_access,
             undecodable=_undecodable(view),
+            backups=overview(view),
         )
 
     async def update_cluster(

@@ -3,7 +3,7 @@
 import { ENDED, sortable, works } from "/words.js";
 import { hue } from "/colours.js";
 
-const KINDS = ["nodes", "services", "tasks", "networks"];
+const KINDS = ["nodes", "services", "tasks", "networks", "managers"];
 /** Defaults of fields that the manager omits. */
 const EMPTY = {
   nodes: { name: "", state: "", availability: "", message: "", address: "", shares: 0, memory: 0, labels: {}, about: "" },
@@ -11,8 +11,13 @@ const EMPTY = {
   tasks: { name: "", service: "", slot: 0, node: "", state: "", stops: false, health: "", message: "", image: "",
     shares: 0, memory: 0, addresses: {}, started: 0, at: 0, version: 0, retry_at: 0 },
   networks: { name: "", driver: "", subnet: "", internal: false, encrypted: false },
+  managers: { name: "", state: "" },
 };
 const MOST_EVENTS = 1000;
+/** Milliseconds without the manager until the page goes to another one, and for that one's answer. */
+const MOVE_AFTER = 3000, PROBE = 2000;
+/** Milliseconds between two tickets for other managers; each is good for five minutes. */
+const TICKET_RENEWAL = 60_000;
 
 const inOrder = (a, b) => (a.key < b.key ? -1 : a.key > b.key ? 1 : a.id < b.id ? -1 : 1);
 
@@ -69,11 +74,17 @@ export class Cluster extends EventTarget {
   services = new Map();
   tasks = new Map();
   networks = new Map();
+  managers = new Map();
   events = [];
+  /** The etcd members of the managers, and the quorum; null: not known yet. */
+  members = null;
   connected = false;
   /** Nodes that changed since the renderer last cleared this; "" stands for tasks without a node. */
   touched = new Set();
+  /** Other managers' addresses, and a ticket for them; null: not known. */
+  #elsewhere = null;
   #source = null;
+  #asked = null;
   #byNode = new Groups();
   #byService = new Groups();
   #sorted = null;
@@ -83,15 +94,58 @@ export class Cluster extends EventTarget {
   /** Subscribe to the manager until the page is left; the browser reconnects a broken stream. */
   follow() {
     this.#source = new EventSource("/api/events");
-    this.#source.addEventListener("picture", (event) => this.whole(JSON.parse(event.data)));
+    this.#source.addEventListener("picture", (event) => {
+      this.whole(JSON.parse(event.data));
+      this.#lookElsewhere();
+    });
+    setInterval(() => this.connected && this.#lookElsewhere(), TICKET_RENEWAL);
     this.#source.addEventListener("changed", (event) => this.changed(JSON.parse(event.data)));
     this.#source.addEventListener("happened", (event) => this.#happened(JSON.parse(event.data)));
     this.#source.addEventListener("error", () => {
+      if (this.connected) setTimeout(() => this.#move(), MOVE_AFTER);
       this.connected = false;
       this.#tell("connection");
       // An expired session cannot reconnect.
       if (this.#source.readyState === EventSource.CLOSED) this.#tell("lost");
     });
+  }
+
+  async #lookElsewhere() {
+    this.#elsewhere = await ask("GET", "/api/elsewhere").catch(() => this.#elsewhere);
+  }
+
+  /** Whether another manager is known to which the page could go. */
+  get canMove() { return Boolean(this.#elsewhere?.managers.length); }
+
+  /** Continue at another manager that answers, with the same view; else wait for this one. */
+  async #move() {
+    if (this.#source.readyState === EventSource.CLOSED) return;
+    const { managers = [], ticket } = this.#elsewhere ?? {};
+    for (const address of managers) {
+      if (this.connected) return;
+      const answers = await fetch(`https://${address}/icon.svg`, { mode: "no-cors", signal: AbortSignal.timeout(PROBE) }).then(() => true, () => false);
+      if (answers && !this.connected) {
+        const words = new URLSearchParams({ ticket, at: location.hash });
+        return location.replace(`https://${address}/#${words}`);
+      }
+    }
+    if (!this.connected) setTimeout(() => this.#move(), MOVE_AFTER);
+  }
+
+  /** Subscribe to the state of the etcd members, for which the managers have to be asked. */
+  followMembers() {
+    this.#asked ??= new EventSource("/api/managers");
+    this.#asked.addEventListener("managers", (event) => {
+      const told = JSON.parse(event.data);
+      for (const each of told.managers) each.key = sortable(each.name);
+      this.members = told;
+      this.#tell("changed");
+    });
+  }
+
+  leaveMembers() {
+    this.#asked?.close();
+    this.#asked = this.members = null;
   }
 
   tasksOfNode(id) { return this.#byNode.tasks(id); }

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.cli.cluster.upgrade_check import (
+    BackupFacts,
     ClusterFacts,
     ManagerFacts,
     NodeFacts,
@@ -118,3 +119,19 @@ def test_updates_in_progress_are_noted() -> None:
     assert notes(ClusterFacts(THREE, (), updating=("web",))) == [
         "services web: are being updated: an update pauses while the leader restarts"
     ]
+
+
+@pytest.mark.parametrize(
+    ("backups", "wanted"),
+    [
+        (BackupFacts(3600.0), []),
+        (BackupFacts(None), ["backup: there is none since this cluster's managers began"]),
+        (BackupFacts(72 * 3600.0), ["backup: the newest is of 3 days ago"]),
+        (
+            BackupFacts(60.0, ("manager2",)),
+            ["backup: the last scheduled one failed on manager manager2"],
+        ),
+    ],
+)
+def test_an_old_or_failed_backup_is_noted(backups: BackupFacts, wanted: list[str]) -> None:
+    assert notes(ClusterFacts(THREE, (NODE,), backups=backups)) == wanted

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How an orphan becomes a task, and which are refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from builders import World, node, service, task, task_spec
+
+from orchestrator.manager.errors import RequestError
+from orchestrator.manager.operations.workloads.orphans import Adoption, adoption
+from orchestrator.manager.planning.view import ClusterView
+from orchestrator.model.objects import Network, Object
+from orchestrator.model.orphans import Orphan
+from orchestrator.model.specs import NetworkAttachment, ServiceMode
+from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
+
+NOW = 1000.0
+WEB = service(replicas=2)
+
+
+def orphan(found: Task, **fields: Any) -> Orphan:
+    return Orphan(id=found.id, node_id=found.node_id, task=found, **fields)
+
+
+def adopted(view: ClusterView, found: Orphan, **choice: Any) -> Adoption:
+    return adoption(view, found, NOW, **{"standalone": False, "name": "", **choice})
+
+
+def refused(view: ClusterView, found: Orphan, **choice: Any) -> str:
+    with pytest.raises(RequestError) as refusal:
+        adopted(view, found, **choice)
+    return str(refusal.value)
+
+
+def view(*objects: Object) -> ClusterView:
+    return ClusterView.of([node("n1"), node("n2"), *objects])
+
+
+def test_a_replica_beyond_those_of_the_backup_is_one_more() -> None:
+    first, second = (task(f"t{n}", slot=n, node_id="n1", of=WEB) for n in (1, 2))
+    third = orphan(task("t3", slot=3, node_id="n2", of=WEB))
+    before = view(WEB, first, second, third)
+    world = World(*before.evolve(adopted(before, third).changes).objects())
+    assert world.view.services[WEB.id].spec.replicas == 3
+    assert not world.view.orphans
+    world.settle()
+    # The planner leaves all as it is.
+    assert {id: each.desired_state for id, each in world.view.tasks.items()} == dict.fromkeys(
+        ("t1", "t2", "t3"), TaskState.RUNNING
+    )
+    assert world.view.tasks["t3"].node_id == "n2"
+
+
+def test_only_what_is_adopted_is_added() -> None:
+    """No other replica is started, whatever number a node reports: slots may have gaps."""
+    first, second = (task(f"t{n}", slot=n, node_id="n1", of=WEB) for n in (1, 2))
+    ninth = orphan(task("t9", slot=9, node_id="n2", of=WEB))
+    before = view(WEB, first, second, ninth)
+    world = World(*before.evolve(adopted(before, ninth).changes).objects())
+    world.settle()
+    assert world.view.services[WEB.id].spec.replicas == 3
+    assert sorted(each.slot for each in world.view.tasks.values()) == [1, 2, 9]
+    beyond = orphan(task("t9", slot=1 << 30, node_id="n2", of=WEB))
+    assert "has no replicas" in refused(view(WEB, beyond), beyond)
+
+
+def test_an_orphan_takes_its_slot_from_the_task_that_was_started_since() -> None:
+    lost = task("t1", TaskState.FAILED, slot=1, node_id="n1", of=WEB, created_at=1.0)
+    started = task("t2", slot=1, node_id="n2", of=WEB, created_at=900.0)
+    pending = task("t4", TaskState.PENDING, slot=1, of=WEB, created_at=901.0)
+    other = task("t3", slot=2, node_id="n1", of=WEB)
+    found = orphan(task("t0", slot=1, node_id="n1", of=WEB, created_at=500.0))
+    before = view(WEB, lost, started, pending, other, found)
+    after = before.evolve(adopted(before, found).changes)
+    assert after.services[WEB.id].spec.replicas == 2
+    assert after.tasks["t2"].desired_state is TaskState.SHUTDOWN
+    assert after.tasks["t4"].status.state is TaskState.SHUTDOWN
+    assert after.tasks["t3"] == other
+    assert after.tasks["t0"].created_at > 901.0, "it is the newest of its slot"
+
+
+def test_the_service_may_have_been_created_anew() -> None:
+    again = replace(WEB, id="another-id")
+    found = orphan(task("t1", node_id="n1", of=WEB))
+    task_ = adopted(view(again, found), found).task
+    assert (task_.service_id, task_.name) == ("another-id", "web.1")
+
+
+@pytest.mark.parametrize(
+    ("present", "said"),
+    [
+        (service(spec=task_spec(image="web:2")), "another spec, image or secret"),
+        (service(image_digest="sha256:2"), "another spec, image or secret"),
+        (service(mode=ServiceMode.GLOBAL), "has no replicas"),
+    ],
+)
+def test_a_service_that_would_replace_it_does_not_get_it(present: Any, said: str) -> None:
+    found = orphan(task("t1", node_id="n1", of=WEB))
+    reason = refused(view(present, found), found)
+    assert said in reason
+    assert "--standalone" in reason
+    alone = adopted(view(present, found), found, standalone=True).task
+    assert (alone.service_id, alone.name, alone.spec) == ("", "web.1", found.task.spec)
+
+
+def test_without_a_service_it_is_a_standalone_container() -> None:
+    found = orphan(task("t1", node_id="n1", of=WEB))
+    alone = adopted(view(found), found, name="shell").task
+    assert (alone.name, alone.standalone, alone.node_id) == ("shell", True, "n1")
+    assert alone.run == alone.status.run, "it is not restarted"
+    assert "not valid" in refused(view(found), found, name="/")
+
+
+def test_what_cannot_go_on_is_refused() -> None:
+    ended = orphan(task("t1", TaskState.FAILED, node_id="n1", of=WEB))
+    assert "has ended" in refused(view(WEB, ended), ended)
+    leaving = orphan(task("t1", node_id="n1", of=WEB), removing=True)
+    assert "is being removed" in refused(view(WEB, leaving), leaving)
+    named = orphan(task("t1", node_id="n1", of=WEB))
+    assert "--standalone, too" in refused(view(WEB, named), named, name="x")
+
+
+def test_addresses_of_a_network_that_was_created_anew_are_refused() -> None:
+    spec = task_spec(networks=(NetworkAttachment(network="back"),))
+    web = service(spec=spec)
+    made = task("t1", node_id="n1", of=web)
+    found = orphan(replace(made, status=replace(made.status, addresses={"back": "10.5.1.7"})))
+    back = Network(id="b", name="back", subnet="10.5.0.0/16", slices={"n1": "10.5.1.0/24"})
+    assert adopted(view(web, back, found), found).task.status.addresses == {"back": "10.5.1.7"}
+    anew = replace(back, slices={"n1": "10.5.2.0/24"})
+    assert "were created anew" in refused(view(web, anew, found), found)

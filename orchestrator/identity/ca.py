@@ -92,10 +92,7 @@ def link(former: KeyPair, certificate_pem: str) -> str:
     """The certificate of another CA, signed by the former one: those who trust the former alone
     accept, with that certificate, what the other one signs (RFC 4210, 4.4)."""
     own = x509.load_pem_x509_certificate(certificate_pem.encode())
-    issuer = x509.load_pem_x509_certificate(former.certificate.encode())
-    issuer_key = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    key = serialization.load_pem_private_key(former.key.encode(), None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    issuer, key, authority = _issuer(former)
     made = (
         x509.CertificateBuilder()
         .subject_name(own.subject)
@@ -109,13 +106,22 @@ def link(former: KeyPair, certificate_pem: str) -> str:
         .add_extension(
             own.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value, critical=False
         )
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_key),
-            critical=False,
-        )
+        .add_extension(authority, critical=False)
         .sign(key, hashes.SHA256())
     )
     return made.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _issuer(
+    ca: KeyPair,
+) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey, x509.AuthorityKeyIdentifier]:
+    """What signing with a CA takes: its certificate, its key, and the extension that names it."""
+    certificate = x509.load_pem_x509_certificate(ca.certificate.encode())
+    subject_key = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    key = serialization.load_pem_private_key(ca.key.encode(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    authority = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(subject_key)
+    return certificate, key, authority
 
 
 def is_pair(pair: KeyPair) -> bool:
@@ -184,10 +190,7 @@ def sign(
     ]
     if dns := _DNS_NAMES.get(role):
         names.append(x509.DNSName(dns))
-    issuer = x509.load_pem_x509_certificate(ca.certificate.encode())
-    issuer_key = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    key = serialization.load_pem_private_key(ca.key.encode(), None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    issuer, key, authority = _issuer(ca)
     builder = (
         x509.CertificateBuilder()
         .subject_name(_subject(common_name, role, cluster_id))
@@ -200,10 +203,7 @@ def sign(
         .add_extension(_USAGE, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
         # Strict verifiers require it (RFC 5280, 4.2.1.1), Python's since 3.13.
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_key),
-            critical=False,
-        )
+        .add_extension(authority, critical=False)
         .add_extension(
             x509.ExtendedKeyUsage(
                 [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]

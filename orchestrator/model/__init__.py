@@ -14,6 +14,8 @@ a snapshot is a cheap copy of references and a pure function cannot change what 
     convert     dataclass ⇄ protobuf: the only place where the two meet (`extensible`: its base)
     validation/ which specs are valid, with errors for users
     formats/    texts that users and other tools write: schedules, templates, Dockerfiles, …
+    compatibility/
+                which releases work together, and the features that all parts of a cluster have
     units, names
                 sizes, shares, durations; names of images and objects, suggestions for typos
 

@@ -79,7 +79,7 @@ class NodeDescription(Extensible):
     generic_resources: dict[str, str] = field(default_factory=dict)
     """Kind → number or names: `4`, or `/dev/a,/dev/b`."""
     features: tuple[str, ...] = ()
-    """Features of its agent; see `model.agent_features`."""
+    """Features of its agent; see `model.compatibility.agent_features`."""
     tunnel_keys: tuple[TunnelKey, ...] = ()
     """Keys for encrypted networks, the oldest first; two during a rotation."""
     cni_plugins: tuple[str, ...] = ()

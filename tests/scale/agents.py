@@ -36,7 +36,7 @@ from orchestrator.agent.tasks.status_reporter import StatusReporter
 from orchestrator.daemon.process import raise_priority
 from orchestrator.identity.join import Joined, join
 from orchestrator.identity.tls import MANAGER_NAME, channel_options
-from orchestrator.model.agent_features import DOCUMENTS, NETWORK_CHANGES, STOP_AFTER
+from orchestrator.model.compatibility.agent_features import DOCUMENTS, NETWORK_CHANGES, STOP_AFTER
 from orchestrator.model.nodes import NodeDescription
 from orchestrator.model.objects import Image
 from orchestrator.model.specs import Resources

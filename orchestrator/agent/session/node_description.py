@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Network
 from pathlib import Path
 
 from orchestrator import __version__
-from orchestrator.model.agent_features import AGENT_FEATURES
+from orchestrator.model.compatibility.agent_features import AGENT_FEATURES
 from orchestrator.model.nodes import REGISTRY_CREDENTIALS, NodeDescription
 from orchestrator.model.specs import Resources
 from orchestrator.model.units import SHARES_PER_CORE

@@ -12,9 +12,10 @@ import os
 import re
 import socket
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -72,17 +73,25 @@ def _systemctl(unit: str, failure: str, *command: str) -> bool:
     return True
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 MANAGER_DATA, AGENT_DATA = Path("/var/lib/orc/manager"), Path("/var/lib/orc/agent")
 """Data directories of the daemons' units."""
 
-manager_data_option = click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    default=MANAGER_DATA,
-    show_default=True,
-    help="Where the manager keeps its identity and state.",
-)
+
+def _data_option(daemon: str, default: Path) -> Callable[[F], F]:
+    """The option --data-dir of commands on a daemon's host."""
+    return click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        default=default,
+        show_default=True,
+        help=f"Where the {daemon} keeps its identity and state.",
+    )
+
+
+manager_data_option = _data_option("manager", MANAGER_DATA)
 """The option --data-dir of commands that run on a manager's host."""
 context_name_option = click.option(
     "--context",
@@ -369,14 +378,7 @@ def _leave_as_node(data_dir: Path) -> None:
 
 
 @click.command(epilog=example("sudo orc cluster reconnect 192.168.1.20"))
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    default=AGENT_DATA,
-    show_default=True,
-    help="Where the agent keeps its identity and state.",
-)
+@_data_option("agent", AGENT_DATA)
 @click.argument("managers", nargs=-1, required=True, metavar="ADDRESS...")
 def reconnect(data_dir: Path, managers: tuple[str, ...]) -> None:
     """Tell this host's agent where the managers are (HOST[:PORT]), after all of them got other

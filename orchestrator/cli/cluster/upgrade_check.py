@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from orchestrator.model.agent_features import AGENT_FEATURES, describe_feature
-from orchestrator.model.releases import MAX_SKEW, minor_release, newest, within_skew
+from orchestrator.model.compatibility.agent_features import AGENT_FEATURES, describe_feature
+from orchestrator.model.compatibility.releases import MAX_SKEW, minor_release, newest, within_skew
 from orchestrator.model.units import format_age
 
 OLD_BACKUP = 24 * 3600.0

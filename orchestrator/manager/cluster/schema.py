@@ -34,7 +34,11 @@ from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import SCHEMA
 from orchestrator.manager.store.kv import Conflict, Guard, Kv, Put, StoreError
-from orchestrator.model.manager_features import SCHEMA_VERSION, schema_feature, shared_features
+from orchestrator.model.compatibility.manager_features import (
+    SCHEMA_VERSION,
+    schema_feature,
+    shared_features,
+)
 from orchestrator.model.objects import Object
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from orchestrator.manager.planning.task_filling import filled_in
 from orchestrator.manager.planning.view import ClusterView, is_assigned
 from orchestrator.manager.telemetry.task_traces import trace_context_of
 from orchestrator.model.access import Revocation
-from orchestrator.model.agent_features import NETWORK_CHANGES
+from orchestrator.model.compatibility.agent_features import NETWORK_CHANGES
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.orphans import Orphan

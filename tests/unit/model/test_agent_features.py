@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.model.agent_features import (
+from orchestrator.model.compatibility.agent_features import (
     AGENT_FEATURES,
     FEATURES,
     describe_feature,
@@ -66,7 +66,7 @@ def test_a_new_field_of_a_tasks_spec_needs_a_feature() -> None:
     for name in fields(types_pb2.TaskSpec.DESCRIPTOR, set()):
         assert name in known | flagged, (
             f"an agent of an older version would ignore {name} silently: name it in a Feature in "
-            "orchestrator/model/agent_features.py"
+            "orchestrator/model/compatibility/agent_features.py"
         )
 
 

@@ -30,7 +30,7 @@ from orchestrator.manager.planning.scheduling.volume_placement import (
     unusable_volume,
 )
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.agent_features import describe_feature
+from orchestrator.model.compatibility.agent_features import describe_feature
 from orchestrator.model.constraints import NODE_LABELS, Rule, parse_rule
 from orchestrator.model.names import parse_image
 from orchestrator.model.networks import takes_foreign_sources

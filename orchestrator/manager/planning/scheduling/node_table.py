@@ -15,7 +15,7 @@ from orchestrator.manager.planning.scheduling.volume_placement import PinnedVolu
 from orchestrator.manager.planning.slots import is_current
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.affinities import Affinity
-from orchestrator.model.agent_features import STOP_AFTER, required_features
+from orchestrator.model.compatibility.agent_features import STOP_AFTER, required_features
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.placement import (
     DisconnectAction,

@@ -13,8 +13,8 @@ from orchestrator.cli.cluster.upgrade_check import (
     SchemaFacts,
     findings,
 )
-from orchestrator.model.agent_features import AGENT_FEATURES
-from orchestrator.model.releases import within_skew
+from orchestrator.model.compatibility.agent_features import AGENT_FEATURES
+from orchestrator.model.compatibility.releases import within_skew
 
 MANAGER = ManagerFacts("manager1", "0.1.0", etcd_member=True)
 NODE = NodeFacts("node1", "0.1.0", features=AGENT_FEATURES)

@@ -18,7 +18,7 @@ from orchestrator.manager.planning.reconcile.document_versions import (
 )
 from orchestrator.manager.planning.reconcile.spec_history import rolled_back, with_spec
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.agent_features import DOCUMENTS
+from orchestrator.model.compatibility.agent_features import DOCUMENTS
 from orchestrator.model.documents import Document, DocumentKind, FileReference, OnUpdate
 from orchestrator.model.nodes import Node
 from orchestrator.model.services import Service, UpdateState

@@ -11,7 +11,7 @@ from builders import ANY, NONE, World, node, service, task_spec
 from orchestrator.manager.planning.reconcile.convergence import running_tasks
 from orchestrator.manager.planning.reports.liveness import STEADY, node_down, node_up, unsteady
 from orchestrator.manager.planning.view import assigned_tasks
-from orchestrator.model.agent_features import STOP_AFTER
+from orchestrator.model.compatibility.agent_features import STOP_AFTER
 from orchestrator.model.nodes import NodeState
 from orchestrator.model.placement import (
     Disconnect,

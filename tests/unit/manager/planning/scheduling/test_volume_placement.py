@@ -16,7 +16,12 @@ from orchestrator.manager.planning.scheduling.volume_placement import (
     volume_consumers,
 )
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.agent_features import ANNOTATIONS, CDI_DEVICES, HOOKS, SHARED_NAMESPACES
+from orchestrator.model.compatibility.agent_features import (
+    ANNOTATIONS,
+    CDI_DEVICES,
+    HOOKS,
+    SHARED_NAMESPACES,
+)
 from orchestrator.model.mounts import MountSpec, MountType
 from orchestrator.model.nodes import Availability, Node, NodeState
 from orchestrator.model.objects import Object, Volume

@@ -27,8 +27,8 @@ from orchestrator.manager.security.key_ring import without_key
 from orchestrator.manager.security.vault import CA_PURPOSE, UNLOCK_PURPOSE
 from orchestrator.manager.store.commit import commit
 from orchestrator.model.access import CaRotation, ExternalCa, KeyRotation
-from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.compatibility.manager_features import EXTERNAL_CA
+from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.objects import Cluster
 from orchestrator.pb import security_pb2
 

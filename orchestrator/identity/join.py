@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from orchestrator import __version__
 from orchestrator.identity import ca, join_tokens
 from orchestrator.identity.tls import channel_options
 from orchestrator.pb import identity_pb2, identity_pb2_grpc
@@ -145,6 +146,7 @@ def join(
                     hostname=hostname,
                     roles=roles,
                     address=own or own_address,
+                    version=__version__,
                 ),
                 timeout=_SIGNING,
             )

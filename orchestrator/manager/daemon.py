@@ -54,6 +54,7 @@ from orchestrator.manager.cluster.manager_calls import KEYS_PURPOSE, ManagerChan
 from orchestrator.manager.cluster.peering import peering_of
 from orchestrator.manager.cluster.registration import OwnFacts, Presence, register, was_removed
 from orchestrator.manager.cluster.schema import SchemaMigrator, UnknownSchema, check_schema
+from orchestrator.manager.cluster.version_skew import refusal_to_start
 from orchestrator.manager.dispatch import dispatcher
 from orchestrator.manager.dispatch.dispatcher import Dispatcher
 from orchestrator.manager.dispatch.image_sources import ImageSources
@@ -452,6 +453,8 @@ class Manager:
                 await check_schema(self._kv)
             except UnknownSchema as unknown:
                 raise CannotServe(str(unknown)) from None
+            if reason := refusal_to_start(self.cache.view, self._identity.manager_id):
+                raise CannotServe(reason)
             group.create_task(self._records.run())
             if not self._settings.discard_secrets:
                 await self._key_ring.prepare()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from orchestrator import __version__
 from orchestrator.cli.app.completion_names import context_option
 from orchestrator.cli.app.contexts import Context, learn_endpoints, list_contexts, load_context
 from orchestrator.cli.app.errors import CliError, ManagerLost, Refused, Unsupported
@@ -200,7 +201,11 @@ class Client:
                     call.cancel()
 
     def _metadata(self, request_id: str, attempt: int) -> dict[str, str]:
-        found = {"orc-request-id": request_id, "orc-attempt": str(attempt)}
+        found = {
+            "orc-version": __version__,
+            "orc-request-id": request_id,
+            "orc-attempt": str(attempt),
+        }
         if self._revision:
             found["orc-revision"] = str(self._revision)
         if self.trace:

@@ -38,6 +38,7 @@ READS = frozenset(
         "Images.Save",
         "Interact.Stats",
         "Interact.Top",
+        "Managers.GetSchema",
         "Managers.ListManagers",
         "Security.GetCaStatus",
         "Security.GetDataKeyStatus",

@@ -5,6 +5,7 @@ Metadata of a request:
 
 | key | meaning |
 | --- | --- |
+| `orc-version` | the client's version; beyond the supported skew, the call is refused |
 | `orc-revision` | the newest store revision that the client has seen; the call waits until this manager's cache has it, so that a client reads what it wrote through another manager |
 | `orc-request-id` | id of the request, the same in each attempt |
 | `orc-attempt` | number of the attempt, from 1 |
@@ -36,6 +37,7 @@ import grpc
 from orchestrator.identity.certificates import own_key_id
 from orchestrator.identity.roles import ALLOWED, within
 from orchestrator.identity.tls import peer_identity
+from orchestrator.manager.cluster.version_skew import refusal_of_call
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.ca_rotation import has_renewed
 from orchestrator.manager.store.cache import Cache, find_object
@@ -52,11 +54,23 @@ from orchestrator.manager.store.request_records import (
 from orchestrator.model.convert import to_proto
 from orchestrator.pb import control_pb2, documents_pb2, networks_pb2, volumes_pb2
 
+VERSION = "orc-version"
 REQUEST_ID = "orc-request-id"
 ATTEMPT = "orc-attempt"
 REVISION = "orc-revision"
 MANAGERS = "orc-managers"
 RENEW = "orc-renew"
+
+SKEWED = frozenset(
+    {
+        "Control.GetCluster",
+        "Control.ListNodes",
+        "Control.ListServices",
+        "Managers.GetSchema",
+        "Managers.ListManagers",
+    }
+)
+"""Calls that a client of any version may make: those of `orc cluster upgrade --check`."""
 
 CATCH_UP_WITHIN = 2.0
 """Seconds that a call waits for the cache to reach the client's revision."""
@@ -149,6 +163,8 @@ class ClientCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             return handler
 
         async def unary(request: Any, context: Any) -> Any:
+            if method not in SKEWED:
+                await _check_version(context)
             await self._catch_up(context)
             if rule is None:
                 reply = await inner(request, context)
@@ -181,6 +197,7 @@ class ClientCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     @asynccontextmanager
     async def _streamed(self, context: Any) -> AsyncIterator[None]:
+        await _check_version(context)
         await self._catch_up(context)
         await context.send_initial_metadata(self._position(context))
         yield
@@ -270,6 +287,12 @@ class _Context:
             if record is not None:
                 raise _Applied(record)
         await self._context.abort(code, details, trailing)
+
+
+async def _check_version(context: Any) -> None:
+    """Abort the call of a client whose release does not work with this manager's."""
+    if reason := refusal_of_call(_metadata(context, VERSION)):
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
 
 
 def _metadata(context: Any, key: str) -> str:

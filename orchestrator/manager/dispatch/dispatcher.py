@@ -23,6 +23,7 @@ import grpc
 
 from orchestrator.daemon.background import background
 from orchestrator.identity.tls import peer_address, peer_identity
+from orchestrator.manager.cluster.version_skew import refusal_of_session
 from orchestrator.manager.dispatch import rebalancing
 from orchestrator.manager.dispatch.endpoint_delivery import DRAIN_TIMEOUT, EndpointFeed
 from orchestrator.manager.dispatch.network_assignments import NetworkAssignments
@@ -153,6 +154,8 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._random = rng
         self._tracer = tracer
         self._sessions: dict[str, NodeSession] = {}
+        self._refused: set[str] = set()
+        """Nodes whose agent has a version that this manager does not work with."""
         self._arrival = asyncio.Event()
         """Set when the next session begins."""
         self._networks = NetworkAssignments()
@@ -381,13 +384,20 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         if not self._records.has_lease and self._has_others():
             await context.abort(grpc.StatusCode.UNAVAILABLE, _CUT_OFF)
         # Connecting is a sign of life, though it may take a while until the node's turn.
-        self._report_buffer.hear(node_id)
+        if node_id not in self._refused:
+            self._report_buffer.hear(node_id)
         requests = aiter(request_iterator)
         first = await anext(requests, None)
         if first is None or first.WhichOneof("kind") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a session begins with a hello")
             return
         description = from_proto(first.hello.description)
+        if reason := refusal_of_session(description.hostname[:64], description.version):
+            # Its attempts are no sign of life: its tasks are to run elsewhere.
+            self._refused.add(node_id)
+            log.warning("session refused", extra={"node": node_id, "reason": reason})
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
+        self._refused.discard(node_id)
         session = NodeSession(
             node_id, self._networks, self._tracer, description.features, self._new_id()
         )

@@ -16,6 +16,7 @@ import grpc
 from orchestrator.identity import ca
 from orchestrator.identity.authority import CannotSign
 from orchestrator.identity.certificates import Issued, own_key_id
+from orchestrator.manager.cluster.version_skew import refusal_to_join
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.reports.claims import is_hostname, with_hostname
 from orchestrator.manager.security.certificates import CertificateAuthority, record
@@ -114,6 +115,7 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
                 "get the current one with 'orc cluster token worker'",
             )
         await _check_role("worker", request, context)
+        await self._check_version(request, context)
         if not is_hostname(request.hostname):
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT,
@@ -171,9 +173,16 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             managers=self._managers(),
         )
 
+    async def _check_version(self, request: Any, context: Any) -> None:
+        """Refuse a host whose release does not work with the cluster's."""
+        if reason := refusal_to_join(self._cache.view, request.hostname[:64], request.version):
+            log.warning("join refused", extra={"peer": context.peer(), "reason": reason})
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
+
     async def _sign_manager(self, request: Any, context: Any, cluster: str) -> Any:
         """A manager's certificate. Nothing else is written before the host enrols with it."""
         await _check_role("manager", request, context)
+        await self._check_version(request, context)
         try:
             address = str(ipaddress.ip_address(request.address))
         except ValueError:

@@ -233,9 +233,10 @@ class EtcdRenewal:
         for channel in self._channels:
             channel.close()
 
-    def renew(self, lease: int, key: str, timeout: float) -> Renewed:
-        """Renew the lease, then look at the key. Raises LeaseLost, and StoreError when no endpoint
-        answers within `timeout` seconds."""
+    def renew(self, lease: int, key: str, timeout: float, announce: int = 0) -> Renewed:
+        """Renew the lease, then look at the key, or write it again, unchanged, if `announce` is
+        its create revision. Raises LeaseLost, and StoreError when no endpoint answers within
+        `timeout` seconds."""
         give_up = time.monotonic() + timeout
         first, count = self._current, len(self._channels)
         cause = "no etcd endpoint answered in time"
@@ -246,7 +247,7 @@ class EtcdRenewal:
             self._current = number
             share = max(left / count, min(left, RENEWAL_TIMEOUT))
             try:
-                return _renewed(self._channels[number], lease, key, share)
+                return _renewed(self._channels[number], lease, key, share, announce)
             except grpc.RpcError as error:
                 failure = cast(grpc.Call, error)
                 self._current = (number + 1) % count
@@ -256,7 +257,7 @@ class EtcdRenewal:
         raise StoreUnavailable(cause)
 
 
-def _renewed(channel: grpc.Channel, lease: int, key: str, timeout: float) -> Renewed:
+def _renewed(channel: grpc.Channel, lease: int, key: str, timeout: float, announce: int) -> Renewed:
     request = rpc_pb2.LeaseKeepAliveRequest(ID=lease)
     call = rpc_pb2_grpc.LeaseStub(channel).LeaseKeepAlive(
         iter((request,)), timeout=timeout, metadata=_METADATA
@@ -267,11 +268,26 @@ def _renewed(channel: grpc.Channel, lease: int, key: str, timeout: float) -> Ren
         call.cancel()
     if answer is None or answer.TTL <= 0:  # how etcd reports that there is no such lease
         raise LeaseLost("the lease has expired or was revoked")
-    found = rpc_pb2_grpc.KVStub(channel).Range(
+    store = rpc_pb2_grpc.KVStub(channel)
+    if announce:
+        request = _announcement(key, announce)
+        written = store.Txn(request, timeout=timeout, metadata=_METADATA)
+        return Renewed(float(answer.TTL), announce if written.succeeded else 0)
+    found = store.Range(
         rpc_pb2.RangeRequest(key=key.encode(), keys_only=True), timeout=timeout, metadata=_METADATA
     )
     created = found.kvs[0].create_revision if found.kvs else 0
     return Renewed(float(answer.TTL), int(created))
+
+
+def _announcement(key: str, created: int) -> Any:
+    """Writes the key without a change of its value or its lease, which may be exchanged meanwhile.
+    May be repeated."""
+    put = rpc_pb2.PutRequest(key=key.encode(), ignore_value=True, ignore_lease=True)
+    return rpc_pb2.TxnRequest(
+        compare=[_compare(Guard(key, create_revision=created))],
+        success=[rpc_pb2.RequestOp(request_put=put)],
+    )
 
 
 class _Watch:

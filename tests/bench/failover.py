@@ -196,7 +196,7 @@ async def _lose_leader(
     service = f"{tag}-{name.lower().replace(' ', '-')}"
     wall, began = time.time(), time.monotonic()
     with LOSSES[name](dev, leader):
-        writer = await _first_write(others)
+        writer = await _first_write(others, service)
         result.write.append(time.monotonic() - began)
         await _placed(writer, service)
         result.decision.append(time.monotonic() - began)
@@ -221,15 +221,16 @@ async def _hand_over(managers: dict[str, Manager], service: str, result: list[fl
     await _remove(managers, service)
 
 
-async def _first_write(managers: Sequence[Manager]) -> Manager:
-    """Begin writes until the first is answered; the manager that did."""
+async def _first_write(managers: Sequence[Manager], tag: str) -> Manager:
+    """Begin writes until the first is answered; the manager that did. Each changes something: what
+    changes nothing is not written."""
     pending: set[asyncio.Task[Manager]] = set()
     deadline = time.monotonic() + _WITHIN
     number = 0
     try:
         while time.monotonic() < deadline:
             manager = managers[number % len(managers)]
-            pending.add(asyncio.ensure_future(_write(manager, number)))
+            pending.add(asyncio.ensure_future(_write(manager, number, tag)))
             number += 1
             done, pending = await asyncio.wait(
                 pending, timeout=PACE, return_when=asyncio.FIRST_COMPLETED
@@ -244,9 +245,9 @@ async def _first_write(managers: Sequence[Manager]) -> Manager:
     raise BenchError(f"no write was possible for {_WITHIN:.0f} s")
 
 
-async def _write(manager: Manager, number: int) -> Manager:
+async def _write(manager: Manager, number: int, tag: str) -> Manager:
     request = control_pb2.UpdateNodeRequest(
-        node=f"node{number % NODES + 1}", label_add={"write": str(number)}
+        node=f"node{number % NODES + 1}", label_add={"write": f"{tag}-{number}"}
     )
     try:
         await manager.control.UpdateNode(request, timeout=_WITHIN)

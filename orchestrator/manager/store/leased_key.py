@@ -162,6 +162,12 @@ class LeasedKey:
                 background(self._adapt(held)),
             ):
                 yield held
+        except BaseExceptionGroup as group:
+            lost, other = group.split(KeyLost)
+            if lost is None or other is not None:
+                raise
+            # The lease was given up, and its key deleted, in one instant.
+            raise _end_of_hold(lost) from group
         finally:
             if keeper is not None:
                 keeper.stop()
@@ -340,7 +346,9 @@ class LeasedKey:
                         if any(each.key == self._key and not each.entry for each in batch.events):
                             raise KeyDeleted(batch.revision)
             except Compacted:
-                revision = (await self._kv.list(self._key)).revision + 1
+                # A key that was deleted meanwhile is noticed by the next renewal.
+                with suppress(StoreError):
+                    revision = (await self._kv.list(self._key)).revision + 1
             except StoreError:
                 await self._sleep(RETRY)
 
@@ -354,3 +362,11 @@ class LeasedKey:
         """Revoke the lease; if the store does not answer, it expires."""
         with suppress(StoreError):
             await self._kv.revoke(lease)
+
+
+def _end_of_hold(lost: BaseExceptionGroup[KeyLost]) -> KeyLost:
+    """The reason that says most: the deletion of the key, with its revision, if it was seen."""
+    reasons: list[KeyLost] = []
+    for each in lost.exceptions:
+        reasons.append(_end_of_hold(each) if isinstance(each, BaseExceptionGroup) else each)
+    return next((each for each in reasons if isinstance(each, KeyDeleted)), reasons[0])

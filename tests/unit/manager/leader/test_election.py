@@ -220,6 +220,24 @@ async def test_a_revoked_lease_ends_the_term(kv: MemoryKv, time: VirtualTime) ->
         assert a.lost == [(time(), "the leader's key was deleted")]
 
 
+async def test_a_lease_that_expires_when_its_holder_gives_up_ends_the_term(
+    time: VirtualTime,
+) -> None:
+    drift = 0.0
+    kv = MemoryKv(lambda: time() + drift)
+    time.on_change = kv.tick
+    a = Contender(kv, time, "a")
+    async with running(a):
+        kv.fault = unavailable
+        # The store's clock is ahead by the margin: the key is deleted in the same instant.
+        drift = 0.5
+        await time.pass_(2.5)
+        assert [at for at, _ in a.lost] == [time()]
+        kv.fault = nothing
+        await time.pass_(0.5)
+        assert a.term is not None
+
+
 async def test_removed_key_ends_the_term(kv: MemoryKv, time: VirtualTime) -> None:
     a, b = Contender(kv, time, "a"), Contender(kv, time, "b")
     async with running(a), running(b):

@@ -270,7 +270,7 @@ def agent(
     from orchestrator.agent.runtime.spec.cdi import find_edits
     from orchestrator.agent.settings import Settings
     from orchestrator.daemon import logfmt
-    from orchestrator.identity.host_identity import NoIdentity, read_node
+    from orchestrator.identity.host_identity import NoIdentity, check_certificates, read_node
 
     if image_gc_low >= image_gc_high:
         raise click.UsageError(
@@ -289,6 +289,7 @@ def agent(
         raise click.ClickException("orc agent must run as root; try sudo")
     try:
         identity = read_node(data_dir)
+        check_certificates(data_dir, "node")
     except NoIdentity as error:
         raise click.ClickException(str(error)) from error
     logfmt.setup(log_level)

@@ -81,7 +81,10 @@ class KeyFiles:
                 except FileNotFoundError:
                     continue
                 except UnicodeDecodeError as error:
-                    raise OSError(f"{folder / name} is damaged: {error}") from error
+                    raise OSError(
+                        f"{folder / name} is damaged ({error}); restore it from a backup of that "
+                        "folder"
+                    ) from error
 
     @property
     def folder(self) -> Path:

@@ -29,6 +29,7 @@ from orchestrator.identity.certificates import TlsFiles, issuer_key_id
 from orchestrator.identity.enrolment import choose_peer_port, enroll
 from orchestrator.identity.host_identity import (
     ManagerIdentity,
+    check_certificates,
     read_manager,
     remember,
     retire_manager,
@@ -753,7 +754,11 @@ async def serve(settings: ManagerSettings) -> None:
             )
         except JoinRefused as error:
             raise CannotServe(f"cannot join the cluster: {error}") from error
-    keys = KeyFiles(settings.data_dir)
+    check_certificates(settings.data_dir, "manager")
+    try:
+        keys = KeyFiles(settings.data_dir)
+    except OSError as error:
+        raise CannotServe(str(error)) from error
     if keys.locked:
         try:
             await wait_for_unlock(keys, identity, supervisor)

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.chaos import leftovers
 from tests.chaos.history import (
     FOREVER,
     Call,
@@ -30,6 +32,7 @@ from tests.chaos.history import (
 from tests.chaos.rules import (
     addresses,
     commands,
+    crashes,
     ending,
     jobs,
     registers,
@@ -381,6 +384,19 @@ def test_commands_fail_in_words() -> None:
     crash = "Traceback (most recent call last)\nKeyError: 1"
     broken(commands.check, "with a traceback", replace(failed, error=crash))
     broken(commands.check, "without a word", replace(failed, error=""))
+
+
+def test_daemons_end_only_with_a_reason(tmp_path: Path) -> None:
+    log = tmp_path / "manager.log"
+    log.write_text("time=1 msg=serving\norc: it is damaged\ntime=2 msg=serving\n")
+    right(*leftovers.crashes("manager1", log))
+    with log.open("a") as file:
+        # What a library logs of a call, and what ends the program.
+        file.write("Traceback\n  in stream\nOSError: a\ntime=3 msg=a\n")
+    right(*leftovers.crashes("manager1", log))
+    with log.open("a") as file:
+        file.write('  | File "orc", line 8, in <module>\n  | KeyError: 1\n  +---\ntime=4 msg=a\n')
+    broken(crashes.check, "unexpected error: KeyError: 1", *leftovers.crashes("manager1", log))
 
 
 def test_followed_logs_have_each_line_once() -> None:

@@ -240,10 +240,11 @@ async def _disk(testbed: Testbed, planned: Planned) -> AsyncIterator[str]:
 async def _quota(testbed: Testbed, planned: Planned) -> AsyncIterator[str]:
     """The alarm that a member raises when its database has reached the quota. There is room, so the
     leader disarms it, too, within ten seconds."""
-    await _alarm(testbed, planned.targets[0], "raise")
     try:
+        await _alarm(testbed, planned.targets[0], "raise")
         yield ""
     finally:
+        # Also an alarm whose answer was lost.
         await _clear_alarm(testbed)
 
 

@@ -378,6 +378,19 @@ def test_requests_fail_only_for_faults_of_nodes() -> None:
     right(failed, Fault("power", ("node2",), 49.0, 52.0, kills=("node2",)))
 
 
+def test_time_without_a_leader_does_not_count_for_what_a_leader_repairs() -> None:
+    store = Store()
+    fault = Fault("power", ("node2",), 5.0, 10.0, kills=("node2",))
+    failed = Request("web", "node1", 50.0, 53.0, False, "refused")
+    lost = Change("leader", "", deleted=True)
+    broken(traffic.check, "no fault touched a node", fault, failed, store(leader(1), at=0.0))
+    right(fault, failed, store(leader(1), at=0.0), store(lost, at=12.0))
+    again = [store(leader(9), at=0.0), store(lost, at=12.0), store(leader(12), at=40.0)]
+    right(fault, failed, *again)
+    late = replace(failed, began=60.0, ended=61.0)
+    broken(traffic.check, "no fault touched a node", fault, late, *again)
+
+
 def test_commands_fail_in_words() -> None:
     failed = call("Run node ls", 1.0, 2.0, "unknown", manager="", target="", error="orc: no quorum")
     right(failed)

@@ -335,7 +335,14 @@ class EtcdMember:
                 reason = _exit_reason(self._folder)
                 if any(each in reason for each in _MEMBERS_CHANGED):
                     raise MembersChanged(reason)
-                raise StoreError(f"etcd does not start: {reason}")
+                remedy = (
+                    "remove this manager at another one with 'orc manager rm', and join again"
+                    if self._peering is not None
+                    else "restore a backup with 'orc cluster restore'"
+                )
+                raise StoreError(
+                    f"etcd does not start: {reason}; if its data are damaged, {remedy}"
+                )
             if self._peering is None:
                 raise StoreError(
                     f"etcd did not get ready within {READY_TIMEOUT:g} s; "
@@ -467,13 +474,30 @@ def _ports(memory: Path, given: tuple[int | None, int | None], running: bool) ->
 
 def _exit_reason(folder: Path) -> str:
     """The reason that etcd gave for its end, as short as it can be found."""
-    for line in reversed(_tail(folder / "etcd.log")):
-        with suppress(ValueError, KeyError, TypeError):
-            entry = json.loads(line)
-            if entry["level"] in ("fatal", "panic", "error"):
-                return f"{entry.get('error') or entry['msg']} (see {folder / 'etcd.log'})"
+    logged = _tail(folder / "etcd.log")
+    # The log goes on over starts: a crash without an entry of its own is newer than what it has.
+    if not (logged and _failure(logged[-1], "fatal", "panic")):
+        for line in _head(folder / "etcd.err"):
+            if line.startswith(_CRASHES):
+                return f"{line.strip()} (see {folder / 'etcd.err'})"
+    for line in reversed(logged):
+        if reason := _failure(line, "fatal", "panic", "error"):
+            return f"{reason} (see {folder / 'etcd.log'})"
     words = [line for line in _tail(folder / "etcd.err") if line.strip()]
     return words[-1] if words else f"no reason in {folder / 'etcd.log'}"
+
+
+def _failure(line: str, *levels: str) -> str:
+    """What a line of etcd's log of one of these levels says; empty for another line."""
+    with suppress(ValueError, KeyError, TypeError):
+        entry = json.loads(line)
+        if entry["level"] in levels:
+            return str(entry.get("error") or entry["msg"])
+    return ""
+
+
+_CRASHES = ("panic: ", "fatal error: ", "unexpected fault address")
+"""How a Go program begins to say that it crashed; a stack of calls follows."""
 
 
 def _was_removed(folder: Path) -> bool:
@@ -484,10 +508,24 @@ def _was_removed(folder: Path) -> bool:
     )
 
 
+def _head(path: Path) -> list[str]:
+    return _lines(path, 0)
+
+
 def _tail(path: Path) -> list[str]:
+    with suppress(OSError):
+        return _lines(path, max(0, path.stat().st_size - _READ))
+    return []
+
+
+_READ = 16_384
+"""Bytes of a file of etcd's words that are read."""
+
+
+def _lines(path: Path, start: int) -> list[str]:
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 16_384))
-            return file.read().decode(errors="replace").splitlines()
+            file.seek(start)
+            return file.read(_READ).decode(errors="replace").splitlines()
     except OSError:
         return []

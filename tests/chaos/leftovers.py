@@ -29,10 +29,15 @@ _TRANSIENT = re.compile(r"/run/orc/(helper|[^/]*\.tmp)|/proc/\d+")
 
 
 def things(testbed: Testbed, store: StoreObserver) -> Things:
-    """All mounts, network namespaces, links, containers and cgroups of the nodes, and all keys of
-    users' objects."""
+    """All mounts, network namespaces, links, containers and cgroups of the nodes, the number of
+    managers' processes, and all keys of users' objects."""
     found = {
         (host, kind, name) for host in testbed.node_hosts for kind, name in _node(testbed, host)
+    }
+    found |= {
+        (host, "process", f"{program}: {len(testbed.find(host, program))}")
+        for host in testbed.manager_hosts
+        for program in ("manager", "etcd")
     }
     found |= {
         ("store", kind, name)

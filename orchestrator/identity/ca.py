@@ -171,6 +171,19 @@ def names_of(role: str, addresses: Sequence[str]) -> list[str]:
     return [*(str(ipaddress.ip_address(each)) for each in addresses), *([dns] if dns else [])]
 
 
+def addresses_of(certificate: str) -> list[str]:
+    """The IP addresses in a PEM certificate. Raises ValueError."""
+    try:
+        names = (
+            x509.load_pem_x509_certificate(certificate.encode())
+            .extensions.get_extension_for_class(x509.SubjectAlternativeName)
+            .value
+        )
+    except x509.ExtensionNotFound:
+        return []
+    return [str(address) for address in names.get_values_for_type(x509.IPAddress)]
+
+
 def sign(
     ca: KeyPair,
     request_pem: str,

@@ -184,10 +184,13 @@ def remember(data_dir: Path, **changes: Any) -> ManagerIdentity:
     return after
 
 
+_KEYS = ("ca.key", "cluster.key", "locked.keys", "external-ca.json", "external-ca.key")
+
+
 def retire_manager(data_dir: Path) -> None:
     """Set aside what makes this host a manager, and delete the keys of the cluster, so that it may
     join again. Safe to repeat."""
-    for name in ("ca.key", "cluster.key", "locked.keys", "external-ca.json", "external-ca.key"):
+    for name in (*_KEYS, "address.json"):
         (data_dir / name).unlink(missing_ok=True)
     shutil.rmtree(data_dir / "etcd", ignore_errors=True)
     with suppress(FileNotFoundError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import grpc
@@ -12,6 +13,7 @@ import grpc
 from orchestrator import __version__
 from orchestrator.identity import ca, join_tokens
 from orchestrator.identity.tls import channel_options
+from orchestrator.model.managers import host_port
 from orchestrator.pb import identity_pb2, identity_pb2_grpc
 
 _TIMEOUT = 10.0
@@ -21,6 +23,10 @@ _SIGNING = 20.0
 _PRESENTING = 20.0
 """Seconds for the CA's certificate: during a rotation of the CA, the manager waits for its own
 certificate to be of the new CA."""
+
+_PRESENTATIONS = 6
+"""Attempts to be answered by a manager whose certificate was seen: several managers behind a load
+balancer have different ones."""
 
 
 class JoinRefused(Exception):
@@ -79,14 +85,19 @@ def _presented(host: str, port: int) -> tuple[str, str]:
 def _authority(host: str, port: int, digest: str) -> tuple[str, str]:
     """The certificate of the manager's CA, unverified, and our own address towards the manager."""
     request = identity_pb2.GetCaRequest(digest=digest)
-    before = ""
-    while True:
-        shown, own_address = _presented(host, port)
-        # The call trusts just the certificate that was shown: all it asks for is the CA's
+    shown: dict[str, None] = {}
+    for attempt in range(_PRESENTATIONS):
+        certificate, own_address = _presented(host, port)
+        if certificate in shown:
+            # Behind a load balancer that takes turns, every second connection may go to the same
+            # manager.
+            certificate, own_address = _presented(host, port)
+        shown[certificate] = None
+        # The call trusts just the certificates that were shown: all it asks for is the CA's
         # certificate, which the token's digest then proves right or wrong.
         with grpc.secure_channel(
             f"{host}:{port}",
-            grpc.ssl_channel_credentials(shown.encode()),
+            grpc.ssl_channel_credentials("".join(shown).encode()),
             options=channel_options(),
         ) as channel:
             try:
@@ -94,14 +105,15 @@ def _authority(host: str, port: int, digest: str) -> tuple[str, str]:
             except grpc.RpcError as error:
                 if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED):
                     raise JoinRefused(str(error.details())) from error
-                if error.code() is grpc.StatusCode.UNAVAILABLE and shown != before:
-                    before = shown  # the manager may have renewed its certificate meanwhile
+                # Another manager may have answered, or this one has renewed its certificate.
+                if error.code() is grpc.StatusCode.UNAVAILABLE and attempt < _PRESENTATIONS - 1:
                     continue
                 raise JoinRefused(
                     f"the server at {host}:{port} is not an Orc manager's join port "
                     f"({error.details()})"
                 ) from error
         return str(reply.ca_certificate), own_address
+    raise AssertionError
 
 
 def join(
@@ -156,9 +168,15 @@ def join(
         node_id=signed.node_id,
         role=signed.role,
         cluster_id=signed.cluster_id,
-        managers=tuple(signed.managers),
+        managers=_with_given(signed.managers, host, port),
         ca_certificate=authority,
         certificate=signed.certificate,
         key=key,
         own_address=own or own_address,
     )
+
+
+def _with_given(managers: Iterable[str], host: str, port: int) -> tuple[str, ...]:
+    """The managers' endpoints, and the one that the join went to: behind it may be a load balancer,
+    or a name that means another address after the manager has moved."""
+    return tuple(dict.fromkeys((*managers, host_port(host.strip("[]"), port - 1))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import datetime as dt
 import json
 import logging
 import random
@@ -23,7 +24,7 @@ from orchestrator.backups.archive import Archive
 from orchestrator.daemon.background import background
 from orchestrator.daemon.process import Supervisor
 from orchestrator.identity import ca
-from orchestrator.identity.authority import Authority, read_external
+from orchestrator.identity.authority import Authority, CannotSign, read_external
 from orchestrator.identity.bootstrap import new_id
 from orchestrator.identity.certificates import TlsFiles, issuer_key_id
 from orchestrator.identity.enrolment import choose_peer_port, enroll
@@ -37,10 +38,12 @@ from orchestrator.identity.host_identity import (
 from orchestrator.identity.join import JoinRefused
 from orchestrator.identity.join_tokens import new_secret
 from orchestrator.identity.key_files import CA_KEY, EXTERNAL_KEY, KeyFiles
+from orchestrator.identity.own_address import AddressLost, current_address, record_address
 from orchestrator.identity.revocation import Revocations
 from orchestrator.identity.roles import RoleGuard
 from orchestrator.identity.sealing import unseal
 from orchestrator.identity.tls import join_credentials, server_credentials
+from orchestrator.linux.host_addresses import host_addresses
 from orchestrator.manager.api import add_control_services
 from orchestrator.manager.api.client_calls import ClientCalls
 from orchestrator.manager.api.managers import add_manager_services
@@ -576,6 +579,7 @@ class Manager:
                 ),
             ):
                 self.serving.set()
+                record_address(self._settings.data_dir, self._identity.address, host_addresses())
                 log.info(
                     "serving",
                     extra={"address": self._address, "manager": self._identity.manager_id},
@@ -743,10 +747,50 @@ async def _upkeep(operations: ManagerOperations) -> None:
         await asyncio.Event().wait()
 
 
+def _with_own_address(data_dir: Path, identity: ManagerIdentity) -> ManagerIdentity:
+    """The identity with an address of this host: see `own_address`. Raises CannotServe."""
+    if identity.joining:
+        return identity
+    try:
+        new = current_address(data_dir, identity.address)
+    except AddressLost as lost:
+        raise CannotServe(
+            f"{lost}; give it that address, or choose another one for its manager: "
+            f"orc cluster advertise {lost.candidate or 'ADDRESS'}"
+        ) from None
+    if new == identity.address:
+        return identity
+    log.warning(
+        "the host has another address; it is advertised from now on",
+        extra={"was": identity.address, "address": new},
+    )
+    return remember(data_dir, address=new)
+
+
+def _certify_address(keys: KeyFiles, identity: ManagerIdentity) -> None:
+    """Issue another certificate unless this manager's names its address."""
+    pair = TlsFiles.of(keys.folder, "manager").pair
+    if identity.joining or identity.address in ca.addresses_of(pair.read().certificate):
+        return
+    try:
+        pair.replace(
+            Authority.of_host(keys).issue(
+                common_name=identity.manager_id,
+                role="manager",
+                cluster_id=identity.cluster_id,
+                now=dt.datetime.now(dt.UTC),
+                addresses=[identity.address, "127.0.0.1"],
+            )
+        )
+    except CannotSign as error:
+        # Agents, managers and commands check a name that all managers have; browsers do not.
+        log.warning("no certificate for the new address", extra={"reason": str(error)})
+
+
 async def serve(settings: ManagerSettings) -> None:
     """Run a manager until cancelled. Raises CannotServe, NoIdentity, StoreError."""
     supervisor = Supervisor.taken()
-    identity = read_manager(settings.data_dir)
+    identity = _with_own_address(settings.data_dir, read_manager(settings.data_dir))
     if identity.joining and not identity.initial_cluster:
         try:
             identity = await asyncio.to_thread(
@@ -764,6 +808,7 @@ async def serve(settings: ManagerSettings) -> None:
             await wait_for_unlock(keys, identity, supervisor)
         except RuntimeError as error:
             raise CannotServe(f"cannot listen on {identity.address}: {error}") from error
+    await asyncio.to_thread(_certify_address, keys, identity)
     traces = tracer("orc-manager", identity.manager_id, settings.otlp_endpoint)
     with closing(traces):
         try:

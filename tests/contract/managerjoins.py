@@ -96,11 +96,13 @@ class Hosts:
         for pid in etcd_of(self.data(number)):
             os.kill(pid, signal.SIGKILL)
 
-    def join(self, number: int, program: tuple[str, ...] = (ORC,)) -> Any:
+    def join(
+        self, number: int, program: tuple[str, ...] = (ORC,), at: str = "127.0.0.1:7421"
+    ) -> Any:
         token = self.done("cluster", "token", "manager", "-q").strip()
         flags = ("--token", token, "--address", f"127.0.0.{number}")
         return self.orc(
-            *("cluster", "join", *flags, "--data-dir", self.data(number), "127.0.0.1:7421"),
+            *("cluster", "join", *flags, "--data-dir", self.data(number), at),
             program=program,
         )
 

@@ -548,7 +548,9 @@ class Dialer:
 
     async def _hold(self, address: str, failures: int) -> SessionEnded:
         others = len(self._candidates(address)) - 1
-        dial = self._dial_one_of_several if others else self._dial
+        # A name or a load balancer's address is no other manager.
+        several = len(self._db.managers()) > 1 if self._db.managers() else others > 0
+        dial = self._dial_one_of_several if several else self._dial
 
         def welcomed(welcome: dispatch_pb2.Welcome) -> None:
             self.connected_to = address

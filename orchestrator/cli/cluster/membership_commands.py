@@ -249,6 +249,8 @@ def join(token: str, address: str, listen_port: int, data_dir: Path | None, mana
 
     A join that was cut off can be repeated.
     """
+    # Behind a load balancer, certificates of other managers than the expected one are met.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from orchestrator.identity.bootstrap import (
         AlreadyThere,
         check_new_node,

@@ -21,9 +21,12 @@ from orchestrator.daemon.process import Supervisor
 from orchestrator.identity import ca, join_tokens
 from orchestrator.identity.certificates import KeyPair
 from orchestrator.identity.join import JoinRefused, join
+from orchestrator.manager.cluster.schema import Schema
 from orchestrator.manager.daemon import CannotServe, Manager, ManagerSettings
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.store.commit import commit
+from orchestrator.manager.store.keys import SCHEMA
+from orchestrator.manager.store.kv import Put
 from orchestrator.model.convert import to_proto
 from orchestrator.model.managers import Manager as ManagerObject
 from orchestrator.model.managers import ManagerPresence
@@ -108,12 +111,17 @@ async def test_a_host_must_work_with_every_manager(running: Running) -> None:
     assert await join_as(running, "worker", "1.5.0")
 
 
-async def enroll(running: Running, version: str) -> Any:
+async def enroll(running: Running, version: str, schema: int = 0) -> Any:
     """Enrol a manager, which had its certificate with a release that could join."""
     joined = await join_as(running, "manager", OWN)
     async with running.channel(KeyPair(joined.certificate, joined.key)) as channel:
         request = managers_pb2.EnrollRequest(
-            hostname="second", address="127.0.0.1", port=1, peer_port=2, version=version
+            hostname="second",
+            address="127.0.0.1",
+            port=1,
+            peer_port=2,
+            version=version,
+            schema=schema,
         )
         return await managers_pb2_grpc.MembershipStub(channel).Enroll(request, timeout=60)
 
@@ -126,6 +134,19 @@ async def test_managers_of_other_releases_do_not_enrol(running: Running) -> None
         check_refusal(refused.value.details() or "", version)
     assert len(running.manager.cache.view.managers) == 1
     assert await enroll(running, "1.6.0")
+
+
+async def test_a_manager_that_does_not_know_the_final_schema_does_not_enrol(
+    running: Running,
+) -> None:
+    """It would become a member of etcd, and refuse to start."""
+    await running.kv.txn([], [Put(SCHEMA, Schema(version=2, requested=2).encode())])
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await enroll(running, OWN)
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "schema version 2, and this release knows 1" in (refused.value.details() or "")
+    assert len(running.manager.cache.view.managers) == 1
+    assert await enroll(running, OWN, schema=2)
 
 
 async def session(channel: grpc.aio.Channel, version: str) -> str:

@@ -22,6 +22,7 @@ from dataclasses import replace
 
 from orchestrator.identity.enrolment import PURPOSE
 from orchestrator.identity.sealing import seal
+from orchestrator.manager.cluster.schema import UnknownSchema, check_schema
 from orchestrator.manager.cluster.version_skew import refusal_to_join
 from orchestrator.manager.errors import (
     aborted,
@@ -90,6 +91,10 @@ class Enrolment:
             raise unavailable("the manager is starting; try again in a moment")
         if reason := refusal_to_join(self._cache.view, request.hostname, request.version):
             raise failed_precondition(reason)
+        try:
+            await check_schema(self._kv, request.schema or 1)
+        except UnknownSchema as unknown:
+            raise failed_precondition(str(unknown)) from None
         async with self._turn:
             manager = await self._recorded(id, address, request)
             initial_cluster = ""

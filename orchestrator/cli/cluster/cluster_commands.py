@@ -21,6 +21,7 @@ from orchestrator.cli.output.listings import (
     rfc3339,
 )
 from orchestrator.cli.rpc.client import Client, pass_client
+from orchestrator.model.convert import recognized
 from orchestrator.model.placement import Strategy
 from orchestrator.model.units import format_duration
 from orchestrator.model.validation.host_access import read_access
@@ -111,7 +112,7 @@ def info(client: Client, form: str) -> None:
             ("Tasks running", str(reply.tasks_running)),
             ("Network", reply.network_cidr),
             ("Node is down after", format_duration(reply.node_timeout)),
-            ("Strategy", enum_word(Strategy(reply.strategy))),
+            ("Strategy", enum_word(recognized(Strategy, reply.strategy))),
             ("Certificates last", format_duration(reply.certificate_lifetime)),
             ("Open to containers", ", ".join(reply.container_access) or "none"),
             ("Nodes join at", reply.join_address),
@@ -144,7 +145,7 @@ def cluster_document(reply: Any) -> Row:
         "services": reply.services,
         "tasks_running": reply.tasks_running,
         "join_address": reply.join_address,
-        "strategy": enum_word(Strategy(reply.strategy)),
+        "strategy": enum_word(recognized(Strategy, reply.strategy)),
         "certificate_lifetime": reply.certificate_lifetime,
         "container_access": list(reply.container_access),
         "backups": backup_document(reply.backups),

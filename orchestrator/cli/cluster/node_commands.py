@@ -27,6 +27,7 @@ from orchestrator.cli.output.listings import (
     print_list,
 )
 from orchestrator.cli.rpc.client import RECONNECT_PAUSE, Client, pass_client
+from orchestrator.model.convert import recognized
 from orchestrator.model.names import near_miss
 from orchestrator.model.nodes import Availability
 from orchestrator.model.placement import MAX_REPLICAS
@@ -363,7 +364,7 @@ def _active(client: Client, node_id: str) -> list[Any]:
     from orchestrator.model.states import TaskState, is_terminal
 
     tasks = client.call("ListTasks", control_pb2.ListTasksRequest(node=node_id)).tasks
-    return [task for task in tasks if not is_terminal(TaskState(task.status.state))]
+    return [task for task in tasks if not is_terminal(recognized(TaskState, task.status.state))]
 
 
 def _counted(tasks: Sequence[Any]) -> str:

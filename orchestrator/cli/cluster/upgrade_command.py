@@ -25,6 +25,7 @@ from orchestrator.cli.cluster.upgrade_check import (
 )
 from orchestrator.cli.output.listings import enum_word, format_option, print_fields, print_json
 from orchestrator.cli.rpc.client import Client, pass_client
+from orchestrator.model.convert import recognized
 from orchestrator.model.nodes import NodeState
 from orchestrator.model.services import UpdateState
 from orchestrator.pb import control_pb2, managers_pb2
@@ -100,8 +101,7 @@ def _print(facts: ClusterFacts, found: list[Finding], target: str) -> None:
     )
     for each in found:
         click.echo(f"{'blocked' if each.blocking else 'note'}: {each.subject}: {each.text}")
-        if each.remedy:
-            click.echo(f"  {each.remedy}")
+        click.echo(f"  {each.remedy}")
     if not any(each.blocking for each in found):
         click.echo("nothing is in the way")
 
@@ -121,7 +121,7 @@ def _facts(client: Client) -> ClusterFacts:
             NodeFacts(
                 hostname=each.node.description.hostname,
                 version=each.node.description.version,
-                state=enum_word(NodeState(each.node.state)),
+                state=enum_word(recognized(NodeState, each.node.state)),
                 features=tuple(each.node.description.features),
             )
             for each in nodes
@@ -131,7 +131,7 @@ def _facts(client: Client) -> ClusterFacts:
         updating=tuple(
             each.service.spec.name
             for each in services
-            if UpdateState(each.service.update.state) in _MOVING
+            if recognized(UpdateState, each.service.update.state) in _MOVING
         ),
         backups=_backups(info, time.time()),
     )

@@ -25,12 +25,13 @@ TIMEOUT = 1.0
 def nodes(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
     """Hostnames of nodes."""
     from orchestrator.cli.output.listings import enum_word
+    from orchestrator.model.convert import recognized
     from orchestrator.model.nodes import NodeState
     from orchestrator.pb import control_pb2
 
     reply = _call(ctx, "ListNodes", control_pb2.ListNodesRequest())
     found = [
-        (row.node.description.hostname, enum_word(NodeState(row.node.state)))
+        (row.node.description.hostname, enum_word(recognized(NodeState, row.node.state)))
         for row in (reply.nodes if reply else ())
     ]
     return _matching(found, incomplete)
@@ -44,12 +45,13 @@ def services(ctx: click.Context, param: click.Parameter, incomplete: str) -> Ite
 
 def jobs(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
     """Names of jobs."""
+    from orchestrator.model.convert import recognized
     from orchestrator.model.specs import ServiceMode
 
     found = [
         (spec.name, spec.job.schedule or spec.task.container.image)
         for spec in _specs(ctx)
-        if ServiceMode(spec.mode).is_job
+        if recognized(ServiceMode, spec.mode).is_job
     ]
     return _matching(found, incomplete)
 

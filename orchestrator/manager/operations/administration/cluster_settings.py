@@ -20,7 +20,7 @@ from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import StoreError
 from orchestrator.manager.telemetry.service_discovery import web_address
-from orchestrator.model.convert import to_proto
+from orchestrator.model.convert import known, to_proto
 from orchestrator.model.nodes import NodeState
 from orchestrator.model.objects import Cluster
 from orchestrator.model.placement import Strategy
@@ -86,7 +86,7 @@ class ClusterOperations(Operations):
         cluster = self._cluster()
         after = cluster
         if request.HasField("strategy"):
-            after = replace(after, strategy=Strategy(request.strategy))
+            after = replace(after, strategy=known(Strategy, request.strategy))
         if request.HasField("certificate_lifetime"):
             after = replace(after, certificate_lifetime=request.certificate_lifetime)
         if request.HasField("container_access"):

@@ -20,6 +20,7 @@ from math import isfinite
 from orchestrator.manager.planning.networking.addresses import Address, slice6, slice_gateway, twin
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
+from orchestrator.model.extensible import is_known
 from orchestrator.model.formats.conflist import wants_slices
 from orchestrator.model.formats.generic_resources import parse_supply
 from orchestrator.model.networks import CNI, SMALLEST_MTU, is_sliced, own_addresses
@@ -446,6 +447,9 @@ def accept_reports(
                 refuse(FalseClaim(node_id, Claim.TASK, f"the status of task {id}", reason))
         elif is_recent(task, reports[id]):
             status = credible_status(view, task, reports[id], refuse)
+            if not is_known(status.health):
+                # Of a newer agent. Stored, it would make the task unreadable.
+                status = replace(status, health=task.status.health)
             if is_change(task, status):
                 changes.append(Change(task, _reported(task, status, now)))
     return tuple(changes)

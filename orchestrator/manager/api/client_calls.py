@@ -17,6 +17,7 @@ Metadata of a reply (with the headers of a streamed one, else with the trailers)
 | `orc-revision` | store revision of the newest change in this manager's cache |
 | `orc-managers` | `HOST:PORT` of all managers that serve, separated by commas |
 | `orc-renew` | present while the CA is rotated and the client's certificate is of the former one: it is to be renewed |
+| `orc-retry` | with UNAVAILABLE: the same manager can probably serve the call in a moment |
 
 A write of `RECORDED` is applied once, however often the request arrives: its record is written in
 the same transaction (`store.request_records`), and a further attempt is answered from the record.
@@ -37,6 +38,7 @@ import grpc
 from orchestrator.identity.certificates import own_key_id
 from orchestrator.identity.roles import ALLOWED, within
 from orchestrator.identity.tls import peer_identity
+from orchestrator.manager.api.grpc_status import RETRY
 from orchestrator.manager.cluster.version_skew import refusal_of_call
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.ca_rotation import has_renewed
@@ -218,10 +220,10 @@ class ClientCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 newest = await self._kv.txn([], [])
         except (StoreError, TimeoutError) as error:
             reason = str(error) or "no answer"
-            await context.abort(grpc.StatusCode.UNAVAILABLE, f"etcd is unavailable: {reason}")
+            await _not_ready(context, f"etcd is unavailable: {reason}")
         if newest >= int(asked):
-            await context.abort(
-                grpc.StatusCode.UNAVAILABLE,
+            await _not_ready(
+                context,
                 "this manager has not yet received changes that you have seen; try another one",
             )
         # The store was restored from a backup, so its revisions are lower than those seen before.
@@ -238,7 +240,7 @@ class ClientCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 return await self._answer(rule, done, context)
             pending = await self._records.prepare(key, deletions=rule.deletions)
         except StoreError as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, f"etcd is unavailable: {error}")
+            await _not_ready(context, f"etcd is unavailable: {error}")
         watched = _Context(context, self._records, pending)
         try:
             with recording(pending):
@@ -293,6 +295,10 @@ async def _check_version(context: Any) -> None:
     """Abort the call of a client whose release does not work with this manager's."""
     if reason := refusal_of_call(_metadata(context, VERSION)):
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
+
+
+async def _not_ready(context: Any, reason: str) -> None:
+    await context.abort(grpc.StatusCode.UNAVAILABLE, reason, ((RETRY, "1"),))
 
 
 def _metadata(context: Any, key: str) -> str:

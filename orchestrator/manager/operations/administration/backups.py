@@ -13,7 +13,7 @@ from orchestrator.backups.archive import pack
 from orchestrator.backups.recipients import is_age_recipient
 from orchestrator.manager.backup.scheduled import record_status
 from orchestrator.manager.backup.store_dump import dump
-from orchestrator.manager.errors import RequestError, invalid_argument, unavailable
+from orchestrator.manager.errors import RequestError, invalid_argument, not_ready
 from orchestrator.manager.event_loop import offload
 from orchestrator.manager.operations.context import ManagerContext, Operations
 from orchestrator.manager.planning.plan import Change
@@ -41,7 +41,7 @@ class BackupOperations(Operations):
     def _cluster(self) -> Cluster:
         cluster = self.ctx.view.cluster
         if cluster is None:
-            raise unavailable("the manager has not read its store yet; try again in a moment")
+            raise not_ready("the manager has not read its store yet; try again in a moment")
         return cluster
 
     async def create(

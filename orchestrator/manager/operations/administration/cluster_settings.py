@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from orchestrator import __version__
 from orchestrator.identity.join_tokens import JoinToken, new_secret
-from orchestrator.manager.errors import invalid_argument, unavailable
+from orchestrator.manager.errors import invalid_argument, not_ready
 from orchestrator.manager.operations.administration.backups import overview
 from orchestrator.manager.operations.context import Operations
 from orchestrator.manager.planning.plan import Change
@@ -35,7 +35,7 @@ class ClusterOperations(Operations):
     def _cluster(self) -> Cluster:
         cluster = self.ctx.view.cluster
         if cluster is None:
-            raise unavailable("the manager has not read its store yet; try again in a moment")
+            raise not_ready("the manager has not read its store yet; try again in a moment")
         return cluster
 
     def _token(self, secret: str) -> str:

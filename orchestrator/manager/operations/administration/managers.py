@@ -35,6 +35,7 @@ from orchestrator.manager.errors import (
     failed_precondition,
     invalid_argument,
     not_found,
+    not_ready,
     unavailable,
 )
 from orchestrator.manager.object_lookup import find_node
@@ -315,7 +316,7 @@ class ManagerOperations(Operations):
                 f"{node.description.hostname} is manager {manager.id} already; see 'orc manager ls'"
             )
         if ctx.view.cluster is None:
-            raise unavailable("the manager has not read its store yet; try again in a moment")
+            raise not_ready("the manager has not read its store yet; try again in a moment")
         if self._member is None:
             raise failed_precondition(
                 "the cluster has an external etcd, whose credentials a node does not get; run "

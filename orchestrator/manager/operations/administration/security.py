@@ -19,7 +19,7 @@ from orchestrator.identity.authority import (
 )
 from orchestrator.identity.certificates import KeyPair, Life, own_key_id
 from orchestrator.identity.key_files import new_unlock_key, unlock_key_id
-from orchestrator.manager.errors import failed_precondition, unavailable
+from orchestrator.manager.errors import failed_precondition, not_ready
 from orchestrator.manager.operations.context import ManagerContext, Operations
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.security.ca_rotation import members, signing_anew
@@ -47,7 +47,7 @@ class SecurityOperations(Operations):
     def _cluster(self) -> Cluster:
         cluster = self.ctx.view.cluster
         if cluster is None:
-            raise unavailable("the manager has not read its store yet; try again in a moment")
+            raise not_ready("the manager has not read its store yet; try again in a moment")
         return cluster
 
     async def _write(self, before: Cluster, after: Cluster) -> None:

@@ -187,7 +187,28 @@ def test_input_and_output_outlive_any_manager(
             reader.join()
 
 
-def test_the_page_continues_at_another_manager(three: Cluster, tmp_path: Path) -> None:
+def _power_off(cluster: Cluster, manager: str) -> None:
+    cluster.power_off(manager)
+
+
+def _stop_process(cluster: Cluster, manager: str) -> None:
+    """Its kernel keeps the connections."""
+    cluster.exec(manager, "kill", "-STOP", str(cluster.status()[manager]["daemon_pid"]))
+
+
+def _continue_process(cluster: Cluster, manager: str) -> None:
+    cluster.exec(manager, "kill", "-CONT", str(cluster.status()[manager]["daemon_pid"]))
+
+
+@pytest.mark.parametrize(
+    ("lose", "restore"), [(_power_off, Cluster.start), (_stop_process, _continue_process)]
+)
+def test_the_page_continues_at_another_manager(
+    three: Cluster,
+    tmp_path: Path,
+    lose: Callable[[Cluster, str], None],
+    restore: Callable[[Cluster, str], None],
+) -> None:
     manager = MANAGERS[2]
     three.await_ready("node1", "node2")
     client = through(three, manager, tmp_path)
@@ -200,9 +221,11 @@ def test_the_page_continues_at_another_manager(three: Cluster, tmp_path: Path) -
         browser.sees("2 of 2 nodes ready", "#summary")
         driver.get(f"{address}#/nodes")
         eventually(lambda: browser.script("return Boolean(orc.cluster.canMove)"))
-        three.power_off(manager)
-        eventually(lambda: not driver.current_url.startswith(address))
-        browser.sees("2 of 2 nodes ready", "#summary")
-        assert driver.current_url.endswith("/#/nodes")
-        assert "ticket" not in driver.current_url
-    three.start(manager)
+        lose(three, manager)
+        try:
+            eventually(lambda: not driver.current_url.startswith(address))
+            browser.sees("2 of 2 nodes ready", "#summary")
+            assert driver.current_url.endswith("/#/nodes")
+            assert "ticket" not in driver.current_url
+        finally:
+            restore(three, manager)

@@ -44,7 +44,7 @@ from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.ca_rotation import has_renewed
 from orchestrator.manager.store.cache import Cache, find_object
 from orchestrator.manager.store.keys import object_type
-from orchestrator.manager.store.kv import Kv, StoreError
+from orchestrator.manager.store.kv import Kv, StoreError, StoreFull
 from orchestrator.manager.store.request_records import (
     REQUESTS,
     AlreadyApplied,
@@ -239,6 +239,8 @@ class ClientCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             if again and (done := await self._records.find(key)) is not None:
                 return await self._answer(rule, done, context)
             pending = await self._records.prepare(key, deletions=rule.deletions)
+        except StoreFull as full:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(full))
         except StoreError as error:
             await _not_ready(context, f"etcd is unavailable: {error}")
         watched = _Context(context, self._records, pending)

@@ -16,6 +16,8 @@ const EMPTY = {
 const MOST_EVENTS = 1000;
 /** Milliseconds without the manager until the page goes to another one, and for that one's answer. */
 const MOVE_AFTER = 3000, PROBE = 2000;
+/** Milliseconds between two checks that the manager, which sends an event each second, still does. */
+const CHECK = 500;
 /** Milliseconds between two tickets for other managers; each is good for five minutes. */
 const TICKET_RENEWAL = 60_000;
 
@@ -84,6 +86,9 @@ export class Cluster extends EventTarget {
   /** Other managers' addresses, and a ticket for them; null: not known. */
   #elsewhere = null;
   #source = null;
+  /** Milliseconds of silence, as far as the page was awake, and when they were last counted. */
+  #silence = 0;
+  #counted = 0;
   #asked = null;
   #byNode = new Groups();
   #byService = new Groups();
@@ -91,23 +96,52 @@ export class Cluster extends EventTarget {
   #told = 0;
   #turn = 0;
 
-  /** Subscribe to the manager until the page is left; the browser reconnects a broken stream. */
+  /** Subscribe to the manager until the page is left. */
   follow() {
+    this.#open();
+    setInterval(() => this.connected && this.#lookElsewhere(), TICKET_RENEWAL);
+    setInterval(() => this.#check(), CHECK);
+  }
+
+  /** Open the stream, which the browser opens again when it breaks. */
+  #open() {
     this.#source = new EventSource("/api/events");
-    this.#source.addEventListener("picture", (event) => {
-      this.whole(JSON.parse(event.data));
+    const on = (kind, apply) => this.#source.addEventListener(kind, (event) => {
+      this.#silence = 0;
+      apply?.(JSON.parse(event.data));
+    });
+    on("alive");
+    on("picture", (told) => {
+      this.whole(told);
       this.#lookElsewhere();
     });
-    setInterval(() => this.connected && this.#lookElsewhere(), TICKET_RENEWAL);
-    this.#source.addEventListener("changed", (event) => this.changed(JSON.parse(event.data)));
-    this.#source.addEventListener("happened", (event) => this.#happened(JSON.parse(event.data)));
+    on("changed", (told) => this.changed(told));
+    on("happened", (told) => this.#happened(told));
     this.#source.addEventListener("error", () => {
-      if (this.connected) setTimeout(() => this.#move(), MOVE_AFTER);
-      this.connected = false;
-      this.#tell("connection");
+      this.#lost(MOVE_AFTER);
       // An expired session cannot reconnect.
       if (this.#source.readyState === EventSource.CLOSED) this.#tell("lost");
     });
+  }
+
+  /** Leave a manager that is silent although the connection stands: it hangs, or is cut off. */
+  #check() {
+    const now = performance.now();
+    // At most that much: if the check itself is late, the browser was suspended, and what the manager has sent waits.
+    this.#silence += Math.min(now - this.#counted, 2 * CHECK);
+    this.#counted = now;
+    if (!this.connected || this.#silence < MOVE_AFTER) return;
+    this.#silence = 0;
+    this.#source.close();
+    this.#open();
+    this.#lost(0);
+  }
+
+  /** Show that the connection is lost, and go to another manager after a delay. */
+  #lost(delay) {
+    if (this.connected) setTimeout(() => this.#move(), delay);
+    this.connected = false;
+    this.#tell("connection");
   }
 
   async #lookElsewhere() {

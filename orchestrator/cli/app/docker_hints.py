@@ -147,6 +147,10 @@ FLAGS: Mapping[str, Mapping[str, str]] = {
         "--docker": "use --endpoint, --ca, --cert and --key",
         "--from": "a context is a file in ~/.config/orc/contexts, which can be copied",
     },
+    "context update": {
+        "--description": "contexts have no description",
+        "--docker": "use --endpoint",
+    },
     "context rm": dict.fromkeys(("--force", "-f"), "contexts are removed without confirmation"),
     "node update": {"--role": "use 'orc node promote' and 'orc node demote'"},
 }
@@ -160,7 +164,6 @@ COMMANDS: Mapping[str, str] = {
     "buildx": "use 'orc build'",
     "checkpoint": "checkpoints are not supported; 'orc pause' freezes a container",
     "compose": "use 'orc stack deploy -c FILE NAME'",
-    "context update": "use 'orc context rm' and 'orc context create'",
     "manifest": "use 'orc image inspect'",
     **dict.fromkeys(("node drain", "node cordon", "drain"), _DRAIN),
     "cordon": "use 'orc node update --availability pause NODE'",

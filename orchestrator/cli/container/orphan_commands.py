@@ -119,7 +119,8 @@ def adopt(
 
     An orphan whose service does not exist becomes a standalone container. One of a service needs
     the spec that the service has; it takes its slot from a task that was started there since the
-    restore, or the service gets one more replica. An orphan's node says what it is: adopt only what
+    restore, or the service gets one more replica. One of a job needs a run that is in progress and
+    has not completed its index. An orphan's node says what it is: adopt only what
     you know.
     """
     if name and (everything or len(orphans) != 1):

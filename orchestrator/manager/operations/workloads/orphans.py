@@ -9,7 +9,9 @@ says.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 
 from orchestrator.manager.errors import (
     RequestError,
@@ -21,21 +23,24 @@ from orchestrator.manager.object_lookup import find_orphan
 from orchestrator.manager.operations.context import Operations, hostnames
 from orchestrator.manager.operations.published_ports import claim_ports
 from orchestrator.manager.operations.references import resolve_documents, resolve_networks
+from orchestrator.manager.planning.eligibility import is_eligible
 from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.planning.reconcile import job_runs
 from orchestrator.manager.planning.reconcile.document_versions import newest_versions
 from orchestrator.manager.planning.reports.claims import credible_status
 from orchestrator.manager.planning.scheduling.volume_placement import volume_changes
-from orchestrator.manager.planning.slots import ended, slots_of, waits
+from orchestrator.manager.planning.slots import Slot, ended, slots_of, waits
 from orchestrator.manager.planning.task_filling import filled_in
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import unique_key
 from orchestrator.manager.store.kv import Conflict, Guard, Put
 from orchestrator.model.convert import to_proto
+from orchestrator.model.jobs import parse_indexes
 from orchestrator.model.names import check_container_name
 from orchestrator.model.objects import Object
 from orchestrator.model.orphans import Orphan
-from orchestrator.model.services import Service
+from orchestrator.model.services import JobRun, Service
 from orchestrator.model.specs import ServiceMode, ServiceSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
@@ -64,6 +69,9 @@ def adoption(
         raise failed_precondition(
             f"orphan '{orphan.name}' has ended; remove it: 'orc orphan rm {orphan.id}'"
         )
+    node = view.nodes.get(orphan.node_id)
+    if node is None:
+        raise failed_precondition(f"the node of orphan '{orphan.name}' was removed")
     base = replace(
         orphan.task,
         node_id=orphan.node_id,
@@ -88,9 +96,6 @@ def adoption(
             f"orphan '{orphan.name}' has addresses that its networks do not have on its node: they "
             "were created anew; remove it, and start another container"
         )
-    node = view.nodes.get(orphan.node_id)
-    if node is None:
-        raise failed_precondition(f"the node of orphan '{orphan.name}' was removed")
     volumes, read = volume_changes(view, task, node, now)
     return replace(found, changes=(*volumes, *found.changes), requires=(*found.requires, *read))
 
@@ -102,22 +107,43 @@ def _service(view: ClusterView, task: Task) -> Service | None:
 
 
 def _of_service(view: ClusterView, orphan: Orphan, base: Task, service: Service) -> Adoption:
-    spec = service.spec
+    spec, node = service.spec, view.nodes[orphan.node_id]
     other = f"give --standalone, or remove it: 'orc orphan rm {orphan.id}'"
-    if spec.mode is not ServiceMode.REPLICATED or not 1 <= base.slot <= MAX_REPLICAS:
+    run = _run(base, service, other) if spec.mode.is_job else None
+    # What the task has to be: a run in progress keeps the spec with which it began.
+    wanted = service if run is None else job_runs.service_at_run(service, run)
+    run_number = 0 if run is None else run.number
+    siblings = {
+        id: task
+        for id, task in view.tasks_of_service(service.id).items()
+        if task.job_run == run_number
+    }
+    slots = slots_of(siblings)
+    if spec.mode.is_global:
+        number = _slot_of_node(slots, base)
+    elif 1 <= base.slot <= (MAX_REPLICAS if run is None else wanted.spec.replicas):
+        number = base.slot
+    else:
         raise failed_precondition(
             f"service '{spec.name}' has no replicas that orphan '{orphan.name}' could be; {other}"
+        )
+    if (spec.mode.is_global or run is not None) and not is_eligible(node, service):
+        raise failed_precondition(
+            f"service '{spec.name}' may not run on {node.description.hostname}, the node of orphan "
+            f"'{orphan.name}': it is drained, or a constraint excludes it; change that, or {other}"
         )
     task = replace(
         base,
         service_id=service.id,
         service_name=spec.name,
-        spec=spec.task,
-        spec_version=service.spec_version,
+        slot=number,
+        job_run=run_number,
+        spec=wanted.spec.task,
+        spec_version=wanted.spec_version,
     )
-    wanted = filled_in(view, task).spec
-    if replace(orphan.task.spec, restart=wanted.restart) != wanted or (
-        (task.image_digest, task.documents) != (service.image_digest, service.documents)
+    filled = filled_in(view, task).spec
+    if replace(orphan.task.spec, restart=filled.restart) != filled or (
+        (task.image_digest, task.documents) != (wanted.image_digest, wanted.documents)
     ):
         raise failed_precondition(
             f"orphan '{orphan.name}' has another spec, image or secret than service "
@@ -125,19 +151,47 @@ def _of_service(view: ClusterView, orphan: Orphan, base: Task, service: Service)
         )
     changes = [Change(orphan, None)]
     newest = task.created_at
-    for former in view.tasks_of_service(service.id).values():
-        if former.slot == task.slot:
-            newest = max(newest, math.nextafter(former.created_at, math.inf))
-            if not ended(former) and former.desired_state <= TaskState.RUNNING:
-                changes.append(_stopped(former))
+    for former in slots[number].tasks if number in slots else ():
+        newest = max(newest, math.nextafter(former.created_at, math.inf))
+        if not ended(former) and former.desired_state <= TaskState.RUNNING:
+            changes.append(_stopped(former))
     task = replace(task, created_at=newest)
-    slots = {
-        slot.number for slot in slots_of(view.tasks_of_service(service.id)).values() if slot.kept
-    }
-    replicas = max(spec.replicas, len(slots | {task.slot}))
+    after = service
+    if spec.mode is ServiceMode.REPLICATED:
+        kept = {slot.number for slot in slots.values() if slot.kept}
+        replicas = max(spec.replicas, len(kept | {number}))
+        after = replace(service, spec=replace(spec, replicas=replicas))
     # Written in any case: a plan of the service that does not know the task conflicts.
-    after = replace(service, spec=replace(spec, replicas=replicas))
     return Adoption(task, (*changes, Change(None, task), Change(service, after)))
+
+
+def _run(base: Task, service: Service, other: str) -> JobRun:
+    """The run in progress that an orphan of a job is of, which has not counted its index yet.
+    Raises RequestError."""
+    name, number = service.spec.name, base.job_run
+    run = next((run for run in job_runs.active_runs(service) if run.number == number), None)
+    if run is None:
+        raise failed_precondition(
+            f"job '{name}' has no run {number} in progress, of which orphan '{base.name}' is; "
+            f"{other}"
+        )
+    if base.slot in parse_indexes(run.completed) or base.node_id in run.nodes:
+        raise failed_precondition(
+            f"run {number} of job '{name}' has already completed what orphan '{base.name}' works "
+            f"on; {other}"
+        )
+    return run
+
+
+def _slot_of_node(slots: Mapping[int, Slot], base: Task) -> int:
+    """The slot of a node's task of a global service. Without one the orphan keeps its number, if
+    no other node's task has that."""
+    on_node = [slot for slot in slots.values() if slot.newest.node_id == base.node_id]
+    if on_node:
+        return next((slot for slot in on_node if slot.kept), on_node[0]).number
+    if 1 <= base.slot <= MAX_REPLICAS and base.slot not in slots:
+        return base.slot
+    return next(number for number in count(1) if number not in slots)
 
 
 def _stopped(task: Task) -> Change:

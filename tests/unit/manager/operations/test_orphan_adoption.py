@@ -11,9 +11,11 @@ from builders import World, node, service, task, task_spec
 
 from orchestrator.manager.errors import RequestError
 from orchestrator.manager.operations.workloads.orphans import Adoption, adoption
+from orchestrator.manager.planning.task_filling import filled_in
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.objects import Network, Object
 from orchestrator.model.orphans import Orphan
+from orchestrator.model.services import JobRun, JobStatus, Service
 from orchestrator.model.specs import NetworkAttachment, ServiceMode
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
@@ -83,6 +85,69 @@ def test_an_orphan_takes_its_slot_from_the_task_that_was_started_since() -> None
     assert after.tasks["t0"].created_at > 901.0, "it is the newest of its slot"
 
 
+def test_an_orphan_of_a_global_service_takes_the_slot_of_its_node() -> None:
+    everywhere = service("logs", mode=ServiceMode.GLOBAL)
+    first = task("t1", slot=1, node_id="n1", of=everywhere)
+    started = task("t2", slot=2, node_id="n2", of=everywhere, created_at=900.0)
+    found = orphan(task("t3", slot=1, node_id="n2", of=everywhere, created_at=500.0))
+    before = view(everywhere, first, started, found)
+    world = World(*before.evolve(adopted(before, found).changes).objects())
+    assert world.view.tasks["t3"].slot == 2, "another node's task has its number"
+    world.settle()
+    desired = {id: each.desired_state for id, each in world.view.tasks.items()}
+    assert desired == {
+        "t1": TaskState.RUNNING,
+        "t2": TaskState.SHUTDOWN,
+        "t3": TaskState.RUNNING,
+    }
+
+
+def test_an_orphan_of_a_global_service_is_the_first_task_on_its_node() -> None:
+    everywhere = service("logs", mode=ServiceMode.GLOBAL)
+    first = task("t1", slot=1, node_id="n1", of=everywhere)
+    third = orphan(task("t3", slot=3, node_id="n2", of=everywhere))
+    assert adopted(view(everywhere, first, third), third).task.slot == 3
+    same = orphan(task("t3", slot=1, node_id="n2", of=everywhere))
+    assert adopted(view(everywhere, first, same), same).task.slot == 2
+
+
+def test_a_global_service_does_not_get_an_orphan_on_a_node_that_it_excludes() -> None:
+    elsewhere = service("logs", mode=ServiceMode.GLOBAL, constraints=["node.hostname==host-n1"])
+    found = orphan(task("t1", node_id="n2", of=elsewhere))
+    assert "may not run on host-n2" in refused(view(elsewhere, found), found)
+
+
+def job(**fields: Any) -> Service:
+    run = JobRun(number=2, started_at=900.0, since=900.0, **fields)
+    return service("job", replicas=3, mode=ServiceMode.REPLICATED_JOB, job=JobStatus(runs=(run,)))
+
+
+def test_an_orphan_of_a_job_works_on_its_index_in_its_run() -> None:
+    work = job(completed="1")
+    started = task("t2", slot=2, node_id="n1", of=work, job_run=2, created_at=900.0)
+    former = task("t9", TaskState.COMPLETE, slot=2, node_id="n1", of=work, job_run=1)
+    ordered = task("t1", slot=2, node_id="n2", of=work, job_run=2, created_at=500.0)
+    found = orphan(filled_in(view(work), ordered))  # its node has the variables of a job
+    before = view(work, started, former, found)
+    world = World(*before.evolve(adopted(before, found).changes).objects())
+    world.settle()
+    assert world.view.tasks["t2"].desired_state is TaskState.SHUTDOWN
+    kept = world.view.tasks["t1"]
+    assert (kept.slot, kept.job_run, kept.desired_state) == (2, 2, TaskState.RUNNING)
+    of_index = [each for each in world.view.tasks.values() if (each.job_run, each.slot) == (2, 2)]
+    assert {each.id for each in of_index} == {"t1", "t2"}, "the index is not started again"
+
+
+def test_an_orphan_of_a_job_is_refused_once_its_work_is_done() -> None:
+    work = job(completed="2")
+    done = orphan(task("t1", slot=2, node_id="n2", of=work, job_run=2))
+    assert "has already completed what orphan 'job.2' works on" in refused(view(work, done), done)
+    earlier = orphan(task("t1", slot=3, node_id="n2", of=work, job_run=1))
+    assert "has no run 1 in progress" in refused(view(work, earlier), earlier)
+    beyond = orphan(task("t1", slot=4, node_id="n2", of=work, job_run=2))
+    assert "has no replicas" in refused(view(work, beyond), beyond)
+
+
 def test_the_service_may_have_been_created_anew() -> None:
     again = replace(WEB, id="another-id")
     found = orphan(task("t1", node_id="n1", of=WEB))
@@ -95,7 +160,7 @@ def test_the_service_may_have_been_created_anew() -> None:
     [
         (service(spec=task_spec(image="web:2")), "another spec, image or secret"),
         (service(image_digest="sha256:2"), "another spec, image or secret"),
-        (service(mode=ServiceMode.GLOBAL), "has no replicas"),
+        (service(mode=ServiceMode.REPLICATED_JOB), "has no run 0 in progress"),
     ],
 )
 def test_a_service_that_would_replace_it_does_not_get_it(present: Any, said: str) -> None:

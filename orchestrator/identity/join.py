@@ -142,7 +142,8 @@ def join(
     if not matches:
         raise JoinRefused(
             f"the manager at {target} is not of the cluster that this token is for (its CA "
-            "differs); check the address, and that nothing intercepts the connection"
+            "differs); take a new token from 'orc cluster token' if the CA was rotated since, else "
+            "check the address, and that nothing intercepts the connection"
         )
     key, request = ca.new_request()
     with grpc.secure_channel(

@@ -21,6 +21,8 @@ def every_manager_backs_up(hosts: Hosts) -> None:
         ["age-keygen", "-o", str(identity)], check=True, capture_output=True, text=True
     )
     recipient = made.stderr.split()[-1]
+    wrong = ("cluster", "backup", "--every", "6h", "--recipient", "age1wrong", folder)
+    assert "nothing was changed: cannot encrypt to the recipient" in hosts.refused(*wrong)
     schedule = ("--every", "6h", "--keep", "3", "--recipient", recipient)
     said = hosts.done("cluster", "backup", *schedule, folder)
     rows = json.loads(hosts.done("cluster", "backups", "--format", "json"))

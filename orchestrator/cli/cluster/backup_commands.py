@@ -63,7 +63,8 @@ def read_passphrase(path: str | None, *, confirm: bool) -> str:
         try:
             text = Path(path).read_text().strip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise CliError(f"cannot read the passphrase: {error}") from None
+            reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+            raise CliError(f"cannot read the passphrase file {path}: {reason}") from None
         if not text:
             raise CliError(f"{path} is empty; write the passphrase there")
         return text
@@ -165,14 +166,18 @@ def _schedule(client: Client, schedule: types_pb2.BackupSchedule) -> None:
             )
         time.sleep(_POLL)
         overview = client.call("Backup.GetOverview", backup_pb2.GetBackupOverviewRequest())
-    failed = []
+    failed: dict[str, list[str]] = {}
     for each in overview.managers:
         if each.running and each.status.error:
-            failed.append(f"{each.hostname}: {each.status.error}")
+            failed.setdefault(each.status.error, []).append(each.hostname)
         elif each.running:
             click.echo(f"{each.hostname}: {each.status.file}, {each.status.size} bytes")
     if failed:
-        raise CliError(f"backups are scheduled, but the first one failed on {'; '.join(failed)}")
+        reasons = "; ".join(f"{', '.join(hosts)}: {error}" for error, hosts in failed.items())
+        raise CliError(
+            f"backups are scheduled, but the first one failed: {reasons}. Managers try again every "
+            "five minutes; repeat the command to change the schedule, or end it by --unschedule"
+        )
 
 
 def _is_due(manager: backup_pb2.ManagerBackups, since: float) -> bool:

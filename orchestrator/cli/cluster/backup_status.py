@@ -31,7 +31,7 @@ def backup_row(
         "size": status.size,
         "kept": status.kept,
         "failed_at": rfc3339(status.failed_at) if status.failed_at else None,
-        "error": status.error,
+        "error": status.error if overview.HasField("schedule") else "",
         "failures": status.failures,
         "_newest": status.succeeded_at,
     }

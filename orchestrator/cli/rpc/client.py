@@ -375,10 +375,13 @@ class Client:
     def _unreachable(self) -> ManagerLost:
         ports = sorted({endpoint.rpartition(":")[2] for endpoint in self._failed})
         tried = ", ".join(f"{endpoint}: {reason}" for endpoint, reason in self._failed.items())
-        text = (
-            f"cannot reach a manager at {tried}; is 'orc manager' running there, "
-            f"and is port {' and '.join(ports)} open?"
-        )
+        if any(reason.startswith("etcd is unavailable") for reason in self._failed.values()):
+            text = f"no manager can serve the call: {tried}"  # one answered: its ports are open
+        else:
+            text = (
+                f"cannot reach a manager at {tried}; is 'orc manager' running there, "
+                f"and is port {' and '.join(ports)} open?"
+            )
         # The next call starts over.
         self._endpoints, self._failed = list(self._failed), {}
         return ManagerLost(text)

@@ -106,9 +106,14 @@ def _encrypted(data: bytes, schedule: BackupSchedule) -> bytes:
         return encrypt_to(data, schedule.recipient)
     try:
         passphrase = Path(schedule.passphrase_file).read_text().strip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise BackupError(
-            f"cannot read the passphrase: {error}; each manager's host needs that file"
+            f"cannot read the passphrase file {schedule.passphrase_file}: {error.strerror}; each "
+            "manager's host needs it, readable by root"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise BackupError(
+            f"the passphrase file {schedule.passphrase_file} is not text in UTF-8"
         ) from error
     return encrypt(data, passphrase)
 

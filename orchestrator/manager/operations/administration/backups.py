@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.backups.archive import pack
-from orchestrator.backups.recipients import is_age_recipient
+from orchestrator.backups.archive import BackupError, pack
+from orchestrator.backups.recipients import encrypt_to, is_age_recipient
 from orchestrator.manager.backup.scheduled import record_status
 from orchestrator.manager.backup.store_dump import dump
 from orchestrator.manager.errors import RequestError, invalid_argument, not_ready
@@ -69,6 +69,13 @@ class BackupOperations(Operations):
         schedule: BackupSchedule = from_proto(request.schedule)
         if schedule.every:
             check_schedule(schedule)
+            if schedule.recipient:
+                try:
+                    await offload(encrypt_to, b"", schedule.recipient)
+                except BackupError as error:
+                    raise invalid_argument(
+                        f"nothing was changed: cannot encrypt to the recipient: {error}"
+                    ) from error
             schedule = replace(schedule, changed_at=self.ctx.now())
         else:
             schedule = BackupSchedule()

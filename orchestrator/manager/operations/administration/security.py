@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -29,8 +30,12 @@ from orchestrator.manager.store.commit import commit
 from orchestrator.model.access import CaRotation, ExternalCa, KeyRotation
 from orchestrator.model.compatibility.manager_features import EXTERNAL_CA
 from orchestrator.model.convert import from_proto, to_proto
+from orchestrator.model.managers import Manager
 from orchestrator.model.objects import Cluster
 from orchestrator.pb import security_pb2
+
+LOCKED_WITHIN = 10.0
+"""Seconds that a call waits for the running managers to change their key files."""
 
 
 class SecurityOperations(Operations):
@@ -229,14 +234,31 @@ class SecurityOperations(Operations):
         elif request.rotate or not cluster.unlock_key:
             sealed = self.ctx.vault.seal(new_unlock_key(), UNLOCK_PURPOSE)
             await self._write(cluster, replace(cluster, unlock_key=sealed))
+        await self._running_managers_follow()
         return await self.unlock_key()
 
-    async def unlock_key(self) -> security_pb2.UnlockKeyReply:
-        """The unlock key, and the managers whose key files it does not lock yet."""
+    async def _running_managers_follow(self) -> None:
+        """Wait until the running managers have changed their key files, at most for
+        LOCKED_WITHIN."""
+        async with self.ctx.cache.subscribe() as feed:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOCKED_WITHIN):
+                    while any(
+                        each.id in self.ctx.view.manager_presence for each in self._unchanged()
+                    ):
+                        await feed.next()
+
+    def _unchanged(self) -> list[Manager]:
+        """The managers whose key files are not locked as the cluster says."""
         cluster, view = self._cluster(), self.ctx.view
         key = self.ctx.vault.open(cluster.unlock_key, UNLOCK_PURPOSE) if cluster.unlock_key else ""
         wanted = unlock_key_id(key)
-        waiting = [each for each in view.managers.values() if each.unlock_key_id != wanted]
+        return [each for each in view.managers.values() if each.unlock_key_id != wanted]
+
+    async def unlock_key(self) -> security_pb2.UnlockKeyReply:
+        """The unlock key, and the managers whose key files it does not lock yet."""
+        cluster = self._cluster()
+        key = self.ctx.vault.open(cluster.unlock_key, UNLOCK_PURPOSE) if cluster.unlock_key else ""
         return security_pb2.UnlockKeyReply(
-            key=key, waiting_for=sorted(each.hostname for each in waiting)
+            key=key, waiting_for=sorted(each.hostname for each in self._unchanged())
         )

@@ -45,11 +45,13 @@ def test_a_schedule_waits_for_the_first_backup_of_each_running_manager(
 
 
 def test_a_first_backup_that_fails_is_an_error(manager: Any, refused: Callable[..., str]) -> None:
-    failed = of("host1", error="disk full", failed_at=6.0)
-    manager.script.answers["SetSchedule"] = overview(failed, of("host2", running=False))
+    failed = [of(host, error="disk full", failed_at=6.0) for host in ("host1", "host3")]
+    manager.script.answers["SetSchedule"] = overview(*failed, of("host2", running=False))
     words = ("--every", "1h", "--passphrase-file", "/etc/p", "/backups")
     assert refused("cluster", "backup", *words) == (
-        "backups are scheduled, but the first one failed on host1: disk full"
+        "backups are scheduled, but the first one failed: host1, host3: disk full. Managers try "
+        "again every five minutes; repeat the command to change the schedule, or end it by "
+        "--unschedule"
     )
 
 

@@ -297,9 +297,9 @@ def refusal_of(error: grpc.aio.AioRpcError | grpc.Call) -> StoreError | None:
 def _silence(urls: Sequence[str], causes: dict[str, str]) -> str:
     if any("no leader" in cause for cause in causes.values()):
         return (
-            f"etcd at {', '.join(urls)} has no leader, which needs a majority of its members: start "
-            "the managers that are down ('orc manager ls'); if they are lost for good, see 'orc "
-            "cluster recover'"
+            f"etcd at {', '.join(urls)} has no leader, which needs a majority of its members: "
+            "start the managers that are down ('orc manager ls'); if they are lost for good, see "
+            "'orc cluster recover'"
         )
     if len(set(causes.values())) == 1:
         return f"etcd at {', '.join(urls)} does not answer: {next(iter(causes.values()))}"

@@ -270,7 +270,8 @@ def agent(
     from orchestrator.agent.runtime.spec.cdi import find_edits
     from orchestrator.agent.settings import Settings
     from orchestrator.daemon import logfmt
-    from orchestrator.identity.host_identity import NoIdentity, read_node
+    from orchestrator.identity.host_identity import NoIdentity, check_certificates, read_node
+    from orchestrator.identity.own_address import AddressLost, follow_host
 
     if image_gc_low >= image_gc_high:
         raise click.UsageError(
@@ -287,11 +288,17 @@ def agent(
             raise click.UsageError(f"--generic-resource: {error}") from error
     if os.geteuid() != 0:
         raise click.ClickException("orc agent must run as root; try sudo")
+    logfmt.setup(log_level)
     try:
         identity = read_node(data_dir)
+        check_certificates(data_dir, "node")
+        identity = follow_host(data_dir, identity)
     except NoIdentity as error:
         raise click.ClickException(str(error)) from error
-    logfmt.setup(log_level)
+    except AddressLost as lost:
+        raise click.ClickException(
+            f"{lost}; give it that address, or leave the cluster and join again with --address"
+        ) from lost
     set_proxies(context)
     settings = Settings(
         identity=identity,

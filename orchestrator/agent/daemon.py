@@ -81,7 +81,9 @@ from orchestrator.agent.volumes.volume_store import VolumeStore
 from orchestrator.daemon.process import Supervisor
 from orchestrator.identity.certificates import TlsFiles
 from orchestrator.identity.host_identity import NodeIdentity, NoIdentity, read_node
+from orchestrator.identity.own_address import record_address
 from orchestrator.identity.revocation import Revocations
+from orchestrator.linux.host_addresses import host_addresses
 from orchestrator.linux.processes import boot_id
 from orchestrator.model import nodes
 from orchestrator.model.networks import CHAINS
@@ -177,6 +179,7 @@ async def run(settings: Settings) -> None:
             revocation_store = RevocationStore(db, revocations, time.time)
             server, blob_port = await serve_blobs(settings, store, revocations)
             stack.push_async_callback(server.stop, None)
+            record_address(data, identity.address, host_addresses())
             task_files = SecretFiles.in_memory(settings.run_dir / "documents")
         except (
             TracingError,
@@ -332,6 +335,7 @@ async def run(settings: Settings) -> None:
                 ).send,
                 "exec": exec_attach.exec,
                 "attach": exec_attach.attach,
+                "resume": exec_attach.resume,
                 "copy_from": copies.copy_from,
                 "copy_to": copies.copy_to,
                 "top": usage.top,

@@ -14,10 +14,15 @@ _AGE = ("age1", "ssh-ed25519 ", "ssh-rsa ")
 _AGE_FILE = (b"age-encryption.org/", b"-----BEGIN AGE ENCRYPTED FILE-----")
 
 
+def is_age_recipient(recipient: str) -> bool:
+    """Whether it is a recipient of age, and not one of GnuPG."""
+    return recipient.startswith(_AGE)
+
+
 def encrypt_to(data: bytes, recipient: str) -> bytes:
     """Encrypt data to a recipient of age (`age1…`, a public SSH key) or GnuPG (a key id, a
     fingerprint, an address). Raises BackupError."""
-    if recipient.startswith(_AGE):
+    if is_age_recipient(recipient):
         return _run("age", ["--encrypt", "--recipient", recipient], data)
     options = ["--batch", "--quiet", "--trust-model", "always"]
     return _run("gpg", [*options, "--encrypt", "--recipient", recipient], data)

@@ -38,12 +38,12 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {"PATH": f"{_PATH}:{beside}", "HOME": "/root", "LANG": "C.UTF-8", **(extra or {})}
 
 
-_PASSED_ON = ("OTEL_", "LD_PRELOAD", "FAKETIME")
+_PASSED_ON = ("OTEL_", "LD_PRELOAD", "FAKETIME", "ORC_DEBUG")
 
 
 def _passed_on() -> dict[str, str]:
-    """The caller's variables that a daemon gets, too: of OpenTelemetry, and of libraries that step
-    its wall clock."""
+    """The caller's variables that a daemon gets, too: of OpenTelemetry, of libraries that step its
+    wall clock, and the one with which unexpected errors are shown with where they come from."""
     return {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
 
 

@@ -2,7 +2,7 @@
 """The `--manager-command` of a dev host's agent: its manager is started and stopped by the init.
 
 join ADDRESS OWN    join as a manager, with the token in ORC_JOIN_TOKEN, and start it
-leave               stop it
+leave               stop it, and delete the cluster's keys
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from orchestrator.dev import hostinit
+from orchestrator.identity.host_identity import retire_manager
 
 DATA = "manager"
 """Folder of a promoted host's manager, in the host's folder."""
 _DAEMON = "manager"
+_PERIOD = 0.1
+"""Seconds between questions whether a manager that was stopped has ended."""
 
 
 def start_request(folder: Path, orc: list[str], env: dict[str, str]) -> dict[str, Any]:
@@ -38,6 +42,10 @@ def main(argv: list[str]) -> int:
             folder,
             {"order": "signal", "daemon": _DAEMON, "signal": int(signal.SIGTERM), "wanted": False},
         )
+        while (_ask(folder, {"order": "status"}).get(_DAEMON) or {}).get("pid"):
+            time.sleep(_PERIOD)
+        # It may have been stopped before it noticed that it was removed.
+        retire_manager(folder / DATA)
         return 0
     to, own = rest
     command = ["cluster", "join", "--data-dir", str(folder / DATA), "--address", own, to]
@@ -48,14 +56,15 @@ def main(argv: list[str]) -> int:
     return joined.returncode
 
 
-def _ask(folder: Path, request: dict[str, Any]) -> None:
+def _ask(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(folder / hostinit.SOCKET))
         connection.sendall(json.dumps(request).encode() + b"\n")
         with connection.makefile("rb") as stream:
-            reply = json.loads(stream.readline())
+            reply: dict[str, Any] = json.loads(stream.readline())
     if "error" in reply:
         sys.exit(f"the host's init: {reply['error']}")
+    return reply
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import secrets
 from pathlib import Path
 
 from orchestrator.identity import ca, join_tokens
+from orchestrator.identity.authority import Authority, write_external
 from orchestrator.identity.certificates import KeyPair, TlsFiles
 from orchestrator.identity.host_identity import (
     REMOVED,
@@ -19,6 +20,7 @@ from orchestrator.identity.host_identity import (
     write_identity,
 )
 from orchestrator.identity.join import Joined
+from orchestrator.identity.key_files import CA_KEY, EXTERNAL_KEY
 from orchestrator.linux.atomicfile import write_file
 
 
@@ -38,11 +40,12 @@ def init_cluster(
     port: int,
     network_cidr: str,
     lifetime: dt.timedelta = ca.LIFETIME,
+    authority: Authority | None = None,
 ) -> tuple[ManagerIdentity, str, KeyPair]:
-    """Make a CA, this manager's certificate and an administrator's: (manager, CA PEM, admin).
-    `lifetime` is that of all certificates but the CA's.
+    """Make a CA, unless `authority` is given, this manager's certificate and an administrator's:
+    (manager, CA PEM, admin). `lifetime` is that of all certificates but the CA's.
 
-    Raises `AlreadyThere` rather than replace a cluster.
+    Raises `AlreadyThere` rather than replace a cluster, and CannotSign.
     """
     if (data_dir / "manager.json").exists():
         raise AlreadyThere(
@@ -61,7 +64,7 @@ def init_cluster(
         manager_token=join_tokens.new_secret(),
         certificate_lifetime=lifetime.total_seconds(),
     )
-    authority = ca.new_ca(identity.cluster_id, now)
+    authority = authority or Authority.local(ca.new_ca(identity.cluster_id, now))
     admin = store_first_manager(data_dir, identity, authority, now, lifetime)
     return identity, authority.certificate, admin
 
@@ -69,14 +72,13 @@ def init_cluster(
 def store_first_manager(
     data_dir: Path,
     identity: ManagerIdentity,
-    authority: KeyPair,
+    authority: Authority,
     now: dt.datetime,
     lifetime: dt.timedelta = ca.LIFETIME,
 ) -> KeyPair:
     """Write what the only manager of a new or restored cluster needs; an administrator's
-    certificate."""
-    manager = ca.issue(
-        authority,
+    certificate. Raises CannotSign."""
+    manager = authority.issue(
         common_name=identity.manager_id,
         role="manager",
         cluster_id=identity.cluster_id,
@@ -86,7 +88,10 @@ def store_first_manager(
     )
     admin = new_admin(authority, identity.cluster_id, now, lifetime)
     write_file(data_dir / "ca.pem", authority.certificate, mode=0o644)
-    write_file(data_dir / "ca.key", authority.key)
+    write_external(data_dir, authority.external)
+    for name, key in ((CA_KEY, authority.key), (EXTERNAL_KEY, authority.auth_key)):
+        if key:
+            write_file(data_dir / name, key)
     TlsFiles.of(data_dir, "manager").pair.replace(manager)
     # Last: its presence marks the folder as complete.
     write_identity(data_dir / "manager.json", identity)
@@ -95,15 +100,14 @@ def store_first_manager(
 
 
 def new_admin(
-    authority: KeyPair,
+    authority: Authority,
     cluster_id: str,
     now: dt.datetime,
     lifetime: dt.timedelta = ca.LIFETIME,
     name: str = "admin",
 ) -> KeyPair:
-    """An administrator's certificate."""
-    return ca.issue(
-        authority,
+    """An administrator's certificate. Raises CannotSign."""
+    return authority.issue(
         common_name=name,
         role="admin",
         cluster_id=cluster_id,

@@ -88,13 +88,12 @@ def new_ca(cluster_id: str, now: dt.datetime) -> KeyPair:
     return KeyPair(certificate.public_bytes(serialization.Encoding.PEM).decode(), _pem(key))
 
 
-def succeed(former: KeyPair, cluster_id: str, now: dt.datetime) -> tuple[KeyPair, str]:
-    """A fresh CA of the same name, and its certificate signed by the former one: those who trust
-    the former alone accept, with that certificate, what the fresh one signs (RFC 4210, 4.4)."""
-    fresh = new_ca(cluster_id, now)
-    own = x509.load_pem_x509_certificate(fresh.certificate.encode())
+def link(former: KeyPair, certificate_pem: str) -> str:
+    """The certificate of another CA, signed by the former one: those who trust the former alone
+    accept, with that certificate, what the other one signs (RFC 4210, 4.4)."""
+    own = x509.load_pem_x509_certificate(certificate_pem.encode())
     issuer, key, authority = _issuer(former)
-    link = (
+    made = (
         x509.CertificateBuilder()
         .subject_name(own.subject)
         .issuer_name(issuer.subject)
@@ -104,11 +103,13 @@ def succeed(former: KeyPair, cluster_id: str, now: dt.datetime) -> tuple[KeyPair
         .not_valid_after(min(own.not_valid_after_utc, issuer.not_valid_after_utc))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_CA_USAGE, critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(own.public_key()), critical=False)
+        .add_extension(
+            own.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value, critical=False
+        )
         .add_extension(authority, critical=False)
         .sign(key, hashes.SHA256())
     )
-    return fresh, link.public_bytes(serialization.Encoding.PEM).decode()
+    return made.public_bytes(serialization.Encoding.PEM).decode()
 
 
 def _issuer(
@@ -151,6 +152,38 @@ def new_request() -> tuple[str, str]:
     return _pem(key), request.public_bytes(serialization.Encoding.PEM).decode()
 
 
+def requested_key(request_pem: str) -> ec.EllipticCurvePublicKey:
+    """The public key of a signing request, which its holder has signed. Raises `BadRequest`."""
+    try:
+        request = x509.load_pem_x509_csr(request_pem.encode())
+        signed = request.is_signature_valid
+    except (ValueError, InvalidSignature) as error:
+        raise BadRequest(f"the certificate request cannot be read: {error}") from error
+    public_key = request.public_key()
+    if not signed or not isinstance(public_key, ec.EllipticCurvePublicKey):
+        raise BadRequest("the certificate request must be signed with an ECDSA key")
+    return public_key
+
+
+def names_of(role: str, addresses: Sequence[str]) -> list[str]:
+    """The addresses and DNS names in a certificate of this role."""
+    dns = _DNS_NAMES.get(role)
+    return [*(str(ipaddress.ip_address(each)) for each in addresses), *([dns] if dns else [])]
+
+
+def addresses_of(certificate: str) -> list[str]:
+    """The IP addresses in a PEM certificate. Raises ValueError."""
+    try:
+        names = (
+            x509.load_pem_x509_certificate(certificate.encode())
+            .extensions.get_extension_for_class(x509.SubjectAlternativeName)
+            .value
+        )
+    except x509.ExtensionNotFound:
+        return []
+    return [str(address) for address in names.get_values_for_type(x509.IPAddress)]
+
+
 def sign(
     ca: KeyPair,
     request_pem: str,
@@ -164,14 +197,7 @@ def sign(
 ) -> str:
     """The PEM certificate for a signing request. Only the public key is taken from the request;
     who its holder is, the caller decides. Raises `BadRequest`."""
-    try:
-        request = x509.load_pem_x509_csr(request_pem.encode())
-        signed = request.is_signature_valid
-    except (ValueError, InvalidSignature) as error:
-        raise BadRequest(f"the certificate request cannot be read: {error}") from error
-    public_key = request.public_key()
-    if not signed or not isinstance(public_key, ec.EllipticCurvePublicKey):
-        raise BadRequest("the certificate request must be signed with an ECDSA key")
+    public_key = requested_key(request_pem)
     names: list[x509.GeneralName] = [
         x509.IPAddress(ipaddress.ip_address(address)) for address in addresses
     ]

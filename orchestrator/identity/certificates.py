@@ -147,6 +147,11 @@ class PairFiles:
     def _both(self) -> Path:
         return self.certificate.with_suffix(".renewed")
 
+    @property
+    def is_being_replaced(self) -> bool:
+        """Whether the third file counts."""
+        return self._both.exists()
+
     def read(self) -> KeyPair:
         """The current pair. Raises OSError."""
         while True:

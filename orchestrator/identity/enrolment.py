@@ -25,6 +25,7 @@ from orchestrator.identity.sealing import CannotOpen, unseal
 from orchestrator.identity.tls import channel_credentials, channel_options
 from orchestrator.linux.atomicfile import write_file
 from orchestrator.linux.ports import choose_port, is_free
+from orchestrator.model.compatibility.manager_features import SCHEMA_VERSION
 from orchestrator.model.validation.host_access import PEER_OFFSET
 from orchestrator.pb import managers_pb2, managers_pb2_grpc
 
@@ -74,6 +75,7 @@ def enroll(
             port=identity.port,
             peer_port=peer_port,
             version=__version__,
+            schema=SCHEMA_VERSION,
         ),
         within,
     )
@@ -82,7 +84,8 @@ def enroll(
         keys = json.loads(unseal(key, reply.sealed_keys, PURPOSE + identity.manager_id))
     except CannotOpen as error:
         raise JoinRefused(f"the cluster's keys cannot be opened: {error}") from error
-    write_file(data_dir / "ca.key", keys["ca_key"])
+    if keys["ca_key"]:  # a cluster with an external CA has none
+        write_file(data_dir / "ca.key", keys["ca_key"])
     write_file(data_dir / "cluster.key", keys["cluster_key"])
     identity = replace(
         identity,

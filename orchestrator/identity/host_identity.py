@@ -6,12 +6,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.identity.certificates import TlsFiles
 from orchestrator.linux.atomicfile import write_file
 
 
@@ -87,10 +89,31 @@ def _write(path: Path, fields: Mapping[str, Any]) -> None:
         write_file(path, text)
 
 
+def _read(path: Path, remedy: str) -> dict[str, Any]:
+    """The fields in a file. Raises FileNotFoundError; NoIdentity if it is damaged."""
+    try:
+        fields = json.loads(path.read_bytes())
+        if not isinstance(fields, dict):
+            raise ValueError("it holds no fields")
+    except ValueError as error:
+        raise NoIdentity(
+            f"{path} is damaged ({error}): restore it from a copy, or {remedy}"
+        ) from error
+    return fields
+
+
+_REJOIN_MANAGER = (
+    "remove this manager at another one with 'orc manager rm', delete this folder, and join again"
+)
+_REJOIN_NODE = (
+    "remove this node at a manager with 'orc node rm --force', delete that file, and join again"
+)
+
+
 def read_manager(data_dir: Path) -> ManagerIdentity:
     """The manager's identity in `data_dir`. Raises `NoIdentity`."""
     try:
-        fields = json.loads((data_dir / "manager.json").read_text())
+        fields = _read(data_dir / "manager.json", _REJOIN_MANAGER)
     except FileNotFoundError:
         raise NoIdentity(
             "this host's manager was removed from its cluster; run 'orc cluster join --token TOKEN "
@@ -99,7 +122,7 @@ def read_manager(data_dir: Path) -> ManagerIdentity:
             else f"there is no cluster in {data_dir}; run 'orc cluster init' first"
         ) from None
     with suppress(FileNotFoundError):
-        fields |= json.loads((data_dir / MEMBERSHIP).read_text())
+        fields |= _read(data_dir / MEMBERSHIP, _REJOIN_MANAGER)
     known = {each.name for each in dataclasses.fields(ManagerIdentity)}
     # A newer version may have written more.
     own = {name: value for name, value in fields.items() if name in known}
@@ -109,7 +132,7 @@ def read_manager(data_dir: Path) -> ManagerIdentity:
 def read_node(data_dir: Path) -> NodeIdentity:
     """The node's identity in `data_dir`. Raises `NoIdentity`."""
     try:
-        fields = json.loads((data_dir / "node.json").read_text())
+        fields = _read(data_dir / "node.json", _REJOIN_NODE)
     except FileNotFoundError:
         if (data_dir / REMOVED).exists():
             raise NoIdentity(
@@ -123,6 +146,28 @@ def read_node(data_dir: Path) -> NodeIdentity:
     known = {each.name for each in dataclasses.fields(NodeIdentity)}
     own = {name: value for name, value in fields.items() if name in known}
     return NodeIdentity(**{**own, "managers": tuple(own["managers"])})
+
+
+def check_certificates(data_dir: Path, name: str) -> None:
+    """Raise NoIdentity if the certificate, key or CA of `name` (`node` or `manager`) is damaged."""
+    files = TlsFiles.of(data_dir, name)
+    remedy = _REJOIN_MANAGER if name == "manager" else _REJOIN_NODE
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(files.ca)
+    except OSError as error:
+        raise NoIdentity(
+            f"{files.ca} cannot be used ({error}): copy it from another host of the cluster"
+        ) from error
+    if files.pair.is_being_replaced:
+        return  # the pair that counts is in another file, which was written as a whole
+    try:
+        context.load_cert_chain(files.pair.certificate, files.pair.key)
+    except OSError as error:
+        raise NoIdentity(
+            f"{files.pair.certificate} or {files.pair.key} cannot be used ({error}): restore both "
+            f"from a copy, or {remedy}"
+        ) from error
 
 
 def retire_node(data_dir: Path) -> None:
@@ -139,10 +184,13 @@ def remember(data_dir: Path, **changes: Any) -> ManagerIdentity:
     return after
 
 
+_KEYS = ("ca.key", "cluster.key", "locked.keys", "external-ca.json", "external-ca.key")
+
+
 def retire_manager(data_dir: Path) -> None:
     """Set aside what makes this host a manager, and delete the keys of the cluster, so that it may
     join again. Safe to repeat."""
-    for name in ("ca.key", "cluster.key", "locked.keys"):
+    for name in (*_KEYS, "address.json"):
         (data_dir / name).unlink(missing_ok=True)
     shutil.rmtree(data_dir / "etcd", ignore_errors=True)
     with suppress(FileNotFoundError):

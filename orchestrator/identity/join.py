@@ -5,18 +5,28 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import grpc
 
+from orchestrator import __version__
 from orchestrator.identity import ca, join_tokens
 from orchestrator.identity.tls import channel_options
+from orchestrator.model.managers import host_port
 from orchestrator.pb import identity_pb2, identity_pb2_grpc
 
 _TIMEOUT = 10.0
-"""Seconds for each of the first two steps."""
+"""Seconds to connect."""
 _SIGNING = 20.0
 """Seconds for a signed certificate: the manager waits for an etcd that restarts."""
+_PRESENTING = 20.0
+"""Seconds for the CA's certificate: during a rotation of the CA, the manager waits for its own
+certificate to be of the new CA."""
+
+_PRESENTATIONS = 6
+"""Attempts to be answered by a manager whose certificate was seen: several managers behind a load
+balancer have different ones."""
 
 
 class JoinRefused(Exception):
@@ -72,6 +82,40 @@ def _presented(host: str, port: int) -> tuple[str, str]:
     return ssl.DER_cert_to_PEM_cert(der), own
 
 
+def _authority(host: str, port: int, digest: str) -> tuple[str, str]:
+    """The certificate of the manager's CA, unverified, and our own address towards the manager."""
+    request = identity_pb2.GetCaRequest(digest=digest)
+    shown: dict[str, None] = {}
+    for attempt in range(_PRESENTATIONS):
+        certificate, own_address = _presented(host, port)
+        if certificate in shown:
+            # Behind a load balancer that takes turns, every second connection may go to the same
+            # manager.
+            certificate, own_address = _presented(host, port)
+        shown[certificate] = None
+        # The call trusts just the certificates that were shown: all it asks for is the CA's
+        # certificate, which the token's digest then proves right or wrong.
+        with grpc.secure_channel(
+            f"{host}:{port}",
+            grpc.ssl_channel_credentials("".join(shown).encode()),
+            options=channel_options(),
+        ) as channel:
+            try:
+                reply = identity_pb2_grpc.JoinStub(channel).GetCa(request, timeout=_PRESENTING)
+            except grpc.RpcError as error:
+                if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED):
+                    raise JoinRefused(str(error.details())) from error
+                # Another manager may have answered, or this one has renewed its certificate.
+                if error.code() is grpc.StatusCode.UNAVAILABLE and attempt < _PRESENTATIONS - 1:
+                    continue
+                raise JoinRefused(
+                    f"the server at {host}:{port} is not an Orc manager's join port "
+                    f"({error.details()})"
+                ) from error
+        return str(reply.ca_certificate), own_address
+    raise AssertionError
+
+
 def join(
     address: str,
     token_text: str,
@@ -89,34 +133,22 @@ def join(
     """
     wanted = join_tokens.parse(token_text)
     host, port = _split(address, 7421)
-    shown, own_address = _presented(host, port)
     target = f"{host}:{port}"
-    # The first call trusts just the certificate that was shown: all it asks for is the CA's
-    # certificate, which the token's digest then proves right or wrong.
-    with grpc.secure_channel(
-        target, grpc.ssl_channel_credentials(shown.encode()), options=channel_options()
-    ) as channel:
-        try:
-            reply = identity_pb2_grpc.JoinStub(channel).GetCa(
-                identity_pb2.GetCaRequest(), timeout=_TIMEOUT
-            )
-        except grpc.RpcError as error:
-            raise JoinRefused(
-                f"the server at {target} is not an Orc manager's join port ({error.details()})"
-            ) from error
+    authority, own_address = _authority(host, port, wanted.ca_digest)
     try:
-        matches = ca.digest(reply.ca_certificate) == wanted.ca_digest
+        matches = ca.digest(authority) == wanted.ca_digest
     except ValueError:
         matches = False
     if not matches:
         raise JoinRefused(
             f"the manager at {target} is not of the cluster that this token is for (its CA "
-            "differs); check the address, and that nothing intercepts the connection"
+            "differs); take a new token from 'orc cluster token' if the CA was rotated since, else "
+            "check the address, and that nothing intercepts the connection"
         )
     key, request = ca.new_request()
     with grpc.secure_channel(
         target,
-        grpc.ssl_channel_credentials(reply.ca_certificate.encode()),
+        grpc.ssl_channel_credentials(authority.encode()),
         options=channel_options(),
     ) as channel:
         try:
@@ -127,6 +159,7 @@ def join(
                     hostname=hostname,
                     roles=roles,
                     address=own or own_address,
+                    version=__version__,
                 ),
                 timeout=_SIGNING,
             )
@@ -136,9 +169,15 @@ def join(
         node_id=signed.node_id,
         role=signed.role,
         cluster_id=signed.cluster_id,
-        managers=tuple(signed.managers),
-        ca_certificate=reply.ca_certificate,
+        managers=_with_given(signed.managers, host, port),
+        ca_certificate=authority,
         certificate=signed.certificate,
         key=key,
         own_address=own or own_address,
     )
+
+
+def _with_given(managers: Iterable[str], host: str, port: int) -> tuple[str, ...]:
+    """The managers' endpoints, and the one that the join went to: behind it may be a load balancer,
+    or a name that means another address after the manager has moved."""
+    return tuple(dict.fromkeys((*managers, host_port(host.strip("[]"), port - 1))))

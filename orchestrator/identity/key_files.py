@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A manager's secret keys on disk: that of the CA and the data keys; locked or not.
+"""A manager's secret keys on disk: that of the CA, or that for requests to an external one, and the
+data keys; locked or not.
 
-Unlocked, they are `ca.key` and `cluster.key`, mode 0600. Locked, both are in `locked.keys`,
-encrypted with AES-256-GCM under the unlock key, which no manager's disk has. One file, so that it
-changes with one rename: a crash leaves the former lock or the new one. The key of the manager's own
-certificate stays readable, since a locked manager needs it to be unlocked over TLS.
+Unlocked, they are `ca.key`, `external-ca.key` and `cluster.key`, mode 0600. Locked, all are in
+`locked.keys`, encrypted with AES-256-GCM under the unlock key, which no manager's disk has. One
+file, so that it changes with one rename: a crash leaves the former lock or the new one. The key of
+the manager's own certificate stays readable, since a locked manager needs it to be unlocked over
+TLS.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from orchestrator.linux.atomicfile import write_file
 
 CA_KEY = "ca.key"
 DATA_KEYS = "cluster.key"
+EXTERNAL_KEY = "external-ca.key"
+KEY_FILES = (CA_KEY, DATA_KEYS, EXTERNAL_KEY)
 LOCKED_FILE = "locked.keys"
 _NONCE = 12
 _BYTES = 32
@@ -71,13 +75,16 @@ class KeyFiles:
         self._locked = (folder / LOCKED_FILE).exists()
         self._writing = threading.Lock()
         if not self._locked:
-            for name in (CA_KEY, DATA_KEYS):
+            for name in KEY_FILES:
                 try:
                     self._texts[name] = (folder / name).read_text()
                 except FileNotFoundError:
                     continue
                 except UnicodeDecodeError as error:
-                    raise OSError(f"{folder / name} is damaged: {error}") from error
+                    raise OSError(
+                        f"{folder / name} is damaged ({error}); restore it from a backup of that "
+                        "folder"
+                    ) from error
 
     @property
     def folder(self) -> Path:
@@ -109,7 +116,7 @@ class KeyFiles:
                 "rotation, a manager that was down needs the former one"
             ) from error
         self._texts, self._unlock_key, self._locked = texts, unlock_key.strip(), False
-        self._delete(CA_KEY, DATA_KEYS)  # left over from a crash while they were being locked
+        self._delete(*KEY_FILES)  # left over from a crash while they were being locked
 
     def text(self, name: str) -> str | None:
         """The content of a file; None if there is none. Raises KeysLocked."""
@@ -128,6 +135,14 @@ class KeyFiles:
             if self._texts.get(name) != text:
                 self._persist({**self._texts, name: text}, self._unlock_key)
 
+    def remove(self, name: str) -> None:
+        """Delete a file. Raises OSError."""
+        with self._writing:
+            if name in self._texts:
+                kept = {each: text for each, text in self._texts.items() if each != name}
+                self._persist(kept, self._unlock_key)
+                self._delete(name)
+
     def protect(self, unlock_key: str) -> None:
         """Lock the files with this unlock key from now on; an empty one stores them unlocked.
         Raises OSError."""
@@ -141,7 +156,7 @@ class KeyFiles:
             cipher = AESGCM(_derived(unlock_key))
             data = nonce + cipher.encrypt(nonce, json.dumps(texts).encode(), _PURPOSE)
             write_file(self._folder / LOCKED_FILE, base64.b64encode(data))
-            self._delete(CA_KEY, DATA_KEYS)
+            self._delete(*KEY_FILES)
         else:
             for name, text in texts.items():
                 if self._unlock_key or self._texts.get(name) != text:

@@ -104,19 +104,26 @@ def channel_options(peer_name: str = MANAGER_NAME) -> list[tuple[str, Any]]:
     ]
 
 
-_SUBJECT = re.compile(r"OU=([a-z0-9]+),O=([a-z]+),CN=([a-z0-9]+(?:[._-][a-z0-9]+)*)")
+_CLUSTER, _ROLE, _NAME = "OU=([a-z0-9]+)", "O=([a-z]+)", "CN=([a-z0-9]+(?:[._-][a-z0-9]+)*)"
+_SUBJECT = re.compile(f"{_CLUSTER},{_ROLE},{_NAME}")
 """The subjects that our CA writes (`ca._subject`), as gRPC shows them (RFC 2253, last part first).
 Read from that text, since loading a certificate library would cost every agent 12 MiB."""
+_EXTERNAL_SUBJECT = re.compile(f"{_NAME},{_CLUSTER},{_ROLE}")
+"""The same parts in the order of an external CA in Go, such as cfssl."""
 
 
 def peer_identity(context: grpc.aio.ServicerContext[Any, Any]) -> Identity | None:
     """The caller, by the certificate that the handshake verified; None without one."""
     subjects = list(context.auth_context().get("x509_subject") or ())
-    match = _SUBJECT.fullmatch(bytes(subjects[0]).decode()) if subjects else None
-    if match is None:
+    text = bytes(subjects[0]).decode() if subjects else ""
+    if match := _SUBJECT.fullmatch(text):
+        cluster, role, name = match.groups()
+    elif match := _EXTERNAL_SUBJECT.fullmatch(text):
+        name, cluster, role = match.groups()
+    else:
         return None
     shown = list(context.auth_context().get("x509_pem_cert") or ())
-    return Identity(match[3], match[2], match[1], _issued(bytes(shown[0])) if shown else None)
+    return Identity(name, role, cluster, _issued(bytes(shown[0])) if shown else None)
 
 
 @lru_cache(maxsize=4096)

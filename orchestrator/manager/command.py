@@ -8,8 +8,22 @@ from pathlib import Path
 import click
 
 from orchestrator.daemon.daemon_options import config_option, registry_proxy_options, set_proxies
+from orchestrator.model.units import parse_memory
 from orchestrator.tracing.configuration import endpoint_option
 from orchestrator.tracing.spans import TracingError
+
+_LEAST_QUOTA = 4 << 20
+"""Bytes. etcd's database has some 100 KiB when it is empty."""
+
+
+def _quota(text: str) -> int:
+    try:
+        quota = parse_memory(text, "--etcd-quota")
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    if quota < _LEAST_QUOTA:
+        raise click.BadParameter("the quota of etcd's database is at least 4m")
+    return quota
 
 
 @click.command()
@@ -39,6 +53,14 @@ from orchestrator.tracing.spans import TracingError
 )
 @click.option(
     "--etcd-key", type=click.Path(path_type=Path), metavar="FILE", help="Key of that certificate."
+)
+@click.option(
+    "--etcd-quota",
+    metavar="SIZE",
+    default="4g",
+    show_default=True,
+    callback=lambda context, option, text: _quota(text),
+    help="Size of the database at which the manager's own etcd refuses writes.",
 )
 @click.option(
     "--node-timeout",
@@ -91,6 +113,7 @@ def manager(
     etcd_cacert: Path | None,
     etcd_cert: Path | None,
     etcd_key: Path | None,
+    etcd_quota: int,
     node_timeout: float | None,
     discard_secrets: bool,
     audit_max_size: int,
@@ -133,6 +156,7 @@ def manager(
         discard_secrets,
         audit_max_size << 20,
         audit_max_files,
+        etcd_quota,
     )
     try:
         run_until_signalled(serve(settings))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import datetime as dt
 import json
 import logging
 import random
@@ -19,25 +20,30 @@ from typing import Any
 import grpc
 
 from orchestrator import __version__
+from orchestrator.backups.archive import Archive
 from orchestrator.daemon.background import background
 from orchestrator.daemon.process import Supervisor
 from orchestrator.identity import ca
+from orchestrator.identity.authority import Authority, CannotSign, read_external
 from orchestrator.identity.bootstrap import new_id
-from orchestrator.identity.certificates import KeyPair, TlsFiles
+from orchestrator.identity.certificates import TlsFiles, issuer_key_id
 from orchestrator.identity.enrolment import choose_peer_port, enroll
 from orchestrator.identity.host_identity import (
     ManagerIdentity,
+    check_certificates,
     read_manager,
     remember,
     retire_manager,
 )
 from orchestrator.identity.join import JoinRefused
 from orchestrator.identity.join_tokens import new_secret
-from orchestrator.identity.key_files import CA_KEY, KeyFiles
+from orchestrator.identity.key_files import CA_KEY, EXTERNAL_KEY, KeyFiles
+from orchestrator.identity.own_address import AddressLost, current_address, record_address
 from orchestrator.identity.revocation import Revocations
 from orchestrator.identity.roles import RoleGuard
 from orchestrator.identity.sealing import unseal
 from orchestrator.identity.tls import join_credentials, server_credentials
+from orchestrator.linux.host_addresses import host_addresses
 from orchestrator.manager.api import add_control_services
 from orchestrator.manager.api.client_calls import ClientCalls
 from orchestrator.manager.api.managers import add_manager_services
@@ -45,14 +51,18 @@ from orchestrator.manager.api.security import SecurityApi
 from orchestrator.manager.api.tracing_interceptor import TracingInterceptor
 from orchestrator.manager.audit.audit_interceptor import AuditInterceptor
 from orchestrator.manager.audit.trail import FILE_BYTES, FILES, AuditTrail
+from orchestrator.manager.backup.scheduled import ScheduledBackups
+from orchestrator.manager.backup.store_dump import dump
 from orchestrator.manager.cluster.enrolment import Enrolment, promote_learners, serving_endpoints
 from orchestrator.manager.cluster.manager_calls import KEYS_PURPOSE, ManagerChannels
 from orchestrator.manager.cluster.peering import peering_of
 from orchestrator.manager.cluster.registration import OwnFacts, Presence, register, was_removed
 from orchestrator.manager.cluster.schema import SchemaMigrator, UnknownSchema, check_schema
+from orchestrator.manager.cluster.version_skew import refusal_to_start
 from orchestrator.manager.dispatch import dispatcher
 from orchestrator.manager.dispatch.dispatcher import Dispatcher
 from orchestrator.manager.dispatch.image_sources import ImageSources
+from orchestrator.manager.dispatch.pull_turns import PullTurns
 from orchestrator.manager.dispatch.relay import Relay, RelayService
 from orchestrator.manager.dispatch.secret_delivery import SecretDelivery
 from orchestrator.manager.dispatch.session_records import SessionRecords
@@ -82,11 +92,12 @@ from orchestrator.manager.security.joining import JoinService
 from orchestrator.manager.security.key_check import WrongKey, check_key
 from orchestrator.manager.security.key_ring import KeyRing
 from orchestrator.manager.security.locked_manager import wait_for_unlock
-from orchestrator.manager.security.vault import Vault, VaultError
+from orchestrator.manager.security.vault import CA_PURPOSE, Vault, VaultError
 from orchestrator.manager.store.cache import Cache, log_undecodable
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.etcd import EtcdKv, EtcdRenewal
 from orchestrator.manager.store.etcd_member import (
+    QUOTA,
     EtcdMember,
     MemberRemoved,
     MembersChanged,
@@ -97,6 +108,7 @@ from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import Conflict, Kv
 from orchestrator.manager.store.lease_renewal import Renewal
 from orchestrator.manager.telemetry import metrics
+from orchestrator.manager.telemetry.etcd_collector import EtcdCollector
 from orchestrator.manager.telemetry.event_log import EventLog
 from orchestrator.manager.telemetry.task_traces import TaskSpans
 from orchestrator.manager.web.application import serve_web
@@ -110,6 +122,7 @@ from orchestrator.pb import (
     dispatch_pb2_grpc,
     identity_pb2_grpc,
     images_pb2_grpc,
+    managers_pb2,
     security_pb2_grpc,
 )
 from orchestrator.tracing.configuration import tracer
@@ -165,6 +178,8 @@ class ManagerSettings:
     audit_file_bytes: int = FILE_BYTES
     audit_files: int = FILES
     """Size of one file of the audit trail, and number of files kept."""
+    etcd_quota: int = QUOTA
+    """Bytes of the database at which its etcd member refuses writes."""
 
 
 @asynccontextmanager
@@ -181,7 +196,7 @@ async def _store(
         else:
             peering = peering_of(settings.data_dir, identity) if identity.peer_port else None
             member = await stack.enter_async_context(
-                EtcdMember(settings.data_dir / "etcd", peering=peering)
+                EtcdMember(settings.data_dir / "etcd", peering=peering, quota=settings.etcd_quota)
             )
             endpoints, tls = member.endpoints, member.tls
             kv = EtcdKv(endpoints, tls, max_txn_ops=member.max_txn_ops)
@@ -190,9 +205,15 @@ async def _store(
 
 
 async def _initialise_cluster(
-    kv: Kv, cache: Cache, identity: ManagerIdentity, settings: ManagerSettings, vault: Vault
+    kv: Kv,
+    cache: Cache,
+    identity: ManagerIdentity,
+    settings: ManagerSettings,
+    vault: Vault,
+    auth_key: str,
 ) -> None:
-    """Initialise a new cluster, or update changed settings. Raises CannotServe."""
+    """Initialise a new cluster, or update changed settings. `auth_key` is for requests to an
+    external CA. Raises CannotServe."""
     certificate = (settings.data_dir / "ca.pem").read_text()
     cluster = cache.view.cluster
     now = time.time()
@@ -222,6 +243,10 @@ async def _initialise_cluster(
             scrape_token=new_secret(),
             certificate_lifetime=identity.certificate_lifetime,
             secrets_key_id=vault.key_id,
+            external_ca=replace(
+                read_external(settings.data_dir),
+                auth_key=vault.seal(auth_key, CA_PURPOSE) if auth_key else "",
+            ),
         )
         network = Network(
             id=new_id(),
@@ -242,7 +267,8 @@ async def _initialise_cluster(
         )
         if cluster.secrets_key_id and vault.key_id != cluster.secrets_key_id:
             # Its key is lost, and with it what was sealed.
-            after = replace(after, key_rotation=KeyRotation(), unlock_key="")
+            external = replace(cluster.external_ca, auth_key="")
+            after = replace(after, key_rotation=KeyRotation(), unlock_key="", external_ca=external)
         changes = [Change(cluster, after)] if after != cluster else []
     if changes:
         try:
@@ -308,13 +334,10 @@ class Manager:
         except VaultError as error:
             raise CannotServe(str(error)) from error
         self._tls = TlsFiles.of(settings.data_dir, "manager")
-        if not (key := self._keys.text(CA_KEY)):
-            raise CannotServe(
-                f"{settings.data_dir / CA_KEY} is missing: restore it from a backup of that "
-                "folder, or remove this manager and let it join again"
-            )
         self._authority = CertificateAuthority(
-            KeyPair(self._tls.ca.read_text(), key), lambda: self.cache.view, time.time
+            Authority.of_host(self._keys),
+            lambda: self.cache.view,
+            time.time,
         )
         self._channels = ManagerChannels(self._tls, lambda: self.cache.view)
         self._key_ring = KeyRing(
@@ -348,6 +371,7 @@ class Manager:
             file_bytes=settings.audit_file_bytes,
             files=settings.audit_files,
         )
+        self._etcd_metrics = EtcdCollector(member, self._registry) if member else None
         metrics.AuditMetrics(self._registry).count(self._audit)
         self._records = CertificateRegistry(kv, self.cache, self._revocations, time.time)
         self._presence = Presence(
@@ -375,7 +399,15 @@ class Manager:
             random.Random(),
             tracer,
         )
+        self._pulls = PullTurns(
+            self.cache, identity.manager_id, self._leading_manager, self._channels.channel
+        )
         self._tunnels.remote = Relay(self._dispatcher.locate, self._channels.channel).open
+
+    async def _leading_manager(self) -> str | None:
+        """The id of the manager that leads. Raises StoreError."""
+        entry = await self._kv.get(LEADER)
+        return entry.value.decode() if entry is not None else None
 
     def _undecodable(self, found: Quarantined) -> None:
         log_undecodable(found)
@@ -425,11 +457,18 @@ class Manager:
                 await check_schema(self._kv)
             except UnknownSchema as unknown:
                 raise CannotServe(str(unknown)) from None
+            if reason := refusal_to_start(self.cache.view, self._identity.manager_id):
+                raise CannotServe(reason)
             group.create_task(self._records.run())
             if not self._settings.discard_secrets:
                 await self._key_ring.prepare()
             await _initialise_cluster(
-                self._kv, self.cache, self._identity, self._settings, self._vault
+                self._kv,
+                self.cache,
+                self._identity,
+                self._settings,
+                self._vault,
+                self._keys.text(EXTERNAL_KEY) or "",
             )
             try:
                 await self._ca_follower.prepare()
@@ -481,6 +520,14 @@ class Manager:
         await self._member.open_to_peers(peering_of(folder, read_manager(folder)))
         await self._register()
 
+    def _backups(self) -> ScheduledBackups:
+        folder, keys = self._settings.data_dir, self._keys.texts
+
+        async def take(cluster_id: str) -> Archive:
+            return await dump(self._kv, folder, cluster_id, time.time(), keys)
+
+        return ScheduledBackups(self._kv, self.cache, self._identity.manager_id, take, time.time)
+
     def _state(self) -> metrics.ManagerState:
         return metrics.ManagerState(
             leader=bool(self._leader),
@@ -491,17 +538,33 @@ class Manager:
             streams=self._tunnels.count,
         )
 
+    async def _refresh_metrics(self) -> None:
+        if self._etcd_metrics is not None:
+            await self._etcd_metrics.refresh()
+
     async def _serve(self) -> None:
         api = self._api()
-        server = self._server(api)
+        operations = ManagerOperations(api, self._channels, self._member)
+        if operations.upkeep is not None and self._etcd_metrics is not None:
+            operations.upkeep.finished = self._etcd_metrics.defragmented
+        server = self._server(api, operations)
         await server.start()
         try:
             async with (
-                serve_web(api, self._settings.data_dir, self._registry, self._state),
+                serve_web(
+                    api,
+                    self._settings.data_dir,
+                    self._registry,
+                    self._state,
+                    self._refresh_metrics,
+                    lambda: operations.list_managers(managers_pb2.ListManagersRequest()),
+                ),
                 background(self._supervisor.attend()),
                 background(self._promote()),
+                background(_upkeep(operations)),
                 background(self._key_ring.run()),
                 background(self._ca_follower.run()),
+                background(self._backups().run()),
                 background(self._session_records.run()),
                 background(self._follow_managers()),
                 background(
@@ -516,6 +579,7 @@ class Manager:
                 ),
             ):
                 self.serving.set()
+                record_address(self._settings.data_dir, self._identity.address, host_addresses())
                 log.info(
                     "serving",
                     extra={"address": self._address, "manager": self._identity.manager_id},
@@ -566,7 +630,7 @@ class Manager:
             tracer=self._tracer,
         )
 
-    def _server(self, context: ManagerContext) -> grpc.aio.Server:
+    def _server(self, context: ManagerContext, operations: ManagerOperations) -> grpc.aio.Server:
         folder, identity = self._settings.data_dir, self._identity
         guards: list[grpc.aio.ServerInterceptor[Any, Any]] = [
             AuditInterceptor(self._audit, identity.manager_id, lambda: self.cache.view),
@@ -577,21 +641,33 @@ class Manager:
         guards.append(ClientCalls(self._kv, self.cache, self._managers, time.monotonic))
         server = grpc.aio.server(interceptors=guards, options=_SERVER_OPTIONS)
         add_control_services(server, context, self._audit, folder)
-        operations = ManagerOperations(context, self._channels, self._member)
         enrolment = Enrolment(
             self._kv, self.cache, self._cluster_keys, self._member, self._open_to_peers, time.time
         )
         add_manager_services(server, operations, enrolment)
         security_pb2_grpc.add_SecurityServicer_to_server(
-            SecurityApi(SecurityOperations(context, lambda: self._keys.text(CA_KEY) or "")), server
+            SecurityApi(
+                SecurityOperations(
+                    context, lambda: self._keys.text(CA_KEY) or "", self._tls.pair.read
+                )
+            ),
+            server,
         )
-        sources = ImageSources(self.cache, context.vault, self._tunnels.pulls)
+        sources = ImageSources(self.cache, context.vault, self._tunnels.pulls, self._pulls)
         images_pb2_grpc.add_SourcesServicer_to_server(sources, server)
         dispatcher.serve(self._dispatcher, server)
-        relay = RelayService(self._tunnels, self._dispatcher.deliver, self._dispatcher.is_local)
+        relay = RelayService(
+            self._tunnels, self._dispatcher.deliver, self._dispatcher.is_local, self._pulls
+        )
         dispatch_pb2_grpc.add_RelayServicer_to_server(relay, server)
         joining = JoinService(
-            self._kv, self.cache, self._authority, self._managers, time.time, new_id
+            self._kv,
+            self.cache,
+            self._authority,
+            lambda: issuer_key_id(self._tls.pair.read().certificate),
+            self._managers,
+            time.time,
+            new_id,
         )
         identity_pb2_grpc.add_JoinServicer_to_server(joining, server)
         certificates = CertificateRenewal(self._authority, self._kv, self.cache)
@@ -657,14 +733,64 @@ class Manager:
             times=self._planning,
             manager_id=self._identity.manager_id,
         )
-        async with background(SchemaMigrator(self._kv, self.cache, won.guard).run()):
+        async with (
+            background(SchemaMigrator(self._kv, self.cache, won.guard).run()),
+            self._pulls.leading(),
+        ):
             await term.run(won.revision)
+
+
+async def _upkeep(operations: ManagerOperations) -> None:
+    if operations.upkeep is not None:
+        await operations.upkeep.run()
+    else:
+        await asyncio.Event().wait()
+
+
+def _with_own_address(data_dir: Path, identity: ManagerIdentity) -> ManagerIdentity:
+    """The identity with an address of this host: see `own_address`. Raises CannotServe."""
+    if identity.joining:
+        return identity
+    try:
+        new = current_address(data_dir, identity.address)
+    except AddressLost as lost:
+        raise CannotServe(
+            f"{lost}; give it that address, or choose another one for its manager: "
+            f"orc cluster advertise {lost.candidate or 'ADDRESS'}"
+        ) from None
+    if new == identity.address:
+        return identity
+    log.warning(
+        "the host has another address; it is advertised from now on",
+        extra={"was": identity.address, "address": new},
+    )
+    return remember(data_dir, address=new)
+
+
+def _certify_address(keys: KeyFiles, identity: ManagerIdentity) -> None:
+    """Issue another certificate unless this manager's names its address."""
+    pair = TlsFiles.of(keys.folder, "manager").pair
+    if identity.joining or identity.address in ca.addresses_of(pair.read().certificate):
+        return
+    try:
+        pair.replace(
+            Authority.of_host(keys).issue(
+                common_name=identity.manager_id,
+                role="manager",
+                cluster_id=identity.cluster_id,
+                now=dt.datetime.now(dt.UTC),
+                addresses=[identity.address, "127.0.0.1"],
+            )
+        )
+    except CannotSign as error:
+        # Agents, managers and commands check a name that all managers have; browsers do not.
+        log.warning("no certificate for the new address", extra={"reason": str(error)})
 
 
 async def serve(settings: ManagerSettings) -> None:
     """Run a manager until cancelled. Raises CannotServe, NoIdentity, StoreError."""
     supervisor = Supervisor.taken()
-    identity = read_manager(settings.data_dir)
+    identity = _with_own_address(settings.data_dir, read_manager(settings.data_dir))
     if identity.joining and not identity.initial_cluster:
         try:
             identity = await asyncio.to_thread(
@@ -672,12 +798,17 @@ async def serve(settings: ManagerSettings) -> None:
             )
         except JoinRefused as error:
             raise CannotServe(f"cannot join the cluster: {error}") from error
-    keys = KeyFiles(settings.data_dir)
+    check_certificates(settings.data_dir, "manager")
+    try:
+        keys = KeyFiles(settings.data_dir)
+    except OSError as error:
+        raise CannotServe(str(error)) from error
     if keys.locked:
         try:
             await wait_for_unlock(keys, identity, supervisor)
         except RuntimeError as error:
             raise CannotServe(f"cannot listen on {identity.address}: {error}") from error
+    await asyncio.to_thread(_certify_address, keys, identity)
     traces = tracer("orc-manager", identity.manager_id, settings.otlp_endpoint)
     with closing(traces):
         try:

@@ -19,12 +19,13 @@ class ErrorKind(Enum):
 
 class RequestError(Exception):
     """A request that cannot be fulfilled. Front ends map `kind` to their own status codes and show
-    `text` to the user."""
+    `text` to the user. `retry`: the same manager can probably serve it in a moment."""
 
-    def __init__(self, kind: ErrorKind, text: str) -> None:
+    def __init__(self, kind: ErrorKind, text: str, *, retry: bool = False) -> None:
         super().__init__(text)
         self.kind = kind
         self.text = text
+        self.retry = retry
 
 
 def not_found(text: str) -> RequestError:
@@ -55,3 +56,8 @@ def aborted(text: str) -> RequestError:
 def unavailable(text: str) -> RequestError:
     """Something needed is unavailable at the moment; the same request may succeed later."""
     return RequestError(ErrorKind.UNAVAILABLE, text)
+
+
+def not_ready(text: str) -> RequestError:
+    """This manager or etcd cannot serve at the moment, as during a restart: clients retry it."""
+    return RequestError(ErrorKind.UNAVAILABLE, text, retry=True)

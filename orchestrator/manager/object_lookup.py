@@ -13,6 +13,7 @@ from orchestrator.model.documents import Document, DocumentKind
 from orchestrator.model.names import near_image, near_miss, parse_image, short_id
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Image, Network
+from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import Service
 from orchestrator.model.tasks import Task
 
@@ -70,6 +71,12 @@ def find_node(view: ClusterView, word: str) -> Node:
     """The node that `word` identifies: id, hostname or id prefix."""
     names = ((node.description.hostname, node) for node in view.nodes.values())
     return _resolve("node", word, view.nodes, names, "orc node ls")
+
+
+def find_orphan(view: ClusterView, word: str) -> Orphan:
+    """The orphan that `word` identifies: id, name or id prefix."""
+    names = ((orphan.name, orphan) for orphan in view.orphans.values())
+    return _resolve("orphan", word, view.orphans, names, "orc orphan ls")
 
 
 def find_network(view: ClusterView, word: str) -> Network:

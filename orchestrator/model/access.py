@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from orchestrator.model.extensible import Extensible
 
@@ -37,6 +37,8 @@ class Certificate(Extensible):
     """When the first certificate of its chain of renewals was issued; 0: this is the first."""
     ca: str = ""
     """Key id of the CA that issued it; empty: recorded by an earlier version."""
+    told_ca: str = ""
+    """Key id of a new CA that its holder was told to trust, with this certificate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,25 @@ class KeyRotation(Extensible):
     """Id of the key that it replaces."""
 
 
+ADMINS_WITHIN = 7 * 86400.0
+"""Seconds that admins have to renew during a rotation of the CA, by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalCa(Extensible):
+    """A CA outside of the cluster that signs its certificates; without an endpoint, there is
+    none."""
+
+    url: str = ""
+    """Where managers send signing requests: an endpoint as cfssl's `/api/v1/cfssl/sign`."""
+    profile: str = ""
+    """The signing profile to ask for; empty: the endpoint's default."""
+    root: str = ""
+    """PEM of the CA that issued the endpoint's own certificate; empty: the host's CAs."""
+    auth_key: str = ""
+    """The key that authenticates requests, sealed with the data key; empty: none does."""
+
+
 @dataclass(frozen=True, slots=True)
 class CaRotation(Extensible):
     """A rotation of the CA in progress; without certificates, there is none. Certificates are
@@ -114,11 +135,22 @@ class CaRotation(Extensible):
     """The new CA, signed by itself."""
     link: str = ""
     """The new CA, signed by the former: holders of the former alone accept what the new one
-    signs."""
+    signs. Empty if the former is an external one: then it goes on signing until all have learned
+    to trust the new one."""
     key: str = ""
-    """Key of the new CA, sealed with the data key."""
+    """Key of the new CA, sealed with the data key; empty for an external CA."""
     started_at: float = 0.0
     signing_since: float = 0.0
     """When the new CA began to sign; 0: managers do not all trust it yet."""
     by: str = ""
     """Name of the admin who began it."""
+    admins_within: float = 0.0
+    """Seconds that admins have to renew, from `signing_since`; 0: the default."""
+    external: ExternalCa = field(default_factory=ExternalCa)
+    """Where the new CA signs, if it is an external one."""
+
+    @property
+    def admins_until(self) -> float:
+        """When the rotation goes on without admins that have not renewed; 0: not known yet."""
+        since = self.signing_since or (0.0 if self.link else self.started_at)
+        return since + (self.admins_within or ADMINS_WITHIN) if since else 0.0

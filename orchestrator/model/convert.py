@@ -32,6 +32,7 @@ from orchestrator.model.extensible import known_fields
 from orchestrator.pb import types_pb2
 
 T = TypeVar("T")
+E = TypeVar("E", bound=IntEnum)
 
 
 class ConvertError(ValueError):
@@ -159,7 +160,7 @@ class _Converter:
         else:
             self._plain.append(name)
             if issubclass(hint, IntEnum):
-                self._lenient_reads[position] = partial(_recognized, hint)
+                self._lenient_reads[position] = partial(recognized, hint)
                 self._reads.append((position, _enum_reader(self._cls, name, hint)))
 
     def write(self, obj: Any, message: Any) -> None:
@@ -238,10 +239,21 @@ def _enum_reader(cls: type, name: str, enum: type[IntEnum]) -> Callable[[int], I
     return read
 
 
+def known(enum: type[E], number: int) -> E:
+    """The member of this number in a request. Raises UnknownEnumNumber."""
+    try:
+        return enum(number)
+    except ValueError:
+        raise UnknownEnumNumber(
+            f"{number} is no {enum.__name__} that this version knows; is the other side newer?"
+        ) from None
+
+
 @cache
-def _recognized(enum: type[IntEnum], number: int) -> IntEnum:
-    """The member of this number. For an unknown one it is made, as `enum.Flag` makes its own: it
-    is not among the enum's members, and equal to none of them."""
+def recognized(enum: type[E], number: int) -> E:
+    """The member of this number. For one that this version does not know it is made, as `enum.Flag`
+    makes its own: it is not among the enum's members, and equal to none of them. Unlike
+    `enum(number)`, it raises nothing at what a newer version has written."""
     try:
         return enum(number)
     except ValueError:
@@ -297,7 +309,7 @@ def _class_of(name: str) -> type:
 
 _MODULES = [
     f"orchestrator.model.{name}"
-    for name in ("specs", "nodes", "services", "tasks", "objects", "access")
+    for name in ("specs", "nodes", "services", "tasks", "objects", "access", "backups")
 ]
 _made: dict[Any, _Converter] = {}
 """What `_converter` has derived so far."""

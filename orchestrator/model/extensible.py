@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from typing import Any
 
 
@@ -17,6 +18,11 @@ class Extensible:
 
     unknown_fields: bytes = dataclasses.field(default=b"", repr=False)
     """Serialized as protobuf; empty for nearly all objects."""
+
+
+def is_known(member: enum.IntEnum) -> bool:
+    """Whether this version knows an enum's member that was read (`convert.recognized`)."""
+    return member.name in type(member).__members__
 
 
 def known_fields(cls: Any) -> tuple[dataclasses.Field[Any], ...]:

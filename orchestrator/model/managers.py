@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from orchestrator.model.backups import BackupStatus
 from orchestrator.model.extensible import Extensible
 
 
@@ -37,6 +38,7 @@ class Manager(Extensible):
     """Key ids of the CAs that it and its etcd member trust."""
     certificate_ca: str = ""
     """Key id of the CA that issued its certificate."""
+    backups: BackupStatus = field(default_factory=BackupStatus)
 
     @property
     def endpoint(self) -> str:

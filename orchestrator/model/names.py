@@ -12,17 +12,18 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_DOMAIN = re.compile(
+# Compiled at first use: every command imports this module.
+_DOMAIN = (
     r"(?:(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
     r"(?:\.(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9]))*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?"
 )
-_COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
-_TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
-_DIGEST = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[0-9a-fA-F]{32,}")
-_SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
-_LABEL = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9_-]*[a-zA-Z0-9])?")
-_HOSTNAME = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]*[a-zA-Z0-9])?")
-_CONTAINER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_TAG = r"(?a)\w[\w.-]{0,127}"
+_DIGEST = r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[0-9a-fA-F]{32,}"
+_SHA256 = r"sha256:[0-9a-f]{64}"
+_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9_-]*[a-zA-Z0-9])?"
+_HOSTNAME = r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]*[a-zA-Z0-9])?"
+_CONTAINER = r"[a-zA-Z0-9][a-zA-Z0-9_.-]+"
 _HUB = ("docker.io", "index.docker.io")
 
 
@@ -70,8 +71,8 @@ def _split_registry(text: str) -> tuple[str, str]:
 
 
 def _check_digest(text: str, digest: str) -> None:
-    if not _DIGEST.fullmatch(digest) or (
-        digest.startswith("sha256:") and not _SHA256.fullmatch(digest)
+    if not re.fullmatch(_DIGEST, digest) or (
+        digest.startswith("sha256:") and not re.fullmatch(_SHA256, digest)
     ):
         raise ValueError(
             f"image name {text!r} has a bad digest {digest!r}; "
@@ -80,7 +81,7 @@ def _check_digest(text: str, digest: str) -> None:
 
 
 def _check_tag(text: str, tag: str) -> None:
-    if not _TAG.fullmatch(tag):
+    if not re.fullmatch(_TAG, tag):
         what = "an empty tag" if not tag else f"a bad tag {tag[:40]!r}"
         raise ValueError(
             f"image name {text!r} has {what}; a tag is letters, digits, '_', '.' and '-', "
@@ -91,16 +92,16 @@ def _check_tag(text: str, tag: str) -> None:
 def _check_repository(text: str, registry: str, repository: str) -> None:
     if not repository:
         raise ValueError(f"image name {text!r} has no repository; write such as hello:1")
-    if registry and not _DOMAIN.fullmatch(registry):
+    if registry and not re.fullmatch(_DOMAIN, registry):
         if "." in registry or ":" in registry:
             raise ValueError(f"image name {text!r} has a bad registry {registry!r}")
         raise ValueError(_upper_case(text))
     for part in repository.split("/"):
-        if _COMPONENT.fullmatch(part):
+        if re.fullmatch(_COMPONENT, part):
             continue
         if not part:
             raise ValueError(f"image name {text!r} has an empty part between slashes")
-        if _COMPONENT.fullmatch(part.lower()):
+        if re.fullmatch(_COMPONENT, part.lower()):
             raise ValueError(_upper_case(text))
         raise ValueError(
             f"image name {text!r} has a bad part {part!r}; a name is lower-case letters and "
@@ -125,7 +126,7 @@ def check_name(text: str, what: str = "name") -> None:
         raise ValueError(f"the {what} is empty")
     if len(text) > 63:
         raise ValueError(f"{what} {text[:20]!r}… has {len(text)} characters; 63 are the most")
-    if not _LABEL.fullmatch(text):
+    if not re.fullmatch(_LABEL, text):
         raise ValueError(
             f"{what} {text!r} is not a DNS label; use letters, digits, '-' and '_', with a letter "
             "or digit at both ends"
@@ -134,7 +135,7 @@ def check_name(text: str, what: str = "name") -> None:
 
 def check_container_name(text: str) -> None:
     """Raise ValueError for a name that Docker does not accept for a container."""
-    if not _CONTAINER.fullmatch(text) or len(text) > 255:
+    if not re.fullmatch(_CONTAINER, text) or len(text) > 255:
         raise ValueError(
             f"container name {text[:40]!r} is not valid; use letters, digits, '_', '.' and '-', "
             "beginning with a letter or digit, at least two"
@@ -144,7 +145,7 @@ def check_container_name(text: str) -> None:
 def check_hostname(text: str) -> None:
     """Raise ValueError for a hostname that the kernel or a resolver would reject (RFC 1123, with
     `_` as services use it)."""
-    if len(text) > 63 or not _HOSTNAME.fullmatch(text):
+    if len(text) > 63 or not re.fullmatch(_HOSTNAME, text):
         raise ValueError(
             f"hostname {text!r} is not valid; use letters, digits, '-', '_' and '.', at most 63"
         )

@@ -9,14 +9,17 @@ from enum import IntEnum
 from orchestrator.model.access import (
     CaRotation,
     Certificate,
+    ExternalCa,
     KeyRotation,
     PageSession,
     Revocation,
 )
+from orchestrator.model.backups import BackupSchedule
 from orchestrator.model.documents import Document
 from orchestrator.model.extensible import Extensible
 from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import EndpointProgress, Node, SessionRecord
+from orchestrator.model.orphans import Orphan
 from orchestrator.model.placement import Strategy
 from orchestrator.model.services import Service
 from orchestrator.model.specs import Protocol
@@ -199,6 +202,9 @@ class Cluster(Extensible):
     """The key that locks the managers' key files, sealed with the data key; empty: they are not
     locked."""
     ca_rotation: CaRotation = field(default_factory=CaRotation)
+    backup_schedule: BackupSchedule = field(default_factory=BackupSchedule)
+    external_ca: ExternalCa = field(default_factory=ExternalCa)
+    """Where certificates are signed, if not by the managers."""
 
     @property
     def trusted_cas(self) -> str:
@@ -225,4 +231,5 @@ Object = (
     | ManagerPresence
     | SessionRecord
     | EndpointProgress
+    | Orphan
 )

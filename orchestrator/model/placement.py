@@ -9,9 +9,6 @@ from enum import IntEnum
 from orchestrator.model.extensible import Extensible
 from orchestrator.model.units import format_duration, parse_duration
 
-MAX_REPLICAS = 100_000
-"""Maximum number of tasks of one service."""
-
 
 @dataclass(frozen=True, slots=True)
 class Resources(Extensible):

@@ -14,15 +14,16 @@ from math import isfinite
 SHARES_PER_CORE = 1024
 """CPU weight of one core, as in cgroup v1's `cpu.shares`."""
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([kmgtp]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
-_RATE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([kmg]?)(?:bit)?", re.IGNORECASE | re.ASCII)
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
+# Compiled at first use: most commands import this module.
+_SIZE = r"(?ai)(\d+(?:\.\d+)?|\.\d+)\s*([kmgtp]?)(?:i?b)?"
+_RATE = r"(?ai)(\d+(?:\.\d+)?|\.\d+)\s*([kmg]?)(?:bit)?"
+_DURATION_PART = r"(?a)(\d+(?:\.\d+)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)"
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}
 
 
 def parse_memory(text: str, what: str = "memory") -> int:
     """Bytes of `64m`, `1.5g`, `512k`, `1GiB` or a plain number of bytes."""
-    match = _SIZE.fullmatch(text.strip())
+    match = re.fullmatch(_SIZE, text.strip())
     if match is None:
         raise ValueError(
             f"{what} {text!r} is not a size; write a number with b, k, m or g, such as 64m"
@@ -37,7 +38,7 @@ def parse_memory(text: str, what: str = "memory") -> int:
 def parse_rate(text: str, what: str = "rate") -> int:
     """Bits (a second) of `10m`, `1.5g`, `10Mbit` or a plain number; as all rates of networks these
     are decimal, `1k` is 1000."""
-    match = _RATE.fullmatch(text.strip())
+    match = re.fullmatch(_RATE, text.strip())
     if match is None or not 0 < float(match[1]) < 1e12:
         raise ValueError(
             f"{what} {text!r} is not a number of bits; write it with k, m or g, such as 10m"
@@ -62,7 +63,7 @@ def parse_duration(text: str, what: str = "duration") -> float:
     if rest == "0":
         return 0.0
     total = 0.0
-    while match := _DURATION_PART.match(rest):
+    while match := re.match(_DURATION_PART, rest):
         total += float(match[1]) * _SECONDS[match[2]]
         rest = rest[match.end() :]
     if rest or not text.strip():

@@ -14,6 +14,7 @@ import ssl
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from orchestrator.daemon.background import background
 from orchestrator.identity.certificates import TlsFiles
@@ -33,41 +34,58 @@ class CannotListen(Exception):
     """Cannot listen on the address; the text is one line with the cause."""
 
 
-def _tls(files: TlsFiles) -> ssl.SSLContext:
-    """TLS 1.3. A client may show a certificate; one that another CA signed ends the handshake."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_verify_locations(files.ca)
-    context.verify_mode = ssl.CERT_OPTIONAL
-    return context
+class _FollowingContext(ssl.SSLContext):
+    """TLS 1.3 by a host's files; each connection gets them as they were last loaded. A client may
+    show a certificate; one that another CA signed ends the handshake.
 
+    A context cannot drop a CA that it trusts, so each load makes another one, which begins
+    connections in place of this one.
+    """
 
-async def _follow_certificate(context: ssl.SSLContext, files: TlsFiles) -> None:
-    """Reload the certificate for new connections when the files change. CAs are added to those that
-    are trusted; one that was removed is trusted until the daemon restarts."""
+    _files: TlsFiles
+    _loaded: ssl.SSLContext
 
-    def stamped() -> tuple[object, ...]:
-        return files.pair.stamp(), files.ca.stat().st_mtime_ns
+    @classmethod
+    def of(cls, files: TlsFiles) -> _FollowingContext:
+        """A context with the files as they are now. Raises OSError."""
+        context = cls(ssl.PROTOCOL_TLS_SERVER)
+        context._files = files
+        context.load()
+        return context
 
-    shown = stamped()
-    while True:
-        await asyncio.sleep(_CHECK_PERIOD)
-        try:
-            if (found := stamped()) != shown:
-                context.load_verify_locations(files.ca)
-                _load(context, files)
-                shown = found
-        except OSError:
-            log.exception("cannot load the renewed certificate")
+    def load(self) -> None:
+        """Load the files for new connections. Raises OSError."""
+        fresh = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        fresh.minimum_version = ssl.TLSVersion.TLSv1_3
+        fresh.verify_mode = ssl.CERT_OPTIONAL
+        fresh.load_verify_locations(self._files.ca)
+        pair = self._files.pair.read()
+        # The library takes files only, and the two of the pair may be about to be replaced.
+        with tempfile.NamedTemporaryFile("w", dir=self._files.ca.parent) as both:
+            both.write(pair.certificate + pair.key)
+            both.flush()
+            fresh.load_cert_chain(both.name)
+        self._loaded = fresh
 
+    def wrap_bio(self, *arguments: Any, **named: Any) -> ssl.SSLObject:
+        """Begin a connection."""
+        return self._loaded.wrap_bio(*arguments, **named)
 
-def _load(context: ssl.SSLContext, files: TlsFiles) -> None:
-    """The library takes files only, and the two of the pair may be about to be replaced."""
-    pair = files.pair.read()
-    with tempfile.NamedTemporaryFile("w", dir=files.ca.parent) as both:
-        both.write(pair.certificate + pair.key)
-        both.flush()
-        context.load_cert_chain(both.name)
+    async def follow(self) -> None:
+        """Load the files whenever they change, until cancelled."""
+
+        def stamped() -> tuple[object, ...]:
+            return self._files.pair.stamp(), self._files.ca.stat().st_mtime_ns
+
+        shown: object = None
+        while True:
+            try:
+                if (found := stamped()) != shown:
+                    self.load()
+                    shown = found
+            except OSError:
+                log.exception("cannot load the renewed certificate")
+            await asyncio.sleep(_CHECK_PERIOD)
 
 
 @asynccontextmanager
@@ -96,9 +114,8 @@ async def _serve(app: App, listener: socket.socket, files: TlsFiles) -> None:
     await _first_connection(listener)
     from orchestrator.web.uvicornserver import run
 
-    context = _tls(files)
-    _load(context, files)
-    async with background(_follow_certificate(context, files)):
+    context = _FollowingContext.of(files)
+    async with background(context.follow()):
         await run(app, listener, context, most_connections=_MOST_CONNECTIONS, closing=_CLOSING)
 
 

@@ -28,8 +28,10 @@ counts) and, pure, presents it (`report`, gives a `Table`):
     throughput  TCP between containers on two hosts; a bare VXLAN link
     planner     scheduling in memory, no I/O
     store       writes to the etcd that a manager starts
+    backups     a backup of 10,000 tasks, and its restore
     cni         connecting and disconnecting a container; Debian's Go plugins
     pull        an image from a registry, ready to run; skopeo and tar by hand
+    failover    the leader's host is lost, 30 times in three ways; three managers
     commands    whole commands: `orc node ls`, `orc dev up`
 
 `cluster`, `docker`, `image`, `processes` and `machine` are what they measure with; `tables` is

@@ -17,6 +17,7 @@ from pathlib import Path
 # First of all: it sets what gRPC's core reads when it is imported.
 import orchestrator  # noqa: F401
 from tests.bench import (
+    backups,
     balance,
     byhand,
     cluster,
@@ -25,6 +26,7 @@ from tests.bench import (
     docker,
     encoding,
     endurance,
+    failover,
     latency,
     machine,
     memory,
@@ -52,6 +54,7 @@ PARTS = (
     "throughput",
     "planner",
     "store",
+    "backups",
     "cni",
     "encoding",
     "pull",
@@ -63,6 +66,7 @@ PARTS = (
     "scrape",
     "sources",
     "sources-start",
+    "failover",
 )
 ON_CLUSTER = frozenset(
     {
@@ -87,6 +91,8 @@ class Run:
     parts: frozenset[str]
     folder: Path
     docker_wanted: bool
+    rounds: int
+    """Of the losses of a leader."""
     tables: dict[str, Table] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
@@ -108,6 +114,7 @@ class Run:
         """Everything that was asked for. First what needs a quiet machine."""
         self.part("planner", lambda: planner.report(planner.measure()))
         self.part("store", lambda: store.report(asyncio.run(store.measure(self.folder))))
+        self.part("backups", lambda: backups.report(backups.measure(self.folder)))
         self.part("cni", lambda: cni.report(asyncio.run(cni.measure(self.folder))))
         self.part("encoding", lambda: encoding.report(encoding.measure()))
         self.part("pull", lambda: pull.report(pull.measure(self.folder)))
@@ -115,11 +122,22 @@ class Run:
         self.part("names", lambda: names.report(asyncio.run(names.measure(self.folder))))
         self.part("sources", lambda: sources.report(asyncio.run(sources.measure(self.folder))))
         self.part("page", lambda: page.report(asyncio.run(page.measure(self.folder))))
+        self._on_several()
         if not self.parts & ON_CLUSTER:
             return
         say("a dev cluster …")
         with cluster.dev_cluster(self.folder) as up:
             self._on(up)
+
+    def _on_several(self) -> None:
+        if "failover" not in self.parts:
+            return
+        say("a dev cluster of several managers …")
+        with cluster.dev_cluster(self.folder, cluster.MANAGERS) as up:
+            self.part(
+                "failover",
+                lambda: failover.report(asyncio.run(failover.measure(up, self.rounds))),
+            )
 
     def _on(self, up: Cluster) -> None:
         idle = None
@@ -192,6 +210,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="write the tables to this file, too")
     parser.add_argument("--only", action="append", choices=PARTS, help="measure only this part")
     parser.add_argument("--no-docker", action="store_true", help="do not measure Docker beside")
+    parser.add_argument(
+        "--rounds", type=int, default=failover.ROUNDS, help="losses of the leader, of each kind"
+    )
     options = parser.parse_args(arguments)
     if os.geteuid() != 0:
         say("it needs root: run it with sudo")
@@ -203,7 +224,9 @@ def main(arguments: Sequence[str]) -> int:
     before = machine.load()
     try:
         with interruptible(), workplace() as folder:
-            run = Run(frozenset(options.only or PARTS), folder, not options.no_docker)
+            run = Run(
+                frozenset(options.only or PARTS), folder, not options.no_docker, options.rounds
+            )
             run.all()
     except KeyboardInterrupt:
         return 130

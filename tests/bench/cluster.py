@@ -25,6 +25,8 @@ from tests.bench.processes import Process, run_number
 
 ORC = str(Path(sys.executable).with_name("orc"))
 NODES = 3
+MANAGERS = 3
+"""Of a cluster with several."""
 PREFIX = "bench-"
 
 _CALL = 30.0
@@ -65,14 +67,14 @@ class Cluster:
         return {host: processes.descendants(pid) for host, pid in self.inits().items()}
 
 
-def orc(*arguments: str) -> str:
+def orc(*arguments: str, within: float = 120) -> str:
     """Run an `orc` command, return its stdout. Raises BenchError with what it said."""
     done = subprocess.run(
         [ORC, *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=within,
         check=False,
     )
     if done.returncode != 0:
@@ -82,16 +84,18 @@ def orc(*arguments: str) -> str:
 
 
 @contextmanager
-def dev_cluster(folder: Path) -> Iterator[Cluster]:
-    """A cluster of this process with the benchmark's image in it; contexts are kept in `folder`."""
-    name = f"{PREFIX}{run_number()}"
+def dev_cluster(folder: Path, managers: int = 1) -> Iterator[Cluster]:
+    """A cluster of this process with the benchmark's image in it; contexts are kept in `folder`.
+    There may be one of each number of managers at a time."""
+    name = _name(run_number(), managers)
     os.environ.pop("ORC_CONTEXT", None)
     os.environ["XDG_CONFIG_HOME"] = str(folder / "config")
     archive = folder / "image.tar"
     image.write(archive)
     try:
         began = time.monotonic()
-        orc("dev", "up", "--name", name, "--nodes", str(NODES))
+        sizes = ("--managers", str(managers), "--nodes", str(NODES))
+        orc("dev", "up", "--name", name, *sizes, within=300)
         up = time.monotonic() - began
         orc("load", str(archive))
         yield Cluster(name, up)
@@ -99,9 +103,14 @@ def dev_cluster(folder: Path) -> Iterator[Cluster]:
         orc("dev", "down", "--name", name)
 
 
+def _name(run: int, managers: int) -> str:
+    return f"{PREFIX}{run}" if managers == 1 else f"{PREFIX}{run}-{managers}"
+
+
 def remove_leftovers(pid: int) -> None:
-    """Take down the cluster of a run that was killed."""
-    orc("dev", "down", "--name", f"{PREFIX}{pid}")
+    """Take down the clusters of a run that was killed."""
+    for managers in (1, MANAGERS):
+        orc("dev", "down", "--name", _name(pid, managers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,23 +122,29 @@ class Timed:
     """The ServiceProgress at that moment."""
 
 
-def channel() -> grpc.aio.Channel:
-    """A connection to the cluster's manager; an async context manager."""
-    context = load_context()
+def channel(cluster: str = "", endpoint: str = "") -> grpc.aio.Channel:
+    """A connection to a manager of the cluster that was brought up last, or of the one named
+    `cluster`: to its first one, or to that at `endpoint`. An async context manager."""
+    context = load_context(cluster or None)
     return grpc.aio.secure_channel(
-        context.endpoints[0],
+        endpoint or context.endpoints[0],
         grpc.ssl_channel_credentials(
             context.ca.encode(), context.key.encode(), context.certificate.encode()
         ),
-        options=[("grpc.ssl_target_name_override", MANAGER_NAME)],
+        options=[
+            ("grpc.ssl_target_name_override", MANAGER_NAME),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 500),
+        ],
     )
 
 
 class Control:
     """The cluster's API over one connection that stays."""
 
-    def __init__(self) -> None:
-        self._channel = channel()
+    def __init__(self, cluster: str = "") -> None:
+        self._channel = channel(cluster)
         self._stub = control_pb2_grpc.ControlStub(self._channel)
 
     async def __aenter__(self) -> Self:

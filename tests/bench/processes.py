@@ -51,18 +51,26 @@ class Memory:
 
 
 def descendants(root: int) -> list[Process]:
-    """All processes below one, itself included, that live now."""
+    """All processes below one, itself included, that live now.
+
+    By the parents that all processes name: a list of children may lack some while others end
+    (proc(5)).
+    """
+    below: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                # The name before the last parenthesis may contain anything.
+                fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+                below.setdefault(int(fields[1]), []).append(int(entry.name))
     found: list[Process] = []
     open_ones = [(root, 0)]
     while open_ones:
         pid, parent = open_ones.pop()
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            found_children = list(children(pid))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        found.append(Process(pid, parent, tuple(command.decode(errors="replace").split("\0")[:-1])))
-        open_ones += [(child, pid) for child in found_children]
+        with suppress(FileNotFoundError, ProcessLookupError):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+            found.append(Process(pid, parent, tuple(command.split("\0")[:-1])))
+        open_ones += [(child, pid) for child in below.get(pid, ())]
     return found
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.chaos import leftovers
 from tests.chaos.history import (
     FOREVER,
     Call,
@@ -30,6 +32,7 @@ from tests.chaos.history import (
 from tests.chaos.rules import (
     addresses,
     commands,
+    crashes,
     ending,
     jobs,
     registers,
@@ -375,12 +378,38 @@ def test_requests_fail_only_for_faults_of_nodes() -> None:
     right(failed, Fault("power", ("node2",), 49.0, 52.0, kills=("node2",)))
 
 
+def test_time_without_a_leader_does_not_count_for_what_a_leader_repairs() -> None:
+    store = Store()
+    fault = Fault("power", ("node2",), 5.0, 10.0, kills=("node2",))
+    failed = Request("web", "node1", 50.0, 53.0, False, "refused")
+    lost = Change("leader", "", deleted=True)
+    broken(traffic.check, "no fault touched a node", fault, failed, store(leader(1), at=0.0))
+    right(fault, failed, store(leader(1), at=0.0), store(lost, at=12.0))
+    again = [store(leader(9), at=0.0), store(lost, at=12.0), store(leader(12), at=40.0)]
+    right(fault, failed, *again)
+    late = replace(failed, began=60.0, ended=61.0)
+    broken(traffic.check, "no fault touched a node", fault, late, *again)
+
+
 def test_commands_fail_in_words() -> None:
     failed = call("Run node ls", 1.0, 2.0, "unknown", manager="", target="", error="orc: no quorum")
     right(failed)
     crash = "Traceback (most recent call last)\nKeyError: 1"
     broken(commands.check, "with a traceback", replace(failed, error=crash))
     broken(commands.check, "without a word", replace(failed, error=""))
+
+
+def test_daemons_end_only_with_a_reason(tmp_path: Path) -> None:
+    log = tmp_path / "manager.log"
+    log.write_text("time=1 msg=serving\norc: it is damaged\ntime=2 msg=serving\n")
+    right(*leftovers.crashes("manager1", log))
+    with log.open("a") as file:
+        # What a library logs of a call, and what ends the program.
+        file.write("Traceback\n  in stream\nOSError: a\ntime=3 msg=a\n")
+    right(*leftovers.crashes("manager1", log))
+    with log.open("a") as file:
+        file.write('  | File "orc", line 8, in <module>\n  | KeyError: 1\n  +---\ntime=4 msg=a\n')
+    broken(crashes.check, "unexpected error: KeyError: 1", *leftovers.crashes("manager1", log))
 
 
 def test_followed_logs_have_each_line_once() -> None:

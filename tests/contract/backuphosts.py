@@ -46,7 +46,33 @@ def a_backup_has_what_was_written(hosts: Backups) -> None:
     assert "store revision" in said, said
     assert hosts.file.stat().st_mode & 0o777 == 0o600
     assert b"hush-hush" not in hosts.file.read_bytes()
-    hosts.done("network", "create", "after-the-backup")
+
+
+def managers_back_up_on_a_schedule(hosts: Backups) -> None:
+    folder = hosts.folder / "scheduled"
+    schedule = ("--every", "1h", "--keep", "2", folder)
+    missing = hosts.folder / "missing"
+    said = hosts.refused("cluster", "backup", "--passphrase-file", missing, *schedule)
+    assert "cannot read the passphrase" in said, said
+    assert str(missing) in hosts.done("cluster", "info"), "the failure is shown"
+    [row] = json.loads(hosts.done("cluster", "backups", "--format", "json"))
+    assert (row["state"], row["failures"], row["kept"]) == ("failed", 1, 0), row
+    files = set()
+    for _ in range(3):  # each new schedule begins with a backup
+        hosts.backup(*schedule)
+        [row] = json.loads(hosts.done("cluster", "backups", "--format", "json"))
+        assert (row["state"], row["error"]) == ("ok", ""), row
+        files.add(Path(row["file"]))
+    kept = sorted(folder.rglob("*.orcbackup"))
+    assert len(files) == 3, "each has a name of its own"
+    assert kept == sorted(files)[1:], "the oldest is gone"
+    assert row["kept"] == 2, row
+    assert all(each.stat().st_mode & 0o777 == 0o600 for each in kept)
+    events = hosts.done("events", "--since", "10m", "--until", "0s", "--filter", "type=manager")
+    assert "backup_failed" in events, events
+    hosts.done("cluster", "backup", "--unschedule")
+    assert "not scheduled" in hosts.done("cluster", "info")
+    hosts.file = kept[-1]  # what is restored below
 
 
 def a_wrong_passphrase_is_refused(hosts: Backups) -> None:
@@ -94,7 +120,9 @@ def main() -> None:
     eventually(lambda: hosts.orc("manager", "ls").returncode == 0)
     cluster_id = json.loads(hosts.done("cluster", "info", "--format", "json"))["id"]
     a_backup_has_what_was_written(hosts)
+    managers_back_up_on_a_schedule(hosts)
     a_wrong_passphrase_is_refused(hosts)
+    hosts.done("network", "create", "after-the-backup")
     hosts.destroy(1)
     a_killed_restore_is_repeated(hosts)
     the_restored_cluster_serves(hosts, cluster_id)

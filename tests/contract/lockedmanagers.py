@@ -52,8 +52,10 @@ def main() -> None:
     note.write_text("kept")
     hosts.done("config", "create", "note", note)
 
-    key = hosts.done("cluster", "lock").strip()
-    eventually(lambda: not any(names(hosts, number) & KEYS for number in (1, 2)))
+    ended = hosts.orc("cluster", "lock")
+    key = ended.stdout.strip()
+    assert ended.stderr == "", "it waits for the running managers"
+    assert not any(names(hosts, number) & KEYS for number in (1, 2))
     former = key
     key = hosts.done("cluster", "unlock-key", "--rotate").strip()
     assert key != former

@@ -16,6 +16,7 @@ import grpc
 
 from orchestrator.daemon.process import Supervisor
 from orchestrator.identity import ca, join_tokens
+from orchestrator.identity.authority import Authority
 from orchestrator.identity.bootstrap import init_cluster, new_id
 from orchestrator.identity.certificates import KeyPair, TlsFiles
 from orchestrator.identity.host_identity import ManagerIdentity
@@ -83,10 +84,16 @@ class Running:
 
 @asynccontextmanager
 async def manager_in(
-    folder: Path, node_timeout: float | None = None, kv: Kv | None = None
+    folder: Path,
+    node_timeout: float | None = None,
+    kv: Kv | None = None,
+    authority: Authority | None = None,
 ) -> AsyncIterator[Running]:
-    """The first manager of a new cluster; without `kv` on a store of its own."""
-    identity, _, admin = init_cluster(folder, "127.0.0.1", free_ports(2), "10.128.0.0/14")
+    """The first manager of a new cluster; without `kv` on a store of its own, and without
+    `authority` with a CA of its own."""
+    identity, _, admin = init_cluster(
+        folder, "127.0.0.1", free_ports(2), "10.128.0.0/14", authority=authority
+    )
     kv = kv or MemoryKv(asyncio.get_running_loop().time)
     async with _serving(folder, identity, admin, kv, node_timeout) as running:
         yield running
@@ -125,7 +132,8 @@ async def _serving(
     kv: Kv,
     node_timeout: float | None,
 ) -> AsyncIterator[Running]:
-    authority = KeyPair((folder / "ca.pem").read_text(), (folder / "ca.key").read_text())
+    key = folder / "ca.key"  # none with an external CA
+    authority = KeyPair((folder / "ca.pem").read_text(), key.read_text() if key.exists() else "")
     manager = Manager(
         ManagerSettings(folder, node_timeout=node_timeout), identity, kv, Supervisor("", 0.0)
     )

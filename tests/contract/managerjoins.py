@@ -53,8 +53,10 @@ def eventually(ask: Callable[[], T], within: float = 90.0) -> T:
 class Hosts:
     """Managers at 127.0.0.N, each with its data folder, and an admin."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, flags: tuple[str, ...] = ()) -> None:
+        """`flags` are of all managers."""
         self.folder = folder
+        self.flags = flags
         self.env = {**os.environ, "XDG_CONFIG_HOME": str(folder / "config")}
         self.daemons: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -83,7 +85,9 @@ class Hosts:
     def start(self, number: int) -> None:
         with (self.folder / f"m{number}.log").open("ab") as log:
             self.daemons[number] = subprocess.Popen(
-                [ORC, "manager", "--data-dir", self.data(number)], env=self.env, stderr=log
+                [ORC, "manager", "--data-dir", self.data(number), *self.flags],
+                env=self.env,
+                stderr=log,
             )
 
     def power_off(self, number: int) -> None:
@@ -92,11 +96,13 @@ class Hosts:
         for pid in etcd_of(self.data(number)):
             os.kill(pid, signal.SIGKILL)
 
-    def join(self, number: int, program: tuple[str, ...] = (ORC,)) -> Any:
+    def join(
+        self, number: int, program: tuple[str, ...] = (ORC,), at: str = "127.0.0.1:7421"
+    ) -> Any:
         token = self.done("cluster", "token", "manager", "-q").strip()
         flags = ("--token", token, "--address", f"127.0.0.{number}")
         return self.orc(
-            *("cluster", "join", *flags, "--data-dir", self.data(number), "127.0.0.1:7421"),
+            *("cluster", "join", *flags, "--data-dir", self.data(number), at),
             program=program,
         )
 

@@ -11,6 +11,31 @@ from pathlib import Path
 
 from managerjoins import Hosts, eventually
 
+from orchestrator.backups.archive import unpack
+from orchestrator.backups.recipients import decrypt_with
+
+
+def every_manager_backs_up(hosts: Hosts) -> None:
+    identity, folder = hosts.folder / "identity", hosts.folder / "backups"
+    made = subprocess.run(
+        ["age-keygen", "-o", str(identity)], check=True, capture_output=True, text=True
+    )
+    recipient = made.stderr.split()[-1]
+    wrong = ("cluster", "backup", "--every", "6h", "--recipient", "age1wrong", folder)
+    assert "nothing was changed: cannot encrypt to the recipient" in hosts.refused(*wrong)
+    schedule = ("--every", "6h", "--keep", "3", "--recipient", recipient)
+    said = hosts.done("cluster", "backup", *schedule, folder)
+    rows = json.loads(hosts.done("cluster", "backups", "--format", "json"))
+    assert [row["state"] for row in rows] == ["ok"] * 3, rows
+    files = {Path(row["file"]) for row in rows}
+    assert files == set(folder.rglob("*.orcbackup")), said
+    # All of them have the same hostname here.
+    assert len({file.parent for file in files}) == 3
+    for file in files:
+        opened = decrypt_with(file.read_bytes(), identity)
+        assert unpack(opened).manifest.keys > 0
+    assert "every 6h" in hosts.done("cluster", "info")
+
 
 def main() -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
@@ -26,6 +51,7 @@ def main() -> None:
     hosts.done("network", "create", "before")
     # Each member has it, not just a quorum, which need not include the survivor.
     eventually(lambda: all(row["lag"] == 0 for row in hosts.managers().values()))
+    every_manager_backs_up(hosts)
     recover = ("cluster", "recover", "--force-new-cluster", "--data-dir", hosts.data(1))
     assert "another manager runs" in hosts.refused(*recover)
     for number in (1, 2, 3):
@@ -38,6 +64,8 @@ def main() -> None:
     hosts.done("network", "create", "after")
     names = {row["name"] for row in json.loads(hosts.done("network", "ls", "--format", "json"))}
     assert names == {"bridge", "default", "before", "after"}, names
+    [row] = json.loads(hosts.done("cluster", "backups", "--format", "json"))
+    assert row["state"] == "ok", row
     # The cluster grows again.
     joined = hosts.join(4)
     assert joined.returncode == 0, joined.stderr

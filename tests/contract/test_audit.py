@@ -21,6 +21,7 @@ from managerhost import Running, manager_in
 
 from orchestrator.cli.app.contexts import Context, dump_context
 from orchestrator.identity import ca
+from orchestrator.identity.authority import Authority
 from orchestrator.identity.bootstrap import new_admin
 from orchestrator.identity.certificates import Issued, KeyPair
 from orchestrator.identity.join import JoinRefused
@@ -80,7 +81,9 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
 
 def admin(running: Running, name: str) -> KeyPair:
     now = dt.datetime.now(dt.UTC)
-    return new_admin(running.authority, running.identity.cluster_id, now, name=name)
+    return new_admin(
+        Authority.local(running.authority), running.identity.cluster_id, now, name=name
+    )
 
 
 async def entries(running: Running, number: int = 0) -> list[dict[str, Any]]:

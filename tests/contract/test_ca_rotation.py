@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ from managerhost import Running, manager_again, manager_beside, manager_in
 from test_data_key_rotation import security, until
 
 from orchestrator.identity import ca
-from orchestrator.identity.certificates import KeyPair, TlsFiles, issuer_key_id, own_key_id
+from orchestrator.identity.certificates import Issued, KeyPair, TlsFiles, issuer_key_id, own_key_id
 from orchestrator.identity.join import JoinRefused
+from orchestrator.identity.renewal import keep_renewed
+from orchestrator.manager.planning.plan import Change
+from orchestrator.manager.security import certificates as certificates_module
+from orchestrator.manager.store.commit import commit
 from orchestrator.model.access import CaRotation
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import NodeDescription
@@ -137,19 +142,47 @@ async def test_all_members_renew_and_then_the_former_ca_is_refused(
         session.cancel()
 
 
+async def token_of(running: Running) -> str:
+    async with running.channel(running.admin) as channel:
+        request = control_pb2.GetClusterRequest()
+        reply = await control_pb2_grpc.ControlStub(channel).GetCluster(request)
+    return str(reply.worker_token)
+
+
 async def test_join_tokens_carry_the_new_ca(leader: Running) -> None:
     await security(leader, "RotateCa")
     # The manager follows the store: it presents the new CA once its own certificate is of it.
     await until(leader, lambda cluster: signing(cluster) and all_renewed(leader, cluster))
-    with pytest.raises(JoinRefused, match="its CA differs"):
+    with pytest.raises(JoinRefused, match="before a rotation of the cluster's CA"):
         await leader.join(leader.token)
-    async with leader.channel(leader.admin) as channel:
-        request = control_pb2.GetClusterRequest()
-        token = (await control_pb2_grpc.ControlStub(channel).GetCluster(request)).worker_token
-    joined = await leader.join(token)
+    joined = await leader.join(await token_of(leader))
     view = leader.manager.cache.view
     assert view.cluster is not None
     assert issuer_key_id(joined.certificate) == own_key_id(view.cluster.ca_certificate)
+
+
+async def test_a_join_waits_until_the_manager_presents_the_new_ca(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renew = asyncio.Event()
+
+    async def kept_renewed(files: Any, request: Any, sign: Any, **more: Any) -> None:
+        async def late(asked: str) -> str:
+            await renew.wait()
+            return str(await sign(asked))
+
+        await keep_renewed(files, request, late, **more)
+
+    monkeypatch.setattr(certificates_module, "keep_renewed", kept_renewed)
+    async with manager_in(tmp_path) as running:
+        await security(running, "RotateCa")
+        await until(running, signing)
+        asyncio.get_running_loop().call_later(1.0, renew.set)
+        joined = await running.join(await token_of(running))
+        assert renew.is_set()
+        view = running.manager.cache.view
+        assert view.cluster is not None
+        assert issuer_key_id(joined.certificate) == own_key_id(view.cluster.ca_certificate)
 
 
 async def test_a_rotation_goes_on_after_a_restart_and_can_be_forced(tmp_path: Path) -> None:
@@ -168,3 +201,38 @@ async def test_a_rotation_goes_on_after_a_restart_and_can_be_forced(tmp_path: Pa
         assert cluster is not None
         pair = TlsFiles.of(again.folder, "manager").pair.read()
         assert issuer_key_id(pair.certificate) == own_key_id(cluster.ca_certificate)
+
+
+async def test_a_certificate_that_is_not_renewed_any_more_is_replaced(leader: Running) -> None:
+    root, cache = leader.authority.certificate, leader.manager.cache
+    await asks(leader, leader.admin, root)
+    had = Issued.of(leader.admin.certificate)
+    assert had is not None
+    await until(leader, lambda _: had.serial in cache.view.certificates)
+    known = cache.view.certificates[had.serial]
+    older = replace(known, since=known.issued_at - 400 * 86400)
+    await cache.wait_for(await commit(leader.kv, [Change(known, older)]))
+    with pytest.raises(grpc.aio.AioRpcError, match="renewed for a year"):
+        await renewed(leader, leader.admin, root)
+    await security(leader, "RotateCa")
+    await until(leader, signing)
+    pair, _ = await renewed(leader, leader.admin, root)
+    has = Issued.of(pair.certificate)
+    assert has is not None
+    assert has.ca != had.ca
+    assert has.ends == had.ends
+
+
+async def test_a_rotation_ends_without_admins_who_do_not_come_in_time(leader: Running) -> None:
+    await security(leader, "RotateCa", admins_within=3600.0)
+    await until(leader, signing)
+    status = await security(leader, "GetCaStatus")
+    assert status.admins_until == pytest.approx(status.started_at + 3600.0, abs=60)
+    assert "admin" in [each.kind for each in status.members if each.blocking]
+    await security(leader, "RotateCa", admins_within=0.1)
+    await until(leader, over)
+    await until(
+        leader, lambda _: len(ca.certificates_in((leader.folder / "ca.pem").read_text())) == 1
+    )
+    with pytest.raises(grpc.aio.AioRpcError):
+        await asks(leader, leader.admin, (leader.folder / "ca.pem").read_text())

@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import pytest
 from imageregistry import layout_of, registry_in
-from managerhost import Running, manager_in
+from managerhost import Running, manager_beside, manager_in
 
 from orchestrator.agent.images.pulls import ImagePuller
 from orchestrator.agent.images.store import ImageStore
@@ -33,11 +33,14 @@ from orchestrator.pb import (
     dispatch_pb2_grpc,
     images_pb2,
     images_pb2_grpc,
+    managers_pb2,
+    managers_pb2_grpc,
 )
 
 pytestmark = pytest.mark.root
 
 SIZE = 4 << 20
+DIGEST = f"sha256:{'a' * 64}"
 HEARTBEAT = 0.5
 """Seconds between words of a node that has nothing to say."""
 
@@ -109,12 +112,20 @@ async def known_everywhere(running: Running, digest: str, count: int) -> None:
             await feed.next()
 
 
-async def test_a_registry_serves_twenty_nodes_once(tmp_path: Path) -> None:
+async def managers_in(stack: AsyncExitStack, folder: Path, count: int) -> list[Running]:
+    """The managers of a new cluster; the first one leads."""
+    leader = await stack.enter_async_context(manager_in(folder / "manager"))
+    others = [manager_beside(leader, folder / f"manager-{number}") for number in range(1, count)]
+    return [leader, *[await stack.enter_async_context(each) for each in others]]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_registry_serves_twenty_nodes_once(tmp_path: Path, count: int) -> None:
     async with AsyncExitStack() as stack:
         name, log = stack.enter_context(registry_in(tmp_path))
-        running = await stack.enter_async_context(manager_in(tmp_path / "manager"))
+        managers = await managers_in(stack, tmp_path, count)
         nodes = [
-            await stack.enter_async_context(light_node(running, tmp_path, number))
+            await stack.enter_async_context(light_node(managers[number % count], tmp_path, number))
             for number in range(20)
         ]
         layout = layout_of(tmp_path, SIZE)
@@ -125,7 +136,31 @@ async def test_a_registry_serves_twenty_nodes_once(tmp_path: Path) -> None:
         asked = Counter(re.findall(r'"GET (\S+/blobs/\S+) HTTP', log.read_text()))
         assert len(asked) == 2
         assert set(asked.values()) == {1}
-        await known_everywhere(running, digest, len(nodes))
+        await known_everywhere(managers[0], digest, len(nodes))
+
+
+async def test_a_pull_that_continues_counts_at_the_next_leader(tmp_path: Path) -> None:
+    request = images_pb2.AcquireRequest(name="web:1", digest=DIGEST, reports=True)
+    async with AsyncExitStack() as stack:
+        first, second, third = await managers_in(stack, tmp_path, 3)
+        pulling = await stack.enter_async_context(light_node(third, tmp_path, 1))
+        waiting = await stack.enter_async_context(light_node(second, tmp_path, 2))
+        pull = images_pb2_grpc.SourcesStub(pulling.channel).Acquire(request)
+        assert (await pull.read()).registry
+        cache = first.manager.cache
+        async with asyncio.timeout(60), cache.subscribe() as feed:
+            while len(cache.view.manager_presence) < 3:
+                await feed.next()
+        async with first.channel(first.admin) as channel:
+            await managers_pb2_grpc.ManagersStub(channel).StepDown(managers_pb2.StepDownRequest())
+        wait = images_pb2_grpc.SourcesStub(waiting.channel).Acquire(request)
+        reason = "waiting for node1, which pulls the image from its registry"
+        assert (await wait.read()).waiting == reason
+        pull.cancel()
+        while (grant := await wait.read()).waiting:
+            pass
+        assert grant.registry
+        wait.cancel()
 
 
 async def test_node_learns_which_source_it_waits_for(tmp_path: Path) -> None:

@@ -120,6 +120,10 @@ async def test_a_list_may_be_larger_than_grpcs_4_mib_and_longer_than_a_page(
         (lambda key, at, made: Guard(key + "-none", create_revision=0), True),
         (lambda key, at, made: Guard(key + "-none", mod_revision=at), False),
         (lambda key, at, made: Guard(key + "-none", create_revision=made), False),
+        (lambda key, at, made: Guard(key, unchanged_since=at), True),
+        (lambda key, at, made: Guard(key, unchanged_since=at + 1), True),
+        (lambda key, at, made: Guard(key, unchanged_since=made), False),
+        (lambda key, at, made: Guard(key + "-none", unchanged_since=0), True),
     ],
 )
 async def test_guards(

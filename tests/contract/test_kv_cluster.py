@@ -21,6 +21,8 @@ from kvhost import Host, hosted
 from orchestrator.manager.leader.election import Election, LeadershipLost, Term
 from orchestrator.manager.store.etcd import EtcdKv, EtcdRenewal
 from orchestrator.manager.store.kv import Delete, LeaseLost, Put, StoreUnavailable
+from orchestrator.manager.store.lease_renewal import Keeper
+from orchestrator.manager.store.leased_key import LeasedKey
 from tests.freeports import free_ports
 from tests.freezing import freeze
 
@@ -192,6 +194,33 @@ async def test_a_thread_renews_past_an_endpoint_that_does_not_answer(
         with EtcdRenewal([url, *host.endpoints], host.tls) as renewal:
             renewed = await asyncio.to_thread(renewal.renew, lease, "/held", 60)
     assert renewed.create_revision == revision
+
+
+async def test_a_killed_leader_is_followed_though_its_lease_lives(host: Host, kv: EtcdKv) -> None:
+    """As after a change of etcd's leader, which renews all leases."""
+    with EtcdRenewal(host.endpoints, host.tls) as renewal:
+        held = await LeasedKey(kv, "/extended", b"a", ttl=60).acquire()
+        keeper = Keeper(held, renewal, ttl=2, margin=0.3, announces=lambda: True)
+        keeper.start()
+
+        async def follow() -> int:
+            async with Election(kv, "/extended", "b", ttl=2).term() as term:
+                return term.revision
+
+        async with (
+            asyncio.timeout(60),
+            asyncio.TaskGroup() as group,
+            kv.watch("/extended", held.revision + 1) as changes,
+        ):
+            following = group.create_task(follow())
+            for _ in range(5):
+                [event] = (await anext(changes)).events
+                assert event.entry is not None
+                assert event.entry.value == b"a"
+                assert event.entry.create_revision == held.revision
+            keeper.stop()
+            assert await following > held.revision
+        assert await kv.keepalive(held.lease) > 0
 
 
 class Wire:

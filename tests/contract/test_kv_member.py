@@ -190,6 +190,18 @@ async def test_etcd_s_reason_for_not_starting_is_passed_on(folder: Path) -> None
                 pass
 
 
+async def test_a_damaged_database_is_named_with_the_remedy(folder: Path) -> None:
+    async with EtcdMember(folder / "etcd") as member, EtcdKv(member.endpoints, member.tls) as kv:
+        await kv.txn([], [Put("a", b"1")])
+    path = folder / "etcd" / "data" / "member" / "snap" / "db"
+    meta = 2 * 4096
+    path.write_bytes(path.read_bytes()[:meta] + b"damaged" * 4096)
+    damaged = r"does not start: panic: .*etcd\.err\); if its data are damaged, restore a backup"
+    with pytest.raises(StoreError, match=damaged):
+        async with EtcdMember(folder / "etcd"):
+            pass
+
+
 async def test_an_etcd_without_the_newest_flags_will_do(folder: Path) -> None:
     """Such as the 3.4 of Debian 12 and Ubuntu 24.04; the flags are those that it does not have."""
     older = folder / "etcd-3.4"

@@ -17,6 +17,7 @@ import grpc
 import pytest
 from managerhost import Running, manager_beside, manager_in
 
+from orchestrator.identity.authority import Authority
 from orchestrator.identity.bootstrap import new_admin
 from orchestrator.identity.certificates import KeyPair
 from orchestrator.manager.audit.trail import EntryFilter
@@ -46,7 +47,9 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
 
 def admin(running: Running, name: str) -> KeyPair:
     now = dt.datetime.now(dt.UTC)
-    return new_admin(running.authority, running.identity.cluster_id, now, name=name)
+    return new_admin(
+        Authority.local(running.authority), running.identity.cluster_id, now, name=name
+    )
 
 
 async def ticket(running: Running, by: KeyPair | None = None, read_only: bool = False) -> str:
@@ -192,6 +195,26 @@ async def test_another_manager_knows_and_ends_them_too(running: Running, tmp_pat
         stream = await browser.stream("/api/events")
         await revoke(running, "session", (await sessions(running))[0].id)
         await ended(stream)
+
+
+async def test_a_session_continues_at_another_manager(running: Running, tmp_path: Path) -> None:
+    async with manager_beside(running, tmp_path / "other") as other:
+        browser, there, late = Browser(running), Browser(other), Browser(other)
+        await browser.log_in(await ticket(running, read_only=True))
+        cache = running.manager.cache
+        async with asyncio.timeout(60), cache.subscribe() as feed:
+            while len(cache.view.manager_presence) < 2:
+                await feed.next()
+        status, found = await browser.ask("GET", "/api/elsewhere")
+        assert (status, found["managers"]) == (200, [f"127.0.0.1:{other.identity.port + 2}"])
+        unused = (await browser.ask("GET", "/api/elsewhere"))[1]["ticket"]
+        assert await there.log_in(found["ticket"]) == 200
+        first, second = await sessions(running)
+        assert (second.role, second.user, second.until) == ("viewer", first.user, first.until)
+        # Once the session has ended, its tickets open nothing.
+        await revoke(running, "session", first.id)
+        await other.manager.cache.wait_for(cache.revision)
+        assert await late.log_in(unused) == OVER
 
 
 class Clock:

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import grpc
@@ -34,6 +35,7 @@ from orchestrator.agent.statedb import StateDb
 from orchestrator.agent.tasks.status_reporter import StatusReporter
 from orchestrator.cli.app.contexts import Context, dump_context
 from orchestrator.identity import ca
+from orchestrator.identity.authority import Authority
 from orchestrator.identity.bootstrap import new_admin, store_node
 from orchestrator.identity.certificates import Issued, KeyPair, TlsFiles
 from orchestrator.identity.host_identity import NodeIdentity
@@ -80,7 +82,9 @@ DIALING: dict[str, asyncio.Task[str]] = {}
 class IdleWorker:
     """A node without containers."""
 
-    def remove_orphans(self, times: int) -> None:
+    orphans = SimpleNamespace(state=(), tasks=())
+
+    def remove_orphans(self, times: int, tasks: object) -> None:
         pass
 
     def apply(self, *args: object, **settings: object) -> None:
@@ -195,7 +199,10 @@ def pair_of(joined: Joined) -> KeyPair:
 
 def another_admin(running: Running, name: str) -> KeyPair:
     return new_admin(
-        running.authority, running.identity.cluster_id, dt.datetime.now(dt.UTC), name=name
+        Authority.local(running.authority),
+        running.identity.cluster_id,
+        dt.datetime.now(dt.UTC),
+        name=name,
     )
 
 
@@ -642,7 +649,9 @@ async def test_records_go_when_their_certificates_have_expired(
 
 async def test_an_admins_certificate_is_renewed_for_a_year(running: Running) -> None:
     now, short = dt.datetime.now(dt.UTC), dt.timedelta(days=10)
-    pair = new_admin(running.authority, running.identity.cluster_id, now, short, "anna")
+    pair = new_admin(
+        Authority.local(running.authority), running.identity.cluster_id, now, short, "anna"
+    )
     async with running.channel(pair) as channel:
         await info(channel)
     serial = await recorded(running, pair)

@@ -8,6 +8,7 @@ import json
 import subprocess
 import urllib.parse
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,18 +132,25 @@ class Browser:
         eventually(lambda: self.script(CLICK, selector, text))
 
 
-@pytest.fixture
-def browser(cluster: Cluster, tmp_path: Path) -> Iterator[Browser]:
+@contextmanager
+def chromium(folder: Path) -> Iterator[webdriver.Chrome]:
+    """A browser with its data in a folder."""
     options = Options()
     options.binary_location = "/usr/bin/chromium"
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path}"):
+    for flag in (*FLAGS, f"--user-data-dir={folder}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
     try:
-        yield Browser(driver, cluster)
+        yield driver
     finally:
         driver.quit()
+
+
+@pytest.fixture
+def browser(cluster: Cluster, tmp_path: Path) -> Iterator[Browser]:
+    with chromium(tmp_path) as driver:
+        yield Browser(driver, cluster)
 
 
 def test_the_cluster_is_seen_as_it_moves(cluster: Cluster, hello: str, browser: Browser) -> None:
@@ -383,6 +391,21 @@ def test_dashboard_works_by_keyboard(cluster: Cluster, hello: str, browser: Brow
     assert browser.script("return document.documentElement.dataset.theme") != dark
 
 
+def test_managers_are_shown_with_their_etcd_members(cluster: Cluster, browser: Browser) -> None:
+    browser.open()
+    browser.press("8")
+    browser.sees("Managers", "nav a[aria-current]")
+    browser.sees("1 of 1 etcd member healthy; a quorum needs 1.", "main")
+    [manager] = cluster.json("manager", "ls")
+    for text in (manager["hostname"], "leader", "ready", str(manager["raft_term"])):
+        browser.sees(text, "main tbody")
+    browser.press("/", "nothing-like-that")
+    browser.sees("No matching managers.", "main")
+    assert "managers ready" not in browser.text("#summary"), "while none is down"
+    browser.script("orc.cluster.changed({ managers: { m9: { name: 'lost', state: 'down' } } })")
+    browser.sees("1 of 2 managers ready", "#summary")
+
+
 @pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["desk", "phone"])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_dashboard_is_accessible(
@@ -395,7 +418,16 @@ def test_dashboard_is_accessible(
     )
     browser.open()
     browser.script("document.documentElement.dataset.theme = arguments[0]", theme)
-    for view in ("picture", "traffic", "services", "nodes", "tasks", "networks", "events"):
+    for view in (
+        "picture",
+        "traffic",
+        "services",
+        "nodes",
+        "tasks",
+        "networks",
+        "events",
+        "managers",
+    ):
         browser.script("location.hash = `#/${arguments[0]}`", view)
         browser.sees(view.capitalize(), "nav a[aria-current]")
         _check(browser, view)
@@ -419,7 +451,7 @@ def test_dashboard_requests_no_other_host_and_logs_no_error(
     cluster: Cluster, browser: Browser
 ) -> None:
     browser.open()
-    for key in "1234567":
+    for key in "12345678":
         browser.press(key)
         browser.sees("nodes ready", "#summary")
     hosts = set()

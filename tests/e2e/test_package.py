@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -82,6 +83,46 @@ def test_installed_they_serve_a_cluster_and_removed_they_are_gone(
     assert not (host.root / "usr/bin/orc").exists()
     # The cluster's own is left alone.
     assert (host.root / "var/lib/orc/manager/manager.json").exists()
+
+
+_THREE = """
+set -e
+wait_until() {
+    for _ in $(seq 300); do
+        if "$@" >/dev/null 2>&1; then return; fi
+        sleep 0.2
+    done
+    "$@"
+}
+ready() { test "$(orc manager ls -q --filter state=ready | wc -l)" = "$1"; }
+orc cluster init --advertise 127.0.0.1
+orc manager --config /etc/orc/manager.toml 2>/tmp/m1.log &
+wait_until ready 1
+for n in 2 3; do
+    data=/var/lib/orc/manager$n
+    token=$(orc cluster token -q manager)
+    orc cluster join --token "$token" --address 127.0.0.$n --data-dir $data 127.0.0.1:7421
+    orc manager --config /etc/orc/manager.toml --data-dir $data 2>/tmp/m$n.log &
+    wait_until ready $n
+done
+orc manager store status --format json >/tmp/status.json
+"""
+
+
+def test_managers_of_the_package_join(host: PackagedHost, packages: list[Path]) -> None:
+    installed(host, packages, "orc", "orc-common", "orc-agent", "orc-manager")
+    done = subprocess.run(
+        host.alone("sh", "-c", _THREE),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((host.root / "tmp" / "status.json").read_text())
+    assert sorted(row["role"] for row in rows) == ["follower", "follower", "leader"]
+    assert {row["quota"] for row in rows} == {4 << 30}
 
 
 def test_packages_contain_the_expected_files(packages: list[Path]) -> None:

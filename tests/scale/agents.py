@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from ipaddress import IPv4Address, IPv4Network
+from types import SimpleNamespace
 from typing import Any, cast
 
 import grpc
@@ -97,6 +98,8 @@ class _Task:
 class SimulatedWorker:
     """Obeys assignments: each state is reported as an agent does, and takes its time."""
 
+    orphans = SimpleNamespace(state=(), tasks=())
+
     def __init__(
         self, reporter: StatusReporter, seconds: float, started: Callable[[], None]
     ) -> None:
@@ -125,7 +128,7 @@ class SimulatedWorker:
             for id, each in self._tasks.items()
         )
 
-    def remove_orphans(self, times: int) -> None:
+    def remove_orphans(self, times: int, tasks: object) -> None:
         pass
 
     def apply(

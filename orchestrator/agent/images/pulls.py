@@ -259,7 +259,7 @@ class ImagePuller:
             yield images_pb2.Grant(nodes=sources, registry=self._registry is not None)
             return
         try:
-            async with background(self._report(granted.stub, request, received)):
+            async with background(self._hold(granted, request, received)):
                 yield granted.grant
         finally:
             granted.call.cancel()
@@ -303,6 +303,32 @@ class ImagePuller:
         if reported:
             on_wait("")
         return granted
+
+    async def _hold(
+        self, granted: _Granted, request: images_pb2.AcquireRequest, received: Received
+    ) -> None:
+        """Report the progress of a pull. If the manager ends, register the pull with another one,
+        so that meanwhile no other node pulls the image from the registry."""
+        stub, call, grant = granted.stub, granted.call, granted.grant
+        again = images_pb2.AcquireRequest()
+        again.CopyFrom(request)
+        again.pulling, again.source = True, next(iter(grant.nodes), "")
+        while True:
+            try:
+                async with background(self._report(stub, request, received)):
+                    while isinstance(await call.read(), images_pb2.Grant):
+                        pass
+            except grpc.aio.AioRpcError as error:
+                log.debug("a manager has dropped a pull: %s", error.details())
+            finally:
+                call.cancel()
+            # The session with another manager begins soon.
+            channel = None
+            while channel is None:
+                await asyncio.sleep(_RETRY)
+                channel = self._manager()
+            stub = images_pb2_grpc.SourcesStub(channel)
+            call = stub.Acquire(again)
 
     async def _report(
         self,

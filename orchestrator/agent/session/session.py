@@ -132,6 +132,8 @@ class Session:
         """(revision on this node, the manager's) of tables that are not acknowledged yet."""
         self._incarnation = ""
         """Of the cluster, as welcomed."""
+        self._orphans: tuple[object, ...] | None = None
+        """The state of the orphans as last sent to the manager; None before."""
         self._progress = 0.0
         """Loop time of the last acknowledgement or report."""
 
@@ -214,7 +216,9 @@ class Session:
             case "container_access":
                 self._expose(list(message.container_access.open))
             case "orphan_removal":
-                self._worker.remove_orphans(message.orphan_removal.times)
+                removal = message.orphan_removal
+                self._worker.remove_orphans(removal.times, removal.tasks)
+                self._wake.set()
             case "scrape":
                 self._scrapable(message.scrape.token_digest)
             case "revocations":
@@ -252,6 +256,7 @@ class Session:
         if networks is not None:
             self._endpoints.order(networks)
         self._version = order.results_in
+        self._wake.set()  # there may be other orphans
 
     def _take_endpoints(self, table: dispatch_pb2.EndpointTable) -> None:
         if not table.full and table.applies_to != self._table:
@@ -286,6 +291,7 @@ class Session:
                 await send(call, dispatch_pb2.AgentMessage(images=images))
             await self._send_changes(call)
             await self._send_network_plugins(call)
+            await self._send_orphans(call)
             await self._acknowledge_endpoints(call)
             try:
                 async with asyncio.timeout_at(beat if lull is None else min(beat, lull)):
@@ -324,6 +330,16 @@ class Session:
         if found != self._network_plugins:
             self._network_plugins = found
             await send(call, dispatch_pb2.AgentMessage(network_plugins=found))
+
+    async def _send_orphans(self, call: Any) -> None:
+        found = self._worker.orphans.state
+        known = self._orphans
+        if self._version is None or found == known:
+            return
+        self._orphans = found
+        if found or known or self._incarnation:
+            report = dispatch_pb2.OrphanReport(orphans=map(to_proto, self._worker.orphans.tasks))
+            await send(call, dispatch_pb2.AgentMessage(orphans=report))
 
     async def _acknowledge_endpoints(self, call: Any) -> None:
         revision = 0
@@ -532,7 +548,9 @@ class Dialer:
 
     async def _hold(self, address: str, failures: int) -> SessionEnded:
         others = len(self._candidates(address)) - 1
-        dial = self._dial_one_of_several if others else self._dial
+        # A name or a load balancer's address is no other manager.
+        several = len(self._db.managers()) > 1 if self._db.managers() else others > 0
+        dial = self._dial_one_of_several if several else self._dial
 
         def welcomed(welcome: dispatch_pb2.Welcome) -> None:
             self.connected_to = address

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exec and attach: the agent's end of a client's streams.
-
-Three flows are independent of each other: output, which is read from the program only as fast as
-the client receives it; input, with a window of bytes in flight; and control messages (a new
-terminal size, a signal), which overtake unread input.
+"""Exec and attach: the programs of a node that clients use.
 
 A client that disconnects does not end a program: it is detached from a container, and a program of
-`exec` continues, its output read and discarded. When the agent ends, such a program gets the same
+`exec` continues, its output read and discarded. Before that, its session is kept for a while, so
+that the client can resume it (`program_session`). When the agent ends, such a program gets the same
 hang-up as from a closed terminal.
 """
 
@@ -14,29 +11,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
-
-import grpc
 
 from orchestrator.agent.runtime.engine.bundle import ContainerHandle
 from orchestrator.agent.runtime.interface import Exit, RuntimeFailure
 from orchestrator.agent.runtime.io import execs
 from orchestrator.agent.runtime.io.attach import attach
-from orchestrator.agent.runtime.io.execs import ExecProgram, ExecSpec, Program
+from orchestrator.agent.runtime.io.execs import ExecProgram, ExecSpec
+from orchestrator.agent.streams.program_session import ProgramSession, send
 from orchestrator.agent.tasks.runner import TaskRunner
+from orchestrator.daemon.background import background
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import TaskStatus
 from orchestrator.pb import dispatch_pb2, interact_pb2
 
 log = logging.getLogger(__name__)
 
-WINDOW = 1 << 18
-"""Bytes of input in flight to one program."""
-
-_BROKEN = (grpc.RpcError, asyncio.InvalidStateError)
+RESUME_WITHIN = 20.0
+"""Seconds for which a session is kept for a client whose connection broke."""
 
 
 class ExecAttach:
@@ -52,8 +46,10 @@ class ExecAttach:
         self._access = access
         self._wait = wait
         self._group = asyncio.TaskGroup()
-        self._left: set[asyncio.Task[None]] = set()
-        """Programs whose clients have disconnected."""
+        self._kept: set[asyncio.Task[None]] = set()
+        """One for each session, and for each program whose client has left."""
+        self._sessions: dict[str, ProgramSession] = {}
+        """Those that can be resumed, by id."""
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
@@ -65,7 +61,7 @@ class ExecAttach:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for task in self._left:
+        for task in self._kept:
             task.cancel()
         await self._group.__aexit__(kind, error, trace)
 
@@ -89,22 +85,17 @@ class ExecAttach:
         try:
             if request.detach:
                 await execs.start_detached(access, spec)
-                await _send(call, attached=interact_pb2.Attached())
+                await send(call, attached=interact_pb2.Attached())
                 return dispatch_pb2.TunnelResult()
             program = await execs.start(access, spec)
         except RuntimeFailure as failure:
             if not failure.exit_code:
                 raise
             exited = interact_pb2.Exited(code=failure.exit_code, error=str(failure))
-            await _send(call, exited=exited)
+            await send(call, exited=exited)
             return dispatch_pb2.TunnelResult()
-        try:
-            await _Relay(call, program).run(readers)
-        except BaseException:
-            self._leave(program)
-            raise
-        program.close()
-        return dispatch_pb2.TunnelResult()
+        session = ProgramSession(program, access.container_id, resumable=bool(request.session))
+        return await self._begin(session, request.session, call, readers, lambda: _run_on(program))
 
     async def attach(
         self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
@@ -120,12 +111,22 @@ class ExecAttach:
             stdin=spec.open_stdin and request.stdin,
             tty=spec.tty,
         )
-        try:
-            if request.HasField("size"):
-                program.resize(request.size.rows, request.size.columns)
-            await _Relay(call, program).run(readers)
-        finally:
-            program.close()
+        session = ProgramSession(program, runner.id, resumable=bool(request.session), stalls=False)
+        if request.HasField("size"):
+            session.resize(request.size.rows, request.size.columns)
+        return await self._begin(session, request.session, call, readers)
+
+    async def resume(
+        self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
+    ) -> dispatch_pb2.TunnelResult:
+        """Continue the session of a client whose connection broke. Raises RuntimeFailure."""
+        request = order.resume
+        session = self._sessions.get(request.session)
+        if session is None or session.container != request.container:
+            raise RuntimeFailure("the session has ended on its node")
+        if request.HasField("size"):
+            session.resize(request.size.rows, request.size.columns)
+        await session.serve(call, readers, request.received, resumed=True)
         return dispatch_pb2.TunnelResult()
 
     def _runner(self, task_id: str) -> TaskRunner:
@@ -134,10 +135,39 @@ class ExecAttach:
             raise RuntimeFailure("the container is no longer on this node")
         return runner
 
-    def _leave(self, program: ExecProgram) -> None:
-        task = self._group.create_task(_run_on(program))
-        self._left.add(task)
-        task.add_done_callback(self._left.discard)
+    async def _begin(
+        self,
+        session: ProgramSession,
+        id: str,
+        call: Any,
+        readers: asyncio.TaskGroup,
+        afterwards: Callable[[], Awaitable[None]] | None = None,
+    ) -> dispatch_pb2.TunnelResult:
+        """Serve a new session; `afterwards` is what happens to a program whose client has left."""
+        if id:
+            self._sessions[id] = session
+        task = self._group.create_task(self._keep(session, id, afterwards))
+        self._kept.add(task)
+        task.add_done_callback(self._kept.discard)
+        await session.serve(call, readers)
+        return dispatch_pb2.TunnelResult()
+
+    async def _keep(
+        self,
+        session: ProgramSession,
+        id: str,
+        afterwards: Callable[[], Awaitable[None]] | None,
+    ) -> None:
+        """Run a session for as long as its client uses it or may come back."""
+        try:
+            async with background(session.run()):
+                await session.left(RESUME_WITHIN)
+            self._sessions.pop(id, None)
+            if afterwards is not None and not session.ended:
+                await afterwards()
+        finally:
+            self._sessions.pop(id, None)
+            session.close()
 
 
 class _Ending(Protocol):
@@ -168,96 +198,3 @@ async def _run_on(program: ExecProgram) -> None:
         await program.drain()
     except OSError as error:
         log.warning("the output of a program without a client cannot be read: %s", error)
-    finally:
-        program.close()
-
-
-class _Relay:
-    """Relays the streams between one client and one program."""
-
-    def __init__(self, call: Any, program: Program) -> None:
-        self._call = call
-        self._program = program
-        self._sending = asyncio.Lock()
-        self._waiting: deque[bytes] = deque()
-        self._size = 0
-        """Bytes that are queued."""
-        self._ended = False
-        self._changed = asyncio.Event()
-        self._consumed = 0
-        """Bytes of input that the program has read."""
-
-    async def run(self, readers: asyncio.TaskGroup) -> None:
-        """Run until the program has ended and all its output is sent. Tasks in `readers` continue
-        to read the client's input until it has received the end and closes."""
-        program = self._program
-        await self._send(
-            attached=interact_pb2.Attached(
-                tty=program.tty, stdin=program.stdin, stdin_window=WINDOW
-            )
-        )
-        readers.create_task(self._take())
-        feeder = readers.create_task(self._feed())
-        try:
-            while (output := await program.read()) is not None:
-                stderr, data = output
-                await self._send(**{"stderr" if stderr else "stdout": data})
-            code = await program.wait()
-            # Not during a write to the client: cancelling a write ends the call.
-            async with self._sending:
-                feeder.cancel()
-        finally:
-            feeder.cancel()
-            # It uses descriptors that are closed afterwards.
-            await asyncio.wait((feeder,))
-        await self._send(exited=interact_pb2.Exited(code=code))
-
-    async def _send(self, **message: Any) -> None:
-        async with self._sending:
-            await _send(self._call, **message)
-
-    async def _take(self) -> None:
-        try:
-            while isinstance(frame := await self._call.read(), dispatch_pb2.Frame):
-                message = frame.session_input
-                match message.WhichOneof("kind"):
-                    case "stdin":
-                        self._waiting.append(message.stdin)
-                        self._size += len(message.stdin)
-                        if self._size > WINDOW:
-                            log.warning("a client sent more input than its window allows")
-                            self._call.cancel()
-                            return
-                    case "eof":
-                        self._ended = True
-                    case "resize":
-                        self._program.resize(message.resize.rows, message.resize.columns)
-                    case "signal":
-                        await self._program.signal(message.signal)
-                self._changed.set()
-        except _BROKEN:
-            return
-
-    async def _feed(self) -> None:
-        acknowledged = 0
-        try:
-            while True:
-                while self._waiting:
-                    data = self._waiting.popleft()
-                    await self._program.write(data)
-                    self._size -= len(data)
-                    self._consumed += len(data)
-                    if self._consumed - acknowledged >= WINDOW // 4:
-                        acknowledged = self._consumed
-                        await self._send(stdin_taken=acknowledged)
-                if self._ended:
-                    await self._program.end_input()
-                    return
-                self._changed.clear()
-                await self._changed.wait()
-        except _BROKEN:
-            return
-
-
-async def _send(call: Any, **message: Any) -> None:
-    await call.write(dispatch_pb2.Frame(session_output=interact_pb2.SessionOutput(**message)))

@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.agent.streams.tunnels import TunnelFailure
+from orchestrator.identity.host_identity import retire_manager
 from orchestrator.pb import dispatch_pb2
 
 _UNIT = "orc-manager.service"
+_MANAGER_DATA = Path("/var/lib/orc/manager")
+"""Data directory of the manager's unit."""
 _UNIT_FOLDERS = tuple(map(Path, ("/etc/systemd/system", "/usr/lib/systemd/system")))
 TOKEN = "ORC_JOIN_TOKEN"
 """Environment variable with the join token: an argument would be visible to every user."""
@@ -27,11 +30,15 @@ TOKEN = "ORC_JOIN_TOKEN"
 class HostRole:
     """Serves `host_role` requests."""
 
-    def __init__(self, address: str, command: Sequence[str] = ()) -> None:
+    def __init__(
+        self, address: str, command: Sequence[str] = (), manager_data: Path = _MANAGER_DATA
+    ) -> None:
         """`address` is the host's own. `command` is run with the arguments `join ADDRESS OWN` or
-        `leave`; empty: `orc cluster join`, and systemd."""
+        `leave`; empty: `orc cluster join`, and systemd. `manager_data` is the data directory of the
+        manager that systemd runs."""
         self._address = address
         self._command = tuple(command)
+        self._manager_data = manager_data
         self._turn = asyncio.Lock()
 
     async def serve(
@@ -44,6 +51,9 @@ class HostRole:
                 await _run(self._joining(wanted.join_address), {TOKEN: wanted.token})
             else:
                 await _run(self._leaving(), {})
+                if not self._command:
+                    # It may have been stopped before it noticed that it was removed.
+                    await asyncio.to_thread(retire_manager, self._manager_data)
         return dispatch_pb2.TunnelResult()
 
     def _joining(self, to: str) -> tuple[str, ...]:

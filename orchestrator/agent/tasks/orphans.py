@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from orchestrator.agent.statedb import StateDb
 from orchestrator.agent.tasks.runner import TaskRunner
 from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ class Orphans:
         self._db = db
         self._runners = runners
         self._ids = db.orphans()
+        self._leaving: set[str] = set()
+        """Ids of orphans that are being removed."""
 
     def __contains__(self, task_id: str) -> bool:
         return task_id in self._ids
@@ -43,8 +47,29 @@ class Orphans:
             names.append(f"{len(found) - _MOST_NAMED} more")
         return (
             f"orphans, which the restored cluster does not know, run here: {', '.join(names)}; "
-            "stop them with 'orc node update --remove-orphans'"
+            "'orc orphan' adopts or removes them"
         )
+
+    @property
+    def tasks(self) -> list[Task]:
+        """All orphans with their present statuses, those that are being removed included."""
+        return [
+            replace(runner.task, status=runner.status_with_addresses) for runner in self._found()
+        ]
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        """What managers know of the orphans: they are reported when it changes."""
+        return tuple(
+            (runner.id, runner.status.state, runner.status.pid, runner.status.health)
+            for runner in self._found()
+        )
+
+    def _found(self) -> list[TaskRunner]:
+        if not self._ids and not self._leaving:
+            return []
+        ids = sorted(self._ids | self._leaving)
+        return [self._runners[id] for id in ids if id in self._runners]
 
     def hold(self, assigned: Collection[str], incarnation: str) -> None:
         """Determine which running tasks are orphans, from the ids of a full set."""
@@ -63,19 +88,24 @@ class Orphans:
             self._db.put_orphans(incarnation, held)
 
     def release(self, ids: Collection[str]) -> None:
-        """These tasks are orphans no more: they are assigned again, or have ended."""
+        """These tasks are orphans no more: they are assigned again, or are to be removed."""
         if not self._ids.isdisjoint(ids):
             self._ids -= frozenset(ids)
             self._db.put_orphans(self._db.incarnation(), self._ids)
 
-    def taken(self, times: int) -> frozenset[str]:
-        """Release and return the orphans to remove, now that a user has asked for it so often."""
+    def ended(self, id: str) -> None:
+        """This task was removed."""
+        self._leaving.discard(id)
+        self.release([id])
+
+    def taken(self, times: int, tasks: Collection[str]) -> frozenset[str]:
+        """Release and return the orphans to remove: those in `tasks`, or all if a user has asked
+        for that more often than before."""
         asked = times > self._db.orphan_removals()
         if times != self._db.orphan_removals():
             self._db.put_orphan_removals(times)
-        if not asked:
-            return frozenset()
-        ids = self._ids
+        ids = self._ids if asked else self._ids & frozenset(tasks)
+        self._leaving |= ids
         self.release(ids)
         return ids
 

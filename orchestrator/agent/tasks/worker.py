@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -182,9 +182,10 @@ class Worker:
             self._swept = True
             self._spawn(self._sweep(), "sweep")
 
-    def remove_orphans(self, times: int) -> None:
-        """Remove the orphans if a user has asked for it more often than before: `times`."""
-        for task_id in self.orphans.taken(times):
+    def remove_orphans(self, times: int, tasks: Collection[str] = ()) -> None:
+        """Remove those of the orphans that are in `tasks`; or all, if a user has asked for that
+        more often than before: `times`."""
+        for task_id in self.orphans.taken(times, tasks):
             if (runner := self._runners.get(task_id)) is not None:
                 runner.unassign()
 
@@ -272,7 +273,7 @@ class Worker:
             await runner.run()
         self._db.forget(runner.id)
         del self._runners[runner.id]
-        self.orphans.release([runner.id])
+        self.orphans.ended(runner.id)
         self._reporter.forget(runner.id)
         self._backends.logs.forget(runner.id)
         self._backends.log_drivers.forget(runner.id)

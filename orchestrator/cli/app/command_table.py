@@ -64,6 +64,11 @@ SECTIONS = (
             Lazy("inspect", ".system.inspect_command:inspect", "Show details of any object"),
             Lazy("port", ".container.ps_commands:port", "List the published ports of a container"),
             Lazy("events", ".system.event_commands:events", "Stream events of the cluster"),
+            Lazy(
+                "orphan",
+                ".container.orphan_commands:orphan",
+                "Containers that a restored cluster does not know",
+            ),
             Lazy("container", ".app.management_commands:container", "Manage containers"),
         ),
     ),

@@ -30,6 +30,7 @@ Name = Literal[
     "jobs",
     "networks",
     "nodes",
+    "orphans",
     "paused_containers",
     "revocable_identities",
     "running_containers",

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, cast
 
 import click
 
 from orchestrator.cli.app.command_groups import Lazy, OrcGroup, example
+from orchestrator.cli.cluster.backup_status import backup_document, backup_fields
 from orchestrator.cli.flags.flag_types import CERTIFICATE_LIFETIME, Parsed
 from orchestrator.cli.flags.update_settings import parse_member
 from orchestrator.cli.output.listings import (
@@ -19,6 +21,7 @@ from orchestrator.cli.output.listings import (
     rfc3339,
 )
 from orchestrator.cli.rpc.client import Client, pass_client
+from orchestrator.model.convert import recognized
 from orchestrator.model.placement import Strategy
 from orchestrator.model.units import format_duration
 from orchestrator.model.validation.host_access import read_access
@@ -44,6 +47,7 @@ _HOSTS = (
 
 _DISASTER = (
     Lazy("backup", ".cluster.backup_commands:backup", "Back up the cluster to a file"),
+    Lazy("backups", ".cluster.backup_commands:backups", "List the managers' scheduled backups"),
     Lazy("restore", ".cluster.backup_commands:restore", "Restore a cluster on this host"),
     Lazy(
         "recover",
@@ -108,10 +112,12 @@ def info(client: Client, form: str) -> None:
             ("Tasks running", str(reply.tasks_running)),
             ("Network", reply.network_cidr),
             ("Node is down after", format_duration(reply.node_timeout)),
-            ("Strategy", enum_word(Strategy(reply.strategy))),
+            ("Strategy", enum_word(recognized(Strategy, reply.strategy))),
             ("Certificates last", format_duration(reply.certificate_lifetime)),
             ("Open to containers", ", ".join(reply.container_access) or "none"),
             ("Nodes join at", reply.join_address),
+            # A manager of an earlier version does not say.
+            *(backup_fields(reply.backups, time.time()) if reply.HasField("backups") else ()),
             *(("Cannot be decoded", _undecodable(each)) for each in reply.undecodable),
         ]
     )
@@ -139,9 +145,10 @@ def cluster_document(reply: Any) -> Row:
         "services": reply.services,
         "tasks_running": reply.tasks_running,
         "join_address": reply.join_address,
-        "strategy": enum_word(Strategy(reply.strategy)),
+        "strategy": enum_word(recognized(Strategy, reply.strategy)),
         "certificate_lifetime": reply.certificate_lifetime,
         "container_access": list(reply.container_access),
+        "backups": backup_document(reply.backups),
         "undecodable": [
             {"key": each.key, "reason": each.reason, "held_services": list(each.held_services)}
             for each in reply.undecodable

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -187,6 +188,32 @@ def create(name: str, endpoints: tuple[str, ...], ca: str, cert: str, key: str, 
     )
     save_context(context, use=use)
     click.echo(name)
+
+
+@context.command(
+    epilog=example(
+        "orc context update --endpoint 192.168.1.20",
+        "orc context update --endpoint 192.168.1.20 --endpoint 192.168.1.21 prod",
+    )
+)
+@click.argument("name", required=False, shell_complete=completes("contexts"))
+@click.option(
+    "--endpoint",
+    "endpoints",
+    multiple=True,
+    required=True,
+    metavar="HOST[:PORT]",
+    help=f"A manager's address; repeatable. The port is {DEFAULT_PORT} unless given.",
+)
+def update(name: str | None, endpoints: tuple[str, ...]) -> None:
+    """Set the managers of a context, by default of the one in use.
+
+    Contexts learn new managers by themselves. This is for the case that all of them got other
+    addresses, as after a restore.
+    """
+    found = load_context(name)
+    save_context(replace(found, endpoints=tuple(map(_endpoint, endpoints))), use=False)
+    click.echo(found.name)
 
 
 def _endpoint(text: str) -> str:

@@ -11,9 +11,11 @@ import click
 
 from orchestrator.cli.app.command_groups import OrcGroup, example
 from orchestrator.cli.app.errors import CliError, ManagerLost, Refused
+from orchestrator.cli.cluster.external_ca_options import external_ca_options, read_flags
+from orchestrator.cli.flags.flag_types import DURATION
 from orchestrator.cli.output.listings import format_option, print_fields, print_json, rfc3339
 from orchestrator.cli.rpc.client import Client, pass_client
-from orchestrator.pb import security_pb2
+from orchestrator.pb import security_pb2, types_pb2
 
 
 @click.group(cls=OrcGroup, epilog=example("orc cluster key rotate"))
@@ -63,23 +65,66 @@ def _progress(reply: Any) -> str:
 
 @click.group(cls=OrcGroup, epilog=example("orc cluster ca rotate", "orc cluster ca status"))
 def ca() -> None:
-    """Rotate the cluster's certificate authority (CA)."""
+    """Rotate the cluster's certificate authority (CA), or use an external one."""
 
 
-@ca.command("rotate", epilog=example("orc cluster ca rotate"))
+@ca.command(
+    "rotate", epilog=example("orc cluster ca rotate", "orc cluster ca rotate --admins-within 24h")
+)
+@click.option(
+    "--admins-within",
+    type=DURATION,
+    help="How long to wait for admins, once the new CA signs; 168h by default. Also changes a "
+    "rotation in progress.",
+)
 @click.option(
     "--force", is_flag=True, help="Remove the former CA now, without members that are missing."
 )
 @pass_client
-def rotate_ca(client: Client, force: bool) -> None:
+def rotate_ca(client: Client, admins_within: float | None, force: bool) -> None:
     """Replace the CA, online: managers and nodes renew their certificates within minutes.
 
     Join tokens change. An admin's certificate is renewed by the admin's next command. Once all
     have renewed, the former CA is removed. 'orc cluster ca status' names those that have not;
-    with --force they have to join again.
+    with --force they have to join again. Admins who have run no command after --admins-within
+    need another context ('orc cluster admin').
     """
-    reply = client.call("Security.RotateCa", security_pb2.RotateCaRequest(force=force))
+    request = security_pb2.RotateCaRequest(force=force, admins_within=admins_within or 0.0)
+    reply = client.call("Security.RotateCa", request)
     click.echo(_ca_phase(reply))
+
+
+@ca.command(
+    "external",
+    epilog=example(
+        "orc cluster ca external --ca-cert ca.pem --ca-profile orc --auth-key-file auth.key "
+        "https://ca.example.com:8888/api/v1/cfssl/authsign"
+    ),
+)
+@external_ca_options
+@click.option(
+    "--admins-within",
+    type=DURATION,
+    help="How long to wait for admins, once the new CA signs; 168h by default.",
+)
+@click.argument("url")
+@pass_client
+def external_ca(client: Client, url: str, admins_within: float | None, **flags: Any) -> None:
+    """Have an external CA sign the cluster's certificates, online.
+
+    Managers send it signing requests, as cfssl takes them. They authenticate them with the key in
+    --auth-key-file, and show their certificates. The key of the former CA is deleted.
+    'orc cluster ca status' shows the progress; 'orc cluster ca rotate' returns to a CA of the
+    managers' own. Repeat the command with the same CA to change the endpoint or its key.
+    """
+    given = read_flags(url, **flags)
+    request = security_pb2.RotateCaRequest(
+        admins_within=admins_within or 0.0,
+        external=types_pb2.ExternalCa(url=url, profile=given.profile, root=given.root),
+        ca_certificate=given.ca_certificate,
+        auth_key=given.auth_key,
+    )
+    click.echo(_ca_phase(client.call("Security.RotateCa", request)))
 
 
 @ca.command("status", epilog=example("orc cluster ca status"))
@@ -93,9 +138,11 @@ def ca_status(client: Client, form: str) -> None:
             {
                 "phase": reply.phase,
                 "digest": reply.digest,
+                "external_url": reply.external.url,
                 "expires_at": rfc3339(reply.expires_at),
                 "former_digest": reply.former,
                 "started_at": rfc3339(reply.started_at),
+                "admins_until": rfc3339(reply.admins_until),
                 "members": [
                     {
                         "kind": each.kind,
@@ -114,12 +161,16 @@ def ca_status(client: Client, form: str) -> None:
         [
             ("Digest", reply.digest),
             ("Expires", rfc3339(reply.expires_at) or ""),
+            *([("External", reply.external.url)] if reply.external.url else []),
             ("Rotation", _ca_phase(reply)),
         ]
     )
     for each in reply.members:
         if each.blocking:
-            click.echo(f"{each.kind} {each.name}: {each.reason}")
+            until = f"; waited for until {rfc3339(reply.admins_until)}"
+            click.echo(
+                f"{each.kind} {each.name}: {each.reason}{until if each.kind == 'admin' else ''}"
+            )
 
 
 def _ca_phase(reply: Any) -> str:

@@ -12,6 +12,7 @@ import click
 from orchestrator.cli.app.command_groups import OrcGroup, example
 from orchestrator.cli.app.contexts import learn_endpoints
 from orchestrator.cli.cluster.manager_removal import remove_manager
+from orchestrator.cli.cluster.store_commands import store
 from orchestrator.cli.output.batch import one_by_one
 from orchestrator.cli.output.listings import (
     Column,
@@ -102,6 +103,9 @@ def remove(client: Client, managers: tuple[str, ...], force: bool) -> None:
     one_by_one(managers, one)
 
 
+manager.add_command(store)
+
+
 def manager_row(found: Any) -> Row:
     """A ManagerRow as a row of listings."""
     manager, status = found.manager, found.status
@@ -121,6 +125,7 @@ def manager_row(found: Any) -> Row:
         "lag": found.lag if known else None,
         "database_size": status.database_size if known else None,
         "database_used": status.database_used if known else None,
+        "database_quota": status.database_quota if known else None,
         "created_at": rfc3339(manager.created_at),
         "current": found.current,
     }

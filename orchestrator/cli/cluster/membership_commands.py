@@ -22,9 +22,15 @@ import click
 from orchestrator.cli.app.command_groups import example
 from orchestrator.cli.app.contexts import Context, save_context
 from orchestrator.cli.app.errors import CliError
+from orchestrator.cli.cluster.external_ca_options import (
+    ExternalCaFlags,
+    external_ca_options,
+    read_flags,
+)
 from orchestrator.cli.flags.flag_types import CERTIFICATE_LIFETIME
 
 if TYPE_CHECKING:
+    from orchestrator.identity.authority import Authority
     from orchestrator.identity.host_identity import ManagerIdentity
 
 _SYSTEMD_RUNTIME = Path("/run/systemd/system")
@@ -120,6 +126,18 @@ def _network(text: str) -> str:
     return str(network)
 
 
+def _external_authority(given: ExternalCaFlags) -> Authority:
+    """Raises CannotSign."""
+    from orchestrator.identity.authority import Authority, checked_auth_key, checked_ca, checked_url
+    from orchestrator.model.access import ExternalCa
+
+    return Authority(
+        checked_ca(given.ca_certificate, dt.datetime.now(dt.UTC)),
+        external=ExternalCa(url=checked_url(given.url), profile=given.profile, root=given.root),
+        auth_key=checked_auth_key(given.auth_key),
+    )
+
+
 @click.command(epilog=example("orc cluster init --advertise 192.168.1.10"))
 @click.option(
     "--advertise", required=True, metavar="IP", help="This host's address, which other hosts reach."
@@ -141,12 +159,31 @@ def _network(text: str) -> str:
     show_default=True,
     help="Lifetime of certificates; they are renewed automatically at half of it.",
 )
+@click.option(
+    "--external-ca",
+    metavar="URL",
+    help="Have an external CA sign certificates, through this endpoint.",
+)
+@external_ca_options
 def init(
-    advertise: str, listen_port: int, network: str, data_dir: Path, name: str, cert_expiry: float
+    advertise: str,
+    listen_port: int,
+    network: str,
+    data_dir: Path,
+    name: str,
+    cert_expiry: float,
+    external_ca: str | None,
+    **flags: Any,
 ) -> None:
-    """Initialize a cluster on this host: a CA, certificates, and your admin context."""
+    """Initialize a cluster on this host: a CA, certificates, and your admin context.
+
+    With --external-ca, the CA is one outside of the cluster: see 'orc cluster ca external'.
+    """
+    from orchestrator.identity.authority import CannotSign
     from orchestrator.identity.bootstrap import AlreadyThere, init_cluster
 
+    if external_ca is None and any(flags.values()):
+        raise click.UsageError("--ca-cert and the flags that go with it need --external-ca")
     address = own_address(advertise)
     try:
         identity, authority, admin = init_cluster(
@@ -155,8 +192,9 @@ def init(
             listen_port,
             _network(network),
             dt.timedelta(seconds=cert_expiry),
+            _external_authority(read_flags(external_ca, **flags)) if external_ca else None,
         )
-    except AlreadyThere as error:
+    except (AlreadyThere, CannotSign) as error:
         raise CliError(str(error)) from None
     except PermissionError as error:
         raise CliError(f"cannot write {error.filename}: run this as root (sudo)") from None
@@ -211,6 +249,8 @@ def join(token: str, address: str, listen_port: int, data_dir: Path | None, mana
 
     A join that was cut off can be repeated.
     """
+    # Behind a load balancer, certificates of other managers than the expected one are met.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from orchestrator.identity.bootstrap import (
         AlreadyThere,
         check_new_node,
@@ -371,9 +411,10 @@ def reconnect(data_dir: Path, managers: tuple[str, ...]) -> None:
     click.echo(f"Node {identity.node_id} connects to {', '.join(endpoints)} from now on.")
 
 
-def _ca_key(data_dir: Path) -> str:
-    """The key of the CA; asks for the unlock key if it is locked. Raises CliError, OSError."""
+def _authority(data_dir: Path) -> Authority:
+    """The cluster's CA; asks for the unlock key if its key is locked. Raises CliError, OSError."""
     from orchestrator.cli.cluster.key_commands import entered_unlock_key
+    from orchestrator.identity.authority import Authority
     from orchestrator.identity.key_files import CA_KEY, KeyFiles, WrongUnlockKey
 
     files = KeyFiles(data_dir)
@@ -382,9 +423,10 @@ def _ca_key(data_dir: Path) -> str:
             files.unlock(entered_unlock_key())
         except WrongUnlockKey as error:
             raise CliError(str(error)) from None
-    if (key := files.text(CA_KEY)) is None:
+    authority = Authority.of_host(files)
+    if not authority.key and not authority.external.url:
         raise CliError(f"{data_dir / CA_KEY} is missing; run this on another manager")
-    return key
+    return authority
 
 
 @click.command(epilog=example("sudo orc cluster advertise 192.168.1.20"))
@@ -396,18 +438,16 @@ def advertise(data_dir: Path, address: str) -> None:
     The manager gets a certificate for the address and restarts; then the other managers and all
     agents learn it. Contexts learn it with 'orc manager ls'.
     """
-    from orchestrator.identity import ca
-    from orchestrator.identity.certificates import KeyPair, TlsFiles
+    from orchestrator.identity.authority import CannotSign
+    from orchestrator.identity.certificates import TlsFiles
     from orchestrator.identity.host_identity import NoIdentity, read_manager, remember
 
     new = own_address(address)
     try:
         identity = read_manager(data_dir)
         files = TlsFiles.of(data_dir, "manager")
-        authority = KeyPair(files.ca.read_text(), _ca_key(data_dir))
         files.pair.replace(
-            ca.issue(
-                authority,
+            _authority(data_dir).issue(
                 common_name=identity.manager_id,
                 role="manager",
                 cluster_id=identity.cluster_id,
@@ -416,7 +456,7 @@ def advertise(data_dir: Path, address: str) -> None:
             )
         )
         remember(data_dir, address=new)
-    except NoIdentity as error:
+    except (NoIdentity, CannotSign) as error:
         raise CliError(str(error)) from None
     except PermissionError as error:
         raise CliError(f"cannot write {error.filename}: run this as root (sudo)") from None
@@ -440,14 +480,13 @@ def advertise(data_dir: Path, address: str) -> None:
 def admin(data_dir: Path, name: str, admin_name: str | None) -> None:
     """Create an admin's context on a manager's host, replacing one of this name: for another
     person, or after the certificate of the old one has expired or was revoked."""
+    from orchestrator.identity.authority import CannotSign
     from orchestrator.identity.bootstrap import new_admin
-    from orchestrator.identity.certificates import KeyPair, TlsFiles
     from orchestrator.identity.host_identity import NoIdentity, read_manager
 
     try:
         identity = read_manager(data_dir)
-        files = TlsFiles.of(data_dir, "manager")
-        authority = KeyPair(files.ca.read_text(), _ca_key(data_dir))
+        authority = _authority(data_dir)
     except NoIdentity as error:
         raise CliError(str(error)) from None
     except PermissionError as error:
@@ -458,7 +497,10 @@ def admin(data_dir: Path, name: str, admin_name: str | None) -> None:
             f"'{holder}' cannot be an admin's name; give --name with up to 63 lower-case letters, "
             "digits, and single . _ - between them"
         )
-    made = new_admin(authority, identity.cluster_id, dt.datetime.now(dt.UTC), name=holder)
+    try:
+        made = new_admin(authority, identity.cluster_id, dt.datetime.now(dt.UTC), name=holder)
+    except CannotSign as error:
+        raise CliError(str(error)) from None
     endpoint = f"{identity.address}:{identity.port}"
     save_context(Context(name, (endpoint,), authority.certificate, made.certificate, made.key))
     click.echo(f"Context {name!r} is of admin {holder!r} of cluster {identity.cluster_id}.")

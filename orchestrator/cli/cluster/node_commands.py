@@ -15,7 +15,6 @@ from orchestrator.cli.app.command_groups import OrcGroup, example
 from orchestrator.cli.app.completion_names import completes
 from orchestrator.cli.app.contexts import learn_endpoints
 from orchestrator.cli.app.errors import INTERRUPTED, CliError, ManagerLost, NotConverged
-from orchestrator.cli.cluster.manager_removal import remove_manager
 from orchestrator.cli.cluster.node_rows import node_columns, node_row
 from orchestrator.cli.flags.flag_types import DURATION, pairs
 from orchestrator.cli.output.batch import inspect_options, one_by_one, print_inspected
@@ -27,12 +26,12 @@ from orchestrator.cli.output.listings import (
     print_list,
 )
 from orchestrator.cli.rpc.client import RECONNECT_PAUSE, Client, pass_client
-from orchestrator.model.names import near_miss
-from orchestrator.model.nodes import Availability
-from orchestrator.model.placement import MAX_REPLICAS
+from orchestrator.model.bounds import MAX_REPLICAS
 from orchestrator.model.units import format_cores, format_duration, format_memory
 from orchestrator.model.validation.host_access import ALLOWANCES, parse_allowances
-from orchestrator.pb import control_pb2, managers_pb2
+from orchestrator.pb import control_pb2, types_pb2
+
+_AVAILABILITY = "AVAILABILITY_"
 
 
 @click.group(cls=OrcGroup, epilog=example("orc node ls"))
@@ -111,13 +110,14 @@ def ps(
     filters: Mapping[str, Sequence[str]],
     no_trunc: bool,
 ) -> None:
-    """List the tasks of nodes."""
-    from orchestrator.cli.service.service_rows import task_columns, task_rows
+    """List the tasks of nodes, and orphans there."""
+    from orchestrator.cli.service.service_rows import orphan_rows, task_columns, task_rows
 
     rows = []
     for name in nodes:
         reply = client.call("ListTasks", control_pb2.ListTasksRequest(node=name))
         rows += task_rows(reply.tasks, reply.hostnames, time.time())
+        rows += orphan_rows(reply.orphans, reply.hostnames, time.time())
     print_list(rows, task_columns(no_trunc), form=form, quiet=quiet, filters=filters)
 
 
@@ -132,7 +132,9 @@ def ps(
 @click.argument("name", metavar="NODE", shell_complete=completes("nodes"))
 @click.option(
     "--availability",
-    type=click.Choice([each.name.lower() for each in Availability]),
+    type=click.Choice(
+        [name.removeprefix(_AVAILABILITY).lower() for name, _ in types_pb2.Availability.items()]
+    ),
     help="active: run tasks; pause: keep tasks, take no new ones; drain: move tasks elsewhere.",
 )
 @click.option(
@@ -229,7 +231,8 @@ def update(
         deadline=deadline or 0.0,
     )
     if availability is not None:
-        request.availability = Availability[availability.upper()].value  # type: ignore[assignment]
+        number = types_pb2.Availability.Value(_AVAILABILITY + availability.upper())
+        request.availability = number  # type: ignore[assignment]
     written = client.call("UpdateNode", request)
     click.echo(name)
     if availability == "drain" and not detach and not client.is_dry_run:
@@ -295,6 +298,8 @@ def _find(rows: Sequence[Any], name: str) -> Any:
         return found[0]
     if found:
         raise CliError(f"{name!r} is ambiguous; use a full id from 'orc node ls'")
+    from orchestrator.model.names import near_miss
+
     meant = near_miss(name, [row.node.description.hostname for row in rows])
     hint = f"did you mean {meant!r}?" if meant else "see 'orc node ls'"
     raise CliError(f"no node {name!r}; {hint}")
@@ -359,10 +364,11 @@ def _containers(client: Client, node_id: str) -> list[str]:
 
 
 def _active(client: Client, node_id: str) -> list[Any]:
+    from orchestrator.model.convert import recognized
     from orchestrator.model.states import TaskState, is_terminal
 
     tasks = client.call("ListTasks", control_pb2.ListTasksRequest(node=node_id)).tasks
-    return [task for task in tasks if not is_terminal(TaskState(task.status.state))]
+    return [task for task in tasks if not is_terminal(recognized(TaskState, task.status.state))]
 
 
 def _counted(tasks: Sequence[Any]) -> str:
@@ -397,6 +403,7 @@ _PROMOTION = 120.0
 @pass_client
 def promote(client: Client, nodes: tuple[str, ...]) -> None:
     """Make the hosts of nodes managers, too, and wait until they are ready."""
+    from orchestrator.pb import managers_pb2
 
     def one(name: str) -> None:
         request = managers_pb2.PromoteNodeRequest(node=name)
@@ -438,6 +445,8 @@ def promote(client: Client, nodes: tuple[str, ...]) -> None:
 @pass_client
 def demote(client: Client, nodes: tuple[str, ...], force: bool) -> None:
     """Remove the managers on the hosts of nodes; the nodes remain."""
+    from orchestrator.cli.cluster.manager_removal import remove_manager
+    from orchestrator.pb import managers_pb2
 
     def one(name: str) -> None:
         request = managers_pb2.DemoteNodeRequest(node=name, force=force)

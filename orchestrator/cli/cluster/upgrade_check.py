@@ -11,6 +11,13 @@ from dataclasses import dataclass
 
 from orchestrator.model.compatibility.agent_features import AGENT_FEATURES, describe_feature
 from orchestrator.model.compatibility.releases import MAX_SKEW, minor_release, newest, within_skew
+from orchestrator.model.units import format_age
+
+SEVERAL_MANAGERS = (0, 2)
+"""The first minor release that knows several managers."""
+
+OLD_BACKUP = 24 * 3600.0
+"""Seconds after which a backup is too old to be the last one before an upgrade."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,16 @@ class SchemaFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class BackupFacts:
+    """The backups of a cluster."""
+
+    age: float | None = None
+    """Seconds since the newest; None: there is none."""
+    failed: tuple[str, ...] = ()
+    """Hostnames of the managers whose last scheduled backup failed."""
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterFacts:
     """The state of a cluster."""
 
@@ -56,6 +73,8 @@ class ClusterFacts:
     """Keys of objects that the manager cannot decode."""
     updating: tuple[str, ...] = ()
     """Names of services that are being updated."""
+    backups: BackupFacts | None = None
+    """None if the managers do not say: they have release 0.1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +83,8 @@ class Finding:
 
     subject: str
     text: str
-    remedy: str = ""
+    remedy: str
+    """What to do about it."""
     blocking: bool = True
     """Whether it is in the way; otherwise it is information."""
 
@@ -73,9 +93,11 @@ def findings(cluster: ClusterFacts, target: str) -> list[Finding]:
     """What is in the way of an upgrade to a target version, blocking findings first."""
     found = [
         *_skew(cluster, target),
+        *_return(cluster, target),
         *_managers(cluster.managers),
         *_nodes(cluster.nodes),
         *_store(cluster, target),
+        *_backups(cluster.backups),
         *_features(cluster),
     ]
     return sorted(found, key=lambda each: not each.blocking)
@@ -118,6 +140,28 @@ def _skew(cluster: ClusterFacts, target: str) -> Iterator[Finding]:
             )
 
 
+def _return(cluster: ClusterFacts, target: str) -> Iterator[Finding]:
+    """What is in the way of a return to an older release."""
+    wanted = minor_release(target)
+    present = minor_release(newest([each.version for each in cluster.managers]))
+    if wanted is None or present is None or wanted >= present:
+        return
+    if wanted < SEVERAL_MANAGERS and len(cluster.managers) > 1:
+        yield Finding(
+            "managers",
+            f"{len(cluster.managers)}, and release {target} knows only one",
+            "upgrade with this release, or remove all but one with 'orc manager rm' first",
+        )
+    if cluster.schema.requested > 1:
+        yield Finding(
+            "schema",
+            f"version {cluster.schema.requested} is final: managers of a release that does not "
+            "know it refuse to start",
+            "return only to a release that knows it, or restore a backup of the older one",
+            blocking=False,
+        )
+
+
 def _managers(managers: Sequence[ManagerFacts]) -> Iterator[Finding]:
     for each in managers:
         if each.state != "ready":
@@ -135,6 +179,7 @@ def _managers(managers: Sequence[ManagerFacts]) -> Iterator[Finding]:
         yield Finding(
             "quorum",
             "one manager: no command is served while it restarts; containers are not affected",
+            "with three managers, commands are served all the time: 'orc cluster token manager'",
             blocking=False,
         )
     elif margin < 1:
@@ -164,7 +209,8 @@ def _store(cluster: ClusterFacts, target: str) -> Iterator[Finding]:
         yield Finding(
             "store",
             f"objects cannot be decoded: {some}" + (f" and {more} more" if more > 0 else ""),
-            "see 'orc cluster info'",
+            "'orc cluster info' says why: upgrade the managers to the release that wrote them, "
+            "else restore or delete the keys in etcd",
             # Objects of a newer release are what a return to an older one leaves.
             blocking=any(each.version == target for each in cluster.managers),
         )
@@ -186,6 +232,26 @@ def _store(cluster: ClusterFacts, target: str) -> Iterator[Finding]:
         yield Finding(
             f"services {', '.join(sorted(cluster.updating)[:5])}",
             "are being updated: an update pauses while the leader restarts",
+            "wait until they are, or go on: the next leader continues them",
+            blocking=False,
+        )
+
+
+def _backups(backups: BackupFacts | None) -> Iterator[Finding]:
+    if backups is None:
+        return
+    remedy = "'orc cluster backup FILE' makes one"
+    if backups.age is None:
+        yield Finding("backup", "there is none since this cluster's managers began", remedy, False)
+    elif backups.age > OLD_BACKUP:
+        yield Finding(
+            "backup", f"the newest is of {format_age(backups.age)} ago", remedy, blocking=False
+        )
+    if backups.failed:
+        yield Finding(
+            "backup",
+            f"the last scheduled one failed on {_hosts('manager', backups.failed)}",
+            "see 'orc cluster backups'",
             blocking=False,
         )
 
@@ -198,6 +264,7 @@ def _features(cluster: ClusterFacts) -> Iterator[Finding]:
             yield Finding(
                 f"feature {feature}",
                 f"off until {_hosts('manager', lacking)} is upgraded",
+                "upgrade all managers",
                 blocking=False,
             )
     for feature in AGENT_FEATURES:
@@ -206,6 +273,7 @@ def _features(cluster: ClusterFacts) -> Iterator[Finding]:
             yield Finding(
                 f"feature {describe_feature(feature)}",
                 f"tasks that need it are not placed on {_hosts('node', lacking)}",
+                "upgrade these nodes",
                 blocking=False,
             )
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +13,9 @@ import click
 from orchestrator import __version__
 from orchestrator.cli.app.command_groups import example
 from orchestrator.cli.app.errors import Unsupported
+from orchestrator.cli.cluster.backup_status import newest_backup
 from orchestrator.cli.cluster.upgrade_check import (
+    BackupFacts,
     ClusterFacts,
     Finding,
     ManagerFacts,
@@ -22,6 +25,7 @@ from orchestrator.cli.cluster.upgrade_check import (
 )
 from orchestrator.cli.output.listings import enum_word, format_option, print_fields, print_json
 from orchestrator.cli.rpc.client import Client, pass_client
+from orchestrator.model.convert import recognized
 from orchestrator.model.nodes import NodeState
 from orchestrator.model.services import UpdateState
 from orchestrator.pb import control_pb2, managers_pb2
@@ -74,6 +78,7 @@ def upgrade(client: Client, check: bool, target: str, finalize: bool, form: str)
                 "managers": [asdict(each) for each in facts.managers],
                 "nodes": [asdict(each) for each in facts.nodes],
                 "schema": asdict(facts.schema),
+                "backups": asdict(facts.backups) if facts.backups else None,
                 "findings": [asdict(each) for each in found],
             }
         )
@@ -96,8 +101,7 @@ def _print(facts: ClusterFacts, found: list[Finding], target: str) -> None:
     )
     for each in found:
         click.echo(f"{'blocked' if each.blocking else 'note'}: {each.subject}: {each.text}")
-        if each.remedy:
-            click.echo(f"  {each.remedy}")
+        click.echo(f"  {each.remedy}")
     if not any(each.blocking for each in found):
         click.echo("nothing is in the way")
 
@@ -117,7 +121,7 @@ def _facts(client: Client) -> ClusterFacts:
             NodeFacts(
                 hostname=each.node.description.hostname,
                 version=each.node.description.version,
-                state=enum_word(NodeState(each.node.state)),
+                state=enum_word(recognized(NodeState, each.node.state)),
                 features=tuple(each.node.description.features),
             )
             for each in nodes
@@ -127,8 +131,19 @@ def _facts(client: Client) -> ClusterFacts:
         updating=tuple(
             each.service.spec.name
             for each in services
-            if UpdateState(each.service.update.state) in _MOVING
+            if recognized(UpdateState, each.service.update.state) in _MOVING
         ),
+        backups=_backups(info, time.time()),
+    )
+
+
+def _backups(info: Any, now: float) -> BackupFacts | None:
+    if not info.HasField("backups"):
+        return None
+    newest = newest_backup(info.backups)
+    return BackupFacts(
+        age=max(0.0, now - newest) if newest else None,
+        failed=tuple(each.hostname for each in info.backups.managers if each.status.error),
     )
 
 

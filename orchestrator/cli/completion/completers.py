@@ -25,12 +25,13 @@ TIMEOUT = 1.0
 def nodes(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
     """Hostnames of nodes."""
     from orchestrator.cli.output.listings import enum_word
+    from orchestrator.model.convert import recognized
     from orchestrator.model.nodes import NodeState
     from orchestrator.pb import control_pb2
 
     reply = _call(ctx, "ListNodes", control_pb2.ListNodesRequest())
     found = [
-        (row.node.description.hostname, enum_word(NodeState(row.node.state)))
+        (row.node.description.hostname, enum_word(recognized(NodeState, row.node.state)))
         for row in (reply.nodes if reply else ())
     ]
     return _matching(found, incomplete)
@@ -44,12 +45,13 @@ def services(ctx: click.Context, param: click.Parameter, incomplete: str) -> Ite
 
 def jobs(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
     """Names of jobs."""
+    from orchestrator.model.convert import recognized
     from orchestrator.model.specs import ServiceMode
 
     found = [
         (spec.name, spec.job.schedule or spec.task.container.image)
         for spec in _specs(ctx)
-        if ServiceMode(spec.mode).is_job
+        if recognized(ServiceMode, spec.mode).is_job
     ]
     return _matching(found, incomplete)
 
@@ -168,6 +170,16 @@ def _documents(ctx: click.Context, kind: int, incomplete: str) -> Items:
     return _matching(found, incomplete)
 
 
+def orphans(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of orphans."""
+    from orchestrator.model.convert import from_proto
+    from orchestrator.pb import containers_pb2
+
+    reply = _call(ctx, "Containers.ListOrphans", containers_pb2.ListOrphansRequest())
+    listed = [from_proto(each) for each in reply.orphans] if reply else []
+    return _matching([(each.name, each.id) for each in listed], incomplete)
+
+
 def contexts(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
     """Names of contexts."""
     return _matching([(name, "") for name in list_contexts()], incomplete)
@@ -260,6 +272,7 @@ register(
         "jobs": jobs,
         "networks": networks,
         "nodes": nodes,
+        "orphans": orphans,
         "paused_containers": paused_containers,
         "revocable_identities": revocable_identities,
         "running_containers": running_containers,

@@ -22,7 +22,7 @@ from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.tasks import Task
 from orchestrator.model.units import format_age, format_ago, format_size
 
-LIVE = ("running", "paused", "restarting", "starting")
+LIVE = ("running", "paused", "restarting", "starting", "orphan")
 """The states that `ps` shows by default."""
 FILTERS = (
     *("id", "name", "status", "exited", "node", "ancestor", "label", "service", "before", "since"),
@@ -88,6 +88,14 @@ def container_row(message: Any, now: float) -> Row:
         "_status": _status(task, state, node, now),
         "_created": format_ago(task.created_at, now),
     }
+
+
+def orphan_row(message: Any, now: float) -> Row:
+    """From a ContainerRow of an orphan: its state is `orphan` while it runs."""
+    row = container_row(message, now)
+    if row["state"] not in LIVE:
+        return row
+    return {**row, "state": "orphan", "_status": f"Orphan, {row['_status']}"}
 
 
 def container_document(message: Any, now: float) -> Row:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import click
 
@@ -20,6 +19,7 @@ from orchestrator.cli.container.container_rows import (
     container_document,
     container_row,
     matches,
+    orphan_row,
     with_moments,
 )
 from orchestrator.cli.output.batch import attempts
@@ -89,13 +89,13 @@ def add_sizes(client: Client, rows: Sequence[Row]) -> None:
 
 def _rows(client: Client, containers: Sequence[str]) -> list[Row]:
     now = time.time()
-    return [container_row(message, now) for message in _listed(client, containers)]
-
-
-def _listed(client: Client, containers: Sequence[str]) -> Sequence[Any]:
     request = containers_pb2.ListContainersRequest(containers=containers)
-    listed: Sequence[Any] = client.call("Containers.ListContainers", request).containers
-    return listed
+    reply = client.call("Containers.ListContainers", request)
+    rows = [container_row(message, now) for message in reply.containers]
+    if reply.orphans:
+        rows += [orphan_row(message, now) for message in reply.orphans]
+        rows.sort(key=lambda row: -row["_created_at"])
+    return rows
 
 
 @click.command(
@@ -121,7 +121,9 @@ def inspect(client: Client, containers: tuple[str, ...], form: str, size: bool) 
 def container_documents(client: Client, name: str) -> list[Row]:
     """The full document of the container of this name or id. Raises CliError if there is none."""
     now = time.time()
-    return [container_document(row, now) for row in _listed(client, [name])]
+    request = containers_pb2.ListContainersRequest(containers=[name])
+    listed = client.call("Containers.ListContainers", request).containers
+    return [container_document(row, now) for row in listed]
 
 
 @click.command(epilog=example("orc port web", "orc port web 80/tcp"))

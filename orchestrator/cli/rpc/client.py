@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A manager's services, called over mutual TLS; errors as one line for the user.
 
-Endpoints are tried in order until one accepts a connection, so that a refused or silent one is
-named with the operating system's own reason within about three seconds.
+Endpoints are tried in order until one accepts a connection, for about three seconds; then each is
+named with the operating system's own reason. That bridges the restart of a manager that is the
+only one, as does the repetition of calls in progress.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from orchestrator import __version__
 from orchestrator.cli.app.completion_names import context_option
 from orchestrator.cli.app.contexts import Context, learn_endpoints, list_contexts, load_context
 from orchestrator.cli.app.errors import CliError, ManagerLost, Refused, Unsupported
@@ -49,6 +51,9 @@ CALL_TIMEOUT = 30.0
 REPEAT_WITHIN = 10.0
 """Seconds after a call's beginning within which it is repeated when a manager cannot serve it."""
 
+_RETRY = "orc-retry"
+"""Trailer of a call that the same manager can probably serve in a moment."""
+
 _PING_AFTER_WITH_ALTERNATIVES = 1.0
 """Seconds of silence after which a manager is pinged, if there are others."""
 
@@ -62,8 +67,9 @@ class Client:
     `reach` is how long, in seconds, some manager has for accepting a connection.
     A method is named `Method` of the Control service, or `Service.Method` of another.
 
-    Where there are several managers, one that fails is left for another, and calls that may be
-    repeated (`retries`) are. Every reply names the managers that serve, which the context learns.
+    A manager that fails is left for another one, and calls that may be repeated (`retries`) are. If
+    no other is left, they are repeated at the same ones within `REPEAT_WITHIN`. Every reply names
+    the managers that serve, which the context learns.
     """
 
     is_dry_run = False
@@ -129,7 +135,8 @@ class Client:
         from orchestrator.cli.rpc.calls import RpcError
         from orchestrator.cli.rpc.http2_connection import ConnectionBroken
 
-        began, request_id, attempt = time.monotonic(), os.urandom(8).hex(), 0
+        request_id, attempt = os.urandom(8).hex(), 0
+        repeats, until = may_repeat(_full_name(method)), time.monotonic() + REPEAT_WITHIN
         while True:
             attempt += 1
             metadata = self._metadata(request_id, attempt)
@@ -140,13 +147,19 @@ class Client:
                 self._take(sent[0], metadata, changes(_full_name(method)))
                 return reply
             except RpcError as error:
-                endpoint, late = self.endpoint, time.monotonic() - began > REPEAT_WITHIN
-                if late or not self._may_go_elsewhere(method, error):
+                endpoint, late = self.endpoint, time.monotonic() > until
+                if late or not (repeats and self._may_recover(error, sent[0])):
                     self._raise(error, timeout, endpoint)
             except ConnectionBroken as broken:
-                safe = not sent or may_repeat(_full_name(method))
-                if not (safe and self._leave(broken)):
+                if (not sent or repeats) and self._leave(broken):
+                    continue
+                if not (repeats and self._starts_over(broken, until)):
                     self._next_or_raise(broken)
+            except ManagerLost:
+                # None could be reached. The first attempt has waited for one.
+                if attempt == 1 or time.monotonic() > until:
+                    raise
+                time.sleep(RECONNECT_PAUSE)
 
     def stream(
         self,
@@ -168,6 +181,7 @@ class Client:
 
         repeats = hasattr(request, "SerializeToString") and may_repeat(_full_name(method))
         request_id, attempt, begun = os.urandom(8).hex(), 0, False
+        until = time.monotonic() + REPEAT_WITHIN
         while True:
             call: Call | None = None
             attempt += 1
@@ -184,8 +198,9 @@ class Client:
             except RpcError as error:
                 if timeout is not None and error.code is Code.DEADLINE_EXCEEDED:
                     raise TimeoutError from None
-                endpoint, moved = self.endpoint, self._may_go_elsewhere(method, error)
-                if begun or not (repeats and moved):
+                assert call is not None
+                endpoint, late = self.endpoint, begun or time.monotonic() > until
+                if not (repeats and self._may_recover(error, call, late)) or late:
                     self._raise(error, timeout or 0.0, endpoint)
             except ConnectionBroken as broken:
                 left = self._leave(broken)
@@ -193,14 +208,22 @@ class Client:
                 begun = begun or (call is not None and "orc-revision" in call.metadata)
                 if begun or not repeats:
                     self._raise_broken(broken, left)
-                if not left:
+                if not left and not self._starts_over(broken, until):
                     self._next_or_raise(broken)
+            except ManagerLost:
+                if attempt == 1 or begun or time.monotonic() > until:
+                    raise
+                time.sleep(RECONNECT_PAUSE)
             finally:
                 if call is not None:
                     call.cancel()
 
     def _metadata(self, request_id: str, attempt: int) -> dict[str, str]:
-        found = {"orc-request-id": request_id, "orc-attempt": str(attempt)}
+        found = {
+            "orc-version": __version__,
+            "orc-request-id": request_id,
+            "orc-attempt": str(attempt),
+        }
         if self._revision:
             found["orc-revision"] = str(self._revision)
         if self.trace:
@@ -255,18 +278,37 @@ class Client:
             self._methods[name] = Method(service or "Control", method)
         return Call(connection, self._methods[name], request, timeout, metadata.items())
 
-    def _may_go_elsewhere(self, method: str, error: RpcError) -> bool:
-        """Leave a manager that cannot serve a call for another one, if the call may be repeated and
-        one is left."""
+    def _may_recover(self, error: RpcError, call: Call, late: bool = False) -> bool:
+        """Prepare another attempt where a manager could not serve, if it may succeed: at another
+        manager, or if none is left, and unless it is `late`, at the same ones after a pause."""
         from orchestrator.cli.rpc.calls import Code
 
-        if error.code not in (Code.UNAVAILABLE, Code.CANCELLED) or len(self._endpoints) < 2:
+        if error.code not in (Code.UNAVAILABLE, Code.CANCELLED):
             return False
-        if not may_repeat(_full_name(method)):
+        if len(self._endpoints) > 1:
+            self.close()
+            self._skip(error.details or "it ended the call")
+            return True
+        # Without a status, the manager reset the stream, as one that stops does.
+        ended = error.code is Code.CANCELLED or "grpc-status" not in call.metadata
+        if late or not (ended or _RETRY in call.metadata):
             return False
-        self.close()
-        self._skip(error.details or "it ended the call")
+        self._start_over()
         return True
+
+    def _starts_over(self, broken: ConnectionBroken, until: float) -> bool:
+        """Prepare another attempt after a pause, unless the peer never spoke as a manager, or it is
+        later than `until`."""
+        if time.monotonic() > until or not (broken.greeted or self._spoke):
+            return False
+        self._start_over()
+        return True
+
+    def _start_over(self) -> None:
+        """Wait until it is time to try all managers again, in the same order."""
+        self.close()
+        self._endpoints, self._failed = [*self._failed, *self._endpoints], {}
+        time.sleep(RECONNECT_PAUSE)
 
     def _leave(self, broken: ConnectionBroken) -> bool:
         """Leave a manager whose connection broke for another one, if one is left that has not
@@ -278,23 +320,35 @@ class Client:
         return True
 
     def _open(self) -> Connection:
-        """A connection to the first endpoint, from the current one on, that is a manager."""
+        """A connection to the first endpoint, from the current one on, that is a manager. Endpoints
+        that refuse are tried again until `reach` is over: a manager may be restarting."""
+        until = time.monotonic() + self._reach
+        while self._connection is None:
+            refusing = self._try_endpoints()
+            if self._connection is None:
+                if not refusing or time.monotonic() + RECONNECT_PAUSE > until:
+                    raise self._unreachable()
+                self._start_over()
+        return self._connection
+
+    def _try_endpoints(self) -> bool:
+        """Connect to the first endpoint that accepts it; return whether one refused."""
         from orchestrator.cli.rpc import calls
 
-        if self._connection is not None:
-            return self._connection
-        context = self._context
+        context, refusing = self._context, False
         share = self._reach / max(1, len(self._endpoints) + len(self._failed))
         timeout = max(self._reach / REACH_TIMEOUT, share)
         while self._endpoints:
             endpoint = self._endpoints[0]
             try:
                 self._connection = self._connect(timeout)
-                return self._connection
+                break
             except calls.WrongCertificate as error:
                 raise CliError(
                     f"the certificate of {endpoint} is not of this cluster ({error}); context "
-                    f"{context.name!r} is of another cluster, or another program listens there"
+                    f"{context.name!r} is of another cluster or from before a rotation of its CA "
+                    "(then make a new one with 'orc cluster admin', on a manager's host), or "
+                    "another program listens there"
                 ) from None
             except calls.NotTls:
                 raise CliError(
@@ -307,8 +361,9 @@ class Client:
                     "with 'orc context create'"
                 ) from None
             except OSError as error:
+                refusing |= isinstance(error, ConnectionError)
                 self._skip(_reason(error), isinstance(error, TimeoutError))
-        raise self._unreachable()
+        return refusing
 
     def _skip(self, reason: str, silent: bool = False) -> None:
         """Do not call the current endpoint again until another one has answered, or all failed."""
@@ -320,10 +375,13 @@ class Client:
     def _unreachable(self) -> ManagerLost:
         ports = sorted({endpoint.rpartition(":")[2] for endpoint in self._failed})
         tried = ", ".join(f"{endpoint}: {reason}" for endpoint, reason in self._failed.items())
-        text = (
-            f"cannot reach a manager at {tried}; is 'orc manager' running there, "
-            f"and is port {' and '.join(ports)} open?"
-        )
+        if any(reason.startswith("etcd is unavailable") for reason in self._failed.values()):
+            text = f"no manager can serve the call: {tried}"  # one answered: its ports are open
+        else:
+            text = (
+                f"cannot reach a manager at {tried}; is 'orc manager' running there, "
+                f"and is port {' and '.join(ports)} open?"
+            )
         # The next call starts over.
         self._endpoints, self._failed = list(self._failed), {}
         return ManagerLost(text)
@@ -346,8 +404,9 @@ class Client:
             # The handshake succeeded; our certificate was rejected right after it.
             raise CliError(
                 f"the manager at {endpoint} refused the certificate of context "
-                f"{self._context.name!r}; it has expired or is of another cluster, so make a new "
-                "one with 'orc cluster admin', on a manager's host"
+                f"{self._context.name!r}; it has expired, is from before a rotation of the CA, "
+                "or is of another cluster, so make a new one with 'orc cluster admin', on a "
+                "manager's host"
             )
         raise ManagerLost(
             f"the connection to the manager at {endpoint} broke; is it still running?"

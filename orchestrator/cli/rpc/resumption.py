@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from orchestrator.cli.app.errors import ManagerLost
-from orchestrator.cli.rpc.client import RECONNECT_PAUSE, Client
+from orchestrator.cli.rpc.client import RECONNECT_PAUSE, REPEAT_WITHIN, Client
 
 T = TypeVar("T")
 
@@ -20,8 +20,8 @@ def resumed(client: Client, open_stream: Callable[[], Iterable[T]]) -> Iterator[
     """The messages of a stream until its end. `open_stream` opens it, at first and again after each
     loss of a manager, from where the last message left it.
 
-    Raises ManagerLost if no manager serves it for `GIVE_UP_AFTER`, and at once if there is only one
-    manager.
+    Raises ManagerLost if no manager serves it for `GIVE_UP_AFTER`, or the only manager for
+    `REPEAT_WITHIN`.
     """
     lost_at: float | None = None
     while True:
@@ -31,12 +31,10 @@ def resumed(client: Client, open_stream: Callable[[], Iterable[T]]) -> Iterator[
                 yield message
             return
         except ManagerLost:
-            if not client.has_alternatives:
-                raise
             now = time.monotonic()
             if lost_at is None:
                 lost_at = now
-            elif now - lost_at > GIVE_UP_AFTER:
+            elif now - lost_at > (GIVE_UP_AFTER if client.has_alternatives else REPEAT_WITHIN):
                 raise
             else:
                 time.sleep(RECONNECT_PAUSE)

@@ -15,8 +15,10 @@ READS = frozenset(
     {
         "Access.ListCertificates",
         "Audit.Entries",
+        "Backup.GetOverview",
         "Containers.Events",
         "Containers.ListContainers",
+        "Containers.ListOrphans",
         "Containers.WatchContainer",
         "Control.GetCluster",
         "Control.ListImages",
@@ -36,6 +38,7 @@ READS = frozenset(
         "Images.Save",
         "Interact.Stats",
         "Interact.Top",
+        "Managers.GetSchema",
         "Managers.ListManagers",
         "Security.GetCaStatus",
         "Security.GetDataKeyStatus",
@@ -47,6 +50,7 @@ READS = frozenset(
 
 RECORDED = frozenset(
     {
+        "Containers.AdoptOrphan",
         "Containers.CreateContainer",
         "Containers.RemoveContainer",
         "Containers.RenameContainer",
@@ -71,9 +75,11 @@ RECORDED = frozenset(
 IDEMPOTENT = frozenset(
     {
         "Access.Revoke",
+        "Backup.SetSchedule",
         "Certificates.Renew",
         "Containers.PauseContainer",
         "Containers.PrepareContainer",
+        "Containers.RemoveOrphan",
         "Containers.StartContainer",
         "Containers.StopContainer",
         "Containers.UnpauseContainer",
@@ -87,6 +93,9 @@ IDEMPOTENT = frozenset(
         "Images.Pull",
         "Images.Push",
         "Images.Tag",
+        "Managers.CompactStore",
+        "Managers.DefragmentStore",
+        "Managers.DisarmStore",
         "Networks.ConnectNetwork",
         "Networks.DisconnectNetwork",
         "Networks.PruneNetworks",

@@ -38,7 +38,7 @@ from orchestrator.cli.service.progress_text import (
     waiting_text,
 )
 from orchestrator.cli.service.service_rows import has_exit_code
-from orchestrator.model.convert import from_proto
+from orchestrator.model.convert import from_proto, recognized
 from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.tasks import Task
@@ -114,7 +114,7 @@ class _Update:
     def __init__(self, written: Any, monitor: float | None) -> None:
         self._revision = written.revision
         self._version = written.spec_version
-        self._began = UpdateState(written.update.state)
+        self._began = recognized(UpdateState, written.update.state)
         self._monitor = monitor
 
     def crashed(self, progress: Any) -> Task | None:
@@ -136,7 +136,7 @@ class _Update:
         service = progress.service
         if service.revision < self._revision:
             return False
-        name, state = service.spec.name, UpdateState(service.update.state)
+        name, state = service.spec.name, recognized(UpdateState, service.update.state)
         begun = self._began in (UpdateState.UPDATING, UpdateState.ROLLING_BACK)
         if begun and state in (UpdateState.PAUSED, UpdateState.ROLLBACK_PAUSED):
             raise NotConverged(
@@ -373,5 +373,5 @@ def _running_tasks(client: Client, services: Collection[str]) -> dict[str, str]:
     return {
         f"{task.service_name}.{task.slot}": task.service_name
         for task in tasks
-        if task.service_id in services and not is_terminal(TaskState(task.status.state))
+        if task.service_id in services and not is_terminal(recognized(TaskState, task.status.state))
     }

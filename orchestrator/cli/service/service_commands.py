@@ -173,7 +173,10 @@ def _update_state(update: Row) -> str:
 
 
 def _disconnect(entry: Row) -> str:
-    rule = Disconnect(DisconnectAction[entry["action"].upper()], entry["after"])
+    action = DisconnectAction.__members__.get(entry["action"].upper())
+    if action is None:  # of a newer version
+        return str(entry["action"])
+    rule = Disconnect(action, entry["after"])
     return "" if rule == Disconnect() else disconnect_text(rule)
 
 

@@ -16,6 +16,7 @@ from orchestrator.cli.output.listings import (
     short,
 )
 from orchestrator.model.convert import from_proto
+from orchestrator.model.orphans import Orphan
 from orchestrator.model.placement import KEPT
 from orchestrator.model.services import Service
 from orchestrator.model.specs import PortSpec, ServiceMode
@@ -86,6 +87,21 @@ def task_rows(messages: Iterable[Any], hostnames: Mapping[str, str], now: float)
         rows.append({**task_row(task, hostnames), "_old": slot == before, "_now": now})
         before = slot
     return rows
+
+
+def orphan_rows(messages: Iterable[Any], hostnames: Mapping[str, str], now: float) -> list[Row]:
+    """From orphans: rows of tasks that no manager desires."""
+    orphans: list[Orphan] = [from_proto(message) for message in messages]
+    return [
+        {
+            **task_row(each.task, hostnames),
+            "state": "orphan",
+            "desired_state": "remove" if each.removing else "",
+            "_old": False,
+            "_now": now,
+        }
+        for each in sorted(orphans, key=lambda each: (each.name, each.id))
+    ]
 
 
 def task_row(task: Task, hostnames: Mapping[str, str]) -> Row:

@@ -32,7 +32,7 @@ from orchestrator.cli.service.change_commands import (
     monitor_period,
     wait_options,
 )
-from orchestrator.model.convert import from_proto
+from orchestrator.model.convert import from_proto, recognized
 from orchestrator.model.documents import Document, DocumentKind, check_data
 from orchestrator.model.names import short_id
 from orchestrator.model.services import UpdateState
@@ -237,7 +237,7 @@ def _await_services(
                     break
                 if service.declined.get(id, 0) >= version:
                     raise RolledBack(f"service '{name}' was rolled back: {service.update.message}")
-                if UpdateState(service.update.state) in _STANDING:
+                if recognized(UpdateState, service.update.state) in _STANDING:
                     click.echo(
                         f"{name}: its update is paused; it gets the new version afterwards",
                         err=True,

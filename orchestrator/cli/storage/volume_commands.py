@@ -27,7 +27,7 @@ from orchestrator.cli.output.listings import (
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.model.convert import from_proto
 from orchestrator.model.names import short_id
-from orchestrator.model.objects import Volume, VolumeScope
+from orchestrator.model.objects import Volume
 from orchestrator.model.units import format_memory, format_size
 from orchestrator.pb import volumes_pb2
 
@@ -198,7 +198,7 @@ def volume_row(message: Any) -> Row:
     volume: Volume = from_proto(message.volume)
     seen = message.seen
     known = message.HasField("seen")
-    scope = VolumeScope(volume.scope).name.lower()
+    scope = volume.scope.name.lower()
     return {
         "id": volume.name,
         "name": volume.name,

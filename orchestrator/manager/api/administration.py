@@ -98,3 +98,11 @@ class BackupApi(backup_pb2_grpc.BackupServicer):  # type: ignore[misc]
     @streaming
     def Create(self, request: Any, context: Any) -> AsyncIterator[Any]:
         return self._backups.create(request)
+
+    @unary
+    async def SetSchedule(self, request: Any, context: Any) -> Any:
+        return await self._backups.set_schedule(request)
+
+    @unary
+    async def GetOverview(self, request: Any, context: Any) -> Any:
+        return await self._backups.get_overview(request)

@@ -5,6 +5,7 @@ Metadata of a request:
 
 | key | meaning |
 | --- | --- |
+| `orc-version` | the client's version; beyond the supported skew, the call is refused |
 | `orc-revision` | the newest store revision that the client has seen; the call waits until this manager's cache has it, so that a client reads what it wrote through another manager |
 | `orc-request-id` | id of the request, the same in each attempt |
 | `orc-attempt` | number of the attempt, from 1 |
@@ -16,6 +17,7 @@ Metadata of a reply (with the headers of a streamed one, else with the trailers)
 | `orc-revision` | store revision of the newest change in this manager's cache |
 | `orc-managers` | `HOST:PORT` of all managers that serve, separated by commas |
 | `orc-renew` | present while the CA is rotated and the client's certificate is of the former one: it is to be renewed |
+| `orc-retry` | with UNAVAILABLE: the same manager can probably serve the call in a moment |
 
 A write of `RECORDED` is applied once, however often the request arrives: its record is written in
 the same transaction (`store.request_records`), and a further attempt is answered from the record.
@@ -36,10 +38,13 @@ import grpc
 from orchestrator.identity.certificates import own_key_id
 from orchestrator.identity.roles import ALLOWED, within
 from orchestrator.identity.tls import peer_identity
+from orchestrator.manager.api.grpc_status import RETRY
+from orchestrator.manager.cluster.version_skew import refusal_of_call
 from orchestrator.manager.planning.view import ClusterView
+from orchestrator.manager.security.ca_rotation import has_renewed
 from orchestrator.manager.store.cache import Cache, find_object
 from orchestrator.manager.store.keys import object_type
-from orchestrator.manager.store.kv import Kv, StoreError
+from orchestrator.manager.store.kv import Kv, StoreError, StoreFull
 from orchestrator.manager.store.request_records import (
     REQUESTS,
     AlreadyApplied,
@@ -51,11 +56,23 @@ from orchestrator.manager.store.request_records import (
 from orchestrator.model.convert import to_proto
 from orchestrator.pb import control_pb2, documents_pb2, networks_pb2, volumes_pb2
 
+VERSION = "orc-version"
 REQUEST_ID = "orc-request-id"
 ATTEMPT = "orc-attempt"
 REVISION = "orc-revision"
 MANAGERS = "orc-managers"
 RENEW = "orc-renew"
+
+SKEWED = frozenset(
+    {
+        "Control.GetCluster",
+        "Control.ListNodes",
+        "Control.ListServices",
+        "Managers.GetSchema",
+        "Managers.ListManagers",
+    }
+)
+"""Calls that a client of any version may make: those of `orc cluster upgrade --check`."""
 
 CATCH_UP_WITHIN = 2.0
 """Seconds that a call waits for the cache to reach the client's revision."""
@@ -81,6 +98,7 @@ class _Recorded:
 _CHANGE = _Recorded()
 
 RECORDED: dict[str, _Recorded] = {
+    "Containers.AdoptOrphan": _CHANGE,
     "Containers.CreateContainer": _CHANGE,
     "Containers.RenameContainer": _CHANGE,
     "Containers.RestartContainer": _CHANGE,
@@ -147,6 +165,8 @@ class ClientCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             return handler
 
         async def unary(request: Any, context: Any) -> Any:
+            if method not in SKEWED:
+                await _check_version(context)
             await self._catch_up(context)
             if rule is None:
                 reply = await inner(request, context)
@@ -164,16 +184,22 @@ class ClientCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def _position(self, context: Any) -> tuple[tuple[str, str], ...]:
         revision = str(self._cache.newest_change)
         found = ((REVISION, revision), (MANAGERS, ",".join(self._managers())))
-        cluster, caller = self._cache.view.cluster, peer_identity(context)
-        if cluster is None or not cluster.ca_rotation.signing_since:
+        view, caller = self._cache.view, peer_identity(context)
+        cluster = view.cluster
+        if cluster is None or not (rotation := cluster.ca_rotation).successor:
             return found
         issued = caller.certificate if caller else None
-        if issued is None or issued.ca == own_key_id(cluster.ca_certificate):
+        waiting = rotation.link and not rotation.signing_since
+        if issued is None or waiting or issued.ca == own_key_id(rotation.successor):
+            return found
+        known = view.certificates.get(issued.serial)
+        if known is not None and has_renewed(rotation, known):
             return found
         return (*found, (RENEW, "1"))
 
     @asynccontextmanager
     async def _streamed(self, context: Any) -> AsyncIterator[None]:
+        await _check_version(context)
         await self._catch_up(context)
         await context.send_initial_metadata(self._position(context))
         yield
@@ -194,10 +220,10 @@ class ClientCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 newest = await self._kv.txn([], [])
         except (StoreError, TimeoutError) as error:
             reason = str(error) or "no answer"
-            await context.abort(grpc.StatusCode.UNAVAILABLE, f"etcd is unavailable: {reason}")
+            await _not_ready(context, f"etcd is unavailable: {reason}")
         if newest >= int(asked):
-            await context.abort(
-                grpc.StatusCode.UNAVAILABLE,
+            await _not_ready(
+                context,
                 "this manager has not yet received changes that you have seen; try another one",
             )
         # The store was restored from a backup, so its revisions are lower than those seen before.
@@ -213,8 +239,10 @@ class ClientCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             if again and (done := await self._records.find(key)) is not None:
                 return await self._answer(rule, done, context)
             pending = await self._records.prepare(key, deletions=rule.deletions)
+        except StoreFull as full:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(full))
         except StoreError as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, f"etcd is unavailable: {error}")
+            await _not_ready(context, f"etcd is unavailable: {error}")
         watched = _Context(context, self._records, pending)
         try:
             with recording(pending):
@@ -263,6 +291,16 @@ class _Context:
             if record is not None:
                 raise _Applied(record)
         await self._context.abort(code, details, trailing)
+
+
+async def _check_version(context: Any) -> None:
+    """Abort the call of a client whose release does not work with this manager's."""
+    if reason := refusal_of_call(_metadata(context, VERSION)):
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
+
+
+async def _not_ready(context: Any, reason: str) -> None:
+    await context.abort(grpc.StatusCode.UNAVAILABLE, reason, ((RETRY, "1"),))
 
 
 def _metadata(context: Any, key: str) -> str:

@@ -16,6 +16,9 @@ from orchestrator.manager.store.request_records import AlreadyApplied
 
 log = logging.getLogger(__name__)
 
+RETRY = "orc-retry"
+"""Trailer of an error: the same manager can probably serve the call in a moment."""
+
 ServicerContext = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -58,7 +61,8 @@ def streaming(method: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncI
 async def _abort(context: ServicerContext, error: Exception) -> None:
     refused = request_error(error)
     if refused is not None:
-        await context.abort(grpc.StatusCode[refused.kind.name], refused.text)
+        trailers = ((RETRY, "1"),) if refused.retry else ()
+        await context.abort(grpc.StatusCode[refused.kind.name], refused.text, trailers)
     log.exception("a call failed", exc_info=error)
     await context.abort(
         grpc.StatusCode.INTERNAL, f"internal error of the manager: {error!r}; see its log"

@@ -56,6 +56,18 @@ class ManagersApi(managers_pb2_grpc.ManagersServicer):  # type: ignore[misc]
     async def FinalizeUpgrade(self, request: Any, context: Any) -> Any:
         return await self._managers.finalize_upgrade()
 
+    @unary
+    async def CompactStore(self, request: Any, context: Any) -> Any:
+        return await self._managers.compact_store()
+
+    @unary
+    async def DefragmentStore(self, request: Any, context: Any) -> Any:
+        return await self._managers.defragment_store(request)
+
+    @unary
+    async def DisarmStore(self, request: Any, context: Any) -> Any:
+        return await self._managers.disarm_store(request)
+
 
 class MembershipApi(managers_pb2_grpc.MembershipServicer):  # type: ignore[misc]
     """Handles the calls of `Membership`, from other managers."""
@@ -73,6 +85,14 @@ class MembershipApi(managers_pb2_grpc.MembershipServicer):  # type: ignore[misc]
     @unary
     async def GetStatus(self, request: Any, context: Any) -> Any:
         return await self._managers.status()
+
+    @unary
+    async def DefragmentStore(self, request: Any, context: Any) -> Any:
+        return await self._managers.defragment_store(request, relayed=True)
+
+    @unary
+    async def DefragmentMember(self, request: Any, context: Any) -> Any:
+        return await self._managers.defragment_member()
 
     @unary
     async def GetDataKeys(self, request: Any, context: Any) -> Any:

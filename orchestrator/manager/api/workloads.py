@@ -11,6 +11,7 @@ from orchestrator.manager.operations.context import ManagerContext
 from orchestrator.manager.operations.workloads.container_streams import ContainerStreamOperations
 from orchestrator.manager.operations.workloads.containers import ContainerOperations
 from orchestrator.manager.operations.workloads.jobs import JobOperations
+from orchestrator.manager.operations.workloads.orphans import OrphanOperations
 from orchestrator.pb import containers_pb2_grpc, interact_pb2_grpc, jobs_pb2_grpc
 
 
@@ -19,6 +20,7 @@ class ContainersApi(containers_pb2_grpc.ContainersServicer):  # type: ignore[mis
 
     def __init__(self, ctx: ManagerContext) -> None:
         self._container = ContainerOperations(ctx)
+        self._orphan = OrphanOperations(ctx)
 
     @unary
     async def CreateContainer(self, request: Any, context: Any) -> Any:
@@ -75,6 +77,18 @@ class ContainersApi(containers_pb2_grpc.ContainersServicer):  # type: ignore[mis
     @streaming
     def Events(self, request: Any, context: Any) -> AsyncIterator[Any]:
         return self._container.events(request)
+
+    @unary
+    async def ListOrphans(self, request: Any, context: Any) -> Any:
+        return await self._orphan.list_orphans(request)
+
+    @unary
+    async def AdoptOrphan(self, request: Any, context: Any) -> Any:
+        return await self._orphan.adopt(request)
+
+    @unary
+    async def RemoveOrphan(self, request: Any, context: Any) -> Any:
+        return await self._orphan.remove(request)
 
 
 class InteractApi(interact_pb2_grpc.InteractServicer):  # type: ignore[misc]

@@ -17,9 +17,11 @@ from pathlib import Path
 
 from orchestrator.backups.archive import Archive, BackupError
 from orchestrator.identity import ca
+from orchestrator.identity.authority import Authority, CannotSign
 from orchestrator.identity.bootstrap import new_id, store_first_manager
 from orchestrator.identity.certificates import KeyPair
 from orchestrator.identity.host_identity import ManagerIdentity
+from orchestrator.identity.key_files import EXTERNAL_KEY
 from orchestrator.linux.atomicfile import write_file
 from orchestrator.manager.backup.store_dump import cluster_of, restored
 from orchestrator.manager.security.certificates import lifetime
@@ -29,9 +31,13 @@ from orchestrator.manager.store.etcd import EtcdKv
 from orchestrator.manager.store.etcd_member import EtcdMember
 from orchestrator.manager.store.etcd_process import find_orphan
 from orchestrator.manager.store.kv import Kv, Op, Put, StoreError
+from orchestrator.model.objects import Cluster
 
 MARK = "restoring"
 """File in a data folder whose restore has begun and may be repeated."""
+
+RESTORE_QUOTA = 64 << 30
+"""Bytes. Data of any size are restored: the manager that starts has a quota of its own."""
 
 
 def restore(
@@ -50,10 +56,7 @@ def restore(
             f"{etcd} holds another cluster's data; remove it, or give another --data-dir"
         )
     cluster = cluster_of(archive)
-    try:
-        authority = KeyPair(archive.files["ca.pem"].decode(), archive.files["ca.key"].decode())
-    except KeyError as error:
-        raise BackupError(f"the backup has no {error.args[0]}; use another one") from error
+    authority = _authority(archive, cluster)
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_file(mark, f"{archive.manifest.cluster_id} {time.time()}\n")
     try:
@@ -73,9 +76,26 @@ def restore(
         certificate_lifetime=cluster.certificate_lifetime,
     )
     validity = lifetime(cluster.certificate_lifetime) or ca.LIFETIME
-    admin = store_first_manager(data_dir, identity, authority, dt.datetime.now(dt.UTC), validity)
+    try:
+        now = dt.datetime.now(dt.UTC)
+        admin = store_first_manager(data_dir, identity, authority, now, validity)
+    except CannotSign as error:
+        raise BackupError(f"{error}; then repeat this command") from error
     mark.unlink()  # without it, the folder cannot be overwritten
     return identity, authority.certificate, admin
+
+
+def _authority(archive: Archive, cluster: Cluster) -> Authority:
+    """The CA in a backup. Raises BackupError."""
+    needed = ("ca.pem",) if cluster.external_ca.url else ("ca.pem", "ca.key")
+    for name in needed:
+        if name not in archive.files:
+            raise BackupError(f"the backup has no {name}; use another one")
+    certificate = archive.files["ca.pem"].decode()
+    if cluster.external_ca.url:
+        auth_key = archive.files.get(EXTERNAL_KEY, b"").decode()
+        return Authority(certificate, external=cluster.external_ca, auth_key=auth_key)
+    return Authority(certificate, archive.files["ca.key"].decode())
 
 
 async def fill(folder: Path, keys: Iterable[tuple[str, bytes]]) -> None:
@@ -84,7 +104,7 @@ async def fill(folder: Path, keys: Iterable[tuple[str, bytes]]) -> None:
         await orphan.stop()
     shutil.rmtree(folder, ignore_errors=True)
     async with (
-        EtcdMember(folder) as member,
+        EtcdMember(folder, quota=RESTORE_QUOTA) as member,
         EtcdKv(member.endpoints, member.tls, max_txn_ops=member.max_txn_ops) as kv,
     ):
         await put_all(kv, keys)

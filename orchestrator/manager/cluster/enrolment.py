@@ -22,7 +22,15 @@ from dataclasses import replace
 
 from orchestrator.identity.enrolment import PURPOSE
 from orchestrator.identity.sealing import seal
-from orchestrator.manager.errors import aborted, already_exists, invalid_argument, unavailable
+from orchestrator.manager.cluster.schema import UnknownSchema, check_schema
+from orchestrator.manager.cluster.version_skew import refusal_to_join
+from orchestrator.manager.errors import (
+    aborted,
+    already_exists,
+    failed_precondition,
+    invalid_argument,
+    unavailable,
+)
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.reports.claims import is_hostname
 from orchestrator.manager.planning.view import ClusterView
@@ -81,6 +89,12 @@ class Enrolment:
             raise invalid_argument(f"{request.hostname[:64]!r} is not a hostname")
         if self._cache.view.cluster is None:
             raise unavailable("the manager is starting; try again in a moment")
+        if reason := refusal_to_join(self._cache.view, request.hostname, request.version):
+            raise failed_precondition(reason)
+        try:
+            await check_schema(self._kv, request.schema or 1)
+        except UnknownSchema as unknown:
+            raise failed_precondition(str(unknown)) from None
         async with self._turn:
             manager = await self._recorded(id, address, request)
             initial_cluster = ""

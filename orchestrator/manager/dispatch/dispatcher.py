@@ -23,6 +23,7 @@ import grpc
 
 from orchestrator.daemon.background import background
 from orchestrator.identity.tls import peer_address, peer_identity
+from orchestrator.manager.cluster.version_skew import refusal_of_session
 from orchestrator.manager.dispatch import rebalancing
 from orchestrator.manager.dispatch.endpoint_delivery import DRAIN_TIMEOUT, EndpointFeed
 from orchestrator.manager.dispatch.network_assignments import NetworkAssignments
@@ -41,6 +42,7 @@ from orchestrator.model.convert import from_proto
 from orchestrator.model.documents import Document
 from orchestrator.model.nodes import Node, NodeState, SessionRecord
 from orchestrator.model.objects import Cluster, Image, Object
+from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import Service
 from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc
@@ -58,6 +60,9 @@ there are sessions, so in a large cluster each carries more changes."""
 WAKE_BATCH, ADMISSION_BATCH = 25, 4
 """Sessions that are woken, and that get their full sets, before the event loop serves other
 work."""
+
+LARGEST_ORPHAN = 1 << 18
+"""Bytes of an orphan's task that a node reports; a larger one is not stored."""
 
 SESSION_TIMEOUT = 5.0
 """Seconds that a message waits for the session of a ready node."""
@@ -104,6 +109,8 @@ def concerned(view: ClusterView, changes: Iterable[Change]) -> set[str] | None:
                         nodes.add(task.node_id)
             case Node() as node:
                 nodes.add(node.id)
+            case Orphan() as orphan:
+                nodes.add(orphan.node_id)
             case Service() as service:
                 if _disconnects(change.before) != _disconnects(change.after):
                     nodes |= {task.node_id for task in view.tasks_of_service(service.id).values()}
@@ -147,6 +154,8 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._random = rng
         self._tracer = tracer
         self._sessions: dict[str, NodeSession] = {}
+        self._refused: set[str] = set()
+        """Nodes whose agent has a version that this manager does not work with."""
         self._arrival = asyncio.Event()
         """Set when the next session begins."""
         self._networks = NetworkAssignments()
@@ -369,19 +378,26 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             log.warning("session of an unknown node refused", extra={"node": node_id})
             await context.abort(
                 grpc.StatusCode.PERMISSION_DENIED,
-                f"the cluster has no node {node_id}: it was restored from an older backup? Remove "
-                "this host's data folder and run 'orc cluster join'",
+                f"the cluster has no node {node_id}: it was restored from an older backup? Run "
+                "'orc cluster leave' and 'orc cluster join' on this host; its containers run on",
             )
         if not self._records.has_lease and self._has_others():
             await context.abort(grpc.StatusCode.UNAVAILABLE, _CUT_OFF)
         # Connecting is a sign of life, though it may take a while until the node's turn.
-        self._report_buffer.hear(node_id)
+        if node_id not in self._refused:
+            self._report_buffer.hear(node_id)
         requests = aiter(request_iterator)
         first = await anext(requests, None)
         if first is None or first.WhichOneof("kind") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a session begins with a hello")
             return
         description = from_proto(first.hello.description)
+        if reason := refusal_of_session(description.hostname[:64], description.version):
+            # Its attempts are no sign of life: its tasks are to run elsewhere.
+            self._refused.add(node_id)
+            log.warning("session refused", extra={"node": node_id, "reason": reason})
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
+        self._refused.discard(node_id)
         session = NodeSession(
             node_id, self._networks, self._tracer, description.features, self._new_id()
         )
@@ -448,6 +464,13 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
                         tuple(found.cni), dict(found.drivers), tuple(found.ipam)
                     )
                     self._report_buffer.network_plugins(node_id, plugins)
+                case "orphans":
+                    orphans = [
+                        from_proto(task)
+                        for task in message.orphans.orphans
+                        if task.ByteSize() <= LARGEST_ORPHAN
+                    ]
+                    self._report_buffer.orphans(node_id, tuple(orphans))
         raise _SessionClosed("the agent closed it")
 
     def _take_statuses(self, session: NodeSession, report: Any) -> None:

@@ -12,7 +12,6 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from orchestrator.identity.certificates import own_key_id
@@ -21,14 +20,14 @@ from orchestrator.manager.dispatch.network_assignments import NetworkAssignments
 from orchestrator.manager.dispatch.secret_delivery import files_of, keys_of, payloads_of
 from orchestrator.manager.object_lookup import images_of
 from orchestrator.manager.planning.scheduling.volume_placement import name_on, named_volumes
+from orchestrator.manager.planning.task_filling import filled_in
 from orchestrator.manager.planning.view import ClusterView, is_assigned
 from orchestrator.manager.telemetry.task_traces import trace_context_of
 from orchestrator.model.access import Revocation
 from orchestrator.model.compatibility.agent_features import NETWORK_CHANGES
 from orchestrator.model.convert import to_proto
-from orchestrator.model.formats.generic_resources import with_generic
-from orchestrator.model.formats.task_templates import filled
-from orchestrator.model.nodes import NodeState
+from orchestrator.model.nodes import Node, NodeState
+from orchestrator.model.orphans import Orphan
 from orchestrator.model.placement import DisconnectAction
 from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import TaskState
@@ -113,8 +112,10 @@ class NodeSession:
         """The scrape token whose digest it was sent."""
         self._container_access: tuple[str, ...] | None = None
         """The access for containers that it was sent; None before."""
-        self._orphan_removals: int | None = None
+        self._orphan_removal: Any | None = None
         """As sent to the node; None before."""
+        self._orphans: tuple[Node | None, Mapping[str, Orphan]] = (None, {})
+        """What it was computed from."""
         self.certificate_ca = ""
         """Key id of the CA that issued the certificate with which the session was opened."""
         self._trust = ""
@@ -188,11 +189,7 @@ class NodeSession:
             self._trust = trust
             cas = dispatch_pb2.Trust(ca_certificates=trust, signer=own_key_id(trust))
             out.append(dispatch_pb2.ManagerMessage(trust=cas))
-        node = view.nodes.get(self.node_id)
-        if node is not None and node.orphan_removals != self._orphan_removals:
-            self._orphan_removals = node.orphan_removals
-            removal = dispatch_pb2.OrphanRemoval(times=node.orphan_removals)
-            out.append(dispatch_pb2.ManagerMessage(orphan_removal=removal))
+        out += self._orphan_removals(view)
         if (revoked := self._revocation_changes(view)) is not None:
             out.append(dispatch_pb2.ManagerMessage(revocations=revoked))
         if self._condemning:
@@ -209,6 +206,25 @@ class NodeSession:
                 out.append(dispatch_pb2.ManagerMessage(assignments=assignments))
             self._looked_at = view
         return out
+
+    def _orphan_removals(self, view: ClusterView) -> list[Any]:
+        """Which orphans the node is to remove, if that has changed."""
+        node, (known, orphans) = view.nodes.get(self.node_id), self._orphans
+        if node is None or (node is known and view.orphans is orphans):
+            return []
+        self._orphans = node, view.orphans
+        removal = dispatch_pb2.OrphanRemoval(
+            times=node.orphan_removals,
+            tasks=sorted(
+                each.id
+                for each in view.orphans.values()
+                if each.removing and each.node_id == node.id
+            ),
+        )
+        if removal == self._orphan_removal:
+            return []
+        self._orphan_removal = removal
+        return [dispatch_pb2.ManagerMessage(orphan_removal=removal)]
 
     def _revocation_changes(self, view: ClusterView) -> Any | None:
         """The revoked certificates that are new; None without any."""
@@ -274,7 +290,7 @@ class NodeSession:
             results_in=self._sequence,
             tasks=[
                 dispatch_pb2.AssignedTask(
-                    task=to_proto(_filled_in(view, task)),
+                    task=to_proto(filled_in(view, task)),
                     image_sources=_sources(view, task),
                     volumes=_volumes(view, task),
                     files=files_of(view, task),
@@ -317,18 +333,6 @@ class NodeSession:
         new = [wanted[key] for key in sorted(wanted.keys() - self._sent_payloads)]
         self._sent_payloads = frozenset(wanted)
         return [dispatch_pb2.ManagerMessage(payload=payload) for payload in new]
-
-
-def _filled_in(view: ClusterView, task: Task) -> Task:
-    """The task with its spec's placeholders replaced by values of task and node."""
-    service, node = view.services.get(task.service_id), view.nodes.get(task.node_id)
-    container = task.spec.container
-    if service is not None and node is not None:
-        container = filled(container, task, service, node)
-    container = with_generic(container, task.generic_resources)
-    if container is task.spec.container:
-        return task
-    return replace(task, spec=replace(task.spec, container=container))
 
 
 def _stop_after(view: ClusterView, task: Task) -> float:

@@ -6,12 +6,15 @@ The first node that requests an image that no node has pulls it from its registr
 until a node has it, and pull from such nodes. Each node serves a few others at a time, so the
 number of sources grows with every step, as in a tree.
 
+One manager, the leader, decides for the nodes of all managers (`pull_turns`). A pull that continues
+when the leader changes is registered with the next one.
+
 A pull ends with its call. It also ends when its node is down or removed, or has not reported
 progress for the length of a lease, so no node can block an image. A waiting node gets the reason at
 intervals; a node of an older version, which cannot receive it, is sent to the registry.
 
 Pure: the time, the nodes that are up and the nodes that have the image are arguments. State is in
-memory only, since nodes ask again after a manager's restart.
+memory only, since nodes register their pulls again after a manager's restart.
 """
 
 from __future__ import annotations
@@ -93,7 +96,7 @@ class _Wait:
 
 @dataclass(slots=True)
 class PullCoordinator:
-    """All pulls that one manager coordinates. A pull is identified by a ticket."""
+    """All pulls of a cluster, as its leader sees them. A pull is identified by a ticket."""
 
     lease: float = LEASE
     grace: float = REPORT_GRACE
@@ -111,6 +114,13 @@ class PullCoordinator:
         """Register a request; its ticket must be given to `end` in any case."""
         ticket = next(self._tickets)
         self._waiting[ticket] = _Wait(pull, now, now + FIRST_NOTICE)
+        return ticket
+
+    def resume(self, pull: Pull, source: str, now: float) -> int:
+        """Register a pull that was granted elsewhere and continues; its ticket must be given to
+        `end` in any case."""
+        ticket = next(self._tickets)
+        self._begin(ticket, ActivePull(pull, source, now))
         return ticket
 
     def poll(

@@ -14,13 +14,12 @@ from typing import Any
 
 import grpc
 
-from orchestrator.manager.dispatch.tunnels import Tunnel, Tunnels
+from orchestrator.manager.dispatch.pull_coordination import REGISTRY
+from orchestrator.manager.dispatch.pull_turns import PullTurn, PullTurns
+from orchestrator.manager.dispatch.tunnels import Channel, Tunnel, Tunnels
 from orchestrator.manager.errors import ErrorKind, RequestError, unavailable
 from orchestrator.model.nodes import SessionRecord
-from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc
-
-Channel = Callable[[str], Awaitable[grpc.aio.Channel | None]]
-"""Manager id → a channel to it; None if there is no such manager."""
+from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc, images_pb2
 
 Locate = Callable[[str, Container[str]], Awaitable[SessionRecord | None]]
 """The record of a node's session (by node id) with another manager, without the sessions that were
@@ -108,15 +107,18 @@ async def _is_open(call: Any, opened: Any) -> bool:
 
 
 class RelayService(dispatch_pb2_grpc.RelayServicer):  # type: ignore[misc]
-    """Opens tunnels for other managers to nodes in session with this one."""
+    """Opens tunnels for other managers to nodes in session with this one. While this one leads, it
+    also coordinates the pulls of nodes in session with others."""
 
     def __init__(
         self,
         tunnels: Tunnels,
         deliver: Callable[[str, Any], Awaitable[None]],
         connected: Callable[[str], bool],
+        turns: PullTurns,
     ) -> None:
         """`connected`: whether a node (by id) is in session with this manager."""
+        self._turns = turns
         self._tunnels = tunnels
         self._deliver = deliver
         self._connected = connected
@@ -143,6 +145,27 @@ class RelayService(dispatch_pb2_grpc.RelayServicer):  # type: ignore[misc]
                 await _pump(tunnel, requests, context)
         except RequestError as refusal:
             await context.abort(grpc.StatusCode[refusal.kind.name], refusal.text)
+
+    async def AcquirePull(self, request: Any, context: Any) -> None:
+        asked = request.request
+
+        async def grant(source: str) -> None:
+            nodes = [] if source == REGISTRY else [source]
+            await context.write(images_pb2.Grant(nodes=nodes, registry=not nodes))
+
+        async def notify(reason: str) -> None:
+            await context.write(images_pb2.Grant(waiting=reason))
+
+        await self._turns.hold_here(
+            PullTurn(request.node_id, asked, grant, notify, asked.pulling, asked.source)
+        )
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "this manager does not lead")
+
+    async def ReportPull(self, request: Any, context: Any) -> Any:
+        progress = request.progress
+        image = progress.digest or progress.name
+        self._turns.progress_here(request.node_id, image, progress.received)
+        return images_pb2.PullProgressReply()
 
 
 async def _pump(tunnel: Tunnel, requests: AsyncIterator[Any], context: Any) -> None:

@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
+import grpc
+
 from orchestrator.manager.errors import unavailable
 from orchestrator.pb import dispatch_pb2
 
@@ -21,6 +23,10 @@ _MAX_IN_FLIGHT = 16
 
 OPEN_TIMEOUT = 5.0
 """Seconds in which the agent must have connected."""
+
+
+Channel = Callable[[str], Awaitable[grpc.aio.Channel | None]]
+"""Manager id → a channel to it; None if there is no such manager."""
 
 
 class _TunnelClosed(Exception):

@@ -28,6 +28,7 @@ from orchestrator.manager.planning.reports.claims import (
     credible_description,
     credible_keys,
     ignore,
+    orphan_changes,
     sane,
     sane_images,
 )
@@ -39,6 +40,7 @@ from orchestrator.manager.store.keys import object_key
 from orchestrator.model.names import parse_image
 from orchestrator.model.nodes import Node, NodeDescription, SessionRecord, TunnelKey
 from orchestrator.model.objects import Image
+from orchestrator.model.orphans import Orphan
 from orchestrator.model.tasks import Task, TaskStatus
 
 log = logging.getLogger(__name__)
@@ -84,6 +86,8 @@ class Reports:
     """Node id → its keys for encrypted networks."""
     network_plugins: dict[str, NetworkPlugins] = field(default_factory=dict)
     """By node id."""
+    orphans: dict[str, tuple[Task, ...]] = field(default_factory=dict)
+    """Node id → all its orphans."""
     acknowledgements: dict[str, Callable[[], None]] = field(default_factory=dict)
     """Node id → callback that acknowledges its newest statuses and all earlier ones."""
 
@@ -111,6 +115,7 @@ class Reports:
             troubles=self.troubles | later.troubles,
             keys=self.keys | later.keys,
             network_plugins=self.network_plugins | later.network_plugins,
+            orphans=self.orphans | later.orphans,
             acknowledgements=self.acknowledgements | later.acknowledgements,
         )
 
@@ -209,6 +214,12 @@ class ReportBuffer:
         """Report third-party network drivers and plugins of the node."""
         self.hear(node_id)
         self._reports.network_plugins[node_id] = plugins
+        self.on_report()
+
+    def orphans(self, node_id: str, tasks: tuple[Task, ...]) -> None:
+        """Report all orphans of the node."""
+        self.hear(node_id)
+        self._reports.orphans[node_id] = tasks
         self.on_report()
 
     def take(self, ready: Callable[[str], bool] = lambda node_id: True) -> Reports:
@@ -325,6 +336,8 @@ def _reporters(change: Change) -> Iterable[str]:
             return (task.node_id,)
         case Node() as node:
             return (node.id,)
+        case Orphan() as orphan:
+            return (orphan.node_id,)
         case Image():
             before = change.before.nodes if isinstance(change.before, Image) else ()
             after = change.after.nodes if isinstance(change.after, Image) else ()
@@ -342,6 +355,8 @@ def unwritten_reports(reports: Reports, left: Iterable[Change]) -> Reports:
                 nodes.add(task.node_id)
             case Node() as node:
                 nodes.add(node.id)
+            case Orphan() as orphan:
+                nodes.add(orphan.node_id)
             case Image():
                 before = change.before.nodes if isinstance(change.before, Image) else ()
                 after = change.after.nodes if isinstance(change.after, Image) else ()
@@ -364,6 +379,8 @@ def report_changes(
         found = list(_inventory(view, node_id, sane_images(images)))
         changes.extend(found)
         view = view.evolve(found)
+    for node_id, tasks in sorted(reports.orphans.items()):
+        changes.extend(orphan_changes(view, node_id, tasks, now, refuse))
     return changes
 
 

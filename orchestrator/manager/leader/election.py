@@ -5,8 +5,8 @@
     async with election.term() as term:
         ...  # runs as leader; every write carries term.guard
 
-The key is held by a lease (`store.leased_key`), so a leader that hangs or is partitioned has
-stopped before another one starts.
+The key is held by a lease (`store.leased_key`) and announced, so a leader that hangs or is
+partitioned has stopped before another one starts.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ class Election:
             margin=margin,
             renewal=renewal,
             extended_ttl=extended_ttl,
+            announced=True,
             clock=clock,
             sleep=sleep,
         )

@@ -86,11 +86,12 @@ def _unchanged(changes: Mapping[str, Change]) -> Iterable[Change]:
 
 
 def group_changes(
-    plans: Iterable[Decision], attribute: Attribute = _unchanged
+    plans: Iterable[Decision], attribute: Attribute = _unchanged, seen: int | None = None
 ) -> list[ChangeGroup]:
     """Group the changes of these plans, in an order in which they may be committed. For an object
     that several plans change, the first `before` and the last `after` count. `attribute` completes
-    all changes of the round, by key, before they are encoded."""
+    all changes of the round, by key, before they are encoded. `seen`: the store revision of the
+    view from which they were planned."""
     drafts: dict[int, _GroupDraft] = {}
     holder: dict[str, _GroupDraft] = {}
     for number, plan in enumerate(plans):
@@ -107,7 +108,7 @@ def group_changes(
             holder[key] = merged
     folded = {key: change for draft in drafts.values() for key, change in draft.changes.items()}
     final = {object_key(change.subject): change for change in attribute(folded)}
-    made = [_encoded_group(draft, final) for draft in drafts.values() if draft.changes]
+    made = [_encoded_group(draft, final, seen) for draft in drafts.values() if draft.changes]
     _link_dependencies(made)
     return _sorted(made)
 
@@ -122,12 +123,14 @@ def _draft(number: int, plan: Decision) -> _GroupDraft:
     )
 
 
-def _encoded_group(draft: _GroupDraft, final: Mapping[str, Change]) -> ChangeGroup:
+def _encoded_group(
+    draft: _GroupDraft, final: Mapping[str, Change], seen: int | None
+) -> ChangeGroup:
     changes = [final[key] for key in draft.changes]
     return ChangeGroup(
         changes,
         [
-            encoded(change, draft.own_reads.get(key, ()))
+            encoded(change, draft.own_reads.get(key, ()), seen)
             for key, change in zip(draft.changes, changes, strict=True)
         ],
         {key: item.revision for key, item in draft.reads.items()},

@@ -88,6 +88,8 @@ class _RoundInput:
     """The immutable input of a round."""
 
     view: ClusterView
+    revision: int
+    """Store revision up to which the view is complete."""
     dirty: Dirty
     reports: Reports
     hearing: Hearing
@@ -369,6 +371,7 @@ class PlanningLoop:
             aside |= self._conflicted.keys()
         return _RoundInput(
             view,
+            self._cache.revision,
             dirty,
             self._report_buffer.take(partial(self._remote.is_local, view)),
             Hearing(
@@ -417,7 +420,9 @@ class PlanningLoop:
         found.add(made.plans)
         return _RoundResult(
             group_changes(
-                found.decisions, lambda changes: with_trace_contexts(found.view, changes, now)
+                found.decisions,
+                lambda changes: with_trace_contexts(found.view, changes, now),
+                given.revision,
             ),
             made.requeue_at,
             silence,

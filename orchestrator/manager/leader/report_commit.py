@@ -79,7 +79,9 @@ class ReportCommitter:
         refused: list[FalseClaim] = []
         try:
             parts = await self._offload(
-                partial(_decide, self._cache.view, taken, self._now(), refused)
+                partial(
+                    _decide, self._cache.view, self._cache.revision, taken, self._now(), refused
+                )
             )
         except Exception:
             log.exception("reports of nodes cannot be processed; retrying")
@@ -100,8 +102,10 @@ class ReportCommitter:
 
 
 def _decide(
-    view: ClusterView, reports: Reports, now: float, refused: list[FalseClaim]
+    view: ClusterView, revision: int, reports: Reports, now: float, refused: list[FalseClaim]
 ) -> Sequence[ChangeGroup]:
     """The changes that the reports cause, without those of objects that cannot be decoded."""
     decisions = report_decisions(view, reports, now, refused.append)
-    return group_changes(without_quarantined(each, view.quarantined) for each in decisions)
+    return group_changes(
+        (without_quarantined(each, view.quarantined) for each in decisions), seen=revision
+    )

@@ -18,7 +18,7 @@ from orchestrator.manager.errors import (
     aborted,
     failed_precondition,
     invalid_argument,
-    unavailable,
+    not_ready,
 )
 from orchestrator.manager.operations.images.registry_client import RegistryClient
 from orchestrator.manager.planning.plan import Change
@@ -78,7 +78,7 @@ class ManagerContext:
         if cluster is None:
             return []
         if cluster.secrets_key_id and not self.vault.use(cluster.secrets_key_id):
-            raise unavailable("this manager has not received the new data key yet; retry")
+            raise not_ready("this manager has not received the new data key yet; retry")
         return [cluster]
 
     async def commit_sealed(
@@ -132,6 +132,6 @@ def request_error(error: Exception) -> RequestError | None:
         case Conflict():
             return aborted("conflict: modified concurrently; retry")
         case StoreError():
-            return unavailable(f"etcd is unavailable: {error}")
+            return not_ready(f"etcd is unavailable: {error}")
         case _:
             return None

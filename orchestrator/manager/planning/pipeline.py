@@ -196,7 +196,8 @@ def plan(
     services &= drafts.keys()
     every_container = dirty.nodes_changed or dirty.documents
     containers = set(view.tasks_of_service(STANDALONE) if every_container else dirty.containers)
-    containers -= exclude
+    unreadable = {each.id for each in view.quarantined.values() if each.kind == "task"}
+    containers -= exclude | unreadable
     if containers:
         drafts[STANDALONE] = _draft(view, STANDALONE, now, new_id)
         for id in sorted(containers):
@@ -206,7 +207,7 @@ def plan(
     ahead = ahead.evolve(change for draft in drafts.values() for change in draft.changes())
     placements: dict[str, _Placed] = {}
     """By task id."""
-    passed_over = unplanned.keys() | exclude | failures.found.keys()
+    passed_over = unplanned.keys() | unreadable | exclude | failures.found.keys()
     waiting = [
         task
         for task in _waiting(ahead, dirty, services, now)

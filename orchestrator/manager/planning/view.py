@@ -19,6 +19,7 @@ from orchestrator.model.documents import Document, DocumentKind
 from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import EndpointProgress, Node, SessionRecord
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
+from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
@@ -70,6 +71,8 @@ class ClusterView:
     """By node id."""
     endpoint_progress: Mapping[str, EndpointProgress] = field(default_factory=dict)
     """By manager id."""
+    orphans: Mapping[str, Orphan] = field(default_factory=dict)
+    """By task id."""
     pending: Mapping[str, Task] = field(default_factory=dict)
     """The pending tasks."""
     fixed: Mapping[str, Task] = field(default_factory=dict)
@@ -110,6 +113,7 @@ class ClusterView:
         yield from self.manager_presence.values()
         yield from self.sessions.values()
         yield from self.endpoint_progress.values()
+        yield from self.orphans.values()
 
     def tasks_of_service(self, service_id: str) -> Mapping[str, Task]:
         """All tasks of a service, those that have ended included."""
@@ -242,6 +246,7 @@ class _Edit:
         self._manager_presence = _Table(base.manager_presence)
         self._sessions = _Table(base.sessions)
         self._endpoint_progress = _Table(base.endpoint_progress)
+        self._orphans = _Table(base.orphans)
         self._pending = _Table(base.pending)
         self._fixed = _Table(base.fixed)
         self._publishing = _Table(base.publishing)
@@ -297,6 +302,8 @@ class _Edit:
                 self._sessions.put(item.id, None if gone else item)
             case EndpointProgress():
                 self._endpoint_progress.put(item.id, None if gone else item)
+            case Orphan():
+                self._orphans.put(item.id, None if gone else item)
             case Cluster():
                 self._cluster = None if gone else item
 
@@ -335,6 +342,7 @@ class _Edit:
             manager_presence=self._manager_presence.items,
             sessions=self._sessions.items,
             endpoint_progress=self._endpoint_progress.items,
+            orphans=self._orphans.items,
             pending=self._pending.items,
             fixed=self._fixed.items,
             publishing=self._publishing.items,

@@ -6,8 +6,10 @@
 2. *renewing*: once all managers do, the new CA signs, also join tokens carry its digest. What it
    signs comes with a certificate of the new CA that the former one signed, so holders of the former
    alone accept it. Managers and nodes renew at once, admins with their next command.
+   An external CA has no key here and can sign no such certificate: if it is the former one, the new
+   one signs only once nodes and admins have learned to trust it, too.
 3. Once all have, or an admin forces it, the former CA is removed, and everything that it signed is
-   refused.
+   refused. Admins have a limited time, since some never run a command again.
 
 The state is in the cluster's object. Each manager compares it with its files and its etcd member,
 and reports what it reached in its own object; the leader takes the next step. So any of them goes
@@ -23,8 +25,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from orchestrator.identity import ca
+from orchestrator.identity.authority import Authority, write_external
 from orchestrator.identity.certificates import KeyPair, TlsFiles, issuer_key_id, own_key_id
-from orchestrator.identity.key_files import CA_KEY, KeyFiles
+from orchestrator.identity.key_files import CA_KEY, EXTERNAL_KEY, KeyFiles
 from orchestrator.linux.atomicfile import write_file
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
@@ -34,7 +37,7 @@ from orchestrator.manager.security.vault import CA_PURPOSE, Vault, VaultError
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict, Kv
-from orchestrator.model.access import CaRotation
+from orchestrator.model.access import CaRotation, Certificate
 from orchestrator.model.managers import Manager
 from orchestrator.model.objects import Cluster
 
@@ -50,8 +53,10 @@ class CaMember:
     id: str
     name: str
     renewed: bool
-    reason: str = ""
-    """Why it has not renewed."""
+    blocking: bool
+    """The rotation does not go on before it has."""
+    reason: str
+    """Why it has not renewed; empty if it has."""
 
 
 def members(view: ClusterView, now: float) -> Iterator[CaMember]:
@@ -68,21 +73,49 @@ def members(view: ClusterView, now: float) -> Iterator[CaMember]:
             done, reason = wanted in manager.trusted_cas, "it does not trust the new CA yet"
         if not done and manager.id not in view.manager_presence:
             reason = "it is down"
-        yield CaMember("manager", manager.id, manager.hostname, done, "" if done else reason)
+        name = manager.hostname
+        yield CaMember("manager", manager.id, name, done, not done, "" if done else reason)
     for node in view.nodes.values():
         session = view.sessions.get(node.id)
         done = session is not None and session.certificate_ca == wanted
         reason = "it is not connected" if session is None else "its certificate is of another CA"
         name = node.description.hostname
-        yield CaMember("node", node.id, name, done, "" if done else reason)
+        if rotation.signing_since or rotation.link:
+            waits = bool(rotation.signing_since) and not done
+        else:
+            done = session is not None  # it gets both CAs over that
+            waits = not done
+        yield CaMember("node", node.id, name, done, waits, "" if done else reason)
     admins: dict[str, bool] = {}
     for each in view.certificates.values():
         valid = each.expires_at > now and revocation_for(view.revocations, each) is None
         if each.role == "admin" and valid:
-            admins[each.name] = admins.get(each.name, False) or each.ca == wanted
+            admins[each.name] = admins.get(each.name, False) or has_renewed(rotation, each)
+    what = "signs" if rotation.signing_since or rotation.link else "is trusted"
     for name, done in sorted(admins.items()):
-        reason = "" if done else "it has run no command since the new CA signs"
-        yield CaMember("admin", name, name, done, reason)
+        reason = "" if done else f"it has run no command since the new CA {what}"
+        waits = not done and now < rotation.admins_until
+        yield CaMember("admin", name, name, done, waits, reason)
+
+
+def has_renewed(rotation: CaRotation, certificate: Certificate) -> bool:
+    """Whether an admin got this certificate as the rotation demands: of the new CA, or with the
+    word that the new CA is to be trusted."""
+    new = own_key_id(rotation.successor)
+    if rotation.signing_since or rotation.link:
+        return certificate.ca == new
+    return new in (certificate.ca, certificate.told_ca)
+
+
+def signing_anew(cluster: Cluster, now: float) -> Cluster:
+    """The cluster whose new CA signs from now on."""
+    rotation = cluster.ca_rotation
+    return replace(
+        cluster,
+        ca_certificate=rotation.successor,
+        ca_rotation=replace(rotation, signing_since=now),
+        external_ca=rotation.external,
+    )
 
 
 class CaFollower:
@@ -141,19 +174,44 @@ class CaFollower:
         wanted = cluster.trusted_cas
         if self._files.ca.read_text() != wanted:
             await asyncio.to_thread(write_file, self._files.ca, wanted, mode=0o644)
+        await self._sign_as(cluster)
+        await asyncio.to_thread(write_external, self._keys.folder, cluster.external_ca)
+
+    async def _sign_as(self, cluster: Cluster) -> None:
+        """Have the authority sign with the CA that the cluster names."""
         rotation = cluster.ca_rotation
         signs = cluster.ca_certificate
+        if cluster.external_ca.url:
+            sealed = cluster.external_ca.auth_key
+            auth_key = self._vault.open(sealed, CA_PURPOSE) if sealed else ""
+            if auth_key:
+                await asyncio.to_thread(self._keys.write, EXTERNAL_KEY, auth_key)
+            await asyncio.to_thread(self._keys.remove, CA_KEY)
+            external = Authority(
+                signs,
+                external=cluster.external_ca,
+                client=self._files.pair.read(),
+                auth_key=auth_key,
+            )
+            self._authority.use(external, rotation.link if rotation.successor == signs else "")
+            return
+        await asyncio.to_thread(self._keys.remove, EXTERNAL_KEY)
         if rotation.successor and rotation.successor == signs:
             key = self._vault.open(rotation.key, CA_PURPOSE)
             await asyncio.to_thread(self._keys.write, CA_KEY, key)
-            self._authority.use(KeyPair(signs, key), rotation.link)
+            self._authority.use(Authority(signs, key), rotation.link)
         elif key := self._keys.text(CA_KEY) or "":
             if not ca.is_pair(KeyPair(signs, key)):
                 raise VaultError(
                     f"{CA_KEY} is of a former CA: this manager was down while the CA was rotated; "
                     "remove it ('orc manager rm') and let it join again"
                 )
-            self._authority.use(KeyPair(signs, key))
+            self._authority.use(Authority(signs, key))
+        else:
+            raise VaultError(
+                f"{self._keys.folder / CA_KEY} is missing: restore it from a backup of that "
+                "folder, or remove this manager and let it join again"
+            )
 
     async def _update(self) -> None:
         view = self._cache.view
@@ -202,16 +260,14 @@ class CaFollower:
         if cluster is None or not (rotation := cluster.ca_rotation).successor:
             return
         found = list(members(view, self._now()))
+        if not found or any(each.blocking for each in found):
+            return
         if not rotation.signing_since:
-            if all(each.renewed for each in found if each.kind == "manager"):
-                log.info("the new CA signs from now on")
-                signing = replace(rotation, signing_since=self._now())
-                await self._write(
-                    cluster,
-                    replace(cluster, ca_certificate=rotation.successor, ca_rotation=signing),
-                )
-        elif found and all(each.renewed for each in found):
-            log.info("the former CA is removed: all members have renewed")
+            log.info("the new CA signs from now on")
+            await self._write(cluster, signing_anew(cluster, self._now()))
+        else:
+            late = ",".join(each.name for each in found if not each.renewed)
+            log.info("the former CA is removed", extra={"not_renewed": late})
             await self._write(cluster, replace(cluster, ca_rotation=CaRotation()))
 
     async def _write(self, before: Manager | Cluster, after: Manager | Cluster) -> None:

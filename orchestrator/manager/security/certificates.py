@@ -13,20 +13,22 @@ import datetime as dt
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import grpc
 
 from orchestrator.identity import ca
+from orchestrator.identity.authority import Authority, CannotSign
 from orchestrator.identity.certificates import (
     Issued,
-    KeyPair,
     TlsFiles,
     issuer_key_id,
     own_key_id,
 )
 from orchestrator.identity.host_identity import ManagerIdentity
-from orchestrator.identity.renewal import keep_renewed
+from orchestrator.identity.renewal import NotRenewed, keep_renewed
 from orchestrator.identity.revocation import CertificateRevoked, Revocations, Revoked
 from orchestrator.identity.tls import Identity, host_of, peer_identity
 from orchestrator.manager.planning.plan import Change
@@ -35,7 +37,8 @@ from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import CERTIFICATE_TURN
 from orchestrator.manager.store.kv import Conflict, Guard, Kv, Put, StoreError
-from orchestrator.model.access import Certificate, Revocation
+from orchestrator.model.access import CaRotation, Certificate, Revocation
+from orchestrator.model.objects import Cluster
 from orchestrator.pb import certificates_pb2, certificates_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -43,6 +46,8 @@ log = logging.getLogger(__name__)
 ADMIN_RENEWAL = 365 * 86400.0
 """Seconds during which an admin's certificate can be renewed, so that a copied context expires even
 if the copy goes unnoticed. Certificates of nodes can be renewed for as long as they are nodes."""
+_FOLLOWING = 10.0
+"""Seconds for a manager to use another CA, once the store says so."""
 _SWEEP = 600.0
 """Seconds between deletions of expired records."""
 _MAX_UNRECORDED = 10_000
@@ -53,29 +58,45 @@ class CertificateAuthority:
     """The cluster's CA: signs certificates with the cluster's lifetime."""
 
     def __init__(
-        self, pair: KeyPair, view: Callable[[], ClusterView], now: Callable[[], float]
+        self, authority: Authority, view: Callable[[], ClusterView], now: Callable[[], float]
     ) -> None:
-        self._pair = pair
+        self._authority = authority
         self._link = ""
+        self._used = asyncio.Event()
+        """Set when another CA signs."""
         self._view = view
         self._now = now
 
     @property
     def certificate(self) -> str:
         """The CA's own certificate, PEM."""
-        return self._pair.certificate
+        return self._authority.certificate
 
     @property
     def key_id(self) -> str:
         """Key id of the CA, as in what it signs."""
-        return own_key_id(self._pair.certificate)
+        return own_key_id(self._authority.certificate)
 
-    def use(self, pair: KeyPair, link: str = "") -> None:
+    def use(self, authority: Authority, link: str = "") -> None:
         """Sign with this CA from now on. `link` (PEM) is added to what is signed: the CA's
         certificate, signed by the former one."""
-        self._pair, self._link = pair, link
+        self._authority, self._link = authority, link
+        self._used.set()
+        self._used = asyncio.Event()
 
-    def sign(
+    async def _follow(self, cluster: Cluster | None) -> None:
+        """Wait until this manager signs with the CA that the cluster says. Raises CannotSign."""
+        try:
+            async with asyncio.timeout(_FOLLOWING):
+                while cluster and own_key_id(cluster.ca_certificate) != self.key_id:
+                    await self._used.wait()
+                    cluster = self._view().cluster
+        except TimeoutError:
+            raise CannotSign(
+                "this manager cannot sign with the cluster's CA yet; its log says why"
+            ) from None
+
+    async def sign(
         self,
         request: str,
         *,
@@ -85,14 +106,16 @@ class CertificateAuthority:
         addresses: tuple[str, ...] = (),
         until: float = float("inf"),
     ) -> str:
-        """Sign a certificate with the cluster's lifetime, but not beyond `until`. Raises
-        `ca.BadRequest`."""
+        """Sign a certificate with the cluster's lifetime, but not beyond `until`; an external CA
+        decides on that itself. Raises `ca.BadRequest`, CannotSign."""
+        await self._follow(self._view().cluster)
         stored, now = self._view().cluster, self._now()
         most = lifetime(stored.certificate_lifetime if stored else 0.0)
         if until - now < most.total_seconds():
             most = dt.timedelta(seconds=until - now)
-        signed = ca.sign(
-            self._pair,
+        authority, link = self._authority, self._link
+        sign = partial(
+            authority.sign,
             request,
             common_name=name,
             role=role,
@@ -101,7 +124,7 @@ class CertificateAuthority:
             addresses=addresses,
             lifetime=most,
         )
-        return signed + self._link
+        return (await asyncio.to_thread(sign) if authority.external.url else sign()) + link
 
 
 def lifetime(seconds: float) -> dt.timedelta:
@@ -215,41 +238,54 @@ class CertificateRenewal(certificates_pb2_grpc.CertificatesServicer):  # type: i
     async def Renew(self, request: Any, context: Any) -> Any:
         caller = peer_identity(context)
         assert caller is not None, "the role guard admits no call without a certificate"
-        made = ""
+        had = caller.certificate
+        made = trusted = ""
 
-        def signed(view: ClusterView) -> list[Change]:
-            nonlocal made
+        def allowed(view: ClusterView) -> tuple[str, float]:
+            """Hostname in the caller's record, and when its first certificate was issued. Raises
+            CertificateRevoked, _Removed."""
             refuse_revoked(view, caller)
             if caller.role == "worker" and caller.id not in view.nodes:
                 raise _Removed
-            had = caller.certificate
             own = view.certificates.get(had.serial) if had else None
             since = (own.since if own else 0.0) or (had.at if had else 0.0)
+            return own.hostname if own else "", since
+
+        def recorded(view: ClusterView) -> list[Change]:
+            nonlocal trusted
+            # It may have been revoked while an external CA signed.
+            hostname, since = allowed(view)
+            issued = Issued.of(made)
+            assert issued is not None
+            made_now = record(
+                issued,
+                role=caller.role,
+                name=caller.id,
+                address=context.peer(),
+                hostname=hostname,
+                since=since,
+            )
+            rotation = view.cluster.ca_rotation if view.cluster else CaRotation()
+            trusted = view.cluster.trusted_cas if view.cluster else ""
+            return [Change(None, replace(made_now, told_ca=own_key_id(rotation.successor)))]
+
+        try:
+            _, since = allowed(self._cache.view)
             until = since + ADMIN_RENEWAL if caller.role == "admin" else float("inf")
             if had is not None and until <= had.ends:
-                raise _RenewedForLong
-            made = self._authority.sign(
+                stored = self._cache.view.cluster
+                if stored is None or not stored.ca_rotation.successor:
+                    raise _RenewedForLong
+                until = had.ends  # the same again, of the new CA
+            made = await self._authority.sign(
                 request.csr,
                 name=caller.id,
                 role=caller.role,
                 cluster=caller.cluster_id,
                 until=until,
             )
-            issued = Issued.of(made)
-            assert issued is not None
-            recorded = record(
-                issued,
-                role=caller.role,
-                name=caller.id,
-                address=context.peer(),
-                hostname=own.hostname if own else "",
-                since=since,
-            )
-            return [Change(None, recorded)]
-
-        try:
             async with self._turn:
-                await commit_serialized(self._kv, self._cache, signed)
+                await commit_serialized(self._kv, self._cache, recorded)
         except CertificateRevoked as revoked:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(revoked))
         except _Removed:
@@ -264,13 +300,13 @@ class CertificateRenewal(certificates_pb2_grpc.CertificatesServicer):  # type: i
             )
         except ca.BadRequest as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except CannotSign as error:
+            log.warning("cannot renew a certificate", extra={"holder": caller.id, "reason": error})
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         except StoreError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"the store is unavailable: {error}")
         log.info("certificate renewed", extra={"holder": caller.id, "role": caller.role})
-        trust = self._cache.view.cluster
-        return certificates_pb2.RenewReply(
-            certificate=made, ca_certificates=trust.trusted_cas if trust else ""
-        )
+        return certificates_pb2.RenewReply(certificate=made, ca_certificates=trusted)
 
 
 class _RenewedForLong(Exception):
@@ -391,13 +427,16 @@ async def maintain_own_certificate(
         return ca.new_request()
 
     async def sign(asked: str) -> str:
-        certificate = authority.sign(
-            asked,
-            name=identity.manager_id,
-            role="manager",
-            cluster=identity.cluster_id,
-            addresses=(identity.address, "127.0.0.1"),
-        )
+        try:
+            certificate = await authority.sign(
+                asked,
+                name=identity.manager_id,
+                role="manager",
+                cluster=identity.cluster_id,
+                addresses=(identity.address, "127.0.0.1"),
+            )
+        except CannotSign as error:
+            raise NotRenewed(str(error)) from error
         note(certificate)
         return certificate
 

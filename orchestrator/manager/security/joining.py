@@ -14,7 +14,9 @@ from typing import Any
 import grpc
 
 from orchestrator.identity import ca
-from orchestrator.identity.certificates import Issued
+from orchestrator.identity.authority import CannotSign
+from orchestrator.identity.certificates import Issued, own_key_id
+from orchestrator.manager.cluster.version_skew import refusal_to_join
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.reports.claims import is_hostname, with_hostname
 from orchestrator.manager.security.certificates import CertificateAuthority, record
@@ -22,7 +24,7 @@ from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import NODE_TURN
 from orchestrator.manager.store.kv import Conflict, Guard, Kv, Put, StoreError, StoreUnavailable
-from orchestrator.model.access import Certificate
+from orchestrator.model.access import CaRotation, Certificate
 from orchestrator.model.nodes import Node, NodeDescription
 from orchestrator.pb import identity_pb2, identity_pb2_grpc
 
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 
 _RESTART = 15.0
 """Seconds that a restart of etcd may take while a manager joins."""
+_RENEWAL = 15.0
+"""Seconds that a manager has to renew its certificate once another CA signs."""
 _RETRY = 0.2
 
 
@@ -43,19 +47,53 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
         kv: Kv,
         cache: Cache,
         authority: CertificateAuthority,
+        presented: Callable[[], str],
         managers: Callable[[], list[str]],
         now: Callable[[], float],
         new_id: Callable[[], str],
     ) -> None:
+        """`presented` returns the key id of the CA that issued the certificate which the join port
+        presents."""
         self._kv = kv
         self._cache = cache
         self._authority = authority
+        self._presented = presented
         self._managers = managers
         self._now = now
         self._new_id = new_id
 
     async def GetCa(self, request: Any, context: Any) -> Any:
+        """The CA's certificate. During a rotation, waits until the port presents a certificate of
+        the CA that the token names: it may name the new one as soon as another manager knows that
+        it signs."""
+        cluster = self._cache.view.cluster
+        rotation = cluster.ca_rotation if cluster else CaRotation()
+        if not rotation.successor or not request.digest:
+            return identity_pb2.GetCaReply(ca_certificate=self._authority.certificate)
+        if rotation.signing_since and request.digest == ca.digest(rotation.former):
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "this join token is from before a rotation of the cluster's CA; get the current "
+                "one with 'orc cluster token worker' or 'orc cluster token manager'",
+            )
+        if request.digest == ca.digest(rotation.successor):
+            try:
+                await self._present(own_key_id(rotation.successor))
+            except TimeoutError:
+                await context.abort(
+                    grpc.StatusCode.ABORTED,
+                    "this manager has no certificate of the cluster's new CA yet; try again, or "
+                    "join at another manager ('orc cluster ca status' shows who has one)",
+                )
         return identity_pb2.GetCaReply(ca_certificate=self._authority.certificate)
+
+    async def _present(self, issuer: str) -> None:
+        """Wait until the port presents a certificate of this CA. Raises TimeoutError."""
+        async with asyncio.timeout(_RENEWAL), self._cache.subscribe() as feed:
+            while self._presented() != issuer:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_RETRY):
+                        await feed.next()
 
     async def Sign(self, request: Any, context: Any) -> Any:
         cluster = self._cache.view.cluster
@@ -77,6 +115,7 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
                 "get the current one with 'orc cluster token worker'",
             )
         await _check_role("worker", request, context)
+        await self._check_version(request, context)
         if not is_hostname(request.hostname):
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT,
@@ -85,11 +124,14 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
         now = self._now()
         node_id = self._new_id()
         try:
-            certificate = self._authority.sign(
+            certificate = await self._authority.sign(
                 request.csr, name=node_id, role="worker", cluster=cluster.id
             )
         except ca.BadRequest as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except CannotSign as error:
+            log.warning("join failed", extra={"hostname": request.hostname, "reason": error})
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         node = Node(
             id=node_id,
             created_at=now,
@@ -131,9 +173,16 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             managers=self._managers(),
         )
 
+    async def _check_version(self, request: Any, context: Any) -> None:
+        """Refuse a host whose release does not work with the cluster's."""
+        if reason := refusal_to_join(self._cache.view, request.hostname[:64], request.version):
+            log.warning("join refused", extra={"peer": context.peer(), "reason": reason})
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
+
     async def _sign_manager(self, request: Any, context: Any, cluster: str) -> Any:
         """A manager's certificate. Nothing else is written before the host enrols with it."""
         await _check_role("manager", request, context)
+        await self._check_version(request, context)
         try:
             address = str(ipaddress.ip_address(request.address))
         except ValueError:
@@ -143,7 +192,7 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             )
         manager_id = self._new_id()
         try:
-            certificate = self._authority.sign(
+            certificate = await self._authority.sign(
                 request.csr,
                 name=manager_id,
                 role="manager",
@@ -152,6 +201,9 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             )
         except ca.BadRequest as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except CannotSign as error:
+            log.warning("join failed", extra={"hostname": request.hostname, "reason": error})
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         facts = Issued.of(certificate)
         assert facts is not None
         issued = record(
@@ -199,6 +251,7 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             turn = await self._kv.get(NODE_TURN)
             stamp = turn.mod_revision if turn else 0
             await self._cache.wait_for(stamp)
+            seen = self._cache.revision
             if (other := with_hostname(self._cache.view, node.description.hostname)) is not None:
                 return other
             with suppress(Conflict):
@@ -207,6 +260,7 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
                     [Change(None, node), Change(None, issued)],
                     guards=[Guard(NODE_TURN, mod_revision=stamp)],
                     ops=[Put(NODE_TURN, node.id.encode())],
+                    seen=seen,
                 )
                 await self._cache.wait_for(revision)
                 return None

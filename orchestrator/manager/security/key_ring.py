@@ -179,9 +179,20 @@ def _sealed_anew(cluster: Cluster, vault: Vault) -> Cluster:
     ):
         text = vault.open(sealed, UNLOCK_PURPOSE)
         after = replace(after, unlock_key=vault.seal(text, UNLOCK_PURPOSE))
-    if (sealed := cluster.ca_rotation.key) and not vault.is_current(
-        base64.b64decode(sealed), CA_PURPOSE
-    ):
-        key = vault.seal(vault.open(sealed, CA_PURPOSE), CA_PURPOSE)
-        after = replace(after, ca_rotation=replace(after.ca_rotation, key=key))
-    return after
+    rotation, external = cluster.ca_rotation, cluster.external_ca
+    coming = rotation.external
+    return replace(
+        after,
+        ca_rotation=replace(
+            rotation,
+            key=_ca_key_anew(rotation.key, vault),
+            external=replace(coming, auth_key=_ca_key_anew(coming.auth_key, vault)),
+        ),
+        external_ca=replace(external, auth_key=_ca_key_anew(external.auth_key, vault)),
+    )
+
+
+def _ca_key_anew(sealed: str, vault: Vault) -> str:
+    if not sealed or vault.is_current(base64.b64decode(sealed), CA_PURPOSE):
+        return sealed
+    return vault.seal(vault.open(sealed, CA_PURPOSE), CA_PURPOSE)

@@ -46,6 +46,7 @@ from orchestrator.model.nodes import (
     SessionRecord,
 )
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
+from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import Service
 from orchestrator.model.tasks import Task
 from orchestrator.pb import types_pb2
@@ -329,6 +330,7 @@ def find_object(view: ClusterView, type_: type[Object], identifier: str) -> Obje
         ManagerPresence: view.manager_presence,
         SessionRecord: view.sessions,
         EndpointProgress: view.endpoint_progress,
+        Orphan: view.orphans,
     }
     return tables[type_].get(identifier)
 

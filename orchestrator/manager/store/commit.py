@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.store.keys import address_keys, object_key, unique_key
+from orchestrator.manager.store.keys import address_keys, claimed_hostname, object_key, unique_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Kv, LeaseLost, Op, Put, TooLarge
 from orchestrator.manager.store.request_records import AlreadyApplied, PendingRecord, pending_record
 from orchestrator.model.convert import encode
@@ -30,9 +30,10 @@ class Encoded:
     """Key → revision of what was only read for it and must not have changed."""
 
 
-def encoded(change: Change, reads: Iterable[Object] = ()) -> Encoded:
+def encoded(change: Change, reads: Iterable[Object] = (), seen: int | None = None) -> Encoded:
     """A change with its guards. Deleting an object releases its unique name. Addresses that an
-    object acquires are claimed with it, and released when it loses them."""
+    object acquires are claimed with it, and released when it loses them. A node's new hostname is
+    claimed, if the store revision `seen` is given up to which no other node has it."""
     key = object_key(change.subject)
     had, has = address_keys(change.before), address_keys(change.after)
     owner = change.subject.id.encode()
@@ -41,12 +42,17 @@ def encoded(change: Change, reads: Iterable[Object] = ()) -> Encoded:
         *(Guard(each, mod_revision=0) for each in sorted(has - had)),
     ]
     ops: list[Op] = []
+    if seen is not None and (hostname := claimed_hostname(change.before, change.after)):
+        guards.append(Guard(hostname, unchanged_since=seen))
+        ops.append(Put(hostname, owner))
     if change.after is not None:
         ops.append(Put(key, encode(change.after)))
     else:
         ops.append(Delete(key))
         if (name := unique_key(change.subject)) is not None:
             ops.append(Delete(name))
+        if hostname := claimed_hostname(None, change.subject):
+            ops.append(Delete(hostname))
     ops += [Put(each, owner) for each in sorted(has - had)]
     ops += [Delete(each) for each in sorted(had - has)]
     size = sum(len(op.key) + (len(op.value) if isinstance(op, Put) else 0) for op in ops)
@@ -61,13 +67,14 @@ async def commit(
     *,
     guards: Sequence[Guard] = (),
     ops: Sequence[Op] = (),
+    seen: int | None = None,
 ) -> int:
     """Commit the changes of one API operation; the revision of the last write.
 
     `requires` are objects that were read and must not have changed; `guards` and `ops` are added to
-    the first transaction unchanged (name keys). One transaction if the store takes that many
-    operations; otherwise several, in the order of the changes, each fully guarded. The last one
-    writes the record of the request, if it has one.
+    the first transaction unchanged (name keys); `seen`: see `encoded`. One transaction if the store
+    takes that many operations; otherwise several, in the order of the changes, each fully guarded.
+    The last one writes the record of the request, if it has one.
 
     Raises `Conflict` when a guard fails; earlier transactions stay. After `StoreUnavailable` the
     outcome is unknown. Repeating the call is safe: changes are guarded by the revision that was
@@ -85,7 +92,7 @@ async def commit(
     if room < 1:
         raise TooLarge(f"{len(shared)} guards leave no room in a transaction")
     revision = 0
-    chunks = list(_chunks([encoded(change) for change in changes], room))
+    chunks = list(_chunks([encoded(change, seen=seen) for change in changes], room))
     for number, chunk in enumerate(chunks, 1):
         checks = [*shared, *guards, *(guard for each in chunk for guard in each.guards)]
         writes = [*ops, *(op for each in chunk for op in each.ops)]

@@ -3,8 +3,8 @@
 
 Of aetcd only the protobuf messages and gRPC stubs generated from etcd's protos are used, because
 its client connects to one host without TLS and its watches end with the connection. The stubs come
-with a maintained package instead of a copy of etcd's protos in this repository. Only this module
-and `etcd_membership` import aetcd.
+with a maintained package instead of a copy of etcd's protos in this repository. Only this module,
+`etcd_membership` and `etcd_maintenance` import aetcd.
 """
 
 from __future__ import annotations
@@ -233,9 +233,10 @@ class EtcdRenewal:
         for channel in self._channels:
             channel.close()
 
-    def renew(self, lease: int, key: str, timeout: float) -> Renewed:
-        """Renew the lease, then look at the key. Raises LeaseLost, and StoreError when no endpoint
-        answers within `timeout` seconds."""
+    def renew(self, lease: int, key: str, timeout: float, announce: int = 0) -> Renewed:
+        """Renew the lease, then look at the key, or write it again, unchanged, if `announce` is
+        its create revision. Raises LeaseLost, and StoreError when no endpoint answers within
+        `timeout` seconds."""
         give_up = time.monotonic() + timeout
         first, count = self._current, len(self._channels)
         cause = "no etcd endpoint answered in time"
@@ -246,7 +247,7 @@ class EtcdRenewal:
             self._current = number
             share = max(left / count, min(left, RENEWAL_TIMEOUT))
             try:
-                return _renewed(self._channels[number], lease, key, share)
+                return _renewed(self._channels[number], lease, key, share, announce)
             except grpc.RpcError as error:
                 failure = cast(grpc.Call, error)
                 self._current = (number + 1) % count
@@ -256,7 +257,7 @@ class EtcdRenewal:
         raise StoreUnavailable(cause)
 
 
-def _renewed(channel: grpc.Channel, lease: int, key: str, timeout: float) -> Renewed:
+def _renewed(channel: grpc.Channel, lease: int, key: str, timeout: float, announce: int) -> Renewed:
     request = rpc_pb2.LeaseKeepAliveRequest(ID=lease)
     call = rpc_pb2_grpc.LeaseStub(channel).LeaseKeepAlive(
         iter((request,)), timeout=timeout, metadata=_METADATA
@@ -267,11 +268,26 @@ def _renewed(channel: grpc.Channel, lease: int, key: str, timeout: float) -> Ren
         call.cancel()
     if answer is None or answer.TTL <= 0:  # how etcd reports that there is no such lease
         raise LeaseLost("the lease has expired or was revoked")
-    found = rpc_pb2_grpc.KVStub(channel).Range(
+    store = rpc_pb2_grpc.KVStub(channel)
+    if announce:
+        request = _announcement(key, announce)
+        written = store.Txn(request, timeout=timeout, metadata=_METADATA)
+        return Renewed(float(answer.TTL), announce if written.succeeded else 0)
+    found = store.Range(
         rpc_pb2.RangeRequest(key=key.encode(), keys_only=True), timeout=timeout, metadata=_METADATA
     )
     created = found.kvs[0].create_revision if found.kvs else 0
     return Renewed(float(answer.TTL), int(created))
+
+
+def _announcement(key: str, created: int) -> Any:
+    """Writes the key without a change of its value or its lease, which may be exchanged meanwhile.
+    May be repeated."""
+    put = rpc_pb2.PutRequest(key=key.encode(), ignore_value=True, ignore_lease=True)
+    return rpc_pb2.TxnRequest(
+        compare=[_compare(Guard(key, create_revision=created))],
+        success=[rpc_pb2.RequestOp(request_put=put)],
+    )
 
 
 class _Watch:
@@ -428,6 +444,13 @@ def _prefix_range(prefix: str) -> tuple[bytes, bytes]:
 
 
 def _compare(guard: Guard) -> Any:
+    if guard.unchanged_since is not None:
+        return rpc_pb2.Compare(
+            result=rpc_pb2.Compare.LESS,
+            target=rpc_pb2.Compare.MOD,
+            key=guard.key.encode(),
+            mod_revision=guard.unchanged_since + 1,
+        )
     created = guard.create_revision is not None
     return rpc_pb2.Compare(
         result=rpc_pb2.Compare.EQUAL,
@@ -448,6 +471,8 @@ def _read_revisions(guard: Guard) -> Any:
 def _holds(guard: Guard, found: Sequence[Any]) -> bool:
     if guard.create_revision is not None:
         return guard.create_revision == (found[0].create_revision if found else 0)
+    if guard.unchanged_since is not None:
+        return (found[0].mod_revision if found else 0) <= guard.unchanged_since
     return guard.mod_revision == (found[0].mod_revision if found else 0)
 
 

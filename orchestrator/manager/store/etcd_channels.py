@@ -272,8 +272,8 @@ def refusal_of(error: grpc.aio.AioRpcError | grpc.Call) -> StoreError | None:
         return Compacted("that revision is no longer in etcd's history")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "space exceeded" in details:
         return StoreFull(
-            "etcd's database is full, so nothing can be written: compact and defragment it "
-            "(etcdctl), then disarm its NOSPACE alarm"
+            "etcd's database is full, so nothing can be written; see 'orc manager store status' "
+            "(external etcd: compact and defragment it, then disarm its NOSPACE alarm)"
         )
     if "not supported for learner" in details:
         return None  # it serves once it is promoted
@@ -295,6 +295,12 @@ def refusal_of(error: grpc.aio.AioRpcError | grpc.Call) -> StoreError | None:
 
 
 def _silence(urls: Sequence[str], causes: dict[str, str]) -> str:
+    if any("no leader" in cause for cause in causes.values()):
+        return (
+            f"etcd at {', '.join(urls)} has no leader, which needs a majority of its members: "
+            "start the managers that are down ('orc manager ls'); if they are lost for good, see "
+            "'orc cluster recover'"
+        )
     if len(set(causes.values())) == 1:
         return f"etcd at {', '.join(urls)} does not answer: {next(iter(causes.values()))}"
     return "no etcd answers: " + "; ".join(f"{url}: {cause}" for url, cause in causes.items())

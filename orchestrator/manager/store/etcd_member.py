@@ -32,6 +32,7 @@ from orchestrator.daemon.background import background
 from orchestrator.linux.atomicfile import write_file
 from orchestrator.linux.ports import choose_port, is_free
 from orchestrator.manager.store.etcd import EtcdKv
+from orchestrator.manager.store.etcd_maintenance import EtcdMaintenance
 from orchestrator.manager.store.etcd_membership import EtcdMembership, Member
 from orchestrator.manager.store.etcd_process import EtcdProcess, find_orphan, start
 from orchestrator.manager.store.etcd_tls import EtcdTls, MemberTls, ensure_member_tls
@@ -42,7 +43,8 @@ log = logging.getLogger(__name__)
 
 MAX_TXN_OPS = 4096
 MAX_REQUEST_BYTES = 16 << 20
-QUOTA_BYTES = 4 << 30
+QUOTA = 4 << 30
+"""Bytes of the database's file at which etcd refuses writes, unless another quota is given."""
 HISTORY = "10m"
 """How long etcd keeps history; a watch is never further behind than its reconnect takes."""
 
@@ -104,20 +106,24 @@ class EtcdMember:
         client_port: int | None = None,
         peer_port: int | None = None,
         peering: Peering | None = None,
+        quota: int = QUOTA,
         force_new_cluster: bool = False,
     ) -> None:
         """`data_dir` is created if missing. Ports that are not given are chosen and remembered.
-        `peer_port` is that on loopback, without `peering`. `force_new_cluster` makes it the only
-        member of its cluster, without the agreement of the others."""
+        `peer_port` is that on loopback, without `peering`. `quota` is in bytes.
+        `force_new_cluster` makes it the only member of its cluster, without the agreement of the
+        others."""
         self._folder = data_dir.absolute()
         self._binary = binary
         self._given = (client_port, peer_port)
         self._peering = peering
+        self._quota = quota
         self._force = force_new_cluster
         self._opening = asyncio.Lock()
         self._replaced = asyncio.Event()
         """Set when the process that runs has the newest command line."""
         self._membership: EtcdMembership | None = None
+        self._maintenance: EtcdMaintenance | None = None
         self._stack = AsyncExitStack()
         self._command: tuple[str, ...] = ()
         self._process: EtcdProcess | None = None
@@ -149,6 +155,17 @@ class EtcdMember:
         """Calls about the cluster's members; valid inside the `async with`."""
         assert self._membership is not None
         return self._membership
+
+    @property
+    def maintenance(self) -> EtcdMaintenance:
+        """Calls about its database; valid inside the `async with`."""
+        assert self._maintenance is not None
+        return self._maintenance
+
+    @property
+    def quota(self) -> int:
+        """Bytes of the database's file at which etcd refuses writes."""
+        return self._quota
 
     async def open_to_peers(self, peering: Peering) -> Member:
         """Listen for members of other managers from now on; the member itself, as the others are to
@@ -215,6 +232,9 @@ class EtcdMember:
                 orphan = None
             self._membership = await stack.enter_async_context(
                 EtcdMembership(self.endpoints, self._tls.client)
+            )
+            self._maintenance = await stack.enter_async_context(
+                EtcdMaintenance(self.endpoints, self._tls.client)
             )
             if orphan is not None and not await self._lives(orphan):
                 log.warning("etcd %d runs but does not answer: restarting it", orphan.pid)
@@ -287,7 +307,7 @@ class EtcdMember:
             "--peer-client-cert-auth",
             f"--max-txn-ops={MAX_TXN_OPS}",
             f"--max-request-bytes={MAX_REQUEST_BYTES}",
-            f"--quota-backend-bytes={QUOTA_BYTES}",
+            f"--quota-backend-bytes={self._quota}",
             *timing,
             "--auto-compaction-mode=periodic",
             f"--auto-compaction-retention={HISTORY}",
@@ -315,7 +335,14 @@ class EtcdMember:
                 reason = _exit_reason(self._folder)
                 if any(each in reason for each in _MEMBERS_CHANGED):
                     raise MembersChanged(reason)
-                raise StoreError(f"etcd does not start: {reason}")
+                remedy = (
+                    "remove this manager at another one with 'orc manager rm', and join again"
+                    if self._peering is not None
+                    else "restore a backup with 'orc cluster restore'"
+                )
+                raise StoreError(
+                    f"etcd does not start: {reason}; if its data are damaged, {remedy}"
+                )
             if self._peering is None:
                 raise StoreError(
                     f"etcd did not get ready within {READY_TIMEOUT:g} s; "
@@ -447,13 +474,30 @@ def _ports(memory: Path, given: tuple[int | None, int | None], running: bool) ->
 
 def _exit_reason(folder: Path) -> str:
     """The reason that etcd gave for its end, as short as it can be found."""
-    for line in reversed(_tail(folder / "etcd.log")):
-        with suppress(ValueError, KeyError, TypeError):
-            entry = json.loads(line)
-            if entry["level"] in ("fatal", "panic", "error"):
-                return f"{entry.get('error') or entry['msg']} (see {folder / 'etcd.log'})"
+    logged = _tail(folder / "etcd.log")
+    # The log goes on over starts: a crash without an entry of its own is newer than what it has.
+    if not (logged and _failure(logged[-1], "fatal", "panic")):
+        for line in _head(folder / "etcd.err"):
+            if line.startswith(_CRASHES):
+                return f"{line.strip()} (see {folder / 'etcd.err'})"
+    for line in reversed(logged):
+        if reason := _failure(line, "fatal", "panic", "error"):
+            return f"{reason} (see {folder / 'etcd.log'})"
     words = [line for line in _tail(folder / "etcd.err") if line.strip()]
     return words[-1] if words else f"no reason in {folder / 'etcd.log'}"
+
+
+def _failure(line: str, *levels: str) -> str:
+    """What a line of etcd's log of one of these levels says; empty for another line."""
+    with suppress(ValueError, KeyError, TypeError):
+        entry = json.loads(line)
+        if entry["level"] in levels:
+            return str(entry.get("error") or entry["msg"])
+    return ""
+
+
+_CRASHES = ("panic: ", "fatal error: ", "unexpected fault address")
+"""How a Go program begins to say that it crashed; a stack of calls follows."""
 
 
 def _was_removed(folder: Path) -> bool:
@@ -464,10 +508,24 @@ def _was_removed(folder: Path) -> bool:
     )
 
 
+def _head(path: Path) -> list[str]:
+    return _lines(path, 0)
+
+
 def _tail(path: Path) -> list[str]:
+    with suppress(OSError):
+        return _lines(path, max(0, path.stat().st_size - _READ))
+    return []
+
+
+_READ = 16_384
+"""Bytes of a file of etcd's words that are read."""
+
+
+def _lines(path: Path, start: int) -> list[str]:
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 16_384))
-            return file.read().decode(errors="replace").splitlines()
+            file.seek(start)
+            return file.read(_READ).decode(errors="replace").splitlines()
     except OSError:
         return []

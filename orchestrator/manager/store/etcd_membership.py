@@ -6,6 +6,7 @@ For the etcd that managers run themselves. An external etcd's members are its op
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,8 +16,12 @@ import grpc
 from aetcd.rpc import rpc_pb2, rpc_pb2_grpc
 
 from orchestrator.manager.store.etcd_channels import EtcdChannels
+from orchestrator.manager.store.etcd_maintenance import Alarm
 from orchestrator.manager.store.etcd_tls import EtcdTls
 from orchestrator.manager.store.kv import StoreError, StoreUnavailable
+
+_ALARM = re.compile(r"memberID:(\d+) +alarm:(\w+)")
+"""How etcd writes an alarm among the errors of a member's status."""
 
 
 class TooManyLearners(StoreError):
@@ -59,6 +64,9 @@ class MemberStatus:
     """Bytes of the database without free pages."""
     learner: bool
     errors: tuple[str, ...]
+    """Without those about alarms."""
+    alarms: tuple[Alarm, ...] = ()
+    """Of all members, as this one knows them."""
 
 
 class _Stubs:
@@ -101,7 +109,12 @@ class EtcdMembership:
             size=reply.dbSize,
             used=reply.dbSizeInUse,
             learner=reply.isLearner,
-            errors=tuple(reply.errors),
+            errors=tuple(each for each in reply.errors if _ALARM.fullmatch(each.strip()) is None),
+            alarms=tuple(
+                Alarm(f"{int(found[1]):x}", found[2])
+                for each in reply.errors
+                if (found := _ALARM.fullmatch(each.strip())) is not None
+            ),
         )
 
     async def ensure_learner(self, peer_url: str) -> Member:

@@ -94,11 +94,11 @@ class InstrumentedRenewal:
         self._took = took
         self._failed = failed
 
-    def renew(self, lease: int, key: str, timeout: float) -> Renewed:
+    def renew(self, lease: int, key: str, timeout: float, announce: int = 0) -> Renewed:
         """See `Renewal`."""
         began = time.perf_counter()
         try:
-            return self._renewal.renew(lease, key, timeout)
+            return self._renewal.renew(lease, key, timeout, announce)
         except StoreUnavailable:
             self._failed("keepalive")
             raise

@@ -6,6 +6,8 @@ created under the guard that it does not exist, so two clients cannot take the s
 same way `/orc/addresses/<address>` holds the owner's id of each VIP and each fixed address, so that
 none has two owners: networks do not overlap.
 
+`/orc/names/nodes/<hostname>` is written with each change that gives a node the hostname.
+
 The sealed data of a version of a secret or config is at `/orc-sealed/<id>/<version>`, outside of
 what managers cache: only a node's session reads it, when a task needs it there.
 """
@@ -19,6 +21,7 @@ from orchestrator.model.documents import Document
 from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import EndpointProgress, Node, SessionRecord
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
+from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import Service
 from orchestrator.model.tasks import Task
 
@@ -47,7 +50,8 @@ CERTIFICATE_TURN = _NAMES + "certificates//turn"
 renewed while its holder is revoked is either refused or revoked with the others."""
 
 NODE_TURN = _NAMES + "nodes//turn"
-"""Written with each node that joins: hostnames must differ."""
+"""Written with each node that joins: hostnames must differ. Managers of older versions know only
+this key; newer ones also claim the hostname (`claimed_hostname`)."""
 
 _KINDS: dict[type[Object], str] = {
     Cluster: "clusters",
@@ -66,6 +70,7 @@ _KINDS: dict[type[Object], str] = {
     ManagerPresence: "manager-presence",
     SessionRecord: "sessions",
     EndpointProgress: "endpointprogress",
+    Orphan: "orphans",
 }
 _TYPES: dict[str, type[Object]] = {kind: type_ for type_, kind in _KINDS.items()}
 
@@ -108,6 +113,16 @@ def unique_key(obj: Object) -> str | None:
     if isinstance(obj, Document):
         return name_key(Document, f"{obj.kind.word}/{obj.name}")
     return None
+
+
+def claimed_hostname(before: Object | None, after: Object | None) -> str | None:
+    """The key of the hostname that a change gives to a node; None if it gives none. It is written
+    with the change, which is refused if it was written after the view in which no other node had
+    the hostname. The key remains when the node is renamed, and is deleted with the node."""
+    if not isinstance(after, Node) or not (name := after.description.hostname):
+        return None
+    had = before.description.hostname if isinstance(before, Node) else ""
+    return name_key(Node, name) if name != had else None
 
 
 def sealed_key(document_id: str, version: int) -> str:

@@ -64,19 +64,22 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A condition of a transaction: exactly one of the two revisions is set and compared.
+    """A condition of a transaction: exactly one of the revisions is set and compared.
 
     0 asserts that the key does not exist. `create_revision` is for keys that are written while they
-    are held (an election key keeps its create revision for the whole term).
+    are held (an election key keeps its create revision for the whole term). `unchanged_since`
+    asserts that the key was not written after that revision; it need not exist.
     """
 
     key: str
     mod_revision: int | None = None
     create_revision: int | None = None
+    unchanged_since: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.mod_revision is None) == (self.create_revision is None):
-            raise ValueError(f"guard of {self.key}: set mod_revision or create_revision, not both")
+        given = (self.mod_revision, self.create_revision, self.unchanged_since)
+        if sum(revision is not None for revision in given) != 1:
+            raise ValueError(f"guard of {self.key}: set exactly one revision")
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,9 +43,10 @@ class Renewed:
 class Renewal(Protocol):
     """Renews leases by blocking calls, from any thread."""
 
-    def renew(self, lease: int, key: str, timeout: float) -> Renewed:
-        """Renew the lease, then read the key. Raises LeaseLost, and StoreError when no answer comes
-        within `timeout` seconds."""
+    def renew(self, lease: int, key: str, timeout: float, announce: int = 0) -> Renewed:
+        """Renew the lease, then read the key. With `announce`, write the key again, unchanged, if
+        that is its create revision. Raises LeaseLost, and StoreError when no answer comes within
+        `timeout` seconds."""
         ...
 
 
@@ -89,15 +90,18 @@ class Keeper:
         ttl: float,
         margin: float,
         stuck_after: float = STUCK_AFTER,
+        announces: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`ttl` and `margin` in seconds, as `LeasedKey` has them. A lease with a longer time to
-        live than `ttl` is renewed as often."""
+        live than `ttl` is renewed as often. While `announces`, each renewal writes the key again.
+        """
         self._held = held
         self._renewal = renewal
         self._ttl = ttl
         self._margin = margin
         self._stuck_after = stuck_after
+        self._announces = announces
         self._clock = clock
         self._stopped = threading.Event()
         self._beaten = clock()
@@ -145,7 +149,8 @@ class Keeper:
             # A connection that hangs must not take all the time that a long lease leaves.
             timeout = max(left / 2, min(left, self._ttl))
             try:
-                renewed = self._renewal.renew(lease, held.key, timeout)
+                announce = held.revision if self._announces() else 0
+                renewed = self._renewal.renew(lease, held.key, timeout, announce)
             except LeaseLost:
                 if lease != held.lease:  # revoked after it was exchanged
                     continue

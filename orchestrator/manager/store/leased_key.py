@@ -10,6 +10,11 @@ be valid: at a *local* deadline, counted from when the last successful renewal w
 margin. So a holder that hangs or is partitioned has stopped before another one starts. Its writes
 in flight fail on `held.guard`, which is the actual fence.
 
+A lease can outlive its holder by more than its time to live: a new leader of etcd renews all
+leases. So a holder may *announce* itself: each renewal writes the key again, unchanged. A process
+that waits for the key watches that, and deletes the key after a time to live without announcements
+(`_Vigil`). The deletion is guarded by the last announcement that it saw.
+
 The key is lost only with its lease or when it is deleted. An outage of the store shorter than that
 has no effect. With a `Renewal`, a thread renews the lease, so that a late event loop does not lose
 it (`lease_renewal`).
@@ -19,7 +24,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import statistics
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -42,6 +49,10 @@ log = logging.getLogger(__name__)
 
 RETRY = 0.2
 """Seconds between attempts while the store does not answer."""
+RENEWALS = 3
+"""Of a lease in its time to live."""
+_INTERVALS = 3
+"""Number of intervals between announcements that are remembered."""
 
 
 class KeyLost(Exception):
@@ -54,6 +65,38 @@ class KeyDeleted(KeyLost):
     def __init__(self, revision: int) -> None:
         super().__init__("the key was deleted")
         self.revision = revision
+
+
+class _Vigil:
+    """The announcements of a key's holder, as seen by a process that waits for the key."""
+
+    def __init__(self, revision: int, now: float, ttl: float) -> None:
+        """`revision`: the newest write of the key; `ttl` in seconds."""
+        self.revision = revision
+        self._ttl = ttl
+        self._newest = now
+        self._intervals: deque[float] = deque(maxlen=_INTERVALS)
+
+    def announced(self, revision: int, now: float) -> None:
+        """The key was written again."""
+        self._intervals.append(now - self._newest)
+        self.revision, self._newest = revision, now
+
+    def silence(self, now: float) -> float:
+        """Seconds since the last announcement."""
+        return now - self._newest
+
+    @property
+    def regular(self) -> bool:
+        """Whether the holder announces itself at all: one of an earlier release does not."""
+        return len(self._intervals) == _INTERVALS
+
+    @property
+    def patience(self) -> float:
+        """Seconds of silence after which the holder counts as dead: its time to live, which may
+        be longer than our own. Announcements that come late, together, are not more frequent."""
+        usual = statistics.median(self._intervals) if self._intervals else 0.0
+        return max(self._ttl, RENEWALS * usual)
 
 
 class LeasedKey:
@@ -71,6 +114,7 @@ class LeasedKey:
         is_own: Callable[[bytes], bool] | None = None,
         extended_ttl: Callable[[], float] = lambda: 0.0,
         shared: bool = False,
+        announced: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -81,7 +125,9 @@ class LeasedKey:
         default, if it is the same value. `extended_ttl`: seconds that the lease is to live instead
         of `ttl` if they are more; if they change, another lease takes its place. Renewals are as
         frequent as `ttl` requires. `shared`: other keys are bound to the lease, too. A lease that
-        was exchanged is then left to expire, so that they can be written with the new one."""
+        was exchanged is then left to expire, so that they can be written with the new one.
+        `announced`: a renewal announces the holder, unless the lease is extended. It takes a
+        `Renewal`."""
         margin = ttl / 6 if margin is None else margin
         if not 0 < margin < ttl:
             raise ValueError(f"margin {margin} must lie between 0 and the ttl {ttl}")
@@ -94,6 +140,7 @@ class LeasedKey:
         self._is_own = is_own or (lambda found: found == value)
         self._extended_ttl = extended_ttl
         self._shared = shared
+        self._announced = announced
         self._granted_ttl = ttl
         self._clock = clock
         self._sleep = sleep
@@ -115,6 +162,12 @@ class LeasedKey:
                 background(self._adapt(held)),
             ):
                 yield held
+        except BaseExceptionGroup as group:
+            lost, other = group.split(KeyLost)
+            if lost is None or other is not None:
+                raise
+            # The lease was given up, and its key deleted, in one instant.
+            raise _end_of_hold(lost) from group
         finally:
             if keeper is not None:
                 keeper.stop()
@@ -123,7 +176,13 @@ class LeasedKey:
     def _keeper(self, held: Held) -> Keeper | None:
         if self._renewal is None:
             return None
-        return Keeper(held, self._renewal, ttl=self._ttl, margin=self._margin)
+        return Keeper(
+            held,
+            self._renewal,
+            ttl=self._ttl,
+            margin=self._margin,
+            announces=lambda: self._announced and self._granted_ttl <= self._ttl,
+        )
 
     async def acquire(self) -> Held:
         """Wait until the key is acquired, across outages of the store. Nothing renews the lease
@@ -134,7 +193,7 @@ class LeasedKey:
                 before = await self._kv.list(self._key)
                 holder = self._holder(before)
                 if holder is not None and not self._is_own(holder.value):
-                    await self._vacancy(before.revision + 1)
+                    await self._vacancy(holder, before.revision + 1)
                     continue
                 if holder is not None:
                     await self._remove(holder)
@@ -155,12 +214,40 @@ class LeasedKey:
         # The list is by prefix, so a longer key may be among the entries.
         return next((entry for entry in snapshot.entries if entry.key == self._key), None)
 
-    async def _vacancy(self, revision: int) -> None:
-        """Wait until the key is deleted."""
-        async with self._kv.watch(self._key, revision) as changes:
+    async def _vacancy(self, holder: Entry, revision: int) -> None:
+        """Wait until the key is deleted; delete it if the holder no longer announces itself."""
+        vigil = _Vigil(holder.mod_revision, self._clock(), self._ttl)
+        async with (
+            background(self._end_silence(vigil)),
+            self._kv.watch(self._key, revision) as changes,
+        ):
             async for batch in changes:
-                if any(event.key == self._key and event.entry is None for event in batch.events):
-                    return
+                for event in batch.events:
+                    if event.key != self._key:
+                        continue
+                    if event.entry is None:
+                        return
+                    vigil.announced(event.mod_revision, self._clock())
+
+    async def _end_silence(self, vigil: _Vigil) -> None:
+        """Delete the key once its holder has been silent for too long."""
+        while True:
+            left = vigil.patience - vigil.silence(self._clock())
+            await self._sleep(max(RETRY, left) if vigil.regular else self._ttl / RENEWALS)
+            silence = vigil.silence(self._clock())
+            if not vigil.regular or silence < vigil.patience:
+                continue
+            try:
+                await self._kv.txn(
+                    [Guard(self._key, mod_revision=vigil.revision)], [Delete(self._key)]
+                )
+            except (Conflict, StoreError):  # an announcement is on its way, or nothing is known
+                continue
+            log.warning(
+                "deleted the key of a holder that is silent",
+                extra={"key": self._key, "seconds": f"{silence:.1f}"},
+            )
+            return
 
     async def _remove(self, own: Entry) -> None:
         """Delete the key of an earlier, killed process, instead of waiting for its lease."""
@@ -192,14 +279,14 @@ class LeasedKey:
 
     async def _adapt(self, held: Held) -> None:
         """Exchange the lease when another time to live is wanted."""
-        pause, unknown = self._ttl / 3, False
+        pause, unknown = self._ttl / RENEWALS, False
         while True:
             await self._sleep(pause)
             if self._wanted_ttl() == self._granted_ttl and not unknown:
                 continue
             try:
                 await self._exchange(held)
-                pause, unknown = self._ttl / 3, False
+                pause, unknown = self._ttl / RENEWALS, False
             except Conflict:
                 return  # the key was deleted: the watch ends the hold
             except StoreError as error:
@@ -228,7 +315,7 @@ class LeasedKey:
         """Renew the lease until that fails for too long; always ends with KeyLost."""
         if keeper is not None:
             raise KeyLost(await keeper.wait())
-        pause = self._ttl / 3
+        pause = self._ttl / RENEWALS
         while True:
             await self._sleep(min(pause, max(0.0, held.deadline - self._clock())))
             sent = self._clock()
@@ -240,7 +327,7 @@ class LeasedKey:
                     remaining = await self._kv.keepalive(lease)
                     await self._check(held)
                 held.renewed(lease, sent + remaining - self._margin)
-                pause = self._ttl / 3
+                pause = self._ttl / RENEWALS
             except LeaseLost as error:
                 if lease != held.lease:  # revoked after it was exchanged
                     continue
@@ -259,7 +346,9 @@ class LeasedKey:
                         if any(each.key == self._key and not each.entry for each in batch.events):
                             raise KeyDeleted(batch.revision)
             except Compacted:
-                revision = (await self._kv.list(self._key)).revision + 1
+                # A key that was deleted meanwhile is noticed by the next renewal.
+                with suppress(StoreError):
+                    revision = (await self._kv.list(self._key)).revision + 1
             except StoreError:
                 await self._sleep(RETRY)
 
@@ -273,3 +362,11 @@ class LeasedKey:
         """Revoke the lease; if the store does not answer, it expires."""
         with suppress(StoreError):
             await self._kv.revoke(lease)
+
+
+def _end_of_hold(lost: BaseExceptionGroup[KeyLost]) -> KeyLost:
+    """The reason that says most: the deletion of the key, with its revision, if it was seen."""
+    reasons: list[KeyLost] = []
+    for each in lost.exceptions:
+        reasons.append(_end_of_hold(each) if isinstance(each, BaseExceptionGroup) else each)
+    return next((each for each in reasons if isinstance(each, KeyDeleted)), reasons[0])

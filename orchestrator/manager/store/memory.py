@@ -159,6 +159,8 @@ class MemoryKv:
         entry = self._entries.get(guard.key)
         if guard.create_revision is not None:
             return guard.create_revision == (entry.create_revision if entry else 0)
+        if guard.unchanged_since is not None:
+            return (entry.mod_revision if entry else 0) <= guard.unchanged_since
         return guard.mod_revision == (entry.mod_revision if entry else 0)
 
     def _end_lease(self, lease: int) -> None:

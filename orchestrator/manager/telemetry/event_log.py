@@ -26,6 +26,7 @@ from orchestrator.model.limits import resized
 from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import EndpointProgress, Node, NodeState, SessionRecord
 from orchestrator.model.objects import Image, Network, Object
+from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import JobState, Service, UpdateState
 from orchestrator.model.specs import TaskSpec
 from orchestrator.model.states import TaskState, is_terminal
@@ -368,8 +369,15 @@ def _action(before: Object | None, after: Object | None) -> str:
         gone = isinstance(before, Service) and before.removed  # reported when it was requested
         return "" if gone else "remove"
     match before, after:
+        case Orphan(), Orphan():
+            return ""
         case Manager(), Manager():
-            return "ready" if before.joining and not after.joining else ""
+            if before.joining and not after.joining:
+                return "ready"
+            old, new = before.backups, after.backups
+            if old.failures != new.failures:
+                return "backup_failed"
+            return "backup" if old.succeeded_at != new.succeeded_at else ""
         case Node(), Node():
             if before.state is not after.state:
                 return {NodeState.DOWN: "down", NodeState.READY: "ready"}.get(after.state, "")
@@ -412,6 +420,8 @@ def _where(before: Object | None, after: Object | None, view: ClusterView) -> st
             had, has = (set(i.nodes) if isinstance(i, Image) else set() for i in (before, after))
             nodes = [view.nodes[id] for id in had ^ has if id in view.nodes]
             return ",".join(sorted(node.description.hostname for node in nodes))
+        case Orphan() as orphan if orphan.node_id in view.nodes:
+            return view.nodes[orphan.node_id].description.hostname
         case _:
             return ""
 
@@ -443,6 +453,8 @@ def _attributes(item: Object) -> dict[str, str]:
             return {"state": item.state.name.lower(), **wrong, **item.labels}
         case Service():
             return dict(item.spec.labels)
+        case Manager() if item.backups.error:
+            return {"reason": item.backups.error}
         case Document():
             return {"version": str(item.version), **item.labels}
         case _:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 from prometheus_client import Counter as CounterMetric
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from orchestrator import __version__
@@ -326,11 +326,17 @@ class ClusterCollector(Collector):
             ("orc_manager_node_streams", "Open streams to nodes", state.streams),
             ("orc_networks", "Networks", len(view.networks)),
             ("orc_volumes", "Volumes", len(view.volumes)),
+            (
+                "orc_orphans",
+                "Running containers that the restored cluster does not know",
+                len(view.orphans),
+            ),
             ("orc_images", "Images", len(view.images)),
             ("orc_services", "Services", sum(not s.removed for s in view.services.values())),
         ):
             yield GaugeMetricFamily(name, help, value)
         yield _managers(view)
+        yield from _backups(view)
         yield _undecodable(view)
         yield from _nodes(view)
         yield from _services(view)
@@ -346,6 +352,34 @@ def _managers(view: ClusterView) -> Metric:
     for state in ("ready", "down", "joining"):
         counts.add_metric([state], number[state])
     return counts
+
+
+def _backups(view: ClusterView) -> Iterable[Metric]:
+    # Two managers may have the same hostname: a lost one, and the one in its place.
+    labels = ("manager", "manager_id")
+    period = GaugeMetricFamily(
+        "orc_backup_schedule_period_seconds",
+        "Time from one scheduled backup to the next, 0 without a schedule",
+    )
+    period.add_metric([], view.cluster.backup_schedule.every if view.cluster else 0)
+    newest = GaugeMetricFamily(
+        "orc_backup_last_success_timestamp_seconds",
+        "When the manager's newest scheduled backup was made, 0 if none was",
+        labels=labels,
+    )
+    size = GaugeMetricFamily(
+        "orc_backup_size_bytes", "Size of the manager's newest scheduled backup", labels=labels
+    )
+    failures = CounterMetricFamily(
+        "orc_backup_failures", "Scheduled backups of the manager that failed", labels=labels
+    )
+    for manager in view.managers.values():
+        status = manager.backups
+        of = [manager.hostname, manager.id]
+        newest.add_metric(of, status.succeeded_at)
+        size.add_metric(of, status.size)
+        failures.add_metric(of, status.failures)
+    yield from (period, newest, size, failures)
 
 
 def _undecodable(view: ClusterView) -> Metric:

@@ -47,6 +47,16 @@ def manager_targets(view: ClusterView) -> list[str]:
     return [_host_port(each.address, each.port + WEB_PORT) for each in managers if not each.joining]
 
 
+def other_pages(view: ClusterView, identity: ManagerIdentity) -> list[str]:
+    """HOST:PORT of the HTTPS servers of the other managers that serve, by id."""
+    managers = sorted(view.managers.values(), key=lambda manager: manager.id)
+    return [
+        _host_port(each.address, each.port + WEB_PORT)
+        for each in managers
+        if each.id in view.manager_presence and each.id != identity.manager_id
+    ]
+
+
 def scrape_targets(view: ClusterView, managers: Iterable[str], job: str = "") -> list[Group]:
     """All scrape targets. `managers` are HOST:PORT of their HTTPS servers; `job` is one of `JOBS`,
     or empty for all."""

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
@@ -42,10 +43,6 @@ from orchestrator.web.https import listening
 from orchestrator.web.scrape import MetricsApp, digest, may_read, refuse
 
 _SECURITY_HEADERS = {
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-        "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
@@ -58,12 +55,15 @@ async def serve_web(
     data_dir: Path,
     registry: CollectorRegistry,
     state: Callable[[], ManagerState],
+    refresh: Callable[[], Awaitable[None]],
+    managers: Callable[[], Awaitable[Any]],
 ) -> AsyncIterator[None]:
     """Serve while the body runs. `data_dir` has the manager's certificate; the cluster's metrics
-    are added to `registry`. Raises CannotListen."""
-    dashboard = Dashboard(ctx, WebSessions(ctx))
-    scraping = _Scraping(ctx, registry, state)
-    app = web_application([*scraping.routes, *dashboard.routes])
+    are added to `registry`. `refresh` reads, before each scrape, what collectors cannot read in a
+    thread. `managers` returns a ListManagersReply. Raises CannotListen."""
+    dashboard = Dashboard(ctx, WebSessions(ctx), managers)
+    scraping = _Scraping(ctx, registry, state, refresh)
+    app = web_application([*scraping.routes, *dashboard.routes], lambda: manager_targets(ctx.view))
     files, port = TlsFiles.of(data_dir, "manager"), ctx.identity.port + WEB_PORT
     async with (
         dashboard.updates.following(),
@@ -72,11 +72,14 @@ async def serve_web(
         yield
 
 
-def web_application(routes: Sequence[BaseRoute]) -> Starlette:
-    """An application with security headers on all responses, and errors as JSON."""
+def web_application(
+    routes: Sequence[BaseRoute], managers: Callable[[], Sequence[str]] = tuple
+) -> Starlette:
+    """An application with security headers on all responses, and errors as JSON. `managers`:
+    HOST:PORT of the managers' HTTPS servers, which the page may try to reach."""
     return Starlette(
         routes=routes,
-        middleware=[Middleware(_SecurityHeaders)],
+        middleware=[Middleware(_SecurityHeaders, managers=managers)],
         exception_handlers={HTTPException: _json_error},
     )
 
@@ -93,25 +96,41 @@ async def _json_error(request: Request, error: Exception) -> Response:
 class _SecurityHeaders:
     """Middleware that adds the headers which confine the page."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, managers: Callable[[], Sequence[str]]) -> None:
         self._app = app
+        self._managers = managers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_SECURITY_HEADERS)
+                headers = MutableHeaders(scope=message)
+                headers.update(_SECURITY_HEADERS)
+                headers["content-security-policy"] = _content_policy(self._managers())
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
+
+
+def _content_policy(managers: Sequence[str]) -> str:
+    reachable = " ".join(["'self'", *(f"https://{each}" for each in managers)])
+    return (
+        f"default-src 'none'; script-src 'self'; style-src 'self'; connect-src {reachable}; "
+        "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
 
 
 class _Scraping:
     """What Prometheus reads: metrics, and where to find more of them."""
 
     def __init__(
-        self, ctx: ManagerContext, registry: CollectorRegistry, state: Callable[[], ManagerState]
+        self,
+        ctx: ManagerContext,
+        registry: CollectorRegistry,
+        state: Callable[[], ManagerState],
+        refresh: Callable[[], Awaitable[None]],
     ) -> None:
         self._ctx = ctx
+        self._refresh = refresh
         self._state = state
         self._scraped = state()
         """The manager's own state as of the newest scrape: collectors run in a thread."""
@@ -130,6 +149,7 @@ class _Scraping:
 
     async def _render(self, registry: CollectorRegistry) -> bytes:
         self._scraped = self._state()
+        await self._refresh()
         return await offload(generate_latest, WithDeprecatedNames(registry))
 
     def _digest(self) -> str:

@@ -15,6 +15,7 @@ from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.reconcile.convergence import desired_tasks
 from orchestrator.manager.planning.reconcile.jobs import job_count, job_tasks
 from orchestrator.manager.planning.view import ClusterView
+from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Network, Object
 from orchestrator.model.services import Service, UpdateState
@@ -23,7 +24,7 @@ from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.tasks import Health, Task
 
 Picture = dict[str, dict[str, Any]]
-"""Kind (`nodes`, `services`, `tasks`, `networks`) → id → fields, or None if removed."""
+"""Kind (`nodes`, `services`, `tasks`, `networks`, `managers`) → id → fields, or None if removed."""
 
 _KINDS: dict[type, str] = {
     Node: "nodes",
@@ -31,6 +32,7 @@ _KINDS: dict[type, str] = {
     Task: "tasks",
     Network: "networks",
 }
+_MANAGERS = "managers"
 
 
 def full_snapshot(view: ClusterView) -> Picture:
@@ -40,6 +42,7 @@ def full_snapshot(view: ClusterView) -> Picture:
         kind = _KINDS.get(type(item))
         if kind is not None and (drawn := _drawn(view, item)) is not None:
             found[kind][item.id] = _filled(drawn)
+    found[_MANAGERS] = {id: _manager(view, id) for id in view.managers}
     return found
 
 
@@ -49,6 +52,9 @@ def snapshot_changes(view: ClusterView, changes: Sequence[Change]) -> Picture:
     found: Picture = {}
     for change in changes:
         subject = change.subject
+        if isinstance(subject, Manager | ManagerPresence):
+            found.setdefault(_MANAGERS, {})[subject.id] = _manager(view, subject.id)
+            continue
         kind = _KINDS.get(type(subject))
         if kind is None:
             continue
@@ -92,6 +98,14 @@ def _drawn(view: ClusterView, item: Object) -> dict[str, Any] | None:
                 "encrypted": item.encrypted,
             }
     return None
+
+
+def _manager(view: ClusterView, id: str) -> dict[str, Any] | None:
+    manager = view.managers.get(id)
+    if manager is None:
+        return None
+    state = "joining" if manager.joining else "ready" if id in view.manager_presence else "down"
+    return {"name": manager.hostname, "state": state}
 
 
 def _node(node: Node) -> dict[str, Any]:

@@ -22,9 +22,11 @@ from orchestrator.manager.operations.context import ManagerContext, request_erro
 from orchestrator.manager.operations.node_requests import send_request
 from orchestrator.manager.operations.workloads.task_logs import LogOperations
 from orchestrator.manager.store.kv import StoreError
+from orchestrator.manager.telemetry.service_discovery import other_pages
 from orchestrator.manager.web import dashboard_actions
 from orchestrator.manager.web.dashboard_actions import AuditedRequest, client_address
 from orchestrator.manager.web.live_updates import LiveUpdates
+from orchestrator.manager.web.manager_table import manager_table
 from orchestrator.manager.web.server_sent_events import EventStream, event
 from orchestrator.manager.web.traffic_graph import Traffic
 from orchestrator.model.access import SESSION_LIFE
@@ -37,6 +39,8 @@ _SESSION_CHECK = 1.0
 _COOKIE = "orc"
 _MAX_BODY = 1 << 16
 _LOG_TAIL = 200
+_MANAGERS_PERIOD = 2.0
+"""Seconds between two looks at the managers while a page shows them."""
 _HISTORY_TIMEOUT = 5.0
 """Seconds that a node has to answer with its history."""
 
@@ -46,8 +50,15 @@ Handler = Callable[[Request, Session], Awaitable[Response]]
 class Dashboard:
     """Serves the page and its requests."""
 
-    def __init__(self, ctx: ManagerContext, sessions: WebSessions) -> None:
+    def __init__(
+        self,
+        ctx: ManagerContext,
+        sessions: WebSessions,
+        managers: Callable[[], Awaitable[Any]],
+    ) -> None:
+        """`managers` returns a ListManagersReply."""
         self._ctx = ctx
+        self._managers = managers
         self._sessions = sessions
         self.updates = LiveUpdates(ctx)
         """To be followed for as long as the page is served."""
@@ -65,8 +76,10 @@ class Dashboard:
             Route("/api/session", self._log_in, methods=["POST"], max_body_size=_MAX_BODY),
             route("/api/session", self._log_out, "DELETE"),
             route("/api/session", self._describe_session),
+            route("/api/elsewhere", self._elsewhere),
             route("/api/events", self._events),
             route("/api/traffic", self._traffic),
+            route("/api/managers", self._manager_table),
             route("/api/logs", self._logs),
             route("/api/history", self._history),
             route("/api/act", self._act, "POST"),
@@ -151,6 +164,16 @@ class Dashboard:
 
         return EventStream(events, expiry(), source)
 
+    async def _elsewhere(self, request: Request, session: Session) -> Response:
+        """Where the page goes when this manager is lost: HOST:PORT of other managers' pages, and a
+        ticket with which the session continues there."""
+        return JSONResponse(
+            {
+                "managers": other_pages(self._ctx.view, self._ctx.identity),
+                "ticket": self._sessions.hand_over(session),
+            }
+        )
+
     async def _events(self, request: Request, session: Session) -> Response:
         """The whole cluster, then changes and events."""
 
@@ -170,6 +193,16 @@ class Dashboard:
                 yield event("traffic", graph)
 
         return self._stream(session, events(), traffic.collect())
+
+    async def _manager_table(self, request: Request, session: Session) -> Response:
+        """The managers and their etcd members; they are asked for as long as the stream lasts."""
+
+        async def events() -> AsyncIterator[bytes]:
+            while True:
+                yield event("managers", manager_table(await self._managers()))
+                await asyncio.sleep(_MANAGERS_PERIOD)
+
+        return self._stream(session, events())
 
     async def _logs(self, request: Request, session: Session) -> Response:
         """The last lines of a service or task (`?of=`), and new ones as they are written."""

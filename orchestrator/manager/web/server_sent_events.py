@@ -11,8 +11,8 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-KEEPALIVE = 15.0
-"""Seconds without an event after which a comment is sent: no proxy shall close the connection."""
+ALIVE_PERIOD = 1.0
+"""Seconds between two `alive` events: a page leaves a manager that is silent for longer."""
 
 
 def event(kind: str, data: Any) -> bytes:
@@ -50,19 +50,15 @@ class EventStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await _chunk(send, b"retry: 1000\n\n")
-        idle = asyncio.Event()
 
         async def pump() -> None:
             async for text in self._events:
-                idle.clear()
                 await _chunk(send, text)
 
         async def keep_alive() -> None:
             while True:
-                idle.set()
-                await asyncio.sleep(KEEPALIVE)
-                if idle.is_set():
-                    await _chunk(send, b": keep-alive\n\n")
+                await asyncio.sleep(ALIVE_PERIOD)
+                await _chunk(send, event("alive", {}))
 
         async with asyncio.TaskGroup() as group:
             workers = [group.create_task(keep_alive()), group.create_task(pump())]

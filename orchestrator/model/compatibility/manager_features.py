@@ -22,7 +22,13 @@ def schema_feature(version: int) -> str:
     return f"schema-{version}"
 
 
-MANAGER_FEATURES = tuple(schema_feature(each) for each in range(1, SCHEMA_VERSION + 1))
+EXTERNAL_CA = "external-ca"
+"""Managers ask an external CA to sign."""
+
+MANAGER_FEATURES = (
+    *(schema_feature(each) for each in range(1, SCHEMA_VERSION + 1)),
+    EXTERNAL_CA,
+)
 """All features of a manager of this version."""
 
 

@@ -11,6 +11,9 @@ import re
 MAX_SKEW = 1
 """Minor releases by which the parts of a cluster may differ."""
 
+FIRST = "0.1.0"
+"""The release whose hosts do not send their version when they join."""
+
 _VERSION = re.compile(r"(\d+)\.(\d+)(\D|$)")
 
 
@@ -26,6 +29,22 @@ def within_skew(one: str, other: str) -> bool:
     if first is None or second is None or first[0] != second[0]:
         return False
     return abs(first[1] - second[1]) <= MAX_SKEW
+
+
+def skew_refusal(subject: str, version: str, other: str, other_version: str) -> str:
+    """Why a subject with a version cannot work with another part of the cluster, in one line with
+    the remedy; empty if it can. A version that cannot be parsed is not judged: that of a build
+    without a release."""
+    own, their = minor_release(version), minor_release(other_version)
+    if own is None or their is None or within_skew(version, other_version):
+        return ""
+    major, minor = their
+    first, last = max(0, minor - MAX_SKEW), minor + MAX_SKEW
+    instead = f"; or upgrade {other} first, one minor release after the other" * (own > their)
+    return (
+        f"{subject} has version {version}, more than {MAX_SKEW} minor release from {other_version} "
+        f"of {other}: install a release from {major}.{first} to {major}.{last} there{instead}"
+    )
 
 
 def newest(versions: list[str]) -> str:

@@ -73,11 +73,15 @@ class Word(str):
 
 @dataclass(frozen=True, slots=True)
 class _Text:
+    """Text between actions, as it is."""
+
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class _Show:
+    """`{{VALUE}}`."""
+
     value: Expression
     line: int
 
@@ -94,6 +98,8 @@ class _Assign:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
+    """A block, with its branches."""
+
     word: str
     """`if`, `with` or `range`."""
     value: Expression
@@ -192,6 +198,8 @@ def _on(line: int) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
+    """Reads a template into its parts."""
+
     functions: Functions
     place: Callable[[str], Expression | None]
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
 from orchestrator.model.names import near_miss
-from orchestrator.model.nodes import Node
 
 if TYPE_CHECKING:
+    from orchestrator.model.nodes import Node
     from orchestrator.model.specs import ContainerSpec, TaskSpec
 
 

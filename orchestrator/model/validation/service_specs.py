@@ -14,6 +14,7 @@ from dataclasses import replace
 from math import isfinite
 
 from orchestrator.model.affinities import Affinity, check_affinities
+from orchestrator.model.bounds import MAX_REPLICAS as MAX_REPLICAS
 from orchestrator.model.constraints import check_agreement, check_node_attribute
 from orchestrator.model.dependencies import check_dependencies
 from orchestrator.model.documents import check_references
@@ -23,7 +24,6 @@ from orchestrator.model.formats.task_templates import with_examples
 from orchestrator.model.hooks import check_hooks
 from orchestrator.model.names import check_hostname, check_name, parse_image
 from orchestrator.model.networks import check_attachments
-from orchestrator.model.placement import MAX_REPLICAS as MAX_REPLICAS
 from orchestrator.model.placement import Disconnect, check_disconnect
 from orchestrator.model.signals import signal_number
 from orchestrator.model.specs import (

@@ -16,9 +16,11 @@ from scripted_manager import Authority, Manager, Relay, Script, servicer
 from orchestrator.cli.app.contexts import Context, save_context
 from orchestrator.cli.main import orc
 from orchestrator.pb import (
+    backup_pb2_grpc,
     containers_pb2_grpc,
     control_pb2_grpc,
     images_pb2_grpc,
+    managers_pb2_grpc,
     networks_pb2_grpc,
     support_pb2_grpc,
     volumes_pb2_grpc,
@@ -57,6 +59,10 @@ def listening(authority: Authority) -> Iterator[Manager]:
     containers_pb2_grpc.add_ContainersServicer_to_server(containers, server)
     volumes = servicer(script, volumes_pb2_grpc.VolumesServicer)
     volumes_pb2_grpc.add_VolumesServicer_to_server(volumes, server)
+    backups = servicer(script, backup_pb2_grpc.BackupServicer)
+    backup_pb2_grpc.add_BackupServicer_to_server(backups, server)
+    managers = servicer(script, managers_pb2_grpc.ManagersServicer)
+    managers_pb2_grpc.add_ManagersServicer_to_server(managers, server)
     port = server.add_secure_port(
         "127.0.0.1:0",
         grpc.ssl_server_credentials(

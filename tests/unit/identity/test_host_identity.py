@@ -3,11 +3,18 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from pathlib import Path
 
+import pytest
+
+from orchestrator.identity import ca
+from orchestrator.identity.certificates import TlsFiles
 from orchestrator.identity.host_identity import (
     ManagerIdentity,
+    NoIdentity,
+    check_certificates,
     read_manager,
     read_node,
     remember,
@@ -56,3 +63,35 @@ def test_a_manager_that_joins_is_written_completely(tmp_path: Path) -> None:
     )
     write_identity(tmp_path / "manager.json", joining)
     assert read_manager(tmp_path) == joining
+
+
+@pytest.mark.parametrize("name", ["manager.json", "membership.json", "node.json"])
+@pytest.mark.parametrize("left", [b"", b'{"manager_id": "m', bytes(64), b"\xff\xfe", b"[]"])
+def test_a_damaged_identity_is_named_with_the_remedy(
+    tmp_path: Path, name: str, left: bytes
+) -> None:
+    write_identity(tmp_path / "manager.json", ManagerIdentity(**FIRST_RELEASE))  # type: ignore[arg-type]
+    (tmp_path / name).write_bytes(left)
+    with pytest.raises(NoIdentity, match=f"{name} is damaged .*join again"):
+        (read_node if name == "node.json" else read_manager)(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["ca.pem", "manager.pem", "manager.key"])
+@pytest.mark.parametrize("left", [b"", b"-----BEGIN CERT", b"\xb5\xaa" * 32])
+def test_a_damaged_certificate_or_key_is_named(tmp_path: Path, name: str, left: bytes) -> None:
+    now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    root = ca.new_ca("c1", now)
+    issued = ca.issue(
+        root,
+        common_name="m1",
+        role="manager",
+        cluster_id="c1",
+        now=now,
+        lifetime=dt.timedelta(days=1),
+    )
+    (tmp_path / "ca.pem").write_text(root.certificate)
+    TlsFiles.of(tmp_path, "manager").pair.replace(issued)
+    check_certificates(tmp_path, "manager")
+    (tmp_path / name).write_bytes(left)
+    with pytest.raises(NoIdentity, match=f"{name}.* cannot be used .*copy"):
+        check_certificates(tmp_path, "manager")

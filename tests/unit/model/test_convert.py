@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from orchestrator.model import (
     access,
     affinities,
+    backups,
     dependencies,
     documents,
     hooks,
@@ -25,6 +26,7 @@ from orchestrator.model import (
     mounts,
     nodes,
     objects,
+    orphans,
     placement,
     services,
     specs,
@@ -53,7 +55,7 @@ from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import types_pb2
 
 MODULES = (affinities, dependencies, hooks, jobs, mounts, placement, specs, documents)
-MODULES += (nodes, placement, services, tasks, objects, access, managers)
+MODULES += (nodes, placement, services, tasks, objects, access, managers, backups, orphans)
 CLASSES = [
     value
     for module in MODULES
@@ -76,7 +78,7 @@ INT32 |= {
     "weight",
     "drain_most",
 }
-INT32 |= {"job_run", "number", "skipped", "history"}
+INT32 |= {"job_run", "number", "skipped", "history", "keep", "kept"}
 
 text = st.text(st.characters(codec="utf-8"), max_size=8)
 

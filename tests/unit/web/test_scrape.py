@@ -130,6 +130,31 @@ async def test_client_of_another_cluster_is_refused(server: Server) -> None:
     assert (await server.get(cert="stranger"))[0] == UNHEARD
 
 
+async def _eventually(server: Server, cert: str, status: int) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            if (await server.get(cert=cert))[0] == status:
+                return
+            await asyncio.sleep(0.1)
+
+
+async def test_the_listener_follows_a_rotation_of_the_ca(server: Server) -> None:
+    former, new = (server.folder / "ca.pem").read_text(), ca.new_ca("c1", NOW)
+    for name, role in (("node", "worker"), ("renewed", "admin")):
+        issued = ca.issue(new, common_name="x1", role=role, cluster_id="c1", now=NOW)
+        if name == "node":
+            TlsFiles.of(server.folder, name).pair.replace(issued)
+        else:
+            _write(server.folder, name, issued)
+    # While both are trusted, a client has both.
+    (server.folder / "ca.pem").write_text(new.certificate + former)
+    await _eventually(server, "renewed", 200)
+    assert (await server.get(cert="admin"))[0] == 200
+    (server.folder / "ca.pem").write_text(new.certificate)
+    await _eventually(server, "admin", UNHEARD)
+    assert (await server.get(cert="renewed"))[0] == 200
+
+
 async def test_old_tls_is_refused(server: Server) -> None:
     with pytest.raises((ssl.SSLError, ConnectionResetError)):
         await server.get("/metrics", "Authorization: Bearer sesame", tls="TLSv1_2")

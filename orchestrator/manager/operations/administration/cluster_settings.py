@@ -9,7 +9,8 @@ from typing import Any, cast
 
 from orchestrator import __version__
 from orchestrator.identity.join_tokens import JoinToken, new_secret
-from orchestrator.manager.errors import invalid_argument, unavailable
+from orchestrator.manager.errors import invalid_argument, not_ready
+from orchestrator.manager.operations.administration.backups import overview
 from orchestrator.manager.operations.context import Operations
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.unplannable import quarantined_services
@@ -19,7 +20,7 @@ from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import StoreError
 from orchestrator.manager.telemetry.service_discovery import web_address
-from orchestrator.model.convert import to_proto
+from orchestrator.model.convert import known, to_proto
 from orchestrator.model.nodes import NodeState
 from orchestrator.model.objects import Cluster
 from orchestrator.model.placement import Strategy
@@ -34,7 +35,7 @@ class ClusterOperations(Operations):
     def _cluster(self) -> Cluster:
         cluster = self.ctx.view.cluster
         if cluster is None:
-            raise unavailable("the manager has not read its store yet; try again in a moment")
+            raise not_ready("the manager has not read its store yet; try again in a moment")
         return cluster
 
     def _token(self, secret: str) -> str:
@@ -75,6 +76,7 @@ class ClusterOperations(Operations):
             certificate_lifetime=lifetime(cluster.certificate_lifetime).total_seconds(),
             container_access=cluster.container_access,
             undecodable=_undecodable(view),
+            backups=overview(view),
         )
 
     async def update_cluster(
@@ -84,7 +86,7 @@ class ClusterOperations(Operations):
         cluster = self._cluster()
         after = cluster
         if request.HasField("strategy"):
-            after = replace(after, strategy=Strategy(request.strategy))
+            after = replace(after, strategy=known(Strategy, request.strategy))
         if request.HasField("certificate_lifetime"):
             after = replace(after, certificate_lifetime=request.certificate_lifetime)
         if request.HasField("container_access"):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -26,6 +27,7 @@ from orchestrator.manager.cluster.schema import (
     read_schema,
     request_finalization,
 )
+from orchestrator.manager.cluster.store_upkeep import StoreUpkeep
 from orchestrator.manager.errors import (
     RequestError,
     aborted,
@@ -33,6 +35,7 @@ from orchestrator.manager.errors import (
     failed_precondition,
     invalid_argument,
     not_found,
+    not_ready,
     unavailable,
 )
 from orchestrator.manager.object_lookup import find_node
@@ -41,6 +44,7 @@ from orchestrator.manager.operations.node_requests import send_request
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.certificates import commit_serialized, new_revocation
+from orchestrator.manager.store.etcd_maintenance import NOSPACE, Defragmented
 from orchestrator.manager.store.etcd_member import EtcdMember
 from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, StoreError
@@ -62,7 +66,7 @@ _REMOVAL_TIMEOUT = 20.0
 
 
 class ManagerOperations(Operations):
-    """Operations of `orc manager ls|rm|step-down`."""
+    """Operations of `orc manager ls|rm|step-down|store`."""
 
     def __init__(
         self, ctx: ManagerContext, channels: ManagerChannels, member: EtcdMember | None
@@ -71,6 +75,20 @@ class ManagerOperations(Operations):
         super().__init__(ctx)
         self._channels = channels
         self._member = member
+        self.upkeep: StoreUpkeep | None = None
+        """Of the managers' etcd; None with an external one."""
+        if member is not None:
+            self.upkeep = StoreUpkeep(
+                ctx.kv,
+                lambda: ctx.view,
+                ctx.identity.manager_id,
+                member,
+                channels,
+                lambda: self._statuses(ctx.view),
+                leads=lambda: bool(ctx.leader()),
+                hand_over=self.step_down,
+                clock=time.monotonic,
+            )
 
     async def status(self) -> managers_pb2.ManagerStatus:
         """This manager's status. An etcd that does not answer is part of it."""
@@ -90,6 +108,13 @@ class ManagerOperations(Operations):
         status.etcd_leader = found.leader == found.id
         status.learner = found.learner
         status.etcd_errors.extend(found.errors)
+        status.database_quota = self._member.quota
+        status.member_id = f"{found.id:x}"
+        status.alarms.extend(
+            managers_pb2.StoreAlarm(member_id=each.member_id, kind=each.kind)
+            for each in found.alarms
+        )
+        status.defragmenting = self.upkeep is not None and self.upkeep.defragmenting
         return status
 
     def data_keys(
@@ -169,6 +194,43 @@ class ManagerOperations(Operations):
                 "see 'orc manager ls'"
             ) from None
         return managers_pb2.StepDownReply(former=former, leader=leader)
+
+    async def compact_store(self) -> managers_pb2.CompactStoreReply:
+        """Drop the history of the store. Raises RequestError, StoreError."""
+        return managers_pb2.CompactStoreReply(revision=await self._store_upkeep().compact())
+
+    async def defragment_store(
+        self, request: managers_pb2.DefragmentStoreRequest, *, relayed: bool = False
+    ) -> managers_pb2.DefragmentStoreReply:
+        """Defragment the etcd member of one manager; `relayed` by another manager. Raises
+        RequestError, StoreError."""
+        upkeep, manager = self._store_upkeep(), find_manager(self.ctx.view, request.manager)
+        return _defragmented(
+            await upkeep.request_defragmentation(manager.id, force=request.force, relayed=relayed)
+        )
+
+    async def defragment_member(self) -> managers_pb2.DefragmentStoreReply:
+        """Defragment this manager's etcd member. Raises RequestError, StoreError."""
+        return _defragmented(await self._store_upkeep().defragment_own())
+
+    async def disarm_store(
+        self, request: managers_pb2.DisarmStoreRequest
+    ) -> managers_pb2.DisarmStoreReply:
+        """Accept writes again after a database was full. Raises RequestError, StoreError."""
+        disarmed = await self._store_upkeep().disarm(force=request.force)
+        return managers_pb2.DisarmStoreReply(
+            alarms=[
+                managers_pb2.StoreAlarm(member_id=each.member_id, kind=each.kind)
+                for each in disarmed
+            ]
+        )
+
+    def _store_upkeep(self) -> StoreUpkeep:
+        if self.upkeep is None:
+            raise failed_precondition(
+                "the cluster has an external etcd, which its operator keeps up: use etcdctl"
+            )
+        return self.upkeep
 
     async def schema(self) -> managers_pb2.SchemaInfo:
         """The state of the store's schema."""
@@ -254,7 +316,7 @@ class ManagerOperations(Operations):
                 f"{node.description.hostname} is manager {manager.id} already; see 'orc manager ls'"
             )
         if ctx.view.cluster is None:
-            raise unavailable("the manager has not read its store yet; try again in a moment")
+            raise not_ready("the manager has not read its store yet; try again in a moment")
         if self._member is None:
             raise failed_precondition(
                 "the cluster has an external etcd, whose credentials a node does not get; run "
@@ -346,6 +408,12 @@ def _manager_on(view: ClusterView, node: Node) -> Manager | None:
     return next((each for each in view.managers.values() if each.address == address), None)
 
 
+def _defragmented(done: Defragmented) -> managers_pb2.DefragmentStoreReply:
+    return managers_pb2.DefragmentStoreReply(
+        before=done.before, after=done.after, seconds=done.seconds
+    )
+
+
 def _schema_info(schema: Schema) -> managers_pb2.SchemaInfo:
     return managers_pb2.SchemaInfo(**asdict(schema), known=SCHEMA_VERSION)
 
@@ -366,6 +434,10 @@ def _state(manager: Manager, view: ClusterView, status: Any) -> tuple[str, str]:
         return "locked", "it waits for 'orc cluster unlock'"
     if status.etcd_errors:
         return "unhealthy", "; ".join(status.etcd_errors)
+    for alarm in status.alarms:
+        if alarm.member_id == status.member_id:
+            what = "is full" if alarm.kind == NOSPACE else "differs from the other members'"
+            return "unhealthy", f"etcd's database {what}; see 'orc manager store status'"
     return "ready", ""
 
 

@@ -75,7 +75,8 @@ class NodeOperations(Operations):
                 by=caller.identity.id,
             )
             before = view.revocations.get(revocation.id)
-            return [Change(node, None), Change(before, revocation)]
+            orphans = [Change(o, None) for o in view.orphans.values() if o.node_id == node.id]
+            return [*orphans, Change(node, None), Change(before, revocation)]
 
         await commit_serialized(self.ctx.kv, self.ctx.cache, removed)
         return control_pb2.RemoveNodeReply()

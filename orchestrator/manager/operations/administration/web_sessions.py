@@ -69,15 +69,35 @@ class WebSessions:
         ]
         return self._ctx.vault.seal(json.dumps(facts), _TICKET)
 
+    def hand_over(self, session: Session) -> str:
+        """A ticket with which the session's browser can log in at another manager, until this
+        session ends: cookies belong to one host."""
+        stored = self._ctx.view.page_sessions.get(session.id)
+        facts = [
+            secrets.token_hex(8),
+            session.role,
+            self._ctx.now() + TICKET_LIFE,
+            session.user,
+            session.certificate,
+            stored.issued_at if stored else 0.0,
+            session.id,
+        ]
+        return self._ctx.vault.seal(json.dumps(facts), _TICKET)
+
     async def log_in(self, ticket: str, address: str = "") -> str | None:
         """The cookie for a ticket; None if the ticket is invalid, expired or used. Raises
         StoreError."""
         ctx, now = self._ctx, self._ctx.now()
         try:
-            id, role, until, user, serial, issued_at = json.loads(ctx.vault.open(ticket, _TICKET))
+            facts = json.loads(ctx.vault.open(ticket, _TICKET))
+            id, role, until, user, serial, issued_at, *former = facts
         except (VaultError, binascii.Error, ValueError):
             return None
         if now >= until:
+            return None
+        # A session that moves to another manager lasts as long as it would have.
+        moved = [self._valid(each) for each in former]
+        if None in moved:
             return None
         session = PageSession(
             id=id,
@@ -87,7 +107,7 @@ class WebSessions:
             issued_at=issued_at,
             created_at=now,
             used_at=now,
-            until=now + SESSION_LIFE,
+            until=min([now + SESSION_LIFE, *(each.until for each in moved if each)]),
             address=address,
         )
         if self.revoked(session):

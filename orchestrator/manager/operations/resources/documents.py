@@ -24,7 +24,7 @@ from orchestrator.manager.security.document_store import DocumentStore, NoData, 
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import sealed_key, unique_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Op, Put
-from orchestrator.model.convert import to_proto
+from orchestrator.model.convert import known, to_proto
 from orchestrator.model.documents import (
     KEPT_VERSIONS,
     Document,
@@ -48,7 +48,7 @@ class DocumentOperations(Operations):
         self, request: documents_pb2.CreateDocumentRequest
     ) -> types_pb2.Document:
         """Create a secret or config."""
-        ctx, kind, now = self.ctx, DocumentKind(request.kind), self.ctx.now()
+        ctx, kind, now = self.ctx, known(DocumentKind, request.kind), self.ctx.now()
         document = Document(
             id=ctx.new_id(),
             kind=kind,
@@ -80,7 +80,7 @@ class DocumentOperations(Operations):
         self, request: documents_pb2.ListDocumentsRequest
     ) -> documents_pb2.ListDocumentsReply:
         """List secrets or configs; configs with their data if requested."""
-        kind = DocumentKind(request.kind)
+        kind = known(DocumentKind, request.kind)
         found, reply = await offload(_list, self.ctx.view, kind, request.document)
         if request.with_data and kind is DocumentKind.CONFIG:
             for document, row in zip(found, reply.documents, strict=True):
@@ -91,7 +91,7 @@ class DocumentOperations(Operations):
         self, request: documents_pb2.UpdateDocumentRequest
     ) -> documents_pb2.UpdateDocumentReply:
         """Change labels or add a version of a secret or config."""
-        ctx, kind = self.ctx, DocumentKind(request.kind)
+        ctx, kind = self.ctx, known(DocumentKind, request.kind)
         before = find_document(ctx.view, kind, request.document)
         if before.removing:
             raise failed_precondition(f"{kind.word} '{before.name}' is being removed")
@@ -132,7 +132,7 @@ class DocumentOperations(Operations):
         """Remove a secret or config: mark it, so that it takes no new users, check that it has
         none, and delete it. With `when_unused`, stopping tasks may still use it, and
         `DeferredRemoval` deletes it."""
-        ctx, kind = self.ctx, DocumentKind(request.kind)
+        ctx, kind = self.ctx, known(DocumentKind, request.kind)
         document = find_document(ctx.view, kind, request.document)
         when_unused = request.when_unused
         _check_unused(document, document_consumers(ctx.view, document), when_unused)

@@ -41,11 +41,12 @@ class ContainerStreamOperations(Operations):
     async def session(
         self, request: AsyncIterator[interact_pb2.SessionInput]
     ) -> AsyncIterator[interact_pb2.SessionOutput]:
-        """Run a program in a container, or attach to it; relay input and output."""
+        """Run a program in a container, attach to it, or resume such a session; relay input and
+        output."""
         messages = aiter(request)
         first = await anext(messages, None)
         kind = first.WhichOneof("kind") if first is not None else ""
-        if kind not in ("exec", "attach"):
+        if kind not in ("exec", "attach", "resume"):
             raise invalid_argument("a session begins with what to run or to attach to")
         wanted = getattr(first, kind)
         if kind == "exec" and not wanted.command:
@@ -54,12 +55,13 @@ class ContainerStreamOperations(Operations):
         if kind == "exec" and wanted.privileged:
             self._check_privileged(task)
         wanted.container = task.id
+        attached = kind == "attach" or (kind == "resume" and wanted.attach)
         order = dispatch_pb2.OpenTunnel(**{kind: wanted})
         async with self._tunnel(task, order) as tunnel, background(_inputs(messages, tunnel)):
             async for frame in tunnel.frames():
                 match frame.WhichOneof("kind"):
                     case "session_output":
-                        if kind == "attach" and frame.session_output.HasField("exited"):
+                        if attached and frame.session_output.HasField("exited"):
                             await self._wait_for_end(task)
                         yield frame.session_output
                     case "result" if frame.result.error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -491,9 +491,17 @@ def _name_taken(view: ClusterView, name: str) -> Exception:
 def _list(view: ClusterView, request: Any) -> Any:
     if request.containers:
         tasks = [find_container(view, word) for word in request.containers]
-    else:
-        tasks = sorted(view.tasks.values(), key=lambda task: (-task.created_at, task.id))
-    return containers_pb2.ListContainersReply(containers=[_row(view, task) for task in tasks])
+        return containers_pb2.ListContainersReply(containers=[_row(view, task) for task in tasks])
+    return containers_pb2.ListContainersReply(
+        containers=[_row(view, task) for task in _newest_first(view.tasks.values())],
+        orphans=[
+            _row(view, task) for task in _newest_first(each.task for each in view.orphans.values())
+        ],
+    )
+
+
+def _newest_first(tasks: Iterable[Task]) -> list[Task]:
+    return sorted(tasks, key=lambda task: (-task.created_at, task.id))
 
 
 def _row(view: ClusterView, task: Task, removed: bool = False) -> Any:

@@ -361,8 +361,11 @@ def _task_list(view: ClusterView, request: Any) -> Any:
         node = find_node(view, request.node)
         tasks = {id: task for id, task in tasks.items() if task.node_id == node.id}
     ordered = sorted(tasks.values(), key=lambda t: (t.service_name, t.slot, -t.created_at, t.id))
+    orphans = [each for each in view.orphans.values() if request.node and each.node_id == node.id]
     return control_pb2.ListTasksReply(
-        tasks=[to_proto(task) for task in ordered], hostnames=hostnames(view)
+        tasks=[to_proto(task) for task in ordered],
+        hostnames=hostnames(view),
+        orphans=[to_proto(each) for each in orphans],
     )
 
 

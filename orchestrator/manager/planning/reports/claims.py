@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -20,11 +20,13 @@ from math import isfinite
 from orchestrator.manager.planning.networking.addresses import Address, slice6, slice_gateway, twin
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
+from orchestrator.model.extensible import is_known
 from orchestrator.model.formats.conflist import wants_slices
 from orchestrator.model.formats.generic_resources import parse_supply
 from orchestrator.model.networks import CNI, SMALLEST_MTU, is_sliced, own_addresses
 from orchestrator.model.nodes import Node, NodeDescription, NodeState, TunnelKey
 from orchestrator.model.objects import Image, Network
+from orchestrator.model.orphans import Orphan
 from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import Owner, TaskState, is_terminal, may_move
 from orchestrator.model.tasks import Task, TaskStatus
@@ -42,10 +44,15 @@ LONGEST_ARGUMENT = 1 << 16
 MOST_IMAGES = 10_000
 """Of a node."""
 
+MOST_ORPHANS = 1000
+"""Of a node."""
+
 MOST_RESOURCES = 1 << 56
 """CPU shares or bytes that a node can have."""
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?", re.ASCII)
+
+_TASK_ID = re.compile(r"[0-9a-z]{1,64}", re.ASCII)
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{1,64}", re.ASCII)
 
@@ -205,6 +212,30 @@ def _parsed_slices(pool: str, node_prefix: int, subnet6: str, gateway: str, slic
     if part6 is not None:
         reserved += [part6[0], IPv6Address(twin(network, own_gateway))]
     return _Slices(int(subnet[0]), int(subnet[-1]), part6, frozenset(reserved))
+
+
+def orphan_changes(
+    view: ClusterView, node_id: str, tasks: Iterable[Task], now: float, refuse: Refuse = ignore
+) -> Iterator[Change]:
+    """The changes that the complete list of a node's orphans makes. A task that the store knows is
+    none: the node has not received it yet."""
+    found: dict[str, Task] = {}
+    for task in islice(tasks, MOST_ORPHANS):
+        other = view.orphans.get(task.id)
+        if other is not None and other.node_id != node_id:
+            reason = f"the orphan is on node {other.node_id}"
+            refuse(FalseClaim(node_id, Claim.TASK, f"orphan {task.id}", reason))
+        elif _TASK_ID.fullmatch(task.id) and task.id not in view.tasks:
+            status = _sane(task.status)
+            found[task.id] = replace(task, node_id=node_id, status=status, revision=0)
+    for known in view.orphans.values():
+        if known.node_id == node_id and known.id not in found:
+            yield Change(known, None)
+    for id, task in found.items():
+        before = view.orphans.get(id)
+        after = replace(before or Orphan(id=id, node_id=node_id, found_at=now), task=task)
+        if after != before:
+            yield Change(before, after)
 
 
 # -- nodes ----------------------------------------------------------------------------------------
@@ -416,6 +447,9 @@ def accept_reports(
                 refuse(FalseClaim(node_id, Claim.TASK, f"the status of task {id}", reason))
         elif is_recent(task, reports[id]):
             status = credible_status(view, task, reports[id], refuse)
+            if not is_known(status.health):
+                # Of a newer agent. Stored, it would make the task unreadable.
+                status = replace(status, health=task.status.health)
             if is_change(task, status):
                 changes.append(Change(task, _reported(task, status, now)))
     return tuple(changes)

@@ -11,7 +11,7 @@ import { Traffic } from "/traffic.js";
 import { Views, swatch } from "/views.js";
 import { count, kindOf } from "/words.js";
 
-const VIEWS = ["picture", "traffic", "services", "nodes", "tasks", "networks", "events"];
+const VIEWS = ["picture", "traffic", "services", "nodes", "tasks", "networks", "events", "managers"];
 const PANELS = ["service", "node", "task"];
 const MOST_IN_LEGEND = 24;
 const place = (id) => document.getElementById(id);
@@ -61,6 +61,7 @@ function route() {
 function leave() {
   if (view === "picture") picture.detach();
   if (view === "traffic") traffic.detach();
+  if (view === "managers") cluster.leaveMembers();
   main.replaceChildren();
   main.scrollTop = 0;
 }
@@ -71,7 +72,10 @@ function render() {
   else if (view === "traffic") {
     if (!traffic.element.isConnected) { main.replaceChildren(traffic.element); traffic.attach(); }
   } else {
-    if (!main.firstChild) main.replaceChildren(views.element(view));
+    if (!main.firstChild) {
+      main.replaceChildren(views.element(view));
+      if (view === "managers") cluster.followMembers();
+    }
     views.refresh(view, search.words);
   }
   panel.refresh();
@@ -119,6 +123,9 @@ function summarise() {
   for (const task of cluster.tasks.values()) found[kindOf(task, now)] += 1;
   const parts = [["nodes", ready < nodes.length ? "warn" : "good", `${ready} of ${nodes.length} nodes ready`, "#/nodes"],
     ["running", "good", `${count(found.running, "task")} running`, "#/tasks"]];
+  const managers = [...cluster.managers.values()].filter((each) => each.state !== "joining");
+  const serving = managers.filter((each) => each.state === "ready").length;
+  if (serving < managers.length) parts.push(["managers", serving * 2 > managers.length ? "warn" : "bad", `${serving} of ${count(managers.length, "manager")} ready`, "#/managers"]);
   if (found.starting) parts.push(["starting", "", `${found.starting} starting`, "#/tasks"]);
   if (found.waiting) parts.push(["waiting", "warn", `${found.waiting} waiting`, "#/tasks"]);
   if (found.trouble) parts.push(["trouble", "bad", `${found.trouble} in trouble`, "#/tasks"]);
@@ -177,11 +184,11 @@ function lockedOut(text) {
 
 async function begin() {
   theme();
-  const ticket = new URLSearchParams(location.hash.slice(1)).get("ticket");
+  const words = new URLSearchParams(location.hash.slice(1)), ticket = words.get("ticket"), at = words.get("at") ?? "";
   try {
     if (ticket) {
       // Remove the ticket from the address first: neither history nor a screenshot keeps it.
-      history.replaceState(null, "", "/#/picture");
+      history.replaceState(null, "", at.startsWith("#/") ? `/${at}` : "/#/picture");
       role = (await ask("POST", "/api/session", { ticket })).role;
     } else role = (await ask("GET", "/api/session")).role;
   } catch (error) {

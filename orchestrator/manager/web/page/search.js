@@ -13,6 +13,7 @@ const LOOKS = {
     node: cluster.nodes.get(each.node)?.name ?? "", service: cluster.services.get(each.service)?.name ?? "",
     address: Object.values(each.addresses).join(" "), id: each.id }),
   networks: (cluster, each) => ({ name: each.name, driver: each.driver, subnet: each.subnet }),
+  managers: (cluster, each) => ({ name: each.name, state: each.state, address: each.address, etcd: each.role, id: each.id }),
   events: (cluster, each) => ({ type: each.type, event: each.action, name: each.name, node: each.node }),
 };
 

@@ -3,7 +3,7 @@
 import { ENDED, sortable, works } from "/words.js";
 import { hue } from "/colours.js";
 
-const KINDS = ["nodes", "services", "tasks", "networks"];
+const KINDS = ["nodes", "services", "tasks", "networks", "managers"];
 /** Defaults of fields that the manager omits. */
 const EMPTY = {
   nodes: { name: "", state: "", availability: "", message: "", address: "", shares: 0, memory: 0, labels: {}, about: "" },
@@ -11,8 +11,15 @@ const EMPTY = {
   tasks: { name: "", service: "", slot: 0, node: "", state: "", stops: false, health: "", message: "", image: "",
     shares: 0, memory: 0, addresses: {}, started: 0, at: 0, version: 0, retry_at: 0 },
   networks: { name: "", driver: "", subnet: "", internal: false, encrypted: false },
+  managers: { name: "", state: "" },
 };
 const MOST_EVENTS = 1000;
+/** Milliseconds without the manager until the page goes to another one, and for that one's answer. */
+const MOVE_AFTER = 3000, PROBE = 2000;
+/** Milliseconds between two checks that the manager, which sends an event each second, still does. */
+const CHECK = 500;
+/** Milliseconds between two tickets for other managers; each is good for five minutes. */
+const TICKET_RENEWAL = 60_000;
 
 const inOrder = (a, b) => (a.key < b.key ? -1 : a.key > b.key ? 1 : a.id < b.id ? -1 : 1);
 
@@ -69,29 +76,110 @@ export class Cluster extends EventTarget {
   services = new Map();
   tasks = new Map();
   networks = new Map();
+  managers = new Map();
   events = [];
+  /** The etcd members of the managers, and the quorum; null: not known yet. */
+  members = null;
   connected = false;
   /** Nodes that changed since the renderer last cleared this; "" stands for tasks without a node. */
   touched = new Set();
+  /** Other managers' addresses, and a ticket for them; null: not known. */
+  #elsewhere = null;
   #source = null;
+  /** Milliseconds of silence, as far as the page was awake, and when they were last counted. */
+  #silence = 0;
+  #counted = 0;
+  #asked = null;
   #byNode = new Groups();
   #byService = new Groups();
   #sorted = null;
   #told = 0;
   #turn = 0;
 
-  /** Subscribe to the manager until the page is left; the browser reconnects a broken stream. */
+  /** Subscribe to the manager until the page is left. */
   follow() {
+    this.#open();
+    setInterval(() => this.connected && this.#lookElsewhere(), TICKET_RENEWAL);
+    setInterval(() => this.#check(), CHECK);
+  }
+
+  /** Open the stream, which the browser opens again when it breaks. */
+  #open() {
     this.#source = new EventSource("/api/events");
-    this.#source.addEventListener("picture", (event) => this.whole(JSON.parse(event.data)));
-    this.#source.addEventListener("changed", (event) => this.changed(JSON.parse(event.data)));
-    this.#source.addEventListener("happened", (event) => this.#happened(JSON.parse(event.data)));
+    const on = (kind, apply) => this.#source.addEventListener(kind, (event) => {
+      this.#silence = 0;
+      apply?.(JSON.parse(event.data));
+    });
+    on("alive");
+    on("picture", (told) => {
+      this.whole(told);
+      this.#lookElsewhere();
+    });
+    on("changed", (told) => this.changed(told));
+    on("happened", (told) => this.#happened(told));
     this.#source.addEventListener("error", () => {
-      this.connected = false;
-      this.#tell("connection");
+      this.#lost(MOVE_AFTER);
       // An expired session cannot reconnect.
       if (this.#source.readyState === EventSource.CLOSED) this.#tell("lost");
     });
+  }
+
+  /** Leave a manager that is silent although the connection stands: it hangs, or is cut off. */
+  #check() {
+    const now = performance.now();
+    // At most that much: if the check itself is late, the browser was suspended, and what the manager has sent waits.
+    this.#silence += Math.min(now - this.#counted, 2 * CHECK);
+    this.#counted = now;
+    if (!this.connected || this.#silence < MOVE_AFTER) return;
+    this.#silence = 0;
+    this.#source.close();
+    this.#open();
+    this.#lost(0);
+  }
+
+  /** Show that the connection is lost, and go to another manager after a delay. */
+  #lost(delay) {
+    if (this.connected) setTimeout(() => this.#move(), delay);
+    this.connected = false;
+    this.#tell("connection");
+  }
+
+  async #lookElsewhere() {
+    this.#elsewhere = await ask("GET", "/api/elsewhere").catch(() => this.#elsewhere);
+  }
+
+  /** Whether another manager is known to which the page could go. */
+  get canMove() { return Boolean(this.#elsewhere?.managers.length); }
+
+  /** Continue at another manager that answers, with the same view; else wait for this one. */
+  async #move() {
+    if (this.#source.readyState === EventSource.CLOSED) return;
+    const { managers = [], ticket } = this.#elsewhere ?? {};
+    for (const address of managers) {
+      if (this.connected) return;
+      const answers = await fetch(`https://${address}/icon.svg`, { mode: "no-cors", signal: AbortSignal.timeout(PROBE) }).then(() => true, () => false);
+      if (answers && !this.connected) {
+        const words = new URLSearchParams({ ticket, at: location.hash });
+        return location.replace(`https://${address}/#${words}`);
+      }
+    }
+    if (!this.connected) setTimeout(() => this.#move(), MOVE_AFTER);
+  }
+
+  /** Subscribe to the state of the etcd members, for which the managers have to be asked. */
+  followMembers() {
+    this.#asked ??= new EventSource("/api/managers");
+    this.#asked.addEventListener("managers", (event) => {
+      const told = JSON.parse(event.data);
+      for (const each of told.managers) each.key = sortable(each.name);
+      this.members = told;
+      this.#tell("changed");
+    });
+  }
+
+  leaveMembers() {
+    this.#asked?.close();
+    this.#asked = this.members = null;
   }
 
   tasksOfNode(id) { return this.#byNode.tasks(id); }

@@ -4,7 +4,7 @@ import { h, patch } from "/elements.js";
 import { shade } from "/colours.js";
 import { List } from "/list.js";
 import { found } from "/search.js";
-import { ENDED, ago, bytes, clock, cores, extent, kindOf, mood, stateWord } from "/words.js";
+import { ENDED, ago, bytes, clock, cores, count, extent, kindOf, mood, stateWord } from "/words.js";
 
 const byKey = (a, b) => (a.key < b.key ? -1 : 1);
 
@@ -73,6 +73,19 @@ function columnsOf(cluster) {
       { name: "Addresses", number: true, sort: (each) => each.ends, cell: (each) => String(each.ends), width: "13%" },
       { name: "Members", long: true, cell: (each) => each.users.flatMap(([kind, item]) => [link(kind, item), " "]) },
     ],
+    managers: [
+      { name: "Name", sort: (each) => each.key, width: "16%", cell: (each) => [each.name, " ", each.leader && h("span", { class: "pill" }, "leader")] },
+      { name: "State", sort: (each) => each.state, width: "11%",
+        cell: (each) => h("span", { class: { ready: "good", joining: "warn" }[each.state] ?? "bad" }, each.state) },
+      { name: "etcd", width: "11%", sort: (each) => each.role, cell: (each) => each.role || "–" },
+      { name: "Term", number: true, width: "8%", sort: (each) => each.term, cell: (each) => String(each.term || "–") },
+      { name: "Lag", number: true, width: "8%", sort: (each) => each.lag, cell: (each) => each.role && each.healthy ? String(each.lag) : "–" },
+      { name: "Database", width: "22%", sort: (each) => each.size,
+        cell: (each) => each.size ? [`${bytes(each.used)} in ${bytes(each.size)}`,
+          each.quota > 0 && bar(each.size / each.quota, each.size > 0.8 * each.quota ? "memory" : "cpu", "Database of its quota")] : "–" },
+      { name: "Notes", long: true, cell: (each) => h("span", { class: each.alarms.length ? "bad" : "soft" },
+        [each.reason, ...each.alarms, each.defragmenting && "defragmenting", each.version].filter(Boolean).join(", ")) },
+    ],
     events: [
       { name: "Time", cell: (each) => h("span", { class: "soft" }, clock(each.at)), width: "13%" },
       { name: "What", cell: (each) => each.type, width: "14%" },
@@ -88,6 +101,7 @@ const NONE = {
   nodes: ["No nodes yet. Get the join command: orc cluster token worker", "No matching nodes."],
   tasks: ["No tasks yet. Create a service: orc service create --name web IMAGE", "No matching tasks."],
   networks: ["No networks.", "No matching networks."],
+  managers: ["Asking the managers…", "No matching managers."],
   events: ["No events yet.", "No matching events."],
 };
 
@@ -96,6 +110,7 @@ const KINDS = [["", "All"], ["running", "Running"], ["starting", "Starting"], ["
 /** The lists, each with its sort order and selection. */
 export class Views {
   #cluster; #lists = {}; #kind = ""; #chips = h("div", { class: "chips", role: "group", "aria-label": "Which tasks" });
+  #quorum = h("p", { class: "quorum soft", role: "status" });
 
   constructor(cluster) {
     this.#cluster = cluster;
@@ -108,6 +123,7 @@ export class Views {
   /** The element of a view. */
   element(view) {
     const list = this.#lists[view].element;
+    if (view === "managers") return h("div", {}, this.#quorum, list);
     return view === "tasks" ? h("div", {}, this.#chips, list) : list;
   }
 
@@ -127,12 +143,23 @@ export class Views {
       }, text, " ", h("b", {}, String(counts[kind] ?? 0)))));
       if (this.#kind) { items = items.filter((task) => kindOf(task, now) === this.#kind); narrowed = true; }
     }
+    if (view === "managers") this.#sayQuorum();
     this.#lists[view].show(items, NONE[view][Number(narrowed)]);
   }
 
   _services() { return [...this.#cluster.services.values()].sort(byKey); }
 
   _nodes() { return [...this.#cluster.nodes.values()].sort(byKey); }
+
+  _managers() { return [...(this.#cluster.members?.managers ?? [])].sort(byKey); }
+
+  #sayQuorum() {
+    const told = this.#cluster.members, { voters = 0, healthy = 0, quorum = 0 } = told ?? {};
+    const spare = healthy - quorum;
+    this.#quorum.className = `quorum ${!voters || spare > 0 || voters < 3 && healthy === voters ? "soft" : spare < 0 ? "bad" : "warn"}`;
+    const text = voters ? `${healthy} of ${count(voters, "etcd member")} healthy; a quorum needs ${quorum}${spare < 0 ? ": nothing can be changed" : ""}.` : told ? "The cluster has an external etcd." : "";
+    if (this.#quorum.textContent !== text) this.#quorum.textContent = text;
+  }
 
   /** Tasks that should run first. */
   _tasks() {

@@ -205,3 +205,27 @@ async def test_a_pull_from_a_silent_registry_times_out(tmp_path: Path) -> None:
         async with blobs:
             raise AssertionError("it cannot be opened")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_pull_is_registered_with_the_next_manager() -> None:
+    registered: asyncio.Queue[images_pb2.AcquireRequest] = asyncio.Queue()
+
+    async def grant_and_end(request: images_pb2.AcquireRequest, context: Any) -> None:
+        await context.write(images_pb2.Grant(registry=True))
+        await restart(request, context)
+
+    async def register(request: images_pb2.AcquireRequest, context: Any) -> None:
+        registered.put_nowait(request)
+        await asyncio.get_running_loop().create_future()
+
+    registry = Registry(b"some", b"more")
+    async with (
+        served(Manager(grant_and_end, register)) as channel,
+        asyncio.TaskGroup() as tasks,
+    ):
+        pull = tasks.create_task(images(channel, registry).prepare("web:1", DIGEST, ()))
+        request = await registered.get()
+        assert (request.digest, request.pulling, request.source) == (DIGEST, True, "")
+        for _ in registry.pieces:
+            registry.go.release()
+    assert pull.result().digest == DIGEST

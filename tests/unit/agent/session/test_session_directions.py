@@ -8,7 +8,8 @@ from typing import Any
 
 import grpc
 
-from orchestrator.agent.streams.exec_attach import WINDOW, _Relay
+from orchestrator.agent.streams.program_session import WINDOW, ProgramSession
+from orchestrator.daemon.background import background
 from orchestrator.pb import dispatch_pb2, interact_pb2
 
 
@@ -61,12 +62,17 @@ class Program:
     async def end_input(self) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
 
 async def test_a_program_that_ends_while_its_input_is_acknowledged() -> None:
     call = Call([bytes(WINDOW // 2)])
     async with asyncio.TaskGroup() as readers:
         program: Any = Program(call)
-        await _Relay(call, program).run(readers)
+        session = ProgramSession(program, "c1")
+        async with background(session.run()):
+            await session.serve(call, readers)
     assert not call.cancelled
     assert [each.WhichOneof("kind") for each in call.written] == [
         "attached",

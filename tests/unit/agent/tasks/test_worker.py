@@ -739,6 +739,25 @@ async def test_a_restored_cluster_stops_nothing_that_it_does_not_know(host: Host
     assert host.runtime.did("create") == ["t1", "t2"]
 
 
+async def test_one_of_two_orphans_is_removed(host: Host) -> None:
+    async with agent(host) as a:
+        a.worker.apply([assigned("t1"), assigned("t2")], [], [], full=True, incarnation="")
+        await a.reaches(TaskState.RUNNING, "t1")
+        await a.reaches(TaskState.RUNNING, "t2")
+        assert a.worker.orphans.state == ()
+        a.worker.apply([], [], [], full=True, incarnation="restored")
+        reported = a.worker.orphans.tasks
+        assert [task.id for task in reported] == ["t1", "t2"]
+        assert {task.status.state for task in reported} == {TaskState.RUNNING}
+        before = a.worker.orphans.state
+        a.worker.remove_orphans(0, ["t1", "t3"])
+        assert [task.id for task in a.worker.orphans.tasks] == ["t1", "t2"], "until it is gone"
+        await until(lambda: "t1" not in a.worker.runners)
+        assert [task.id for task in a.worker.orphans.tasks] == ["t2"]
+        assert a.worker.orphans.state != before
+        assert set(host.runtime.running) == {"t2"}
+
+
 async def test_an_orphan_that_is_assigned_again_is_one_no_more(host: Host) -> None:
     async with agent(host) as a:
         a.worker.apply([assigned("t1")], [], [], full=True, incarnation="")

@@ -63,3 +63,14 @@ def test_invalid_imports_and_exports(refused: Any, two: None, tmp_path: Path) ->
     assert "context 'two' exists already" in refused("context", "import", "two", str(file))
     assert "no such file" in refused("context", "import", "new", f"{file}.no")
     assert "did you mean 'two'?" in refused("context", "export", "twoo")
+
+
+def test_a_context_gets_other_managers(run: Any, refused: Any, two: None) -> None:
+    words = ("--endpoint", "10.0.0.9", "--endpoint", "new.example:1")
+    assert run("context", "update", *words, "two").stdout == "two\n"
+    assert load_context("two").endpoints == ("10.0.0.9:7420", "new.example:1")
+    assert load_context("two").key == "KEY"
+    assert load_context().name == "one"
+    run("context", "update", "--endpoint", "10.0.0.9")
+    assert load_context("one").endpoints == ("10.0.0.9:7420",)
+    assert "--endpoint" in refused("context", "update", status=2)

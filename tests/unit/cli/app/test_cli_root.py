@@ -423,9 +423,10 @@ def test_our_certificate_is_refused(manager: Any, refused: Refused) -> None:
     pair = Authority().issue("admin")
     fields = {**_fields(manager.context), "certificate": pair.certificate, "key": pair.key}
     save_context(Context(**fields))
-    assert "refused the certificate of context 'test'; it has expired or is of another" in refused(
-        "node", "ls"
-    )
+    assert (
+        "refused the certificate of context 'test'; it has expired, is from before a rotation of "
+        "the CA, or is of another cluster"
+    ) in refused("node", "ls")
 
 
 def test_our_certificate_has_expired(manager: Any, refused: Refused, authority: Any) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -12,11 +13,12 @@ from pathlib import Path
 import pytest
 from scripted_manager import Manager
 
+from orchestrator.cli.app.lazy_imports import cleandoc
 from orchestrator.pb import control_pb2, types_pb2
 
 ORC = str(Path(sys.executable).with_name("orc"))
 
-_HEAVY = ("asyncio", "cryptography", "grpc", "numpy", "rich", "google.protobuf.text_format")
+_HEAVY = ("ast", "asyncio", "cryptography", "grpc", "numpy", "rich", "google.protobuf.text_format")
 
 
 def imported(*words: str, env: Mapping[str, str] | None = None) -> set[str]:
@@ -55,7 +57,7 @@ def test_node_listing_imports_few_model_modules(manager: Manager) -> None:
     assert "orchestrator.cli.rpc.calls" in modules
     model = {name for name in modules if name.startswith("orchestrator.model.")}
     assert {name.removeprefix("orchestrator.model.") for name in model} <= {
-        *("convert", "extensible", "names", "nodes", "placement", "units"),
+        *("bounds", "extensible", "names", "units"),
         *("validation", "validation.host_access"),
     }
     assert not {
@@ -69,3 +71,29 @@ def test_buffered_output_is_flushed_before_exit(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run([ORC, "--help"], stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "doc",
+    [
+        "",
+        "one line",
+        "  first\n    indented\n      more\n\n    last\n    ",
+        "\n\n   after blank lines\n",
+        "\tfirst\n\tsecond\n \n\tthird",
+    ],
+)
+def test_help_texts_are_dedented_as_by_inspect(doc: str) -> None:
+    assert cleandoc(doc) == inspect.cleandoc(doc)
+
+
+def test_all_of_inspect_is_there_once_it_is_used() -> None:
+    program = (
+        "from orchestrator.cli.app import lazy_imports; lazy_imports.install();"
+        "import inspect, sys; assert 'ast' not in sys.modules;"
+        "from inspect import signature; print(signature(lambda word: None), 'ast' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "(word) True\n"

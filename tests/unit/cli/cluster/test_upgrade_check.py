@@ -6,7 +6,9 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.cli.cluster.upgrade_check import (
+    BackupFacts,
     ClusterFacts,
+    Finding,
     ManagerFacts,
     NodeFacts,
     SchemaFacts,
@@ -20,12 +22,19 @@ NODE = NodeFacts("node1", "0.1.0", features=AGENT_FEATURES)
 THREE = tuple(ManagerFacts(f"manager{n}", "0.2.0", etcd_member=True) for n in (1, 2, 3))
 
 
+def checked(cluster: ClusterFacts, target: str) -> list[Finding]:
+    """The findings, each of which has a remedy."""
+    found = findings(cluster, target)
+    assert all(each.remedy for each in found), found
+    return found
+
+
 def blocking(cluster: ClusterFacts, target: str = "0.2.0") -> list[str]:
-    return [f"{each.subject}: {each.text}" for each in findings(cluster, target) if each.blocking]
+    return [f"{each.subject}: {each.text}" for each in checked(cluster, target) if each.blocking]
 
 
 def notes(cluster: ClusterFacts, target: str = "0.2.0") -> list[str]:
-    found = findings(cluster, target)
+    found = checked(cluster, target)
     return [f"{each.subject}: {each.text}" for each in found if not each.blocking]
 
 
@@ -114,7 +123,40 @@ def test_undecodable_objects_block_the_upgrade_after_the_managers() -> None:
     assert blocking(ClusterFacts((MANAGER,), (), undecodable=keys)) == []
 
 
+def test_a_release_that_knows_one_manager_is_returned_to_with_one() -> None:
+    one = ManagerFacts("manager1", "0.2.0", etcd_member=True)
+    assert blocking(ClusterFacts((one,), (NODE,)), "0.1.0") == []
+    assert blocking(ClusterFacts(THREE, (NODE,)), "0.1.0") == [
+        "managers: 3, and release 0.1.0 knows only one"
+    ]
+    assert blocking(ClusterFacts(THREE, (NODE,)), "0.2.0") == []
+
+
+def test_a_return_is_noted_that_a_final_schema_may_prevent() -> None:
+    final = SchemaFacts(version=2, requested=2, finalized=2, known=2)
+    later = tuple(ManagerFacts(f"m{n}", "0.4.0", etcd_member=True) for n in (1, 2, 3))
+    [found] = notes(ClusterFacts(later, (), final), "0.3.0")
+    assert found.startswith("schema: version 2 is final: managers of a release that does not know")
+    assert notes(ClusterFacts(later, (), final), "0.4.0") == []
+
+
 def test_updates_in_progress_are_noted() -> None:
     assert notes(ClusterFacts(THREE, (), updating=("web",))) == [
         "services web: are being updated: an update pauses while the leader restarts"
     ]
+
+
+@pytest.mark.parametrize(
+    ("backups", "wanted"),
+    [
+        (BackupFacts(3600.0), []),
+        (BackupFacts(None), ["backup: there is none since this cluster's managers began"]),
+        (BackupFacts(72 * 3600.0), ["backup: the newest is of 3 days ago"]),
+        (
+            BackupFacts(60.0, ("manager2",)),
+            ["backup: the last scheduled one failed on manager manager2"],
+        ),
+    ],
+)
+def test_an_old_or_failed_backup_is_noted(backups: BackupFacts, wanted: list[str]) -> None:
+    assert notes(ClusterFacts(THREE, (NODE,), backups=backups)) == wanted

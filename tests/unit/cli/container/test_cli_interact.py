@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from orchestrator import copying
 from orchestrator.cli.app.errors import ManagerLost, Refused
 from orchestrator.cli.container.foreground import foreground
+from orchestrator.cli.container.interactive_session import Session
 from orchestrator.cli.container.terminal import DETACH_KEYS, DetachKeys, parse_keys
 from orchestrator.cli.rpc.client import Client
 from orchestrator.cli.top.stats_command import Sample, samples
@@ -209,3 +210,77 @@ def test_container_is_attached_to_again_when_its_manager_is_lost(
     written = capfdbinary.readouterr()
     assert written.out == (b"one " if ended else b"one two")
     assert (b"attached again" in written.err) is not ended
+
+
+class Resuming:
+    """Two managers; the first ends after some output, and the second has read some of the input."""
+
+    has_alternatives = True
+
+    def __init__(self, refusal: str = "") -> None:
+        self.refusal = refusal
+        self.sessions = 0
+
+    def stream(self, method: str, request: Any, **_: Any) -> Iterator[Any]:
+        self.sessions += 1
+        first = next(request)
+        if self.sessions == 1:
+            self.id = first.exec.session
+            yield output(attached=attached())
+            assert next(request).stdin == b"input"
+            assert next(request).eof
+            yield output(stdout=b"one ")
+            raise ManagerLost("the connection broke")
+        resume = first.resume
+        assert (resume.session, resume.container, resume.received) == (self.id, "task-id", 4)
+        if self.refusal:
+            raise Refused(self.refusal)
+        yield output(attached=attached(stdin_received=2))
+        assert next(request).stdin == b"put"
+        assert next(request).eof
+        yield output(stdout=b"two")
+        yield output(exited=interact_pb2.Exited(code=7))
+
+
+def output(**message: Any) -> interact_pb2.SessionOutput:
+    return interact_pb2.SessionOutput(**message)
+
+
+def attached(**more: Any) -> interact_pb2.Attached:
+    return interact_pb2.Attached(
+        stdin=True, stdin_window=1 << 18, resumable=True, container="task-id", **more
+    )
+
+
+@pytest.fixture
+def piped() -> Iterator[None]:
+    """Standard input with some bytes."""
+    before = os.dup(0)
+    end, other = os.pipe()
+    os.write(other, b"input")
+    os.close(other)
+    os.dup2(end, 0)
+    yield
+    os.dup2(before, 0)
+    for descriptor in (before, end):
+        os.close(descriptor)
+
+
+def execute(client: Resuming) -> Session:
+    request = interact_pb2.ExecRequest(container="box", command=["cat"], stdin=True)
+    return Session(cast(Client, client), request, stdin=True, keys=b"")
+
+
+@pytest.mark.usefixtures("piped")
+def test_exec_is_resumed_without_a_gap(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert execute(Resuming()).run() == 7
+    written = capfdbinary.readouterr()
+    assert (written.out, written.err) == (b"one two", b"")
+
+
+@pytest.mark.usefixtures("piped")
+def test_exec_that_has_ended_on_its_node_is_lost(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    client = Resuming("the session has ended on its node")
+    with pytest.raises(ManagerLost, match="the connection broke"):
+        execute(client).run()
+    assert client.sessions == 2

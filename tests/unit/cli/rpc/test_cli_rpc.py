@@ -90,8 +90,9 @@ def test_only_manager_dies_before_its_first_frame(
     alone = Client(replace(context, endpoints=context.endpoints[:1]))
     with alone as client, pytest.raises(ManagerLost) as lost:
         client.call("ListNodes", pb.ListNodesRequest())
-    reason = "connection refused" if shakes_hands else "the connection was closed"
-    assert f"cannot reach a manager at {context.endpoints[0]}: {reason};" in str(lost.value)
+    # In case it restarts, it is tried again.
+    reached = f"cannot reach a manager at {context.endpoints[0]}: connection refused;"
+    assert reached in str(lost.value)
 
 
 def test_messages_larger_than_the_flow_control_window(manager: Any, client: Client) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from orchestrator.daemon.background import background
 from orchestrator.manager.dispatch.image_sources import ImageSources, must_pull
 from orchestrator.manager.dispatch.pull_coordination import PullCoordinator
+from orchestrator.manager.dispatch.pull_turns import PullTurns
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.registry_credentials import registry_name
@@ -76,12 +78,22 @@ class Managed:
         await self.sources.Progress(report, context)
 
 
+async def _no_leader() -> str | None:
+    return None
+
+
+async def _no_channel(manager_id: str) -> grpc.aio.Channel | None:
+    return None
+
+
 @asynccontextmanager
 async def managed(folder: Path, lease: float = 3600.0) -> AsyncIterator[Managed]:
     kv = MemoryKv(lambda: 0.0)
     cache, turns = Cache(kv), PullCoordinator(lease)
-    async with background(cache.follow()):
-        sources = ImageSources(cache, Vault.at(folder), lambda node, image: False, turns)
+    async with background(cache.follow()), AsyncExitStack() as leading:
+        pulls = PullTurns(cache, "m1", _no_leader, _no_channel, lambda: turns)
+        await leading.enter_async_context(pulls.leading())
+        sources = ImageSources(cache, Vault.at(folder), lambda node, image: False, pulls)
         found = Managed(kv, cache, turns, sources)
         for name in ("n1", "n2", "n3"):
             about = NodeDescription(hostname=f"host-{name}", address=name, blob_port=1)

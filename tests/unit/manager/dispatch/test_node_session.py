@@ -18,6 +18,7 @@ from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.documents import Document, FileReference
 from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.objects import Cluster, Image, Object
+from orchestrator.model.orphans import Orphan
 from orchestrator.model.placement import Disconnect, DisconnectAction
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ContainerSpec, ServiceSpec, TaskSpec
@@ -158,3 +159,28 @@ def test_a_node_that_keeps_a_removed_image_is_reminded() -> None:
     assert told(ClusterView.of(NODES)) == []
     a_while()
     assert told(ClusterView.of(NODES)) == []
+
+
+def test_a_node_gets_the_orphans_that_a_user_has_removed() -> None:
+    session = NodeSession("n1", NetworkAssignments())
+    view = ClusterView.of(NODES)
+    feed = EndpointFeed(view, lambda: 0.0, 1.0)
+
+    def removals(after: ClusterView) -> list[tuple[int, list[str]]]:
+        sent = session.messages(after, feed)
+        orders = [each.orphan_removal for each in sent if each.HasField("orphan_removal")]
+        return [(each.times, list(each.tasks)) for each in orders]
+
+    assert removals(view) == [(0, [])]
+    mine, others = Orphan(id="t1", node_id="n1"), Orphan(id="t2", node_id="n2", removing=True)
+    found = view.evolve([Change(None, mine), Change(None, others)])
+    assert removals(found) == []
+    change = Change(mine, replace(mine, removing=True))
+    assert concerned(found, [change]) == {"n1"}
+    removed = found.evolve([change])
+    assert removals(removed) == [(0, ["t1"])]
+    assert removals(removed) == []
+    node = removed.nodes["n1"]
+    assert removals(removed.evolve([Change(node, replace(node, orphan_removals=1))])) == [
+        (1, ["t1"])
+    ]

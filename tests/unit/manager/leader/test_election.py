@@ -10,7 +10,8 @@ import pytest
 from virtualtime import VirtualTime, settle
 
 from orchestrator.manager.leader.election import Election, LeadershipLost, Term
-from orchestrator.manager.store.kv import Conflict, Delete, Put, StoreUnavailable
+from orchestrator.manager.store.kv import Batch, Conflict, Delete, Put, StoreUnavailable
+from orchestrator.manager.store.lease_renewal import Held
 from orchestrator.manager.store.leased_key import LeasedKey
 from orchestrator.manager.store.memory import MemoryKv, Phase, Verb
 
@@ -219,6 +220,24 @@ async def test_a_revoked_lease_ends_the_term(kv: MemoryKv, time: VirtualTime) ->
         assert a.lost == [(time(), "the leader's key was deleted")]
 
 
+async def test_a_lease_that_expires_when_its_holder_gives_up_ends_the_term(
+    time: VirtualTime,
+) -> None:
+    drift = 0.0
+    kv = MemoryKv(lambda: time() + drift)
+    time.on_change = kv.tick
+    a = Contender(kv, time, "a")
+    async with running(a):
+        kv.fault = unavailable
+        # The store's clock is ahead by the margin: the key is deleted in the same instant.
+        drift = 0.5
+        await time.pass_(2.5)
+        assert [at for at, _ in a.lost] == [time()]
+        kv.fault = nothing
+        await time.pass_(0.5)
+        assert a.term is not None
+
+
 async def test_removed_key_ends_the_term(kv: MemoryKv, time: VirtualTime) -> None:
     a, b = Contender(kv, time, "a"), Contender(kv, time, "b")
     async with running(a), running(b):
@@ -246,6 +265,80 @@ async def test_the_key_of_a_killed_leader_is_waited_for(kv: MemoryKv, time: Virt
         assert b.term is None
         await time.pass_(0.2)
         assert b.term is not None
+
+
+async def announce(
+    kv: MemoryKv, time: VirtualTime, held: Held, times: int, every: float = 1.0
+) -> None:
+    for _ in range(times):
+        await time.pass_(every)
+        await kv.txn([held.guard], [Put(KEY, b"a", held.lease)])
+
+
+async def killed_leader(kv: MemoryKv, time: VirtualTime) -> Held:
+    """The key of a leader whose lease outlives it."""
+    return await LeasedKey(kv, KEY, b"a", ttl=1000, clock=time, sleep=time.sleep).acquire()
+
+
+async def test_a_leader_that_announces_itself_no_longer_is_not_waited_for(
+    kv: MemoryKv, time: VirtualTime
+) -> None:
+    killed = await killed_leader(kv, time)
+    b = Contender(kv, time, "b")
+    async with running(b):
+        await announce(kv, time, killed, 10)
+        await time.pass_(2.9)
+        assert b.term is None
+        await time.pass_(0.2)
+        assert b.term is not None
+
+
+async def test_a_leader_that_never_announced_itself_is_waited_for(
+    kv: MemoryKv, time: VirtualTime
+) -> None:
+    killed = await killed_leader(kv, time)
+    b = Contender(kv, time, "b")
+    async with running(b):
+        await announce(kv, time, killed, 1)  # its lease was exchanged
+        await time.pass_(900)
+        assert b.term is None
+
+
+async def test_a_leader_with_a_longer_lease_may_be_silent_for_longer(
+    kv: MemoryKv, time: VirtualTime
+) -> None:
+    killed = await killed_leader(kv, time)
+    b = Contender(kv, time, "b")
+    async with running(b):
+        await announce(kv, time, killed, 5, every=4.0)
+        await time.pass_(11.9)
+        assert b.term is None
+        await time.pass_(0.2)
+        assert b.term is not None
+
+
+async def test_a_candidate_that_sees_nothing_any_more_does_not_depose_the_leader(
+    kv: MemoryKv, time: VirtualTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader = await killed_leader(kv, time)
+    watch = kv.watch
+
+    @asynccontextmanager
+    async def deaf(prefix: str, start: int) -> AsyncIterator[AsyncIterator[Batch]]:
+        async def first_ones(batches: AsyncIterator[Batch]) -> AsyncIterator[Batch]:
+            for _ in range(5):
+                yield await anext(batches)
+            await asyncio.Event().wait()
+
+        async with watch(prefix, start) as batches:
+            yield first_ones(batches)
+
+    monkeypatch.setattr(kv, "watch", deaf)
+    b = Contender(kv, time, "b")
+    async with running(b):
+        await announce(kv, time, leader, 20)
+        assert b.term is None
+        assert await b.election.leader() == "a"
 
 
 async def test_a_longer_key_belongs_to_another_candidate(kv: MemoryKv, time: VirtualTime) -> None:

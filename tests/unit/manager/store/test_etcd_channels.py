@@ -38,7 +38,7 @@ def test_bad_endpoints_are_refused_in_words(
 
 @pytest.mark.parametrize("revisions", [{}, {"mod_revision": 1, "create_revision": 1}])
 def test_a_guard_compares_exactly_one_revision(revisions: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="set mod_revision or create_revision"):
+    with pytest.raises(ValueError, match="guard of a: set exactly one revision"):
         Guard("a", **revisions)
 
 

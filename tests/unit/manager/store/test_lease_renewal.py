@@ -31,7 +31,7 @@ class Store:
         self.renewals = 0
         self.threads: set[int] = set()
 
-    def renew(self, lease: int, key: str, timeout: float) -> Renewed:
+    def renew(self, lease: int, key: str, timeout: float, announce: int = 0) -> Renewed:
         self.renewals += 1
         self.threads.add(threading.get_ident())
         if not self.answers:

@@ -17,8 +17,11 @@ from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.manager.telemetry.event_log import EventLog, events_of
+from orchestrator.model.backups import BackupStatus
+from orchestrator.model.managers import Manager
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
 from orchestrator.model.objects import Image, Network, Object
+from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import (
     JobRun,
     JobState,
@@ -38,6 +41,9 @@ BOX = Task(id="c1", container_name="box", node_id="n1", run=1, status=TaskStatus
 IMAGE = Image(id="sha256:1", names=("web:1",), nodes=("n1",))
 BACK = Network(id="b1", name="back", subnet="10.5.0.0/16")
 WEB = Service(id="s1", spec=ServiceSpec(name="web"))
+
+HOST = Manager(id="m1", hostname="host1")
+ORPHAN = Orphan(id="o1", node_id="n1", task=Task(id="o1", service_name="web", slot=2))
 
 
 def at(state: TaskState, run: int = 1, **fields: Any) -> Task:
@@ -92,6 +98,12 @@ def hooked(state: TaskState, done: int) -> Task:
         (None, BACK, ["create"]),
         (BACK, replace(BACK, slices={"n1": "10.5.1.0/24"}), []),
         (BACK, None, ["remove"]),
+        (HOST, replace(HOST, backups=BackupStatus(succeeded_at=9.0)), ["backup"]),
+        (HOST, replace(HOST, backups=BackupStatus(failures=1)), ["backup_failed"]),
+        (HOST, replace(HOST, backups=BackupStatus(downloaded_at=9.0)), []),
+        (None, ORPHAN, ["create"]),
+        (ORPHAN, replace(ORPHAN, removing=True), []),
+        (ORPHAN, None, ["remove"]),
     ],
 )
 def test_actions(before: Object | None, after: Object | None, actions: list[str]) -> None:

@@ -29,9 +29,11 @@ from orchestrator.manager.telemetry.metrics import (
     TaskMetrics,
     WithDeprecatedNames,
 )
+from orchestrator.model.backups import BackupSchedule, BackupStatus
 from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
-from orchestrator.model.objects import Object
+from orchestrator.model.objects import Cluster, Object
+from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import Service
 from orchestrator.model.specs import STACK_LABEL, Resources, ServiceSpec, TaskSpec
 from orchestrator.model.states import TaskState
@@ -75,13 +77,25 @@ def test_the_cluster_is_counted() -> None:
         task("a", TaskState.RUNNING),
         task("b", TaskState.PENDING),
         task("c", TaskState.FAILED),
-        Manager(id="m1"),
+        Manager(
+            id="m1",
+            hostname="host1",
+            backups=BackupStatus(succeeded_at=90.0, size=7, failures=2),
+        ),
         ManagerPresence(id="m1"),
         Manager(id="m2"),
         Manager(id="m3", joining=True),
+        Cluster(id="c", backup_schedule=BackupSchedule(every=60.0)),
+        Orphan(id="o"),
     ).get_sample_value
     for state in ("ready", "down", "joining"):
         assert found("orc_managers", {"state": state}) == 1
+    of = {"manager": "host1", "manager_id": "m1"}
+    assert found("orc_backup_last_success_timestamp_seconds", of) == 90
+    assert found("orc_backup_size_bytes", of) == 7
+    assert found("orc_backup_failures_total", of) == 2
+    assert found("orc_backup_schedule_period_seconds") == 60
+    assert found("orc_orphans") == 1
     assert found("orc_nodes", {"state": "ready", "availability": "active"}) == 1
     assert found("orc_nodes", {"state": "down", "availability": "drain"}) == 1
     assert found("orc_nodes", {"state": "unknown", "availability": "active"}) == 0

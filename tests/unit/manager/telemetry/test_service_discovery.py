@@ -12,8 +12,10 @@ from orchestrator.manager.telemetry.service_discovery import (
     AGENTS,
     MANAGERS,
     SERVICES,
+    manager_targets,
     scrape_targets,
 )
+from orchestrator.model.managers import Manager
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ContainerSpec, NetworkAttachment, ServiceSpec, TaskSpec
@@ -67,6 +69,17 @@ def test_managers_and_agents() -> None:
             )
         ),
     ]
+
+
+def test_every_manager_that_has_joined_is_a_target() -> None:
+    view = ClusterView.of(
+        [
+            Manager(id="m2", address="10.0.0.12", port=7420),
+            Manager(id="m1", address="10.0.0.11", port=7420),
+            Manager(id="m3", address="10.0.0.13", port=7420, joining=True),
+        ]
+    )
+    assert manager_targets(view) == ["10.0.0.11:7422", "10.0.0.12:7422"], "also those that are down"
 
 
 def test_a_task_is_discovered_by_labels_of_its_service() -> None:

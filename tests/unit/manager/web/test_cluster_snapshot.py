@@ -12,6 +12,7 @@ from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.telemetry.event_log import Event
 from orchestrator.manager.web import cluster_snapshot
+from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
 from orchestrator.model.objects import Image, Network
 from orchestrator.model.services import (
@@ -60,7 +61,7 @@ TASK = Task(
 def test_a_full_snapshot() -> None:
     view = ClusterView.of([NODE, WEB, TASK, Network(id="w1", name="front"), Image(id="i1")])
     found = cluster_snapshot.full_snapshot(view)
-    assert set(found) == {"nodes", "services", "tasks", "networks"}
+    assert set(found) == {"nodes", "services", "tasks", "networks", "managers"}
     assert found["nodes"]["n1"]["name"] == "host1"
     assert found["networks"]["w1"]["name"] == "front"
     web, task = found["services"]["s1"], found["tasks"]["t1"]
@@ -158,6 +159,25 @@ def test_removed_objects_are_sent() -> None:
         "tasks": {"t1": None},
         "services": {"s1": None},
     }
+
+
+def test_managers_are_ready_while_they_are_present() -> None:
+    one, two = Manager(id="m1", hostname="host1"), Manager(id="m2", hostname="host2")
+    here, there = ManagerPresence(id="m1"), ManagerPresence(id="m2")
+    view = ClusterView.of([one, two, here, there, Manager(id="m3", hostname="host3", joining=True)])
+    found = cluster_snapshot.full_snapshot(view)["managers"]
+    assert {each["name"]: each["state"] for each in found.values()} == {
+        "host1": "ready",
+        "host2": "ready",
+        "host3": "joining",
+    }
+    view = ClusterView.of([one, two, here])
+    assert cluster_snapshot.snapshot_changes(view, [Change(there, None)]) == {
+        "managers": {"m2": {"name": "host2", "state": "down"}}
+    }
+    view = ClusterView.of([one, here])
+    gone = [Change(two, None), Change(there, None)]
+    assert cluster_snapshot.snapshot_changes(view, gone) == {"managers": {"m2": None}}
 
 
 def test_a_global_service_wants_more_when_a_node_comes() -> None:

@@ -18,12 +18,14 @@ from orchestrator.manager.planning.reports.claims import (
     accept_reports,
     credible_description,
     is_hostname,
+    orphan_changes,
     sane,
     sane_images,
 )
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
 from orchestrator.model.objects import Image, Network
+from orchestrator.model.orphans import Orphan
 from orchestrator.model.specs import NetworkAttachment, Resources
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import TaskStatus
@@ -293,3 +295,25 @@ def test_hostnames(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "-a", "a b", "a\n", "ä", "a" * 254, "<b>", "a/b"])
 def test_not_hostnames(text: str) -> None:
     assert not is_hostname(text)
+
+
+def test_orphans_are_followed_as_their_node_reports_them() -> None:
+    known = Orphan(id="t1", node_id="a", task=task("t1", node_id="a"), found_at=1.0, removing=True)
+    gone = Orphan(id="t2", node_id="a", task=task("t2", node_id="a"))
+    elsewhere = Orphan(id="t3", node_id="b", task=task("t3", node_id="b"))
+    assigned = task("t4", node_id="a")
+    view = ClusterView.of([node("a"), node("b"), known, gone, elsewhere, assigned])
+    healthy = replace(known.task, status=replace(known.task.status, pid=7))
+    found = task("t5", node_id="b", revision=9)
+    false: list[FalseClaim] = []
+    reported = [healthy, elsewhere.task, assigned, found, task("../t6")]
+    changes = list(orphan_changes(view, "a", reported, 50.0, false.append))
+    assert [each.before for each in changes] == [gone, known, None]
+    assert [each.after for each in changes] == [
+        None,
+        replace(known, task=healthy),
+        Orphan(id="t5", node_id="a", task=task("t5", node_id="a"), found_at=50.0),
+    ]
+    assert [(each.node_id, each.kind) for each in false] == [("a", Claim.TASK)]
+    settled = view.evolve(changes)
+    assert list(orphan_changes(settled, "a", [healthy, found], 60.0)) == []

@@ -51,6 +51,16 @@ _ENDED = ", in <module>"
 """What a traceback has that ended the program: others are logged by what goes on."""
 
 
+_REFUSALS = ("CliError", "ClickException", "ManagerLost", "Refused", "Unsupported", "UsageError")
+"""Errors of commands: one line for users, which ORC_DEBUG prints with its traceback."""
+
+
+def _is_refusal(block: list[str]) -> bool:
+    """Whether a traceback is that of an error in words."""
+    last = next((text for text in reversed(block) if text.strip() and text[0] not in " |+"), "")
+    return last.partition(":")[0].rpartition(".")[2].strip() in _REFUSALS
+
+
 def crashes(host: str, log: Path) -> Iterator[Crash]:
     """The unexpected errors in a daemon's log: what stands between its structured lines."""
     block: list[str] = []
@@ -59,7 +69,7 @@ def crashes(host: str, log: Path) -> Iterator[Crash]:
             if not text.startswith("time="):
                 block.append(text)
                 continue
-            if any(_ENDED in each for each in block):
+            if any(_ENDED in each for each in block) and not _is_refusal(block):
                 yield Crash(host, log.name, "".join(block)[-LONGEST:])
             block.clear()
 

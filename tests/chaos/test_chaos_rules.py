@@ -319,6 +319,12 @@ def test_a_container_ends_for_a_reason() -> None:
     right(born, ended, store(service(version=2), task("t1", desired=640), at=49.0))
     right(born, ended, Fault("kill container", ("node1",), 49.0, 49.1, kills=("node1",)))
     right(born, Container("node1", "t1", "web.1", 10, 1.0, FOREVER))
+    # Commits that are delivered late are judged by their order.
+    stop, end = task("t1", desired=640), task("t1", desired=640, state=640)
+    right(born, ended, store(service(version=3), stop, at=90.0), store(end, at=91.0))
+    failed, replaced = task("t1", state=704), task("t1", desired=640, state=704)
+    late = (store(failed, at=90.0), store(service(version=4), replaced, at=91.0))
+    broken(restarts.check, "nothing had stopped it", born, ended, *late)
     # A fault of another host, or of a manager, is no reason.
     other = Fault("kill container", ("node2",), 49.0, 49.1, kills=("node2",))
     broken(restarts.check, "nothing had stopped it", born, ended, other)
@@ -410,6 +416,10 @@ def test_daemons_end_only_with_a_reason(tmp_path: Path) -> None:
     with log.open("a") as file:
         file.write('  | File "orc", line 8, in <module>\n  | KeyError: 1\n  +---\ntime=4 msg=a\n')
     broken(crashes.check, "unexpected error: KeyError: 1", *leftovers.crashes("manager1", log))
+    # With ORC_DEBUG a refusal has its traceback, too.
+    refused = "orchestrator.cli.app.errors.CliError: no quorum"
+    log.write_text(f'Traceback\n  File "orc", line 8, in <module>\n{refused}\ntime=5 msg=a\n')
+    right(*leftovers.crashes("manager1", log))
 
 
 def test_followed_logs_have_each_line_once() -> None:

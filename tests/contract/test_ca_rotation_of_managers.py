@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotation of the CA of managers with etcd members, also when they lose power: `carotation` and
-`carotationphases`."""
+"""Rotation of the CA of managers with etcd members, also when they lose power: `carotation`."""
 
 from __future__ import annotations
 
@@ -15,10 +14,3 @@ from tests.enclosure import run_enclosed
 @pytest.mark.timeout(900)
 def test_ca_rotation_survives_failures(tmp_path: Path) -> None:
     run_enclosed(Path(__file__).with_name("carotation.py"), tmp_path)
-
-
-@pytest.mark.root
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("phase", ["trusting", "signing", "ended"])
-def test_ca_rotation_is_resumed_after_a_leader_was_killed(tmp_path: Path, phase: str) -> None:
-    run_enclosed(Path(__file__).with_name("carotationphases.py"), tmp_path, phase)

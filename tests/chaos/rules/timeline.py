@@ -13,7 +13,8 @@ Store = dict[tuple[str, str], Fields]
 """(kind, id) → fields."""
 
 RUNNING, COMPLETE = 512, 576
-TERMINAL = frozenset({576, 640, 704, 768, 832})
+ORPHANED = 832
+TERMINAL = frozenset({576, 640, 704, 768, ORPHANED})
 """Numbers of task states, as `TaskState` in types.proto has them. A rule that took them from the
 product would follow its mistakes."""
 

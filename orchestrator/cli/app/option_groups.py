@@ -34,6 +34,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Placement": (
         *("node", "constraint", "placement_pref", "affinity", "anti_affinity", "depends_on"),
         *("replicas_max_per_node", "strategy", "on_disconnect", "priority", "generic_resource"),
+        *("min_available", "max_unavailable"),
     ),
     "Resources": (
         *("reserve_cpu", "reserve_memory", "limit_cpu", "limit_memory", "memory_swap"),

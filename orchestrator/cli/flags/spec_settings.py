@@ -15,6 +15,7 @@ import click
 
 from orchestrator.cli.flags.flag_types import CPUS, DURATION, MEMORY, WORDS, Parsed, Setting
 from orchestrator.cli.flags.update_settings import UPDATE_SETTINGS, parse_member
+from orchestrator.model.disruptions import parse_count, parse_priority
 from orchestrator.model.jobs import Missed, Overlap
 from orchestrator.model.placement import Strategy, parse_disconnect
 from orchestrator.model.specs import (
@@ -136,6 +137,13 @@ def _seconds(text: str) -> float:
     return float(text)
 
 
+PRIORITY = Parsed("priority", parse_priority)
+PRIORITY_METAVAR = "low|normal|high|critical|NUMBER"
+PRIORITY_HELP = (
+    "Tasks of higher priority are placed first, and preempt those of lower priority if they fit"
+    " nowhere."
+)
+
 SETTINGS = (
     Setting(("--replicas",), "replicas", click.INT, "Number of tasks."),
     Setting(
@@ -165,6 +173,29 @@ SETTINGS = (
         Parsed("replace|replace-after=DURATION|keep|stop-after=DURATION", parse_disconnect),
         "What to do with tasks whose node is down.",
         default="replace",
+    ),
+    Setting(
+        ("--min-available",),
+        "disruption.min_available",
+        Parsed("number|percent%", parse_count),
+        "Minimum number of its tasks that keep working when others are stopped for a drain or a"
+        " preemption.",
+        metavar="NUMBER|PERCENT%",
+    ),
+    Setting(
+        ("--max-unavailable",),
+        "disruption.max_unavailable",
+        Parsed("number|percent%", parse_count),
+        "Maximum number of its tasks that a drain or a preemption makes unavailable at a time.",
+        metavar="NUMBER|PERCENT%",
+    ),
+    Setting(
+        ("--priority",),
+        "priority",
+        PRIORITY,
+        PRIORITY_HELP,
+        default="normal",
+        metavar=PRIORITY_METAVAR,
     ),
     Setting(
         ("--reserve-cpu",),

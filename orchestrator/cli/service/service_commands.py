@@ -35,6 +35,7 @@ from orchestrator.cli.service.service_rows import (
 )
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import start_order
+from orchestrator.model.disruptions import priority_text
 from orchestrator.model.placement import (
     Disconnect,
     DisconnectAction,
@@ -132,6 +133,9 @@ def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
         ("Constraints", ", ".join(spec["constraints"])),
         ("Strategy", "" if spec["strategy"] == "default" else spec["strategy"]),
         ("On disconnect", _disconnect(spec["on_disconnect"])),
+        ("Min available", spec["disruption"]["min_available"]),
+        ("Max unavailable", spec["disruption"]["max_unavailable"]),
+        ("Priority", priority_text(spec["priority"]) if spec["priority"] else ""),
         ("Affinities", ", ".join(map(_affinity, spec["affinities"]))),
         ("Depends on", ", ".join(map(_dependency, spec["depends_on"]))),
         ("Networks", ", ".join(map(attachment_text, task["networks"]))),

@@ -78,6 +78,8 @@ KEY_OF_FIELD = {
     "job": "x-orc",
     "affinities": "x-orc",
     "on_disconnect": "x-orc",
+    "disruption": "x-orc",
+    "priority": "x-orc",
     "strategy": "x-orc",
     "max_per_node": "deploy",
     "endpoint_mode": "deploy",

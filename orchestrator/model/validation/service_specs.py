@@ -16,6 +16,7 @@ from math import isfinite
 from orchestrator.model.affinities import Affinity, check_affinities
 from orchestrator.model.constraints import check_agreement, check_node_attribute
 from orchestrator.model.dependencies import check_dependencies
+from orchestrator.model.disruptions import DisruptionBudget, check_budget, check_priority
 from orchestrator.model.documents import check_references
 from orchestrator.model.formats import log_options
 from orchestrator.model.formats.generic_resources import check_generic
@@ -102,7 +103,18 @@ def validate_service(spec: ServiceSpec) -> None:
         raise InvalidSpec(
             "on_disconnect", "on-disconnect is for services that run on, not for jobs"
         )
+    _guard("disruption", check_budget, spec.disruption)
+    if spec.mode is not ServiceMode.REPLICATED and spec.disruption != DisruptionBudget():
+        raise InvalidSpec(
+            "disruption", "min available and max unavailable are for services with replicas"
+        )
+    validate_priority(spec.priority)
     _guard("depends_on", check_dependencies, spec.name, spec.depends_on)
+
+
+def validate_priority(priority: int) -> None:
+    """Raise InvalidSpec for a priority out of range."""
+    _guard("priority", check_priority, priority)
 
 
 def validate_tasks_of_service(spec: ContainerSpec) -> None:

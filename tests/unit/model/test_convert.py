@@ -19,6 +19,7 @@ from orchestrator.model import (
     affinities,
     backups,
     dependencies,
+    disruptions,
     documents,
     hooks,
     jobs,
@@ -55,7 +56,18 @@ from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import types_pb2
 
 MODULES = (affinities, dependencies, hooks, jobs, mounts, placement, specs, documents)
-MODULES += (nodes, placement, services, tasks, objects, access, managers, backups, orphans)
+MODULES += (
+    disruptions,
+    nodes,
+    placement,
+    services,
+    tasks,
+    objects,
+    access,
+    managers,
+    backups,
+    orphans,
+)
 CLASSES = [
     value
     for module in MODULES

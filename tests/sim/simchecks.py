@@ -6,14 +6,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from orchestrator.manager.planning.disruptions import unavailable
 from orchestrator.manager.planning.eligibility import is_eligible
 from orchestrator.manager.planning.plan import Change, Plan
 from orchestrator.manager.planning.reconcile.evictions import has_drain_deadline
 from orchestrator.manager.planning.reconcile.service_dependencies import unmet_dependency
 from orchestrator.manager.planning.scheduling.capacity import occupies, reserved
 from orchestrator.manager.planning.scheduling.node_table import published
-from orchestrator.manager.planning.slots import Slot, slots_of
+from orchestrator.manager.planning.slots import Slot, is_current, slots_of
 from orchestrator.manager.planning.view import ClusterView
+from orchestrator.model.disruptions import most_unavailable
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ServiceMode, UpdateOrder
 from orchestrator.model.states import Owner, TaskState, is_terminal, may_move
@@ -108,6 +110,12 @@ def check_update(view: ClusterView, plan: Plan) -> None:
         if has_drain_deadline(node):  # its deadline ends what has found no other node
             continue
         slots = slots_of(after.tasks_of_service(service.id))
+        preempted = now.preempted_by != was.preempted_by
+        if preempted or (is_current(service, was) and not is_eligible(node, service)):
+            _check_budget(service, [slot for slot in slots.values() if slot.kept], was.slot)
+        if preempted:
+            _check_priority(view, service, now)
+            continue
         works = any(task.status.works for task in slots[was.slot].live)
         if service.policy.order is UpdateOrder.START_FIRST:
             assert works, f"{now.name} is stopped, and nothing stands in for it"
@@ -115,6 +123,22 @@ def check_update(view: ClusterView, plan: Plan) -> None:
             down = [slot.number for slot in slots.values() if slot.kept and _is_down(view, slot)]
             most = service.policy.parallelism
             assert len(down) <= most, f"{now.name} is stopped while {down} are down"
+
+
+def _check_budget(service: Service, slots: list[Slot], stopped: int) -> None:
+    """What leaves its node, or makes room for others, leaves as many as the budget demands."""
+    if any(task.status.works for slot in slots if slot.number == stopped for task in slot.live):
+        return
+    most, down = most_unavailable(service.spec.disruption, len(slots)), unavailable(slots)
+    assert down <= most, f"{service.spec.name}: {down} are unavailable, over {most}"
+
+
+def _check_priority(view: ClusterView, service: Service, victim: Task) -> None:
+    """Only tasks of higher priority preempt."""
+    by = view.service_by_name(victim.preempted_by.rpartition(".")[0])
+    assert by is None or by.spec.priority > service.spec.priority, (
+        f"{victim.name} of priority {service.spec.priority} is preempted by {victim.preempted_by}"
+    )
 
 
 def _is_stopped(was: Task, now: Task) -> bool:

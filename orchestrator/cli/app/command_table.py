@@ -34,6 +34,15 @@ SECTIONS = (
         ),
     ),
     (
+        "Scheduling",
+        (
+            Lazy(
+                "capacity", ".service.placement_commands:capacity", "How many more tasks would fit"
+            ),
+            Lazy("why", ".service.placement_commands:why", "Why a task is where it is, or nowhere"),
+        ),
+    ),
+    (
         "Containers",
         (
             Lazy("run", ".container.run_commands:run", "Run a program in a new container"),

@@ -137,6 +137,7 @@ def _seconds(text: str) -> float:
     return float(text)
 
 
+RESERVED_CPUS = Parsed("cores", _reserved_cpus)
 PRIORITY = Parsed("priority", parse_priority)
 PRIORITY_METAVAR = "low|normal|high|critical|NUMBER"
 PRIORITY_HELP = (
@@ -200,7 +201,7 @@ SETTINGS = (
     Setting(
         ("--reserve-cpu",),
         "task.reservation.shares",
-        Parsed("cores", _reserved_cpus),
+        RESERVED_CPUS,
         "Cores to reserve on the node, such as 0.5.",
     ),
     Setting(

@@ -15,6 +15,8 @@ from orchestrator.manager.planning.slots import Slot, slots_of
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.disruptions import DisruptionBudget, most_unavailable
 from orchestrator.model.services import Service
+from orchestrator.model.states import TaskState
+from orchestrator.model.tasks import Task
 
 
 def unavailable(slots: Iterable[Slot]) -> int:
@@ -28,6 +30,13 @@ def disruptions_left(service: Service, slots: Sequence[Slot]) -> int:
         return sys.maxsize
     most = most_unavailable(service.spec.disruption, len(slots))
     return max(most - unavailable(slots), 0)
+
+
+def was_preempted(before: Task | None, after: Task) -> bool:
+    """Whether a change of a task stops it to make room for another one."""
+    stopped = before is not None and before.desired_state <= TaskState.RUNNING
+    stopped = stopped and after.desired_state > TaskState.RUNNING
+    return stopped and bool(after.node_id and after.preempted_by)
 
 
 def disruptions_left_in(view: ClusterView, service: Service) -> int:

@@ -137,7 +137,10 @@ def _step(service: str, number: int, old: Slot | None, new: Slot | None) -> Step
     if now is not None and not runs and now.status.state is TaskState.PENDING:
         same = was is not None and was.status.message == now.status.message and not ran
         source = was.node_id if was is not None and ran else ""
-        return None if same else Step(Action.WAIT, service, name, source, "", now.status.message)
+        reason = now.status.message
+        if now.preempted_by and ran:
+            reason = f"preempted by {now.preempted_by}; {reason}"
+        return None if same else Step(Action.WAIT, service, name, source, "", reason)
     if ran and runs and was is not None and now is not None:
         if was.id == now.id:
             return None

@@ -26,6 +26,7 @@ from orchestrator.manager.planning.reconcile.services import (
     remove_service,
 )
 from orchestrator.manager.planning.reconcile.standalone import reconcile_standalone
+from orchestrator.manager.planning.scheduling.node_table import priority_of
 from orchestrator.manager.planning.scheduling.scheduler import Placement, Unplaced, schedule
 from orchestrator.manager.planning.scheduling.volume_placement import (
     volume_changes as volumes_placed,
@@ -212,7 +213,7 @@ def plan(
         for task in _waiting(ahead, dirty, services, now)
         if (task.service_id or task.id) not in passed_over
     ]
-    decisions = schedule(ahead, waiting, now, limit=limit, failures=failures)
+    decisions = schedule(ahead, waiting, now, limit=limit, failures=failures, exclude=passed_over)
     for decision in decisions:
         task = decision.task
         draft = drafts.get(task.service_id)
@@ -225,7 +226,11 @@ def plan(
                 ahead = ahead.evolve(changes)
                 placements[task.id] = _Placed((decision.node, *read), changes)
             else:
-                draft.set_pending(task, decision.reason)
+                draft.set_pending(task, decision.reason, decision.nominated)
+                for victim in decision.victims:
+                    if victim.service_id not in drafts:
+                        drafts[victim.service_id] = _draft(view, victim.service_id, now, new_id)
+                    drafts[victim.service_id].preempt(victim, task)
     due = [task for task in waiting if task.not_before <= now]
     more = len(decisions) < len(due)
     if more:
@@ -342,6 +347,7 @@ def _waiting(
     """The pending tasks to schedule: those of reconciled services, those whose delay is over, and
     all of them if capacity may have been freed."""
     everything = dirty.nodes_changed or dirty.capacity_freed
+    lowest = min((each.spec.priority for each in ahead.services.values()), default=0)
     for task in ahead.pending.values():
         service = ahead.services.get(task.service_id)
         if task.standalone:
@@ -351,6 +357,8 @@ def _waiting(
         else:
             touched = task.service_id in services
         due = everything or touched or 0 < task.not_before <= now
+        # One that may preempt can do so after any change, such as of others' health.
+        due = due or bool(task.nominated_node) or priority_of(ahead, task) > lowest
         # Tasks that depend on another container's node, or on other services, may start after any
         # change.
         follows = task.spec.container.volumes_from or network_container(task.spec)

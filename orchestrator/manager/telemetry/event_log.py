@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
+from orchestrator.manager.planning.disruptions import was_preempted
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView, Quarantined
 from orchestrator.manager.store.cache import Cache
@@ -300,6 +301,8 @@ def _task_actions(before: Task | None, after: Task | None) -> Iterator[tuple[str
         yield "rename", {"oldName": before.container_name}
     elif after is not None and _updated(before.spec, after.spec):
         yield "update", {}
+    if after is not None and was_preempted(before, after):
+        yield "preempt", {"by": after.preempted_by}
     old = before.status if before is not None else None
     alive = old is not None and TaskState.STARTING <= old.state <= TaskState.RUNNING
     if after is None:

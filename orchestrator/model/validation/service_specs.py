@@ -132,7 +132,7 @@ def validate_tasks_of_service(spec: ContainerSpec) -> None:
 def validate_task(spec: TaskSpec) -> None:
     """Raise InvalidSpec for the first invalid field of a task's spec; paths begin with `task.`."""
     _container(spec.container)
-    _resources(spec)
+    validate_resources(spec)
     _ports(spec.ports)
     _restart(spec.restart)
     _guard("task.container.health", check_health, spec)
@@ -300,7 +300,8 @@ def _image(text: str) -> None:
     parse_image(text)
 
 
-def _resources(spec: TaskSpec) -> None:
+def validate_resources(spec: TaskSpec) -> None:
+    """Raise InvalidSpec for invalid reservations, limits or weights."""
     _shares("task.shares", spec.shares, "cpu shares", MIN_SHARES)
     _shares("task.reservation.shares", spec.reservation.shares, "cpu reservation", MIN_SHARES)
     _shares("task.limit.shares", spec.limit.shares, "cpu limit", MIN_LIMIT_SHARES)

@@ -35,7 +35,7 @@ from orchestrator.manager.planning.scheduling.node_table import (
     published,
 )
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.formats.generic_resources import supply_names, supply_size
+from orchestrator.model.formats.generic_resources import supply_size
 from orchestrator.model.nodes import Node
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
@@ -56,8 +56,17 @@ class Room:
 class Preemption:
     """Chooses victims in one scheduling pass."""
 
-    def __init__(self, view: ClusterView, table: NodeTable, exclude: Collection[str]) -> None:
-        """`exclude`: ids of the services whose tasks are left as they are."""
+    def __init__(
+        self,
+        view: ClusterView,
+        table: NodeTable,
+        exclude: Collection[str],
+        *,
+        enabled: bool = True,
+    ) -> None:
+        """`exclude`: ids of the services whose tasks are left as they are. `enabled`: whether any
+        task is preempted."""
+        self._enabled = enabled
         self._view = view
         self._table = table
         self._exclude = exclude
@@ -74,7 +83,7 @@ class Preemption:
 
     def may_preempt(self, task: Task, demand: Demand) -> bool:
         """Whether there may be tasks of lower priority, and it may preempt them."""
-        return demand.priority > self._lowest and not task.preempted_by
+        return self._enabled and demand.priority > self._lowest and not task.preempted_by
 
     def room(
         self, task: Task, demand: Demand, filters: Sequence[Filter], eligible: BoolArray
@@ -122,7 +131,9 @@ class Preemption:
                 elif self._is_evictable(task):
                     evictable.append((priority_of(self._view, task), task))
             # The lowest priority first, of these the youngest.
-            evictable.sort(key=lambda item: (item[0], -item[1].created_at, item[1].id))
+            evictable.sort(
+                key=lambda item: (item[0], -item[1].created_at, -item[1].slot, item[1].id)
+            )
             self._evictable.append(evictable)
             self._leaving.append(leaving)
 
@@ -164,20 +175,39 @@ class Preemption:
             need.free(task)
             if _costs_budget(task):
                 stopped[task.service_id] += 1
-        return tuple(self._reprieved(row, demand, chosen))
+        return tuple(self._improved(row, demand, chosen, below))
 
-    def _reprieved(self, row: int, demand: Demand, chosen: list[Task]) -> list[Task]:
-        """The chosen tasks without those that need not go, the highest and oldest first."""
-        order = {task.id: at for at, (_, task) in enumerate(self._evictable[row])}
-        chosen = sorted(chosen, key=lambda task: order[task.id])
+    def _improved(
+        self, row: int, demand: Demand, chosen: list[Task], below: list[Task]
+    ) -> list[Task]:
+        """The chosen tasks without those that need not go, and with lower or younger ones in place
+        of those that others can replace; the highest and oldest first."""
+        order = {task.id: at for at, task in enumerate(below)}
+        chosen.sort(key=lambda task: order[task.id])
         for task in reversed(list(chosen)):
             rest = [other for other in chosen if other is not task]
-            need = _Need(self._table, row, demand)
-            for other in (*self._leaving[row], *rest):
-                need.free(other)
-            if need.met:
+            if self._suffices(row, demand, rest):
                 chosen = rest
-        return chosen
+                continue
+            for other in below[: order[task.id]]:
+                if other not in rest and self._suffices(row, demand, [*rest, other]):
+                    chosen = [*rest, other]
+                    break
+        return sorted(chosen, key=lambda task: order[task.id])
+
+    def _suffices(self, row: int, demand: Demand, stopped: list[Task]) -> bool:
+        """Whether a node has room once these tasks have stopped, and their services' budgets allow
+        that."""
+        need = _Need(self._table, row, demand)
+        for task in (*self._leaving[row], *stopped):
+            need.free(task)
+        costs = Counter(task.service_id for task in stopped if _costs_budget(task))
+        within = all(
+            self._allowance(task) >= costs[task.service_id]
+            for task in stopped
+            if _costs_budget(task)
+        )
+        return need.met and within
 
     def _may_stop(self, task: Task, stopped: Counter[str]) -> bool:
         if not _costs_budget(task):
@@ -206,7 +236,6 @@ class _Need:
     """What a node lacks for a task, as tasks of it stop."""
 
     def __init__(self, table: NodeTable, row: int, demand: Demand) -> None:
-        self._node = table.nodes[row]
         self._total_shares = max(int(table.total_shares[row]), 1)
         self._total_memory = max(int(table.total_memory[row]), 1)
         self._shares = demand.resources.shares - int(table.free_shares[row])
@@ -216,15 +245,12 @@ class _Need:
             - int(table.generic.free(each.kind)[row])
             for each in demand.generic
         }
-        self._names = {
-            name for each in demand.generic if each.names for name in _taken(table, row, each.kind)
-        } & {name for each in demand.generic for name in each.names}
         self._ports = {port for port in demand.ports if row in table.ports.get(port, ())}
 
     @property
     def met(self) -> bool:
         """Whether nothing is lacking."""
-        enough = self._shares <= 0 and self._memory <= 0 and not self._ports and not self._names
+        enough = self._shares <= 0 and self._memory <= 0 and not self._ports
         return enough and all(count <= 0 for count in self._generic.values())
 
     def gain(self, task: Task) -> float:
@@ -235,7 +261,6 @@ class _Need:
         gain += len(self._ports.intersection(published(task)))
         for kind, lacking in self._generic.items():
             gain += min(max(lacking, 0), supply_size(given_to_task(task, kind)))
-            gain += len(self._names.intersection(supply_names(given_to_task(task, kind))))
         return gain
 
     def free(self, task: Task) -> None:
@@ -245,14 +270,12 @@ class _Need:
         self._memory -= counted.memory
         self._ports -= set(published(task))
         for kind in self._generic:
-            given = given_to_task(task, kind)
-            self._generic[kind] -= supply_size(given)
-            self._names -= set(supply_names(given))
+            self._generic[kind] -= supply_size(given_to_task(task, kind))
 
 
-def _taken(table: NodeTable, row: int, kind: str) -> set[str]:
-    """The names of a kind that tasks of the node have."""
-    return set(table.generic.taken_names(row, kind))
+def _eviction_order(item: tuple[int, Task]) -> tuple[int, float, int, str]:
+    priority, task = item
+    return priority, -task.created_at, -task.slot, task.id
 
 
 def _costs_budget(task: Task) -> bool:
@@ -271,11 +294,11 @@ def _cost(view: ClusterView, victims: Iterable[Task]) -> tuple[int, int, int, fl
 
 def _least_room(table: NodeTable, demand: Demand) -> IntArray:
     """What each node lacks for the demand, in thousandths of its size; less is better."""
-    shares = (demand.resources.shares - table.free_shares) * 1000 // np.maximum(
-        table.total_shares, 1
+    shares = (
+        (demand.resources.shares - table.free_shares) * 1000 // np.maximum(table.total_shares, 1)
     )
-    memory = (demand.resources.memory - table.free_memory) * 1000 // np.maximum(
-        table.total_memory, 1
+    memory = (
+        (demand.resources.memory - table.free_memory) * 1000 // np.maximum(table.total_memory, 1)
     )
     lacking: IntArray = np.maximum(shares, memory)
     return lacking

@@ -105,9 +105,7 @@ def test_percentages_are_rounded_up() -> None:
     st.randoms(use_true_random=False),
 )
 @settings(max_examples=100, deadline=None)
-def test_drain_never_breaks_a_budget(
-    replicas: int, least: str, most: str, random: object
-) -> None:
+def test_drain_never_breaks_a_budget(replicas: int, least: str, most: str, random: object) -> None:
     web = budgeted(replicas, least=least, most=most)
     world = on_one_node(web)
     allowed = most_unavailable(web.spec.disruption, replicas)

@@ -123,6 +123,10 @@ class Task(Extensible):
     """Id of the node that holds room for this pending task against those of lower priority."""
     preempted_by: str = ""
     """Name of the task for which this one was stopped."""
+    move_to: str = ""
+    """Id of the node that it is to change to: another task of its slot starts there first."""
+    moved_from: str = ""
+    """Id of the node from which its slot was moved."""
 
     @property
     def wanted_now(self) -> TaskState:

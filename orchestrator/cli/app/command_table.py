@@ -39,6 +39,9 @@ SECTIONS = (
             Lazy(
                 "capacity", ".service.placement_commands:capacity", "How many more tasks would fit"
             ),
+            Lazy(
+                "rebalance", ".service.placement_commands:rebalance", "Even out the load of nodes"
+            ),
             Lazy("why", ".service.placement_commands:why", "Why a task is where it is, or nowhere"),
         ),
     ),

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`orc capacity` and `orc why`: what the scheduler would do now, and for which reasons."""
+"""`orc capacity`, `orc why` and `orc rebalance`: what the scheduler would do now, and why."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
 
 from orchestrator.cli.app.command_groups import example
 from orchestrator.cli.app.completion_names import completes
-from orchestrator.cli.flags.flag_types import MEMORY
+from orchestrator.cli.app.errors import CliError, NotConverged
+from orchestrator.cli.flags.flag_types import DURATION, MEMORY
 from orchestrator.cli.flags.spec_settings import RESERVED_CPUS
 from orchestrator.cli.output.listings import (
     Column,
@@ -22,9 +24,9 @@ from orchestrator.cli.output.listings import (
 )
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.model.nodes import Availability
-from orchestrator.model.states import TaskState
-from orchestrator.model.units import format_cores, format_memory
-from orchestrator.pb import scheduling_pb2, types_pb2
+from orchestrator.model.states import TaskState, is_terminal
+from orchestrator.model.units import format_cores, format_duration, format_memory
+from orchestrator.pb import control_pb2, scheduling_pb2, types_pb2
 
 
 @click.command(
@@ -103,6 +105,101 @@ _ROOM = (
     Column("FREE MEMORY", lambda row: format_memory(row["memory_free"])),
     column("MORE TASKS", "tasks"),
     column("LIMIT", "limit"),
+)
+
+
+@click.command(
+    epilog=example(
+        "orc rebalance --max-moves 3", "orc plan rebalance", "orc rebalance --service web"
+    )
+)
+@click.option(
+    "--max-moves",
+    type=click.IntRange(1, 100),
+    metavar="NUMBER",
+    default=10,
+    show_default=True,
+    help="Maximum number of tasks to move.",
+)
+@click.option(
+    "--service",
+    metavar="SERVICE",
+    shell_complete=completes("services"),
+    help="Move only tasks of this service.",
+)
+@click.option("--detach", "-d", is_flag=True, help="Do not wait until the tasks are moved.")
+@click.option("--timeout", type=DURATION, default="2m", show_default=True, help="How long to wait.")
+@format_option()
+@pass_client
+def rebalance(
+    client: Client, max_moves: int, service: str | None, detach: bool, timeout: float, form: str
+) -> None:
+    """Move running tasks to other nodes, where that spreads a service better or evens out loads.
+
+    A moved task is started on its new node first, and stopped on the old one when it works. Tasks
+    with volumes on their node, containers of orc run, jobs and global services are not moved.
+    """
+    request = scheduling_pb2.RebalanceRequest(service=service or "", max_moves=max_moves)
+    reply = client.call("Rebalance", request)
+    rows = [
+        {
+            "id": move.task_id,
+            "name": move.task,
+            "source": move.source,
+            "target": move.target,
+            "reason": move.reason,
+        }
+        for move in reply.moves
+    ]
+    if form == "json":
+        print_json(rows)
+    elif rows:
+        print_table(rows, _MOVES)
+    elif not client.is_dry_run:
+        click.echo("orc: nothing to move: no move would improve anything", err=True)
+    if not detach and not client.is_dry_run:
+        _until_moved(client, {move.task_id: move.task for move in reply.moves}, timeout)
+
+
+_POLL_INTERVAL = 0.2
+"""Seconds between two polls of the tasks that are moved."""
+
+
+def _until_moved(client: Client, moving: dict[str, str], timeout: float) -> None:
+    """Wait until the tasks, names by id, have been moved. Raises NotConverged after `timeout`
+    seconds, and CliError if moves were given up."""
+    deadline, left = time.monotonic() + timeout, dict(moving)
+    stayed: list[str] = []
+    while left:
+        tasks = client.call("ListTasks", control_pb2.ListTasksRequest()).tasks
+        known = {task.id: task for task in tasks}
+        for id, name in list(left.items()):
+            task = known.get(id)
+            if task is None or is_terminal(TaskState(task.status.state)):
+                del left[id]
+            elif not task.move_to and task.desired_state <= TaskState.RUNNING:
+                stayed.append(name)
+                del left[id]
+        if left and time.monotonic() >= deadline:
+            names = ", ".join(sorted(left.values()))
+            raise NotConverged(
+                f"{names} not moved after {format_duration(timeout)}; the moves continue, "
+                "see 'orc service ps'"
+            )
+        if left:
+            time.sleep(_POLL_INTERVAL)
+    if stayed:
+        raise CliError(
+            f"{', '.join(sorted(stayed))} not moved: the new task failed, had no room, or its "
+            "service was changed; see 'orc service ps'"
+        )
+
+
+_MOVES = (
+    column("NAME", "name"),
+    column("FROM", "source"),
+    column("TO", "target"),
+    column("REASON", "reason"),
 )
 
 

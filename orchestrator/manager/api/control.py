@@ -83,6 +83,10 @@ class ControlApi(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
         return await self._placement.get_placement(request)
 
     @unary
+    async def Rebalance(self, request: Any, context: Any) -> Any:
+        return await self._placement.rebalance(request)
+
+    @unary
     async def RemoveService(self, request: Any, context: Any) -> Any:
         return await self._service.remove_service(request)
 

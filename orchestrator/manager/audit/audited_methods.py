@@ -75,6 +75,7 @@ MUTATING: dict[str, Rule] = {
     "Control.CreateService": Rule("service", ("spec.name",), "spec.name", "id"),
     "Control.LoadImage": Rule("image", ("header.name",), "", "image.id", lasts=True),
     "Control.PromoteService": _SERVICE,
+    "Control.Rebalance": Rule("service", ("service",)),
     "Control.RemoveNode": Rule("node", ("node",)),
     "Control.RemoveService": Rule("service", ("service",), "", "id"),
     "Control.RollbackService": _SERVICE,

@@ -228,7 +228,9 @@ def _completions(view: ClusterView, now: float) -> Iterator[Change]:
 
 
 def _without_schedules(view: ClusterView) -> Iterator[Change]:
-    """Jobs without deadlines and schedules, since no time passes."""
+    """Jobs without deadlines and schedules, since no time passes, and no automatic moves."""
+    if view.cluster is not None and view.cluster.rebalance_every:
+        yield Change(view.cluster, replace(view.cluster, rebalance_every=0.0))
     for service in view.services.values():
         if service.spec.mode.is_job:
             job = replace(service.spec.job, deadline=0.0, suspended=True)

@@ -27,6 +27,7 @@ from orchestrator.manager.planning.reconcile.services import (
 )
 from orchestrator.manager.planning.reconcile.standalone import reconcile_standalone
 from orchestrator.manager.planning.scheduling.node_table import priority_of
+from orchestrator.manager.planning.scheduling.rebalancing import improving_moves
 from orchestrator.manager.planning.scheduling.scheduler import Placement, Unplaced, schedule
 from orchestrator.manager.planning.scheduling.volume_placement import (
     volume_changes as volumes_placed,
@@ -240,10 +241,14 @@ def plan(
     for id in sorted(drafts.keys() - failures.found.keys()):
         with failures.of(id):
             plans += list(_finish(id, drafts[id], placements, failures.found.keys()))
+    again: float | None = None
+    if view.cluster is not None and view.cluster.rebalance_every > 0:
+        moved, again = rebalance(view, dirty, now, quiet=not plans and not more)
+        plans += moved
     held = (task.not_before for task in ahead.pending.values() if task.not_before > now)
     asked = (draft.requeue_at for draft in drafts.values())
     rest = Dirty(frozenset(unfinished), capacity_freed=more)
-    return Pass(plans, earliest(requeue(plans), *asked, *held), rest, failures.found)
+    return Pass(plans, earliest(requeue(plans), again, *asked, *held), rest, failures.found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +257,37 @@ class _Placed:
 
     read: tuple[Object, ...]
     changes: tuple[Change, ...]
+
+
+def rebalance(
+    view: ClusterView, dirty: Dirty, now: float, *, quiet: bool
+) -> tuple[list[Plan], float | None]:
+    """The next automatic move, and when to look again. `quiet`: nothing else is to be done.
+
+    At most one move is made in the cluster's period, and none within a period after a node came,
+    went, or changed. It begins only while all tasks run that should.
+    """
+    assert view.cluster is not None
+    every = view.cluster.rebalance_every
+    if not (dirty.timer or dirty.nodes_changed or dirty.capacity_freed):
+        return [], None
+    changed = [max(node.state_since, node.created_at) for node in view.nodes.values()]
+    moved = [task.created_at for task in view.tasks.values() if task.moved_from]
+    at = max([0.0, *changed, *moved]) + every
+    if at > now or not quiet or not dirty.timer:
+        return [], max(at, now + min(every, 10.0))
+    moving = any(task.move_to and not ended(task) for task in view.tasks.values())
+    updating = any(service.update.moving for service in view.services.values())
+    if moving or updating or view.pending:
+        return [], now + every
+    plans = []
+    for move in improving_moves(view, now, most=1):
+        service = view.services[move.task.service_id]
+        change = Change(move.task, replace(move.task, move_to=move.target.id))
+        reason = f"rebalance: {move.task.name}: {move.reason}"
+        requires = (service, move.source, move.target)
+        plans.append(Plan((change,), requires, owner=service.id, reason=reason))
+    return plans, None
 
 
 def _services_to_reconcile(view: ClusterView, dirty: Dirty) -> set[str]:

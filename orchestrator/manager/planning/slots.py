@@ -107,6 +107,8 @@ class Start:
     """The only eligible node; empty: any."""
     job_run: int = 0
     """Number of the job's run."""
+    moved_from: str = ""
+    """The node from which the slot is moved; empty: it is not."""
 
 
 class Draft:
@@ -207,6 +209,7 @@ class Draft:
                 job_run=start.job_run,
                 nominated_node=before.node_id if before is not None and holds else "",
                 preempted_by=before.preempted_by if before is not None else "",
+                moved_from=start.moved_from,
             )
         )
 
@@ -233,6 +236,10 @@ class Draft:
             self._put(replace(task, status=status, nominated_node=nominated))
         elif task.nominated_node != nominated:
             self._put(replace(task, nominated_node=nominated))
+
+    def give_up_move(self, task: Task) -> None:
+        """Leave a task on its node that was to be moved."""
+        self._put(replace(task, move_to=""))
 
     def preempt(self, task: Task, by: Task) -> None:
         """Stop a task to make room for another one. Its slot is filled again when there is room."""

@@ -296,7 +296,8 @@ def _on(task: Task | None) -> set[str]:
 
 def _task_actions(before: Task | None, after: Task | None) -> Iterator[tuple[str, dict[str, str]]]:
     if before is None:
-        yield "create", {}
+        moved = {"moved_from": task.moved_from} if (task := after) and task.moved_from else {}
+        yield "create", moved
     elif after is not None and before.container_name != after.container_name:
         yield "rename", {"oldName": before.container_name}
     elif after is not None and _updated(before.spec, after.spec):

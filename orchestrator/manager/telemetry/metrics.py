@@ -252,6 +252,11 @@ class TaskMetrics:
         self._ooms = CounterMetric(
             "orc_task_oom_kills", "Tasks killed by the kernel's OOM killer", registry=registry
         )
+        self._moves = CounterMetric(
+            "orc_task_moves",
+            "Moves of running tasks to other nodes by rebalancing",
+            registry=registry,
+        )
         self._preemptions = CounterMetric(
             "orc_task_preemptions",
             "Tasks stopped to make room for tasks of higher priority",
@@ -275,6 +280,8 @@ class TaskMetrics:
                 self._task(before, change.after)
 
     def _task(self, before: Task | None, after: Task) -> None:
+        if before is None and after.moved_from:
+            self._moves.inc()
         if was_preempted(before, after):
             self._preemptions.inc()
         was = before.status.state if before is not None else TaskState.NEW

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast
 
-from orchestrator.manager.errors import RequestError
+from orchestrator.manager.errors import RequestError, invalid_argument
 from orchestrator.manager.event_loop import offload
 from orchestrator.manager.object_lookup import find_container, find_service
 from orchestrator.manager.operations.context import Operations
 from orchestrator.manager.planning.disruptions import disruptions_left, unavailable
 from orchestrator.manager.planning.eligibility import is_eligible
+from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.scheduling.explanation import (
     NodeVerdict,
     capacity,
@@ -19,9 +21,11 @@ from orchestrator.manager.planning.scheduling.explanation import (
     verdicts,
 )
 from orchestrator.manager.planning.scheduling.node_table import priority_of
+from orchestrator.manager.planning.scheduling.rebalancing import improving_moves
 from orchestrator.manager.planning.scheduling.volume_placement import name_on, named_volumes
 from orchestrator.manager.planning.slots import ended, slots_of, waits
 from orchestrator.manager.planning.view import ClusterView
+from orchestrator.manager.store.commit import commit
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.disruptions import DisruptionBudget, priority_text
 from orchestrator.model.nodes import Availability, Node
@@ -32,9 +36,12 @@ from orchestrator.model.tasks import Task
 from orchestrator.model.validation.service_specs import validate_resources
 from orchestrator.pb import scheduling_pb2
 
+DEFAULT_MOVES = 10
+"""Moves of one call of `orc rebalance`, unless it says how many."""
+
 
 class PlacementOperations(Operations):
-    """Operations of `orc capacity` and `orc why`."""
+    """Operations of `orc capacity`, `orc why` and `orc rebalance`."""
 
     async def get_capacity(
         self, request: scheduling_pb2.CapacityRequest
@@ -47,6 +54,37 @@ class PlacementOperations(Operations):
         if service is not None:
             spec = service.spec.task
         return await offload(_capacity, view, service, spec, self.ctx.now())
+
+    async def rebalance(
+        self, request: scheduling_pb2.RebalanceRequest
+    ) -> scheduling_pb2.RebalanceReply:
+        """Have running tasks moved to other nodes where that improves something."""
+        view = self.ctx.view
+        service = find_service(view, request.service) if request.service else None
+        if request.max_moves < 0:
+            raise invalid_argument(f"{request.max_moves} moves are negative")
+        most = request.max_moves or DEFAULT_MOVES
+        id = service.id if service is not None else ""
+        moves = await offload(improving_moves, view, self.ctx.now(), most, id)
+        changes = [Change(move.task, replace(move.task, move_to=move.target.id)) for move in moves]
+        read = {node.id: node for move in moves for node in (move.source, move.target)}
+        services = {move.task.service_id: view.services[move.task.service_id] for move in moves}
+        if changes:
+            revision = await commit(self.ctx.kv, changes, [*read.values(), *services.values()])
+            await self.ctx.cache.wait_for(revision)
+        return scheduling_pb2.RebalanceReply(
+            moves=[
+                scheduling_pb2.TaskMove(
+                    task_id=move.task.id,
+                    task=move.task.name,
+                    service_id=move.task.service_id,
+                    source=_hostname(move.source),
+                    target=_hostname(move.target),
+                    reason=move.reason,
+                )
+                for move in moves
+            ]
+        )
 
     async def get_placement(
         self, request: scheduling_pb2.PlacementRequest
@@ -132,6 +170,8 @@ def _reason(view: ClusterView, service: Service | None, task: Task, node: Node |
         return task.status.message
     if task.desired_state > TaskState.RUNNING:
         return "it is being stopped"
+    if task.move_to and (target := view.nodes.get(task.move_to)):
+        return f"it is being moved to {_hostname(target)}"
     if is_eligible(node, service):
         return task.status.message
     slots = [slot for slot in slots_of(view.tasks_of_service(service.id)).values() if slot.kept]
@@ -150,6 +190,8 @@ def _notes(view: ClusterView, service: Service | None, task: Task) -> Iterator[s
         yield f"priority {priority_text(priority)}"
     if task.standalone and task.node_id:
         yield "a container keeps its node for life"
+    if task.moved_from and (former := view.nodes.get(task.moved_from)):
+        yield f"it was moved from {_hostname(former)}"
     if task.nominated_node and (held := view.nodes.get(task.nominated_node)):
         yield f"room on {_hostname(held)} is held for it"
     spec = service.spec if service else ServiceSpec(constraints=task.constraints)

@@ -85,6 +85,11 @@ class GenericPool:
         total = int(self.total(wanted.kind)[row])
         self.free(wanted.kind)[row] -= total if wanted.every else wanted.count
 
+    def release(self, row: int, wanted: GenericResource) -> None:
+        """Count as many as free again; which names these are is not known."""
+        total = int(self.total(wanted.kind)[row])
+        self.free(wanted.kind)[row] += total if wanted.every else wanted.count
+
     def _chosen(self, row: int, wanted: GenericResource) -> tuple[str, ...] | None:
         """The free names that a task means which names them; None if any is not free. What a word
         means does not depend on what is free."""

@@ -231,6 +231,22 @@ class NodeTable:
             self.attached(name)[row] += 1
         return self.pinned.pin(demand.volumes, self.nodes[row])
 
+    def move(self, source: int, target: int, demand: Demand) -> None:
+        """Count a task of this demand on another node."""
+        self.free_shares[source] += demand.resources.shares
+        self.free_memory[source] += demand.resources.memory
+        self.tasks[source] -= 1
+        for counts in self._kept_counts(demand.service_id):
+            counts[source] -= 1
+        for port in demand.ports:
+            self.ports.get(port, set()).discard(source)
+        for name in demand.networks:
+            self.attached(name)[source] -= 1
+        for each in demand.generic:
+            self.generic.release(source, each)
+            self.generic.hold(target, each)
+        self.place(target, demand)
+
     def hold(self, row: int, demand: Demand) -> None:
         """Keep room on the node for a task that is not placed yet. What is free becomes negative if
         the room is still to be made."""

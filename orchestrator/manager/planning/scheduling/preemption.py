@@ -82,8 +82,11 @@ class Preemption:
         )
 
     def may_preempt(self, task: Task, demand: Demand) -> bool:
-        """Whether there may be tasks of lower priority, and it may preempt them."""
-        return self._enabled and demand.priority > self._lowest and not task.preempted_by
+        """Whether there may be tasks of lower priority, and it may preempt them. One that replaces
+        a preempted task, or is moved, may not."""
+        if task.preempted_by or task.moved_from:
+            return False
+        return self._enabled and demand.priority > self._lowest
 
     def room(
         self, task: Task, demand: Demand, filters: Sequence[Filter], eligible: BoolArray

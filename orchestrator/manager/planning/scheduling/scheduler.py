@@ -227,16 +227,21 @@ def _unplaced(task: Task, reason: str, room: Room | None) -> Unplaced:
     return Unplaced(task, why, room.node.id, room.victims)
 
 
+def zone_numbers(table: NodeTable, demand: Demand, level: int) -> IntArray:
+    """The number of each node's zone by the first `level` spread attributes."""
+    attributes = demand.spread[:level]
+    values = [
+        tuple(read_attribute(node, each) or "" for each in attributes) for node in table.nodes
+    ]
+    numbers = {value: number for number, value in enumerate(sorted(set(values)))}
+    return np.array([numbers[value] for value in values], dtype=np.int64)
+
+
 class _Zones:
     """The zones by the first `level` spread attributes, and the tasks of the service in each."""
 
     def __init__(self, table: NodeTable, demand: Demand, level: int) -> None:
-        attributes = demand.spread[:level]
-        values = [
-            tuple(read_attribute(node, each) or "" for each in attributes) for node in table.nodes
-        ]
-        numbers = {value: number for number, value in enumerate(sorted(set(values)))}
-        self._zone = np.array([numbers[value] for value in values], dtype=np.int64)
+        self._zone = zone_numbers(table, demand, level)
         self._tasks = np.bincount(self._zone, weights=table.staying_of_service(demand.service_id))
 
     def tasks(self) -> IntArray:

@@ -109,6 +109,14 @@ def _fraction(total: IntArray, free: IntArray, wanted: int) -> IntArray:
     return (np.minimum(used, 2.0) * LOAD_UNIT).astype(np.int64)
 
 
+def node_loads(table: NodeTable) -> IntArray:
+    """The load of each node, in units of 2^-20."""
+    return np.maximum(
+        _fraction(table.total_shares, table.free_shares, 0),
+        _fraction(table.total_memory, table.free_memory, 0),
+    )
+
+
 FAILURES_TO_AVOID = 2
 """Failures that make a node one to avoid."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from orchestrator.model.affinities import Affinity
+from orchestrator.model.autoscaling import AutoscaleSpec
 from orchestrator.model.dependencies import Dependency
 from orchestrator.model.disruptions import DisruptionBudget
 from orchestrator.model.documents import FileReference
@@ -405,3 +406,5 @@ class ServiceSpec(Extensible):
     """How many of its tasks the cluster may stop at a time."""
     priority: int = 0
     """Of its tasks: they are placed before those of lower priority, and may preempt them."""
+    autoscale: AutoscaleSpec = field(default_factory=AutoscaleSpec)
+    """Bounds and targets of the number of replicas."""

@@ -137,6 +137,49 @@ def _seconds(text: str) -> float:
     return float(text)
 
 
+AUTOSCALE_SETTINGS = (
+    Setting(
+        ("--autoscale-max",),
+        "autoscale.most",
+        click.INT,
+        "Autoscale it to at most this number of replicas; 0: not at all.",
+        default="0",
+    ),
+    Setting(
+        ("--autoscale-min",),
+        "autoscale.least",
+        click.INT,
+        "Autoscale it to at least this number of replicas.",
+    ),
+    Setting(
+        ("--autoscale-cpu",),
+        "autoscale.cpu",
+        click.INT,
+        "Target of the mean CPU use of its tasks, in percent of --reserve-cpu.",
+        metavar="PERCENT",
+    ),
+    Setting(
+        ("--autoscale-memory",),
+        "autoscale.memory",
+        click.INT,
+        "Target of the mean memory use of its tasks, in percent of --reserve-memory.",
+        metavar="PERCENT",
+    ),
+    Setting(
+        ("--autoscale-up-window",),
+        "autoscale.up_window",
+        DURATION,
+        "How long more replicas must have been needed before some are added.",
+        default="0s",
+    ),
+    Setting(
+        ("--autoscale-down-window",),
+        "autoscale.down_window",
+        DURATION,
+        "How long fewer replicas must have sufficed before some are removed.",
+        default="5m",
+    ),
+)
 RESERVED_CPUS = Parsed("cores", _reserved_cpus)
 PRIORITY = Parsed("priority", parse_priority)
 PRIORITY_METAVAR = "low|normal|high|critical|NUMBER"
@@ -190,6 +233,7 @@ SETTINGS = (
         "Maximum number of its tasks that a drain or a preemption makes unavailable at a time.",
         metavar="NUMBER|PERCENT%",
     ),
+    *AUTOSCALE_SETTINGS,
     Setting(
         ("--priority",),
         "priority",

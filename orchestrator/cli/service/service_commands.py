@@ -135,6 +135,7 @@ def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
         ("On disconnect", _disconnect(spec["on_disconnect"])),
         ("Min available", spec["disruption"]["min_available"]),
         ("Max unavailable", spec["disruption"]["max_unavailable"]),
+        ("Autoscale", _autoscale(spec["autoscale"], document["autoscale"])),
         ("Priority", priority_text(spec["priority"]) if spec["priority"] else ""),
         ("Affinities", ", ".join(map(_affinity, spec["affinities"]))),
         ("Depends on", ", ".join(map(_dependency, spec["depends_on"]))),
@@ -158,6 +159,14 @@ def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
         ("Created at", document["created_at"] or ""),
         ("Updated at", document["updated_at"] or ""),
     ]
+
+
+def _autoscale(spec: Row, status: Row) -> str:
+    if not spec["most"]:
+        return ""
+    targets = [f"{name} {spec[name]}%" for name in ("cpu", "memory") if spec[name]]
+    text = f"{spec['least']} to {spec['most']} replicas, {', '.join(targets)}"
+    return f"{text}; last changed: {status['message']}" if status["message"] else text
 
 
 def _hook(hook: Row) -> str:

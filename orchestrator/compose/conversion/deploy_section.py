@@ -80,6 +80,7 @@ KEY_OF_FIELD = {
     "on_disconnect": "x-orc",
     "disruption": "x-orc",
     "priority": "x-orc",
+    "autoscale": "x-orc",
     "strategy": "x-orc",
     "max_per_node": "deploy",
     "endpoint_mode": "deploy",

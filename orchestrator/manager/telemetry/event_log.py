@@ -194,6 +194,7 @@ def events_of(change: Change, view: ClusterView, now: float) -> Iterator[Event]:
                 )
             if isinstance(before, Service) and isinstance(after, Service):
                 yield from _of_update(before, after, now)
+                yield from _of_autoscaling(before, after, now)
             if isinstance(other, Service):
                 yield from _of_runs(before if isinstance(before, Service) else None, other, now)
 
@@ -224,6 +225,19 @@ def _of_update(before: Service, after: Service, now: float) -> Iterator[Event]:
     if new.message:
         attributes["reason"] = new.message
     yield Event(now, "service", f"update: {word}", after.id, _name(after), "", attributes)
+
+
+def _of_autoscaling(before: Service, after: Service, now: float) -> Iterator[Event]:
+    """A decision of the autoscaler."""
+    if before.autoscale.changed_at == after.autoscale.changed_at or not after.autoscale.changed_at:
+        return
+    attributes = {
+        **_attributes(after),
+        "replicas.old": str(before.replicas),
+        "replicas.new": str(after.replicas),
+        "reason": after.autoscale.message,
+    }
+    yield Event(now, "service", "autoscale", after.id, _name(after), "", attributes)
 
 
 def _transition(before: Object | None, after: Object | None) -> dict[str, str]:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from math import isfinite
 
 from orchestrator.model.affinities import Affinity, check_affinities
+from orchestrator.model.autoscaling import check_autoscale
 from orchestrator.model.constraints import check_agreement, check_node_attribute
 from orchestrator.model.dependencies import check_dependencies
 from orchestrator.model.disruptions import DisruptionBudget, check_budget, check_priority
@@ -109,6 +110,9 @@ def validate_service(spec: ServiceSpec) -> None:
             "disruption", "min available and max unavailable are for services with replicas"
         )
     validate_priority(spec.priority)
+    _guard("autoscale", check_autoscale, spec.autoscale)
+    if spec.mode is not ServiceMode.REPLICATED and spec.autoscale.enabled:
+        raise InvalidSpec("autoscale", "only services with replicas are autoscaled")
     _guard("depends_on", check_dependencies, spec.name, spec.depends_on)
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from orchestrator.model import (
     access,
     affinities,
+    autoscaling,
     backups,
     dependencies,
     disruptions,
@@ -57,6 +58,7 @@ from orchestrator.pb import types_pb2
 
 MODULES = (affinities, dependencies, hooks, jobs, mounts, placement, specs, documents)
 MODULES += (
+    autoscaling,
     disruptions,
     nodes,
     placement,

@@ -205,6 +205,8 @@ class Cluster(Extensible):
     backup_schedule: BackupSchedule = field(default_factory=BackupSchedule)
     external_ca: ExternalCa = field(default_factory=ExternalCa)
     """Where certificates are signed, if not by the managers."""
+    rebalance_every: float = 0.0
+    """Seconds between two automatic moves of running tasks; 0: none are made."""
 
     @property
     def trusted_cas(self) -> str:

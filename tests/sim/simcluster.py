@@ -28,6 +28,7 @@ from orchestrator.manager.planning.reconcile.convergence import progress
 from orchestrator.manager.planning.reconcile.service_dependencies import unmet_dependency
 from orchestrator.manager.planning.reports.claims import accept_reports
 from orchestrator.manager.planning.reports.liveness import Hearing, Silence, expire, node_up
+from orchestrator.manager.planning.scheduling.rebalancing import improving_moves
 from orchestrator.manager.planning.scheduling.scheduler import Placement, schedule
 from orchestrator.manager.planning.view import ClusterView, assigned_tasks
 from orchestrator.manager.store.cache import find_object
@@ -118,6 +119,8 @@ class SimCluster:
                 after.spec.rollback.order,
             ):
                 self.started_first.add(after.id)
+            if isinstance(after, Task) and after.move_to:
+                self.started_first.add(after.service_id)
         self.dirty |= dirty_of(changes)
 
     # One tick
@@ -169,6 +172,8 @@ class SimCluster:
         if chance() < 0.01 and len(self.agents) < 6:
             self.add_node()
         self._users()
+        if chance() < 0.02:
+            self._rebalance()
         if chance() < 0.01:
             self._another_leads()
         if chance() < 0.005:
@@ -179,6 +184,13 @@ class SimCluster:
             self.create()
         if self.random.random() < 0.08 and self.view.services:
             self.change_service()
+
+    def _rebalance(self) -> None:
+        """An operator has tasks moved; each move makes the measures better."""
+        moves = improving_moves(self.view, self.leader_now, self.random.randrange(1, 4))
+        simchecks.check_moves(self.view, moves)
+        for move in moves:
+            self.write(Change(move.task, replace(move.task, move_to=move.target.id)))
 
     def _kill(self, agent: Agent) -> None:
         """kill -9 of the agent; it is started again a moment later, and has all to say anew."""

@@ -12,6 +12,7 @@ from orchestrator.manager.planning.reconcile.spec_history import rolled_back, wi
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import Dependency, DependencyCondition
+from orchestrator.model.disruptions import DisruptionBudget
 from orchestrator.model.jobs import JobSpec, Missed, Overlap
 from orchestrator.model.placement import Disconnect, DisconnectAction, GenericResource
 from orchestrator.model.services import Service, UpdateState
@@ -63,6 +64,12 @@ _DISCONNECTS = (
     Disconnect(DisconnectAction.REPLACE, 3.0),
     Disconnect(DisconnectAction.KEEP),
 )
+_BUDGETS = (
+    DisruptionBudget(),
+    DisruptionBudget(min_available="50%"),
+    DisruptionBudget(max_unavailable="1"),
+)
+_PRIORITIES = (0, 0, 0, 5, 100)
 _PROBED = HealthCheck(test=("TCP", "80"))
 
 
@@ -76,9 +83,10 @@ def _any_service(random: Random, view: ClusterView, id: str) -> Service:
         generic_resources=pick(((), (), (), (GenericResource("gpu", 1),))),
     )
     name = f"web{id}"
+    mode = ServiceMode.GLOBAL if random.random() < 0.2 else ServiceMode.REPLICATED
     spec = ServiceSpec(
         name=name,
-        mode=ServiceMode.GLOBAL if random.random() < 0.2 else ServiceMode.REPLICATED,
+        mode=mode,
         replicas=random.randrange(0, 3 if ports else 9),
         task=task,
         update=UpdatePolicy(
@@ -92,6 +100,8 @@ def _any_service(random: Random, view: ClusterView, id: str) -> Service:
         ),
         depends_on=_dependencies(random, view),
         on_disconnect=pick(_DISCONNECTS),
+        disruption=pick(_BUDGETS) if mode is ServiceMode.REPLICATED else DisruptionBudget(),
+        priority=pick(_PRIORITIES),
         affinities=pick(((), (), (), (Affinity(f"service=={name}", anti=True),))),
     )
     return Service(id=id, spec=spec)
@@ -126,6 +136,7 @@ def _any_job(random: Random, id: str, now: float) -> Service:
         name=f"job{id}",
         mode=pick((ServiceMode.REPLICATED_JOB, ServiceMode.REPLICATED_JOB, ServiceMode.GLOBAL_JOB)),
         replicas=random.randrange(0, 12),
+        priority=pick((-5, 0, 0, 5)),
         task=_task(random, restart),
         job=job,
     )

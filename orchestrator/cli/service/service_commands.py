@@ -35,6 +35,7 @@ from orchestrator.cli.service.service_rows import (
 )
 from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import start_order
+from orchestrator.model.disruptions import priority_text
 from orchestrator.model.placement import (
     Disconnect,
     DisconnectAction,
@@ -132,6 +133,10 @@ def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
         ("Constraints", ", ".join(spec["constraints"])),
         ("Strategy", "" if spec["strategy"] == "default" else spec["strategy"]),
         ("On disconnect", _disconnect(spec["on_disconnect"])),
+        ("Min available", spec["disruption"]["min_available"]),
+        ("Max unavailable", spec["disruption"]["max_unavailable"]),
+        ("Autoscale", _autoscale(spec["autoscale"], document["autoscale"])),
+        ("Priority", priority_text(spec["priority"]) if spec["priority"] else ""),
         ("Affinities", ", ".join(map(_affinity, spec["affinities"]))),
         ("Depends on", ", ".join(map(_dependency, spec["depends_on"]))),
         ("Networks", ", ".join(map(attachment_text, task["networks"]))),
@@ -154,6 +159,14 @@ def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
         ("Created at", document["created_at"] or ""),
         ("Updated at", document["updated_at"] or ""),
     ]
+
+
+def _autoscale(spec: Row, status: Row) -> str:
+    if not spec["most"]:
+        return ""
+    targets = [f"{name} {spec[name]}%" for name in ("cpu", "memory") if spec[name]]
+    text = f"{spec['least']} to {spec['most']} replicas, {', '.join(targets)}"
+    return f"{text}; last changed: {status['message']}" if status["message"] else text
 
 
 def _hook(hook: Row) -> str:

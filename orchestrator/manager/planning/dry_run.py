@@ -137,7 +137,10 @@ def _step(service: str, number: int, old: Slot | None, new: Slot | None) -> Step
     if now is not None and not runs and now.status.state is TaskState.PENDING:
         same = was is not None and was.status.message == now.status.message and not ran
         source = was.node_id if was is not None and ran else ""
-        return None if same else Step(Action.WAIT, service, name, source, "", now.status.message)
+        reason = now.status.message
+        if now.preempted_by and ran:
+            reason = f"preempted by {now.preempted_by}; {reason}"
+        return None if same else Step(Action.WAIT, service, name, source, "", reason)
     if ran and runs and was is not None and now is not None:
         if was.id == now.id:
             return None
@@ -225,7 +228,9 @@ def _completions(view: ClusterView, now: float) -> Iterator[Change]:
 
 
 def _without_schedules(view: ClusterView) -> Iterator[Change]:
-    """Jobs without deadlines and schedules, since no time passes."""
+    """Jobs without deadlines and schedules, since no time passes, and no automatic moves."""
+    if view.cluster is not None and view.cluster.rebalance_every:
+        yield Change(view.cluster, replace(view.cluster, rebalance_every=0.0))
     for service in view.services.values():
         if service.spec.mode.is_job:
             job = replace(service.spec.job, deadline=0.0, suspended=True)

@@ -26,6 +26,8 @@ from orchestrator.manager.planning.reconcile.services import (
     remove_service,
 )
 from orchestrator.manager.planning.reconcile.standalone import reconcile_standalone
+from orchestrator.manager.planning.scheduling.node_table import priority_of
+from orchestrator.manager.planning.scheduling.rebalancing import improving_moves
 from orchestrator.manager.planning.scheduling.scheduler import Placement, Unplaced, schedule
 from orchestrator.manager.planning.scheduling.volume_placement import (
     volume_changes as volumes_placed,
@@ -213,7 +215,7 @@ def plan(
         for task in _waiting(ahead, dirty, services, now)
         if (task.service_id or task.id) not in passed_over
     ]
-    decisions = schedule(ahead, waiting, now, limit=limit, failures=failures)
+    decisions = schedule(ahead, waiting, now, limit=limit, failures=failures, exclude=passed_over)
     for decision in decisions:
         task = decision.task
         draft = drafts.get(task.service_id)
@@ -226,7 +228,11 @@ def plan(
                 ahead = ahead.evolve(changes)
                 placements[task.id] = _Placed((decision.node, *read), changes)
             else:
-                draft.set_pending(task, decision.reason)
+                draft.set_pending(task, decision.reason, decision.nominated)
+                for victim in decision.victims:
+                    if victim.service_id not in drafts:
+                        drafts[victim.service_id] = _draft(view, victim.service_id, now, new_id)
+                    drafts[victim.service_id].preempt(victim, task)
     due = [task for task in waiting if task.not_before <= now]
     more = len(decisions) < len(due)
     if more:
@@ -236,10 +242,14 @@ def plan(
     for id in sorted(drafts.keys() - failures.found.keys()):
         with failures.of(id):
             plans += list(_finish(id, drafts[id], placements, failures.found.keys()))
+    again: float | None = None
+    if view.cluster is not None and view.cluster.rebalance_every > 0:
+        moved, again = rebalance(view, dirty, now, quiet=not plans and not more)
+        plans += moved
     held = (task.not_before for task in ahead.pending.values() if task.not_before > now)
     asked = (draft.requeue_at for draft in drafts.values())
     rest = Dirty(frozenset(unfinished), capacity_freed=more)
-    return Pass(plans, earliest(requeue(plans), *asked, *held), rest, failures.found)
+    return Pass(plans, earliest(requeue(plans), again, *asked, *held), rest, failures.found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +258,37 @@ class _Placed:
 
     read: tuple[Object, ...]
     changes: tuple[Change, ...]
+
+
+def rebalance(
+    view: ClusterView, dirty: Dirty, now: float, *, quiet: bool
+) -> tuple[list[Plan], float | None]:
+    """The next automatic move, and when to look again. `quiet`: nothing else is to be done.
+
+    At most one move is made in the cluster's period, and none within a period after a node came,
+    went, or changed. It begins only while all tasks run that should.
+    """
+    assert view.cluster is not None
+    every = view.cluster.rebalance_every
+    if not (dirty.timer or dirty.nodes_changed or dirty.capacity_freed):
+        return [], None
+    changed = [max(node.state_since, node.created_at) for node in view.nodes.values()]
+    moved = [task.created_at for task in view.tasks.values() if task.moved_from]
+    at = max([0.0, *changed, *moved]) + every
+    if at > now or not quiet or not dirty.timer:
+        return [], max(at, now + min(every, 10.0))
+    moving = any(task.move_to and not ended(task) for task in view.tasks.values())
+    updating = any(service.update.moving for service in view.services.values())
+    if moving or updating or view.pending:
+        return [], now + every
+    plans = []
+    for move in improving_moves(view, now, most=1):
+        service = view.services[move.task.service_id]
+        change = Change(move.task, replace(move.task, move_to=move.target.id))
+        reason = f"rebalance: {move.task.name}: {move.reason}"
+        requires = (service, move.source, move.target)
+        plans.append(Plan((change,), requires, owner=service.id, reason=reason))
+    return plans, None
 
 
 def _services_to_reconcile(view: ClusterView, dirty: Dirty) -> set[str]:
@@ -343,6 +384,7 @@ def _waiting(
     """The pending tasks to schedule: those of reconciled services, those whose delay is over, and
     all of them if capacity may have been freed."""
     everything = dirty.nodes_changed or dirty.capacity_freed
+    lowest = min((each.spec.priority for each in ahead.services.values()), default=0)
     for task in ahead.pending.values():
         service = ahead.services.get(task.service_id)
         if task.standalone:
@@ -352,6 +394,8 @@ def _waiting(
         else:
             touched = task.service_id in services
         due = everything or touched or 0 < task.not_before <= now
+        # One that may preempt can do so after any change, such as of others' health.
+        due = due or bool(task.nominated_node) or priority_of(ahead, task) > lowest
         # Tasks that depend on another container's node, or on other services, may start after any
         # change.
         follows = task.spec.container.volumes_from or network_container(task.spec)

@@ -107,6 +107,8 @@ class Start:
     """The only eligible node; empty: any."""
     job_run: int = 0
     """Number of the job's run."""
+    moved_from: str = ""
+    """The node from which the slot is moved; empty: it is not."""
 
 
 class Draft:
@@ -183,6 +185,9 @@ class Draft:
         Times of creation grow within a slot even if clocks do not, so that "newest" is certain.
         """
         created_at = self.now
+        before = old.newest if old is not None else None
+        # A crashing task must not lose its room to one that it has preempted.
+        holds = start.not_before > self.now and service.spec.priority > 0
         if old is not None:
             created_at = max(created_at, math.nextafter(old.newest.created_at, math.inf))
         self._put(
@@ -202,6 +207,9 @@ class Draft:
                 not_before=start.not_before,
                 attempt=start.attempt,
                 job_run=start.job_run,
+                nominated_node=before.node_id if before is not None and holds else "",
+                preempted_by=before.preempted_by if before is not None else "",
+                moved_from=start.moved_from,
             )
         )
 
@@ -209,13 +217,34 @@ class Draft:
         """Assign a pending task to a node, with its share of the node's generic resources."""
         status = TaskStatus(TaskState.ASSIGNED, at=self.now, run=task.run)
         given = dict(generic)
-        self._put(replace(task, node_id=node_id, status=status, generic_resources=given))
+        self._put(
+            replace(
+                task,
+                node_id=node_id,
+                status=status,
+                generic_resources=given,
+                nominated_node="",
+                preempted_by="",
+            )
+        )
 
-    def set_pending(self, task: Task, reason: str) -> None:
-        """Set the reason why a task is pending; no change if it has that reason already."""
+    def set_pending(self, task: Task, reason: str, nominated: str = "") -> None:
+        """Set the reason why a task is pending, and the node that holds room for it; no change if
+        it has these already."""
         if task.status.state is not TaskState.PENDING or task.status.message != reason:
             status = replace(task.status, state=TaskState.PENDING, at=self.now, message=reason)
-            self._put(replace(task, status=status))
+            self._put(replace(task, status=status, nominated_node=nominated))
+        elif task.nominated_node != nominated:
+            self._put(replace(task, nominated_node=nominated))
+
+    def give_up_move(self, task: Task) -> None:
+        """Leave a task on its node that was to be moved."""
+        self._put(replace(task, move_to=""))
+
+    def preempt(self, task: Task, by: Task) -> None:
+        """Stop a task to make room for another one. Its slot is filled again when there is room."""
+        self._put(replace(task, preempted_by=by.name))
+        self.stop(self._tasks[task.id], TaskState.SHUTDOWN)
 
     def stop(self, task: Task, desired: TaskState, reason: str = "") -> None:
         """Stop a task: SHUTDOWN if its slot remains, REMOVE if it does not.

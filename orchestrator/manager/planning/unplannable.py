@@ -73,6 +73,6 @@ def incomplete_services(view: ClusterView) -> Iterable[Service]:
             )
         else:
             slots = {task.slot for task in tasks}
-            incomplete = not slots.issuperset(range(1, service.spec.replicas + 1))
+            incomplete = not slots.issuperset(range(1, service.replicas + 1))
         if incomplete and not service.removed:
             yield service

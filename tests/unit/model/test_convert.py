@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from orchestrator.model import (
     access,
     affinities,
+    autoscaling,
     backups,
     dependencies,
+    disruptions,
     documents,
     hooks,
     jobs,
@@ -55,7 +57,19 @@ from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import types_pb2
 
 MODULES = (affinities, dependencies, hooks, jobs, mounts, placement, specs, documents)
-MODULES += (nodes, placement, services, tasks, objects, access, managers, backups, orphans)
+MODULES += (
+    autoscaling,
+    disruptions,
+    nodes,
+    placement,
+    services,
+    tasks,
+    objects,
+    access,
+    managers,
+    backups,
+    orphans,
+)
 CLASSES = [
     value
     for module in MODULES

@@ -9,7 +9,12 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.manager.errors import aborted, already_exists, invalid_argument
+from orchestrator.manager.errors import (
+    aborted,
+    already_exists,
+    failed_precondition,
+    invalid_argument,
+)
 from orchestrator.manager.event_loop import offload
 from orchestrator.manager.object_lookup import find_node, find_service
 from orchestrator.manager.operations.context import Operations, hostnames
@@ -40,6 +45,7 @@ from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import PORT_TURN, name_key, object_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
+from orchestrator.model.compatibility.manager_features import AUTOSCALING
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.formats.spec_diff import describe_differences
 from orchestrator.model.objects import Object
@@ -53,6 +59,17 @@ from orchestrator.tracing.spans import current
 PROGRESS_INTERVAL = 0.02
 """Seconds between two progress messages, at least: one message about the start of sixty tasks
 covers many changes."""
+
+
+def _check_features(view: ClusterView, spec: ServiceSpec) -> None:
+    """Raise RequestError for a spec that a manager of an older version would not follow."""
+    if not spec.autoscale.enabled:
+        return
+    old = [each.hostname for each in view.managers.values() if AUTOSCALING not in each.features]
+    if old:
+        raise failed_precondition(
+            f"autoscaling is not known to {', '.join(sorted(old))}; upgrade all managers first"
+        )
 
 
 class ServiceOperations(Operations):
@@ -70,6 +87,7 @@ class ServiceOperations(Operations):
                 f"service '{name}' already exists; choose another name, "
                 f"or change it with 'orc service update {name}'"
             )
+        _check_features(ctx.view, spec)
         resolve_networks(ctx.view, spec)
         resolve_dependencies(ctx.view, spec)
         resolve_documents(ctx.view, spec.task.container)
@@ -130,6 +148,7 @@ class ServiceOperations(Operations):
             raise invalid_argument("a service's mode cannot be changed; create another service")
         validate_service(spec)
         validate_tasks_of_service(spec.task.container)
+        _check_features(ctx.view, spec)
         read = self._references(spec, service)
         check_ports(ctx.view, spec.task, service.id)
         digest = service.image_digest

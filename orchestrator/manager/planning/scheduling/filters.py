@@ -75,8 +75,12 @@ def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator
             f"already has {most} {'task' if most == 1 else 'tasks'} of the service, the maximum",
         )
     shares, memory = demand.resources.shares, demand.resources.memory
-    yield Filter(lambda table: fits(table.free_shares, shares), "insufficient shares")
-    yield Filter(lambda table: fits(table.free_memory, memory), "insufficient memory")
+    yield Filter(
+        lambda table: fits(table.free_shares, shares), "insufficient shares", capacity=True
+    )
+    yield Filter(
+        lambda table: fits(table.free_memory, memory), "insufficient memory", capacity=True
+    )
     for each in demand.generic:
         yield _generic(each)
 
@@ -200,14 +204,18 @@ def _generic(wanted: GenericResource) -> Filter:
         words = f"no free {wanted.kind} {', '.join(wanted.names)}"
     elif wanted.every:
         words = f"no {wanted.kind}, or not all of them free"
-    return Filter(lambda table: table.generic.available(wanted), words)
+    # Which tasks have the ones that are named is not considered.
+    relievable = not wanted.names
+    return Filter(lambda table: table.generic.available(wanted), words, capacity=relievable)
 
 
 def _port(port: Port) -> Filter:
     number, protocol = port
     name = "udp" if protocol is Protocol.UDP else "tcp"
     return Filter(
-        lambda table: ~_mask(table, table.ports.get(port, set())), f"port {number}/{name} in use"
+        lambda table: ~_mask(table, table.ports.get(port, set())),
+        f"port {number}/{name} in use",
+        capacity=True,
     )
 
 

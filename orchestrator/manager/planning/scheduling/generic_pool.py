@@ -80,6 +80,16 @@ class GenericPool:
             given[each.kind] = ",".join(chosen) or str(count)
         return given
 
+    def hold(self, row: int, wanted: GenericResource) -> None:
+        """Keep as many for a task that is not placed yet; what is free may become negative."""
+        total = int(self.total(wanted.kind)[row])
+        self.free(wanted.kind)[row] -= total if wanted.every else wanted.count
+
+    def release(self, row: int, wanted: GenericResource) -> None:
+        """Count as many as free again; which names these are is not known."""
+        total = int(self.total(wanted.kind)[row])
+        self.free(wanted.kind)[row] += total if wanted.every else wanted.count
+
     def _chosen(self, row: int, wanted: GenericResource) -> tuple[str, ...] | None:
         """The free names that a task means which names them; None if any is not free. What a word
         means does not depend on what is free."""

@@ -62,6 +62,7 @@ class Demand:
     """Access to its node's host that it needs (`model.validation.host_access`)."""
     binpack: bool = False
     """Prefer the fullest node."""
+    priority: int = 0
 
     @staticmethod
     def of(view: ClusterView, task: Task) -> Demand:
@@ -87,7 +88,14 @@ class Demand:
             features=_features(service, task),
             allowances=wanted(task.spec),
             binpack=_strategy(view, service) is Strategy.BINPACK,
+            priority=service.spec.priority if service else task.priority,
         )
+
+
+def priority_of(view: ClusterView, task: Task) -> int:
+    """The priority of a task: its service's, or a standalone container's own."""
+    service = view.services.get(task.service_id)
+    return service.spec.priority if service is not None else task.priority
 
 
 def _strategy(view: ClusterView, service: Service | None) -> Strategy:
@@ -223,6 +231,32 @@ class NodeTable:
             self.attached(name)[row] += 1
         return self.pinned.pin(demand.volumes, self.nodes[row])
 
+    def move(self, source: int, target: int, demand: Demand) -> None:
+        """Count a task of this demand on another node."""
+        self.free_shares[source] += demand.resources.shares
+        self.free_memory[source] += demand.resources.memory
+        self.tasks[source] -= 1
+        for counts in self._kept_counts(demand.service_id):
+            counts[source] -= 1
+        for port in demand.ports:
+            self.ports.get(port, set()).discard(source)
+        for name in demand.networks:
+            self.attached(name)[source] -= 1
+        for each in demand.generic:
+            self.generic.release(source, each)
+            self.generic.hold(target, each)
+        self.place(target, demand)
+
+    def hold(self, row: int, demand: Demand) -> None:
+        """Keep room on the node for a task that is not placed yet. What is free becomes negative if
+        the room is still to be made."""
+        self.free_shares[row] -= demand.resources.shares
+        self.free_memory[row] -= demand.resources.memory
+        for port in demand.ports:
+            self.ports.setdefault(port, set()).add(row)
+        for each in demand.generic:
+            self.generic.hold(row, each)
+
 
 @dataclass(frozen=True, slots=True)
 class Filter:
@@ -234,6 +268,8 @@ class Filter:
     """The reason of a node that does not pass, in pending reasons."""
     lasting: bool = False
     """A node that does not pass never will, unless an operator changes it."""
+    capacity: bool = False
+    """A node that does not pass may once other tasks have stopped."""
 
 
 def _ints(values: list[int]) -> IntArray:

@@ -6,6 +6,9 @@ first (a zone is all nodes with one value of an attribute that the service is sp
 nest), then the node with the best rank (`scoring`), then the lowest id. Tasks with the same demand
 are placed together: filters and scores are array operations over all nodes, once per demand, and
 after each placement only the row of the chosen node is scored again.
+
+Tasks of higher priority choose first, then older ones. A task that fits nowhere may have those of
+lower priority stopped (`preemption`); the room that is made for it is held.
 """
 
 from __future__ import annotations
@@ -26,7 +29,13 @@ from orchestrator.manager.planning.scheduling.filters import (
     filters_for,
     impossible,
 )
-from orchestrator.manager.planning.scheduling.node_table import Demand, Filter, NodeTable
+from orchestrator.manager.planning.scheduling.node_table import (
+    Demand,
+    Filter,
+    NodeTable,
+    priority_of,
+)
+from orchestrator.manager.planning.scheduling.preemption import Preemption, Room
 from orchestrator.manager.planning.scheduling.scoring import (
     NEVER,
     Ranking,
@@ -59,6 +68,10 @@ class Unplaced:
 
     task: Task
     reason: str
+    nominated: str = ""
+    """Id of the node that holds room for it; empty: none."""
+    victims: tuple[Task, ...] = ()
+    """The tasks of lower priority that must stop to make that room."""
 
 
 def schedule(
@@ -68,13 +81,18 @@ def schedule(
     *,
     limit: int = sys.maxsize,
     failures: PlanningErrors | None = None,
+    exclude: Collection[str] = (),
+    preempts: bool = True,
+    gives_up: bool = False,
 ) -> list[Placement | Unplaced]:
     """A decision for each of the `pending` tasks that are due; those held back are left out.
 
     After `limit` placements the rest is left out as well: the caller tries them in another pass.
     A service whose tasks cannot be planned is noted in `failures`, and its tasks are left out.
-    Older tasks choose first, and those of older services; a task that fits nowhere does not hold up
-    those behind it.
+    Tasks of the services in `exclude` are not preempted; without `preempts`, none is.
+    `gives_up`: stop at the first task that no node can take.
+    Of the tasks of one priority, older ones choose first, and those of older services; a task that
+    fits nowhere does not hold up those behind it, except in room that is held for it.
     """
     due = sorted(
         (task for task in pending if task.not_before <= now), key=lambda task: _age(view, task)
@@ -82,26 +100,58 @@ def schedule(
     if not due:
         return []
     table, unsteady = NodeTable(view), unsteady_nodes(view, now)
+    preemption, holders = Preemption(view, table, exclude, enabled=preempts), _Holders(view)
     decided: list[Placement | Unplaced] = []
     failures = failures if failures is not None else PlanningErrors()
     count = 0
     for demand, alike in groupby(_demands(view, due, failures), key=itemgetter(0)):
         left = [task for _, task in alike]
+        holders.hold_above(demand.priority, table)
         with failures.of(left[0].service_id or left[0].id):
             while left and count < limit:
-                placed = _place(view, table, demand, left[: limit - count], unsteady, now)
+                placed = _place(
+                    view, table, demand, left[: limit - count], unsteady, now, preemption
+                )
+                holders.decided(placed)
                 count += sum(isinstance(each, Placement) for each in placed)
                 decided += placed
                 left = left[len(placed) :]
+                if gives_up and any(isinstance(each, Unplaced) for each in placed):
+                    return decided
     return decided
 
 
-def _age(view: ClusterView, task: Task) -> tuple[float, float, str, str, int, str]:
+class _Holders:
+    """The pending tasks that are nominated for nodes, which hold room for them against those of
+    lower priority."""
+
+    def __init__(self, view: ClusterView) -> None:
+        self._view = view
+        nominated = [task for task in view.pending.values() if task.nominated_node]
+        nominated.sort(key=lambda task: (priority_of(view, task), task.id))
+        self._left = nominated
+        self._decided: set[str] = set()
+
+    def decided(self, tasks: Iterable[Placement | Unplaced]) -> None:
+        """These tasks have been decided about in this pass: they hold what they were given."""
+        self._decided.update(each.task.id for each in tasks)
+
+    def hold_above(self, priority: int, table: NodeTable) -> None:
+        """Hold room for the tasks of higher priority that have not been decided about."""
+        while self._left and priority_of(self._view, self._left[-1]) > priority:
+            task = self._left.pop()
+            row = table.row.get(task.nominated_node)
+            if task.id not in self._decided and row is not None:
+                table.hold(row, Demand.of(self._view, task))
+
+
+def _age(view: ClusterView, task: Task) -> tuple[int, float, float, str, str, int, str]:
     """The order in which tasks choose. Those that are as old go by their services' ages, not by
     their ids, which are random: a plan has others than what is then made."""
     service = view.services.get(task.service_id)
     born = service.created_at if service is not None else 0.0
-    return task.created_at, born, task.service_name, task.service_id, task.slot, task.id
+    priority = service.spec.priority if service is not None else task.priority
+    return -priority, task.created_at, born, task.service_name, task.service_id, task.slot, task.id
 
 
 def _demands(
@@ -119,6 +169,7 @@ def _place(
     tasks: Iterable[Task],
     unsteady: frozenset[str],
     now: float,
+    preemption: Preemption,
 ) -> list[Placement | Unplaced]:
     """Decide about tasks of one demand, in order: all of them, or up to one that pinned a volume or
     satisfied an affinity, since other rules hold for the tasks after it."""
@@ -146,7 +197,13 @@ def _place(
         row = _best(scores, zones, avoided)
         if scores[row] == NEVER:
             reason = reason or _reason(table, demand, filters)
-            decided.append(Unplaced(task, reason))
+            room = None
+            if preemption.may_preempt(task, demand):
+                eligible = candidates(table, demand)
+                if avoided is not None:
+                    eligible &= ~avoided
+                room = preemption.room(task, demand, filters, eligible)
+            decided.append(_unplaced(task, reason, room))
             continue
         given = table.generic.take(row, demand.generic)
         decided.append(Placement(task, table.nodes[row], given))
@@ -158,16 +215,33 @@ def _place(
     return decided
 
 
+def _unplaced(task: Task, reason: str, room: Room | None) -> Unplaced:
+    if room is None:
+        return Unplaced(task, reason)
+    host = room.node.description.hostname or room.node.id
+    names = sorted(each.name for each in room.victims)
+    why = f"waiting for room on {host}, where tasks are stopping"
+    if names:
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        why = f"waiting for room on {host}: preempting {shown}"
+    return Unplaced(task, why, room.node.id, room.victims)
+
+
+def zone_numbers(table: NodeTable, demand: Demand, level: int) -> IntArray:
+    """The number of each node's zone by the first `level` spread attributes."""
+    attributes = demand.spread[:level]
+    values = [
+        tuple(read_attribute(node, each) or "" for each in attributes) for node in table.nodes
+    ]
+    numbers = {value: number for number, value in enumerate(sorted(set(values)))}
+    return np.array([numbers[value] for value in values], dtype=np.int64)
+
+
 class _Zones:
     """The zones by the first `level` spread attributes, and the tasks of the service in each."""
 
     def __init__(self, table: NodeTable, demand: Demand, level: int) -> None:
-        attributes = demand.spread[:level]
-        values = [
-            tuple(read_attribute(node, each) or "" for each in attributes) for node in table.nodes
-        ]
-        numbers = {value: number for number, value in enumerate(sorted(set(values)))}
-        self._zone = np.array([numbers[value] for value in values], dtype=np.int64)
+        self._zone = zone_numbers(table, demand, level)
         self._tasks = np.bincount(self._zone, weights=table.staying_of_service(demand.service_id))
 
     def tasks(self) -> IntArray:

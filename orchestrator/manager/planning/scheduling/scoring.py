@@ -32,7 +32,8 @@ NEVER = np.iinfo(np.int64).max
 """The rank of a node that cannot take the task."""
 
 _LOAD_BITS, _TASK_BITS = 22, 20
-_LOAD_UNIT = 1 << 20
+LOAD_UNIT = 1 << 20
+"""A load of 1: all cores, or all memory, is reserved."""
 _TASKS = (1 << _TASK_BITS) - 1
 
 IMAGE_THERE = 1 / 32
@@ -56,24 +57,33 @@ class Ranking:
         there = np.zeros(len(table.nodes), dtype=np.int64)
         for id in holders(view, demand.image, demand.image_digest):
             if (row := table.row.get(id)) is not None:
-                there[row] = int(IMAGE_THERE * _LOAD_UNIT)
+                there[row] = int(IMAGE_THERE * LOAD_UNIT)
         self._image = there
+
+    def load(self, rows: slice) -> IntArray:
+        """The load of each of these nodes with one more task, in units of 2^-20."""
+        table, demand = self._table, self._demand
+        return np.maximum(
+            _fraction(table.total_shares[rows], table.free_shares[rows], demand.resources.shares),
+            _fraction(table.total_memory[rows], table.free_memory[rows], demand.resources.memory),
+        )
+
+    def has_image(self, row: int) -> bool:
+        """Whether the node has the image."""
+        return bool(self._image[row])
 
     def rank(self, rows: slice) -> IntArray:
         """The rank of each of these nodes for one more task."""
         table, demand = self._table, self._demand
-        load = np.maximum(
-            _fraction(table.total_shares[rows], table.free_shares[rows], demand.resources.shares),
-            _fraction(table.total_memory[rows], table.free_memory[rows], demand.resources.memory),
-        )
+        load = self.load(rows)
         crowd, tasks = table.staying_of_service(demand.service_id)[rows], table.tasks[rows]
         if demand.binpack:
             crowd, tasks = np.zeros_like(crowd), _TASKS - tasks
-            load = 2 * _LOAD_UNIT - load
+            load = 2 * LOAD_UNIT - load
         if self._affinity_penalty is not None:
             crowd = crowd + self._affinity_penalty[rows]
         # What has the image all else equal: never less than no load at all.
-        load = load + int(IMAGE_THERE * _LOAD_UNIT) - self._image[rows]
+        load = load + int(IMAGE_THERE * LOAD_UNIT) - self._image[rows]
         ranked: IntArray = (crowd << (_LOAD_BITS + _TASK_BITS)) + (load << _TASK_BITS) + tasks
         return ranked
 
@@ -96,7 +106,15 @@ def image_of(view: ClusterView, name: str, digest: str) -> Image | None:
 def _fraction(total: IntArray, free: IntArray, wanted: int) -> IntArray:
     """The part of a resource in use once `wanted` more is taken, in units of 2^-20, at most 2."""
     used = (total - free + wanted) / np.maximum(total, 1)
-    return (np.minimum(used, 2.0) * _LOAD_UNIT).astype(np.int64)
+    return (np.minimum(used, 2.0) * LOAD_UNIT).astype(np.int64)
+
+
+def node_loads(table: NodeTable) -> IntArray:
+    """The load of each node, in units of 2^-20."""
+    return np.maximum(
+        _fraction(table.total_shares, table.free_shares, 0),
+        _fraction(table.total_memory, table.free_memory, 0),
+    )
 
 
 FAILURES_TO_AVOID = 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.model.bounds import MAX_REPLICAS
 from orchestrator.model.extensible import Extensible
-from orchestrator.model.placement import MAX_REPLICAS
 
 MAX_TARGET = 10_000
 """Largest target utilisation, in percent of a reservation."""

@@ -53,6 +53,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -352,8 +353,13 @@ def main() -> int:
     with Host(state_dir) as host:
         state = HelperState(host, netns_dir)
         for line in sys.stdin.buffer:
-            sys.stdout.write(json.dumps(answer(state, line)) + "\n")
-            sys.stdout.flush()
+            try:
+                sys.stdout.write(json.dumps(answer(state, line)) + "\n")
+                sys.stdout.flush()
+            except BrokenPipeError:
+                # The agent was killed. What is buffered must not fail once more at the exit.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                break
     return 0
 
 

@@ -51,7 +51,7 @@ _ENDED = ", in <module>"
 """What a traceback has that ended the program: others are logged by what goes on."""
 
 
-_REFUSALS = ("CliError", "ManagerLost", "NotConverged", "Refused", "Unsupported", "UsageError")
+_REFUSALS = ("CliError", "ClickException", "ManagerLost", "Refused", "Unsupported", "UsageError")
 """Errors of commands: one line for users, which ORC_DEBUG prints with its traceback."""
 
 

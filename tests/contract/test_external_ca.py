@@ -182,7 +182,10 @@ async def test_cfssl_signs_for_a_cluster(
 
         # A command on the manager's host.
         made = Authority.of_host(KeyFiles(folder)).issue(
-            common_name="anna", role="admin", cluster_id=running.identity.cluster_id, now=NOW
+            common_name="anna",
+            role="admin",
+            cluster_id=running.identity.cluster_id,
+            now=dt.datetime.now(dt.UTC),
         )
         await asks(running, made, root)
 

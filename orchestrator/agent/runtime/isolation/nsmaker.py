@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 
 from orchestrator.linux import libc
 
@@ -75,8 +76,8 @@ def make(first: int, joined: int = -1) -> tuple[int, ...]:
 
 
 def main(argv: list[str]) -> None:
-    """Serve requests until the other end closes."""
-    with socket.socket(fileno=os.dup(0)) as requests:
+    """Serve requests until the other end closes, or is killed with a request under way."""
+    with socket.socket(fileno=os.dup(0)) as requests, suppress(ConnectionError):
         while (received := socket.recv_fds(requests, 64, 1))[0]:
             request, given, _, _ = received
             try:

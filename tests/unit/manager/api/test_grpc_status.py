@@ -84,7 +84,9 @@ async def test_a_stream_passes_on_replies_before_its_error() -> None:
         pass
 
     class Context:
-        async def abort(self, code: grpc.StatusCode, details: str) -> None:
+        async def abort(
+            self, code: grpc.StatusCode, details: str, trailers: tuple[object, ...]
+        ) -> None:
             raise Aborted(code, details)
 
     class Handler:

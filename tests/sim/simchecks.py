@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from orchestrator.manager.planning.disruptions import unavailable
 from orchestrator.manager.planning.eligibility import is_eligible
+from orchestrator.manager.planning.node_load import occupies, published
 from orchestrator.manager.planning.plan import Change, Plan
 from orchestrator.manager.planning.reconcile.evictions import has_drain_deadline
 from orchestrator.manager.planning.reconcile.service_dependencies import unmet_dependency
-from orchestrator.manager.planning.scheduling.capacity import occupies, reserved
-from orchestrator.manager.planning.scheduling.node_table import published
+from orchestrator.manager.planning.scheduling.capacity import reserved
 from orchestrator.manager.planning.scheduling.rebalancing import Move
 from orchestrator.manager.planning.slots import Slot, is_current, slots_of
 from orchestrator.manager.planning.view import ClusterView

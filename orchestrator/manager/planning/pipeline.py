@@ -220,7 +220,7 @@ def plan(
         draft = drafts.get(task.service_id)
         if draft is None:
             draft = drafts[task.service_id] = _draft(view, task.service_id, now, new_id)
-        with failures.of(task.service_id or task.id):
+        try:
             if isinstance(decision, Placement):
                 draft.assign(task, decision.node.id, decision.generic)
                 changes, read = volumes_placed(ahead, task, decision.node, now)
@@ -232,6 +232,8 @@ def plan(
                     if victim.service_id not in drafts:
                         drafts[victim.service_id] = _draft(view, victim.service_id, now, new_id)
                     drafts[victim.service_id].preempt(victim, task)
+        except Exception as error:
+            failures.note(task.service_id or task.id, error)
     due = [task for task in waiting if task.not_before <= now]
     more = len(decisions) < len(due)
     if more:

@@ -18,11 +18,11 @@ from orchestrator.manager.planning.scheduling.filters import (
     filters_for,
     impossible,
 )
+from orchestrator.manager.planning.scheduling.node_queue import NEVER
 from orchestrator.manager.planning.scheduling.node_table import Demand, Filter, NodeTable
 from orchestrator.manager.planning.scheduling.scheduler import Placement, Unplaced, schedule
 from orchestrator.manager.planning.scheduling.scoring import (
     LOAD_UNIT,
-    NEVER,
     Ranking,
     failing_nodes,
     unsteady_nodes,
@@ -142,7 +142,7 @@ def verdicts(view: ClusterView, task: Task, now: float) -> tuple[str, list[NodeV
     affinities = affinity_scores(view, table, demand)
     ranking = Ranking(view, table, demand, affinities)
     failing, unsteady = failing_nodes(view, task.service_id, now), unsteady_nodes(view, now)
-    ranks, loads = ranking.rank(slice(None)), ranking.load(slice(None))
+    ranks, loads = ranking.ranks(), ranking.loads()
     tasks = table.staying_of_service(demand.service_id)
     found = []
     for row, node in enumerate(table.nodes):

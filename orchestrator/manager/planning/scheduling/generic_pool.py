@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from orchestrator.manager.planning.scheduling.capacity import BoolArray, IntArray, fits, occupies
+from orchestrator.manager.planning.node_load import occupies
+from orchestrator.manager.planning.scheduling.capacity import BoolArray, IntArray, fits
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.formats.generic_resources import find_names, supply_names, supply_size
 from orchestrator.model.nodes import Node

@@ -197,7 +197,7 @@ class _Group:
             return None
         affinities = affinity_scores(view, table, demand)
         ranking = Ranking(view, table, demand, affinities)
-        after = ranking.load(slice(None))
+        after = ranking.loads()
         before = node_loads(table)
         levels = list(self._levels(demand, affinities))
         candidates = [

@@ -5,7 +5,7 @@ Among the nodes that can take a task, those in the zone with the fewest tasks of
 first (a zone is all nodes with one value of an attribute that the service is spread over; zones may
 nest), then the node with the best rank (`scoring`), then the lowest id. Tasks with the same demand
 are placed together: filters and scores are array operations over all nodes, once per demand, and
-after each placement only the row of the chosen node is scored again.
+after each placement only the row of the chosen node is scored again (`node_queue`).
 
 Tasks of higher priority choose first, then older ones. A task that fits nowhere may have those of
 lower priority stopped (`preemption`); the room that is made for it is held.
@@ -21,7 +21,7 @@ from operator import itemgetter
 
 import numpy as np
 
-from orchestrator.manager.planning.scheduling.affinity import affinity_scores, refers_to_itself
+from orchestrator.manager.planning.scheduling.affinity import OwnAffinities, affinity_scores
 from orchestrator.manager.planning.scheduling.capacity import BoolArray, IntArray, fits
 from orchestrator.manager.planning.scheduling.filters import (
     candidates,
@@ -29,6 +29,7 @@ from orchestrator.manager.planning.scheduling.filters import (
     filters_for,
     impossible,
 )
+from orchestrator.manager.planning.scheduling.node_queue import NEVER, NodeQueue, Zones
 from orchestrator.manager.planning.scheduling.node_table import (
     Demand,
     Filter,
@@ -37,7 +38,6 @@ from orchestrator.manager.planning.scheduling.node_table import (
 )
 from orchestrator.manager.planning.scheduling.preemption import Preemption, Room
 from orchestrator.manager.planning.scheduling.scoring import (
-    NEVER,
     Ranking,
     failing_nodes,
     unsteady_nodes,
@@ -157,16 +157,27 @@ def _age(view: ClusterView, task: Task) -> tuple[int, float, float, str, str, in
 def _demands(
     view: ClusterView, tasks: Iterable[Task], failures: PlanningErrors
 ) -> Iterator[tuple[Demand, Task]]:
+    known: dict[tuple[str, int, str, str], Demand] = {}
+    """Of specs without mounts, whose volumes may differ from slot to slot."""
     for task in tasks:
-        with failures.of(task.service_id or task.id):
-            yield Demand.of(view, task), task
+        alike = (task.service_id, id(task.spec), task.image_digest, task.node_id)
+        demand = known.get(alike) if task.service_id else None
+        if demand is None:
+            try:
+                demand = Demand.of(view, task)
+            except Exception as error:
+                failures.note(task.service_id or task.id, error)
+                continue
+            if not task.spec.container.mounts:
+                known[alike] = demand
+        yield demand, task
 
 
 def _place(
     view: ClusterView,
     table: NodeTable,
     demand: Demand,
-    tasks: Iterable[Task],
+    tasks: Sequence[Task],
     unsteady: frozenset[str],
     now: float,
     preemption: Preemption,
@@ -185,17 +196,14 @@ def _place(
         passing &= rule.check(table)
     ranking = Ranking(view, table, demand, affinity_scores(view, table, demand))
     avoided = _rows(table, unsteady | failing_nodes(view, demand.service_id, now))
-    scores = np.where(passing, ranking.rank(slice(None)), NEVER)
-    one_by_one = refers_to_itself(view, demand)
-    zones = [_Zones(table, demand, level) for level in range(1, len(demand.spread) + 1)]
+    scores = np.where(passing, ranking.ranks(), NEVER)
+    own = OwnAffinities(view, table, demand)
+    zones = [_zones(table, demand, level) for level in range(1, len(demand.spread) + 1)]
+    queue = NodeQueue(scores, avoided, zones, len(tasks))
     decided: list[Placement | Unplaced] = []
-    chosen: int | None = None
     for task in tasks:
-        if chosen is not None:
-            scores[chosen] = NEVER if demand.ports else _score_again(table, demand, ranking, chosen)
-            chosen = None
-        row = _best(scores, zones, avoided)
-        if scores[row] == NEVER:
+        row = queue.best()
+        if row is None:
             reason = reason or _reason(table, demand, filters)
             room = None
             if preemption.may_preempt(task, demand):
@@ -205,13 +213,14 @@ def _place(
                 room = preemption.room(task, demand, filters, eligible)
             decided.append(_unplaced(task, reason, room))
             continue
-        given = table.generic.take(row, demand.generic)
+        given = table.generic.take(row, demand.generic) if demand.generic else {}
         decided.append(Placement(task, table.nodes[row], given))
-        if table.place(row, demand) or one_by_one:
+        pinned, effect = table.place(row, demand), own.place(row)
+        if pinned or effect.elsewhere:
             break
-        for each in zones:
-            each.place(row)
-        chosen = row
+        ranking.gain(row, effect.bonus)
+        closed = effect.closed or bool(demand.ports) or not _has_room(table, demand, row)
+        queue.placed(NEVER if closed else ranking.rank(row))
     return decided
 
 
@@ -237,45 +246,22 @@ def zone_numbers(table: NodeTable, demand: Demand, level: int) -> IntArray:
     return np.array([numbers[value] for value in values], dtype=np.int64)
 
 
-class _Zones:
-    """The zones by the first `level` spread attributes, and the tasks of the service in each."""
-
-    def __init__(self, table: NodeTable, demand: Demand, level: int) -> None:
-        self._zone = zone_numbers(table, demand, level)
-        self._tasks = np.bincount(self._zone, weights=table.staying_of_service(demand.service_id))
-
-    def tasks(self) -> IntArray:
-        """For each node, how many tasks its zone has."""
-        return self._tasks[self._zone].astype(np.int64)
-
-    def place(self, row: int) -> None:
-        """Count a task on a node."""
-        self._tasks[self._zone[row]] += 1
+def _zones(table: NodeTable, demand: Demand, level: int) -> Zones:
+    """The zones by the first `level` attributes that the demand is spread over."""
+    zones = zone_numbers(table, demand, level)
+    tasks = np.bincount(zones, weights=table.staying_of_service(demand.service_id))
+    return Zones(zones, tasks.astype(np.int64).tolist())
 
 
-def _best(scores: IntArray, zones: Sequence[_Zones], avoided: BoolArray | None) -> int:
-    """The row with the least score among those in the zones with the fewest tasks; an avoided one
-    only if there is no other."""
-    if avoided is not None and (others := np.where(avoided, NEVER, scores)).min() != NEVER:
-        scores = others
-    for each in zones:
-        tasks = np.where(scores == NEVER, NEVER, each.tasks())
-        scores = np.where(tasks == tasks.min(), scores, NEVER)
-    return int(np.argmin(scores))
-
-
-def _score_again(table: NodeTable, demand: Demand, ranking: Ranking, row: int) -> int:
-    """The rank of a node that has just been given a task of this demand."""
-    if not (
-        fits(int(table.free_shares[row]), demand.resources.shares)
-        and fits(int(table.free_memory[row]), demand.resources.memory)
-        and table.generic.has(row, demand.generic)
-    ):
-        return NEVER
+def _has_room(table: NodeTable, demand: Demand, row: int) -> bool:
+    """Whether a node that has just been given a task of this demand can take another one."""
     most = demand.max_per_node
-    if most and table.tasks_of_service(demand.service_id)[row] >= most:
-        return NEVER
-    return int(ranking.rank(slice(row, row + 1))[0])
+    return (
+        fits(table.free_shares.item(row), demand.resources.shares)
+        and fits(table.free_memory.item(row), demand.resources.memory)
+        and (not demand.generic or table.generic.has(row, demand.generic))
+        and (not most or table.tasks_of_service(demand.service_id).item(row) < most)
+    )
 
 
 def _rows(table: NodeTable, node_ids: Collection[str]) -> BoolArray | None:

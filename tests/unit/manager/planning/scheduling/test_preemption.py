@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from orchestrator.manager.planning.disruptions import unavailable
 from orchestrator.manager.planning.dry_run import Action, simulate
+from orchestrator.manager.planning.node_load import occupies
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.scheduling.capacity import occupies, reserved
+from orchestrator.manager.planning.scheduling.capacity import reserved
 from orchestrator.manager.planning.slots import slots_of
 from orchestrator.model.disruptions import DisruptionBudget, most_unavailable, parse_priority
 from orchestrator.model.services import Service

@@ -27,6 +27,7 @@ from orchestrator.cli.output.listings import (
     print_list,
 )
 from orchestrator.cli.rpc.client import RECONNECT_PAUSE, Client, pass_client
+from orchestrator.cli.rpc.task_pages import list_tasks
 from orchestrator.model.names import near_miss
 from orchestrator.model.nodes import Availability
 from orchestrator.model.placement import MAX_REPLICAS
@@ -116,7 +117,7 @@ def ps(
 
     rows = []
     for name in nodes:
-        reply = client.call("ListTasks", control_pb2.ListTasksRequest(node=name))
+        reply = list_tasks(client, node=name)
         rows += task_rows(reply.tasks, reply.hostnames, time.time())
         rows += orphan_rows(reply.orphans, reply.hostnames, time.time())
     print_list(rows, task_columns(no_trunc), form=form, quiet=quiet, filters=filters)
@@ -362,7 +363,7 @@ def _containers(client: Client, node_id: str) -> list[str]:
 def _active(client: Client, node_id: str) -> list[Any]:
     from orchestrator.model.states import TaskState, is_terminal
 
-    tasks = client.call("ListTasks", control_pb2.ListTasksRequest(node=node_id)).tasks
+    tasks = list_tasks(client, node=node_id).tasks
     return [task for task in tasks if not is_terminal(TaskState(task.status.state))]
 
 
@@ -379,7 +380,7 @@ def _reasons(client: Client, left: Sequence[Any]) -> str:
     from orchestrator.model.states import TaskState
 
     services = {task.service_id for task in left}
-    tasks = client.call("ListTasks", control_pb2.ListTasksRequest()).tasks
+    tasks = list_tasks(client).tasks
     found = Counter(
         task.status.message
         for task in tasks

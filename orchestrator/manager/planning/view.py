@@ -116,6 +116,11 @@ class ClusterView:
         yield from self.endpoint_progress.values()
         yield from self.orphans.values()
 
+    @property
+    def services_with_tasks(self) -> Iterable[str]:
+        """Ids of the services that have tasks; the empty id is that of standalone containers."""
+        return self._by_service.keys()
+
     def tasks_of_service(self, service_id: str) -> Mapping[str, Task]:
         """All tasks of a service, those that have ended included."""
         return self._by_service.get(service_id, _NO_TASKS)

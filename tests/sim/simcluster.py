@@ -65,6 +65,7 @@ class SimCluster:
         """How wrong the leader's clock is."""
         self.term_started = self.now
         self.dirty = EVERYTHING
+        self.at_rest: frozenset[str] = frozenset()
         self.wake: float | None = None
         self.revision = 0
         self.started_first: set[str] = set()
@@ -121,7 +122,7 @@ class SimCluster:
                 self.started_first.add(after.id)
             if isinstance(after, Task) and after.move_to:
                 self.started_first.add(after.service_id)
-        self.dirty |= dirty_of(changes)
+        self.dirty |= dirty_of(changes, self.at_rest)
 
     # One tick
 
@@ -204,7 +205,7 @@ class SimCluster:
         self.last_heard.clear()
         self.term_started = self.now
         self.silence = Silence((), None)
-        self.dirty, self.wake = EVERYTHING, None
+        self.dirty, self.at_rest, self.wake = EVERYTHING, frozenset(), None
         for agent in self.agents.values():
             agent.leave()
 
@@ -263,13 +264,15 @@ class SimCluster:
             again = plan(self.view, dirty, now, self.new_id)
             assert decided == again, "the same input gave another plan"
         self.wake = earliest(self.wake, decided.requeue_at)
+        self.at_rest = decided.now_at_rest(self.at_rest)
         if self.faults and self.random.random() < 0.1:  # the world goes on while it thinks
             self._users()
         if self.faults and self.random.random() < 0.01:
             self._another_leads()
         for item in decided.plans:
             if term != self.term or not self._commit(item):
-                self.dirty = EVERYTHING  # what comes after it is not written either
+                # What comes after it is not written either.
+                self.dirty, self.at_rest = EVERYTHING, frozenset()
                 break
         return self.dirty != EVERYTHING
 

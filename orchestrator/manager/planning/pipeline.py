@@ -8,11 +8,21 @@ services, of the tasks that wait, and of the nodes' loads if anything is to be p
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import (
+    Callable,
+    Collection,
+    Container,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Set,
+)
 from dataclasses import dataclass, field, replace
 
 from orchestrator.manager.planning.networking.allocation import allocate_slices, allocate_vips
 from orchestrator.manager.planning.plan import Change, Plan, earliest, requeue
+from orchestrator.manager.planning.reconcile.at_rest import is_at_rest, only_advances
 from orchestrator.manager.planning.reconcile.document_versions import update_documents
 from orchestrator.manager.planning.reconcile.evictions import (
     evict_from_failed_nodes,
@@ -63,6 +73,8 @@ class Dirty:
     """Ids of standalone containers that have changed."""
     documents: bool = False
     """A secret or config has a new version, which may update services."""
+    advanced: bool = False
+    """A task of a service at rest came nearer to RUNNING: what depends on it may be placed."""
 
     def __or__(self, other: Dirty) -> Dirty:
         return Dirty(
@@ -72,6 +84,7 @@ class Dirty:
             self.timer or other.timer,
             self.containers | other.containers,
             self.documents or other.documents,
+            self.advanced or other.advanced,
         )
 
     def __bool__(self) -> bool:
@@ -82,6 +95,7 @@ class Dirty:
             or self.capacity_freed
             or self.timer
             or self.documents
+            or self.advanced
         )
 
 
@@ -89,16 +103,19 @@ EVERYTHING = Dirty(nodes_changed=True, capacity_freed=True, timer=True)
 """What a new leader starts with."""
 
 
-def dirty_of(changes: Iterable[Change]) -> Dirty:
-    """What these changes of the store make dirty."""
+def dirty_of(changes: Iterable[Change], at_rest: Container[str] = ()) -> Dirty:
+    """What these changes of the store make dirty. `at_rest`: ids of services of which tasks that
+    only advance need no decision."""
     services: set[str] = set()
     containers: set[str] = set()
-    nodes = freed = documents = False
+    nodes = freed = documents = advanced = False
     for change in changes:
         match change.subject:
             case Task() as task:
                 if task.standalone:
                     containers.add(task.id)
+                elif task.service_id in at_rest and only_advances(change):
+                    advanced = True
                 else:
                     services.add(task.service_id)
                 freed = freed or change.after is None or ended(task)
@@ -114,7 +131,12 @@ def dirty_of(changes: Iterable[Change]) -> Dirty:
             case _:
                 pass
     return Dirty(
-        frozenset(services), nodes, freed, containers=frozenset(containers), documents=documents
+        frozenset(services),
+        nodes,
+        freed,
+        containers=frozenset(containers),
+        documents=documents,
+        advanced=advanced,
     )
 
 
@@ -163,6 +185,13 @@ class Pass:
     failed: Mapping[str, str] = field(default_factory=dict)
     """Id of a service or standalone container that cannot be planned → why. Nothing of it is in
     `plans`; all others are planned."""
+    at_rest: Mapping[str, bool] = field(default_factory=dict)
+    """Id of a service that was reconciled → whether it is at rest once the plans are written."""
+
+    def now_at_rest(self, before: Set[str]) -> frozenset[str]:
+        """Ids of the services at rest after this pass, of which these were so before it."""
+        rest = {id for id, is_at_rest in self.at_rest.items() if is_at_rest}
+        return frozenset((before - self.at_rest.keys()) | rest)
 
 
 def plan(
@@ -186,13 +215,17 @@ def plan(
     services = _services_to_reconcile(view, dirty) - unplanned.keys() - exclude
     vips = allocate_vips(view.evolve(slices), services)
     failures = PlanningErrors()
+    at_rest: dict[str, bool] = {}
     left = limit
     for id in sorted(services):
         if left <= 0:
             break
         with failures.of(id):
+            at_rest[id] = False
             drafts[id] = _reconcile(view, id, now, new_id, left)
             left -= drafts[id].touched
+            if (after := drafts[id].service) is not None:
+                at_rest[id] = is_at_rest(view, after, drafts[id])
     services -= failures.found.keys()
     unfinished = {id for id in services if id not in drafts or drafts[id].limited}
     services &= drafts.keys()
@@ -250,7 +283,9 @@ def plan(
     held = (task.not_before for task in ahead.pending.values() if task.not_before > now)
     asked = (draft.requeue_at for draft in drafts.values())
     rest = Dirty(frozenset(unfinished), capacity_freed=more)
-    return Pass(plans, earliest(requeue(plans), again, *asked, *held), rest, failures.found)
+    requeue_at = earliest(requeue(plans), again, *asked, *held)
+    at_rest |= dict.fromkeys(at_rest.keys() & failures.found.keys(), False)
+    return Pass(plans, requeue_at, rest, failures.found, at_rest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,7 @@ class World:
         self.now = NOW
         self.view = ClusterView.of(objects)
         self.dirty: Dirty = EVERYTHING
+        self.at_rest: frozenset[str] = frozenset()
         self.requeue_at: float | None = None
         self.limit = sys.maxsize
         """Of a pass."""
@@ -147,7 +148,7 @@ class World:
 
     def write(self, *changes: Change) -> None:
         self.view = self.view.evolve(changes)
-        self.dirty |= dirty_of(changes)
+        self.dirty |= dirty_of(changes, self.at_rest)
 
     def put(self, item: Object) -> None:
         """Create or change an object, as a user or an operator does."""
@@ -166,6 +167,7 @@ class World:
         dirty, self.dirty = self.dirty, Dirty()
         made = plan(self.view, dirty, self.now, self.new_id, limit=self.limit)
         self.requeue_at = earliest(self.requeue_at, made.requeue_at)
+        self.at_rest = made.now_at_rest(self.at_rest)
         for each in made.plans:
             self.write(*each.changes)
         self.dirty |= made.rest

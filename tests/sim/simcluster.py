@@ -258,10 +258,10 @@ class SimCluster:
             return True
         dirty, self.dirty = self.dirty, Dirty()
         before, now, term, self.read = self._ids, self.leader_now, self.term, self.view
-        decided = plan(self.view, dirty, now, self.new_id)
+        decided = plan(self.view, dirty, now, self.new_id, at_rest=self.at_rest)
         if self.random.random() < 0.1:
             self._ids = before
-            again = plan(self.view, dirty, now, self.new_id)
+            again = plan(self.view, dirty, now, self.new_id, at_rest=self.at_rest)
             assert decided == again, "the same input gave another plan"
         self.wake = earliest(self.wake, decided.requeue_at)
         self.at_rest = decided.now_at_rest(self.at_rest)

@@ -420,7 +420,13 @@ class PlanningLoop:
         found.add(silence.plans)
         dirty = given.dirty | dirty_of(found.changes(), given.at_rest)
         made = pipeline.plan(
-            found.view, dirty, now, self._new_id, limit=ROUND_SIZE, exclude=given.exclude
+            found.view,
+            dirty,
+            now,
+            self._new_id,
+            limit=ROUND_SIZE,
+            exclude=given.exclude,
+            at_rest=given.at_rest,
         )
         for plan in made.plans:
             log.info("plan", extra={"changes": len(plan.changes), "reason": plan.reason})

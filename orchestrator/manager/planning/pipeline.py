@@ -64,7 +64,7 @@ class Dirty:
     services: frozenset[str] = field(default_factory=frozenset)
     """Ids of services of which the spec or a task has changed."""
     nodes_changed: bool = False
-    """A node came, went, or changed its state, availability, labels or size; or a network did."""
+    """A network changed, or nodes of which the ids are not known."""
     capacity_freed: bool = False
     """A task ended, an image arrived, or a volume went: what waits may fit now."""
     timer: bool = False
@@ -75,6 +75,13 @@ class Dirty:
     """A secret or config has a new version, which may update services."""
     advanced: bool = False
     """A task of a service at rest came nearer to RUNNING: what depends on it may be placed."""
+    nodes: frozenset[str] = field(default_factory=frozenset)
+    """Ids of nodes that came, went, or changed their state, availability, labels or size."""
+
+    @property
+    def topology(self) -> bool:
+        """Whether nodes or networks changed."""
+        return self.nodes_changed or bool(self.nodes)
 
     def __or__(self, other: Dirty) -> Dirty:
         return Dirty(
@@ -85,13 +92,14 @@ class Dirty:
             self.containers | other.containers,
             self.documents or other.documents,
             self.advanced or other.advanced,
+            self.nodes | other.nodes,
         )
 
     def __bool__(self) -> bool:
         return bool(
             self.services
             or self.containers
-            or self.nodes_changed
+            or self.topology
             or self.capacity_freed
             or self.timer
             or self.documents
@@ -108,7 +116,8 @@ def dirty_of(changes: Iterable[Change], at_rest: Container[str] = ()) -> Dirty:
     only advance need no decision."""
     services: set[str] = set()
     containers: set[str] = set()
-    nodes = freed = documents = advanced = False
+    nodes: set[str] = set()
+    networks = freed = documents = advanced = False
     for change in changes:
         match change.subject:
             case Task() as task:
@@ -122,8 +131,11 @@ def dirty_of(changes: Iterable[Change], at_rest: Container[str] = ()) -> Dirty:
             case Service() as service:
                 services.add(service.id)
                 freed = freed or _affects_affinities(change)
-            case Node() | Network():
-                nodes = nodes or not _does_not_affect_plans(change)
+            case Node() as node:
+                if not _does_not_affect_plans(change):
+                    nodes.add(node.id)
+            case Network():
+                networks = networks or not _does_not_affect_plans(change)
             case Image() | Volume():
                 freed = True
             case Document():
@@ -132,11 +144,12 @@ def dirty_of(changes: Iterable[Change], at_rest: Container[str] = ()) -> Dirty:
                 pass
     return Dirty(
         frozenset(services),
-        nodes,
+        networks,
         freed,
         containers=frozenset(containers),
         documents=documents,
         advanced=advanced,
+        nodes=frozenset(nodes),
     )
 
 
@@ -185,13 +198,13 @@ class Pass:
     failed: Mapping[str, str] = field(default_factory=dict)
     """Id of a service or standalone container that cannot be planned → why. Nothing of it is in
     `plans`; all others are planned."""
-    at_rest: Mapping[str, bool] = field(default_factory=dict)
+    reconciled: Mapping[str, bool] = field(default_factory=dict)
     """Id of a service that was reconciled → whether it is at rest once the plans are written."""
 
     def now_at_rest(self, before: Set[str]) -> frozenset[str]:
         """Ids of the services at rest after this pass, of which these were so before it."""
-        rest = {id for id, is_at_rest in self.at_rest.items() if is_at_rest}
-        return frozenset((before - self.at_rest.keys()) | rest)
+        rest = {id for id, rests in self.reconciled.items() if rests}
+        return frozenset((before - self.reconciled.keys()) | rest)
 
 
 def plan(
@@ -202,34 +215,37 @@ def plan(
     *,
     limit: int = sys.maxsize,
     exclude: Set[str] = frozenset(),
+    at_rest: Container[str] = (),
 ) -> Pass:
     """What should be written now, and when to look again if nothing happens before.
 
     `limit` bounds the pass: approximately that many tasks are created, and placed, so that one
     large service neither causes a huge commit nor delays others. The services and standalone
-    containers in `exclude` are left as they are.
+    containers in `exclude` are left as they are. Services `at_rest`, by id, are reconciled after a
+    change of a node only if they have tasks on it.
     """
-    slices = allocate_slices(view) if dirty.nodes_changed else ()
+    slices = allocate_slices(view) if dirty.topology else ()
     drafts: dict[str, Draft] = {}
     unplanned = quarantined_services(view) if view.quarantined else {}
-    services = _services_to_reconcile(view, dirty) - unplanned.keys() - exclude
+    services = _services_to_reconcile(view, dirty, at_rest) - unplanned.keys() - exclude
     vips = allocate_vips(view.evolve(slices), services)
     failures = PlanningErrors()
-    at_rest: dict[str, bool] = {}
+    reconciled: dict[str, bool] = {}
+    """Id of a service → whether it is at rest then."""
     left = limit
     for id in sorted(services):
         if left <= 0:
             break
         with failures.of(id):
-            at_rest[id] = False
+            reconciled[id] = False
             drafts[id] = _reconcile(view, id, now, new_id, left)
             left -= drafts[id].touched
             if (after := drafts[id].service) is not None:
-                at_rest[id] = is_at_rest(view, after, drafts[id])
+                reconciled[id] = is_at_rest(view, after, drafts[id])
     services -= failures.found.keys()
     unfinished = {id for id in services if id not in drafts or drafts[id].limited}
     services &= drafts.keys()
-    every_container = dirty.nodes_changed or dirty.documents
+    every_container = dirty.topology or dirty.documents
     containers = set(view.tasks_of_service(STANDALONE) if every_container else dirty.containers)
     containers -= exclude
     if containers:
@@ -284,8 +300,8 @@ def plan(
     asked = (draft.requeue_at for draft in drafts.values())
     rest = Dirty(frozenset(unfinished), capacity_freed=more)
     requeue_at = earliest(requeue(plans), again, *asked, *held)
-    at_rest |= dict.fromkeys(at_rest.keys() & failures.found.keys(), False)
-    return Pass(plans, requeue_at, rest, failures.found, at_rest)
+    reconciled |= dict.fromkeys(reconciled.keys() & failures.found.keys(), False)
+    return Pass(plans, requeue_at, rest, failures.found, reconciled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +322,7 @@ def rebalance(
     """
     assert view.cluster is not None
     every = view.cluster.rebalance_every
-    if not (dirty.timer or dirty.nodes_changed or dirty.capacity_freed):
+    if not (dirty.timer or dirty.topology or dirty.capacity_freed):
         return [], None
     changed = [max(node.state_since, node.created_at) for node in view.nodes.values()]
     moved = [task.created_at for task in view.tasks.values() if task.moved_from]
@@ -327,7 +343,7 @@ def rebalance(
     return plans, None
 
 
-def _services_to_reconcile(view: ClusterView, dirty: Dirty) -> set[str]:
+def _services_to_reconcile(view: ClusterView, dirty: Dirty, at_rest: Container[str]) -> set[str]:
     services = set(dirty.services)
     ordered = [
         item
@@ -343,6 +359,14 @@ def _services_to_reconcile(view: ClusterView, dirty: Dirty) -> set[str]:
     }
     if dirty.nodes_changed:
         services |= view.services.keys()
+    elif dirty.nodes:
+        services |= {id for id in view.services if id not in at_rest}
+        services |= {
+            task.service_id
+            for node_id in dirty.nodes
+            for task in view.tasks_of_node(node_id).values()
+            if not task.standalone
+        }
     if dirty.timer:
         services |= {id for id, item in view.services.items() if _timed(item)}
         services |= {
@@ -419,7 +443,7 @@ def _waiting(
 ) -> Iterable[Task]:
     """The pending tasks to schedule: those of reconciled services, those whose delay is over, and
     all of them if capacity may have been freed."""
-    everything = dirty.nodes_changed or dirty.capacity_freed
+    everything = dirty.topology or dirty.capacity_freed
     lowest = min((each.spec.priority for each in ahead.services.values()), default=0)
     for task in ahead.pending.values():
         service = ahead.services.get(task.service_id)

@@ -165,7 +165,7 @@ class World:
     def plan(self) -> list[Plan]:
         """One pass over what is dirty, written; the earliest time asked for is kept."""
         dirty, self.dirty = self.dirty, Dirty()
-        made = plan(self.view, dirty, self.now, self.new_id, limit=self.limit)
+        made = plan(self.view, dirty, self.now, self.new_id, limit=self.limit, at_rest=self.at_rest)
         self.requeue_at = earliest(self.requeue_at, made.requeue_at)
         self.at_rest = made.now_at_rest(self.at_rest)
         for each in made.plans:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from builders import World, node, service, task, task_spec
 
-from orchestrator.manager.planning.pipeline import dirty_of
+from orchestrator.manager.planning.pipeline import dirty_of, plan
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.reconcile.at_rest import only_advances
 from orchestrator.model.nodes import Availability
@@ -75,6 +75,20 @@ def test_a_service_whose_tasks_leave_their_node_one_by_one_is_not_at_rest() -> N
     world.obey()
     assert {each.node_id for each in world.tasks() if each.status.works} == {"b"}
     assert world.at_rest == {WEB.id}
+
+
+def test_a_node_makes_only_services_with_tasks_on_it_dirty_and_those_not_at_rest() -> None:
+    other = service("other", constraints=("node.id==b",))
+    world = World(node("a"), replace(WEB, spec=replace(WEB.spec, constraints=("node.id==a",))))
+    world.put(node("b"))
+    world.put(other)
+    world.obey()
+    assert world.at_rest == {WEB.id, other.id}
+    world.put(replace(world.view.nodes["b"], labels={"disk": "ssd"}))
+    made = plan(world.view, world.dirty, world.now, world.new_id, at_rest=world.at_rest)
+    assert made.reconciled == {other.id: True}
+    made = plan(world.view, world.dirty, world.now, world.new_id)
+    assert made.reconciled.keys() == {WEB.id, other.id}
 
 
 PENDING = task("t", TaskState.PENDING, of=WEB)

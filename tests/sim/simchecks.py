@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import replace
 
 from orchestrator.manager.planning.disruptions import unavailable
@@ -113,6 +113,11 @@ def check_update(view: ClusterView, plan: Plan) -> None:
         for was, now in ((change.before, change.after) for change in plan.changes)
         if isinstance(was, Task) and isinstance(now, Task) and _is_stopped(was, now)
     ]
+    updated = {
+        was.slot
+        for was, _ in stops
+        if (service := after.services.get(was.service_id)) and not is_current(service, was)
+    }
     for was, now in stops:
         service, node = after.services.get(was.service_id), view.nodes.get(was.node_id)
         if service is None or service.removed or service.spec.mode.is_job or node is None:
@@ -124,7 +129,8 @@ def check_update(view: ClusterView, plan: Plan) -> None:
         slots = slots_of(after.tasks_of_service(service.id))
         preempted = now.preempted_by != was.preempted_by
         if preempted or (is_current(service, was) and not is_eligible(node, service)):
-            _check_budget(service, [slot for slot in slots.values() if slot.kept], was.slot)
+            kept = [slot for slot in slots.values() if slot.kept]
+            _check_budget(service, kept, was.slot, updated)
         if preempted:
             _check_priority(view, service, now)
             continue
@@ -144,7 +150,9 @@ def check_moves(view: ClusterView, moves: Iterable[Move]) -> None:
         assert move.task.status.works, f"{move.task.name} does not work and is moved"
         target = view.nodes[move.target.id]
         assert target.availability is Availability.ACTIVE, f"{target.id} takes nothing"
-        view = view.evolve([Change(move.task, replace(move.task, node_id=target.id))])
+        # Which of the node's generic resources it will have is not decided yet.
+        moved = replace(move.task, node_id=target.id, generic_resources={})
+        view = view.evolve([Change(move.task, moved)])
         check_nodes(view)
         after = measure(view)
         assert after < before, f"{move} makes {before} to {after}"
@@ -167,11 +175,15 @@ def measure(view: ClusterView) -> tuple[int, list[float]]:
     return sum(count * count for count in counts.values()), sorted(loads, reverse=True)
 
 
-def _check_budget(service: Service, slots: list[Slot], stopped: int) -> None:
-    """What leaves its node, or makes room for others, leaves as many as the budget demands."""
+def _check_budget(
+    service: Service, slots: list[Slot], stopped: int, updated: Container[int]
+) -> None:
+    """What leaves its node, or makes room for others, leaves as many as the budget demands. What an
+    update stops at the same time, in the slots `updated`, is not bound by it."""
     if any(task.status.works for slot in slots if slot.number == stopped for task in slot.live):
         return
-    most, down = most_unavailable(service.spec.disruption, len(slots)), unavailable(slots)
+    most = most_unavailable(service.spec.disruption, len(slots))
+    down = unavailable(slot for slot in slots if slot.number not in updated)
     assert down <= most, f"{service.spec.name}: {down} are unavailable, over {most}"
 
 

@@ -22,6 +22,7 @@ import simjobs
 from simnode import LATE, STOPPING, Agent, Statuses, Wire, advance, obey, reboot, report
 from simusers import MIB, any_service, changed
 
+from orchestrator.manager.planning.disruptions import was_preempted
 from orchestrator.manager.planning.pipeline import EVERYTHING, Dirty, dirty_of, plan
 from orchestrator.manager.planning.plan import Change, Plan, earliest
 from orchestrator.manager.planning.reconcile.convergence import progress
@@ -30,6 +31,7 @@ from orchestrator.manager.planning.reports.claims import accept_reports
 from orchestrator.manager.planning.reports.liveness import Hearing, Silence, expire, node_up
 from orchestrator.manager.planning.scheduling.rebalancing import improving_moves
 from orchestrator.manager.planning.scheduling.scheduler import Placement, schedule
+from orchestrator.manager.planning.scheduling.scoring import failing_nodes, unsteady_nodes
 from orchestrator.manager.planning.view import ClusterView, assigned_tasks
 from orchestrator.manager.store.cache import find_object
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
@@ -330,8 +332,24 @@ class SimCluster:
             decided = plan(self.view, EVERYTHING, self.leader_now, self.new_id)
             self._ids = before
             changes = [change for item in decided.plans for change in item.changes]
-            causeless = [change for change in changes if not _is_reason(change)]
+            causeless = [change for change in changes if not self._has_cause(change)]
             assert not causeless, f"changed without a cause: {causeless}"
+
+    def _has_cause(self, change: Change) -> bool:
+        """Whether only the words change why a task waits, or time has passed: where tasks preempt
+        others depends on nodes that are avoided for a while."""
+        before, after = change.before, change.after
+        if not isinstance(before, Task) or not isinstance(after, Task):
+            return False
+        if unsteady_nodes(self.view, self.leader_now) or any(
+            failing_nodes(self.view, id, self.leader_now) for id in self.view.services
+        ):
+            after = replace(after, nominated_node=before.nominated_node)
+            if was_preempted(before, after):
+                return True
+        return replace(after, status=before.status) == before and (
+            before.status.state is after.status.state is TaskState.PENDING
+        )
 
     def _may_place(self, task: Task) -> bool:
         service = self.view.services.get(task.service_id)
@@ -411,13 +429,3 @@ class SimCluster:
             for id, service in self.view.services.items()
         ]
         return "\n".join(lines)
-
-
-def _is_reason(change: Change) -> bool:
-    """Whether only the words change why a task waits."""
-    before, after = change.before, change.after
-    if not isinstance(before, Task) or not isinstance(after, Task):
-        return False
-    return replace(after, status=before.status) == before and (
-        before.status.state is after.status.state is TaskState.PENDING
-    )

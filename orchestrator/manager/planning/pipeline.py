@@ -127,10 +127,10 @@ def dirty_of(changes: Iterable[Change], at_rest: Container[str] = ()) -> Dirty:
                     advanced = True
                 else:
                     services.add(task.service_id)
-                freed = freed or change.after is None or ended(task)
+                freed = freed or change.after is None or ended(task) or _releases_room(change)
             case Service() as service:
                 services.add(service.id)
-                freed = freed or _affects_affinities(change)
+                freed = freed or _affects_others(change)
             case Node() as node:
                 if not _does_not_affect_plans(change):
                     nodes.add(node.id)
@@ -175,13 +175,26 @@ def _planned_by(node: Node) -> Node:
     )
 
 
-def _affects_affinities(change: Change) -> bool:
-    """Whether the change of a service may satisfy affinities of others."""
+def _releases_room(change: Change) -> bool:
+    """Whether a task no longer holds room on the node that it was nominated for."""
+    before, after = change.before, change.after
+    if not isinstance(before, Task) or not isinstance(after, Task):
+        return False
+    return bool(before.nominated_node) and before.nominated_node != after.nominated_node
+
+
+def _affects_others(change: Change) -> bool:
+    """Whether the change of a service may satisfy affinities of others, or lower the priority with
+    which its tasks hold room."""
     before, after = change.before, change.after
     if not isinstance(before, Service) or not isinstance(after, Service):
         return False
     old, new = before.spec, after.spec
-    return (old.labels, old.affinities) != (new.labels, new.affinities)
+    return (old.labels, old.affinities, old.priority) != (
+        new.labels,
+        new.affinities,
+        new.priority,
+    )
 
 
 @dataclass(frozen=True, slots=True)

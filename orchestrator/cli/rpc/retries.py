@@ -40,6 +40,7 @@ READS = frozenset(
         "Images.Save",
         "Interact.Stats",
         "Interact.Top",
+        "Jobs.ListQueues",
         "Managers.ListManagers",
         "Security.GetCaStatus",
         "Security.GetDataKeyStatus",

@@ -58,6 +58,8 @@ _NOT_OF_JOBS = (
     "restart_window",
     "restart_condition",
     "monitor",
+    "min_available",
+    "max_unavailable",
 )
 
 
@@ -126,7 +128,7 @@ run.params += [
     param
     for param in create.params
     if param.name not in _NOT_OF_JOBS
-    and not str(param.name).startswith(("update_", "rollback_"))
+    and not str(param.name).startswith(("update_", "rollback_", "autoscale_"))
     and param.name not in {each.name for each in run.params}
 ]
 job.add_command(run)

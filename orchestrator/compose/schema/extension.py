@@ -51,6 +51,8 @@ X_ORC_KEYS = Object(
         "overlap": Choice(("forbid", "allow", "replace")),
         "missed": Choice(("once", "skip")),
         "history": Number(1),
+        "queue": Text(),
+        "all-or-nothing": Choice(("true", "false")),
     },
     X_ORC,
 )
@@ -87,6 +89,8 @@ def with_extension(spec: ServiceSpec, service: Map) -> ServiceSpec:
         overlap=Overlap[own.text("overlap", default.overlap.name).upper()],
         missed=Missed[own.text("missed", default.missed.name).upper()],
         history=int(own.text("history", str(default.history))),
+        queue=own.text("queue"),
+        all_or_nothing=own.text("all-or-nothing") == "true",
     )
     return replace(
         spec,

@@ -28,6 +28,7 @@ from orchestrator.manager.planning.reconcile.evictions import (
     evict_from_failed_nodes,
     has_drain_deadline,
 )
+from orchestrator.manager.planning.reconcile.job_queues import QueueRoom, has_queues, queue_of
 from orchestrator.manager.planning.reconcile.jobs import reconcile_job
 from orchestrator.manager.planning.reconcile.service_dependencies import depends_on, still_needed
 from orchestrator.manager.planning.reconcile.services import (
@@ -240,7 +241,8 @@ def plan(
     slices = allocate_slices(view) if dirty.topology else ()
     drafts: dict[str, Draft] = {}
     unplanned = quarantined_services(view) if view.quarantined else {}
-    services = _services_to_reconcile(view, dirty, at_rest) - unplanned.keys() - exclude
+    room = QueueRoom(view)
+    services = _services_to_reconcile(view, dirty, at_rest, room) - unplanned.keys() - exclude
     vips = allocate_vips(view.evolve(slices), services)
     failures = PlanningErrors()
     reconciled: dict[str, bool] = {}
@@ -251,7 +253,7 @@ def plan(
             break
         with failures.of(id):
             reconciled[id] = False
-            drafts[id] = _reconcile(view, id, now, new_id, left)
+            drafts[id] = _reconcile(view, id, now, new_id, left, room)
             left -= drafts[id].touched
             if (after := drafts[id].service) is not None:
                 reconciled[id] = is_at_rest(view, after, drafts[id])
@@ -356,7 +358,9 @@ def rebalance(
     return plans, None
 
 
-def _services_to_reconcile(view: ClusterView, dirty: Dirty, at_rest: Container[str]) -> set[str]:
+def _services_to_reconcile(
+    view: ClusterView, dirty: Dirty, at_rest: Container[str], room: QueueRoom
+) -> set[str]:
     services = set(dirty.services)
     ordered = [
         item
@@ -389,6 +393,10 @@ def _services_to_reconcile(view: ClusterView, dirty: Dirty, at_rest: Container[s
             for task in view.tasks_of_node(node.id).values()
             if not task.standalone
         }
+    if has_queues(view):
+        queued = any(queue_of(view.services.get(id)) for id in services)
+        if queued or dirty.timer or dirty.capacity_freed:
+            services |= room.jobs()
     if dirty.documents:
         services |= {id for id, item in view.services.items() if _has_files(item)}
     return services
@@ -432,7 +440,12 @@ def _draft(
 
 
 def _reconcile(
-    view: ClusterView, service_id: str, now: float, new_id: Callable[[], str], limit: int
+    view: ClusterView,
+    service_id: str,
+    now: float,
+    new_id: Callable[[], str],
+    limit: int,
+    room: QueueRoom,
 ) -> Draft:
     draft = _draft(view, service_id, now, new_id, limit)
     service = draft.service
@@ -443,7 +456,7 @@ def _reconcile(
         return draft
     service = update_documents(view, service, draft)
     if service.spec.mode.is_job:
-        reconcile_job(view, service, draft)
+        reconcile_job(view, service, draft, room)
     elif service.spec.mode is ServiceMode.GLOBAL:
         reconcile_global(view, service, draft)
     else:

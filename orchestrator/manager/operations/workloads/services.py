@@ -31,6 +31,7 @@ from orchestrator.manager.operations.references import (
     resolve_documents,
     resolve_networks,
 )
+from orchestrator.manager.operations.workloads.queues import check_queue_exists
 from orchestrator.manager.operations.workloads.task_pages import by_service, task_page
 from orchestrator.manager.planning.networking.allocation import allocate_vips
 from orchestrator.manager.planning.plan import Change
@@ -63,7 +64,9 @@ covers many changes."""
 
 
 def _check_features(view: ClusterView, spec: ServiceSpec) -> None:
-    """Raise RequestError for a spec that a manager of an older version would not follow."""
+    """Raise RequestError for a job in a queue that does not exist, or for a spec that a manager of
+    an older version would not follow."""
+    check_queue_exists(view, spec.job.queue)
     if not spec.autoscale.enabled:
         return
     old = [each.hostname for each in view.managers.values() if AUTOSCALING not in each.features]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -238,6 +238,22 @@ class NodeTable:
             self.generic.release(source, each)
             self.generic.hold(target, each)
         self.place(target, demand)
+
+    def unplace(self, row: int, demand: Demand, generic: Mapping[str, str]) -> None:
+        """Undo `place` of a task that was given these generic resources. Volumes stay pinned."""
+        self.free_shares[row] += demand.resources.shares
+        self.free_memory[row] += demand.resources.memory
+        self.tasks[row] -= 1
+        active = self.tasks_of_service(demand.service_id)
+        staying = self.staying_of_service(demand.service_id)
+        active[row] -= 1
+        if staying is not active:
+            staying[row] -= 1
+        for port in demand.ports:
+            self.ports.get(port, set()).discard(row)
+        for name in demand.networks:
+            self.attached(name)[row] -= 1
+        self.generic.give_back(row, generic)
 
     def hold(self, row: int, demand: Demand) -> None:
         """Keep room on the node for a task that is not placed yet. What is free becomes negative if

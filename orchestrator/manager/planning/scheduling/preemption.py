@@ -81,6 +81,11 @@ class Preemption:
             (each.spec.priority for each in view.services.values() if not each.removed), default=0
         )
 
+    @property
+    def table(self) -> NodeTable:
+        """The nodes, as they are after the decisions so far."""
+        return self._table
+
     def may_preempt(self, task: Task, demand: Demand) -> bool:
         """Whether there may be tasks of lower priority, and it may preempt them. One that replaces
         a preempted task, or is moved, may not."""

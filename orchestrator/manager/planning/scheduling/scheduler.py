@@ -8,7 +8,8 @@ are placed together: filters and scores are array operations over all nodes, onc
 after each placement only the row of the chosen node is scored again (`node_queue`).
 
 Tasks of higher priority choose first, then older ones. A task that fits nowhere may have those of
-lower priority stopped (`preemption`); the room that is made for it is held.
+lower priority stopped (`preemption`); the room that is made for it is held. Of one priority, tasks
+of job queues come last, and take turns by fair shares (`fair_shares`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,17 @@ from operator import itemgetter
 
 import numpy as np
 
+from orchestrator.manager.planning.reconcile.job_queues import has_queues
 from orchestrator.manager.planning.scheduling.affinity import OwnAffinities, affinity_scores
 from orchestrator.manager.planning.scheduling.capacity import BoolArray, IntArray, fits
+from orchestrator.manager.planning.scheduling.fair_shares import (
+    FairShares,
+    Unit,
+    is_gang,
+    lines_of,
+    missing_tasks,
+    queued_tasks,
+)
 from orchestrator.manager.planning.scheduling.filters import (
     candidates,
     explain,
@@ -46,6 +56,7 @@ from orchestrator.manager.planning.unplannable import PlanningErrors
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.constraints import RuleError, read_attribute
 from orchestrator.model.nodes import Node
+from orchestrator.model.services import Service
 from orchestrator.model.tasks import Task
 
 UNSCHEDULABLE = "unschedulable: "
@@ -99,26 +110,135 @@ def schedule(
     )
     if not due:
         return []
-    table, unsteady = NodeTable(view), unsteady_nodes(view, now)
-    preemption, holders = Preemption(view, table, exclude, enabled=preempts), _Holders(view)
-    decided: list[Placement | Unplaced] = []
-    failures = failures if failures is not None else PlanningErrors()
-    count = 0
-    for demand, alike in groupby(_demands(view, due, failures), key=itemgetter(0)):
-        left = [task for _, task in alike]
-        holders.hold_above(demand.priority, table)
-        with failures.of(left[0].service_id or left[0].id):
-            while left and count < limit:
-                placed = _place(
-                    view, table, demand, left[: limit - count], unsteady, now, preemption
-                )
-                holders.decided(placed)
-                count += sum(isinstance(each, Placement) for each in placed)
-                decided += placed
-                left = left[len(placed) :]
-                if gives_up and any(isinstance(each, Unplaced) for each in placed):
-                    return decided
-    return decided
+    turn = _Pass(
+        view,
+        now,
+        limit,
+        failures if failures is not None else PlanningErrors(),
+        Preemption(view, NodeTable(view), exclude, enabled=preempts),
+        gives_up=gives_up,
+    )
+    for _, alike in groupby(due, key=lambda task: priority_of(view, task)):
+        tasks = list(alike)
+        queued = {task.id for task in queued_tasks(view, tasks)} if has_queues(view) else set()
+        turn.in_order(task for task in tasks if task.id not in queued)
+        if queued:
+            turn.fairly(task for task in tasks if task.id in queued)
+        if turn.over:
+            break
+    return turn.decided
+
+
+class _Pass:
+    """The decisions of one pass, in their order."""
+
+    def __init__(
+        self,
+        view: ClusterView,
+        now: float,
+        limit: int,
+        failures: PlanningErrors,
+        preemption: Preemption,
+        *,
+        gives_up: bool,
+    ) -> None:
+        self.decided: list[Placement | Unplaced] = []
+        self.over = False
+        """Nothing more is to be decided."""
+        self._view = view
+        self._now = now
+        self._left = limit
+        self._failures = failures
+        self._preemption = preemption
+        self._table = preemption.table
+        self._unsteady = unsteady_nodes(view, now)
+        self._holders = _Holders(view)
+        self._gives_up = gives_up
+        self._fair_shares: FairShares | None = None
+
+    def in_order(self, tasks: Iterable[Task]) -> None:
+        """Decide about tasks in their order, those of one demand together."""
+        for demand, alike in groupby(
+            _demands(self._view, tasks, self._failures), key=itemgetter(0)
+        ):
+            left = [task for _, task in alike]
+            with self._failures.of(left[0].service_id or left[0].id):
+                while left and not self.over:
+                    placed = self._place(demand, left[: self._left])
+                    self._decide(placed)
+                    left = left[len(placed) :]
+            if self.over:
+                return
+
+    def fairly(self, tasks: Iterable[Task]) -> None:
+        """Decide about tasks of queues: the queue with the least share is next, again and again."""
+        if self._fair_shares is None:
+            self._fair_shares = FairShares(self._view)
+        shares, lines = self._fair_shares, lines_of(self._view, tasks)
+        failed: dict[str, str] = {}
+        while lines and not self.over:
+            queue = min(lines, key=lambda name: (shares.share(name), name))
+            unit = lines[queue].popleft()
+            if not lines[queue]:
+                del lines[queue]
+            with self._failures.of(unit[0].service_id):
+                self._decide(self._unit(queue, unit, shares, failed))
+
+    def _unit(
+        self, queue: str, unit: Unit, shares: FairShares, failed: dict[str, str]
+    ) -> list[Placement | Unplaced]:
+        """Decide about the next task of a queue, or tasks that start together. `failed`: id of a
+        job whose tasks fit nowhere in this pass → why."""
+        first = unit[0]
+        demand = Demand.of(self._view, first)
+        reason = failed.get(first.service_id, "") if not demand.volumes else ""
+        reason = reason or shares.over_quota(queue, demand.resources, len(unit))
+        if reason:
+            return [Unplaced(task, reason) for task in unit]
+        service = self._view.services[first.service_id]
+        if is_gang(self._view, service, first.job_run):
+            placed = self._together(service, unit)
+        else:
+            placed = self._place(demand, unit)
+        for each in placed:
+            if isinstance(each, Placement):
+                shares.take(queue, demand.resources)
+            elif not each.nominated:
+                failed[first.service_id] = each.reason
+        return placed
+
+    def _together(self, service: Service, unit: Unit) -> list[Placement | Unplaced]:
+        """Place all of the tasks, or none of them."""
+        if missing := missing_tasks(self._view, service, unit):
+            why = f"all or nothing: waiting for {missing} more tasks of the job"
+            return [Unplaced(task, why) for task in unit]
+        placed: list[Placement] = []
+        for task in unit:
+            demand = Demand.of(self._view, task)
+            [one] = self._place(demand, [task], preempts=False)
+            if isinstance(one, Placement):
+                placed.append(one)
+                continue
+            for each in placed:
+                row = self._table.row[each.node.id]
+                self._table.unplace(row, Demand.of(self._view, each.task), each.generic)
+            why = f"all or nothing: {len(placed)} of {len(unit)} tasks fit; {one.reason}"
+            return [Unplaced(each, why) for each in unit]
+        return list(placed)
+
+    def _place(
+        self, demand: Demand, tasks: Sequence[Task], *, preempts: bool = True
+    ) -> list[Placement | Unplaced]:
+        self._holders.hold_above(demand.priority, self._table)
+        preemption = self._preemption if preempts else None
+        return _place(self._view, self._table, demand, tasks, self._unsteady, self._now, preemption)
+
+    def _decide(self, placed: list[Placement | Unplaced]) -> None:
+        self._holders.decided(placed)
+        self._left -= sum(isinstance(each, Placement) for each in placed)
+        self.decided += placed
+        fails = self._gives_up and any(isinstance(each, Unplaced) for each in placed)
+        self.over = self.over or fails or self._left <= 0
 
 
 class _Holders:
@@ -180,7 +300,7 @@ def _place(
     tasks: Sequence[Task],
     unsteady: frozenset[str],
     now: float,
-    preemption: Preemption,
+    preemption: Preemption | None,
 ) -> list[Placement | Unplaced]:
     """Decide about tasks of one demand, in order: all of them, or up to one that pinned a volume or
     satisfied an affinity, since other rules hold for the tasks after it."""
@@ -206,7 +326,7 @@ def _place(
         if row is None:
             reason = reason or _reason(table, demand, filters)
             room = None
-            if preemption.may_preempt(task, demand):
+            if preemption is not None and preemption.may_preempt(task, demand):
                 eligible = candidates(table, demand)
                 if avoided is not None:
                     eligible &= ~avoided

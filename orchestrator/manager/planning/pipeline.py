@@ -49,7 +49,7 @@ from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.documents import Document
 from orchestrator.model.networks import network_container
 from orchestrator.model.nodes import Node
-from orchestrator.model.objects import Image, Network, Object, Volume
+from orchestrator.model.objects import Cluster, Image, Network, Object, Volume
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ServiceMode
 from orchestrator.model.tasks import Task
@@ -141,6 +141,8 @@ def dirty_of(changes: Iterable[Change], at_rest: Container[str] = ()) -> Dirty:
                 freed = True
             case Document():
                 documents = True
+            case Cluster():
+                freed = freed or _affects_queues(change)
             case _:
                 pass
     return Dirty(
@@ -174,6 +176,14 @@ def _planned_by(node: Node) -> Node:
     return replace(
         node, description=description, message="", boot_id="", key_rotation=0, revision=0
     )
+
+
+def _affects_queues(change: Change) -> bool:
+    """Whether a change of the cluster may let tasks of queues start, or begins rebalancing."""
+    before, after = change.before, change.after
+    if not isinstance(before, Cluster) or not isinstance(after, Cluster):
+        return True
+    return (before.queues, before.rebalance_every) != (after.queues, after.rebalance_every)
 
 
 def _releases_room(change: Change) -> bool:

@@ -220,8 +220,8 @@ class NodeTable:
             self._rules[key] = found
         return found
 
-    def move(self, source: int, target: int, demand: Demand) -> None:
-        """Count a task of this demand on another node."""
+    def leave(self, source: int, demand: Demand) -> None:
+        """Count a task of this demand no longer on the node."""
         self.free_shares[source] += demand.resources.shares
         self.free_memory[source] += demand.resources.memory
         self.tasks[source] -= 1
@@ -236,6 +236,11 @@ class NodeTable:
             self.attached(name)[source] -= 1
         for each in demand.generic:
             self.generic.release(source, each)
+
+    def move(self, source: int, target: int, demand: Demand) -> None:
+        """Count a task of this demand on another node."""
+        self.leave(source, demand)
+        for each in demand.generic:
             self.generic.hold(target, each)
         self.place(target, demand)
 

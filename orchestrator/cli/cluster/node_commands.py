@@ -323,6 +323,7 @@ def until_empty(client: Client, node_id: str, name: str, timeout: float) -> None
                 raise NotConverged(
                     f"node {name} still has {_counted(left)} after {format_duration(timeout)}"
                     f"{_reasons(client, left)}; the drain continues, see 'orc node ps {name}'"
+                    f" and 'orc why {left[0].service_name}'"
                 )
             if (
                 text := f"{name}: {_counted(left)} left"

@@ -204,7 +204,7 @@ def test_a_drain_waits_until_the_node_is_empty(
     assert (done.exit_code, done.stderr) == (
         3,
         "orc: node node2 still has 1 task of web after 0s: no suitable node; the drain continues, "
-        "see 'orc node ps node2'\n",
+        "see 'orc node ps node2' and 'orc why web'\n",
     )
     assert "--timeout go with" in refused("node", "update", "--timeout", "1m", "node2", status=2)
 

@@ -231,6 +231,10 @@ x-orc:
     assert (spec.update.canary, spec.on_disconnect.action.name) == (1, "KEEP")
     spec = service("x-orc: {priority: high, min-available: 50%, max-unavailable: 1}")
     assert (spec.priority, spec.disruption) == (100, DisruptionBudget("50%", "1"))
+    assert service("x-orc: {priority: -7}").priority == -7
+    queued = "{queue: nightly, all-or-nothing: true}"
+    job = service(f"deploy: {{mode: replicated-job}}\nx-orc: {queued}").job
+    assert (job.queue, job.all_or_nothing) == ("nightly", True)
     keys = "autoscale-min: 2, autoscale-max: 9, autoscale-cpu: 60, autoscale-up-window: 1m"
     assert service(f"x-orc: {{{keys}}}").autoscale == AutoscaleSpec(2, 9, 60, 0, 60.0, 300.0)
 

@@ -15,12 +15,9 @@ from orchestrator.manager.errors import (
 )
 from orchestrator.manager.event_loop import offload
 from orchestrator.manager.operations.context import Operations
-from orchestrator.manager.planning.node_load import occupies
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.reconcile.job_queues import queue_of, waiting_tasks
-from orchestrator.manager.planning.reconcile.job_runs import active_runs
-from orchestrator.manager.planning.scheduling.fair_shares import FairShares
-from orchestrator.manager.planning.slots import waits
+from orchestrator.manager.planning.reconcile.job_queues import queue_of
+from orchestrator.manager.planning.scheduling.fair_shares import FairShares, queue_counts
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict
@@ -130,22 +127,18 @@ def _updated(queue: Queue, request: jobs_pb2.SetQueueRequest) -> Queue:
 
 
 def _list(view: ClusterView) -> jobs_pb2.ListQueuesReply:
-    shares = FairShares(view)
+    shares, counts = FairShares(view), queue_counts(view)
     queues = view.cluster.queues if view.cluster is not None else ()
-    rows = {
-        queue.name: jobs_pb2.QueueRow(
-            queue=to_proto(queue),
-            used=to_proto(shares.used(queue.name)),
-            share=shares.share(queue.name),
-        )
-        for queue in queues
-    }
-    for service in view.services.values():
-        row = rows.get(queue_of(service))
-        if row is None or service.removed or not active_runs(service):
-            continue
-        tasks = view.tasks_of_service(service.id).values()
-        row.jobs += 1
-        row.running += sum(map(occupies, tasks))
-        row.waiting += sum(map(waits, tasks)) + waiting_tasks(view, service)
-    return jobs_pb2.ListQueuesReply(queues=rows.values())
+    return jobs_pb2.ListQueuesReply(
+        queues=[
+            jobs_pb2.QueueRow(
+                queue=to_proto(queue),
+                used=to_proto(shares.used(queue.name)),
+                share=shares.share(queue.name),
+                jobs=counts[queue.name].jobs,
+                running=counts[queue.name].placed,
+                waiting=counts[queue.name].waiting,
+            )
+            for queue in queues
+        ]
+    )

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from orchestrator.manager.planning.node_load import occupies
-from orchestrator.manager.planning.reconcile.job_queues import queue_of, wanted_tasks
+from orchestrator.manager.planning.reconcile.job_queues import queue_of, waiting_tasks, wanted_tasks
 from orchestrator.manager.planning.reconcile.job_runs import active_runs
+from orchestrator.manager.planning.slots import waits
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import NodeState
 from orchestrator.model.queues import Queue, queue_named
@@ -72,6 +74,34 @@ class FairShares:
 
     def _queue(self, name: str) -> Queue:
         return queue_named(self._queues, name) or Queue(name)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueCount:
+    """The active jobs of a queue and their tasks."""
+
+    jobs: int = 0
+    placed: int = 0
+    """Tasks that have a node and have not ended."""
+    waiting: int = 0
+    """Tasks that wait, those that do not exist yet included."""
+
+
+def queue_counts(view: ClusterView) -> dict[str, QueueCount]:
+    """By the name of each queue of the cluster."""
+    queues = view.cluster.queues if view.cluster is not None else ()
+    counts = {queue.name: QueueCount() for queue in queues}
+    for service in view.services.values():
+        count = counts.get(queue_of(service))
+        if count is None or service.removed or not active_runs(service):
+            continue
+        tasks = view.tasks_of_service(service.id).values()
+        counts[queue_of(service)] = QueueCount(
+            count.jobs + 1,
+            count.placed + sum(map(occupies, tasks)),
+            count.waiting + sum(map(waits, tasks)) + waiting_tasks(view, service),
+        )
+    return counts
 
 
 Unit = list[Task]

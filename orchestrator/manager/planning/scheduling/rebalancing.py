@@ -25,8 +25,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from orchestrator.manager.planning.eligibility import is_eligible
+from orchestrator.manager.planning.node_load import occupies
 from orchestrator.manager.planning.scheduling.affinity import affinity_scores
-from orchestrator.manager.planning.scheduling.capacity import BoolArray, IntArray, occupies
+from orchestrator.manager.planning.scheduling.capacity import BoolArray, IntArray
 from orchestrator.manager.planning.scheduling.filters import filters_for, impossible
 from orchestrator.manager.planning.scheduling.node_table import Demand, NodeTable
 from orchestrator.manager.planning.scheduling.scheduler import zone_numbers

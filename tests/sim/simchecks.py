@@ -118,6 +118,7 @@ def check_update(view: ClusterView, plan: Plan) -> None:
         for was, _ in stops
         if (service := after.services.get(was.service_id)) and not is_current(service, was)
     }
+    preempting = {was.slot for was, now in stops if now.preempted_by != was.preempted_by}
     for was, now in stops:
         service, node = after.services.get(was.service_id), view.nodes.get(was.node_id)
         if service is None or service.removed or service.spec.mode.is_job or node is None:
@@ -139,12 +140,14 @@ def check_update(view: ClusterView, plan: Plan) -> None:
             assert works, f"{now.name} is stopped, and nothing stands in for it"
         elif is_eligible(node, service) and service.policy.parallelism and not works:
             down = [slot.number for slot in slots.values() if slot.kept and _is_down(view, slot)]
+            down = [number for number in down if number not in preempting]
             most = service.policy.parallelism
             assert len(down) <= most, f"{now.name} is stopped while {down} are down"
 
 
 def check_moves(view: ClusterView, moves: Iterable[Move]) -> None:
     """Each move makes the measures smaller, and none is of data or to a node that takes nothing."""
+    view = _after_moves(view)
     before = measure(view)
     for move in moves:
         assert move.task.status.works, f"{move.task.name} does not work and is moved"
@@ -153,10 +156,39 @@ def check_moves(view: ClusterView, moves: Iterable[Move]) -> None:
         # Which of the node's generic resources it will have is not decided yet.
         moved = replace(move.task, node_id=target.id, generic_resources={})
         view = view.evolve([Change(move.task, moved)])
-        check_nodes(view)
         after = measure(view)
         assert after < before, f"{move} makes {before} to {after}"
         before = after
+
+
+def _after_moves(view: ClusterView) -> ClusterView:
+    """The cluster once the moves in progress are done."""
+    changes: list[Change] = []
+    for task in view.tasks.values():
+        running = not is_terminal(task.status.state) and task.desired_state <= TaskState.RUNNING
+        if not (task.move_to in view.nodes and running):
+            continue
+        beside = any(
+            occupies(other) and other.slot == task.slot and other.node_id == task.move_to
+            for other in view.tasks_of_service(task.service_id).values()
+        )
+        moved = replace(task, node_id=task.move_to, generic_resources={})
+        changes.append(Change(task, None if beside else moved))
+    return view.evolve(changes)
+
+
+def check_queues(view: ClusterView) -> None:
+    """No queue's tasks reserve more than its quota."""
+    for queue in view.cluster.queues if view.cluster is not None else ():
+        tasks = [
+            task
+            for service in view.services.values()
+            if service.spec.job.queue == queue.name
+            for task in view.tasks_of_service(service.id).values()
+        ]
+        taken = reserved(tasks)
+        most = queue.quota.shares or taken.shares
+        assert taken.shares <= most, f"queue {queue.name} has {taken.shares} shares of {most}"
 
 
 def measure(view: ClusterView) -> tuple[int, list[float]]:

@@ -20,7 +20,7 @@ from typing import Any
 import simchecks
 import simjobs
 from simnode import LATE, STOPPING, Agent, Statuses, Wire, advance, obey, reboot, report
-from simusers import MIB, any_service, changed
+from simusers import MIB, QUEUES, any_service, changed
 
 from orchestrator.manager.planning.disruptions import was_preempted
 from orchestrator.manager.planning.pipeline import EVERYTHING, Dirty, dirty_of, plan
@@ -76,7 +76,8 @@ class SimCluster:
         """Container that runs beside a newer one of its slot → since when."""
         self._ids = 0
         network = Network(id="net", name="default", subnet="10.128.0.0/20", node_prefix=24)
-        self.view = ClusterView.of([Cluster(id="cluster", node_timeout=2.0), network])
+        cluster = Cluster(id="cluster", node_timeout=2.0, queues=QUEUES)
+        self.view = ClusterView.of([cluster, network])
         self.read = self.view
         """As the leader saw it when it last decided."""
         for _ in range(nodes):
@@ -309,6 +310,7 @@ class SimCluster:
         """Raise AssertionError if the cluster is in a state that must not be."""
         settled = whole and not self.dirty
         simchecks.check_nodes(self.view)
+        simchecks.check_queues(self.view)
         simchecks.check_slots(self.view, self.started_first, settled=settled)
         simjobs.check_jobs(self.view, self.leader_now, settled=settled)
         self._check_containers()

@@ -21,6 +21,7 @@ from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import EndpointProgress, Node, SessionRecord
 from orchestrator.model.orphans import Orphan
 from orchestrator.model.placement import Strategy
+from orchestrator.model.queues import Queue
 from orchestrator.model.services import Service
 from orchestrator.model.specs import Protocol
 from orchestrator.model.tasks import Task
@@ -207,6 +208,8 @@ class Cluster(Extensible):
     """Where certificates are signed, if not by the managers."""
     rebalance_every: float = 0.0
     """Seconds between two automatic moves of running tasks; 0: none are made."""
+    queues: tuple[Queue, ...] = ()
+    """Of jobs, by name."""
 
     @property
     def trusted_cas(self) -> str:

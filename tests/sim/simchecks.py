@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import replace
 
 from orchestrator.manager.planning.disruptions import unavailable
 from orchestrator.manager.planning.eligibility import is_eligible
+from orchestrator.manager.planning.node_load import occupies, published
 from orchestrator.manager.planning.plan import Change, Plan
 from orchestrator.manager.planning.reconcile.evictions import has_drain_deadline
 from orchestrator.manager.planning.reconcile.service_dependencies import unmet_dependency
-from orchestrator.manager.planning.scheduling.capacity import occupies, reserved
-from orchestrator.manager.planning.scheduling.node_table import published
+from orchestrator.manager.planning.scheduling.capacity import reserved
 from orchestrator.manager.planning.scheduling.rebalancing import Move
 from orchestrator.manager.planning.slots import Slot, is_current, slots_of
 from orchestrator.manager.planning.view import ClusterView
@@ -113,6 +113,12 @@ def check_update(view: ClusterView, plan: Plan) -> None:
         for was, now in ((change.before, change.after) for change in plan.changes)
         if isinstance(was, Task) and isinstance(now, Task) and _is_stopped(was, now)
     ]
+    updated = {
+        was.slot
+        for was, _ in stops
+        if (service := after.services.get(was.service_id)) and not is_current(service, was)
+    }
+    preempting = {was.slot for was, now in stops if now.preempted_by != was.preempted_by}
     for was, now in stops:
         service, node = after.services.get(was.service_id), view.nodes.get(was.node_id)
         if service is None or service.removed or service.spec.mode.is_job or node is None:
@@ -124,7 +130,8 @@ def check_update(view: ClusterView, plan: Plan) -> None:
         slots = slots_of(after.tasks_of_service(service.id))
         preempted = now.preempted_by != was.preempted_by
         if preempted or (is_current(service, was) and not is_eligible(node, service)):
-            _check_budget(service, [slot for slot in slots.values() if slot.kept], was.slot)
+            kept = [slot for slot in slots.values() if slot.kept]
+            _check_budget(service, kept, was.slot, updated)
         if preempted:
             _check_priority(view, service, now)
             continue
@@ -133,22 +140,55 @@ def check_update(view: ClusterView, plan: Plan) -> None:
             assert works, f"{now.name} is stopped, and nothing stands in for it"
         elif is_eligible(node, service) and service.policy.parallelism and not works:
             down = [slot.number for slot in slots.values() if slot.kept and _is_down(view, slot)]
+            down = [number for number in down if number not in preempting]
             most = service.policy.parallelism
             assert len(down) <= most, f"{now.name} is stopped while {down} are down"
 
 
 def check_moves(view: ClusterView, moves: Iterable[Move]) -> None:
     """Each move makes the measures smaller, and none is of data or to a node that takes nothing."""
+    view = _after_moves(view)
     before = measure(view)
     for move in moves:
         assert move.task.status.works, f"{move.task.name} does not work and is moved"
         target = view.nodes[move.target.id]
         assert target.availability is Availability.ACTIVE, f"{target.id} takes nothing"
-        view = view.evolve([Change(move.task, replace(move.task, node_id=target.id))])
-        check_nodes(view)
+        # Which of the node's generic resources it will have is not decided yet.
+        moved = replace(move.task, node_id=target.id, generic_resources={})
+        view = view.evolve([Change(move.task, moved)])
         after = measure(view)
         assert after < before, f"{move} makes {before} to {after}"
         before = after
+
+
+def _after_moves(view: ClusterView) -> ClusterView:
+    """The cluster once the moves in progress are done."""
+    changes: list[Change] = []
+    for task in view.tasks.values():
+        running = not is_terminal(task.status.state) and task.desired_state <= TaskState.RUNNING
+        if not (task.move_to in view.nodes and running):
+            continue
+        beside = any(
+            occupies(other) and other.slot == task.slot and other.node_id == task.move_to
+            for other in view.tasks_of_service(task.service_id).values()
+        )
+        moved = replace(task, node_id=task.move_to, generic_resources={})
+        changes.append(Change(task, None if beside else moved))
+    return view.evolve(changes)
+
+
+def check_queues(view: ClusterView) -> None:
+    """No queue's tasks reserve more than its quota."""
+    for queue in view.cluster.queues if view.cluster is not None else ():
+        tasks = [
+            task
+            for service in view.services.values()
+            if service.spec.job.queue == queue.name
+            for task in view.tasks_of_service(service.id).values()
+        ]
+        taken = reserved(tasks)
+        most = queue.quota.shares or taken.shares
+        assert taken.shares <= most, f"queue {queue.name} has {taken.shares} shares of {most}"
 
 
 def measure(view: ClusterView) -> tuple[int, list[float]]:
@@ -167,11 +207,15 @@ def measure(view: ClusterView) -> tuple[int, list[float]]:
     return sum(count * count for count in counts.values()), sorted(loads, reverse=True)
 
 
-def _check_budget(service: Service, slots: list[Slot], stopped: int) -> None:
-    """What leaves its node, or makes room for others, leaves as many as the budget demands."""
+def _check_budget(
+    service: Service, slots: list[Slot], stopped: int, updated: Container[int]
+) -> None:
+    """What leaves its node, or makes room for others, leaves as many as the budget demands. What an
+    update stops at the same time, in the slots `updated`, is not bound by it."""
     if any(task.status.works for slot in slots if slot.number == stopped for task in slot.live):
         return
-    most, down = most_unavailable(service.spec.disruption, len(slots)), unavailable(slots)
+    most = most_unavailable(service.spec.disruption, len(slots))
+    down = unavailable(slot for slot in slots if slot.number not in updated)
     assert down <= most, f"{service.spec.name}: {down} are unavailable, over {most}"
 
 

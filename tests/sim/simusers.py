@@ -15,6 +15,7 @@ from orchestrator.model.dependencies import Dependency, DependencyCondition
 from orchestrator.model.disruptions import DisruptionBudget
 from orchestrator.model.jobs import JobSpec, Missed, Overlap
 from orchestrator.model.placement import Disconnect, DisconnectAction, GenericResource
+from orchestrator.model.queues import Queue
 from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import (
     ContainerSpec,
@@ -32,6 +33,9 @@ from orchestrator.model.specs import (
 )
 
 MIB = 1 << 20
+
+
+QUEUES = (Queue("a", weight=2), Queue("b", quota=Resources(shares=512)))
 
 
 def any_service(random: Random, view: ClusterView, id: str, now: float) -> Service:
@@ -130,12 +134,19 @@ def _any_job(random: Random, id: str, now: float) -> Service:
         schedule=schedule,
         history=pick((1, 3)),
     )
+    mode = pick((ServiceMode.REPLICATED_JOB, ServiceMode.REPLICATED_JOB, ServiceMode.GLOBAL_JOB))
+    replicas = random.randrange(0, 12)
+    if mode is ServiceMode.REPLICATED_JOB:
+        queue = pick(("", "a", "b"))
+        # Together only as many as there is room for in the end.
+        together = queue == "a" and replicas <= 4 and pick((True, False))
+        job = replace(job, queue=queue, all_or_nothing=together)
     if schedule:
         job = replace(job, overlap=pick(tuple(Overlap)), missed=pick(tuple(Missed)))
     spec = ServiceSpec(
         name=f"job{id}",
-        mode=pick((ServiceMode.REPLICATED_JOB, ServiceMode.REPLICATED_JOB, ServiceMode.GLOBAL_JOB)),
-        replicas=random.randrange(0, 12),
+        mode=mode,
+        replicas=replicas,
         priority=pick((-5, 0, 0, 5)),
         task=_task(random, restart),
         job=job,

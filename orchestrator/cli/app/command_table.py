@@ -42,6 +42,7 @@ SECTIONS = (
             Lazy(
                 "rebalance", ".service.placement_commands:rebalance", "Even out the load of nodes"
             ),
+            Lazy("queue", ".service.queue_commands:queue", "Queues by which jobs share the nodes"),
             Lazy("why", ".service.placement_commands:why", "Why a task is where it is, or nowhere"),
         ),
     ),

@@ -73,7 +73,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Jobs": (
         *("max_concurrent", "retries", "deadline", "schedule", "time_zone", "overlap", "missed"),
-        "history",
+        *("history", "queue", "all_or_nothing"),
     ),
     "Logging": ("log_driver", "log_opt"),
     "Isolation": (

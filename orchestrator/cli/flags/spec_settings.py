@@ -31,6 +31,11 @@ from orchestrator.model.units import parse_cpus, parse_memory
 from orchestrator.model.validation.job_specs import DEFAULT_RETRIES
 from orchestrator.model.validation.service_specs import MIN_SHARES
 
+
+def _boolean(text: str) -> bool:
+    return text == "true"
+
+
 JOB_SETTINGS = (
     Setting(
         ("--max-concurrent", "--parallelism"),
@@ -74,6 +79,20 @@ JOB_SETTINGS = (
         Parsed("once|skip", parse_member(Missed)),
         "Whether to make up, with one run, for those missed while no manager was available.",
         default="once",
+    ),
+    Setting(
+        ("--queue",),
+        "job.queue",
+        click.STRING,
+        "The queue in which its tasks wait for their share of the cluster.",
+        metavar="QUEUE",
+    ),
+    Setting(
+        ("--all-or-nothing",),
+        "job.all_or_nothing",
+        Parsed("boolean", _boolean),
+        "Start the tasks of a run together, or none of them; needs --queue.",
+        flag_value="true",
     ),
     Setting(
         ("--history",),

@@ -40,6 +40,7 @@ READS = frozenset(
         "Images.Save",
         "Interact.Stats",
         "Interact.Top",
+        "Jobs.ListQueues",
         "Managers.GetSchema",
         "Managers.ListManagers",
         "Security.GetCaStatus",

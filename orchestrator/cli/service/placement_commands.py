@@ -23,10 +23,11 @@ from orchestrator.cli.output.listings import (
     print_table,
 )
 from orchestrator.cli.rpc.client import Client, pass_client
+from orchestrator.cli.rpc.task_pages import list_tasks
 from orchestrator.model.nodes import Availability
 from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.units import format_cores, format_duration, format_memory
-from orchestrator.pb import control_pb2, scheduling_pb2, types_pb2
+from orchestrator.pb import scheduling_pb2, types_pb2
 
 
 @click.command(
@@ -171,7 +172,7 @@ def _until_moved(client: Client, moving: dict[str, str], timeout: float) -> None
     deadline, left = time.monotonic() + timeout, dict(moving)
     stayed: list[str] = []
     while left:
-        tasks = client.call("ListTasks", control_pb2.ListTasksRequest()).tasks
+        tasks = list_tasks(client).tasks
         known = {task.id: task for task in tasks}
         for id, name in list(left.items()):
             task = known.get(id)

@@ -225,8 +225,10 @@ def _planned(words: Sequence[str]) -> click.Command:
     command = _command(words)
     planned = copy(command)
     planned.epilog = _epilog(words)
+    # The command's own format is that of its result, of which there is none.
+    own_format = {"form": "table"} if any(each.name == "form" for each in command.params) else {}
     planned.params = [
-        *command.params,
+        *(each for each in command.params if each.name not in own_format),
         click.Option(
             ["--format", "planned_form"],
             type=click.Choice(["table", "json"]),
@@ -239,7 +241,7 @@ def _planned(words: Sequence[str]) -> click.Command:
         noted: list[_PlanningClient] = []
         ctx.meta[CLIENT_FACTORY] = partial(_PlanningClient, noted)
         with redirect_stdout(io.StringIO()), suppress(_PlanComplete):
-            ctx.invoke(command.callback, **values)  # type: ignore[arg-type]
+            ctx.invoke(command.callback, **values, **own_format)  # type: ignore[arg-type]
         _print(noted, planned_form or ctx.meta[_FORM], of_stack=words[0] == "stack")
 
     planned.callback = show

@@ -22,6 +22,7 @@ from orchestrator.cli.output.listings import (
     print_list,
 )
 from orchestrator.cli.rpc.client import Client, pass_client
+from orchestrator.cli.rpc.task_pages import list_tasks
 from orchestrator.cli.service.change_commands import create, promote, rollback, scale, update
 from orchestrator.cli.service.convergence import until_stopped
 from orchestrator.cli.service.log_commands import logs
@@ -87,7 +88,7 @@ def ps(
     """List the tasks of services, newest of each replica first."""
     rows: list[Row] = []
     for name in services:
-        reply = client.call("ListTasks", control_pb2.ListTasksRequest(service=name))
+        reply = list_tasks(client, service=name)
         rows += task_rows(reply.tasks, reply.hostnames, time.time())
     print_list(rows, task_columns(no_trunc), form=form, quiet=quiet, filters=filters)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from orchestrator.compose.schema.collection_kinds import ListOf, Object
-from orchestrator.compose.schema.value_kinds import Choice, Number, Text
+from orchestrator.compose.schema.value_kinds import NUMBER, Boolean, Choice, Number, Text
 from orchestrator.compose.tree import Map
 from orchestrator.model.affinities import parse_affinity
 from orchestrator.model.autoscaling import AutoscaleSpec
@@ -34,9 +34,9 @@ X_ORC_KEYS = Object(
         "anti-affinity": ListOf(Text(_check_anti_affinity), single=True),
         "strategy": Choice(("spread", "binpack")),
         "on-disconnect": Text(parse_disconnect),
-        "min-available": Text(parse_count),
-        "max-unavailable": Text(parse_count),
-        "priority": Text(parse_priority),
+        "min-available": Text(parse_count, also=NUMBER),
+        "max-unavailable": Text(parse_count, also=NUMBER),
+        "priority": Text(parse_priority, also=NUMBER),
         "autoscale-min": Number(),
         "autoscale-max": Number(),
         "autoscale-cpu": Number(),
@@ -51,6 +51,8 @@ X_ORC_KEYS = Object(
         "overlap": Choice(("forbid", "allow", "replace")),
         "missed": Choice(("once", "skip")),
         "history": Number(1),
+        "queue": Text(),
+        "all-or-nothing": Boolean(),
     },
     X_ORC,
 )
@@ -87,6 +89,8 @@ def with_extension(spec: ServiceSpec, service: Map) -> ServiceSpec:
         overlap=Overlap[own.text("overlap", default.overlap.name).upper()],
         missed=Missed[own.text("missed", default.missed.name).upper()],
         history=int(own.text("history", str(default.history))),
+        queue=own.text("queue"),
+        all_or_nothing=own.flag("all-or-nothing"),
     )
     return replace(
         spec,

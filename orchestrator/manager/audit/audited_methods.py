@@ -101,6 +101,8 @@ MUTATING: dict[str, Rule] = {
     "Interact.Session": Rule(
         "container", ("exec.container", "attach.container", "resume.container"), lasts=True
     ),
+    "Jobs.RemoveQueue": Rule("queue", ("name",), "name"),
+    "Jobs.SetQueue": Rule("queue", ("name",), "name"),
     "Jobs.StartJob": _JOB,
     "Jobs.StopJob": _JOB,
     "Join.Sign": Rule("node", ("hostname",), "", "node_id"),
@@ -162,6 +164,7 @@ READ_ONLY = frozenset(
         "Images.Save",
         "Interact.Stats",
         "Interact.Top",
+        "Jobs.ListQueues",
         "Join.GetCa",
         "Managers.ListManagers",
         "Managers.GetSchema",

@@ -92,8 +92,13 @@ def slots_of(tasks: Mapping[str, Task]) -> dict[int, Slot]:
     for task in tasks.values():
         groups.setdefault(task.slot, []).append(task)
     for group in groups.values():
-        group.sort(key=lambda task: (task.created_at, task.id))
+        if len(group) > 1:
+            group.sort(key=_age)
     return {number: Slot(number, tuple(groups[number])) for number in sorted(groups)}
+
+
+def _age(task: Task) -> tuple[float, str]:
+    return task.created_at, task.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +146,8 @@ class Draft:
         self._touched: set[str] = set()
         self._new_id = new_id
         self._slots: dict[int, Slot] | None = None
+        self._in_order = True
+        """Whether the slots are in ascending order."""
 
     @property
     def tasks(self) -> Mapping[str, Task]:
@@ -162,6 +169,9 @@ class Draft:
         """All slots by number, in ascending order."""
         if self._slots is None:
             self._slots = slots_of(self._tasks)
+        elif not self._in_order:
+            self._slots = {number: self._slots[number] for number in sorted(self._slots)}
+        self._in_order = True
         return self._slots
 
     def kept_slots(self) -> list[Slot]:
@@ -328,7 +338,7 @@ class Draft:
             return
         del self._tasks[task.id]
         self._touched.add(task.id)
-        self._slots = None
+        self._refill(task, None)
 
     def remove_slot(self, slot: Slot) -> None:
         """Remove a slot: stop its tasks, delete those that have ended."""
@@ -358,7 +368,25 @@ class Draft:
     def _put(self, task: Task) -> None:
         self._tasks[task.id] = task
         self._touched.add(task.id)
-        self._slots = None
+        self._refill(task, task)
+
+    def _refill(self, old: Task, new: Task | None) -> None:
+        """Replace a task in its slot, so that a change costs the slot and not the service."""
+        if self._slots is None:
+            return
+        number = old.slot
+        slot = self._slots.get(number)
+        tasks = [task for task in slot.tasks if task.id != old.id] if slot is not None else []
+        if new is not None:
+            tasks.append(new)
+            tasks.sort(key=_age)
+        if not tasks:
+            del self._slots[number]
+        else:
+            self._in_order = self._in_order and (
+                slot is not None or not self._slots or number > next(reversed(self._slots))
+            )
+            self._slots[number] = Slot(number, tuple(tasks))
 
 
 def _order(change: Change) -> tuple[bool, int, float, str]:

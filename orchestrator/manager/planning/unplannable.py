@@ -35,8 +35,12 @@ class PlanningErrors:
         try:
             yield
         except Exception as error:
-            log.exception("a service cannot be planned", extra={"service": owner})
-            self.found.setdefault(owner, f"{type(error).__name__}: {error}")
+            self.note(owner, error)
+
+    def note(self, owner: str, error: Exception) -> None:
+        """Record an exception for `owner`; in its handler."""
+        log.exception("a service cannot be planned", extra={"service": owner})
+        self.found.setdefault(owner, f"{type(error).__name__}: {error}")
 
 
 def quarantined_services(view: ClusterView) -> Mapping[str, Quarantined]:

@@ -25,8 +25,10 @@ from orchestrator.manager.audit.trail import AuditTrail
 from orchestrator.manager.planning.disruptions import disruptions_left_in, was_preempted
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.reconcile.convergence import desired_tasks, running_tasks
+from orchestrator.manager.planning.reconcile.job_queues import has_queues
 from orchestrator.manager.planning.reports.claims import Claim
 from orchestrator.manager.planning.scheduling.capacity import node_usage
+from orchestrator.manager.planning.scheduling.fair_shares import FairShares, queue_counts
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.telemetry.event_log import EventLog
@@ -357,6 +359,28 @@ class ClusterCollector(Collector):
         yield from _nodes(view)
         yield from _services(view)
         yield from _tasks(view, self._now())
+        yield from _queues(view)
+
+
+def _queues(view: ClusterView) -> Iterable[Metric]:
+    labels = ("queue",)
+    share = GaugeMetricFamily(
+        "orc_queue_share_ratio",
+        "Dominant share of the cluster that the queue's tasks reserve, divided by its weight",
+        labels=labels,
+    )
+    tasks = GaugeMetricFamily(
+        "orc_queue_tasks",
+        "Tasks of the queue's jobs, by whether they have a node or wait",
+        labels=(*labels, "state"),
+    )
+    if has_queues(view):
+        shares, counts = FairShares(view), queue_counts(view)
+        for name, count in sorted(counts.items()):
+            share.add_metric([name], shares.share(name))
+            tasks.add_metric([name, "placed"], count.placed)
+            tasks.add_metric([name, "waiting"], count.waiting)
+    yield from (share, tasks)
 
 
 def _managers(view: ClusterView) -> Metric:

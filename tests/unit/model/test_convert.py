@@ -30,6 +30,7 @@ from orchestrator.model import (
     objects,
     orphans,
     placement,
+    queues,
     services,
     specs,
     tasks,
@@ -59,6 +60,7 @@ from orchestrator.pb import types_pb2
 MODULES = (affinities, dependencies, hooks, jobs, mounts, placement, specs, documents)
 MODULES += (
     autoscaling,
+    queues,
     disruptions,
     nodes,
     placement,

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.scheduling.affinity import affinity_scores
 from orchestrator.manager.planning.scheduling.filters import (
@@ -18,11 +20,11 @@ from orchestrator.manager.planning.scheduling.filters import (
     filters_for,
     impossible,
 )
+from orchestrator.manager.planning.scheduling.node_queue import NEVER
 from orchestrator.manager.planning.scheduling.node_table import Demand, Filter, NodeTable
 from orchestrator.manager.planning.scheduling.scheduler import Placement, Unplaced, schedule
 from orchestrator.manager.planning.scheduling.scoring import (
     LOAD_UNIT,
-    NEVER,
     Ranking,
     failing_nodes,
     unsteady_nodes,
@@ -37,6 +39,9 @@ from orchestrator.model.tasks import Task, TaskStatus
 
 MAX_COUNTED = 10_000
 """How many further tasks are counted at most."""
+
+MAX_OPENED = 10
+"""For how many inactive nodes it is computed what would fit if they were active."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +88,11 @@ def capacity(view: ClusterView, service: Service | None, spec: TaskSpec, now: fl
     for task in placed:
         counts[task.node_id] = counts.get(task.node_id, 0) + 1
     rooms = []
+    inactive = np.flatnonzero(before.availability != Availability.ACTIVE)
+    tried = set(inactive[:MAX_OPENED].tolist())
     for row, node in enumerate(before.nodes):
         closed = node.availability is not Availability.ACTIVE and node.state is NodeState.READY
+        closed = closed and row in tried
         opened = replace(node, availability=Availability.ACTIVE)
         more = 0
         if closed:
@@ -142,7 +150,7 @@ def verdicts(view: ClusterView, task: Task, now: float) -> tuple[str, list[NodeV
     affinities = affinity_scores(view, table, demand)
     ranking = Ranking(view, table, demand, affinities)
     failing, unsteady = failing_nodes(view, task.service_id, now), unsteady_nodes(view, now)
-    ranks, loads = ranking.rank(slice(None)), ranking.load(slice(None))
+    ranks, loads = ranking.ranks(), ranking.loads()
     tasks = table.staying_of_service(demand.service_id)
     found = []
     for row, node in enumerate(table.nodes):

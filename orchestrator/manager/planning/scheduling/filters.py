@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from orchestrator.manager.planning.eligibility import satisfies, satisfies_rule
+from orchestrator.manager.planning.node_load import Port
 from orchestrator.manager.planning.reconcile.service_dependencies import unmet_dependency
 from orchestrator.manager.planning.scheduling.affinity import affinity_filters
 from orchestrator.manager.planning.scheduling.capacity import BoolArray, fits
@@ -21,7 +22,7 @@ from orchestrator.manager.planning.scheduling.network_filters import (
     network_filters,
     unusable_network,
 )
-from orchestrator.manager.planning.scheduling.node_table import Demand, Filter, NodeTable, Port
+from orchestrator.manager.planning.scheduling.node_table import Demand, Filter, NodeTable
 from orchestrator.manager.planning.scheduling.volume_placement import (
     NodeRule,
     container_named,
@@ -157,9 +158,7 @@ def _constraint(view: ClusterView, text: str) -> Filter:
     elif rule.attribute.startswith(NODE_LABELS) and not rule.negated:
         words += _reported(view, rule)
     return Filter(
-        lambda table: np.array(
-            [satisfies_rule(rule, node) for node in table.nodes], dtype=np.bool_
-        ),
+        lambda table: table.each_node(("rule", text), lambda node: satisfies_rule(rule, node)),
         words,
         lasting=True,
     )
@@ -183,15 +182,15 @@ def _node_rule(rule: NodeRule) -> Filter:
 
 def _feature(name: str) -> Filter:
     return Filter(
-        lambda table: np.array(
-            [name in node.description.features for node in table.nodes], dtype=np.bool_
+        lambda table: table.each_node(
+            ("feature", name), lambda node: name in node.description.features
         ),
         f"its agent is too old for {describe_feature(name)}",
     )
 
 
 def _allowance(table: NodeTable, demand: Demand, name: str) -> Filter:
-    passing = np.array([allows(node, name) for node in table.nodes], dtype=np.bool_)
+    passing = table.each_node(("allowance", name), lambda node: allows(node, name))
     refusing = [table.nodes[row] for row in np.flatnonzero(~passing & candidates(table, demand))]
     asked = [node for node in refusing if satisfies(node, demand.constraints)]
     hostname = asked[0].description.hostname if len(asked) == 1 else ""

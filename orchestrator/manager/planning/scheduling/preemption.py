@@ -25,14 +25,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.manager.planning.disruptions import disruptions_left_in
-from orchestrator.manager.planning.scheduling.capacity import BoolArray, IntArray, fits, occupies
+from orchestrator.manager.planning.node_load import occupies, published
+from orchestrator.manager.planning.scheduling.capacity import BoolArray, IntArray, fits
 from orchestrator.manager.planning.scheduling.generic_pool import given_to_task
 from orchestrator.manager.planning.scheduling.node_table import (
     Demand,
     Filter,
     NodeTable,
     priority_of,
-    published,
 )
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.formats.generic_resources import supply_size
@@ -80,6 +80,11 @@ class Preemption:
         self._lowest = min(
             (each.spec.priority for each in view.services.values() if not each.removed), default=0
         )
+
+    @property
+    def table(self) -> NodeTable:
+        """The nodes, as they are after the decisions so far."""
+        return self._table
 
     def may_preempt(self, task: Task, demand: Demand) -> bool:
         """Whether there may be tasks of lower priority, and it may preempt them. One that replaces

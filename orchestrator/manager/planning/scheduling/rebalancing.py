@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from orchestrator.manager.planning.eligibility import is_eligible
+from orchestrator.manager.planning.node_load import occupies
 from orchestrator.manager.planning.scheduling.affinity import affinity_scores
 from orchestrator.manager.planning.scheduling.capacity import BoolArray, IntArray
 from orchestrator.manager.planning.scheduling.filters import filters_for, impossible
@@ -38,12 +39,13 @@ from orchestrator.manager.planning.scheduling.scoring import (
     unsteady_nodes,
 )
 from orchestrator.manager.planning.scheduling.volume_placement import named_volumes
-from orchestrator.manager.planning.slots import is_current, slots_of
+from orchestrator.manager.planning.slots import ended, is_current, slots_of
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.constraints import RuleError
 from orchestrator.model.nodes import Availability, Node, NodeState
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ServiceMode
+from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
 from orchestrator.model.validation.shared_namespaces import namespace_container
 
@@ -82,6 +84,7 @@ class _Candidate:
 def improving_moves(view: ClusterView, now: float, most: int, service_id: str = "") -> list[Move]:
     """The next moves that improve the measures, the best first; of one service, or of all."""
     table = NodeTable(view)
+    _count_moves_in_progress(view, table)
     unsteady = unsteady_nodes(view, now)
     services = [view.services[service_id]] if service_id else list(view.services.values())
     groups = {
@@ -103,6 +106,24 @@ def improving_moves(view: ClusterView, now: float, most: int, service_id: str = 
         else:
             best[id] = found
     return moves
+
+
+def _count_moves_in_progress(view: ClusterView, table: NodeTable) -> None:
+    """Count tasks that are being moved on the nodes that they move to."""
+    for id in sorted(id for id, task in view.tasks.items() if task.move_to and not ended(task)):
+        task = view.tasks[id]
+        source, target = table.row.get(task.node_id), table.row.get(task.move_to)
+        if source is None or target is None or task.desired_state > TaskState.RUNNING:
+            continue
+        demand = Demand.of(view, replace(task, node_id=""))
+        beside = any(
+            occupies(other) and other.slot == task.slot and other.node_id == task.move_to
+            for other in view.tasks_of_service(task.service_id).values()
+        )
+        if beside:
+            table.leave(source, demand)
+        else:
+            table.move(source, target, demand)
 
 
 def _avoided(view: ClusterView, service: Service, now: float) -> frozenset[str]:
@@ -197,7 +218,7 @@ class _Group:
             return None
         affinities = affinity_scores(view, table, demand)
         ranking = Ranking(view, table, demand, affinities)
-        after = ranking.load(slice(None))
+        after = ranking.loads()
         before = node_loads(table)
         levels = list(self._levels(demand, affinities))
         candidates = [

@@ -9,6 +9,8 @@ from builders import NOW, World, node, service
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.manager.planning.dry_run import Action, simulate
+from orchestrator.manager.planning.plan import Change
 from orchestrator.model.disruptions import DisruptionBudget, most_unavailable
 from orchestrator.model.nodes import Availability, Node
 from orchestrator.model.services import Service
@@ -120,3 +122,16 @@ def test_drain_never_breaks_a_budget(replicas: int, least: str, most: str, rando
         world.report(item, TaskState.SHUTDOWN if ends else RUNNING)
     where = {item.node_id for item in world.tasks(RUNNING)}
     assert where == ({"b"} if allowed else {"a"})
+
+
+def test_plan_names_the_tasks_that_a_budget_keeps() -> None:
+    world = on_one_node(budgeted(2, most="0"))
+    host = world.view.nodes["a"]
+    steps = simulate(world.view, [Change(host, drained(host))], NOW, iter("abcdefgh").__next__)
+    assert [(step.action, step.name, step.source) for step in steps] == [
+        (Action.WAIT, "web.1", "a"),
+        (Action.WAIT, "web.2", "a"),
+    ]
+    assert {step.reason for step in steps} == {
+        "no more of its service may be unavailable; it stays on its node"
+    }

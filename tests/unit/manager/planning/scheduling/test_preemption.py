@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from orchestrator.manager.planning.disruptions import unavailable
 from orchestrator.manager.planning.dry_run import Action, simulate
+from orchestrator.manager.planning.node_load import occupies
+from orchestrator.manager.planning.pipeline import dirty_of
 from orchestrator.manager.planning.plan import Change
-from orchestrator.manager.planning.scheduling.capacity import occupies, reserved
+from orchestrator.manager.planning.scheduling.capacity import reserved
 from orchestrator.manager.planning.slots import slots_of
 from orchestrator.model.disruptions import DisruptionBudget, most_unavailable, parse_priority
 from orchestrator.model.services import Service
@@ -268,3 +270,34 @@ def check_budgets(world: World) -> None:
 def test_invalid_priorities_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"priority|not a whole number"):
         parse_priority(text)
+
+
+def test_room_that_is_no_longer_held_is_given_to_others() -> None:
+    top = prioritised("top", 1, 9, shares=2048)
+    world = World(node("a", shares=2048), prioritised("low", 1, 0))
+    world.obey()
+    world.put(top)
+    world.settle()
+    world.put(prioritised("mid", 1, 5))
+    world.settle()
+    assert sorted(item.name for item in world.view.pending.values()) == ["mid.1", "top.1"]
+    # A node comes on which the first fits: what was held for it is free.
+    world.put(node("b", shares=2048))
+    world.settle()
+    placed = {item.name: item.node_id for item in world.tasks(TaskState.ASSIGNED)}
+    assert placed == {"top.1": "b", "mid.1": "a"}
+
+
+def test_pending_tasks_are_tried_when_a_holder_gives_up_its_node() -> None:
+    web = service("web")
+    holder = Task(
+        id="t1",
+        service_id=web.id,
+        service_name="web",
+        slot=1,
+        status=TaskStatus(TaskState.PENDING),
+        nominated_node="a",
+    )
+    released = replace(holder, nominated_node="")
+    assert dirty_of([Change(holder, released)]).capacity_freed
+    assert not dirty_of([Change(released, holder)]).capacity_freed

@@ -262,3 +262,19 @@ def measure(view: ClusterView) -> tuple[int, list[float]]:
         size = host.description.resources
         loads.append(max(taken.shares / size.shares, taken.memory / size.memory))
     return sum(count * count for count in counts.values()), sorted(loads, reverse=True)
+
+
+def test_moves_in_progress_are_counted() -> None:
+    world = World(node("a"), service("web", 6))
+    world.obey()
+    world.put(node("b"))
+    world.obey()
+    order(world, proposed(world, most=2))
+    assert len(proposed(world)) == 1
+    world.settle()
+    assert len(proposed(world)) == 1, "the new tasks are there, the former ones are not gone"
+    order(world, proposed(world))
+    world.settle()
+    assert proposed(world) == []
+    world.obey()
+    assert per_node(world) == {"a": 3, "b": 3}

@@ -55,3 +55,11 @@ def swarm_id(id: str) -> str:
         number, digit = divmod(number, len(_LETTERS))
         digits.append(_LETTERS[digit])
     return id + "".join(digits)
+
+
+def own_swarm_id(docker: str) -> str:
+    """Our id in a whole one of the Swarm API; empty if it is none."""
+    for length in range(1, len(docker) if len(docker) == _SWARM else 0):
+        if swarm_id(docker[:length]) == docker:
+            return docker[:length]
+    return ""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from orchestrator.dockerapi import images, networks, system, volumes
 from orchestrator.dockerapi.containers import files, interaction, lifecycle, output
 from orchestrator.dockerapi.http.routing import Router
+from orchestrator.dockerapi.swarm import documents, nodes, services
 
 ROUTER = Router(
     system.ROUTES,
@@ -16,4 +17,7 @@ ROUTER = Router(
     images.ROUTES,
     networks.ROUTES,
     volumes.ROUTES,
+    services.ROUTES,
+    nodes.ROUTES,
+    documents.ROUTES,
 )

@@ -254,7 +254,7 @@ def remove(gateway: Gateway, request: Request) -> Reply:
         raise ApiError(
             HTTPStatus.FORBIDDEN, f"{network.name} is a pre-defined network and cannot be removed"
         )
-    message = networks_pb2.RemoveNetworkRequest(network=network.id)
+    message = networks_pb2.RemoveNetworkRequest(network=network.id, when_unused=True)
     try:
         gateway.call("Networks.RemoveNetwork", message)
     except Refused as refused:

@@ -291,7 +291,12 @@ def _event(event: Any) -> dict[str, Any]:
     attributes: Mapping[str, str] = {
         "name": event.name,
         **({"orc.node": event.node} if event.node else {}),
-        **{key.replace("exit_code", "exitCode"): value for key, value in event.attributes.items()},
+        **{key: value for key, value in event.attributes.items() if key != "container"},
+        **(
+            {"container": docker_id(event.attributes["container"])}
+            if "container" in event.attributes
+            else {}
+        ),
     }
     whole = int(event.at * 1e9)
     row: dict[str, Any] = {

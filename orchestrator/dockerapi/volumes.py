@@ -28,7 +28,13 @@ route = ROUTES.route
 
 
 def _rows(gateway: Gateway, name: str = "") -> tuple[list[Any], list[str]]:
-    reply = gateway.call("Volumes.ListVolumes", volumes_pb2.ListVolumesRequest(name=name))
+    """VolumeRows, all or with this name, and which nodes did not answer."""
+    try:
+        reply = gateway.call("Volumes.ListVolumes", volumes_pb2.ListVolumesRequest(name=name))
+    except Refused as refused:
+        if name and refused.missing:
+            return [], []
+        raise
     return list(reply.volumes), list(reply.notices)
 
 

@@ -106,9 +106,13 @@ def split_version(path: str) -> tuple[tuple[int, int], str]:
 
 
 def _pattern(path: str) -> re.Pattern[str]:
-    """`{name}` stands for a part with slashes, as names of images have them."""
+    """`{name}` may have slashes, as names of images do; other parts have none."""
     parts: list[Any] = re.split(r"\{(\w+)\}", path)
-    text = "".join(
-        f"(?P<{part}>.+)" if number % 2 else re.escape(part) for number, part in enumerate(parts)
+    return re.compile(
+        "".join(
+            (f"(?P<{part}>.+)" if part == "name" else f"(?P<{part}>[^/]+)")
+            if number % 2
+            else re.escape(part)
+            for number, part in enumerate(parts)
+        )
     )
-    return re.compile(text)

@@ -136,6 +136,7 @@ class _Kind:
         message = documents_pb2.RemoveDocumentRequest(
             kind=int(self._kind),  # type: ignore[arg-type]
             document=row.document.id,
+            when_unused=True,
         )
         gateway.call("Documents.RemoveDocument", message)
         return NO_CONTENT

@@ -15,7 +15,7 @@ from orchestrator.dockerapi.ids import own_swarm_id, swarm_id
 from orchestrator.dockerapi.parameters import Fields, filters, has_labels, rfc3339
 from orchestrator.dockerapi.swarm.specs import version
 from orchestrator.model.convert import from_proto
-from orchestrator.model.nodes import Availability, Node, NodeState
+from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
 from orchestrator.model.units import SHARES_PER_CORE
 from orchestrator.pb import control_pb2, managers_pb2
 
@@ -39,8 +39,11 @@ def _nodes(gateway: Gateway) -> list[Node]:
 
 def find_node(gateway: Gateway, name: str) -> Node:
     """A node by its id, a prefix of that, or its hostname. Raises ApiError."""
+    return _found(_nodes(gateway), name)
+
+
+def _found(nodes: list[Node], name: str) -> Node:
     id = own_swarm_id(name)
-    nodes = _nodes(gateway)
     for node in nodes:
         if node.id == (id or name) or node.description.hostname == name:
             return node
@@ -48,6 +51,30 @@ def find_node(gateway: Gateway, name: str) -> Node:
     if len(matches) == 1:
         return matches[0]
     raise ApiError(HTTPStatus.NOT_FOUND, f"node {name} not found")
+
+
+def _members(gateway: Gateway, managers: dict[str, Any]) -> list[Node]:
+    """The nodes, and the managers on hosts that are no nodes: in Docker's words each manager is a
+    node, one that takes no tasks."""
+    nodes = _nodes(gateway)
+    hostnames = {node.description.hostname for node in nodes}
+    for hostname, row in managers.items():
+        if hostname not in hostnames:
+            nodes.append(
+                Node(
+                    id=row.manager.id,
+                    created_at=row.manager.created_at,
+                    availability=Availability.DRAIN,
+                    description=NodeDescription(
+                        hostname=hostname,
+                        address=row.manager.address,
+                        version=row.manager.version,
+                    ),
+                    state=NodeState.READY if row.state == "ready" else NodeState.DOWN,
+                    revision=row.manager.revision,
+                )
+            )
+    return sorted(nodes, key=lambda node: (node.description.hostname, node.id))
 
 
 def document(node: Node, managers: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +140,7 @@ def list_all(gateway: Gateway, request: Request) -> Reply:
     wanted = filters(request, ("id", "label", "membership", "name", "node.label", "role"))
     managers = _managers(gateway)
     rows = []
-    for node in _nodes(gateway):
+    for node in _members(gateway, managers):
         found = document(node, managers)
         if "name" in wanted and not any(value in found["Spec"]["Name"] for value in wanted["name"]):
             continue
@@ -133,13 +160,11 @@ def list_all(gateway: Gateway, request: Request) -> Reply:
 def inspect(gateway: Gateway, request: Request) -> Reply:
     """A node; `self` is the first manager's, as the API is that of the whole cluster."""
     managers = _managers(gateway)
-    if request["id"] == "self":
-        nodes = _nodes(gateway)
-        if not nodes:
-            raise ApiError(HTTPStatus.NOT_FOUND, "node self not found")
+    nodes = _members(gateway, managers)
+    if request["id"] == "self" and nodes:
         first = next((each for each in nodes if each.description.hostname in managers), nodes[0])
         return Reply(document(first, managers))
-    return Reply(document(find_node(gateway, request["id"]), managers))
+    return Reply(document(_found(nodes, request["id"]), managers))
 
 
 @route("DELETE", "/nodes/{id}", force=SAME)

@@ -309,7 +309,15 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", answer.content_type)
         self.end_headers()
         self.connection.settimeout(None)
-        answer.serve(_Duplex(self))
+        try:
+            answer.serve(_Duplex(self))
+        finally:
+            # Wakes a thread that reads input; what the client has sent is read, since a client
+            # whose data were left gets an error instead of the end.
+            with suppress(OSError):
+                self.connection.shutdown(socket.SHUT_RDWR)
+                while self.connection.recv(_BUFFER):
+                    pass
 
 
 class Listener(socketserver.ThreadingMixIn, socketserver.BaseServer):

@@ -38,6 +38,8 @@ _MOST_FIELDS = 1000
 class _Sized:
     """A body of known length."""
 
+    malformed = False
+
     def __init__(self, file: Any, length: int) -> None:
         self._file = file
         self._left = length
@@ -57,9 +59,11 @@ class _Chunked:
         self._file = file
         self._left = 0
         self._ended = False
+        self.malformed = False
+        """Whether it is unknown where the next request begins."""
 
     def read(self, most: int) -> bytes:
-        if self._ended:
+        if self._ended or self.malformed:
             return b""
         if not self._left:
             self._left = self._size()
@@ -73,8 +77,12 @@ class _Chunked:
             raise ConnectionResetError("the client closed the connection within a request")
         self._left -= len(data)
         if not self._left and self._line():
-            raise bad_parameter("malformed chunked encoding")
+            raise self._refusal()
         return data
+
+    def _refusal(self) -> ApiError:
+        self.malformed = True
+        return bad_parameter("malformed chunked encoding")
 
     def _size(self) -> int:
         text = self._line().partition(b";")[0].strip()
@@ -83,7 +91,7 @@ class _Chunked:
                 raise ValueError
             return int(text, 16)
         except ValueError:
-            raise bad_parameter("malformed chunked encoding") from None
+            raise self._refusal() from None
 
     def _line(self) -> bytes:
         line: bytes = self._file.readline(_BUFFER)
@@ -169,6 +177,8 @@ class Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """A malformed request, as a document like any other refusal."""
         self.close_connection = True
+        # Without a version that can be read, no headers would be sent.
+        self.request_version = self.protocol_version
         self._refuse(ApiError(HTTPStatus(code), message or HTTPStatus(code).phrase))
 
     def _serve(self) -> None:
@@ -227,8 +237,10 @@ class Handler(BaseHTTPRequestHandler):
         content, self._content = getattr(self, "_content", None), None
         with suppress(ApiError, ConnectionError, TimeoutError):
             for _ in range(16):
-                if content is None or not content.read(_BUFFER):
+                if content is None or not (content.malformed or content.read(_BUFFER)):
                     return
+                if content.malformed:
+                    break
         self.close_connection = True
 
     def _send(self, answer: Answer, request: Request | None) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 from orchestrator.pb import (
     control_pb2,
     documents_pb2,
-    managers_pb2,
     types_pb2,
     volumes_pb2,
 )
@@ -41,7 +40,6 @@ from tests.chaos.users import (
     no_secret,
     no_volume,
     service_spec,
-    unlocker,
     until,
 )
 
@@ -86,14 +84,13 @@ async def run(
             traffic.through_published_port(world),
             traffic.through_vip(world, vip),
             record_events(api, recorder),
-            unlocker(world),
         )
         async with _background(*watchers):
             injector = Injector(testbed, recorder, say)
             async with _background(*(user(world, name) for name, user in USERS)):
                 await injector.run(scenario.plan)
             say(f"{injector.count} faults injected; waiting for convergence")
-            await _converge(client, testbed.managers, recorder, say)
+            await _converge(client, recorder, say)
         await _clear(client, say)
         await _compare(testbed, store, before, recorder, say)
 
@@ -150,18 +147,9 @@ async def _services(client: Client) -> Sequence[control_pb2.ServiceRow]:
     return rows
 
 
-async def _missing(client: Client, count: int) -> list[str]:
-    """What the cluster lacks of what is declared, and of its `count` managers."""
-    managers = await client.call(
-        lambda m: m.managers.ListManagers, managers_pb2.ListManagersRequest(), target="managers"
-    )
-    missing = [
-        f"{row.manager.hostname} is {row.state}: {row.reason}"
-        for row in managers.managers
-        if row.state != "ready"
-    ]
-    if len(managers.managers) != count:
-        missing.append(f"{len(managers.managers)} managers of {count}")
+async def _missing(client: Client) -> list[str]:
+    """What the cluster lacks of what is declared."""
+    missing: list[str] = []
     nodes = await client.call(
         lambda m: m.control.ListNodes, control_pb2.ListNodesRequest(), target="nodes"
     )
@@ -183,13 +171,11 @@ async def _missing(client: Client, count: int) -> list[str]:
     return missing
 
 
-async def _converge(
-    client: Client, managers: int, recorder: Recorder, say: Callable[[str], None]
-) -> None:
+async def _converge(client: Client, recorder: Recorder, say: Callable[[str], None]) -> None:
     began = time.monotonic()
     while True:
         try:
-            missing = await _missing(client, managers)
+            missing = await _missing(client)
         except Failed as failure:
             missing = [str(failure)]
         seconds = round(time.monotonic() - began, 1)

@@ -176,25 +176,11 @@ class Leftover:
     line: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Crash:
-    """An error that ended a daemon and that it had not expected, as its log has it."""
-
-    host: str
-    log: str
-    text: str
-    line: int = 0
-
-
-Record = (
-    Run | Call | Commit | Container | Fault | Request | Line | Event | Converged | Leftover | Crash
-)
+Record = Run | Call | Commit | Container | Fault | Request | Line | Event | Converged | Leftover
 
 _KINDS: dict[str, type[Any]] = {
     kind.__name__.lower(): kind
-    for kind in (
-        *(Run, Call, Commit, Container, Fault, Request, Line, Event, Converged, Leftover, Crash),
-    )
+    for kind in (Run, Call, Commit, Container, Fault, Request, Line, Event, Converged, Leftover)
 }
 
 
@@ -212,7 +198,6 @@ class History:
     events: tuple[Event, ...] = ()
     converged: tuple[Converged, ...] = ()
     leftovers: tuple[Leftover, ...] = ()
-    crashes: tuple[Crash, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +258,6 @@ def history_of(records: Iterable[Record]) -> History:
         all_of(Event),
         all_of(Converged),
         all_of(Leftover),
-        all_of(Crash),
     )
 
 

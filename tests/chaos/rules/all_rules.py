@@ -9,7 +9,6 @@ from tests.chaos.history import History, Violation
 from tests.chaos.rules import (
     addresses,
     commands,
-    crashes,
     ending,
     jobs,
     registers,
@@ -28,7 +27,6 @@ RULES: tuple[Callable[[History], Iterable[Violation]], ...] = (
     terms.check,
     traffic.check,
     commands.check,
-    crashes.check,
     ending.check,
 )
 

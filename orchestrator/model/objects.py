@@ -21,6 +21,7 @@ from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import EndpointProgress, Node, SessionRecord
 from orchestrator.model.orphans import Orphan
 from orchestrator.model.placement import Strategy
+from orchestrator.model.queues import Queue
 from orchestrator.model.services import Service
 from orchestrator.model.specs import Protocol
 from orchestrator.model.tasks import Task
@@ -205,6 +206,10 @@ class Cluster(Extensible):
     backup_schedule: BackupSchedule = field(default_factory=BackupSchedule)
     external_ca: ExternalCa = field(default_factory=ExternalCa)
     """Where certificates are signed, if not by the managers."""
+    rebalance_every: float = 0.0
+    """Seconds between two automatic moves of running tasks; 0: none are made."""
+    queues: tuple[Queue, ...] = ()
+    """Of jobs, by name."""
 
     @property
     def trusted_cas(self) -> str:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from orchestrator.model.affinities import Affinity
+from orchestrator.model.autoscaling import AutoscaleSpec
 from orchestrator.model.dependencies import Dependency
+from orchestrator.model.disruptions import DisruptionBudget
 from orchestrator.model.documents import FileReference
 from orchestrator.model.extensible import Extensible
 from orchestrator.model.hooks import Hook as Hook
@@ -400,3 +402,9 @@ class ServiceSpec(Extensible):
     strategy: Strategy = Strategy.DEFAULT
     on_disconnect: Disconnect = field(default_factory=Disconnect)
     """What to do with tasks whose node is down."""
+    disruption: DisruptionBudget = field(default_factory=DisruptionBudget)
+    """How many of its tasks the cluster may stop at a time."""
+    priority: int = 0
+    """Of its tasks: they are placed before those of lower priority, and may preempt them."""
+    autoscale: AutoscaleSpec = field(default_factory=AutoscaleSpec)
+    """Bounds and targets of the number of replicas."""

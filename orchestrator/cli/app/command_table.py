@@ -34,6 +34,19 @@ SECTIONS = (
         ),
     ),
     (
+        "Scheduling",
+        (
+            Lazy(
+                "capacity", ".service.placement_commands:capacity", "How many more tasks would fit"
+            ),
+            Lazy(
+                "rebalance", ".service.placement_commands:rebalance", "Even out the load of nodes"
+            ),
+            Lazy("queue", ".service.queue_commands:queue", "Queues by which jobs share the nodes"),
+            Lazy("why", ".service.placement_commands:why", "Why a task is where it is, or nowhere"),
+        ),
+    ),
+    (
         "Containers",
         (
             Lazy("run", ".container.run_commands:run", "Run a program in a new container"),

@@ -25,9 +25,13 @@ def schema_feature(version: int) -> str:
 EXTERNAL_CA = "external-ca"
 """Managers ask an external CA to sign."""
 
+AUTOSCALING = "autoscaling"
+"""The leader autoscales services."""
+
 MANAGER_FEATURES = (
     *(schema_feature(each) for each in range(1, SCHEMA_VERSION + 1)),
     EXTERNAL_CA,
+    AUTOSCALING,
 )
 """All features of a manager of this version."""
 

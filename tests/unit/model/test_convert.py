@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from orchestrator.model import (
     access,
     affinities,
+    autoscaling,
     backups,
     dependencies,
+    disruptions,
     documents,
     hooks,
     jobs,
@@ -28,6 +30,7 @@ from orchestrator.model import (
     objects,
     orphans,
     placement,
+    queues,
     services,
     specs,
     tasks,
@@ -55,7 +58,20 @@ from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import types_pb2
 
 MODULES = (affinities, dependencies, hooks, jobs, mounts, placement, specs, documents)
-MODULES += (nodes, placement, services, tasks, objects, access, managers, backups, orphans)
+MODULES += (
+    autoscaling,
+    queues,
+    disruptions,
+    nodes,
+    placement,
+    services,
+    tasks,
+    objects,
+    access,
+    managers,
+    backups,
+    orphans,
+)
 CLASSES = [
     value
     for module in MODULES

@@ -21,7 +21,7 @@ from orchestrator.pb import images_pb2
 
 
 class Agent:
-    """An agent that asks for its turn, with what it is told."""
+    """An agent that requests a pull, with the replies to it."""
 
     def __init__(self, node_id: str) -> None:
         self.granted: asyncio.Queue[str] = asyncio.Queue()

@@ -19,7 +19,7 @@ UNDERLAYS = IPv4Network("10.213.0.0/16")
 MAX_NODES = 200
 MAX_MANAGERS = 7
 
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 _FIRST_MANAGER, _FIRST_NODE = 11, 21
 
 
@@ -120,7 +120,7 @@ def check_name(name: str) -> str:
     """The name, if valid: it becomes part of names of links and cgroups. Raises DevError."""
     if not _NAME.fullmatch(name):
         raise DevError(
-            f"invalid cluster name {name!r}: use up to 20 lowercase letters, digits and dashes"
+            f"invalid cluster name {name!r}: use up to 32 lowercase letters, digits and dashes"
         )
     return name
 

@@ -21,6 +21,11 @@ SECTIONS = (
             Lazy(
                 "context", ".cluster.context_commands:context", "Select the cluster that orc calls"
             ),
+            Lazy(
+                "docker-api",
+                "orchestrator.dockerapi.command:docker_api",
+                "Serve Docker's Engine API in front of the cluster",
+            ),
         ),
     ),
     (

@@ -112,6 +112,15 @@ class Client:
         return self._context
 
     @property
+    def revision(self) -> int:
+        """The newest store revision that a reply has shown; 0: unknown. Replies are not older."""
+        return self._revision
+
+    @revision.setter
+    def revision(self, revision: int) -> None:
+        self._revision = revision
+
+    @property
     def endpoint(self) -> str:
         """`HOST:PORT` of the manager that is called, or will be."""
         return self._endpoints[0]
@@ -477,6 +486,7 @@ class Client:
         refused = Refused(details or f"the manager refused: {code.name.lower()}")
         refused.conflict = code is Code.ABORTED
         refused.missing = code is Code.NOT_FOUND
+        refused.code = int(code)
         raise refused
 
 

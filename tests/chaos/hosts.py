@@ -205,8 +205,7 @@ async def command(
         return Answer(None, "", f"no end after {within:g} s")
     finally:
         if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
+            send(process.pid, signal.SIGKILL)
             await process.wait()
     return Answer(process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
 

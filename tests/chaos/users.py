@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import subprocess
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from orchestrator.pb import (
 from tests.bench import image
 from tests.chaos.api import Api, Client, Failed
 from tests.chaos.history import Call, Line
-from tests.chaos.hosts import ORC, Answer, Testbed, command
+from tests.chaos.hosts import ORC, Answer, Testbed, command, send
 from tests.chaos.observers import ContainerObserver
 from tests.chaos.recorder import Recorder
 from tests.chaos.storewatch import TAG
@@ -449,8 +449,7 @@ async def log_reader(world: World, name: str) -> None:
             async for line in process.stdout:
                 world.recorder.add(Line(world.recorder.now(), reading, line.decode().rstrip()))
         finally:
-            with suppress(ProcessLookupError):
-                process.kill()
+            send(process.pid, signal.SIGKILL)
             await process.wait()
         await asyncio.sleep(0.5)
 

@@ -429,6 +429,9 @@ def test_followed_logs_have_each_line_once() -> None:
     right(*lines("counter.1 | 4", "counter.2 | 9", "counter.1 | 5", "lost node1", "counter.1 | 0"))
     broken(commands.check, "lacks lines", *lines("counter.1 | 4", "counter.1 | 6"))
     broken(commands.check, "repeats lines", *lines("counter.1 | 4", "counter.1 | 4"))
+    gap = lines("counter.1@node1 | 4", "counter.1@node1 | 6")
+    right(Fault("disk", ("node1",), 0.0, 0.5), *gap)
+    broken(commands.check, "lacks lines", Fault("disk", ("node2",), 0.0, 0.5), *gap)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,8 @@ def check_autoscale(spec: AutoscaleSpec) -> None:
         if spec != AutoscaleSpec():
             raise ValueError("autoscaling needs a maximum, such as --autoscale-max 10")
         return
+    if not spec.least:
+        raise ValueError("autoscaling needs a minimum, such as --autoscale-min 1")
     if not 1 <= spec.least <= spec.most <= MAX_REPLICAS:
         raise ValueError(
             f"autoscaling from {spec.least} to {spec.most} replicas is impossible: the minimum is "

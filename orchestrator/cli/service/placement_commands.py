@@ -26,7 +26,7 @@ from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.cli.rpc.task_pages import list_tasks
 from orchestrator.model.nodes import Availability
 from orchestrator.model.states import TaskState, is_terminal
-from orchestrator.model.units import format_cores, format_duration, format_memory
+from orchestrator.model.units import count_cores, format_cores, format_duration, format_memory
 from orchestrator.pb import scheduling_pb2, types_pb2
 
 
@@ -59,7 +59,7 @@ def capacity(
     if form == "json":
         print_json(row)
         return
-    size = f"{format_cores(row['shares'])} cores, {format_memory(row['memory'])} each"
+    size = f"{count_cores(row['shares'])}, {format_memory(row['memory'])} each"
     of = f"tasks of service {row['service']}" if row["service"] else "containers"
     click.echo(f"{row['tasks']} more {of} fit ({size})")
     click.echo(f"Limit: {row['limit']}")

@@ -14,7 +14,7 @@ from orchestrator.cli.flags.flag_types import CPUS, MEMORY
 from orchestrator.cli.output.batch import one_by_one
 from orchestrator.cli.output.listings import Column, Row, column, listing_options, print_list
 from orchestrator.cli.rpc.client import Client, pass_client
-from orchestrator.model.units import format_cores, format_memory
+from orchestrator.model.units import count_cores, format_cores, format_memory
 from orchestrator.pb import jobs_pb2
 
 
@@ -132,7 +132,7 @@ def queue_row(message: Any) -> Row:
 
 
 def _quota(row: Row) -> str:
-    parts = [f"{format_cores(row['quota_shares'])} cores"] if row["quota_shares"] else []
+    parts = [count_cores(row["quota_shares"])] if row["quota_shares"] else []
     parts += [format_memory(row["quota_memory"])] if row["quota_memory"] else []
     return ", ".join(parts)
 

@@ -43,7 +43,7 @@ from orchestrator.model.placement import (
     GenericResource,
     disconnect_text,
 )
-from orchestrator.model.units import format_cores, format_duration, format_memory
+from orchestrator.model.units import count_cores, format_duration, format_memory
 from orchestrator.pb import control_pb2
 
 
@@ -209,7 +209,7 @@ def _dependency(entry: Row) -> str:
 
 def _resources(resources: Mapping[str, Any]) -> str:
     shares, memory = resources["shares"], resources["memory"]
-    parts = [f"{format_cores(shares)} cores" if shares else ""]
+    parts = [count_cores(shares) if shares else ""]
     parts.append(format_memory(memory) if memory else "")
     return ", ".join(filter(None, parts))
 

@@ -48,7 +48,7 @@ class Action(IntEnum):
     MOVE = 3
     """A new task on another node."""
     WAIT = 4
-    """A task that no node takes; the reason says why."""
+    """A task that no node takes, or that may not leave its node yet; the reason says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ def _stays(before: ClusterView, after: ClusterView, slot: Slot) -> Step | None:
     if known is None or was is None or not is_eligible(was, known):
         return None
     reason = "no more of its service may be unavailable; it stays on its node"
-    return Step(Action.WAIT, service.spec.name, task.name, task.node_id, "", reason)
+    return Step(Action.WAIT, service.spec.name, task.name, task.node_id, task.node_id, reason)
 
 
 def _task(slot: Slot | None) -> Task | None:

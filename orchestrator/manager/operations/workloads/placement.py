@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
-from orchestrator.manager.errors import RequestError, invalid_argument
+from orchestrator.manager.errors import invalid_argument
 from orchestrator.manager.event_loop import offload
-from orchestrator.manager.object_lookup import find_container, find_service
+from orchestrator.manager.object_lookup import find_service, find_service_or_task
 from orchestrator.manager.operations.context import Operations
 from orchestrator.manager.planning.disruptions import disruptions_left, unavailable
 from orchestrator.manager.planning.eligibility import is_eligible
@@ -91,15 +91,8 @@ class PlacementOperations(Operations):
     ) -> scheduling_pb2.PlacementReply:
         """Explain where a task, or the tasks of a service, are."""
         view = self.ctx.view
-        subject = _subject(view, request.subject)
+        subject = find_service_or_task(view, request.subject)
         return await offload(_placement, view, subject, self.ctx.now())
-
-
-def _subject(view: ClusterView, word: str) -> Service | Task:
-    try:
-        return find_service(view, word)
-    except RequestError:
-        return find_container(view, word)
 
 
 def _capacity(

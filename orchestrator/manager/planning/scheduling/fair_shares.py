@@ -23,7 +23,7 @@ from orchestrator.model.queues import Queue, queue_named
 from orchestrator.model.services import Service
 from orchestrator.model.specs import Resources
 from orchestrator.model.tasks import Task
-from orchestrator.model.units import format_cores, format_memory
+from orchestrator.model.units import count_cores, format_memory
 
 
 class FairShares:
@@ -67,7 +67,7 @@ class FairShares:
         """Why so many more tasks are beyond the queue's quota; empty if they are not."""
         quota, used = self._queue(queue).quota, self._used[queue]
         if quota.shares and used.shares + count * resources.shares > quota.shares:
-            return f"queue {queue} has reached its quota of {format_cores(quota.shares)} cores"
+            return f"queue {queue} has reached its quota of {count_cores(quota.shares)}"
         if quota.memory and used.memory + count * resources.memory > quota.memory:
             return f"queue {queue} has reached its quota of {format_memory(quota.memory)} of memory"
         return ""

@@ -143,7 +143,7 @@ async def test_placement_is_explained(context: Context) -> None:
     assert (here.hostname, here.place, here.tasks) == ("host-n1", 2, 3)
     reply = await ask(scheduling_pb2.PlacementRequest(subject="web"))
     assert (reply.kind, len(reply.tasks)) == ("service", 4)
-    with pytest.raises(RequestError, match="no container 'wob'"):
+    with pytest.raises(RequestError, match="no task or service 'wob'; did you mean 'web'"):
         await ask(scheduling_pb2.PlacementRequest(subject="wob"))
 
 

@@ -112,6 +112,17 @@ def test_a_drained_node_is_left() -> None:
     ]
 
 
+def test_tasks_that_a_drain_leaves_for_now_stay_in_the_plan() -> None:
+    """With no room elsewhere, at most one of them stops, and waits; the other one stays."""
+    world = at_rest(node("a"), service(replicas=2))
+    drained = replace(world.view.nodes["a"], availability=Availability.DRAIN, drain_most=1)
+    steps = plan_of(world, Change(world.view.nodes["a"], drained))
+    assert [(step.action, step.name, step.source, step.target) for step in steps] == [
+        (Action.WAIT, "web.1", "a", ""),
+        (Action.WAIT, "web.2", "a", "a"),
+    ]
+
+
 def test_a_new_container_starts_or_waits() -> None:
     world = at_rest(node("a"), service("db"))
     box = replace(task("c1", TaskState.PENDING, run=1), service_id="", container_name="box", slot=0)
@@ -255,7 +266,7 @@ def test_plan_equals_run(data: st.DataObject) -> None:
         match step.action:
             case Action.STOP:
                 del foreseen[step.name]
-            case Action.WAIT:
+            case Action.WAIT if not step.target:
                 foreseen[step.name] = ("", step.reason)
             case _:
                 foreseen[step.name] = (step.target, "")

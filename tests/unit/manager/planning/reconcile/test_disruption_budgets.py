@@ -128,9 +128,9 @@ def test_plan_names_the_tasks_that_a_budget_keeps() -> None:
     world = on_one_node(budgeted(2, most="0"))
     host = world.view.nodes["a"]
     steps = simulate(world.view, [Change(host, drained(host))], NOW, iter("abcdefgh").__next__)
-    assert [(step.action, step.name, step.source) for step in steps] == [
-        (Action.WAIT, "web.1", "a"),
-        (Action.WAIT, "web.2", "a"),
+    assert [(step.action, step.name, step.source, step.target) for step in steps] == [
+        (Action.WAIT, "web.1", "a", "a"),
+        (Action.WAIT, "web.2", "a", "a"),
     ]
     assert {step.reason for step in steps} == {
         "no more of its service may be unavailable; it stays on its node"

@@ -25,8 +25,8 @@ SOCKET = "/run/orc/docker.sock"
     "docker-api",
     epilog=example(
         "orc docker-api",
-        "docker -H unix:///run/orc/docker.sock ps",
-        "docker context create orc --docker host=unix:///run/orc/docker.sock",
+        "orc docker-api --socket /run/user/1000/docker.sock --group users",
+        "orc docker-api --listen 0.0.0.0:2376",
     ),
 )
 @click.option(

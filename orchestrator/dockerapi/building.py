@@ -205,9 +205,3 @@ def _refuse(gateway: Gateway, request: Request) -> Answer:
 
 for _path in ("/session", "/grpc"):
     route("POST", _path, "refused: BuildKit is not supported")(_refuse)
-
-
-@route("POST", "/build/cancel", "refused: end the request of the build", id="ignored")
-def cancel(gateway: Gateway, request: Request) -> Reply:
-    """Not served."""
-    raise unsupported("a build is cancelled by ending its request")

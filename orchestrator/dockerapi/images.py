@@ -13,7 +13,13 @@ from typing import Any
 
 from orchestrator.cli.app.errors import CliError, Refused
 from orchestrator.dockerapi.gateway import Gateway, Streamed
-from orchestrator.dockerapi.http.errors import ApiError, bad_parameter, not_found, unsupported
+from orchestrator.dockerapi.http.errors import (
+    ApiError,
+    bad_parameter,
+    conflict,
+    not_found,
+    unsupported,
+)
 from orchestrator.dockerapi.http.exchange import Reply, Request, Stream
 from orchestrator.dockerapi.http.routing import SAME, Routes
 from orchestrator.dockerapi.parameters import (
@@ -283,6 +289,7 @@ def credentials(request: Request) -> Any:
     message=SAME,
     changes=SAME,
     platform="ignored",
+    **{"X-Registry-Auth": SAME},
 )
 def create(gateway: Gateway, request: Request) -> Stream:
     """Pull an image, or import one from a tar."""
@@ -425,7 +432,7 @@ def tag(gateway: Gateway, request: Request) -> Reply:
     return Reply(status=HTTPStatus.CREATED)
 
 
-@route("POST", "/images/{name}/push", tag=SAME)
+@route("POST", "/images/{name}/push", tag=SAME, **{"X-Registry-Auth": SAME})
 def push(gateway: Gateway, request: Request) -> Stream:
     """Push an image to its registry."""
     name, tag = request["name"], request.text("tag")
@@ -466,7 +473,14 @@ def remove(gateway: Gateway, request: Request) -> Reply:
     message = images_pb2.RemoveImageRequest(
         image=resolve(gateway, request["name"]), force=request.flag("force")
     )
-    reply = gateway.call("Images.Remove", message, 60.0)
+    try:
+        reply = gateway.call("Images.Remove", message, 60.0)
+    except Refused as refused:
+        if refused.missing:
+            raise
+        raise conflict(
+            f"conflict: unable to delete {request['name']} (must be forced) - {refused.message}"
+        ) from None
     return Reply(_removed(reply))
 
 
@@ -500,6 +514,7 @@ def prune(gateway: Gateway, request: Request) -> Reply:
     author=SAME,
     pause=SAME,
     changes=SAME,
+    containerConfig="ignored: use `changes`",
 )
 def commit(gateway: Gateway, request: Request) -> Reply:
     """Make an image of a container's files."""
@@ -517,6 +532,27 @@ def commit(gateway: Gateway, request: Request) -> Reply:
     )
     image = gateway.call("Images.Commit", message, 120.0)
     return Reply({"Id": image_id(from_proto(image))}, HTTPStatus.CREATED)
+
+
+@route("GET", "/distribution/{name}/json", "only images that the cluster has")
+def distribution(gateway: Gateway, request: Request) -> Reply:
+    """The digest to which a name leads, which clients put into the specs of services."""
+    reply = inspect_image(gateway, request["name"])
+    image: Image = from_proto(reply.image)
+    manifest = json.loads(reply.manifest) if reply.manifest else {}
+    config = json.loads(reply.config) if reply.config else {}
+    return Reply(
+        {
+            "Descriptor": {
+                "mediaType": manifest.get("mediaType", ""),
+                "digest": image.id,
+                "size": len(reply.manifest.encode()),
+            },
+            "Platforms": [
+                {"architecture": config.get("architecture", ""), "os": config.get("os", "linux")}
+            ],
+        }
+    )
 
 
 @route("GET", "/images/search", "refused: use the registry's own search")

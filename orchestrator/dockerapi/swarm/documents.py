@@ -39,11 +39,24 @@ class _Kind:
             Labels=SAME,
             Data=SAME,
             Templating=SAME,
-            Driver="refused",
+            **({"Driver": "refused"} if kind is DocumentKind.SECRET else {}),
         )
         self._add("GET", f"{path}/{{id}}", self.inspect)
         self._add("DELETE", f"{path}/{{id}}", self.remove)
-        self._add("POST", f"{path}/{{id}}/update", self.update, version="ignored", Labels=SAME)
+        fixed = (
+            "Name",
+            "Data",
+            "Templating",
+            *(("Driver",) if kind is DocumentKind.SECRET else ()),
+        )
+        self._add(
+            "POST",
+            f"{path}/{{id}}/update",
+            self.update,
+            version="ignored",
+            Labels=SAME,
+            **dict.fromkeys(fixed, "ignored: only labels can change"),
+        )
 
     def _add(
         self,
@@ -60,7 +73,9 @@ class _Kind:
             document=name,
             with_data=self._kind is DocumentKind.CONFIG,
         )
-        return list(gateway.call("Documents.ListDocuments", request).documents)
+        rows = gateway.call("Documents.ListDocuments", request).documents
+        # Tasks that end with their service still use one whose removal is pending.
+        return [row for row in rows if not row.document.removing]
 
     def _find(self, gateway: Gateway, name: str) -> Any:
         try:

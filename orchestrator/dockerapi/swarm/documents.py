@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Any
 
 from orchestrator.cli.app.errors import Refused
-from orchestrator.dockerapi.gateway import Gateway
+from orchestrator.dockerapi.gateway import Gateway, remove_or_defer
 from orchestrator.dockerapi.http.errors import ApiError, bad_parameter, conflict
 from orchestrator.dockerapi.http.exchange import NO_CONTENT, Reply, Request
 from orchestrator.dockerapi.http.routing import SAME, Answer, Routes
@@ -151,9 +151,8 @@ class _Kind:
         message = documents_pb2.RemoveDocumentRequest(
             kind=int(self._kind),  # type: ignore[arg-type]
             document=row.document.id,
-            when_unused=True,
         )
-        gateway.call("Documents.RemoveDocument", message)
+        remove_or_defer(gateway, "Documents.RemoveDocument", message)
         return NO_CONTENT
 
     def update(self, gateway: Gateway, request: Request) -> Reply:

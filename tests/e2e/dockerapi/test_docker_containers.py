@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -215,7 +216,15 @@ def test_wait_and_events_tell_of_an_exit(docker: Docker, run: Run) -> None:
         assert waiter.stdout.read() == "9\n"
         assert listener.stdout.readline() == "container die 9\n"
     past = docker.lines(
-        *("events", "--since", "10m", "--until", "0s", "--filter", "container=watched"),
+        *(
+            "events",
+            "--since",
+            "10m",
+            "--until",
+            f"{time.time():.9f}",
+            "--filter",
+            "container=watched",
+        ),
         *("--format", "{{.Action}}"),
     )
     assert [each for each in past if each in ("create", "start", "die")] == [

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import ssl
-import tempfile
 import threading
 from contextlib import ExitStack, suppress
 
@@ -25,8 +24,8 @@ SOCKET = "/run/orc/docker.sock"
     "docker-api",
     epilog=example(
         "orc docker-api",
-        "docker -H unix:///run/orc/docker.sock ps",
-        "docker context create orc --docker host=unix:///run/orc/docker.sock",
+        "orc docker-api --socket /run/user/1000/docker.sock --group users",
+        "orc docker-api --listen 0.0.0.0:2376 --tlscert host.pem --tlskey host.key",
     ),
 )
 @click.option(
@@ -47,15 +46,34 @@ SOCKET = "/run/orc/docker.sock"
 @click.option(
     "--listen",
     metavar="HOST:PORT",
-    help="Also serve TCP, with the context's CA for both sides' certificates.",
+    help="Also serve TCP, to clients with an admin's certificate.",
+)
+@click.option(
+    "--tlscert",
+    metavar="FILE",
+    help="Certificate (PEM) that names the host of --listen.",
+)
+@click.option(
+    "--tlskey",
+    metavar="FILE",
+    help="The certificate's key (PEM).",
 )
 @pass_client
-def docker_api(client: Client, path: str, group: str, listen: str | None) -> None:
+def docker_api(
+    client: Client,
+    path: str,
+    group: str,
+    listen: str | None,
+    tlscert: str | None,
+    tlskey: str | None,
+) -> None:
     """Serve Docker's Engine API in front of the cluster.
 
     The docker CLI, docker compose and SDKs work on the whole cluster then. Whoever may use the
     socket has the rights of this context.
     """
+    if bool(listen) != bool(tlscert and tlskey) or bool(tlscert) != bool(tlskey):
+        raise click.UsageError("--listen goes with --tlscert and --tlskey")
     from orchestrator.dockerapi.gateway import Gateway
     from orchestrator.dockerapi.http.server import Listener, unix_socket
     from orchestrator.dockerapi.table import ROUTER
@@ -66,8 +84,8 @@ def docker_api(client: Client, path: str, group: str, listen: str | None) -> Non
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
             listeners = [Listener(unix_socket(path, 0o660, _group(group)), gateway, ROUTER, None)]
             stack.callback(_remove, path)
-            if listen:
-                tls = _tls(client)
+            if listen and tlscert and tlskey:
+                tls = _tls(client, tlscert, tlskey)
                 listeners.append(Listener(_tcp_socket(listen), gateway, ROUTER, tls))
         except OSError as error:
             raise CliError(f"cannot serve at {listen or path}: {error.strerror or error}") from None
@@ -101,13 +119,13 @@ def _tcp_socket(text: str) -> socket.socket:
     return socket.create_server((host.strip("[]"), int(port)), family=family)
 
 
-def _tls(client: Client) -> ssl.SSLContext:
-    """Mutual TLS with the context's certificate: clients need one of the cluster's CA."""
-    context = client.context
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cadata=context.ca)
+def _tls(client: Client, certificate: str, key: str) -> ssl.SSLContext:
+    """Mutual TLS: clients need a certificate of the cluster's CA. Raises CliError."""
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cadata=client.context.ca)
     tls.verify_mode = ssl.CERT_REQUIRED
-    with tempfile.NamedTemporaryFile("w", suffix=".pem") as pair:
-        pair.write(context.certificate + context.key)
-        pair.flush()
-        tls.load_cert_chain(pair.name)
+    try:
+        tls.load_cert_chain(certificate, key)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CliError(f"cannot use {certificate} with the key {key}: {reason}") from None
     return tls

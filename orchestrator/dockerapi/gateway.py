@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator import __version__
 from orchestrator.cli.app.contexts import Context
-from orchestrator.cli.app.errors import CliError
+from orchestrator.cli.app.errors import CliError, Refused
 from orchestrator.cli.rpc.client import CALL_TIMEOUT, Client
 from orchestrator.dockerapi.containers.processes import Execs, Sessions
 
@@ -73,6 +73,18 @@ class Gateway:
     def stream(self, method: str, request: Any) -> Streamed:
         """Call a method of a manager that streams its answer."""
         return Streamed(self._clients, method, request)
+
+
+def remove_or_defer(gateway: Gateway, method: str, request: Any) -> None:
+    """Remove an object at once; if tasks that are about to end still use it, when they have ended,
+    as the clients that remove a stack expect. Raises CliError."""
+    try:
+        gateway.call(method, request)
+    except Refused as refused:
+        if refused.missing:
+            raise
+        request.when_unused = True
+        gateway.call(method, request)
 
 
 class Streamed:

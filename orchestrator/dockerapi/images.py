@@ -13,7 +13,13 @@ from typing import Any
 
 from orchestrator.cli.app.errors import CliError, Refused
 from orchestrator.dockerapi.gateway import Gateway, Streamed
-from orchestrator.dockerapi.http.errors import ApiError, bad_parameter, not_found, unsupported
+from orchestrator.dockerapi.http.errors import (
+    ApiError,
+    bad_parameter,
+    conflict,
+    not_found,
+    unsupported,
+)
 from orchestrator.dockerapi.http.exchange import Reply, Request, Stream
 from orchestrator.dockerapi.http.routing import SAME, Routes
 from orchestrator.dockerapi.parameters import (
@@ -283,6 +289,7 @@ def credentials(request: Request) -> Any:
     message=SAME,
     changes=SAME,
     platform="ignored",
+    **{"X-Registry-Auth": SAME},
 )
 def create(gateway: Gateway, request: Request) -> Stream:
     """Pull an image, or import one from a tar."""
@@ -304,13 +311,15 @@ def create(gateway: Gateway, request: Request) -> Stream:
     return Stream(_pulled(calls, familiar(whole)), cancel=calls.cancel)
 
 
-def _line(**fields: Any) -> bytes:
+def line(**fields: Any) -> bytes:
+    """One message of a stream of progress."""
     return json.dumps(fields).encode() + b"\r\n"
 
 
-def _failure(error: CliError) -> bytes:
+def failure(error: CliError) -> bytes:
+    """The last message of a stream that failed."""
     text = error.format_message()
-    return _line(errorDetail={"message": text}, error=text)
+    return line(errorDetail={"message": text}, error=text)
 
 
 def _layers(message: Any) -> bytes:
@@ -318,25 +327,25 @@ def _layers(message: Any) -> bytes:
     layer = message.layer
     id = layer.digest.removeprefix(_PREFIX)[:12]
     if layer.total and layer.done >= layer.total:
-        return _line(status="Pull complete", progressDetail={}, id=id)
+        return line(status="Pull complete", progressDetail={}, id=id)
     detail = {"current": layer.done, "total": layer.total}
-    return _line(status="Downloading", progressDetail=detail, id=id)
+    return line(status="Downloading", progressDetail=detail, id=id)
 
 
 def _pulled(calls: Streamed, name: str) -> Iterator[bytes]:
     repository, _, tag = name.rpartition(":")
-    yield _line(status=f"Pulling from {repository}", id=tag)
+    yield line(status=f"Pulling from {repository}", id=tag)
     try:
         for message in calls:
             match message.WhichOneof("part"):
                 case "layer":
                     yield _layers(message)
                 case "image":
-                    yield _line(status=f"Digest: {message.image.id}")
+                    yield line(status=f"Digest: {message.image.id}")
     except CliError as error:
-        yield _failure(error)
+        yield failure(error)
         return
-    yield _line(status=f"Status: Downloaded newer image for {name}")
+    yield line(status=f"Status: Downloaded newer image for {name}")
 
 
 def _import(gateway: Gateway, request: Request) -> Stream:
@@ -355,7 +364,7 @@ def _import(gateway: Gateway, request: Request) -> Stream:
             yield images_pb2.ImportImageUpload(data=data)
 
     image = _last_image(gateway.stream("Images.Import", parts()))
-    return Stream(iter([_line(status=image_id(from_proto(image)))]))
+    return Stream(iter([line(status=image_id(from_proto(image)))]))
 
 
 def _last_image(calls: Streamed) -> Any:
@@ -382,7 +391,7 @@ def load(gateway: Gateway, request: Request) -> Stream:
         if message.WhichOneof("part") == "image":
             image: Image = from_proto(message.image)
             names = [familiar(name) for name in image.names] or [image_id(image)]
-            lines += [_line(stream=f"Loaded image: {name}\n") for name in names]
+            lines += [line(stream=f"Loaded image: {name}\n") for name in names]
     return Stream(iter(lines))
 
 
@@ -423,7 +432,7 @@ def tag(gateway: Gateway, request: Request) -> Reply:
     return Reply(status=HTTPStatus.CREATED)
 
 
-@route("POST", "/images/{name}/push", tag=SAME)
+@route("POST", "/images/{name}/push", tag=SAME, **{"X-Registry-Auth": SAME})
 def push(gateway: Gateway, request: Request) -> Stream:
     """Push an image to its registry."""
     name, tag = request["name"], request.text("tag")
@@ -438,7 +447,7 @@ def push(gateway: Gateway, request: Request) -> Stream:
 
 def _pushed(calls: Streamed, name: str) -> Iterator[bytes]:
     repository, _, tag = name.rpartition(":")
-    yield _line(status=f"The push refers to repository [{repository}]")
+    yield line(status=f"The push refers to repository [{repository}]")
     try:
         for message in calls:
             match message.WhichOneof("part"):
@@ -447,16 +456,14 @@ def _pushed(calls: Streamed, name: str) -> Iterator[bytes]:
                     id = layer.digest.removeprefix(_PREFIX)[:12]
                     done = layer.total and layer.done >= layer.total
                     detail = {} if done else {"current": layer.done, "total": layer.total}
-                    yield _line(
-                        status="Pushed" if done else "Pushing", progressDetail=detail, id=id
-                    )
+                    yield line(status="Pushed" if done else "Pushing", progressDetail=detail, id=id)
                 case "image":
                     digest, size = message.image.id, message.image.size
-                    yield _line(status=f"{tag}: digest: {digest} size: {size}")
+                    yield line(status=f"{tag}: digest: {digest} size: {size}")
                     aux = {"Tag": tag, "Digest": digest, "Size": size}
-                    yield _line(progressDetail={}, aux=aux)
+                    yield line(progressDetail={}, aux=aux)
     except CliError as error:
-        yield _failure(error)
+        yield failure(error)
 
 
 @route("DELETE", "/images/{name}", force=SAME, noprune="ignored")
@@ -466,7 +473,14 @@ def remove(gateway: Gateway, request: Request) -> Reply:
     message = images_pb2.RemoveImageRequest(
         image=resolve(gateway, request["name"]), force=request.flag("force")
     )
-    reply = gateway.call("Images.Remove", message, 60.0)
+    try:
+        reply = gateway.call("Images.Remove", message, 60.0)
+    except Refused as refused:
+        if refused.missing:
+            raise
+        raise conflict(
+            f"conflict: unable to delete {request['name']} (must be forced) - {refused.message}"
+        ) from None
     return Reply(_removed(reply))
 
 
@@ -500,6 +514,7 @@ def prune(gateway: Gateway, request: Request) -> Reply:
     author=SAME,
     pause=SAME,
     changes=SAME,
+    containerConfig="ignored: use `changes`",
 )
 def commit(gateway: Gateway, request: Request) -> Reply:
     """Make an image of a container's files."""
@@ -517,6 +532,27 @@ def commit(gateway: Gateway, request: Request) -> Reply:
     )
     image = gateway.call("Images.Commit", message, 120.0)
     return Reply({"Id": image_id(from_proto(image))}, HTTPStatus.CREATED)
+
+
+@route("GET", "/distribution/{name}/json", "only images that the cluster has")
+def distribution(gateway: Gateway, request: Request) -> Reply:
+    """The digest to which a name leads, which clients put into the specs of services."""
+    reply = inspect_image(gateway, request["name"])
+    image: Image = from_proto(reply.image)
+    manifest = json.loads(reply.manifest) if reply.manifest else {}
+    config = json.loads(reply.config) if reply.config else {}
+    return Reply(
+        {
+            "Descriptor": {
+                "mediaType": manifest.get("mediaType", ""),
+                "digest": image.id,
+                "size": len(reply.manifest.encode()),
+            },
+            "Platforms": [
+                {"architecture": config.get("architecture", ""), "os": config.get("os", "linux")}
+            ],
+        }
+    )
 
 
 @route("GET", "/images/search", "refused: use the registry's own search")

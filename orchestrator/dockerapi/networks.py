@@ -13,7 +13,7 @@ from orchestrator.cli.app.errors import Refused
 from orchestrator.dockerapi.containers.creation import read_attachment
 from orchestrator.dockerapi.containers.documents import Found
 from orchestrator.dockerapi.containers.lookup import find, list_containers, networks_by_name
-from orchestrator.dockerapi.gateway import Gateway
+from orchestrator.dockerapi.gateway import Gateway, remove_or_defer
 from orchestrator.dockerapi.http.errors import ApiError, bad_parameter, conflict
 from orchestrator.dockerapi.http.exchange import Reply, Request
 from orchestrator.dockerapi.http.routing import SAME, Routes
@@ -67,7 +67,9 @@ def _everything(gateway: Gateway) -> list[Network]:
         for name in PREDEFINED
         if name not in stored
     ]
-    return sorted([*stored.values(), *predefined], key=lambda each: (each.name, each.id))
+    # Tasks that end with their service still use one whose removal is pending.
+    kept = [each for each in stored.values() if not each.remove_when_unused]
+    return sorted([*kept, *predefined], key=lambda each: (each.name, each.id))
 
 
 def _holds(network: Network, key: str, values: Sequence[str], used: Iterable[str]) -> bool:
@@ -240,7 +242,7 @@ def create(gateway: Gateway, request: Request) -> Reply:
         ipam_driver="" if ipam.text("Driver") in ("", "default") else ipam.text("Driver"),
         ipam_options=ipam.labels("Options"),
     )
-    if name in networks_by_name(gateway):
+    if any(each.name == name for each in _everything(gateway)):
         raise conflict(f"network with name {name} already exists")
     made = gateway.call("Networks.CreateNetwork", message)
     return Reply({"Id": docker_id(made.id), "Warning": ""}, HTTPStatus.CREATED)
@@ -254,9 +256,12 @@ def remove(gateway: Gateway, request: Request) -> Reply:
         raise ApiError(
             HTTPStatus.FORBIDDEN, f"{network.name} is a pre-defined network and cannot be removed"
         )
-    message = networks_pb2.RemoveNetworkRequest(network=network.id, when_unused=True)
     try:
-        gateway.call("Networks.RemoveNetwork", message)
+        remove_or_defer(
+            gateway,
+            "Networks.RemoveNetwork",
+            networks_pb2.RemoveNetworkRequest(network=network.id),
+        )
     except Refused as refused:
         if refused.missing:
             raise ApiError(HTTPStatus.NOT_FOUND, f"network {request['id']} not found") from None

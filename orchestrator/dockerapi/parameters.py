@@ -163,6 +163,17 @@ class Fields:
             raise self._wrong(name, "a list of strings")
         return value
 
+    def numbers(self, name: str) -> list[int]:
+        """A list of integers."""
+        value = self._fields.get(name.lower())
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(
+            isinstance(each, int) and not isinstance(each, bool) for each in value
+        ):
+            raise self._wrong(name, "a list of numbers")
+        return value
+
     def items(self, name: str) -> list[Fields]:
         """A list of objects."""
         value = self._fields.get(name.lower())

@@ -239,7 +239,15 @@ def disk_usage(gateway: Gateway, request: Request) -> Reply:
     return Reply(found)
 
 
-@route("POST", "/auth", username=SAME, password=SAME, serveraddress=SAME)
+@route(
+    "POST",
+    "/auth",
+    "the cluster keeps the credentials: all nodes pull with them",
+    username=SAME,
+    password=SAME,
+    serveraddress=SAME,
+    email="ignored",
+)
 def authenticate(gateway: Gateway, request: Request) -> Reply:
     """Verify credentials at a registry; the cluster keeps them, for its nodes' pulls."""
     body = Fields(request.json())

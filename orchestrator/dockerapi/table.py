@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from orchestrator.dockerapi import images, networks, system, volumes
+from orchestrator.dockerapi import building, images, networks, system, unsupported, volumes
 from orchestrator.dockerapi.containers import files, interaction, lifecycle, output
 from orchestrator.dockerapi.http.routing import Router
 from orchestrator.dockerapi.swarm import documents, nodes, services
@@ -15,9 +15,11 @@ ROUTER = Router(
     output.ROUTES,
     files.ROUTES,
     images.ROUTES,
+    building.ROUTES,
     networks.ROUTES,
     volumes.ROUTES,
     services.ROUTES,
     nodes.ROUTES,
     documents.ROUTES,
+    unsupported.ROUTES,
 )

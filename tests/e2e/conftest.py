@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Who waits patiently for several things is not hung yet."""
     for item in items:
         own = item.get_closest_marker("timeout") is not None
-        if item.path.parent == Path(__file__).parent and not own:
+        if item.path.is_relative_to(Path(__file__).parent) and not own:
             item.add_marker(pytest.mark.timeout(6 * PATIENCE))
 
 

@@ -49,14 +49,18 @@ _RESTART = {
 }
 
 IGNORED = "ignored"
-_NO_BLKIO = "refused: nodes do not limit block I/O"
+NO_BLOCK_IO = "refused: nodes do not limit block I/O"
+BLOCK_IO = (
+    *("BlkioWeight", "BlkioWeightDevice", "BlkioDeviceReadBps", "BlkioDeviceWriteBps"),
+    *("BlkioDeviceReadIOps", "BlkioDeviceWriteIOps"),
+)
 
 NOTES: Mapping[str, str] = {
     **dict.fromkeys(
         (
             *("Hostname", "Domainname", "User", "Tty", "OpenStdin", "Env", "Cmd", "Entrypoint"),
             *("Image", "WorkingDir", "Labels", "StopSignal", "StopTimeout", "Healthcheck"),
-            *("Volumes", "ExposedPorts"),
+            *("Volumes", "ExposedPorts", "NetworkDisabled", "MacAddress"),
             *("HostConfig.Memory", "HostConfig.MemoryReservation", "HostConfig.MemorySwap"),
             *("HostConfig.NanoCpus", "HostConfig.CpuShares", "HostConfig.CpusetCpus"),
             *("HostConfig.PidsLimit", "HostConfig.Ulimits", "HostConfig.OomScoreAdj"),
@@ -75,9 +79,13 @@ NOTES: Mapping[str, str] = {
     **dict.fromkeys(
         (
             *("AttachStdin", "AttachStdout", "AttachStderr", "StdinOnce", "ArgsEscaped"),
-            *("NetworkDisabled", "MacAddress", "OnBuild", "Shell", "HostConfig.ConsoleSize"),
+            *("OnBuild", "Shell", "HostConfig.ConsoleSize"),
             *("HostConfig.ContainerIDFile", "HostConfig.VolumeDriver", "HostConfig.Isolation"),
-            *("HostConfig.MemorySwappiness", "HostConfig.KernelMemory", "HostConfig.CgroupParent"),
+            *(
+                "HostConfig.MemorySwappiness",
+                "HostConfig.KernelMemoryTCP",
+                "HostConfig.CgroupParent",
+            ),
             *("HostConfig.OomKillDisable", "HostConfig.Cgroup", "HostConfig.CpuCount"),
             *("HostConfig.CpuPercent", "HostConfig.IOMaximumIOps", "HostConfig.IOMaximumBandwidth"),
             *("HostConfig.CpuRealtimePeriod", "HostConfig.CpuRealtimeRuntime"),
@@ -99,14 +107,7 @@ NOTES: Mapping[str, str] = {
     "HostConfig.UTSMode": "refused: `host`",
     "HostConfig.SecurityOpt": "seccomp, apparmor, no-new-privileges; `label` is ignored",
     "HostConfig.DeviceRequests": "GPUs: the generic resource `gpu` of a node",
-    **dict.fromkeys(
-        (
-            *("HostConfig.BlkioWeight", "HostConfig.BlkioWeightDevice"),
-            *("HostConfig.BlkioDeviceReadBps", "HostConfig.BlkioDeviceWriteBps"),
-            *("HostConfig.BlkioDeviceReadIOps", "HostConfig.BlkioDeviceWriteIOps"),
-        ),
-        _NO_BLKIO,
-    ),
+    **dict.fromkeys((f"HostConfig.{name}" for name in BLOCK_IO), NO_BLOCK_IO),
 }
 """Field of the body → how far it does what Docker's does."""
 
@@ -118,7 +119,7 @@ def read_spec(body: Fields, exposed: Iterable[str] = ()) -> TaskSpec:
     return TaskSpec(
         container=_container(body, host),
         reservation=Resources(0, host.number("MemoryReservation")),
-        limit=Resources(_cpu_limit(host), host.number("Memory")),
+        limit=Resources(cpu_limit(host), host.number("Memory")),
         shares=host.number("CpuShares"),
         ports=_ports(body, host, exposed),
         restart=read_restart(host.object("RestartPolicy")),
@@ -134,20 +135,21 @@ def constraints(labels: Mapping[str, str]) -> list[str]:
 
 def _refuse(host: Fields) -> None:
     """Raise ApiError for what a cluster cannot do, where ignoring it would mislead."""
-    for name in ("BlkioWeight",):
-        if host.number(name):
-            raise unsupported(f"HostConfig.{name}: nodes do not limit block I/O")
-    for name in (
-        *("BlkioWeightDevice", "BlkioDeviceReadBps", "BlkioDeviceWriteBps"),
-        *("BlkioDeviceReadIOps", "BlkioDeviceWriteIOps"),
-    ):
-        if host.items(name):
-            raise unsupported(f"HostConfig.{name}: nodes do not limit block I/O")
+    refuse_block_io(host)
     if host.text("UTSMode") not in ("", "private"):
         raise unsupported("HostConfig.UTSMode: containers have a hostname of their own")
     restart = host.object("RestartPolicy").text("Name")
     if host.flag("AutoRemove") and restart not in ("", "no"):
         raise bad_parameter("can't create 'AutoRemove' container with restart policy")
+
+
+def refuse_block_io(resources: Fields) -> None:
+    """Raise ApiError for limits of block I/O."""
+    if resources.number("BlkioWeight"):
+        raise unsupported("BlkioWeight: nodes do not limit block I/O")
+    for name in BLOCK_IO[1:]:
+        if resources.items(name):
+            raise unsupported(f"{name}: nodes do not limit block I/O")
 
 
 def _container(body: Fields, host: Fields) -> ContainerSpec:
@@ -239,7 +241,7 @@ def _capabilities(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _cpu_limit(host: Fields) -> int:
+def cpu_limit(host: Fields) -> int:
     """CPU shares of the limit; 0: none."""
     nano, quota, period = (host.number(name) for name in ("NanoCpus", "CpuQuota", "CpuPeriod"))
     if nano and (quota or period):

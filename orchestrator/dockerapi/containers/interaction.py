@@ -103,6 +103,7 @@ def _hijack(
     def serve(connection: Duplex) -> None:
         gateway.sessions.add(id, session)
         try:
+            session.ensure_open()
             session.serve(connection)
         finally:
             gateway.sessions.remove(id, session)
@@ -182,6 +183,8 @@ def create_exec(gateway: Gateway, request: Request) -> Reply:
         privileged=body.flag("Privileged"),
         session=os.urandom(16).hex(),
     )
+    if "ConsoleSize" in body:
+        message.size.CopyFrom(_console_size(body.numbers("ConsoleSize")))
     flags = "".join("01"[body.flag(name)] for name in ("AttachStdout", "AttachStderr"))
     packed = zlib.compress(message.SerializeToString(), 9).hex()
     keys_part = keys.encode().hex()
@@ -189,6 +192,13 @@ def create_exec(gateway: Gateway, request: Request) -> Reply:
     if len(id) > _MOST_ID:
         raise bad_parameter("the command and environment of an exec are too large")
     return Reply({"Id": id}, HTTPStatus.CREATED)
+
+
+def _console_size(size: list[int]) -> Any:
+    """Height and width, as clients send them at the start."""
+    if len(size) != 2 or not all(0 <= each < 1 << 16 for each in size):
+        raise bad_parameter(f"invalid ConsoleSize {size}: it is [HEIGHT, WIDTH]")
+    return interact_pb2.TerminalSize(rows=size[0], columns=size[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +236,8 @@ def start_exec(gateway: Gateway, request: Request) -> Reply | Hijack:
     found = find(gateway, docker_id(message.container))
     if found.state != "running":
         raise conflict(f"Container {found.id} is not running")
+    if "ConsoleSize" in body:
+        message.size.CopyFrom(_console_size(body.numbers("ConsoleSize")))
     run = gateway.execs.start(request["id"])
 
     def ended(code: int) -> None:
@@ -243,7 +255,7 @@ def start_exec(gateway: Gateway, request: Request) -> Reply | Hijack:
         session.open()
         threading.Thread(target=session.serve, args=(_Nothing(),), daemon=True).start()
         return Reply()
-    session.open()
+    # Opened once the headers are sent: a client may lose output that comes with them.
     return _hijack(gateway, request, request["id"], session)
 
 

@@ -13,13 +13,18 @@ from typing import Any
 
 from orchestrator.cli.app.errors import Refused
 from orchestrator.dockerapi.containers.creation import (
-    NANOSECONDS,
+    BLOCK_IO,
+    IGNORED,
+    NO_BLOCK_IO,
     NOTES,
     constraints,
+    cpu_limit,
     read_restart,
     read_spec,
+    refuse_block_io,
 )
 from orchestrator.dockerapi.containers.documents import STATES, Found, details, summary
+from orchestrator.dockerapi.containers.failures import start_failure
 from orchestrator.dockerapi.containers.lookup import (
     find,
     images_by_digest,
@@ -52,9 +57,8 @@ from orchestrator.dockerapi.parameters import (
 from orchestrator.model.convert import to_proto
 from orchestrator.model.names import parse_image
 from orchestrator.model.objects import Image
-from orchestrator.model.states import CANNOT_INVOKE, NOT_FOUND, TaskState, is_terminal
+from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.tasks import Task
-from orchestrator.model.units import SHARES_PER_CORE
 from orchestrator.pb import containers_pb2, system_pb2
 
 ROUTES = Routes()
@@ -203,6 +207,9 @@ def create(gateway: Gateway, request: Request) -> Reply:
             ),
         )
     except Refused as refused:
+        if refused.missing:
+            # By 404 clients understand that the image is missing.
+            raise bad_parameter(refused.message) from None
         if "already" in refused.message and name and "name" in refused.message:
             raise conflict(
                 f'Conflict. The container name "/{name}" is already in use. You have to remove '
@@ -212,7 +219,11 @@ def create(gateway: Gateway, request: Request) -> Reply:
     found, removed = until(gateway, task.id, lambda each, gone: _is_prepared(each.task))
     if removed or not _can_start(found.task):
         _discard(gateway, task.id)
-        raise ApiError(HTTPStatus.BAD_REQUEST, found.task.status.message or "it was removed")
+        status = found.task.status
+        raise ApiError(
+            HTTPStatus.BAD_REQUEST,
+            start_failure(status.message or "it was removed", status.exit_code),
+        )
     return Reply({"Id": docker_id(task.id), "Warnings": []}, HTTPStatus.CREATED)
 
 
@@ -274,13 +285,9 @@ def _started(gateway: Gateway, id: str, run: int) -> Reply:
     if status.started_at or not is_terminal(status.state):
         return NO_CONTENT
     reason = status.message or "the container could not be started"
-    if status.exit_code == NOT_FOUND and "not found" not in reason:
-        reason += ": executable file not found in $PATH"
-    if status.exit_code == CANNOT_INVOKE and "permission denied" not in reason:
-        reason += ": permission denied"
     raise ApiError(
         HTTPStatus.BAD_REQUEST,
-        f"failed to create task for container: {reason}",
+        f"failed to create task for container: {start_failure(reason, status.exit_code)}",
     )
 
 
@@ -382,7 +389,19 @@ _LIMITS = {
     RestartPolicy=SAME,
     NanoCpus=SAME,
     CpusetCpus=SAME,
+    CpuQuota=NOTES["HostConfig.CpuQuota"],
+    CpuPeriod=NOTES["HostConfig.CpuPeriod"],
     **dict.fromkeys(_LIMITS, SAME),
+    **dict.fromkeys(BLOCK_IO, NO_BLOCK_IO),
+    **dict.fromkeys(
+        (
+            *("CgroupParent", "CpuRealtimePeriod", "CpuRealtimeRuntime", "CpusetMems", "Devices"),
+            *("DeviceCgroupRules", "DeviceRequests", "KernelMemoryTCP", "MemorySwappiness"),
+            *("OomKillDisable", "Init", "Ulimits", "CpuCount", "CpuPercent", "IOMaximumIOps"),
+            "IOMaximumBandwidth",
+        ),
+        IGNORED,
+    ),
 )
 def update(gateway: Gateway, request: Request) -> Reply:
     """Change limits and the restart policy without a restart."""
@@ -392,8 +411,9 @@ def update(gateway: Gateway, request: Request) -> Reply:
     for name, field in _LIMITS.items():
         if body.number(name):
             setattr(message, field, body.number(name))
-    if body.number("NanoCpus"):
-        message.limit_shares = body.number("NanoCpus") * SHARES_PER_CORE // NANOSECONDS
+    refuse_block_io(body)
+    if shares := cpu_limit(body):
+        message.limit_shares = shares
     if body.text("CpusetCpus"):
         message.cpuset_cpus = body.text("CpusetCpus")
     if "RestartPolicy" in body and body.object("RestartPolicy").text("Name"):

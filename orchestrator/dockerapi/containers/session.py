@@ -15,13 +15,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from orchestrator.cli.app.errors import ManagerLost
+from orchestrator.cli.app.errors import CliError, ManagerLost
 from orchestrator.cli.container.terminal import DetachKeys
 from orchestrator.cli.rpc.client import RECONNECT_PAUSE
+from orchestrator.dockerapi.containers.failures import start_failure
 from orchestrator.dockerapi.gateway import Gateway
 from orchestrator.dockerapi.http.exchange import Duplex
+from orchestrator.model.states import CANNOT_INVOKE
 from orchestrator.pb import interact_pb2
 
 STDOUT, STDERR = 1, 2
@@ -53,6 +56,7 @@ class Session:
         terminal. `streams`: those that the client wants. `ended` gets the exit status."""
         self._gateway = gateway
         self._first = first
+        self._terminal = getattr(first, "tty", False)
         self._exec = isinstance(first, interact_pb2.ExecRequest)
         first.session = first.session or os.urandom(16).hex()
         self._keys = DetachKeys(keys)
@@ -65,13 +69,15 @@ class Session:
         self._kept: deque[bytes] = deque()
         self._input_ended = self._connected = self._detached = self._over = False
         self._received = self._acknowledged = 0
+        self._failure: Any = None
+        """The Exited message of a process that was never started."""
         self._calls: Any = None
         self._messages: Any = None
 
     @property
     def tty(self) -> bool:
         """Whether the process has a terminal."""
-        return bool(self._attached.tty)
+        return self._terminal
 
     def open(self) -> None:
         """Begin it: from now on no output is missed. Raises CliError."""
@@ -80,20 +86,35 @@ class Session:
         for message in self._messages:
             if message.WhichOneof("kind") == "attached":
                 self._attached = message.attached
+                self._terminal = bool(message.attached.tty)
                 self._room = message.attached.stdin_window
                 self._connected = True
                 return
             if message.WhichOneof("kind") == "exited":
-                self._finish(message.exited.code)
                 self._attached = interact_pb2.Attached()
+                self._failure = message.exited
+                self._finish(message.exited.code)
                 return
         self._attached = interact_pb2.Attached()
         self._over = True
+
+    def ensure_open(self) -> None:
+        """Begin it unless it has begun; `serve` tells the client if it cannot."""
+        if self._calls is not None:
+            return
+        try:
+            self.open()
+        except CliError as error:
+            self._failure = interact_pb2.Exited(code=CANNOT_INVOKE, error=error.format_message())
+            self._finish(CANNOT_INVOKE)
 
     def serve(self, connection: Duplex) -> None:
         """Join the connection and the process's streams until the process has exited, or the
         client detached."""
         if self._over:
+            if self._failure is not None:
+                with suppress(OSError):
+                    self._write_error(connection, self._failure)
             return
         if self._attached.stdin:
             threading.Thread(target=self._read, args=(connection,), daemon=True).start()
@@ -150,7 +171,7 @@ class Session:
             case "stdout" | "stderr":
                 data = getattr(message, kind)
                 stream = STDOUT if kind == "stdout" else STDERR
-                if self._attached.tty:
+                if self._terminal:
                     connection.write(data)
                 elif stream in self._streams:
                     connection.write(frame(stream, data))
@@ -172,12 +193,16 @@ class Session:
                         self._send(eof=True)
                     self._connected = True
             case "exited":
-                if message.exited.error and STDERR in self._streams:
-                    text = message.exited.error.encode() + b"\r\n"
-                    connection.write(text if self._attached.tty else frame(STDERR, text))
+                self._write_error(connection, message.exited)
                 self._finish(message.exited.code)
                 return True
         return False
+
+    def _write_error(self, connection: Duplex, exited: Any) -> None:
+        """Why it could not be started: at its stdout, as dockerd does it."""
+        if exited.error and STDOUT in self._streams:
+            text = f"{start_failure(exited.error, exited.code)}\r\n".encode()
+            connection.write(text if self._terminal else frame(STDOUT, text))
 
     def _finish(self, code: int) -> None:
         self._over = True
@@ -206,7 +231,7 @@ class Session:
                 data = b""
             if not data:
                 break
-            if self._attached.tty:
+            if self._terminal:
                 data, self._detached = self._keys.feed(data)
             for start in range(0, len(data), _CHUNK):
                 if not self._pass_on(data[start : start + _CHUNK]):
@@ -214,6 +239,8 @@ class Session:
             if self._detached:
                 self.close()
                 return
+        if self._terminal:
+            return  # a terminal has no end; a client that has gone leaves the process alone
         with self._flow:
             self._input_ended = True
             if self._connected:

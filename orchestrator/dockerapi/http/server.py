@@ -23,6 +23,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from orchestrator.cli.app.errors import CliError
 from orchestrator.dockerapi.gateway import Gateway
+from orchestrator.dockerapi.http.admission import Admission
 from orchestrator.dockerapi.http.errors import ApiError, as_api_error, bad_parameter
 from orchestrator.dockerapi.http.exchange import Hijack, Reply, Request, Stream, Text
 from orchestrator.dockerapi.http.routing import NEWEST, Answer, Router, split_version
@@ -205,6 +206,8 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self) -> tuple[Request, Answer]:
         parts = urlsplit(self.path)
         version, path = split_version(unquote(parts.path, errors="replace"))
+        if self.server.admission is not None:
+            self.server.admission.check(cast(ssl.SSLSocket, self.connection))
         route, captured = self.server.router.find(self.command, path)
         try:
             query = parse_qs(parts.query, keep_blank_values=True, max_num_fields=_MOST_FIELDS)
@@ -346,6 +349,7 @@ class Listener(socketserver.ThreadingMixIn, socketserver.BaseServer):
         self.router = router
         self.hangups = Hangups()
         self._tls = tls
+        self.admission = Admission(gateway) if tls is not None else None
         bound.listen(512)
 
     def fileno(self) -> int:

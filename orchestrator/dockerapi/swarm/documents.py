@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Any
 
 from orchestrator.cli.app.errors import Refused
-from orchestrator.dockerapi.gateway import Gateway
+from orchestrator.dockerapi.gateway import Gateway, remove_or_defer
 from orchestrator.dockerapi.http.errors import ApiError, bad_parameter, conflict
 from orchestrator.dockerapi.http.exchange import NO_CONTENT, Reply, Request
 from orchestrator.dockerapi.http.routing import SAME, Answer, Routes
@@ -39,11 +39,24 @@ class _Kind:
             Labels=SAME,
             Data=SAME,
             Templating=SAME,
-            Driver="refused",
+            **({"Driver": "refused"} if kind is DocumentKind.SECRET else {}),
         )
         self._add("GET", f"{path}/{{id}}", self.inspect)
         self._add("DELETE", f"{path}/{{id}}", self.remove)
-        self._add("POST", f"{path}/{{id}}/update", self.update, version="ignored", Labels=SAME)
+        fixed = (
+            "Name",
+            "Data",
+            "Templating",
+            *(("Driver",) if kind is DocumentKind.SECRET else ()),
+        )
+        self._add(
+            "POST",
+            f"{path}/{{id}}/update",
+            self.update,
+            version="ignored",
+            Labels=SAME,
+            **dict.fromkeys(fixed, "ignored: only labels can change"),
+        )
 
     def _add(
         self,
@@ -60,7 +73,9 @@ class _Kind:
             document=name,
             with_data=self._kind is DocumentKind.CONFIG,
         )
-        return list(gateway.call("Documents.ListDocuments", request).documents)
+        rows = gateway.call("Documents.ListDocuments", request).documents
+        # Tasks that end with their service still use one whose removal is pending.
+        return [row for row in rows if not row.document.removing]
 
     def _find(self, gateway: Gateway, name: str) -> Any:
         try:
@@ -136,9 +151,8 @@ class _Kind:
         message = documents_pb2.RemoveDocumentRequest(
             kind=int(self._kind),  # type: ignore[arg-type]
             document=row.document.id,
-            when_unused=True,
         )
-        gateway.call("Documents.RemoveDocument", message)
+        remove_or_defer(gateway, "Documents.RemoveDocument", message)
         return NO_CONTENT
 
     def update(self, gateway: Gateway, request: Request) -> Reply:

@@ -272,6 +272,13 @@ def inspect_swarm(gateway: Gateway, request: Request) -> Reply:
     rotateWorkerToken=SAME,
     rotateManagerToken=SAME,
     rotateManagerUnlockKey="refused",
+    **dict.fromkeys(
+        (
+            *("Name", "Labels", "Orchestration", "Raft", "Dispatcher", "CAConfig"),
+            *("EncryptionConfig", "TaskDefaults"),
+        ),
+        "ignored",
+    ),
 )
 def update_swarm(gateway: Gateway, request: Request) -> Reply:
     """Rotate join tokens."""

@@ -70,12 +70,15 @@ NOTES: Mapping[str, str] = {
     "TaskTemplate.Networks": "same",
     "TaskTemplate.LogDriver": "same",
     "TaskTemplate.ForceUpdate": "same",
+    "TaskTemplate.Runtime": "`container`",
     "TaskTemplate.PluginSpec": "refused",
     "TaskTemplate.NetworkAttachmentSpec": "refused",
     "Mode": "same",
     "UpdateConfig": "same",
     "RollbackConfig": "same",
     "EndpointSpec": "same",
+    "Networks": "same",
+    "X-Registry-Auth": "ignored: nodes pull with the cluster's credentials, see `POST /auth`",
 }
 
 

@@ -10,12 +10,17 @@ import socket
 import ssl
 import threading
 from contextlib import ExitStack, suppress
+from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.cli.app.command_groups import example
 from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.rpc.client import Client, pass_client
+
+if TYPE_CHECKING:
+    from orchestrator.dockerapi.gateway import Gateway
 
 SOCKET = "/run/orc/docker.sock"
 
@@ -85,7 +90,8 @@ def docker_api(
             listeners = [Listener(unix_socket(path, 0o660, _group(group)), gateway, ROUTER, None)]
             stack.callback(_remove, path)
             if listen and tlscert and tlskey:
-                tls = _tls(client, tlscert, tlskey)
+                tls = partial(_tls, gateway, tlscert, tlskey)
+                tls()  # raises now what would be wrong with every connection
                 listeners.append(Listener(_tcp_socket(listen), gateway, ROUTER, tls))
         except OSError as error:
             raise CliError(f"cannot serve at {listen or path}: {error.strerror or error}") from None
@@ -119,9 +125,9 @@ def _tcp_socket(text: str) -> socket.socket:
     return socket.create_server((host.strip("[]"), int(port)), family=family)
 
 
-def _tls(client: Client, certificate: str, key: str) -> ssl.SSLContext:
+def _tls(gateway: Gateway, certificate: str, key: str) -> ssl.SSLContext:
     """Mutual TLS: clients need a certificate of the cluster's CA. Raises CliError."""
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cadata=client.context.ca)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cadata=gateway.context.ca)
     tls.verify_mode = ssl.CERT_REQUIRED
     try:
         tls.load_cert_chain(certificate, key)

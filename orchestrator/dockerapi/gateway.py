@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from orchestrator import __version__
-from orchestrator.cli.app.contexts import Context
+from orchestrator.cli.app.contexts import Context, load_context
 from orchestrator.cli.app.errors import CliError, Refused
 from orchestrator.cli.rpc.client import CALL_TIMEOUT, Client
 from orchestrator.dockerapi.containers.processes import Execs, Sessions
@@ -17,13 +18,19 @@ from orchestrator.dockerapi.containers.processes import Execs, Sessions
 _MOST_IDLE = 16
 """Connections that are kept for the next requests."""
 
+_REFRESH_EVERY = 60.0
+"""Seconds between two looks at the context's file."""
+
 
 class Clients:
     """Clients of one cluster. A client serves one request at a time; idle ones are kept, since a
     new connection costs a TLS handshake."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, now: Callable[[], float] = time.monotonic) -> None:
+        """`now`: a monotonic clock."""
         self._context = context
+        self._now = now
+        self._refresh_at = now() + _REFRESH_EVERY
         self._lock = threading.Lock()
         self._idle: list[Client] = []
         self._revision = 0
@@ -39,6 +46,7 @@ class Clients:
         kept = True
         try:
             yield client
+            self._refresh(client)
         except BaseException as error:
             kept = isinstance(error, CliError | GeneratorExit)
             raise
@@ -46,10 +54,34 @@ class Clients:
             with self._lock:
                 self._revision = max(client.revision, self._revision)
                 kept = kept and len(self._idle) < _MOST_IDLE
+                kept = kept and client.context == self._context
                 if kept:
                     self._idle.append(client)
             if not kept:
                 client.close()
+
+    @property
+    def context(self) -> Context:
+        """With the certificate that is shown now."""
+        return self._context
+
+    def _refresh(self, client: Client) -> None:
+        """Renew the certificate if that is due, and take over what the context's file has: a
+        gateway runs for longer than a certificate is valid."""
+        with self._lock:
+            now = self._now()
+            if now < self._refresh_at:
+                return
+            self._refresh_at = now + _REFRESH_EVERY
+        with suppress(CliError, OSError):  # the context in use stays good for a while
+            client.renew()
+            context = load_context(self._context.name)
+            with self._lock:
+                if context != self._context:
+                    self._context = context
+                    outdated, self._idle = self._idle, []
+                    for each in outdated:
+                        each.close()
 
 
 class Gateway:
@@ -60,6 +92,11 @@ class Gateway:
         self.engine_version = __version__
         self.sessions = Sessions()
         self.execs = Execs()
+
+    @property
+    def context(self) -> Context:
+        """Whose rights it has, with the certificate in use."""
+        return self._clients.context
 
     def call(self, method: str, request: Any, timeout: float = CALL_TIMEOUT) -> Any:
         """Call a manager. Raises CliError."""

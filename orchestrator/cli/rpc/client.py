@@ -101,10 +101,15 @@ class Client:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._spoke and not self.is_dry_run:
-            renew_if_due(self._context, self.call, at_once=self._renew)
+        self.renew()
         self.close()
         self._remember()
+
+    def renew(self) -> None:
+        """Renew the context's certificate in its file, if that is due and a manager has answered.
+        What goes wrong is retried later."""
+        if self._spoke and not self.is_dry_run:
+            renew_if_due(self._context, self.call, at_once=self._renew)
 
     @property
     def context(self) -> Context:

@@ -341,8 +341,13 @@ class Listener(socketserver.ThreadingMixIn, socketserver.BaseServer):
     daemon_threads = True
 
     def __init__(
-        self, bound: socket.socket, gateway: Gateway, router: Router, tls: ssl.SSLContext | None
+        self,
+        bound: socket.socket,
+        gateway: Gateway,
+        router: Router,
+        tls: Callable[[], ssl.SSLContext] | None,
     ) -> None:
+        """`tls` is called for each connection: certificates are renewed meanwhile."""
         super().__init__(bound.getsockname(), cast(Any, Handler))
         self.socket = bound
         self.gateway = gateway
@@ -366,8 +371,11 @@ class Listener(socketserver.ThreadingMixIn, socketserver.BaseServer):
         if self._tls is not None:
             request.settimeout(10.0)
             try:
-                wrapped = self._tls.wrap_socket(request, server_side=True)
-            except (OSError, ssl.SSLError):
+                wrapped = self._tls().wrap_socket(request, server_side=True)
+            except OSError:  # of the handshake
+                return
+            except CliError as error:
+                log.warning("a connection was refused", extra={"reason": str(error)})
                 return
             with wrapped:
                 super().finish_request(wrapped, client_address)

@@ -46,8 +46,8 @@ class Gate:
     def run(self, name: str, completions: int, part: float, *flags: str) -> None:
         """Start a job whose tasks reserve a part of a node's cores each."""
         self._cluster.orc("job", "run", "-d", "--name", name, "--completions", str(completions),
-                          "--reserve-cpu", cores(self._cluster, part), "--stop-signal", "KILL", *flags,
-                          "--entrypoint", "sh", self._image,
+                          "--reserve-cpu", cores(self._cluster, part), *flags,
+                          "--stop-signal", "KILL", "--entrypoint", "sh", self._image,
                           "-c", "until [ -e /done ]; do sleep 0.1; done")  # fmt: skip
 
     def end(self, task: str) -> None:

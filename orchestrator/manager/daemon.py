@@ -114,7 +114,7 @@ from orchestrator.manager.telemetry.etcd_collector import EtcdCollector
 from orchestrator.manager.telemetry.event_log import EventLog
 from orchestrator.manager.telemetry.task_traces import TaskSpans
 from orchestrator.manager.web.application import serve_web
-from orchestrator.model.access import KeyRotation
+from orchestrator.model.administration.access import KeyRotation
 from orchestrator.model.compatibility.manager_features import MANAGER_FEATURES
 from orchestrator.model.networks import BRIDGE
 from orchestrator.model.objects import Cluster, Network

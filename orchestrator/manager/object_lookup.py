@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 from orchestrator.manager.errors import RequestError, invalid_argument, not_found
 from orchestrator.manager.planning.view import ClusterView
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.documents import Document, DocumentKind
 from orchestrator.model.names import near_image, near_miss, parse_image, short_id
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Image, Network
-from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import Service
 from orchestrator.model.tasks import Task
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from orchestrator.model.autoscaling import AutoscaleStatus, bounded
 from orchestrator.model.extensible import Extensible
+from orchestrator.model.scheduling.autoscaling import AutoscaleStatus, bounded
 from orchestrator.model.specs import ServiceSpec, UpdatePolicy
 
 

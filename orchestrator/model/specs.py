@@ -7,17 +7,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from orchestrator.model.affinities import Affinity
-from orchestrator.model.autoscaling import AutoscaleSpec
 from orchestrator.model.dependencies import Dependency
-from orchestrator.model.disruptions import DisruptionBudget
 from orchestrator.model.documents import FileReference
 from orchestrator.model.extensible import Extensible
 from orchestrator.model.hooks import Hook as Hook
 from orchestrator.model.jobs import JobSpec
 from orchestrator.model.mounts import MountSpec
-from orchestrator.model.placement import Disconnect, GenericResource, Strategy
-from orchestrator.model.placement import Resources as Resources
+from orchestrator.model.scheduling.affinities import Affinity
+from orchestrator.model.scheduling.autoscaling import AutoscaleSpec
+from orchestrator.model.scheduling.disruptions import DisruptionBudget
+from orchestrator.model.scheduling.placement import Disconnect, GenericResource, Strategy
+from orchestrator.model.scheduling.placement import Resources as Resources
 
 DEFAULT_SHARES = 128
 """CPU shares that the scheduler counts for a task without a reservation."""

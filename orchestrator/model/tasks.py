@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from orchestrator.model.affinities import Affinity
 from orchestrator.model.extensible import Extensible
+from orchestrator.model.scheduling.affinities import Affinity
 from orchestrator.model.specs import TaskSpec
 from orchestrator.model.states import TaskState, is_terminal
 

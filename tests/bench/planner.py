@@ -15,8 +15,8 @@ from orchestrator.manager.planning.pipeline import Dirty, plan
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.scheduling.scheduler import Placement, schedule
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.affinities import Affinity
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
+from orchestrator.model.scheduling.affinities import Affinity
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ContainerSpec, Resources, ServiceSpec, TaskSpec
 from orchestrator.model.states import TaskState

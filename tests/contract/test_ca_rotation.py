@@ -22,7 +22,7 @@ from orchestrator.identity.renewal import keep_renewed
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.security import certificates as certificates_module
 from orchestrator.manager.store.commit import commit
-from orchestrator.model.access import CaRotation
+from orchestrator.model.administration.access import CaRotation
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import NodeDescription
 from orchestrator.model.objects import Cluster

@@ -17,8 +17,8 @@ from orchestrator.manager.planning.scheduling.capacity import reserved
 from orchestrator.manager.planning.scheduling.rebalancing import Move
 from orchestrator.manager.planning.slots import Slot, is_current, slots_of
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.disruptions import most_unavailable
 from orchestrator.model.nodes import Availability
+from orchestrator.model.scheduling.disruptions import most_unavailable
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ServiceMode, UpdateOrder
 from orchestrator.model.states import Owner, TaskState, is_terminal, may_move

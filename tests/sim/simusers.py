@@ -10,12 +10,12 @@ from typing import Any
 from orchestrator.manager.planning.reconcile import job_runs
 from orchestrator.manager.planning.reconcile.spec_history import rolled_back, with_spec
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import Dependency, DependencyCondition
-from orchestrator.model.disruptions import DisruptionBudget
 from orchestrator.model.jobs import JobSpec, Missed, Overlap
-from orchestrator.model.placement import Disconnect, DisconnectAction, GenericResource
-from orchestrator.model.queues import Queue
+from orchestrator.model.scheduling.affinities import Affinity
+from orchestrator.model.scheduling.disruptions import DisruptionBudget
+from orchestrator.model.scheduling.placement import Disconnect, DisconnectAction, GenericResource
+from orchestrator.model.scheduling.queues import Queue
 from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import (
     ContainerSpec,

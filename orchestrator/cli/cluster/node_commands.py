@@ -415,7 +415,7 @@ def promote(client: Client, nodes: tuple[str, ...]) -> None:
             reply = client.call("Managers.ListManagers", managers_pb2.ListManagersRequest())
             states = {each.manager.address: each.state for each in reply.managers}
             if states.get(address) == "ready":
-                from orchestrator.model.managers import host_port
+                from orchestrator.model.administration.managers import host_port
 
                 learn_endpoints(
                     client.context,

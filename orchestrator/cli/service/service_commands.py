@@ -34,10 +34,10 @@ from orchestrator.cli.service.service_rows import (
     task_columns,
     task_rows,
 )
-from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import start_order
-from orchestrator.model.disruptions import priority_text
-from orchestrator.model.placement import (
+from orchestrator.model.scheduling.affinities import Affinity
+from orchestrator.model.scheduling.disruptions import priority_text
+from orchestrator.model.scheduling.placement import (
     Disconnect,
     DisconnectAction,
     GenericResource,

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.autoscaling import AutoscaleSpec, AutoscaleStatus, bounded
+from orchestrator.model.scheduling.autoscaling import AutoscaleSpec, AutoscaleStatus, bounded
 from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from orchestrator.manager.planning.slots import Slot, slots_of
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.disruptions import DisruptionBudget, most_unavailable
+from orchestrator.model.scheduling.disruptions import DisruptionBudget, most_unavailable
 from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task

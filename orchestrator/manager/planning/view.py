@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from orchestrator.manager.planning.node_load import NO_LOAD, NodeLoad, occupies, same_load
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.shared_map import MapEdit
-from orchestrator.model.access import Certificate, PageSession, Revocation
+from orchestrator.model.administration.access import Certificate, PageSession, Revocation
+from orchestrator.model.administration.managers import Manager, ManagerPresence
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.documents import Document, DocumentKind
-from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import EndpointProgress, Node, SessionRecord
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
-from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task

@@ -38,8 +38,8 @@ from orchestrator.manager.security.vault import CA_PURPOSE, Vault, VaultError
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict, Kv
-from orchestrator.model.access import CaRotation, Certificate
-from orchestrator.model.managers import Manager
+from orchestrator.model.administration.access import CaRotation, Certificate
+from orchestrator.model.administration.managers import Manager
 from orchestrator.model.objects import Cluster
 
 log = logging.getLogger(__name__)

@@ -20,14 +20,14 @@ from orchestrator.manager.planning.disruptions import was_preempted
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView, Quarantined
 from orchestrator.manager.store.cache import Cache
-from orchestrator.model.access import Certificate, PageSession, Revocation
+from orchestrator.model.administration.access import Certificate, PageSession, Revocation
+from orchestrator.model.administration.managers import Manager, ManagerPresence
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.documents import Document
 from orchestrator.model.hooks import POST_START, PRE_STOP, Hook
 from orchestrator.model.limits import resized
-from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import EndpointProgress, Node, NodeState, SessionRecord
 from orchestrator.model.objects import Image, Network, Object
-from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import JobState, Service, UpdateState
 from orchestrator.model.specs import TaskSpec
 from orchestrator.model.states import TaskState, is_terminal

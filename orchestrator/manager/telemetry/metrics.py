@@ -32,8 +32,8 @@ from orchestrator.manager.planning.scheduling.fair_shares import FairShares, que
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.telemetry.event_log import EventLog
-from orchestrator.model.disruptions import DisruptionBudget
 from orchestrator.model.nodes import Availability, NodeState
+from orchestrator.model.scheduling.disruptions import DisruptionBudget
 from orchestrator.model.services import UpdateState
 from orchestrator.model.specs import STACK_LABEL
 from orchestrator.model.states import TaskState, is_terminal

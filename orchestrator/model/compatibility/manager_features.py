@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from orchestrator.model.managers import Manager
+from orchestrator.model.administration.managers import Manager
 
 SCHEMA_VERSION = 1
 """The newest version of the store's schema that this release reads and writes

@@ -15,26 +15,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.model import (
-    access,
-    affinities,
-    autoscaling,
-    backups,
     dependencies,
-    disruptions,
     documents,
     hooks,
     jobs,
-    managers,
     mounts,
     nodes,
     objects,
-    orphans,
-    placement,
-    queues,
     services,
     specs,
     tasks,
 )
+from orchestrator.model.administration import access, backups, managers, orphans
 from orchestrator.model.convert import (
     ConvertError,
     UnknownEnumNumber,
@@ -46,6 +38,7 @@ from orchestrator.model.convert import (
 from orchestrator.model.extensible import known_fields
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Image
+from orchestrator.model.scheduling import affinities, autoscaling, disruptions, placement, queues
 from orchestrator.model.services import Service
 from orchestrator.model.specs import (
     ContainerSpec,

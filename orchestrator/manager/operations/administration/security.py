@@ -27,10 +27,10 @@ from orchestrator.manager.security.ca_rotation import members, signing_anew
 from orchestrator.manager.security.key_ring import without_key
 from orchestrator.manager.security.vault import CA_PURPOSE, UNLOCK_PURPOSE
 from orchestrator.manager.store.commit import commit
-from orchestrator.model.access import CaRotation, ExternalCa, KeyRotation
+from orchestrator.model.administration.access import CaRotation, ExternalCa, KeyRotation
+from orchestrator.model.administration.managers import Manager
 from orchestrator.model.compatibility.manager_features import EXTERNAL_CA
 from orchestrator.model.convert import from_proto, to_proto
-from orchestrator.model.managers import Manager
 from orchestrator.model.objects import Cluster
 from orchestrator.pb import security_pb2
 

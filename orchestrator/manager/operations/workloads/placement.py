@@ -27,8 +27,8 @@ from orchestrator.manager.planning.slots import ended, slots_of, waits
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.commit import commit
 from orchestrator.model.convert import from_proto, to_proto
-from orchestrator.model.disruptions import DisruptionBudget, priority_text
 from orchestrator.model.nodes import Availability, Node
+from orchestrator.model.scheduling.disruptions import DisruptionBudget, priority_text
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ServiceSpec, TaskSpec
 from orchestrator.model.states import TaskState

@@ -24,7 +24,7 @@ from orchestrator.manager.store.kv import Conflict
 from orchestrator.model.convert import to_proto
 from orchestrator.model.names import near_miss
 from orchestrator.model.objects import Cluster
-from orchestrator.model.queues import MAX_QUEUES, Queue, check_queue, queue_named
+from orchestrator.model.scheduling.queues import MAX_QUEUES, Queue, check_queue, queue_named
 from orchestrator.pb import jobs_pb2, types_pb2
 
 

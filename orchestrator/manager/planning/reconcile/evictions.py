@@ -22,9 +22,9 @@ from __future__ import annotations
 from orchestrator.manager.planning.disruptions import disruptions_left, unavailable
 from orchestrator.manager.planning.slots import Draft, ended, waits
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.disruptions import DisruptionBudget
 from orchestrator.model.nodes import Availability, Node, NodeState
-from orchestrator.model.placement import KEPT, Disconnect, DisconnectAction
+from orchestrator.model.scheduling.disruptions import DisruptionBudget
+from orchestrator.model.scheduling.placement import KEPT, Disconnect, DisconnectAction
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from orchestrator.manager.planning.reconcile.job_runs import with_job_spec
-from orchestrator.model.autoscaling import AutoscaleStatus
+from orchestrator.model.scheduling.autoscaling import AutoscaleStatus
 from orchestrator.model.services import PastSpec, Service, UpdateState, UpdateStatus
 from orchestrator.model.specs import ServiceSpec
 

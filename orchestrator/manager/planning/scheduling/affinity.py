@@ -18,8 +18,8 @@ from orchestrator.manager.planning.eligibility import satisfies_rule
 from orchestrator.manager.planning.scheduling.capacity import BoolArray, IntArray
 from orchestrator.manager.planning.scheduling.node_table import Demand, Filter, NodeTable
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.affinities import Affinity
-from orchestrator.model.constraints import SERVICE, SERVICE_LABELS, Rule, read_attribute
+from orchestrator.model.scheduling.affinities import Affinity
+from orchestrator.model.scheduling.constraints import SERVICE, SERVICE_LABELS, Rule, read_attribute
 from orchestrator.model.services import Service
 
 

@@ -30,8 +30,8 @@ from orchestrator.manager.planning.scheduling.scoring import (
     unsteady_nodes,
 )
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.constraints import RuleError
 from orchestrator.model.nodes import Availability, Node, NodeState
+from orchestrator.model.scheduling.constraints import RuleError
 from orchestrator.model.services import Service
 from orchestrator.model.specs import Resources, TaskSpec
 from orchestrator.model.states import TaskState

@@ -19,7 +19,7 @@ from orchestrator.manager.planning.reconcile.job_runs import active_runs
 from orchestrator.manager.planning.slots import waits
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import NodeState
-from orchestrator.model.queues import Queue, queue_named
+from orchestrator.model.scheduling.queues import Queue, queue_named
 from orchestrator.model.services import Service
 from orchestrator.model.specs import Resources
 from orchestrator.model.tasks import Task

@@ -15,11 +15,11 @@ from orchestrator.manager.planning.scheduling.generic_pool import GenericPool
 from orchestrator.manager.planning.scheduling.volume_placement import PinnedVolumes, named_volumes
 from orchestrator.manager.planning.slots import is_current
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.affinities import Affinity
 from orchestrator.model.compatibility.agent_features import STOP_AFTER, required_features
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.nodes import Node
-from orchestrator.model.placement import (
+from orchestrator.model.scheduling.affinities import Affinity
+from orchestrator.model.scheduling.placement import (
     DisconnectAction,
     GenericResource,
     Strategy,

@@ -41,8 +41,8 @@ from orchestrator.manager.planning.scheduling.scoring import (
 from orchestrator.manager.planning.scheduling.volume_placement import named_volumes
 from orchestrator.manager.planning.slots import ended, is_current, slots_of
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.constraints import RuleError
 from orchestrator.model.nodes import Availability, Node, NodeState
+from orchestrator.model.scheduling.constraints import RuleError
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ServiceMode
 from orchestrator.model.states import TaskState

@@ -54,8 +54,8 @@ from orchestrator.manager.planning.scheduling.scoring import (
 )
 from orchestrator.manager.planning.unplannable import PlanningErrors
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.constraints import RuleError, read_attribute
 from orchestrator.model.nodes import Node
+from orchestrator.model.scheduling.constraints import RuleError, read_attribute
 from orchestrator.model.services import Service
 from orchestrator.model.tasks import Task
 

@@ -12,7 +12,7 @@ from click.testing import Result
 
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import Availability
-from orchestrator.model.queues import Queue
+from orchestrator.model.scheduling.queues import Queue
 from orchestrator.model.specs import Resources
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus

@@ -18,8 +18,8 @@ from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import Guard, Put
 from orchestrator.manager.store.memory import MemoryKv
-from orchestrator.model.autoscaling import AutoscaleSpec
 from orchestrator.model.objects import Object
+from orchestrator.model.scheduling.autoscaling import AutoscaleSpec
 from orchestrator.model.services import Service
 from orchestrator.model.specs import Resources, ServiceSpec, TaskSpec
 from orchestrator.model.states import TaskState

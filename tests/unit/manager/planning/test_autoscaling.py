@@ -19,7 +19,7 @@ from orchestrator.manager.planning.autoscaling import (
     needed,
 )
 from orchestrator.manager.planning.reconcile.spec_history import with_spec
-from orchestrator.model.autoscaling import AutoscaleSpec, check_autoscale
+from orchestrator.model.scheduling.autoscaling import AutoscaleSpec, check_autoscale
 from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
 

@@ -14,9 +14,9 @@ from orchestrator.manager.planning.clock_steps import (
     shifted,
 )
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.autoscaling import AutoscaleStatus
 from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.objects import Object
+from orchestrator.model.scheduling.autoscaling import AutoscaleStatus
 from orchestrator.model.services import JobRun, JobState, JobStatus, Service
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task

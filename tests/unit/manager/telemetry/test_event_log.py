@@ -17,12 +17,12 @@ from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.manager.telemetry.event_log import EventLog, events_of
-from orchestrator.model.autoscaling import AutoscaleSpec, AutoscaleStatus
-from orchestrator.model.backups import BackupStatus
-from orchestrator.model.managers import Manager
+from orchestrator.model.administration.backups import BackupStatus
+from orchestrator.model.administration.managers import Manager
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
 from orchestrator.model.objects import Image, Network, Object
-from orchestrator.model.orphans import Orphan
+from orchestrator.model.scheduling.autoscaling import AutoscaleSpec, AutoscaleStatus
 from orchestrator.model.services import (
     JobRun,
     JobState,

@@ -29,12 +29,12 @@ from orchestrator.manager.telemetry.metrics import (
     TaskMetrics,
     WithDeprecatedNames,
 )
-from orchestrator.model.backups import BackupSchedule, BackupStatus
-from orchestrator.model.managers import Manager, ManagerPresence
+from orchestrator.model.administration.backups import BackupSchedule, BackupStatus
+from orchestrator.model.administration.managers import Manager, ManagerPresence
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
 from orchestrator.model.objects import Cluster, Object
-from orchestrator.model.orphans import Orphan
-from orchestrator.model.queues import Queue
+from orchestrator.model.scheduling.queues import Queue
 from orchestrator.model.services import Service
 from orchestrator.model.specs import STACK_LABEL, Resources, ServiceSpec, TaskSpec
 from orchestrator.model.states import TaskState

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from orchestrator.manager.planning.dry_run import Action, simulate
 from orchestrator.manager.planning.plan import Change
-from orchestrator.model.disruptions import DisruptionBudget, most_unavailable
 from orchestrator.model.nodes import Availability, Node
+from orchestrator.model.scheduling.disruptions import DisruptionBudget, most_unavailable
 from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task

@@ -13,8 +13,8 @@ from orchestrator.manager.planning.scheduling.explanation import (
     next_task,
     verdicts,
 )
-from orchestrator.model.affinities import Affinity
 from orchestrator.model.nodes import Availability
+from orchestrator.model.scheduling.affinities import Affinity
 from orchestrator.model.services import Service
 from orchestrator.model.specs import TaskSpec
 

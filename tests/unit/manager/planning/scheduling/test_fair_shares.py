@@ -16,7 +16,7 @@ from orchestrator.manager.planning.reconcile import job_runs
 from orchestrator.manager.planning.reconcile.job_queues import JOB_WINDOW, QUEUE_WINDOW
 from orchestrator.model.jobs import JobSpec
 from orchestrator.model.objects import Cluster
-from orchestrator.model.queues import Queue
+from orchestrator.model.scheduling.queues import Queue
 from orchestrator.model.services import JobState, Service
 from orchestrator.model.specs import (
     Resources,

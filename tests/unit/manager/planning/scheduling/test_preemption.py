@@ -18,7 +18,11 @@ from orchestrator.manager.planning.pipeline import dirty_of
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.scheduling.capacity import reserved
 from orchestrator.manager.planning.slots import slots_of
-from orchestrator.model.disruptions import DisruptionBudget, most_unavailable, parse_priority
+from orchestrator.model.scheduling.disruptions import (
+    DisruptionBudget,
+    most_unavailable,
+    parse_priority,
+)
 from orchestrator.model.services import Service
 from orchestrator.model.specs import RestartPolicy
 from orchestrator.model.states import TaskState

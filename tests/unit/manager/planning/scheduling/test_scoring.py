@@ -20,10 +20,10 @@ from orchestrator.manager.planning.scheduling.scoring import (
     failing_nodes,
 )
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.affinities import Affinity
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Cluster, Image
-from orchestrator.model.placement import Strategy
+from orchestrator.model.scheduling.affinities import Affinity
+from orchestrator.model.scheduling.placement import Strategy
 from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus

@@ -143,7 +143,8 @@ def find_service_or_task(view: ClusterView, word: str) -> Service | Task:
     if exact is not None:
         return exact
     listing = "orc service ls' and 'orc ps -a"
-    return _resolve("task or service", word, {**view.tasks, **services}, named.items(), listing)
+    by_id: dict[str, Service | Task] = {**view.tasks, **services}
+    return _resolve("task or service", word, by_id, named.items(), listing)
 
 
 def _by_age(view: ClusterView) -> list[Task]:

@@ -13,9 +13,10 @@ from devcluster import Cluster, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
-LATE = ("--entrypoint", "sh", "--health-cmd", "test -e /ready", "--health-interval", "1h")
-LATE = (*LATE, "--health-start-period", "1m", "--health-start-interval", "100ms")
-LATE = (*LATE, "--stop-signal", "KILL")
+LATE = (
+    *("--entrypoint", "sh", "--health-cmd", "test -e /ready", "--health-interval", "1h"),
+    *("--health-start-period", "1m", "--health-start-interval", "100ms", "--stop-signal", "KILL"),
+)
 """Flags of a service whose tasks are healthy a moment after they have started (`SLOWLY`)."""
 SLOWLY = "sleep 0.7; touch /ready; exec sleep 1000"
 

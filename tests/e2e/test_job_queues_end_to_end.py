@@ -87,8 +87,8 @@ def test_queues_share_the_cluster_by_their_weights(queues: Cluster, hello: str) 
         queues.orc("queue", "create", "--weight", "2", "heavy")
         gate.run("first", 9, 0.3, "--queue", "light")
         gate.run("second", 9, 0.3, "--queue", "heavy")
-        for job in ("first", "second"):
-            eventually(lambda job=job: states(queues, job) == {"pending": 9})
+        eventually(lambda: states(queues, "first") == {"pending": 9})
+        eventually(lambda: states(queues, "second") == {"pending": 9})
     finally:
         for node in queues.nodes():
             queues.orc("node", "update", "--availability", "active", node)

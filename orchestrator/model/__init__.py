@@ -9,7 +9,7 @@ a snapshot is a cheap copy of references and a pure function cannot change what 
     services, tasks, nodes, networks, documents, objects
                 what the store keeps
     states      the task's life as a table
-    jobs, dependencies, hooks, mounts
+    jobs, dependencies, hooks, mounts, placement
                 parts of specs
     scheduling/ parts of specs and objects that say where, when and beside what tasks run
     administration/

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from orchestrator.model.extensible import Extensible
-from orchestrator.model.scheduling.placement import Resources
+from orchestrator.model.placement import Resources
 
 
 class NodeState(IntEnum):

@@ -20,7 +20,7 @@ from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.documents import Document
 from orchestrator.model.extensible import Extensible
 from orchestrator.model.nodes import EndpointProgress, Node, SessionRecord
-from orchestrator.model.scheduling.placement import Strategy
+from orchestrator.model.placement import Strategy
 from orchestrator.model.scheduling.queues import Queue
 from orchestrator.model.services import Service
 from orchestrator.model.specs import Protocol

@@ -13,11 +13,11 @@ from orchestrator.model.extensible import Extensible
 from orchestrator.model.hooks import Hook as Hook
 from orchestrator.model.jobs import JobSpec
 from orchestrator.model.mounts import MountSpec
+from orchestrator.model.placement import Disconnect, GenericResource, Strategy
+from orchestrator.model.placement import Resources as Resources
 from orchestrator.model.scheduling.affinities import Affinity
 from orchestrator.model.scheduling.autoscaling import AutoscaleSpec
 from orchestrator.model.scheduling.disruptions import DisruptionBudget
-from orchestrator.model.scheduling.placement import Disconnect, GenericResource, Strategy
-from orchestrator.model.scheduling.placement import Resources as Resources
 
 DEFAULT_SHARES = 128
 """CPU shares that the scheduler counts for a task without a reservation."""

@@ -12,9 +12,9 @@ from orchestrator.manager.planning.reconcile.spec_history import rolled_back, wi
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.dependencies import Dependency, DependencyCondition
 from orchestrator.model.jobs import JobSpec, Missed, Overlap
+from orchestrator.model.placement import Disconnect, DisconnectAction, GenericResource
 from orchestrator.model.scheduling.affinities import Affinity
 from orchestrator.model.scheduling.disruptions import DisruptionBudget
-from orchestrator.model.scheduling.placement import Disconnect, DisconnectAction, GenericResource
 from orchestrator.model.scheduling.queues import Queue
 from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import (

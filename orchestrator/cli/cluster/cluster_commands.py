@@ -22,7 +22,7 @@ from orchestrator.cli.output.listings import (
 )
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.model.convert import recognized
-from orchestrator.model.scheduling.placement import Strategy
+from orchestrator.model.placement import Strategy
 from orchestrator.model.units import format_duration, parse_duration
 from orchestrator.model.validation.host_access import read_access
 from orchestrator.pb import control_pb2

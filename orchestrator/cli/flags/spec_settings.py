@@ -16,8 +16,8 @@ import click
 from orchestrator.cli.flags.flag_types import CPUS, DURATION, MEMORY, WORDS, Parsed, Setting
 from orchestrator.cli.flags.update_settings import UPDATE_SETTINGS, parse_member
 from orchestrator.model.jobs import Missed, Overlap
+from orchestrator.model.placement import Strategy, parse_disconnect
 from orchestrator.model.scheduling.disruptions import parse_count, parse_priority
-from orchestrator.model.scheduling.placement import Strategy, parse_disconnect
 from orchestrator.model.specs import (
     EndpointMode,
     HealthCheck,

@@ -35,14 +35,14 @@ from orchestrator.cli.service.service_rows import (
     task_rows,
 )
 from orchestrator.model.dependencies import start_order
-from orchestrator.model.scheduling.affinities import Affinity
-from orchestrator.model.scheduling.disruptions import priority_text
-from orchestrator.model.scheduling.placement import (
+from orchestrator.model.placement import (
     Disconnect,
     DisconnectAction,
     GenericResource,
     disconnect_text,
 )
+from orchestrator.model.scheduling.affinities import Affinity
+from orchestrator.model.scheduling.disruptions import priority_text
 from orchestrator.model.units import count_cores, format_duration, format_memory
 from orchestrator.pb import control_pb2
 

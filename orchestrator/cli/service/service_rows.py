@@ -17,7 +17,7 @@ from orchestrator.cli.output.listings import (
 )
 from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.convert import from_proto
-from orchestrator.model.scheduling.placement import KEPT
+from orchestrator.model.placement import KEPT
 from orchestrator.model.services import Service
 from orchestrator.model.specs import PortSpec, ServiceMode
 from orchestrator.model.states import TaskState, is_terminal

@@ -14,7 +14,7 @@ from orchestrator.model.formats.cdi_names import is_cdi
 from orchestrator.model.formats.generic_resources import parse_generic
 from orchestrator.model.hooks import POST_START, PRE_STOP, Hook
 from orchestrator.model.names import parse_image
-from orchestrator.model.scheduling.placement import GenericResource
+from orchestrator.model.placement import GenericResource
 from orchestrator.model.specs import (
     ContainerSpec,
     HealthCheck,

@@ -14,10 +14,10 @@ from orchestrator.compose.schema.value_kinds import NUMBER, Boolean, Choice, Num
 from orchestrator.compose.tree import Map
 from orchestrator.model.formats.schedules import parse_schedule, parse_zone
 from orchestrator.model.jobs import JobSpec, Missed, Overlap
+from orchestrator.model.placement import Strategy, parse_disconnect
 from orchestrator.model.scheduling.affinities import parse_affinity
 from orchestrator.model.scheduling.autoscaling import AutoscaleSpec
 from orchestrator.model.scheduling.disruptions import DisruptionBudget, parse_count, parse_priority
-from orchestrator.model.scheduling.placement import Strategy, parse_disconnect
 from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.units import parse_duration
 

@@ -13,7 +13,7 @@ from orchestrator.dockerapi.http.routing import SAME
 from orchestrator.dockerapi.parameters import Fields
 from orchestrator.model.mounts import PROPAGATIONS, MountSpec, MountType
 from orchestrator.model.names import parse_image
-from orchestrator.model.scheduling.placement import GenericResource, Resources
+from orchestrator.model.placement import GenericResource, Resources
 from orchestrator.model.specs import (
     CONTAINER_NETWORK,
     ContainerSpec,

@@ -20,7 +20,7 @@ from orchestrator.dockerapi.parameters import Fields
 from orchestrator.model.documents import DocumentKind, FileReference
 from orchestrator.model.jobs import JobSpec
 from orchestrator.model.mounts import MountSpec, MountType
-from orchestrator.model.scheduling.placement import GenericResource, Resources
+from orchestrator.model.placement import GenericResource, Resources
 from orchestrator.model.specs import (
     ContainerSpec,
     EndpointMode,

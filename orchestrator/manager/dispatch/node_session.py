@@ -28,7 +28,7 @@ from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.compatibility.agent_features import NETWORK_CHANGES
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import Node, NodeState
-from orchestrator.model.scheduling.placement import DisconnectAction
+from orchestrator.model.placement import DisconnectAction
 from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task

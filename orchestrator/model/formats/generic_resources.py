@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.model.formats.cdi_names import is_cdi
-from orchestrator.model.scheduling.placement import GenericResource
+from orchestrator.model.placement import GenericResource
 
 if TYPE_CHECKING:
     from orchestrator.model.specs import ContainerSpec

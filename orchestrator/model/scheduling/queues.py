@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.model.extensible import Extensible
 from orchestrator.model.names import check_name
-from orchestrator.model.scheduling.placement import Resources
+from orchestrator.model.placement import Resources
 
 MAX_WEIGHT = 1000
 

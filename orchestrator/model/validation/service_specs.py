@@ -22,11 +22,11 @@ from orchestrator.model.formats.task_templates import with_examples
 from orchestrator.model.hooks import check_hooks
 from orchestrator.model.names import check_hostname, check_name, parse_image
 from orchestrator.model.networks import check_attachments
+from orchestrator.model.placement import Disconnect, check_disconnect
 from orchestrator.model.scheduling.affinities import Affinity, check_affinities
 from orchestrator.model.scheduling.autoscaling import check_autoscale
 from orchestrator.model.scheduling.constraints import check_agreement, check_node_attribute
 from orchestrator.model.scheduling.disruptions import DisruptionBudget, check_budget, check_priority
-from orchestrator.model.scheduling.placement import Disconnect, check_disconnect
 from orchestrator.model.signals import signal_number
 from orchestrator.model.specs import (
     ContainerSpec,

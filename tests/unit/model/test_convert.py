@@ -22,6 +22,7 @@ from orchestrator.model import (
     mounts,
     nodes,
     objects,
+    placement,
     services,
     specs,
     tasks,
@@ -38,7 +39,7 @@ from orchestrator.model.convert import (
 from orchestrator.model.extensible import known_fields
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Image
-from orchestrator.model.scheduling import affinities, autoscaling, disruptions, placement, queues
+from orchestrator.model.scheduling import affinities, autoscaling, disruptions, queues
 from orchestrator.model.services import Service
 from orchestrator.model.specs import (
     ContainerSpec,

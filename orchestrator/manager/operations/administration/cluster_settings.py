@@ -23,7 +23,7 @@ from orchestrator.manager.telemetry.service_discovery import web_address
 from orchestrator.model.convert import known, to_proto
 from orchestrator.model.nodes import NodeState
 from orchestrator.model.objects import Cluster
-from orchestrator.model.scheduling.placement import Strategy
+from orchestrator.model.placement import Strategy
 from orchestrator.model.states import TaskState
 from orchestrator.model.validation.host_access import read_access
 from orchestrator.model.validation.service_specs import LONGEST

@@ -23,8 +23,8 @@ from orchestrator.manager.planning.disruptions import disruptions_left, unavaila
 from orchestrator.manager.planning.slots import Draft, ended, waits
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import Availability, Node, NodeState
+from orchestrator.model.placement import KEPT, Disconnect, DisconnectAction
 from orchestrator.model.scheduling.disruptions import DisruptionBudget
-from orchestrator.model.scheduling.placement import KEPT, Disconnect, DisconnectAction
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
 

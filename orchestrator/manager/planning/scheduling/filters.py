@@ -35,8 +35,8 @@ from orchestrator.model.compatibility.agent_features import describe_feature
 from orchestrator.model.names import parse_image
 from orchestrator.model.networks import takes_foreign_sources
 from orchestrator.model.nodes import Availability, NodeState
+from orchestrator.model.placement import GenericResource
 from orchestrator.model.scheduling.constraints import NODE_LABELS, Rule, parse_rule
-from orchestrator.model.scheduling.placement import GenericResource
 from orchestrator.model.specs import Protocol
 from orchestrator.model.states import TaskState
 from orchestrator.model.validation.host_access import UNCHECKED_SOURCES, allows, refusal

@@ -12,7 +12,7 @@ from orchestrator.manager.planning.scheduling.capacity import BoolArray, IntArra
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.formats.generic_resources import find_names, supply_names, supply_size
 from orchestrator.model.nodes import Node
-from orchestrator.model.scheduling.placement import GenericResource
+from orchestrator.model.placement import GenericResource
 from orchestrator.model.tasks import Task
 
 

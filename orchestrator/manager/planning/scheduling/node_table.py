@@ -18,12 +18,12 @@ from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.compatibility.agent_features import STOP_AFTER, required_features
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.nodes import Node
-from orchestrator.model.scheduling.affinities import Affinity
-from orchestrator.model.scheduling.placement import (
+from orchestrator.model.placement import (
     DisconnectAction,
     GenericResource,
     Strategy,
 )
+from orchestrator.model.scheduling.affinities import Affinity
 from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import Resources
 from orchestrator.model.states import TaskState

@@ -14,9 +14,9 @@ from orchestrator.model.dependencies import Dependency, DependencyCondition
 from orchestrator.model.documents import FileReference
 from orchestrator.model.jobs import JobSpec, Overlap
 from orchestrator.model.mounts import MountSpec, MountType
+from orchestrator.model.placement import GenericResource, Strategy
 from orchestrator.model.scheduling.autoscaling import AutoscaleSpec
 from orchestrator.model.scheduling.disruptions import DisruptionBudget
-from orchestrator.model.scheduling.placement import GenericResource, Strategy
 from orchestrator.model.specs import (
     EndpointMode,
     FailureAction,

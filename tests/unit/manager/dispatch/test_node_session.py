@@ -19,7 +19,7 @@ from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.documents import Document, FileReference
 from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.objects import Cluster, Image, Object
-from orchestrator.model.scheduling.placement import Disconnect, DisconnectAction
+from orchestrator.model.placement import Disconnect, DisconnectAction
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ContainerSpec, ServiceSpec, TaskSpec
 from orchestrator.model.states import TaskState

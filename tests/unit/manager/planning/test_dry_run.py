@@ -16,8 +16,8 @@ from orchestrator.manager.planning.reconcile.spec_history import with_spec
 from orchestrator.model.dependencies import Dependency, DependencyCondition
 from orchestrator.model.nodes import Availability, Node
 from orchestrator.model.objects import Image, Object
+from orchestrator.model.placement import GenericResource, Strategy
 from orchestrator.model.scheduling.affinities import parse_affinity
-from orchestrator.model.scheduling.placement import GenericResource, Strategy
 from orchestrator.model.services import Service
 from orchestrator.model.specs import (
     RestartCondition,

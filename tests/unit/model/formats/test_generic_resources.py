@@ -14,7 +14,7 @@ from orchestrator.model.formats.generic_resources import (
     supply_size,
     with_generic,
 )
-from orchestrator.model.scheduling.placement import GenericResource
+from orchestrator.model.placement import GenericResource
 from orchestrator.model.specs import ContainerSpec
 
 

@@ -13,7 +13,7 @@ from orchestrator.manager.planning.reports.liveness import STEADY, node_down, no
 from orchestrator.manager.planning.view import assigned_tasks
 from orchestrator.model.compatibility.agent_features import STOP_AFTER
 from orchestrator.model.nodes import NodeState
-from orchestrator.model.scheduling.placement import (
+from orchestrator.model.placement import (
     Disconnect,
     DisconnectAction,
     disconnect_text,

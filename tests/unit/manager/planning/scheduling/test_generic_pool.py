@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.manager.planning.scheduling.generic_pool import free_on_node
 from orchestrator.model.nodes import Node
-from orchestrator.model.scheduling.placement import GenericResource
+from orchestrator.model.placement import GenericResource
 from orchestrator.model.services import Service
 from orchestrator.model.specs import UpdateOrder, UpdatePolicy
 from orchestrator.model.states import TaskState

@@ -19,8 +19,8 @@ from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.mounts import MountSpec, MountType
 from orchestrator.model.nodes import Availability
 from orchestrator.model.objects import Cluster
+from orchestrator.model.placement import Strategy
 from orchestrator.model.scheduling.affinities import Affinity
-from orchestrator.model.scheduling.placement import Strategy
 from orchestrator.model.specs import ContainerSpec, ServiceMode
 from orchestrator.model.states import TaskState
 

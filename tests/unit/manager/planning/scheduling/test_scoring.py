@@ -22,8 +22,8 @@ from orchestrator.manager.planning.scheduling.scoring import (
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Cluster, Image
+from orchestrator.model.placement import Strategy
 from orchestrator.model.scheduling.affinities import Affinity
-from orchestrator.model.scheduling.placement import Strategy
 from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus

@@ -50,6 +50,10 @@ class World:
     unlock_keys: list[str] = field(default_factory=list)
     """All that managers may have been locked with."""
 
+    def learn_unlock_keys(self, printed: str) -> None:
+        """Remember the keys that a command printed."""
+        self.unlock_keys.extend(key for key in printed.split() if key not in self.unlock_keys)
+
     def client(self, name: str) -> tuple[Client, random.Random]:
         """A user's client and its randomness."""
         chance = random.Random(f"{self.seed}/{name}")
@@ -502,12 +506,14 @@ async def _drain(world: World, name: str, chance: random.Random) -> None:
 
 async def _lock(world: World, name: str, chance: random.Random) -> None:
     """Managers that start in between wait for the unlock key."""
-    await orc(world, name, "cluster", "lock")
+    locked = await orc(world, name, "cluster", "lock")
+    # It is printed before managers use it, so it is known also if the command fails.
+    world.learn_unlock_keys(locked.out)
     while (shown := await orc(world, name, "cluster", "unlock-key")).status != 0:
         if _UNLOCKED in shown.err:
             return
         await pause(chance)
-    world.unlock_keys.extend(word for word in shown.out.split() if word.startswith("ORC-UNLOCK"))
+    world.learn_unlock_keys(shown.out)
     await pause(chance, 15.0)
     while (off := await orc(world, name, "cluster", "lock", "--off")).status != 0:
         if _UNLOCKED in off.err:
@@ -527,7 +533,7 @@ async def unlocker(world: World) -> None:
     the former one."""
     while True:
         await asyncio.sleep(4.0)
-        for key in world.unlock_keys[-2:]:
+        for key in world.unlock_keys[-4:]:
             await orc(world, "unlocker", "cluster", "unlock", given=f"{key}\n")
 
 

@@ -13,12 +13,12 @@ import shutil
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from orchestrator.dev.devplan import DevError
 from tests.chaos.faultplan import Planned
-from tests.chaos.hosts import ORC, NotThere, RunError, Testbed, send
+from tests.chaos.hosts import ORC, REPAIRED_WITHIN, NotThere, RunError, Testbed, send
 
 META = 2 * 4096
 """Bytes of the first two pages of etcd's database (bbolt), without which it is no database."""
@@ -89,17 +89,24 @@ async def _nothing(testbed: Testbed, host: str) -> None:
 
 async def _replaced(testbed: Testbed, host: str) -> None:
     """Replace a manager: remove it at another one, delete its data, and join it again. Repeated
-    while faults of others prevent it."""
-    while True:
-        try:
-            await asyncio.to_thread(_remove, testbed, host)
-            await _stopped(testbed, host)
-            await asyncio.to_thread(_join, testbed, host)
-            await _started(testbed, host)
-            if await _is_ready(testbed, host):
-                return
-        except (RunError, DevError):
-            await asyncio.sleep(0.5)
+    while faults of others prevent it, but not for ever."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(REPAIRED_WITHIN):
+            while True:
+                if await _replaced_once(testbed, host):
+                    return
+                await asyncio.sleep(0.5)
+
+
+async def _replaced_once(testbed: Testbed, host: str) -> bool:
+    try:
+        await asyncio.to_thread(_remove, testbed, host)
+        await _stopped(testbed, host)
+        await asyncio.to_thread(_join, testbed, host)
+        await _started(testbed, host)
+        return await _is_ready(testbed, host)
+    except (RunError, DevError):
+        return False
 
 
 def _managers(testbed: Testbed) -> dict[str, str]:

@@ -17,7 +17,7 @@ from orchestrator.dev.devplan import DevError
 from tests.chaos.damage import corrupt, last_words
 from tests.chaos.faultplan import REPLACED, Planned
 from tests.chaos.history import Fault
-from tests.chaos.hosts import CLOCK, NotThere, RunError, Testbed, command, send
+from tests.chaos.hosts import CLOCK, REPAIRED_WITHIN, NotThere, RunError, Testbed, command, send
 from tests.chaos.recorder import Recorder
 
 API_PORT, PEER_PORT = 7420, 7425
@@ -249,13 +249,16 @@ async def _quota(testbed: Testbed, planned: Planned) -> AsyncIterator[str]:
 
 
 async def _clear_alarm(testbed: Testbed) -> None:
-    """Any member takes it back, as an operator does, as soon as one answers."""
-    while True:
-        for host in testbed.manager_hosts:
-            with suppress(NotThere):
-                await _alarm(testbed, host, "clear")
-                return
-        await asyncio.sleep(0.5)
+    """Any member takes it back, as an operator does, as soon as one answers. If none does, the
+    cluster is left to be judged as it is."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(REPAIRED_WITHIN):
+            while True:
+                for host in testbed.manager_hosts:
+                    with suppress(NotThere):
+                        await _alarm(testbed, host, "clear")
+                        return
+                await asyncio.sleep(0.5)
 
 
 async def _alarm(testbed: Testbed, host: str, verb: str) -> None:

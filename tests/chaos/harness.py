@@ -49,7 +49,8 @@ PREDEFINED = frozenset({"bridge", "default", "host", "none"})
 """Networks of every cluster."""
 
 GIVE_UP = 90.0
-"""Seconds after which the harness no longer waits for convergence, or for leftovers to go."""
+"""Seconds after which the harness no longer waits for convergence, for users to leave, or for
+leftovers to go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,10 @@ async def _background(*jobs: Any) -> AsyncIterator[None]:
         yield
         for task in tasks:
             task.cancel()
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=GIVE_UP)
+            for task in late:  # there is no cluster that would remove what it has made
+                task.cancel()
 
 
 async def _warm_up(client: Client, world: World) -> None:

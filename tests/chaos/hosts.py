@@ -25,6 +25,9 @@ DISK, MANAGER_DISK = "192m", "448m"
 """Sizes of the hosts' disks: small, so that they can be filled. etcd allocates its log in files of
 64 MiB."""
 
+REPAIRED_WITHIN = 300.0
+"""Seconds after which the repair of a fault is given up: others may last as long."""
+
 UP = 300.0
 """Seconds within which all hosts are up, on a machine with other work."""
 

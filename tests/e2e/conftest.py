@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 from devcluster import ORC, PATIENCE, Cluster, eventually
-from packagedhost import ROOT
+from packagedhost import HELLO, ROOT
 
 CLUSTERS = Path("/var/lib/orc-dev")
 LOCKS = Path("/run/orc-e2e")
 """A file for each run, locked while it lasts."""
-HELLO = ROOT / "charts" / "hello"
 
 
 def _environment(config: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from devcluster import PATIENCE, Cluster, eventually
 from otherreleases import Release, build, build_next
-from packagedhost import ROOT
+from packagedhost import HELLO
 from test_no_request_lost import NODES, ON_NODE2, asked, serve
 
 from orchestrator import __version__
@@ -21,7 +21,6 @@ from orchestrator import __version__
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
 EARLIER = "0.1.0"
-HELLO = ROOT / "charts" / "hello"
 
 
 MANAGERS = ("manager1", "manager2", "manager3")

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from devcluster import Cluster
-from dockerclient import Docker, gateway
+from dockerclient import Docker, Run, gateway
 
 
 @pytest.fixture(scope="session")
@@ -49,9 +49,6 @@ def box(
     session_docker("build", "-q", "-t", "box:1", str(folder))
     yield "box:1"
     session_docker("rmi", "-f", "box:1")
-
-
-Run = Callable[..., str]
 
 
 @pytest.fixture

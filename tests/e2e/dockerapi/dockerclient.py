@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,10 @@ import docker
 from devcluster import ORC, PATIENCE, Cluster, eventually
 
 CLI = "/usr/bin/docker"
+
+
+Run = Callable[..., str]
+"""Starts a container in the background: `run(name, command, *flags)`; its id."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Run
 from devcluster import Cluster, eventually
-from dockerclient import Docker
+from dockerclient import Docker, Run
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 

@@ -12,8 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
-from conftest import Run
-from dockerclient import Docker
+from dockerclient import Docker, Run
 from packagedhost import ROOT
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]

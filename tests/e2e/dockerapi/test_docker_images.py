@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Run
 from devcluster import Cluster
-from dockerclient import Docker
+from dockerclient import Docker, Run
 from registryhost import RegistryHost, allow_insecure, home, registry
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Run
 from devcluster import Cluster, eventually
-from dockerclient import Docker
+from dockerclient import Docker, Run
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 

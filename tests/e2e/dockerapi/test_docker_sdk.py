@@ -15,9 +15,8 @@ from urllib.parse import quote
 
 import docker as sdk
 import pytest
-from conftest import Run
 from devcluster import Cluster
-from dockerclient import Docker, gateway
+from dockerclient import Docker, Run, gateway
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 

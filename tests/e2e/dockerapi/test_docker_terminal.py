@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Run
-from dockerclient import CLI, Docker
+from dockerclient import CLI, Docker, Run
 from ptydriver import at_terminal
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]

@@ -72,8 +72,9 @@ bench: install ## Run benchmarks, also of Docker where it is installed (root)
 scale: install ## Load a manager with simulated agents (root; ARGS="--nodes 500 --tasks 5000")
 	@$(PYTHON) -m tests.scale $(ARGS)
 
-reference: install ## Write docs/reference from the commands' own help
+reference: install ## Write docs/reference and docs/docker-api.md from the commands and routes
 	@$(PYTHON) scripts/reference
+	@$(PYTHON) scripts/docker-api
 
 lock: ## Pin the Python packages that pyproject.toml asks for (ARGS=--upgrade: the newest)
 	@scripts/lock $(ARGS)

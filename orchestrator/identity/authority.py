@@ -30,7 +30,7 @@ from orchestrator.identity import ca
 from orchestrator.identity.certificates import Issued, KeyPair, TlsFiles, own_key_id
 from orchestrator.identity.key_files import CA_KEY, EXTERNAL_KEY, KeyFiles
 from orchestrator.linux.atomicfile import write_file
-from orchestrator.model.access import ExternalCa
+from orchestrator.model.administration.access import ExternalCa
 
 _TIMEOUT = 10.0
 """Seconds for a certificate from an external CA."""

@@ -13,7 +13,7 @@ import grpc
 from orchestrator import __version__
 from orchestrator.identity import ca, join_tokens
 from orchestrator.identity.tls import channel_options
-from orchestrator.model.managers import host_port
+from orchestrator.model.administration.managers import host_port
 from orchestrator.pb import identity_pb2, identity_pb2_grpc
 
 _TIMEOUT = 10.0

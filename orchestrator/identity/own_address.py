@@ -24,7 +24,7 @@ from orchestrator.linux.host_addresses import (
     interfaces,
     is_bindable,
 )
-from orchestrator.model.managers import host_port
+from orchestrator.model.administration.managers import host_port
 
 log = logging.getLogger(__name__)
 

@@ -66,9 +66,11 @@ from orchestrator.manager.dispatch.pull_turns import PullTurns
 from orchestrator.manager.dispatch.relay import Relay, RelayService
 from orchestrator.manager.dispatch.secret_delivery import SecretDelivery
 from orchestrator.manager.dispatch.session_records import SessionRecords
+from orchestrator.manager.dispatch.task_readings import TaskReadings
 from orchestrator.manager.dispatch.tunnels import Tunnels
 from orchestrator.manager.event_loop import LivenessClock, freezing_survivors, offload
 from orchestrator.manager.leader.agent_reports import RejectedClaims, ReportBuffer
+from orchestrator.manager.leader.autoscaler import Autoscaler
 from orchestrator.manager.leader.election import Deposed, Election, LeadershipLost, Term
 from orchestrator.manager.leader.planning_loop import PlanningLoop
 from orchestrator.manager.leader.report_commit import ReportCommitter
@@ -112,7 +114,7 @@ from orchestrator.manager.telemetry.etcd_collector import EtcdCollector
 from orchestrator.manager.telemetry.event_log import EventLog
 from orchestrator.manager.telemetry.task_traces import TaskSpans
 from orchestrator.manager.web.application import serve_web
-from orchestrator.model.access import KeyRotation
+from orchestrator.model.administration.access import KeyRotation
 from orchestrator.model.compatibility.manager_features import MANAGER_FEATURES
 from orchestrator.model.networks import BRIDGE
 from orchestrator.model.objects import Cluster, Network
@@ -733,7 +735,10 @@ class Manager:
             times=self._planning,
             manager_id=self._identity.manager_id,
         )
+        readings = TaskReadings(self.cache, self._tunnels, self._dispatcher.deliver)
+        autoscaler = Autoscaler(self._kv, self.cache, won.guard, readings.read, time.time)
         async with (
+            background(autoscaler.run()),
             background(SchemaMigrator(self._kv, self.cache, won.guard).run()),
             self._pulls.leading(),
         ):

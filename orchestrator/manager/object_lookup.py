@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 from orchestrator.manager.errors import RequestError, invalid_argument, not_found
 from orchestrator.manager.planning.view import ClusterView
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.documents import Document, DocumentKind
 from orchestrator.model.names import near_image, near_miss, parse_image, short_id
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Image, Network
-from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import Service
 from orchestrator.model.tasks import Task
 
@@ -129,9 +129,26 @@ def find_container(view: ClusterView, word: str) -> Task:
             f"no container '{word}', but a service; did you mean its replica '{replica}'?"
         )
     names: dict[str, Task] = {}
-    for task in sorted(view.tasks.values(), key=lambda task: task.created_at):
+    for task in _by_age(view):
         names[task.name] = task
     return _resolve("container", word, view.tasks, names.items(), "orc ps -a")
+
+
+def find_service_or_task(view: ClusterView, word: str) -> Service | Task:
+    """The service that `word` identifies, else the container."""
+    services = {id: each for id, each in view.services.items() if not each.removed}
+    named: dict[str, Service | Task] = {task.name: task for task in _by_age(view)}
+    named |= {service.spec.name: service for service in services.values()}
+    exact = services.get(word) or named.get(word)
+    if exact is not None:
+        return exact
+    listing = "orc service ls' and 'orc ps -a"
+    by_id: dict[str, Service | Task] = {**view.tasks, **services}
+    return _resolve("task or service", word, by_id, named.items(), listing)
+
+
+def _by_age(view: ClusterView) -> list[Task]:
+    return sorted(view.tasks.values(), key=lambda task: task.created_at)
 
 
 def _first_replica(view: ClusterView, word: str) -> str | None:

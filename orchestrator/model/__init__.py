@@ -6,11 +6,14 @@ A *spec* is a user's intent: the system never edits it. A *status* is what was o
 a snapshot is a cheap copy of references and a pure function cannot change what it was given.
 
     specs       what users declare: service, task, container
-    services, tasks, nodes, networks, documents, objects, access
+    services, tasks, nodes, networks, documents, objects
                 what the store keeps
     states      the task's life as a table
-    constraints, affinities, placement, jobs, dependencies, hooks, mounts
+    jobs, dependencies, hooks, mounts, placement
                 parts of specs
+    scheduling/ parts of specs and objects that say where, when and beside what tasks run
+    administration/
+                managers, access, backups, orphans
     convert     dataclass ⇄ protobuf: the only place where the two meet (`extensible`: its base)
     validation/ which specs are valid, with errors for users
     formats/    texts that users and other tools write: schedules, templates, Dockerfiles, …

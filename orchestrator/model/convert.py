@@ -309,7 +309,10 @@ def _class_of(name: str) -> type:
 
 _MODULES = [
     f"orchestrator.model.{name}"
-    for name in ("specs", "nodes", "services", "tasks", "objects", "access", "backups")
+    for name in (
+        *("specs", "nodes", "services", "tasks", "objects"),
+        *("administration.access", "administration.backups"),
+    )
 ]
 _made: dict[Any, _Converter] = {}
 """What `_converter` has derived so far."""

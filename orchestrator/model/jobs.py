@@ -48,6 +48,10 @@ class JobSpec(Extensible):
     """Number of runs that are remembered, with their tasks."""
     suspended: bool = False
     """The schedule starts no runs."""
+    queue: str = ""
+    """Name of the queue in which its tasks wait; empty: they share in no queue."""
+    all_or_nothing: bool = False
+    """The tasks of a run start together, or none does (gang scheduling)."""
 
 
 @lru_cache(maxsize=64)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from orchestrator.model.access import (
+from orchestrator.model.administration.access import (
     CaRotation,
     Certificate,
     ExternalCa,
@@ -14,13 +14,14 @@ from orchestrator.model.access import (
     PageSession,
     Revocation,
 )
-from orchestrator.model.backups import BackupSchedule
+from orchestrator.model.administration.backups import BackupSchedule
+from orchestrator.model.administration.managers import Manager, ManagerPresence
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.documents import Document
 from orchestrator.model.extensible import Extensible
-from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import EndpointProgress, Node, SessionRecord
-from orchestrator.model.orphans import Orphan
 from orchestrator.model.placement import Strategy
+from orchestrator.model.scheduling.queues import Queue
 from orchestrator.model.services import Service
 from orchestrator.model.specs import Protocol
 from orchestrator.model.tasks import Task
@@ -205,6 +206,10 @@ class Cluster(Extensible):
     backup_schedule: BackupSchedule = field(default_factory=BackupSchedule)
     external_ca: ExternalCa = field(default_factory=ExternalCa)
     """Where certificates are signed, if not by the managers."""
+    rebalance_every: float = 0.0
+    """Seconds between two automatic moves of running tasks; 0: none are made."""
+    queues: tuple[Queue, ...] = ()
+    """Of jobs, by name."""
 
     @property
     def trusted_cas(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from orchestrator.model.extensible import Extensible
+from orchestrator.model.scheduling.autoscaling import AutoscaleStatus, bounded
 from orchestrator.model.specs import ServiceSpec, UpdatePolicy
 
 
@@ -134,6 +135,16 @@ class Service(Extensible):
     """Versions that it was rolled back from: it is not updated to them again automatically."""
     trace: str = ""
     """Trace context of the call that wrote it last; see `orchestrator.tracing.spans`."""
+    autoscale: AutoscaleStatus = field(default_factory=AutoscaleStatus)
+
+    @property
+    def replicas(self) -> int:
+        """How many tasks it should have, if it is replicated: what the spec says, or what
+        autoscaling has decided."""
+        scale = self.spec.autoscale
+        if not scale.enabled:
+            return self.spec.replicas
+        return bounded(scale, self.autoscale.replicas or self.spec.replicas)
 
     @property
     def policy(self) -> UpdatePolicy:

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import Dependency
 from orchestrator.model.documents import FileReference
 from orchestrator.model.extensible import Extensible
@@ -16,6 +15,9 @@ from orchestrator.model.jobs import JobSpec
 from orchestrator.model.mounts import MountSpec
 from orchestrator.model.placement import Disconnect, GenericResource, Strategy
 from orchestrator.model.placement import Resources as Resources
+from orchestrator.model.scheduling.affinities import Affinity
+from orchestrator.model.scheduling.autoscaling import AutoscaleSpec
+from orchestrator.model.scheduling.disruptions import DisruptionBudget
 
 DEFAULT_SHARES = 128
 """CPU shares that the scheduler counts for a task without a reservation."""
@@ -400,3 +402,9 @@ class ServiceSpec(Extensible):
     strategy: Strategy = Strategy.DEFAULT
     on_disconnect: Disconnect = field(default_factory=Disconnect)
     """What to do with tasks whose node is down."""
+    disruption: DisruptionBudget = field(default_factory=DisruptionBudget)
+    """How many of its tasks the cluster may stop at a time."""
+    priority: int = 0
+    """Of its tasks: they are placed before those of lower priority, and may preempt them."""
+    autoscale: AutoscaleSpec = field(default_factory=AutoscaleSpec)
+    """Bounds and targets of the number of replicas."""

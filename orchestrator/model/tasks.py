@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from orchestrator.model.affinities import Affinity
 from orchestrator.model.extensible import Extensible
+from orchestrator.model.scheduling.affinities import Affinity
 from orchestrator.model.specs import TaskSpec
 from orchestrator.model.states import TaskState, is_terminal
 
@@ -117,6 +117,16 @@ class Task(Extensible):
     """Trace context of the call that created it; see `orchestrator.tracing.spans`."""
     running_since: float = 0.0
     """When a manager first learned that this run is RUNNING, by the manager's clock; 0: not yet."""
+    priority: int = 0
+    """Of a standalone container; a service's tasks have that of the service."""
+    nominated_node: str = ""
+    """Id of the node that holds room for this pending task against those of lower priority."""
+    preempted_by: str = ""
+    """Name of the task for which this one was stopped."""
+    move_to: str = ""
+    """Id of the node that it is to change to: another task of its slot starts there first."""
+    moved_from: str = ""
+    """Id of the node from which its slot was moved."""
 
     @property
     def wanted_now(self) -> TaskState:

@@ -116,6 +116,12 @@ def format_cores(shares: int) -> str:
     return f"{round(shares / SHARES_PER_CORE, 2):g}"
 
 
+def count_cores(shares: int) -> str:
+    """`1024` shares are `1 core`, `512` are `0.5 cores`."""
+    cores = format_cores(shares)
+    return f"{cores} core" if cores == "1" else f"{cores} cores"
+
+
 def format_duration(seconds: float) -> str:
     """`1m30s`, `500ms`, `0s`: what `parse_duration` reads."""
     if 0 < seconds < 1:

@@ -29,6 +29,7 @@ from tests.bench import (
     failover,
     latency,
     machine,
+    managers,
     memory,
     names,
     page,
@@ -66,6 +67,7 @@ PARTS = (
     "scrape",
     "sources",
     "sources-start",
+    "managers",
     "failover",
 )
 ON_CLUSTER = frozenset(
@@ -130,13 +132,23 @@ class Run:
             self._on(up)
 
     def _on_several(self) -> None:
-        if "failover" not in self.parts:
+        if not self.parts & {"failover", "managers"}:
             return
         say("a dev cluster of several managers …")
         with cluster.dev_cluster(self.folder, cluster.MANAGERS) as up:
+            if "managers" in self.parts:
+                self._beside_one(up)
             self.part(
                 "failover",
                 lambda: failover.report(asyncio.run(failover.measure(up, self.rounds))),
+            )
+
+    def _beside_one(self, several: Cluster) -> None:
+        say("a dev cluster of one manager …")
+        with cluster.dev_cluster(self.folder) as one:
+            self.part(
+                "managers",
+                lambda: managers.report(asyncio.run(managers.measure(one, several))),
             )
 
     def _on(self, up: Cluster) -> None:

@@ -19,6 +19,7 @@ from tests.chaos import harness
 from tests.chaos.faultplan import Topology, draw
 from tests.chaos.hosts import ORC, RunError, Testbed
 from tests.chaos.judge import judge
+from tests.chaos.leftovers import crashes
 from tests.chaos.recorder import Recorder
 from tests.enclosure import enclosed
 
@@ -37,8 +38,8 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
     parser.add_argument("--minutes", type=float, default=3.0, help="how long faults are injected")
     parser.add_argument("--seed", type=int, default=1, help="of faults and users")
-    parser.add_argument("--managers", type=int, default=1)
-    parser.add_argument("--nodes", type=int, default=3)
+    parser.add_argument("--managers", type=int, default=3)
+    parser.add_argument("--nodes", type=int, default=5)
     parser.add_argument("--every", type=float, default=3.2, help="seconds between two faults")
     parser.add_argument("--only", help="numbers of the faults to inject, such as 3,17")
     parser.add_argument("--without", help="numbers of faults to leave out")
@@ -80,18 +81,20 @@ def _run(given: argparse.Namespace) -> int:
         say(f"the run failed: {error}")
         return 2
     finally:
-        recorder.close()
         for host in testbed.hosts:
-            _keep_log(testbed, host, folder)
+            _keep_log(testbed, host, folder, recorder)
+        recorder.close()
         testbed.down()
     say(f"history: {history}")
     return 1 if judge(history) else 0
 
 
-def _keep_log(testbed: Testbed, host: str, folder: Path) -> None:
+def _keep_log(testbed: Testbed, host: str, folder: Path, recorder: Recorder) -> None:
     for log in (testbed.disk(host) / "log").glob("*.log"):
         with suppress(OSError):
             (folder / f"{host}-{log.name}").write_bytes(log.read_bytes())
+            for crash in crashes(host, log):
+                recorder.add(crash)
 
 
 def _enclosed(words: Sequence[str]) -> int:

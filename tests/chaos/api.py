@@ -17,6 +17,7 @@ from orchestrator.pb import (
     containers_pb2_grpc,
     control_pb2_grpc,
     documents_pb2_grpc,
+    managers_pb2_grpc,
     networks_pb2_grpc,
     volumes_pb2_grpc,
 )
@@ -66,6 +67,7 @@ class Manager:
     endpoint: str
     control: Any
     documents: Any
+    managers: Any
     networks: Any
     volumes: Any
     containers: Any
@@ -93,6 +95,7 @@ class Api:
                     endpoint,
                     control_pb2_grpc.ControlStub(channel),
                     documents_pb2_grpc.DocumentsStub(channel),
+                    managers_pb2_grpc.ManagersStub(channel),
                     networks_pb2_grpc.NetworksStub(channel),
                     volumes_pb2_grpc.VolumesStub(channel),
                     containers_pb2_grpc.ContainersStub(channel),

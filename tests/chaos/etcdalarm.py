@@ -27,7 +27,9 @@ def main() -> int:
         maintenance = rpc_pb2_grpc.MaintenanceStub(channel)
         try:
             if verb == "raise":
-                action, members = request.ACTIVATE, [0]
+                # A member raises it for itself: managers do not know one of another kind.
+                status = maintenance.Status(rpc_pb2.StatusRequest(), timeout=3.0)
+                action, members = request.ACTIVATE, [status.header.member_id]
             else:
                 found = maintenance.Alarm(request(action=request.GET), timeout=3.0)
                 action, members = request.DEACTIVATE, [each.memberID for each in found.alarms]

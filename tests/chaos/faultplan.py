@@ -185,10 +185,19 @@ def _disk(chance: random.Random, topology: Topology) -> _Shape:
     return _Shape("", (host,))
 
 
+REPLACED = frozenset({"database", "log"})
+"""Damages of a manager that only its replacement repairs."""
+
+
 def _corrupt(chance: random.Random, topology: Topology) -> _Shape:
-    """A file of an agent is damaged while the agent is dead."""
-    host = chance.choice(topology.nodes)
-    what = chance.choice(("state", "volume"))
+    """A file of a daemon is damaged while the daemon is dead."""
+    host = _host(chance, topology)
+    if host in topology.managers:
+        # A single manager cannot be replaced.
+        files = ("audit", "ports", "manager.json", "membership.json")
+        lost = tuple(sorted(REPLACED)) if len(topology.managers) > 2 else ()
+        return _Shape(chance.choice((*files, *lost, *lost)), (host,))
+    what = chance.choice(("state", "volume", "node.json"))
     return _Shape(what, (host,), kills=(host,) if what == "state" else (), cuts=(host,))
 
 
@@ -214,7 +223,7 @@ KINDS: dict[str, tuple[int, Draw]] = {
     "slow": (2, _slow),
     "disk": (2, _disk),
     "quota": (1, _quota),
-    "corrupt": (1, _corrupt),
+    "corrupt": (2, _corrupt),
     "clock": (3, _clock),
 }
 """Kind → its weight among all, and how its targets are drawn."""

@@ -14,12 +14,16 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from pathlib import Path
 
 from orchestrator.dev.devplan import DevError
-from tests.chaos.faultplan import Planned
+from tests.chaos.damage import corrupt, last_words
+from tests.chaos.faultplan import REPLACED, Planned
 from tests.chaos.history import Fault
-from tests.chaos.hosts import CLOCK, RunError, Testbed, command, send
+from tests.chaos.hosts import CLOCK, REPAIRED_WITHIN, NotThere, RunError, Testbed, command, send
 from tests.chaos.recorder import Recorder
 
 API_PORT, PEER_PORT = 7420, 7425
+
+EXCLUSIVE = frozenset({"power", "corrupt"})
+"""Kinds of faults that need a host for themselves."""
 
 FILLER = "filler"
 """The file that fills a disk."""
@@ -28,18 +32,16 @@ Action = Callable[[Testbed, Planned], AbstractAsyncContextManager[str]]
 """Injects a fault when it is entered, removes the cause when it is left; says what was hit."""
 
 
-class NotThere(Exception):
-    """The target of a fault does not exist now, such as a process on a host that is off."""
-
-
 class Injector:
-    """Runs the plan. Faults of one host's power exclude others of that host."""
+    """Runs the plan. A fault that takes a host down, or damages its files, excludes others of that
+    host."""
 
     def __init__(self, testbed: Testbed, recorder: Recorder, say: Callable[[str], None]) -> None:
         self._testbed = testbed
         self._recorder = recorder
         self._say = say
-        self._off: set[str] = set()
+        self._alone: set[str] = set()
+        """Hosts with a fault that excludes others."""
         self.count = 0
         """Of the faults that were injected."""
 
@@ -52,11 +54,15 @@ class Injector:
                 group.create_task(self._one(planned))
 
     async def _one(self, planned: Planned) -> None:
-        hosts = set(planned.targets)
-        if hosts & self._off:
+        alone = set(planned.targets)
+        if planned.detail in REPLACED:
+            # The loss of two members of three is the loss of the quorum for good.
+            alone.add("member")
+        if alone & self._alone:
             return
-        if planned.kind == "power":
-            self._off |= hosts
+        if planned.kind not in EXCLUSIVE:
+            alone.clear()
+        self._alone |= alone
         began = self._recorder.now()
         try:
             async with ACTIONS[planned.kind](self._testbed, planned) as hit:
@@ -65,14 +71,15 @@ class Injector:
                     f"{' '.join(planned.targets)} for {planned.seconds:g} s {hit}"
                 )
                 await asyncio.sleep(planned.seconds)
+                if planned.kind == "corrupt":
+                    hit += f": {last_words(self._testbed, planned.targets[0])}"
         except (NotThere, RunError, DevError) as error:
             self._say(f"{began:7.1f} #{planned.number} {planned.kind}: {error}")
             if isinstance(error, NotThere):
                 return
             hit = str(error)
         finally:
-            if planned.kind == "power":
-                self._off -= hosts
+            self._alone -= alone
         self.count += 1
         self._recorder.add(
             Fault(
@@ -231,22 +238,27 @@ async def _disk(testbed: Testbed, planned: Planned) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def _quota(testbed: Testbed, planned: Planned) -> AsyncIterator[str]:
-    """The alarm that a member raises when its database has reached the quota."""
-    await _alarm(testbed, planned.targets[0], "raise")
+    """The alarm that a member raises when its database has reached the quota. There is room, so the
+    leader disarms it, too, within ten seconds."""
     try:
+        await _alarm(testbed, planned.targets[0], "raise")
         yield ""
     finally:
+        # Also an alarm whose answer was lost.
         await _clear_alarm(testbed)
 
 
 async def _clear_alarm(testbed: Testbed) -> None:
-    """Any member takes it back, as an operator does, as soon as one answers."""
-    while True:
-        for host in testbed.manager_hosts:
-            with suppress(NotThere):
-                await _alarm(testbed, host, "clear")
-                return
-        await asyncio.sleep(0.5)
+    """Any member takes it back, as an operator does, as soon as one answers. If none does, the
+    cluster is left to be judged as it is."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(REPAIRED_WITHIN):
+            while True:
+                for host in testbed.manager_hosts:
+                    with suppress(NotThere):
+                        await _alarm(testbed, host, "clear")
+                        return
+                await asyncio.sleep(0.5)
 
 
 async def _alarm(testbed: Testbed, host: str, verb: str) -> None:
@@ -257,46 +269,6 @@ async def _alarm(testbed: Testbed, host: str, verb: str) -> None:
     answer = await command((*words, str(testbed.data(host) / "etcd"), verb), 10.0)
     if answer.status != 0:
         raise NotThere(f"etcd of {host}: {answer.err.strip()[-200:]}")
-
-
-@asynccontextmanager
-async def _corrupt(testbed: Testbed, planned: Planned) -> AsyncIterator[str]:
-    """Damage a file while its agent is dead. A state file is then moved away, as the agent says."""
-    (host,) = planned.targets
-    state = testbed.data(host) / "state.db"
-    volumes = sorted((testbed.data(host) / "volumes" / "by-name").glob("*/volume.json"))
-    if testbed.pid(host) is None or (planned.detail == "volume" and not volumes):
-        raise NotThere(f"no {planned.detail} on {host}")
-    await _stopped(testbed, host)
-    if planned.detail == "volume":
-        damaged = volumes[planned.number % len(volumes)]
-        with suppress(FileNotFoundError):
-            damaged.write_bytes(damaged.read_bytes()[:7])
-        await asyncio.shield(asyncio.to_thread(testbed.dev.start, host))
-        yield damaged.parent.name
-        return
-    for path in state.parent.glob("state.db-*"):
-        path.unlink()
-    with state.open("r+b") as file:
-        file.write(b"damaged" * 512)
-    await asyncio.shield(asyncio.to_thread(testbed.dev.start, host))
-    try:
-        yield ""
-    finally:
-        await _stopped(testbed, host)
-        for path in state.parent.glob("state.db*"):
-            path.unlink()
-        await asyncio.shield(asyncio.to_thread(testbed.dev.start, host))
-
-
-async def _stopped(testbed: Testbed, host: str) -> None:
-    """Kill a host's daemon; it is not started again."""
-    dev = testbed.dev.host(host)
-    dev.signal(signal.SIGKILL, wanted=False)
-    while True:
-        if all(daemon.pid is None for daemon in dev.daemons().values()):
-            return
-        await asyncio.sleep(0.02)
 
 
 @asynccontextmanager
@@ -338,7 +310,7 @@ ACTIONS: dict[str, Action] = {
     "slow": _slow,
     "disk": _disk,
     "quota": _quota,
-    "corrupt": _corrupt,
+    "corrupt": corrupt,
     "clock": _clock,
 }
 

@@ -13,6 +13,7 @@ from typing import Any
 from orchestrator.pb import (
     control_pb2,
     documents_pb2,
+    managers_pb2,
     types_pb2,
     volumes_pb2,
 )
@@ -40,6 +41,7 @@ from tests.chaos.users import (
     no_secret,
     no_volume,
     service_spec,
+    unlocker,
     until,
 )
 
@@ -47,7 +49,8 @@ PREDEFINED = frozenset({"bridge", "default", "host", "none"})
 """Networks of every cluster."""
 
 GIVE_UP = 90.0
-"""Seconds after which the harness no longer waits for convergence, or for leftovers to go."""
+"""Seconds after which the harness no longer waits for convergence, for users to leave, or for
+leftovers to go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +87,14 @@ async def run(
             traffic.through_published_port(world),
             traffic.through_vip(world, vip),
             record_events(api, recorder),
+            unlocker(world),
         )
         async with _background(*watchers):
             injector = Injector(testbed, recorder, say)
             async with _background(*(user(world, name) for name, user in USERS)):
                 await injector.run(scenario.plan)
             say(f"{injector.count} faults injected; waiting for convergence")
-            await _converge(client, recorder, say)
+            await _converge(client, testbed.managers, recorder, say)
         await _clear(client, say)
         await _compare(testbed, store, before, recorder, say)
 
@@ -103,6 +107,10 @@ async def _background(*jobs: Any) -> AsyncIterator[None]:
         yield
         for task in tasks:
             task.cancel()
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=GIVE_UP)
+            for task in late:  # there is no cluster that would remove what it has made
+                task.cancel()
 
 
 async def _warm_up(client: Client, world: World) -> None:
@@ -147,9 +155,18 @@ async def _services(client: Client) -> Sequence[control_pb2.ServiceRow]:
     return rows
 
 
-async def _missing(client: Client) -> list[str]:
-    """What the cluster lacks of what is declared."""
-    missing: list[str] = []
+async def _missing(client: Client, count: int) -> list[str]:
+    """What the cluster lacks of what is declared, and of its `count` managers."""
+    managers = await client.call(
+        lambda m: m.managers.ListManagers, managers_pb2.ListManagersRequest(), target="managers"
+    )
+    missing = [
+        f"{row.manager.hostname} is {row.state}: {row.reason}"
+        for row in managers.managers
+        if row.state != "ready"
+    ]
+    if len(managers.managers) != count:
+        missing.append(f"{len(managers.managers)} managers of {count}")
     nodes = await client.call(
         lambda m: m.control.ListNodes, control_pb2.ListNodesRequest(), target="nodes"
     )
@@ -171,11 +188,13 @@ async def _missing(client: Client) -> list[str]:
     return missing
 
 
-async def _converge(client: Client, recorder: Recorder, say: Callable[[str], None]) -> None:
+async def _converge(
+    client: Client, managers: int, recorder: Recorder, say: Callable[[str], None]
+) -> None:
     began = time.monotonic()
     while True:
         try:
-            missing = await _missing(client)
+            missing = await _missing(client, managers)
         except Failed as failure:
             missing = [str(failure)]
         seconds = round(time.monotonic() - began, 1)

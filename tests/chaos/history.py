@@ -176,11 +176,25 @@ class Leftover:
     line: int = 0
 
 
-Record = Run | Call | Commit | Container | Fault | Request | Line | Event | Converged | Leftover
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """An error that ended a daemon and that it had not expected, as its log has it."""
+
+    host: str
+    log: str
+    text: str
+    line: int = 0
+
+
+Record = (
+    Run | Call | Commit | Container | Fault | Request | Line | Event | Converged | Leftover | Crash
+)
 
 _KINDS: dict[str, type[Any]] = {
     kind.__name__.lower(): kind
-    for kind in (Run, Call, Commit, Container, Fault, Request, Line, Event, Converged, Leftover)
+    for kind in (
+        *(Run, Call, Commit, Container, Fault, Request, Line, Event, Converged, Leftover, Crash),
+    )
 }
 
 
@@ -198,6 +212,7 @@ class History:
     events: tuple[Event, ...] = ()
     converged: tuple[Converged, ...] = ()
     leftovers: tuple[Leftover, ...] = ()
+    crashes: tuple[Crash, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +273,7 @@ def history_of(records: Iterable[Record]) -> History:
         all_of(Event),
         all_of(Converged),
         all_of(Leftover),
+        all_of(Crash),
     )
 
 

@@ -25,6 +25,12 @@ DISK, MANAGER_DISK = "192m", "448m"
 """Sizes of the hosts' disks: small, so that they can be filled. etcd allocates its log in files of
 64 MiB."""
 
+REPAIRED_WITHIN = 300.0
+"""Seconds after which the repair of a fault is given up: others may last as long."""
+
+UP = 300.0
+"""Seconds within which all hosts are up, on a machine with other work."""
+
 CLOCK = "/run/orc-clock"
 """The file on each host that says by how much its wall clock is off."""
 
@@ -37,6 +43,9 @@ FAKETIME = {
 }
 """Variables of a daemon whose wall clock can be stepped (libfaketime). etcd, a static program, has
 the machine's clock."""
+
+DEBUG = "ORC_DEBUG"
+"""Variable with which a daemon shows where an unexpected error comes from."""
 
 PROGRAMS: dict[str, Callable[[Process], bool]] = {
     "manager": lambda process: "manager" in process.argv and "--data-dir" in process.argv,
@@ -51,6 +60,10 @@ PROGRAMS: dict[str, Callable[[Process], bool]] = {
 
 class RunError(Exception):
     """The run cannot go on; the text says why."""
+
+
+class NotThere(Exception):
+    """The target of a fault does not exist now, such as a process on a host that is off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +138,9 @@ class Testbed:
                 ["mount", "-t", "tmpfs", "-o", options, "disk", self.disk(host)], check=True
             )
         os.environ.update(FAKETIME)
+        os.environ[DEBUG] = "1"
         try:
-            self.dev.up(self.managers, self.nodes, say)
+            self.dev.up(self.managers, self.nodes, say, within=UP)
         except DevError as error:
             raise RunError(str(error)) from error
         archive = self.folder / "image.tar"
@@ -145,22 +159,26 @@ class Testbed:
 
     def orc(self, *arguments: str, within: float = 60.0) -> str:
         """What an `orc` command prints. Raises RunError with what it refused."""
-        done = subprocess.run(
-            [ORC, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=within,
-            check=False,
-            env=self.environment(),
-        )
+        try:
+            done = subprocess.run(
+                [ORC, *arguments],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=within,
+                check=False,
+                env=self.environment(),
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RunError(f"orc {' '.join(arguments)}: no end after {within:g} s") from error
         if done.returncode != 0:
             raise RunError(f"orc {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout
 
     def environment(self) -> dict[str, str]:
         """Of `orc` commands for this cluster."""
-        return {**os.environ, "ORC_CONTEXT": self.name, "ORC_MONITOR": "0s"}
+        own = {name: value for name, value in os.environ.items() if name != DEBUG}
+        return {**own, "ORC_CONTEXT": self.name, "ORC_MONITOR": "0s"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,24 +190,25 @@ class Answer:
     err: str
 
 
-async def command(words: Sequence[str], within: float, env: dict[str, str] | None = None) -> Answer:
-    """Run a program for at most `within` seconds."""
+async def command(
+    words: Sequence[str], within: float, env: dict[str, str] | None = None, given: str = ""
+) -> Answer:
+    """Run a program for at most `within` seconds; it reads `given`."""
     process = await asyncio.create_subprocess_exec(
         *words,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=env,
     )
     try:
         async with asyncio.timeout(within):
-            out, err = await process.communicate()
+            out, err = await process.communicate(given.encode())
     except TimeoutError:
         return Answer(None, "", f"no end after {within:g} s")
     finally:
         if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
+            send(process.pid, signal.SIGKILL)
             await process.wait()
     return Answer(process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
 

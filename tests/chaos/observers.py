@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from orchestrator.pb import containers_pb2
 from tests.chaos import history
 from tests.chaos.api import Api
 from tests.chaos.history import FOREVER, Change, Commit, Container
-from tests.chaos.hosts import Testbed
+from tests.chaos.hosts import Testbed, send
 from tests.chaos.recorder import Recorder
 
 LOOK = 0.1
@@ -217,8 +218,7 @@ class StoreObserver:
                     self._apply(changes)
         finally:
             ends.cancel()
-            with suppress(ProcessLookupError):
-                process.kill()
+            send(process.pid, signal.SIGKILL)
             await process.wait()
 
     async def _off(self, host: str, init: int) -> None:

@@ -2,8 +2,8 @@
 """Watch one etcd member and print each commit, as a line of JSON: what the store really had.
 
 Run in the network namespace of a manager's host, with the folder of its member and the first
-revision to print: etcd listens on loopback only. It ends when the watch breaks for good, and the
-harness starts it again.
+revision to print: etcd listens on loopback only. It ends when the member is reached in another
+way, and the harness starts it again.
 
     python -m tests.chaos.storewatch /var/lib/orc-dev/NAME/manager1/data/etcd 1
 """
@@ -20,7 +20,7 @@ import orchestrator  # noqa: F401
 from orchestrator.manager.store.etcd import EtcdKv
 from orchestrator.manager.store.etcd_tls import EtcdTls
 from orchestrator.manager.store.keys import LEADER, PREFIX, SEQUENCE
-from orchestrator.manager.store.kv import Batch, Entry, Event
+from orchestrator.manager.store.kv import Batch, Compacted, Entry, Event
 from orchestrator.pb import types_pb2
 
 TAG = "chaos.tag"
@@ -111,16 +111,38 @@ def line(batch: Batch) -> str:
 
 
 async def _watch(folder: Path, first: int) -> None:
+    """Print until the member gets another port or other certificates, as one does that is repaired
+    or joins again."""
+    access = _access(folder)
     tls = folder / "tls"
-    port = json.loads((folder / "ports.json").read_text())["client"]
     client = EtcdTls(tls / "ca.pem", tls / "client.pem", tls / "client-key.pem")
-    async with (
-        EtcdKv([f"https://127.0.0.1:{port}"], client) as kv,
-        kv.watch(PREFIX, first) as batches,
-    ):
-        async for batch in batches:
-            if batch.events:
-                print(line(batch), flush=True)
+    async with EtcdKv([f"https://127.0.0.1:{json.loads(access[0])['client']}"], client) as kv:
+        printing = asyncio.create_task(_print(kv, first))
+        try:
+            while not printing.done() and _access(folder) == access:
+                await asyncio.wait((printing,), timeout=0.5)
+        finally:
+            printing.cancel()
+            await asyncio.gather(printing, return_exceptions=True)
+
+
+def _access(folder: Path) -> tuple[str, str, str]:
+    """How the member is reached. Raises OSError while it is not known."""
+    tls = folder / "tls"
+    files = (folder / "ports.json", tls / "ca.pem", tls / "client.pem")
+    return tuple(path.read_text() for path in files)  # type: ignore[return-value]
+
+
+async def _print(kv: EtcdKv, first: int) -> None:
+    while True:
+        try:
+            async with kv.watch(PREFIX, first) as batches:
+                async for batch in batches:
+                    if batch.events:
+                        print(line(batch), flush=True)
+        except Compacted:
+            # The other members had what this one missed while it was gone.
+            first = (await kv.list(PREFIX)).revision + 1
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.chaos import leftovers
 from tests.chaos.history import (
     FOREVER,
     Call,
@@ -30,6 +32,7 @@ from tests.chaos.history import (
 from tests.chaos.rules import (
     addresses,
     commands,
+    crashes,
     ending,
     jobs,
     registers,
@@ -316,6 +319,12 @@ def test_a_container_ends_for_a_reason() -> None:
     right(born, ended, store(service(version=2), task("t1", desired=640), at=49.0))
     right(born, ended, Fault("kill container", ("node1",), 49.0, 49.1, kills=("node1",)))
     right(born, Container("node1", "t1", "web.1", 10, 1.0, FOREVER))
+    # Commits that are delivered late are judged by their order.
+    stop, end = task("t1", desired=640), task("t1", desired=640, state=640)
+    right(born, ended, store(service(version=3), stop, at=90.0), store(end, at=91.0))
+    failed, replaced = task("t1", state=704), task("t1", desired=640, state=704)
+    late = (store(failed, at=90.0), store(service(version=4), replaced, at=91.0))
+    broken(restarts.check, "nothing had stopped it", born, ended, *late)
     # A fault of another host, or of a manager, is no reason.
     other = Fault("kill container", ("node2",), 49.0, 49.1, kills=("node2",))
     broken(restarts.check, "nothing had stopped it", born, ended, other)
@@ -375,12 +384,42 @@ def test_requests_fail_only_for_faults_of_nodes() -> None:
     right(failed, Fault("power", ("node2",), 49.0, 52.0, kills=("node2",)))
 
 
+def test_time_without_a_leader_does_not_count_for_what_a_leader_repairs() -> None:
+    store = Store()
+    fault = Fault("power", ("node2",), 5.0, 10.0, kills=("node2",))
+    failed = Request("web", "node1", 50.0, 53.0, False, "refused")
+    lost = Change("leader", "", deleted=True)
+    broken(traffic.check, "no fault touched a node", fault, failed, store(leader(1), at=0.0))
+    right(fault, failed, store(leader(1), at=0.0), store(lost, at=12.0))
+    again = [store(leader(9), at=0.0), store(lost, at=12.0), store(leader(12), at=40.0)]
+    right(fault, failed, *again)
+    late = replace(failed, began=60.0, ended=61.0)
+    broken(traffic.check, "no fault touched a node", fault, late, *again)
+
+
 def test_commands_fail_in_words() -> None:
     failed = call("Run node ls", 1.0, 2.0, "unknown", manager="", target="", error="orc: no quorum")
     right(failed)
     crash = "Traceback (most recent call last)\nKeyError: 1"
     broken(commands.check, "with a traceback", replace(failed, error=crash))
     broken(commands.check, "without a word", replace(failed, error=""))
+
+
+def test_daemons_end_only_with_a_reason(tmp_path: Path) -> None:
+    log = tmp_path / "manager.log"
+    log.write_text("time=1 msg=serving\norc: it is damaged\ntime=2 msg=serving\n")
+    right(*leftovers.crashes("manager1", log))
+    with log.open("a") as file:
+        # What a library logs of a call, and what ends the program.
+        file.write("Traceback\n  in stream\nOSError: a\ntime=3 msg=a\n")
+    right(*leftovers.crashes("manager1", log))
+    with log.open("a") as file:
+        file.write('  | File "orc", line 8, in <module>\n  | KeyError: 1\n  +---\ntime=4 msg=a\n')
+    broken(crashes.check, "unexpected error: KeyError: 1", *leftovers.crashes("manager1", log))
+    # With ORC_DEBUG a refusal has its traceback, too.
+    refused = "orchestrator.cli.app.errors.CliError: no quorum"
+    log.write_text(f'Traceback\n  File "orc", line 8, in <module>\n{refused}\ntime=5 msg=a\n')
+    right(*leftovers.crashes("manager1", log))
 
 
 def test_followed_logs_have_each_line_once() -> None:
@@ -390,6 +429,9 @@ def test_followed_logs_have_each_line_once() -> None:
     right(*lines("counter.1 | 4", "counter.2 | 9", "counter.1 | 5", "lost node1", "counter.1 | 0"))
     broken(commands.check, "lacks lines", *lines("counter.1 | 4", "counter.1 | 6"))
     broken(commands.check, "repeats lines", *lines("counter.1 | 4", "counter.1 | 4"))
+    gap = lines("counter.1@node1 | 4", "counter.1@node1 | 6")
+    right(Fault("disk", ("node1",), 0.0, 0.5), *gap)
+    broken(commands.check, "lacks lines", Fault("disk", ("node2",), 0.0, 0.5), *gap)
 
 
 @pytest.mark.parametrize(

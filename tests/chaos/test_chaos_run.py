@@ -11,7 +11,7 @@ import pytest
 
 
 @pytest.mark.root
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_three_minutes_of_faults_break_no_rule(tmp_path: Path) -> None:
     run = (sys.executable, "-m", "tests.chaos")
     size = ("--minutes", "3", "--managers", "3", "--nodes", "3")

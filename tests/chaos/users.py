@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import subprocess
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -27,7 +27,7 @@ from orchestrator.pb import (
 from tests.bench import image
 from tests.chaos.api import Api, Client, Failed
 from tests.chaos.history import Call, Line
-from tests.chaos.hosts import ORC, Answer, Testbed, command
+from tests.chaos.hosts import ORC, Answer, Testbed, command, send
 from tests.chaos.observers import ContainerObserver
 from tests.chaos.recorder import Recorder
 from tests.chaos.storewatch import TAG
@@ -47,6 +47,12 @@ class World:
     recorder: Recorder
     containers: ContainerObserver
     seed: int
+    unlock_keys: list[str] = field(default_factory=list)
+    """All that managers may have been locked with."""
+
+    def learn_unlock_keys(self, printed: str) -> None:
+        """Remember the keys that a command printed."""
+        self.unlock_keys.extend(key for key in printed.split() if key not in self.unlock_keys)
 
     def client(self, name: str) -> tuple[Client, random.Random]:
         """A user's client and its randomness."""
@@ -351,10 +357,12 @@ async def _absent(client: Client, method: Callable[[Any], Any], request: Any, ta
         await asyncio.sleep(0.5)
 
 
-async def orc(world: World, name: str, *words: str, target: str = "", tag: str = "") -> Answer:
+async def orc(
+    world: World, name: str, *words: str, target: str = "", tag: str = "", given: str = ""
+) -> Answer:
     """Run an `orc` command, and record it. It finds a manager itself, and repeats what it may."""
     began = world.recorder.now()
-    answer = await command((ORC, *words), 60.0, world.testbed.environment())
+    answer = await command((ORC, *words), 60.0, world.testbed.environment(), given)
     world.recorder.add(
         Call(
             client=name,
@@ -445,10 +453,88 @@ async def log_reader(world: World, name: str) -> None:
             async for line in process.stdout:
                 world.recorder.add(Line(world.recorder.now(), reading, line.decode().rstrip()))
         finally:
-            with suppress(ProcessLookupError):
-                process.kill()
+            send(process.pid, signal.SIGKILL)
             await process.wait()
         await asyncio.sleep(0.5)
+
+
+async def operator(world: World, name: str) -> None:
+    """Keeps the cluster in order: keys, database, backups, leader, nodes, locked managers."""
+    _, chance = world.client(name)
+    while True:
+        await pause(chance, 10.0)
+        await chance.choice(_UPKEEP)(world, name, chance)
+
+
+async def _key(world: World, name: str, chance: random.Random) -> None:
+    await orc(world, name, "cluster", "key", "rotate")
+
+
+async def _store(world: World, name: str, chance: random.Random) -> None:
+    await orc(world, name, "manager", "store", "compact")
+    await orc(world, name, "manager", "store", "defrag", chance.choice(world.testbed.manager_hosts))
+
+
+async def _backup(world: World, name: str, chance: random.Random) -> None:
+    """Of the cluster to a file; and managers begin, or no longer, to do it on a schedule."""
+    passphrase = world.testbed.folder / "passphrase"
+    passphrase.write_text("of a run of chaos")
+    flags = ("--passphrase-file", str(passphrase))
+    await orc(world, name, "cluster", "backup", *flags, str(world.testbed.folder / "backup"))
+    if chance.random() < 0.5:
+        folder = "/run/orc-backups"
+        await orc(world, name, "cluster", "backup", *flags, "--every", "10s", "--keep", "2", folder)
+        await pause(chance, 20.0)
+    await orc(world, name, "cluster", "backup", "--unschedule")
+
+
+async def _leader(world: World, name: str, chance: random.Random) -> None:
+    await orc(world, name, "manager", "step-down")
+
+
+async def _drain(world: World, name: str, chance: random.Random) -> None:
+    """A node is emptied for a while."""
+    node = chance.choice(world.testbed.node_hosts)
+    await orc(world, name, "node", "update", "-d", "--availability", "drain", node)
+    try:
+        await pause(chance, 8.0)
+    finally:
+        active = ("node", "update", "--availability", "active", node)
+        while (await asyncio.shield(orc(world, name, *active))).status != 0:
+            await pause(chance)
+
+
+async def _lock(world: World, name: str, chance: random.Random) -> None:
+    """Managers that start in between wait for the unlock key."""
+    locked = await orc(world, name, "cluster", "lock")
+    # It is printed before managers use it, so it is known also if the command fails.
+    world.learn_unlock_keys(locked.out)
+    while (shown := await orc(world, name, "cluster", "unlock-key")).status != 0:
+        if _UNLOCKED in shown.err:
+            return
+        await pause(chance)
+    world.learn_unlock_keys(shown.out)
+    await pause(chance, 15.0)
+    while (off := await orc(world, name, "cluster", "lock", "--off")).status != 0:
+        if _UNLOCKED in off.err:
+            return
+        await pause(chance)
+
+
+_UNLOCKED = "is not locked"
+"""What `orc` says of a cluster that is not locked."""
+
+
+_UPKEEP = (_key, _store, _backup, _leader, _drain, _lock)
+
+
+async def unlocker(world: World) -> None:
+    """Unlocks managers that have started locked. One that was down while the key was replaced needs
+    the former one."""
+    while True:
+        await asyncio.sleep(4.0)
+        for key in world.unlock_keys[-4:]:
+            await orc(world, "unlocker", "cluster", "unlock", given=f"{key}\n")
 
 
 USERS: tuple[tuple[str, User], ...] = (
@@ -459,4 +545,5 @@ USERS: tuple[tuple[str, User], ...] = (
     ("eve", command_user),
     ("flo", stack_user),
     ("gus", log_reader),
+    ("hal", operator),
 )

@@ -30,10 +30,10 @@ from orchestrator.manager.audit.trail import EntryFilter
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import PREFIX, object_key, object_type
-from orchestrator.model.access import Certificate, Revocation
+from orchestrator.model.administration.access import Certificate, Revocation
+from orchestrator.model.administration.managers import Manager, ManagerPresence
 from orchestrator.model.convert import decode, to_proto
 from orchestrator.model.documents import Document
-from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import Availability, Node
 from orchestrator.model.objects import Cluster, Image, Network, Object, Volume
 from orchestrator.model.services import Service

@@ -17,11 +17,12 @@ from test_data_key_rotation import security, until
 from orchestrator.identity import ca
 from orchestrator.identity.certificates import Issued, KeyPair, TlsFiles, issuer_key_id, own_key_id
 from orchestrator.identity.join import JoinRefused
+from orchestrator.identity.join_tokens import parse
 from orchestrator.identity.renewal import keep_renewed
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.security import certificates as certificates_module
 from orchestrator.manager.store.commit import commit
-from orchestrator.model.access import CaRotation
+from orchestrator.model.administration.access import CaRotation
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import NodeDescription
 from orchestrator.model.objects import Cluster
@@ -149,13 +150,17 @@ async def token_of(running: Running) -> str:
     return str(reply.worker_token)
 
 
-async def test_join_tokens_carry_the_new_ca(leader: Running) -> None:
+async def test_a_new_ca_comes_with_new_join_tokens(leader: Running) -> None:
     await security(leader, "RotateCa")
     # The manager follows the store: it presents the new CA once its own certificate is of it.
     await until(leader, lambda cluster: signing(cluster) and all_renewed(leader, cluster))
     with pytest.raises(JoinRefused, match="before a rotation of the cluster's CA"):
         await leader.join(leader.token)
-    joined = await leader.join(await token_of(leader))
+    token = await token_of(leader)
+    former = replace(parse(token), secret=parse(leader.token).secret)
+    with pytest.raises(JoinRefused, match="not valid"):
+        await leader.join(str(former))
+    joined = await leader.join(token)
     view = leader.manager.cache.view
     assert view.cluster is not None
     assert issuer_key_id(joined.certificate) == own_key_id(view.cluster.ca_certificate)

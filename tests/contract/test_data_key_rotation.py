@@ -17,7 +17,7 @@ from orchestrator.identity.key_files import LOCKED_FILE, KeyFiles, WrongUnlockKe
 from orchestrator.manager.security.vault import KEY_FILE, key_id
 from orchestrator.manager.store.keys import sealed_key
 from orchestrator.manager.store.kv import StoreUnavailable
-from orchestrator.model.access import KeyRotation
+from orchestrator.model.administration.access import KeyRotation
 from orchestrator.model.objects import Cluster
 from orchestrator.pb import (
     documents_pb2,

@@ -29,7 +29,7 @@ from orchestrator.identity import ca
 from orchestrator.identity.authority import Authority
 from orchestrator.identity.certificates import KeyPair, TlsFiles, issuer_key_id, own_key_id
 from orchestrator.identity.key_files import KeyFiles
-from orchestrator.model.access import ExternalCa
+from orchestrator.model.administration.access import ExternalCa
 from orchestrator.model.objects import Cluster
 from orchestrator.pb import security_pb2, security_pb2_grpc, types_pb2
 

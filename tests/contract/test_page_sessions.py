@@ -23,7 +23,7 @@ from orchestrator.identity.certificates import KeyPair
 from orchestrator.manager.audit.trail import EntryFilter
 from orchestrator.manager.operations.administration import web_sessions as sessions_module
 from orchestrator.manager.security import certificates as certificates_module
-from orchestrator.model.access import IDLE, SESSION_LIFE, TICKET_LIFE, PageSession
+from orchestrator.model.administration.access import IDLE, SESSION_LIFE, TICKET_LIFE, PageSession
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import Availability
 from orchestrator.model.specs import ContainerSpec, ServiceSpec, TaskSpec

@@ -20,12 +20,12 @@ from orchestrator.cli.app.contexts import Context, save_context
 from orchestrator.cli.main import orc
 from orchestrator.manager.store.keys import _KINDS, object_key
 from orchestrator.manager.store.kv import Put
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.documents import Document
 from orchestrator.model.networks import OVERLAY
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
 from orchestrator.model.objects import Cluster, Network, Volume
-from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ContainerSpec, ServiceSpec, TaskSpec
 from orchestrator.model.states import TaskState

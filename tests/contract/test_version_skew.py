@@ -27,9 +27,9 @@ from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import SCHEMA
 from orchestrator.manager.store.kv import Put
+from orchestrator.model.administration.managers import Manager as ManagerObject
+from orchestrator.model.administration.managers import ManagerPresence
 from orchestrator.model.convert import to_proto
-from orchestrator.model.managers import Manager as ManagerObject
-from orchestrator.model.managers import ManagerPresence
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
 from orchestrator.pb import (
     control_pb2,

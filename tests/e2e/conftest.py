@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 from devcluster import ORC, PATIENCE, Cluster, eventually
-from packagedhost import ROOT
+from packagedhost import HELLO, ROOT
 
 CLUSTERS = Path("/var/lib/orc-dev")
 LOCKS = Path("/run/orc-e2e")
 """A file for each run, locked while it lasts."""
-HELLO = ROOT / "charts" / "hello"
 
 
 def _environment(config: Path) -> dict[str, str]:
@@ -68,7 +67,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Who waits patiently for several things is not hung yet."""
     for item in items:
         own = item.get_closest_marker("timeout") is not None
-        if item.path.parent == Path(__file__).parent and not own:
+        if item.path.is_relative_to(Path(__file__).parent) and not own:
             item.add_marker(pytest.mark.timeout(6 * PATIENCE))
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+HELLO = ROOT / "charts" / "hello"
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "COLUMNS": "200"}
 
 # In a mount, pid and network namespace of its own the copy is the root, not a folder that a process

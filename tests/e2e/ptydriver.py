@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user at a terminal: drives `orc` over a pseudo-terminal, as a terminal emulator would."""
+"""A user at a terminal: drives a command over a pseudo-terminal, as a terminal emulator would."""
 
 from __future__ import annotations
 
@@ -81,15 +81,19 @@ class Terminal:
 
 @contextmanager
 def at_terminal(
-    env: Mapping[str, str], *arguments: str, rows: int = 40, columns: int = 123
+    env: Mapping[str, str],
+    *arguments: str,
+    rows: int = 40,
+    columns: int = 123,
+    program: str = ORC,
 ) -> Iterator[Terminal]:
-    """Run `orc` at a terminal; it is killed at the end if it runs on."""
+    """Run `orc`, or another program, at a terminal; it is killed at the end if it runs on."""
     pid, fd = pty.fork()
     if pid == 0:
         # As in a new terminal, though the tests may run under nohup.
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        os.execve(ORC, [ORC, *arguments], dict(env))
+        os.execve(program, [program, *arguments], dict(env))
     terminal = Terminal(pid, fd)
     try:
         yield terminal

@@ -189,3 +189,34 @@ def test_spread_over_zones_and_maximum_tasks_per_node(cluster: Cluster, hello: s
     cluster.await_reason("web", "already has 1 task of the service, the maximum")
     refusal = cluster.refused("service", "update", "--placement-pref-add", "spread=zone", "web")
     assert "asks for 'zone'; known are node.id" in refusal
+
+
+def test_tasks_move_to_a_node_that_is_active_again(cluster: Cluster, hello: str) -> None:
+    cluster.orc("node", "update", "--availability", "drain", "node3")
+    cluster.orc("service", "create", "--name", "web", "--replicas", "6", hello)
+    assert places(cluster, "web") == {"node1": 3, "node2": 3}
+    cluster.orc("node", "update", "--availability", "active", "node3")
+    before = {task["id"] for task in cluster.running("web")}
+    planned = cluster.orc("plan", "rebalance").stdout
+    assert "node3" in planned
+    assert places(cluster, "web") == {"node1": 3, "node2": 3}, "a plan moves nothing"
+    cluster.orc("rebalance")
+    assert places(cluster, "web") == {"node1": 2, "node2": 2, "node3": 2}
+    assert len(before & {task["id"] for task in cluster.running("web")}) == 4
+    assert "nothing to move" in cluster.orc("rebalance").stderr
+
+
+def test_a_task_of_high_priority_takes_the_room_of_others(cluster: Cluster, hello: str) -> None:
+    part = cores(cluster, 0.8)
+    cluster.orc("service", "create", "--name", "low", "--replicas", "3", "--priority", "low",
+                "--min-available", "1", "--reserve-cpu", part, hello)  # fmt: skip
+    assert len(places(cluster, "low")) == 3
+    cluster.orc("service", "create", "--name", "top", "--replicas", "2", "--priority", "high",
+                "--reserve-cpu", part, hello)  # fmt: skip
+    assert sum(places(cluster, "top").values()) == 2
+    eventually(lambda: sum(places(cluster, "low").values()) == 1)
+    assert "preempted by top." in cluster.orc("why", "low").stdout
+    assert "0 more tasks of service top fit" in cluster.orc("capacity", "--like", "top").stdout
+    cluster.orc("service", "scale", "-d", "top=3")
+    eventually(lambda: "insufficient shares" in cluster.orc("service", "ps", "top").stdout)
+    assert sum(places(cluster, "low").values()) == 1, "its budget keeps one"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HELLO
 from devcluster import ORC, Cluster, eventually
+from packagedhost import HELLO
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from conftest import HELLO
 from devcluster import ORC, PATIENCE, Cluster, eventually
+from packagedhost import HELLO
 from test_dashboard import Browser, chromium
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]

@@ -5,10 +5,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+from dataclasses import replace
 from pathlib import Path
 
 from tests.bench.tables import MIB, Table, render
 from tests.scale.scenario import Outcome, Scenario, run
+
+LAST_RUNS = Path(__file__).parents[2] / "build" / "scale.json"
+"""The previous outcome of each scenario."""
 
 
 def main() -> None:
@@ -19,11 +24,25 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0, help="that each phase may take")
     parser.add_argument("--burn", action="store_true", help="other processes use all cores")
     parser.add_argument("--reconnect", action="store_true", help="break all sessions at once")
+    parser.add_argument("--fail", type=float, default=0.0, help="per cent of the nodes, at the end")
+    parser.add_argument("--update", action="store_true", help="all services, once they run")
     parser.add_argument("--external-etcd", action="store_true", help="with its default limits")
     parser.add_argument("--folder", type=Path, help="keep the manager's log and data there")
     given = parser.parse_args()
     scenario = Scenario(**vars(given))
-    print(render(_table(scenario, asyncio.run(run(scenario)))))
+    table = _table(scenario, asyncio.run(run(scenario)))
+    print(render(beside_previous(table, LAST_RUNS)))
+
+
+def beside_previous(table: Table, file: Path) -> Table:
+    """The table with a column of the previous run of the same scenario, and kept for the next."""
+    known = json.loads(file.read_text()) if file.exists() else {}
+    before = known.get(table.title, {})
+    known[table.title] = dict(table.rows)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(known, indent=1))
+    rows = tuple((*row, before.get(row[0], "")) for row in table.rows)
+    return replace(table, columns=(*table.columns, "previous run"), rows=rows)
 
 
 def _table(scenario: Scenario, outcome: Outcome) -> Table:
@@ -31,9 +50,22 @@ def _table(scenario: Scenario, outcome: Outcome) -> Table:
         return "not in time" if value is None else f"{value:.1f} s"
 
     answers = sorted(outcome.answers) or [0.0]
-    late = f"{answers[len(answers) * 99 // 100]:.2f} s / {answers[-1]:.2f} s"
+    late = " / ".join(
+        f"{answer:.2f} s"
+        for answer in (
+            answers[len(answers) // 2],
+            answers[len(answers) * 99 // 100],
+            answers[-1],
+        )
+    )
+    rate = scenario.nodes / outcome.joined if outcome.joined else 0.0
     rows = [
         ("nodes in session after", seconds(outcome.joined)),
+        ("nodes joined per second", f"{rate:.1f}"),
+        (
+            "idle CPU of manager / etcd",
+            f"{outcome.idle_cpu:.2f} / {outcome.idle_store_cpu:.2f} cores",
+        ),
         ("all tasks running after", seconds(outcome.converged)),
         ("sessions at the end", str(outcome.sessions)),
         ("sessions lost", str(outcome.lost)),
@@ -45,11 +77,22 @@ def _table(scenario: Scenario, outcome: Outcome) -> Table:
         ("running at the end", f"{outcome.running} of {scenario.tasks}"),
         ("manager's CPU", f"{outcome.cpu:.1f} s"),
         ("manager's memory", f"{outcome.memory / MIB:.0f} MiB"),
-        ("API answers, 99% / slowest", late),
+        ("etcd's CPU", f"{outcome.store_cpu:.1f} s"),
+        ("etcd's memory", f"{outcome.store_memory / MIB:.0f} MiB"),
+        ("API answers, 50% / 99% / slowest", late),
         ("sent to agents", f"{outcome.received / MIB:.1f} MiB"),
     ]
     if scenario.reconnect:
-        rows.insert(2, ("all back after a reconnect of all", seconds(outcome.reconnected)))
+        rows.append(("all back after a reconnect of all", seconds(outcome.reconnected)))
+    if scenario.update:
+        rows.append(("everything updated after", seconds(outcome.updated)))
+    if scenario.fail:
+        rows.append(
+            (
+                f"{scenario.fail:g}% of nodes failed: tasks elsewhere after",
+                seconds(outcome.recovered),
+            )
+        )
     with_ = [
         word
         for word, given in (
@@ -70,4 +113,5 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -7,8 +7,8 @@ Each agent joins with a token, has a certificate of its own, and keeps a session
     python -m tests.scale.agents --first 0 --count 250 --join HOST:PORT
 
 The token is the first line of standard input. Further lines are commands: `reconnect` breaks all
-sessions at once, `quit` (or the end of the input) ends the process. The state is printed four times
-a second, as a line of JSON (`Report`).
+sessions at once, `fail N` ends N agents for good, `quit` (or the end of the input) ends the
+process. The state is printed four times a second, as a line of JSON (`Report`).
 """
 
 from __future__ import annotations
@@ -408,6 +408,7 @@ async def _main(first: int, count: int, address: str, seconds: float) -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     token = (await reader.readline()).decode().strip()
     agents: dict[int, SimulatedAgent] = {}
+    running: dict[int, asyncio.Task[None]] = {}
     counts = _Counts()
 
     async def tell() -> None:
@@ -418,15 +419,19 @@ async def _main(first: int, count: int, address: str, seconds: float) -> None:
     async def begin(number: int, threads: ThreadPoolExecutor, group: asyncio.TaskGroup) -> None:
         joined = await loop.run_in_executor(threads, join, address, token, f"host{number}")
         agents[number] = SimulatedAgent(number, joined, seconds, counts)
-        group.create_task(agents[number].run())
+        running[number] = group.create_task(agents[number].run())
 
     async def obey() -> None:
         while line := await reader.readline():
-            match line.decode().strip():
-                case "reconnect":
+            match line.decode().split():
+                case ["reconnect"]:
                     for agent in agents.values():
                         agent.restart()
-                case "quit":
+                case ["fail", number]:
+                    for failed in sorted(agents)[: int(number)]:
+                        running.pop(failed).cancel()
+                        del agents[failed]
+                case ["quit"]:
                     break
         raise _Quit
 

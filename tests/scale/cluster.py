@@ -85,6 +85,20 @@ class ManagerProcess:
         """Bytes resident."""
         return processes.memory([_process(self.pid)]).rss
 
+    @property
+    def store_cpu_seconds(self) -> float:
+        """Of etcd."""
+        return processes.cpu_seconds(self._store())
+
+    @property
+    def store_memory(self) -> int:
+        """Bytes resident in etcd."""
+        return processes.memory(self._store()).rss
+
+    def _store(self) -> list[processes.Process]:
+        root = self._etcd or self._process
+        return [each for each in processes.descendants(root.pid) if each.program == "etcd"]
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """Have it run while the body does."""
@@ -207,6 +221,16 @@ class Agents:
         while line := await process.stdout.readline():
             self._reports[index] = parse(line.decode())
         raise ScaleError("a process of simulated agents has ended")
+
+    def fail(self, count: int) -> None:
+        """End so many agents for good: their nodes fall silent."""
+        for first, process in zip(
+            range(0, self.count, AGENTS_A_PROCESS), self._processes, strict=True
+        ):
+            here = min(AGENTS_A_PROCESS, self.count - first, count)
+            if here > 0 and process.stdin is not None:
+                process.stdin.write(f"fail {here}\n".encode())
+                count -= here
 
     def reconnect(self) -> None:
         """Break all sessions at once."""

@@ -24,6 +24,8 @@ PROBE = 0.5
 """Seconds between two calls of the API whose answers are timed."""
 SETTLE = 3.0
 """Seconds for which a converged cluster is watched for what comes late."""
+IDLE = 5.0
+"""Seconds over which the CPU of an idle cluster is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,10 @@ class Scenario:
     """Other processes use all cores."""
     reconnect: bool = False
     """All nodes reconnect at once when the cluster has converged."""
+    fail: float = 0.0
+    """Per cent of the nodes that then fail."""
+    update: bool = False
+    """All services are then updated, a tenth of their tasks at a time."""
     external_etcd: bool = False
     """etcd with its default limits."""
     folder: Path | None = None
@@ -55,6 +61,18 @@ class Outcome:
     """Seconds until all tasks ran, and the manager knew."""
     reconnected: float | None = None
     """Seconds until all nodes were in session again, and the manager knew all that runs."""
+    idle_cpu: float = 0.0
+    """Cores that the manager uses while nodes are in session and nothing changes."""
+    idle_store_cpu: float = 0.0
+    """Cores that etcd uses then."""
+    recovered: float | None = None
+    """Seconds from the failure of nodes until their tasks ran on others."""
+    updated: float | None = None
+    """Seconds until all tasks ran with a new spec."""
+    store_cpu: float = 0.0
+    """Seconds of etcd's process."""
+    store_memory: int = 0
+    """Bytes resident in etcd at the end."""
     sessions: int = 0
     """Nodes in session at the end."""
     lost: int = 0
@@ -101,13 +119,17 @@ async def run(scenario: Scenario) -> Outcome:
         channel = await stack.enter_async_context(manager.channel())
         stub = control_pb2_grpc.ControlStub(channel)
         await stack.enter_async_context(background(_probe(stub, outcome.answers)))
-        await _phases(scenario, outcome, agents, stub)
+        await _phases(scenario, outcome, agents, manager, stub)
         await _count(outcome, agents, manager, stub)
     return outcome
 
 
 async def _phases(
-    scenario: Scenario, outcome: Outcome, agents: Agents, stub: control_pb2_grpc.ControlStub
+    scenario: Scenario,
+    outcome: Outcome,
+    agents: Agents,
+    manager: ManagerProcess,
+    stub: control_pb2_grpc.ControlStub,
 ) -> None:
     def connected(report: Report) -> bool:
         return report.connected == scenario.nodes
@@ -118,6 +140,7 @@ async def _phases(
     outcome.joined = await _until(agents, connected, scenario.seconds)
     if outcome.joined is None:
         return
+    await _measure_idle(outcome, manager)
     began = time.monotonic()
     for spec in _specs(scenario):
         await _create(stub, spec)
@@ -125,18 +148,46 @@ async def _phases(
         return
     outcome.converged = time.monotonic() - began
     await asyncio.sleep(SETTLE)
-    if not scenario.reconnect:
-        return
-    began = time.monotonic()
-    before = agents.report.opened
-    agents.reconnect()
+    if scenario.reconnect:
+        before = agents.report.opened
+        agents.reconnect()
 
-    def again(report: Report) -> bool:
-        return report.opened >= before + scenario.nodes and running(report)
+        def again(report: Report) -> bool:
+            return report.opened >= before + scenario.nodes and running(report)
 
-    if await _until(agents, again, scenario.seconds) is not None:
-        outcome.reconnected = time.monotonic() - began
+        outcome.reconnected = await _until(agents, again, scenario.seconds)
+        await asyncio.sleep(SETTLE)
+    if scenario.update:
+        assigned = agents.report.assigned
+        began = time.monotonic()
+        for spec in _specs(scenario, generation=2):
+            request = control_pb2.UpdateServiceRequest(
+                service=spec.name, spec=spec, no_resolve_image=True
+            )
+            await stub.UpdateService(request)
+
+        def renewed(report: Report) -> bool:
+            return report.assigned >= assigned + scenario.tasks and running(report)
+
+        if await _until(agents, renewed, scenario.seconds) is not None:
+            outcome.updated = time.monotonic() - began
+    if failing := round(scenario.nodes * scenario.fail / 100):
+        agents.fail(failing)
+
+        def elsewhere(report: Report) -> bool:
+            left = report.connected == scenario.nodes - failing
+            return left and report.running == scenario.tasks
+
+        outcome.recovered = await _until(agents, elsewhere, scenario.seconds)
+
+
+async def _measure_idle(outcome: Outcome, manager: ManagerProcess) -> None:
     await asyncio.sleep(SETTLE)
+    began, cpu, store = time.monotonic(), manager.cpu_seconds, manager.store_cpu_seconds
+    await asyncio.sleep(IDLE)
+    took = time.monotonic() - began
+    outcome.idle_cpu = (manager.cpu_seconds - cpu) / took
+    outcome.idle_store_cpu = (manager.store_cpu_seconds - store) / took
 
 
 async def _create(stub: control_pb2_grpc.ControlStub, spec: types_pb2.ServiceSpec) -> None:
@@ -155,16 +206,20 @@ async def _create(stub: control_pb2_grpc.ControlStub, spec: types_pb2.ServiceSpe
             return
 
 
-def _specs(scenario: Scenario) -> list[types_pb2.ServiceSpec]:
+def _specs(scenario: Scenario, generation: int = 1) -> list[types_pb2.ServiceSpec]:
+    """The services; a later generation differs in what their containers see."""
     services = min(scenario.services, scenario.tasks)
     share, rest = divmod(scenario.tasks, services)
     return [
         types_pb2.ServiceSpec(
             name=f"app{number}",
             replicas=share + (number < rest),
+            update=types_pb2.UpdatePolicy(parallelism=max(1, share // 10)),
             task=types_pb2.TaskSpec(
                 container=types_pb2.ContainerSpec(
-                    image=f"{IMAGE}@{DIGEST}", env=["A=1", "B=2"], labels={"part": "load"}
+                    image=f"{IMAGE}@{DIGEST}",
+                    env=["A=1", f"B={generation}"],
+                    labels={"part": "load"},
                 ),
                 reservation=types_pb2.Resources(shares=16, memory=16 << 20),
                 networks=[types_pb2.NetworkAttachment(network="default")],
@@ -194,12 +249,24 @@ async def _probe(stub: control_pb2_grpc.ControlStub, answers: list[float]) -> No
         await asyncio.sleep(PROBE)
 
 
+async def _all_tasks(stub: control_pb2_grpc.ControlStub) -> list[types_pb2.Task]:
+    request = control_pb2.ListTasksRequest(page_size=5000)
+    tasks: list[types_pb2.Task] = []
+    while True:
+        reply = await stub.ListTasks(request)
+        tasks += reply.tasks
+        if not reply.next_page_token:
+            return tasks
+        request.page_token = reply.next_page_token
+
+
 async def _count(
     outcome: Outcome, agents: Agents, manager: ManagerProcess, stub: control_pb2_grpc.ControlStub
 ) -> None:
     outcome.cpu, outcome.memory = manager.cpu_seconds, manager.memory
+    outcome.store_cpu, outcome.store_memory = manager.store_cpu_seconds, manager.store_memory
     report = agents.report
-    tasks = (await stub.ListTasks(control_pb2.ListTasksRequest())).tasks
+    tasks = await _all_tasks(stub)
     wanted = [task for task in tasks if task.desired_state <= types_pb2.TASK_RUNNING]
     outcome.running = sum(task.status.state == types_pb2.TASK_RUNNING for task in wanted)
     nodes = (await stub.ListNodes(control_pb2.ListNodesRequest())).nodes

@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from dataclasses import replace
 
+from orchestrator.manager.planning.disruptions import unavailable
 from orchestrator.manager.planning.eligibility import is_eligible
+from orchestrator.manager.planning.node_load import occupies, published
 from orchestrator.manager.planning.plan import Change, Plan
 from orchestrator.manager.planning.reconcile.evictions import has_drain_deadline
 from orchestrator.manager.planning.reconcile.service_dependencies import unmet_dependency
-from orchestrator.manager.planning.scheduling.capacity import occupies, reserved
-from orchestrator.manager.planning.scheduling.node_table import published
-from orchestrator.manager.planning.slots import Slot, slots_of
+from orchestrator.manager.planning.scheduling.capacity import reserved
+from orchestrator.manager.planning.scheduling.rebalancing import Move
+from orchestrator.manager.planning.slots import Slot, is_current, slots_of
 from orchestrator.manager.planning.view import ClusterView
+from orchestrator.model.nodes import Availability
+from orchestrator.model.scheduling.disruptions import most_unavailable
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ServiceMode, UpdateOrder
 from orchestrator.model.states import Owner, TaskState, is_terminal, may_move
@@ -81,9 +86,18 @@ def check_slots(view: ClusterView, started_first: Iterable[str], *, settled: boo
 def _check_count(service: Service, slots: list[Slot]) -> None:
     """Never more that may run than replicas and what an update may have beside them."""
     replicas, policy = service.spec.replicas, service.policy
-    beside = sum(max(len(slot.live) - 1, 0) for slot in slots)
+    beside = sum(
+        max(len(slot.live) - 1, 0)
+        for slot in slots
+        if not any(task.move_to or task.moved_from for task in slot.live)
+    )
+    moving = sum(
+        len(slot.live) - 1
+        for slot in slots
+        if any(task.move_to or task.moved_from for task in slot.live)
+    )
     live = sum(len(slot.live) for slot in slots)
-    assert live - beside <= replicas, f"{service.spec.name}: {live} of {replicas} may run"
+    assert live - beside - moving <= replicas, f"{service.spec.name}: {live} of {replicas} may run"
     if policy.order is UpdateOrder.START_FIRST and policy.parallelism:
         most = policy.parallelism
         assert beside <= most, f"{service.spec.name}: {beside} more than there should be"
@@ -99,6 +113,12 @@ def check_update(view: ClusterView, plan: Plan) -> None:
         for was, now in ((change.before, change.after) for change in plan.changes)
         if isinstance(was, Task) and isinstance(now, Task) and _is_stopped(was, now)
     ]
+    updated = {
+        was.slot
+        for was, _ in stops
+        if (service := after.services.get(was.service_id)) and not is_current(service, was)
+    }
+    preempting = {was.slot for was, now in stops if now.preempted_by != was.preempted_by}
     for was, now in stops:
         service, node = after.services.get(was.service_id), view.nodes.get(was.node_id)
         if service is None or service.removed or service.spec.mode.is_job or node is None:
@@ -108,13 +128,103 @@ def check_update(view: ClusterView, plan: Plan) -> None:
         if has_drain_deadline(node):  # its deadline ends what has found no other node
             continue
         slots = slots_of(after.tasks_of_service(service.id))
+        preempted = now.preempted_by != was.preempted_by
+        if preempted or (is_current(service, was) and not is_eligible(node, service)):
+            kept = [slot for slot in slots.values() if slot.kept]
+            _check_budget(service, kept, was.slot, updated)
+        if preempted:
+            _check_priority(view, service, now)
+            continue
         works = any(task.status.works for task in slots[was.slot].live)
         if service.policy.order is UpdateOrder.START_FIRST:
             assert works, f"{now.name} is stopped, and nothing stands in for it"
         elif is_eligible(node, service) and service.policy.parallelism and not works:
             down = [slot.number for slot in slots.values() if slot.kept and _is_down(view, slot)]
+            down = [number for number in down if number not in preempting]
             most = service.policy.parallelism
             assert len(down) <= most, f"{now.name} is stopped while {down} are down"
+
+
+def check_moves(view: ClusterView, moves: Iterable[Move]) -> None:
+    """Each move makes the measures smaller, and none is of data or to a node that takes nothing."""
+    view = _after_moves(view)
+    before = measure(view)
+    for move in moves:
+        assert move.task.status.works, f"{move.task.name} does not work and is moved"
+        target = view.nodes[move.target.id]
+        assert target.availability is Availability.ACTIVE, f"{target.id} takes nothing"
+        # Which of the node's generic resources it will have is not decided yet.
+        moved = replace(move.task, node_id=target.id, generic_resources={})
+        view = view.evolve([Change(move.task, moved)])
+        after = measure(view)
+        assert after < before, f"{move} makes {before} to {after}"
+        before = after
+
+
+def _after_moves(view: ClusterView) -> ClusterView:
+    """The cluster once the moves in progress are done."""
+    changes: list[Change] = []
+    for task in view.tasks.values():
+        running = not is_terminal(task.status.state) and task.desired_state <= TaskState.RUNNING
+        if not (task.move_to in view.nodes and running):
+            continue
+        beside = any(
+            occupies(other) and other.slot == task.slot and other.node_id == task.move_to
+            for other in view.tasks_of_service(task.service_id).values()
+        )
+        moved = replace(task, node_id=task.move_to, generic_resources={})
+        changes.append(Change(task, None if beside else moved))
+    return view.evolve(changes)
+
+
+def check_queues(view: ClusterView) -> None:
+    """No queue's tasks reserve more than its quota."""
+    for queue in view.cluster.queues if view.cluster is not None else ():
+        tasks = [
+            task
+            for service in view.services.values()
+            if service.spec.job.queue == queue.name
+            for task in view.tasks_of_service(service.id).values()
+        ]
+        taken = reserved(tasks)
+        most = queue.quota.shares or taken.shares
+        assert taken.shares <= most, f"queue {queue.name} has {taken.shares} shares of {most}"
+
+
+def measure(view: ClusterView) -> tuple[int, list[float]]:
+    """What rebalancing makes smaller: the sum of the squares of a service's tasks on each node,
+    then the nodes' loads, in descending order."""
+    counts = Counter(
+        (task.service_id, task.node_id)
+        for task in view.tasks.values()
+        if occupies(task) and task.desired_state <= TaskState.RUNNING
+    )
+    loads = []
+    for node in view.nodes.values():
+        taken, size = reserved(view.tasks_of_node(node.id).values()), node.description.resources
+        shares, memory = taken.shares / max(size.shares, 1), taken.memory / max(size.memory, 1)
+        loads.append(max(shares, memory))
+    return sum(count * count for count in counts.values()), sorted(loads, reverse=True)
+
+
+def _check_budget(
+    service: Service, slots: list[Slot], stopped: int, updated: Container[int]
+) -> None:
+    """What leaves its node, or makes room for others, leaves as many as the budget demands. What an
+    update stops at the same time, in the slots `updated`, is not bound by it."""
+    if any(task.status.works for slot in slots if slot.number == stopped for task in slot.live):
+        return
+    most = most_unavailable(service.spec.disruption, len(slots))
+    down = unavailable(slot for slot in slots if slot.number not in updated)
+    assert down <= most, f"{service.spec.name}: {down} are unavailable, over {most}"
+
+
+def _check_priority(view: ClusterView, service: Service, victim: Task) -> None:
+    """Only tasks of higher priority preempt."""
+    by = view.service_by_name(victim.preempted_by.rpartition(".")[0])
+    assert by is None or by.spec.priority > service.spec.priority, (
+        f"{victim.name} of priority {service.spec.priority} is preempted by {victim.preempted_by}"
+    )
 
 
 def _is_stopped(was: Task, now: Task) -> bool:

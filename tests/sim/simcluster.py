@@ -20,15 +20,18 @@ from typing import Any
 import simchecks
 import simjobs
 from simnode import LATE, STOPPING, Agent, Statuses, Wire, advance, obey, reboot, report
-from simusers import MIB, any_service, changed
+from simusers import MIB, QUEUES, any_service, changed
 
+from orchestrator.manager.planning.disruptions import was_preempted
 from orchestrator.manager.planning.pipeline import EVERYTHING, Dirty, dirty_of, plan
 from orchestrator.manager.planning.plan import Change, Plan, earliest
 from orchestrator.manager.planning.reconcile.convergence import progress
 from orchestrator.manager.planning.reconcile.service_dependencies import unmet_dependency
 from orchestrator.manager.planning.reports.claims import accept_reports
 from orchestrator.manager.planning.reports.liveness import Hearing, Silence, expire, node_up
+from orchestrator.manager.planning.scheduling.rebalancing import improving_moves
 from orchestrator.manager.planning.scheduling.scheduler import Placement, schedule
+from orchestrator.manager.planning.scheduling.scoring import failing_nodes, unsteady_nodes
 from orchestrator.manager.planning.view import ClusterView, assigned_tasks
 from orchestrator.manager.store.cache import find_object
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
@@ -64,6 +67,7 @@ class SimCluster:
         """How wrong the leader's clock is."""
         self.term_started = self.now
         self.dirty = EVERYTHING
+        self.at_rest: frozenset[str] = frozenset()
         self.wake: float | None = None
         self.revision = 0
         self.started_first: set[str] = set()
@@ -72,7 +76,8 @@ class SimCluster:
         """Container that runs beside a newer one of its slot → since when."""
         self._ids = 0
         network = Network(id="net", name="default", subnet="10.128.0.0/20", node_prefix=24)
-        self.view = ClusterView.of([Cluster(id="cluster", node_timeout=2.0), network])
+        cluster = Cluster(id="cluster", node_timeout=2.0, queues=QUEUES)
+        self.view = ClusterView.of([cluster, network])
         self.read = self.view
         """As the leader saw it when it last decided."""
         for _ in range(nodes):
@@ -118,7 +123,9 @@ class SimCluster:
                 after.spec.rollback.order,
             ):
                 self.started_first.add(after.id)
-        self.dirty |= dirty_of(changes)
+            if isinstance(after, Task) and after.move_to:
+                self.started_first.add(after.service_id)
+        self.dirty |= dirty_of(changes, self.at_rest)
 
     # One tick
 
@@ -169,16 +176,26 @@ class SimCluster:
         if chance() < 0.01 and len(self.agents) < 6:
             self.add_node()
         self._users()
+        if chance() < 0.02:
+            self._rebalance()
         if chance() < 0.01:
             self._another_leads()
         if chance() < 0.005:
             self.clock += self.random.uniform(-10, 30)
+            self.dirty = EVERYTHING  # whoever shifts delays changes what has them
 
     def _users(self) -> None:
         if self.random.random() < 0.04 and len(self.view.services) < 5:
             self.create()
         if self.random.random() < 0.08 and self.view.services:
             self.change_service()
+
+    def _rebalance(self) -> None:
+        """An operator has tasks moved; each move makes the measures better."""
+        moves = improving_moves(self.view, self.leader_now, self.random.randrange(1, 4))
+        simchecks.check_moves(self.view, moves)
+        for move in moves:
+            self.write(Change(move.task, replace(move.task, move_to=move.target.id)))
 
     def _kill(self, agent: Agent) -> None:
         """kill -9 of the agent; it is started again a moment later, and has all to say anew."""
@@ -192,7 +209,7 @@ class SimCluster:
         self.last_heard.clear()
         self.term_started = self.now
         self.silence = Silence((), None)
-        self.dirty, self.wake = EVERYTHING, None
+        self.dirty, self.at_rest, self.wake = EVERYTHING, frozenset(), None
         for agent in self.agents.values():
             agent.leave()
 
@@ -245,19 +262,21 @@ class SimCluster:
             return True
         dirty, self.dirty = self.dirty, Dirty()
         before, now, term, self.read = self._ids, self.leader_now, self.term, self.view
-        decided = plan(self.view, dirty, now, self.new_id)
+        decided = plan(self.view, dirty, now, self.new_id, at_rest=self.at_rest)
         if self.random.random() < 0.1:
             self._ids = before
-            again = plan(self.view, dirty, now, self.new_id)
+            again = plan(self.view, dirty, now, self.new_id, at_rest=self.at_rest)
             assert decided == again, "the same input gave another plan"
         self.wake = earliest(self.wake, decided.requeue_at)
+        self.at_rest = decided.now_at_rest(self.at_rest)
         if self.faults and self.random.random() < 0.1:  # the world goes on while it thinks
             self._users()
         if self.faults and self.random.random() < 0.01:
             self._another_leads()
         for item in decided.plans:
             if term != self.term or not self._commit(item):
-                self.dirty = EVERYTHING  # what comes after it is not written either
+                # What comes after it is not written either.
+                self.dirty, self.at_rest = EVERYTHING, frozenset()
                 break
         return self.dirty != EVERYTHING
 
@@ -292,6 +311,7 @@ class SimCluster:
         """Raise AssertionError if the cluster is in a state that must not be."""
         settled = whole and not self.dirty
         simchecks.check_nodes(self.view)
+        simchecks.check_queues(self.view)
         simchecks.check_slots(self.view, self.started_first, settled=settled)
         simjobs.check_jobs(self.view, self.leader_now, settled=settled)
         self._check_containers()
@@ -315,8 +335,24 @@ class SimCluster:
             decided = plan(self.view, EVERYTHING, self.leader_now, self.new_id)
             self._ids = before
             changes = [change for item in decided.plans for change in item.changes]
-            causeless = [change for change in changes if not _is_reason(change)]
+            causeless = [change for change in changes if not self._has_cause(change)]
             assert not causeless, f"changed without a cause: {causeless}"
+
+    def _has_cause(self, change: Change) -> bool:
+        """Whether only the words change why a task waits, or time has passed: where tasks preempt
+        others depends on nodes that are avoided for a while."""
+        before, after = change.before, change.after
+        if not isinstance(before, Task) or not isinstance(after, Task):
+            return False
+        if unsteady_nodes(self.view, self.leader_now) or any(
+            failing_nodes(self.view, id, self.leader_now) for id in self.view.services
+        ):
+            after = replace(after, nominated_node=before.nominated_node)
+            if was_preempted(before, after):
+                return True
+        return replace(after, status=before.status) == before and (
+            before.status.state is after.status.state is TaskState.PENDING
+        )
 
     def _may_place(self, task: Task) -> bool:
         service = self.view.services.get(task.service_id)
@@ -396,13 +432,3 @@ class SimCluster:
             for id, service in self.view.services.items()
         ]
         return "\n".join(lines)
-
-
-def _is_reason(change: Change) -> bool:
-    """Whether only the words change why a task waits."""
-    before, after = change.before, change.after
-    if not isinstance(before, Task) or not isinstance(after, Task):
-        return False
-    return replace(after, status=before.status) == before and (
-        before.status.state is after.status.state is TaskState.PENDING
-    )

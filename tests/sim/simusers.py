@@ -10,10 +10,12 @@ from typing import Any
 from orchestrator.manager.planning.reconcile import job_runs
 from orchestrator.manager.planning.reconcile.spec_history import rolled_back, with_spec
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import Dependency, DependencyCondition
 from orchestrator.model.jobs import JobSpec, Missed, Overlap
 from orchestrator.model.placement import Disconnect, DisconnectAction, GenericResource
+from orchestrator.model.scheduling.affinities import Affinity
+from orchestrator.model.scheduling.disruptions import DisruptionBudget
+from orchestrator.model.scheduling.queues import Queue
 from orchestrator.model.services import Service, UpdateState
 from orchestrator.model.specs import (
     ContainerSpec,
@@ -31,6 +33,9 @@ from orchestrator.model.specs import (
 )
 
 MIB = 1 << 20
+
+
+QUEUES = (Queue("a", weight=2), Queue("b", quota=Resources(shares=512)))
 
 
 def any_service(random: Random, view: ClusterView, id: str, now: float) -> Service:
@@ -63,6 +68,12 @@ _DISCONNECTS = (
     Disconnect(DisconnectAction.REPLACE, 3.0),
     Disconnect(DisconnectAction.KEEP),
 )
+_BUDGETS = (
+    DisruptionBudget(),
+    DisruptionBudget(min_available="50%"),
+    DisruptionBudget(max_unavailable="1"),
+)
+_PRIORITIES = (0, 0, 0, 5, 100)
 _PROBED = HealthCheck(test=("TCP", "80"))
 
 
@@ -76,9 +87,10 @@ def _any_service(random: Random, view: ClusterView, id: str) -> Service:
         generic_resources=pick(((), (), (), (GenericResource("gpu", 1),))),
     )
     name = f"web{id}"
+    mode = ServiceMode.GLOBAL if random.random() < 0.2 else ServiceMode.REPLICATED
     spec = ServiceSpec(
         name=name,
-        mode=ServiceMode.GLOBAL if random.random() < 0.2 else ServiceMode.REPLICATED,
+        mode=mode,
         replicas=random.randrange(0, 3 if ports else 9),
         task=task,
         update=UpdatePolicy(
@@ -92,6 +104,8 @@ def _any_service(random: Random, view: ClusterView, id: str) -> Service:
         ),
         depends_on=_dependencies(random, view),
         on_disconnect=pick(_DISCONNECTS),
+        disruption=pick(_BUDGETS) if mode is ServiceMode.REPLICATED else DisruptionBudget(),
+        priority=pick(_PRIORITIES),
         affinities=pick(((), (), (), (Affinity(f"service=={name}", anti=True),))),
     )
     return Service(id=id, spec=spec)
@@ -120,12 +134,20 @@ def _any_job(random: Random, id: str, now: float) -> Service:
         schedule=schedule,
         history=pick((1, 3)),
     )
+    mode = pick((ServiceMode.REPLICATED_JOB, ServiceMode.REPLICATED_JOB, ServiceMode.GLOBAL_JOB))
+    replicas = random.randrange(0, 12)
+    if mode is ServiceMode.REPLICATED_JOB:
+        queue = pick(("", "a", "b"))
+        # Together only as many as there is room for in the end.
+        together = queue == "a" and replicas <= 4 and pick((True, False))
+        job = replace(job, queue=queue, all_or_nothing=together)
     if schedule:
         job = replace(job, overlap=pick(tuple(Overlap)), missed=pick(tuple(Missed)))
     spec = ServiceSpec(
         name=f"job{id}",
-        mode=pick((ServiceMode.REPLICATED_JOB, ServiceMode.REPLICATED_JOB, ServiceMode.GLOBAL_JOB)),
-        replicas=random.randrange(0, 12),
+        mode=mode,
+        replicas=replicas,
+        priority=pick((-5, 0, 0, 5)),
         task=_task(random, restart),
         job=job,
     )

@@ -21,6 +21,11 @@ SECTIONS = (
             Lazy(
                 "context", ".cluster.context_commands:context", "Select the cluster that orc calls"
             ),
+            Lazy(
+                "docker-api",
+                "orchestrator.dockerapi.command:docker_api",
+                "Serve Docker's Engine API in front of the cluster",
+            ),
         ),
     ),
     (
@@ -31,6 +36,19 @@ SECTIONS = (
                 "job", ".service.job_commands:job", "Run-to-completion work, once or on a schedule"
             ),
             Lazy("stack", ".stack.stack_commands:stack", "Services from compose files"),
+        ),
+    ),
+    (
+        "Scheduling",
+        (
+            Lazy(
+                "capacity", ".service.placement_commands:capacity", "How many more tasks would fit"
+            ),
+            Lazy(
+                "rebalance", ".service.placement_commands:rebalance", "Even out the load of nodes"
+            ),
+            Lazy("queue", ".service.queue_commands:queue", "Queues by which jobs share the nodes"),
+            Lazy("why", ".service.placement_commands:why", "Why a task is where it is, or nowhere"),
         ),
     ),
     (

@@ -32,6 +32,7 @@ Name = Literal[
     "nodes",
     "orphans",
     "paused_containers",
+    "queues",
     "revocable_identities",
     "running_containers",
     "secrets",

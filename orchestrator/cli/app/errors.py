@@ -46,3 +46,5 @@ class Refused(CliError):
     """Conflict: the object was modified concurrently; read it again and retry."""
     missing = False
     """Not found."""
+    code = 0
+    """The status code of gRPC."""

@@ -34,6 +34,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Placement": (
         *("node", "constraint", "placement_pref", "affinity", "anti_affinity", "depends_on"),
         *("replicas_max_per_node", "strategy", "on_disconnect", "priority", "generic_resource"),
+        *("min_available", "max_unavailable"),
+    ),
+    "Autoscaling": (
+        *("autoscale_min", "autoscale_max", "autoscale_cpu", "autoscale_memory"),
+        *("autoscale_up_window", "autoscale_down_window"),
     ),
     "Resources": (
         *("reserve_cpu", "reserve_memory", "limit_cpu", "limit_memory", "memory_swap"),
@@ -68,7 +73,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Jobs": (
         *("max_concurrent", "retries", "deadline", "schedule", "time_zone", "overlap", "missed"),
-        "history",
+        *("history", "queue", "all_or_nothing"),
     ),
     "Logging": ("log_driver", "log_opt"),
     "Isolation": (

@@ -23,7 +23,7 @@ from orchestrator.cli.output.listings import (
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.model.convert import recognized
 from orchestrator.model.placement import Strategy
-from orchestrator.model.units import format_duration
+from orchestrator.model.units import format_duration, parse_duration
 from orchestrator.model.validation.host_access import read_access
 from orchestrator.pb import control_pb2
 
@@ -113,6 +113,7 @@ def info(client: Client, form: str) -> None:
             ("Network", reply.network_cidr),
             ("Node is down after", format_duration(reply.node_timeout)),
             ("Strategy", enum_word(recognized(Strategy, reply.strategy))),
+            ("Rebalance", _period(reply.rebalance_every)),
             ("Certificates last", format_duration(reply.certificate_lifetime)),
             ("Open to containers", ", ".join(reply.container_access) or "none"),
             ("Nodes join at", reply.join_address),
@@ -146,6 +147,7 @@ def cluster_document(reply: Any) -> Row:
         "tasks_running": reply.tasks_running,
         "join_address": reply.join_address,
         "strategy": enum_word(recognized(Strategy, reply.strategy)),
+        "rebalance_every": reply.rebalance_every,
         "certificate_lifetime": reply.certificate_lifetime,
         "container_access": list(reply.container_access),
         "backups": backup_document(reply.backups),
@@ -156,13 +158,22 @@ def cluster_document(reply: Any) -> Row:
     }
 
 
+def _period(seconds: float) -> str:
+    return f"one move in {format_duration(seconds)}" if seconds else "off"
+
+
 def _access(text: str) -> tuple[str, ...]:
     return read_access(filter(None, text.replace(" ", "").split(",")))
+
+
+def _rebalance(text: str) -> float:
+    return 0.0 if text == "off" else parse_duration(text)
 
 
 @cluster.command(
     epilog=example(
         "orc cluster update --strategy binpack",
+        "orc cluster update --rebalance 5m",
         "orc cluster update --container-access metrics",
     )
 )
@@ -177,6 +188,13 @@ def _access(text: str) -> tuple[str, ...]:
     help="Lifetime of new certificates.",
 )
 @click.option(
+    "--rebalance",
+    type=Parsed("period", _rebalance),
+    metavar="DURATION|off",
+    help="Move at most one task in this time, if nodes are loaded unevenly; off: only by"
+    " orc rebalance.",
+)
+@click.option(
     "--container-access",
     type=Parsed("access", _access),
     metavar="ACCESS[,ACCESS...]",
@@ -188,6 +206,7 @@ def update(
     client: Client,
     strategy: Strategy | None,
     cert_expiry: float | None,
+    rebalance: float | None,
     container_access: tuple[str, ...] | None,
 ) -> None:
     """Change settings of the cluster. Running tasks stay where they are.
@@ -196,13 +215,15 @@ def update(
     joins, images, etcd), nor their metrics and the web page (metrics), nor the metadata services of
     clouds (metadata), unless --container-access opens them. Other ports of hosts are open.
     """
-    if strategy is None and cert_expiry is None and container_access is None:
+    given = (strategy, cert_expiry, rebalance, container_access)
+    if all(each is None for each in given):
         raise click.UsageError(
-            "nothing to change; give --strategy, --cert-expiry or --container-access"
+            "nothing to change; give --strategy, --cert-expiry, --rebalance or --container-access"
         )
     request = control_pb2.UpdateClusterRequest(
         strategy=None if strategy is None else cast(Any, int(strategy)),
         certificate_lifetime=cert_expiry,
+        rebalance_every=rebalance,
         container_access=None
         if container_access is None
         else control_pb2.UpdateClusterRequest.Access(open=container_access),

@@ -190,9 +190,31 @@ def lock(client: Client, off: bool) -> None:
     A manager that restarts then waits for 'orc cluster unlock'. Keep the key outside of the
     cluster: if all managers stop and it is lost, so are the cluster's CA and secrets.
     """
-    reply = client.call("Security.Lock", security_pb2.LockRequest(off=off))
-    if reply.key:
-        click.echo(reply.key)
+    if off:
+        _name_missing(client.call("Security.Lock", security_pb2.LockRequest(off=True)))
+    else:
+        locked_with_printed_key(client, rotate=False)
+
+
+def locked_with_printed_key(client: Client, *, rotate: bool) -> None:
+    """Print the unlock key, a new one unless the cluster has one that is to stay, and lock with it.
+
+    It is printed first: managers that restart before the reply arrives wait for it already. Raises
+    CliError."""
+    # Imported late: its import is slow.
+    from orchestrator.identity.key_files import new_unlock_key
+
+    key = ""
+    if not rotate:
+        key = client.call("Security.GetUnlockKey", security_pb2.GetUnlockKeyRequest()).key
+    key = key or new_unlock_key()
+    click.echo(key)
+    reply = client.call("Security.Lock", security_pb2.LockRequest(rotate=rotate, key=key))
+    if reply.key != key:
+        raise CliError(
+            "the key above is not in use: another command, or a manager of an older version, has "
+            "set another key; 'orc cluster unlock-key' prints it"
+        )
     _name_missing(reply)
 
 
@@ -203,12 +225,12 @@ def lock(client: Client, off: bool) -> None:
 @pass_client
 def unlock_key(client: Client, rotate: bool) -> None:
     """Print the unlock key of the cluster."""
+    reply = client.call("Security.GetUnlockKey", security_pb2.GetUnlockKeyRequest())
+    if not reply.key:
+        raise CliError("the cluster is not locked; 'orc cluster lock' locks it")
     if rotate:
-        reply = client.call("Security.Lock", security_pb2.LockRequest(rotate=True))
-    else:
-        reply = client.call("Security.GetUnlockKey", security_pb2.GetUnlockKeyRequest())
-        if not reply.key:
-            raise CliError("the cluster is not locked; 'orc cluster lock' locks it")
+        locked_with_printed_key(client, rotate=True)
+        return
     click.echo(reply.key)
     _name_missing(reply)
 

@@ -25,7 +25,7 @@ from orchestrator.cli.output.listings import (
 )
 from orchestrator.cli.rpc.client import Client, pass_client
 from orchestrator.manager.command import manager as daemon
-from orchestrator.model.managers import host_port
+from orchestrator.model.administration.managers import host_port
 from orchestrator.model.units import format_memory
 from orchestrator.pb import managers_pb2
 

@@ -35,7 +35,7 @@ def remove_manager(client: Client, method: str, request: Any) -> None:
 
 def _endpoints(client: Client) -> Mapping[str, str]:
     """Manager id → `HOST:PORT`."""
-    from orchestrator.model.managers import host_port
+    from orchestrator.model.administration.managers import host_port
 
     reply = client.call("Managers.ListManagers", managers_pb2.ListManagersRequest())
     found = [each.manager for each in reply.managers]

@@ -129,7 +129,7 @@ def _network(text: str) -> str:
 def _external_authority(given: ExternalCaFlags) -> Authority:
     """Raises CannotSign."""
     from orchestrator.identity.authority import Authority, checked_auth_key, checked_ca, checked_url
-    from orchestrator.model.access import ExternalCa
+    from orchestrator.model.administration.access import ExternalCa
 
     return Authority(
         checked_ca(given.ca_certificate, dt.datetime.now(dt.UTC)),
@@ -391,7 +391,7 @@ def reconnect(data_dir: Path, managers: tuple[str, ...]) -> None:
     from dataclasses import replace
 
     from orchestrator.identity.host_identity import NoIdentity, read_node, write_identity
-    from orchestrator.model.managers import host_port
+    from orchestrator.model.administration.managers import host_port
 
     endpoints = []
     for text in managers:

@@ -26,6 +26,7 @@ from orchestrator.cli.output.listings import (
     print_list,
 )
 from orchestrator.cli.rpc.client import RECONNECT_PAUSE, Client, pass_client
+from orchestrator.cli.rpc.task_pages import list_tasks
 from orchestrator.model.bounds import MAX_REPLICAS
 from orchestrator.model.units import format_cores, format_duration, format_memory
 from orchestrator.model.validation.host_access import ALLOWANCES, parse_allowances
@@ -115,7 +116,7 @@ def ps(
 
     rows = []
     for name in nodes:
-        reply = client.call("ListTasks", control_pb2.ListTasksRequest(node=name))
+        reply = list_tasks(client, node=name)
         rows += task_rows(reply.tasks, reply.hostnames, time.time())
         rows += orphan_rows(reply.orphans, reply.hostnames, time.time())
     print_list(rows, task_columns(no_trunc), form=form, quiet=quiet, filters=filters)
@@ -326,6 +327,7 @@ def until_empty(client: Client, node_id: str, name: str, timeout: float) -> None
                 raise NotConverged(
                     f"node {name} still has {_counted(left)} after {format_duration(timeout)}"
                     f"{_reasons(client, left)}; the drain continues, see 'orc node ps {name}'"
+                    f" and 'orc why {left[0].service_name}'"
                 )
             if (
                 text := f"{name}: {_counted(left)} left"
@@ -367,7 +369,7 @@ def _active(client: Client, node_id: str) -> list[Any]:
     from orchestrator.model.convert import recognized
     from orchestrator.model.states import TaskState, is_terminal
 
-    tasks = client.call("ListTasks", control_pb2.ListTasksRequest(node=node_id)).tasks
+    tasks = list_tasks(client, node=node_id).tasks
     return [task for task in tasks if not is_terminal(recognized(TaskState, task.status.state))]
 
 
@@ -384,7 +386,7 @@ def _reasons(client: Client, left: Sequence[Any]) -> str:
     from orchestrator.model.states import TaskState
 
     services = {task.service_id for task in left}
-    tasks = client.call("ListTasks", control_pb2.ListTasksRequest()).tasks
+    tasks = list_tasks(client).tasks
     found = Counter(
         task.status.message
         for task in tasks
@@ -413,7 +415,7 @@ def promote(client: Client, nodes: tuple[str, ...]) -> None:
             reply = client.call("Managers.ListManagers", managers_pb2.ListManagersRequest())
             states = {each.manager.address: each.state for each in reply.managers}
             if states.get(address) == "ready":
-                from orchestrator.model.managers import host_port
+                from orchestrator.model.administration.managers import host_port
 
                 learn_endpoints(
                     client.context,

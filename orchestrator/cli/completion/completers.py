@@ -118,6 +118,17 @@ def networks(ctx: click.Context, param: click.Parameter, incomplete: str) -> Ite
     return _matching(found, incomplete)
 
 
+def queues(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Names of queues of jobs."""
+    from orchestrator.pb import jobs_pb2
+
+    reply = _call(ctx, "Jobs.ListQueues", jobs_pb2.ListQueuesRequest())
+    found = [
+        (each.queue.name, f"weight {each.queue.weight}") for each in (reply.queues if reply else ())
+    ]
+    return _matching(found, incomplete)
+
+
 def images(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
     """Names of images."""
     from orchestrator.pb import control_pb2
@@ -274,6 +285,7 @@ register(
         "nodes": nodes,
         "orphans": orphans,
         "paused_containers": paused_containers,
+        "queues": queues,
         "revocable_identities": revocable_identities,
         "running_containers": running_containers,
         "secrets": secrets,

@@ -23,7 +23,12 @@ from orchestrator.cli.flags.placement_flags import affinity_options
 from orchestrator.cli.flags.secret_config_flags import document_options
 from orchestrator.cli.flags.spec_builder import new_spec
 from orchestrator.cli.flags.spec_flags import label_lines, split_publish, unassigned_ports
-from orchestrator.cli.flags.spec_settings import SETTINGS
+from orchestrator.cli.flags.spec_settings import (
+    PRIORITY,
+    PRIORITY_HELP,
+    PRIORITY_METAVAR,
+    SETTINGS,
+)
 from orchestrator.cli.rpc.client import Client
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.specs import RestartCondition, RestartPolicy
@@ -152,6 +157,12 @@ def container_options(function: F) -> F:
                 help="Only nodes that match, such as node.labels.zone==a; repeatable.",
             ),
             affinity_options,
+            click.option(
+                "--priority",
+                type=PRIORITY,
+                metavar=PRIORITY_METAVAR,
+                help=PRIORITY_HELP + "  [default: normal]",
+            ),
             click.option("--rm", "auto_remove", is_flag=True, help="Remove it after its exit."),
             click.option(
                 "--restart",
@@ -277,6 +288,7 @@ def container_request(values: Mapping[str, Any], start: bool) -> Any:
         constraints=service.constraints,
         affinities=[to_proto(each) for each in service.affinities],
         node=values["node"] or "",
+        priority=service.priority,
         auto_remove=values["auto_remove"],
         start=start,
     )

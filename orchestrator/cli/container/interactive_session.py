@@ -134,13 +134,13 @@ class Session:
                     raise lost from None
                 else:
                     time.sleep(RECONNECT_PAUSE)
-            except Refused:
+            except Refused as refused:
                 if self._resumable is None or lost is None:
                     raise
                 # The session has ended on its node.
                 self._resumable = None
                 if not self._may_attach_again():
-                    raise lost from None
+                    raise ManagerLost(f"{lost.message}, and {refused.message}") from None
             self._reset()
 
     def _may_resume(self) -> bool:

@@ -24,8 +24,8 @@ from orchestrator.cli.output.listings import (
     short,
 )
 from orchestrator.cli.rpc.client import Client, pass_client
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.convert import from_proto
-from orchestrator.model.orphans import Orphan
 from orchestrator.model.tasks import Task
 from orchestrator.model.units import format_ago
 from orchestrator.pb import containers_pb2

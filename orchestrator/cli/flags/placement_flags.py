@@ -12,11 +12,11 @@ import click
 
 from orchestrator.cli.app.completion_names import completes
 from orchestrator.cli.flags.flag_types import Parsed
-from orchestrator.model.affinities import Affinity, parse_affinity
 from orchestrator.model.dependencies import Dependency, parse_dependency
 from orchestrator.model.formats.generic_resources import check_generic, parse_generic
 from orchestrator.model.formats.platforms import platform_constraint
 from orchestrator.model.placement import GenericResource
+from orchestrator.model.scheduling.affinities import Affinity, parse_affinity
 from orchestrator.model.specs import ServiceSpec
 
 F = TypeVar("F", bound=Callable[..., Any])

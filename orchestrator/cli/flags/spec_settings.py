@@ -17,6 +17,7 @@ from orchestrator.cli.flags.flag_types import CPUS, DURATION, MEMORY, WORDS, Par
 from orchestrator.cli.flags.update_settings import UPDATE_SETTINGS, parse_member
 from orchestrator.model.jobs import Missed, Overlap
 from orchestrator.model.placement import Strategy, parse_disconnect
+from orchestrator.model.scheduling.disruptions import parse_count, parse_priority
 from orchestrator.model.specs import (
     EndpointMode,
     HealthCheck,
@@ -29,6 +30,11 @@ from orchestrator.model.specs import (
 from orchestrator.model.units import parse_cpus, parse_memory
 from orchestrator.model.validation.job_specs import DEFAULT_RETRIES
 from orchestrator.model.validation.service_specs import MIN_SHARES
+
+
+def _boolean(text: str) -> bool:
+    return text == "true"
+
 
 JOB_SETTINGS = (
     Setting(
@@ -73,6 +79,20 @@ JOB_SETTINGS = (
         Parsed("once|skip", parse_member(Missed)),
         "Whether to make up, with one run, for those missed while no manager was available.",
         default="once",
+    ),
+    Setting(
+        ("--queue",),
+        "job.queue",
+        click.STRING,
+        "The queue in which its tasks wait for their share of the cluster.",
+        metavar="QUEUE",
+    ),
+    Setting(
+        ("--all-or-nothing",),
+        "job.all_or_nothing",
+        Parsed("boolean", _boolean),
+        "Start the tasks of a run together, or none of them; needs --queue.",
+        flag_value="true",
     ),
     Setting(
         ("--history",),
@@ -136,6 +156,57 @@ def _seconds(text: str) -> float:
     return float(text)
 
 
+AUTOSCALE_SETTINGS = (
+    Setting(
+        ("--autoscale-max",),
+        "autoscale.most",
+        click.INT,
+        "Autoscale it to at most this number of replicas; 0: not at all.",
+        default="0",
+    ),
+    Setting(
+        ("--autoscale-min",),
+        "autoscale.least",
+        click.INT,
+        "Autoscale it to at least this number of replicas.",
+    ),
+    Setting(
+        ("--autoscale-cpu",),
+        "autoscale.cpu",
+        click.INT,
+        "Target of the mean CPU use of its tasks, in percent of --reserve-cpu.",
+        metavar="PERCENT",
+    ),
+    Setting(
+        ("--autoscale-memory",),
+        "autoscale.memory",
+        click.INT,
+        "Target of the mean memory use of its tasks, in percent of --reserve-memory.",
+        metavar="PERCENT",
+    ),
+    Setting(
+        ("--autoscale-up-window",),
+        "autoscale.up_window",
+        DURATION,
+        "How long more replicas must have been needed before some are added.",
+        default="0s",
+    ),
+    Setting(
+        ("--autoscale-down-window",),
+        "autoscale.down_window",
+        DURATION,
+        "How long fewer replicas must have sufficed before some are removed.",
+        default="5m",
+    ),
+)
+RESERVED_CPUS = Parsed("cores", _reserved_cpus)
+PRIORITY = Parsed("priority", parse_priority)
+PRIORITY_METAVAR = "low|normal|high|critical|NUMBER"
+PRIORITY_HELP = (
+    "Tasks of higher priority are placed first, and preempt those of lower priority if they fit"
+    " nowhere."
+)
+
 SETTINGS = (
     Setting(("--replicas",), "replicas", click.INT, "Number of tasks."),
     Setting(
@@ -167,9 +238,33 @@ SETTINGS = (
         default="replace",
     ),
     Setting(
+        ("--min-available",),
+        "disruption.min_available",
+        Parsed("number|percent%", parse_count),
+        "Minimum number of its tasks that keep working when others are stopped for a drain or a"
+        " preemption.",
+        metavar="NUMBER|PERCENT%",
+    ),
+    Setting(
+        ("--max-unavailable",),
+        "disruption.max_unavailable",
+        Parsed("number|percent%", parse_count),
+        "Maximum number of its tasks that a drain or a preemption makes unavailable at a time.",
+        metavar="NUMBER|PERCENT%",
+    ),
+    *AUTOSCALE_SETTINGS,
+    Setting(
+        ("--priority",),
+        "priority",
+        PRIORITY,
+        PRIORITY_HELP,
+        default="normal",
+        metavar=PRIORITY_METAVAR,
+    ),
+    Setting(
         ("--reserve-cpu",),
         "task.reservation.shares",
-        Parsed("cores", _reserved_cpus),
+        RESERVED_CPUS,
         "Cores to reserve on the node, such as 0.5.",
     ),
     Setting(

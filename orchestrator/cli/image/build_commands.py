@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -446,23 +446,11 @@ def _from_stdin(header: Any, folder: str, dockerfile: str | None) -> Iterator[by
 def _from_archive(header: Any, head: bytes, source: BinaryIO) -> Iterator[bytes]:
     """A context that is a tar, which begins with `head`. Its Dockerfile goes into the header, too:
     it says which registries' passwords the node may have."""
-    import tarfile
-
     archive = tempfile.TemporaryFile()  # noqa: SIM115 - read until the upload ends
     archive.write(head)
     shutil.copyfileobj(source, archive)
     names = [header.dockerfile] if header.dockerfile else ["Dockerfile", "Containerfile"]
-    archive.seek(0)
-    found: dict[str, bytes] = {}
-    # Of a format that this Python does not read, or damaged: the node will say so, or build it
-    # without passwords.
-    with suppress(tarfile.TarError, OSError, EOFError), tarfile.open(fileobj=archive) as members:
-        for member in members:
-            name = member.name.removeprefix("./")
-            if name in names and member.size <= _MAX_DOCUMENT:
-                content = members.extractfile(member)
-                found[name] = content.read() if content is not None else b""
-    header.dockerfile_inside = next((found[name] for name in names if name in found), b"")
+    header.dockerfile_inside = build_context.archived_dockerfile(archive, names)
     archive.seek(0)
     return build_context.pieces(archive, b"")
 

@@ -8,17 +8,29 @@ of https://docs.docker.com/build/concepts/context/#dockerignore-files.
 
 from __future__ import annotations
 
+import lzma
 import os
 import re
 import stat
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 CHUNK = 256 << 10
 """Bytes of a file read at a time, and so the size of most messages."""
+
+MAX_DOCKERFILE = 1 << 20
+"""Maximum bytes of a Dockerfile: it is sent in one message."""
+
+_UNREADABLE = (
+    *(tarfile.TarError, OSError, EOFError, KeyError, ValueError),
+    *(zlib.error, lzma.LZMAError),
+)
+"""What reading an archive can raise that is damaged."""
 
 END = bytes(2 * tarfile.BLOCKSIZE)
 """The end of a tar, and all of one with nothing in it."""
@@ -109,6 +121,20 @@ def stream(folder: Path, rules: Sequence[Rule], *, timeless: bool = False) -> It
     for path, entry in _walk(folder, rules):
         yield from _member(entry, path, timeless)
     yield END
+
+
+def archived_dockerfile(archive: BinaryIO, names: Sequence[str]) -> bytes:
+    """The content of the first of these files that a tar has; empty without any, and for an archive
+    that cannot be read here, which the node reports."""
+    archive.seek(0)
+    found: dict[str, bytes] = {}
+    with suppress(*_UNREADABLE), tarfile.open(fileobj=archive) as members:
+        for member in members:
+            name = member.name.removeprefix("./")
+            if name in names and member.size <= MAX_DOCKERFILE:
+                content = members.extractfile(member)
+                found[name] = content.read() if content is not None else b""
+    return next((found[name] for name in names if name in found), b"")
 
 
 def pieces(source: BinaryIO, head: bytes = b"") -> Iterator[bytes]:

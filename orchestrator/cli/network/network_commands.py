@@ -29,6 +29,7 @@ from orchestrator.cli.output.listings import (
     short,
 )
 from orchestrator.cli.rpc.client import Client, pass_client
+from orchestrator.cli.rpc.task_pages import list_tasks
 from orchestrator.model.convert import from_proto
 from orchestrator.model.names import near_miss
 from orchestrator.model.networks import (
@@ -372,7 +373,7 @@ def network_documents(client: Client, found: Sequence[types_pb2.Network]) -> lis
     nodes = client.call("ListNodes", control_pb2.ListNodesRequest()).nodes
     hostnames = {row.node.id: row.node.description.hostname for row in nodes}
     services = client.call("ListServices", control_pb2.ListServicesRequest()).services
-    tasks = client.call("ListTasks", control_pb2.ListTasksRequest()).tasks
+    tasks = list_tasks(client).tasks
     return [described_network(message, hostnames, services, tasks) for message in found]
 
 

@@ -101,15 +101,29 @@ class Client:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._spoke and not self.is_dry_run:
-            renew_if_due(self._context, self.call, at_once=self._renew)
+        self.renew()
         self.close()
         self._remember()
+
+    def renew(self) -> None:
+        """Renew the context's certificate in its file, if that is due and a manager has answered.
+        What goes wrong is retried later."""
+        if self._spoke and not self.is_dry_run:
+            renew_if_due(self._context, self.call, at_once=self._renew)
 
     @property
     def context(self) -> Context:
         """The cluster that is called."""
         return self._context
+
+    @property
+    def revision(self) -> int:
+        """The newest store revision that a reply has shown; 0: unknown. Replies are not older."""
+        return self._revision
+
+    @revision.setter
+    def revision(self, revision: int) -> None:
+        self._revision = revision
 
     @property
     def endpoint(self) -> str:
@@ -477,6 +491,7 @@ class Client:
         refused = Refused(details or f"the manager refused: {code.name.lower()}")
         refused.conflict = code is Code.ABORTED
         refused.missing = code is Code.NOT_FOUND
+        refused.code = int(code)
         raise refused
 
 

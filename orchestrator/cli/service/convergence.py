@@ -24,6 +24,7 @@ import click
 from orchestrator.cli.app.errors import INTERRUPTED, CliError, ManagerLost, NotConverged, RolledBack
 from orchestrator.cli.output.screen import is_live
 from orchestrator.cli.rpc.client import RECONNECT_PAUSE, Client
+from orchestrator.cli.rpc.task_pages import list_tasks
 from orchestrator.cli.service.progress_text import (
     _is_rolling_back,
     crash_text,
@@ -369,7 +370,7 @@ def _counted(services: Collection[str]) -> str:
 
 def _running_tasks(client: Client, services: Collection[str]) -> dict[str, str]:
     """The active tasks, including pending ones: name → name of the service."""
-    tasks = client.call("ListTasks", control_pb2.ListTasksRequest()).tasks
+    tasks = list_tasks(client).tasks
     return {
         f"{task.service_name}.{task.slot}": task.service_name
         for task in tasks

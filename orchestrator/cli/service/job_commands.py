@@ -18,6 +18,7 @@ from orchestrator.cli.flags.spec_builder import new_spec
 from orchestrator.cli.output.batch import attempts, inspect_options, one_by_one, print_inspected
 from orchestrator.cli.output.listings import Row, listing_options, print_fields, print_list
 from orchestrator.cli.rpc.client import Client, pass_client
+from orchestrator.cli.rpc.task_pages import list_tasks
 from orchestrator.cli.service.change_commands import (
     change,
     create,
@@ -57,6 +58,8 @@ _NOT_OF_JOBS = (
     "restart_window",
     "restart_condition",
     "monitor",
+    "min_available",
+    "max_unavailable",
 )
 
 
@@ -125,7 +128,7 @@ run.params += [
     param
     for param in create.params
     if param.name not in _NOT_OF_JOBS
-    and not str(param.name).startswith(("update_", "rollback_"))
+    and not str(param.name).startswith(("update_", "rollback_", "autoscale_"))
     and param.name not in {each.name for each in run.params}
 ]
 job.add_command(run)
@@ -228,7 +231,7 @@ def ps(
     rows: list[Row] = []
     for name in jobs:
         found = _job(client, name).service.id
-        reply = client.call("ListTasks", control_pb2.ListTasksRequest(service=found))
+        reply = list_tasks(client, service=found)
         rows += job_task_rows(reply.tasks, reply.hostnames, time.time())
     print_list(rows, job_task_columns(no_trunc), form=form, quiet=quiet, filters=filters)
 

@@ -31,7 +31,7 @@ from orchestrator.cli.output.listings import (
 )
 from orchestrator.cli.rpc.client import CALL_TIMEOUT, CLIENT_FACTORY, Client
 from orchestrator.model.names import near_miss
-from orchestrator.pb import control_pb2, types_pb2
+from orchestrator.pb import control_pb2, scheduling_pb2, types_pb2
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -43,6 +43,7 @@ _CHANGES = {
     "RollbackService": "rollback_service",
     "PromoteService": "promote_service",
     "UpdateNode": "update_node",
+    "Rebalance": "rebalance",
     "Containers.CreateContainer": "create_container",
     "Jobs.StartJob": "start_job",
     "Jobs.StopJob": "stop_job",
@@ -51,6 +52,8 @@ _CHANGES = {
     "Documents.UpdateDocument": "update_document",
 }
 """Calls that can be planned → their field of a PlannedChange."""
+_REPLIES = {"Rebalance": scheduling_pb2.RebalanceReply}
+"""The types of replies that are no service."""
 _IGNORED_CHANGES = {"Volumes.CreateVolume": types_pb2.Volume}
 """Calls that affect no task → the type of their reply."""
 _READS = ("List", "Get", "Inspect")
@@ -66,6 +69,7 @@ _COMMANDS = (
     "job stop",
     "job rm",
     "node update",
+    "rebalance",
     "run",
     "create",
     "container run",
@@ -108,7 +112,7 @@ class _PlanningClient(Client):
             self.changes.append(control_pb2.PlannedChange(**{field: request}))
             if method == "Containers.CreateContainer":
                 raise _PlanComplete
-            return types_pb2.Service()
+            return _REPLIES.get(method, types_pb2.Service)()
         if method in _IGNORED_CHANGES:
             return _IGNORED_CHANGES[method]()
         if not method.rpartition(".")[2].startswith(_READS):
@@ -221,8 +225,10 @@ def _planned(words: Sequence[str]) -> click.Command:
     command = _command(words)
     planned = copy(command)
     planned.epilog = _epilog(words)
+    # The command's own format is that of its result, of which there is none.
+    own_format = {"form": "table"} if any(each.name == "form" for each in command.params) else {}
     planned.params = [
-        *command.params,
+        *(each for each in command.params if each.name not in own_format),
         click.Option(
             ["--format", "planned_form"],
             type=click.Choice(["table", "json"]),
@@ -235,7 +241,7 @@ def _planned(words: Sequence[str]) -> click.Command:
         noted: list[_PlanningClient] = []
         ctx.meta[CLIENT_FACTORY] = partial(_PlanningClient, noted)
         with redirect_stdout(io.StringIO()), suppress(_PlanComplete):
-            ctx.invoke(command.callback, **values)  # type: ignore[arg-type]
+            ctx.invoke(command.callback, **values, **own_format)  # type: ignore[arg-type]
         _print(noted, planned_form or ctx.meta[_FORM], of_stack=words[0] == "stack")
 
     planned.callback = show

@@ -22,6 +22,7 @@ from orchestrator.cli.output.listings import (
     print_list,
 )
 from orchestrator.cli.rpc.client import Client, pass_client
+from orchestrator.cli.rpc.task_pages import list_tasks
 from orchestrator.cli.service.change_commands import create, promote, rollback, scale, update
 from orchestrator.cli.service.convergence import until_stopped
 from orchestrator.cli.service.log_commands import logs
@@ -33,7 +34,6 @@ from orchestrator.cli.service.service_rows import (
     task_columns,
     task_rows,
 )
-from orchestrator.model.affinities import Affinity
 from orchestrator.model.dependencies import start_order
 from orchestrator.model.placement import (
     Disconnect,
@@ -41,7 +41,9 @@ from orchestrator.model.placement import (
     GenericResource,
     disconnect_text,
 )
-from orchestrator.model.units import format_cores, format_duration, format_memory
+from orchestrator.model.scheduling.affinities import Affinity
+from orchestrator.model.scheduling.disruptions import priority_text
+from orchestrator.model.units import count_cores, format_duration, format_memory
 from orchestrator.pb import control_pb2
 
 
@@ -86,7 +88,7 @@ def ps(
     """List the tasks of services, newest of each replica first."""
     rows: list[Row] = []
     for name in services:
-        reply = client.call("ListTasks", control_pb2.ListTasksRequest(service=name))
+        reply = list_tasks(client, service=name)
         rows += task_rows(reply.tasks, reply.hostnames, time.time())
     print_list(rows, task_columns(no_trunc), form=form, quiet=quiet, filters=filters)
 
@@ -132,6 +134,10 @@ def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
         ("Constraints", ", ".join(spec["constraints"])),
         ("Strategy", "" if spec["strategy"] == "default" else spec["strategy"]),
         ("On disconnect", _disconnect(spec["on_disconnect"])),
+        ("Min available", spec["disruption"]["min_available"]),
+        ("Max unavailable", spec["disruption"]["max_unavailable"]),
+        ("Autoscale", _autoscale(spec["autoscale"], document["autoscale"])),
+        ("Priority", priority_text(spec["priority"]) if spec["priority"] else ""),
         ("Affinities", ", ".join(map(_affinity, spec["affinities"]))),
         ("Depends on", ", ".join(map(_dependency, spec["depends_on"]))),
         ("Networks", ", ".join(map(attachment_text, task["networks"]))),
@@ -154,6 +160,14 @@ def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
         ("Created at", document["created_at"] or ""),
         ("Updated at", document["updated_at"] or ""),
     ]
+
+
+def _autoscale(spec: Row, status: Row) -> str:
+    if not spec["most"]:
+        return ""
+    targets = [f"{name} {spec[name]}%" for name in ("cpu", "memory") if spec[name]]
+    text = f"{spec['least']} to {spec['most']} replicas, {', '.join(targets)}"
+    return f"{text}; last changed: {status['message']}" if status["message"] else text
 
 
 def _hook(hook: Row) -> str:
@@ -195,7 +209,7 @@ def _dependency(entry: Row) -> str:
 
 def _resources(resources: Mapping[str, Any]) -> str:
     shares, memory = resources["shares"], resources["memory"]
-    parts = [f"{format_cores(shares)} cores" if shares else ""]
+    parts = [count_cores(shares) if shares else ""]
     parts.append(format_memory(memory) if memory else "")
     return ", ".join(filter(None, parts))
 

@@ -15,8 +15,8 @@ from orchestrator.cli.output.listings import (
     rfc3339,
     short,
 )
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.convert import from_proto
-from orchestrator.model.orphans import Orphan
 from orchestrator.model.placement import KEPT
 from orchestrator.model.services import Service
 from orchestrator.model.specs import PortSpec, ServiceMode
@@ -36,8 +36,9 @@ def service_row(message: Any) -> Row:
         "id": service.id,
         "name": spec.name,
         "mode": enum_word(spec.mode),
-        "replicas": spec.replicas if replicated else message.desired,
+        "replicas": service.replicas if replicated else message.desired,
         "_done": f" ({job_count(message)} completed)" if spec.mode.is_job else "",
+        "autoscale": _autoscale(service),
         "running": message.running,
         "image": spec.task.container.image,
         "ports": [port_row(port) for port in spec.task.ports],
@@ -46,6 +47,26 @@ def service_row(message: Any) -> Row:
         "created_at": rfc3339(service.created_at),
         "updated_at": rfc3339(service.updated_at),
     }
+
+
+def _autoscale(service: Service) -> Row | None:
+    """Bounds and status of a service that is autoscaled."""
+    spec, status = service.spec.autoscale, service.autoscale
+    if not spec.enabled:
+        return None
+    return {
+        "least": spec.least,
+        "most": spec.most,
+        "changed_at": rfc3339(status.changed_at),
+        "message": status.message,
+    }
+
+
+def _replicas(row: Row) -> str:
+    """Such as `3/3`, `2/4 (1-10)` if it is autoscaled."""
+    scale = row["autoscale"]
+    bounds = f" ({scale['least']}-{scale['most']})" if scale else ""
+    return f"{row['running']}/{row['replicas']}{bounds}{row['_done']}"
 
 
 def job_count(message: Any) -> str:
@@ -67,7 +88,7 @@ def service_columns(whole: bool) -> list[Column]:
         short("ID", "id", whole),
         column("NAME", "name"),
         column("MODE", "mode"),
-        Column("REPLICAS", lambda row: f"{row['running']}/{row['replicas']}{row['_done']}"),
+        Column("REPLICAS", _replicas),
         column("IMAGE", "image"),
         Column("PORTS", lambda row: ", ".join(map(port_text, row["ports"]))),
     ]

@@ -17,6 +17,7 @@ from orchestrator.cli.app.completion_names import completes
 from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.output.listings import Column, Row, column, listing_options, print_list
 from orchestrator.cli.rpc.client import Client, pass_client
+from orchestrator.cli.rpc.task_pages import list_tasks
 from orchestrator.cli.service.service_rows import (
     service_columns,
     service_row,
@@ -144,7 +145,7 @@ def ps(
 ) -> None:
     """List the tasks of a stack, newest of each replica first."""
     ids = {row.service.id for row in _services(client, name)}
-    reply = client.call("ListTasks", control_pb2.ListTasksRequest())
+    reply = list_tasks(client)
     tasks = [task for task in reply.tasks if task.service_id in ids]
     rows = task_rows(tasks, reply.hostnames, time.time())
     print_list(rows, task_columns(no_trunc), form=form, quiet=quiet, filters=filters)

@@ -10,12 +10,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from orchestrator.compose.schema.collection_kinds import ListOf, Object
-from orchestrator.compose.schema.value_kinds import Choice, Number, Text
+from orchestrator.compose.schema.value_kinds import NUMBER, Boolean, Choice, Number, Text
 from orchestrator.compose.tree import Map
-from orchestrator.model.affinities import parse_affinity
 from orchestrator.model.formats.schedules import parse_schedule, parse_zone
 from orchestrator.model.jobs import JobSpec, Missed, Overlap
 from orchestrator.model.placement import Strategy, parse_disconnect
+from orchestrator.model.scheduling.affinities import parse_affinity
+from orchestrator.model.scheduling.autoscaling import AutoscaleSpec
+from orchestrator.model.scheduling.disruptions import DisruptionBudget, parse_count, parse_priority
 from orchestrator.model.specs import ServiceSpec
 from orchestrator.model.units import parse_duration
 
@@ -32,6 +34,15 @@ X_ORC_KEYS = Object(
         "anti-affinity": ListOf(Text(_check_anti_affinity), single=True),
         "strategy": Choice(("spread", "binpack")),
         "on-disconnect": Text(parse_disconnect),
+        "min-available": Text(parse_count, also=NUMBER),
+        "max-unavailable": Text(parse_count, also=NUMBER),
+        "priority": Text(parse_priority, also=NUMBER),
+        "autoscale-min": Number(),
+        "autoscale-max": Number(),
+        "autoscale-cpu": Number(),
+        "autoscale-memory": Number(),
+        "autoscale-up-window": Text(parse_duration, "a length of time"),
+        "autoscale-down-window": Text(parse_duration, "a length of time"),
         "update-canary": Number(),
         "max-concurrent": Number(),
         "deadline": Text(parse_duration, "a length of time"),
@@ -40,9 +51,28 @@ X_ORC_KEYS = Object(
         "overlap": Choice(("forbid", "allow", "replace")),
         "missed": Choice(("once", "skip")),
         "history": Number(1),
+        "queue": Text(),
+        "all-or-nothing": Boolean(),
     },
     X_ORC,
 )
+
+
+def _autoscale(own: Map) -> AutoscaleSpec:
+    default = AutoscaleSpec()
+    down = own.text("autoscale-down-window")
+    return AutoscaleSpec(
+        least=int(own.text("autoscale-min", "0")),
+        most=int(own.text("autoscale-max", "0")),
+        cpu=int(own.text("autoscale-cpu", "0")),
+        memory=int(own.text("autoscale-memory", "0")),
+        up_window=parse_duration(own.text("autoscale-up-window", "0s")),
+        down_window=parse_duration(down) if down else default.down_window,
+    )
+
+
+def _count(text: str) -> str:
+    return parse_count(text) if text else ""
 
 
 def with_extension(spec: ServiceSpec, service: Map) -> ServiceSpec:
@@ -59,6 +89,8 @@ def with_extension(spec: ServiceSpec, service: Map) -> ServiceSpec:
         overlap=Overlap[own.text("overlap", default.overlap.name).upper()],
         missed=Missed[own.text("missed", default.missed.name).upper()],
         history=int(own.text("history", str(default.history))),
+        queue=own.text("queue"),
+        all_or_nothing=own.flag("all-or-nothing"),
     )
     return replace(
         spec,
@@ -68,6 +100,11 @@ def with_extension(spec: ServiceSpec, service: Map) -> ServiceSpec:
         ),
         strategy=Strategy[own.text("strategy", "default").upper()],
         on_disconnect=parse_disconnect(own.text("on-disconnect", "replace")),
+        disruption=DisruptionBudget(
+            _count(own.text("min-available")), _count(own.text("max-unavailable"))
+        ),
+        priority=parse_priority(own.text("priority", "normal")),
+        autoscale=_autoscale(own),
         update=replace(spec.update, canary=int(own.text("update-canary", "0"))),
         job=job,
     )

@@ -12,6 +12,7 @@ from orchestrator.manager.operations.administration.nodes import NodeOperations
 from orchestrator.manager.operations.context import ManagerContext
 from orchestrator.manager.operations.dry_run import DryRunOperations
 from orchestrator.manager.operations.images.building import ImageBuildOperations
+from orchestrator.manager.operations.workloads.placement import PlacementOperations
 from orchestrator.manager.operations.workloads.services import ServiceOperations
 from orchestrator.manager.operations.workloads.task_logs import LogOperations
 from orchestrator.pb import control_pb2_grpc
@@ -25,6 +26,7 @@ class ControlApi(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
         self._node = NodeOperations(ctx)
         self._service = ServiceOperations(ctx)
         self._dry_run = DryRunOperations(ctx)
+        self._placement = PlacementOperations(ctx)
         self._log = LogOperations(ctx)
         self._image_build = ImageBuildOperations(ctx)
 
@@ -71,6 +73,18 @@ class ControlApi(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
     @unary
     async def Plan(self, request: Any, context: Any) -> Any:
         return await self._dry_run.plan(request)
+
+    @unary
+    async def GetCapacity(self, request: Any, context: Any) -> Any:
+        return await self._placement.get_capacity(request)
+
+    @unary
+    async def GetPlacement(self, request: Any, context: Any) -> Any:
+        return await self._placement.get_placement(request)
+
+    @unary
+    async def Rebalance(self, request: Any, context: Any) -> Any:
+        return await self._placement.rebalance(request)
 
     @unary
     async def RemoveService(self, request: Any, context: Any) -> Any:

@@ -12,6 +12,7 @@ from orchestrator.manager.operations.workloads.container_streams import Containe
 from orchestrator.manager.operations.workloads.containers import ContainerOperations
 from orchestrator.manager.operations.workloads.jobs import JobOperations
 from orchestrator.manager.operations.workloads.orphans import OrphanOperations
+from orchestrator.manager.operations.workloads.queues import QueueOperations
 from orchestrator.pb import containers_pb2_grpc, interact_pb2_grpc, jobs_pb2_grpc
 
 
@@ -119,6 +120,7 @@ class JobsApi(jobs_pb2_grpc.JobsServicer):  # type: ignore[misc]
 
     def __init__(self, ctx: ManagerContext) -> None:
         self._job = JobOperations(ctx)
+        self._queue = QueueOperations(ctx)
 
     @unary
     async def StartJob(self, request: Any, context: Any) -> Any:
@@ -127,3 +129,15 @@ class JobsApi(jobs_pb2_grpc.JobsServicer):  # type: ignore[misc]
     @unary
     async def StopJob(self, request: Any, context: Any) -> Any:
         return await self._job.stop_job(request)
+
+    @unary
+    async def ListQueues(self, request: Any, context: Any) -> Any:
+        return await self._queue.list_queues(request)
+
+    @unary
+    async def SetQueue(self, request: Any, context: Any) -> Any:
+        return await self._queue.set_queue(request)
+
+    @unary
+    async def RemoveQueue(self, request: Any, context: Any) -> Any:
+        return await self._queue.remove_queue(request)

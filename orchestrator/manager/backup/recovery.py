@@ -30,8 +30,8 @@ from orchestrator.manager.store.etcd import EtcdKv
 from orchestrator.manager.store.etcd_member import EtcdMember
 from orchestrator.manager.store.keys import EVERYTHING, object_key, object_type
 from orchestrator.manager.store.kv import Entry, StoreError
+from orchestrator.model.administration.managers import Manager
 from orchestrator.model.convert import ConvertError, decode, encode
-from orchestrator.model.managers import Manager
 from orchestrator.model.objects import Cluster
 
 

@@ -28,8 +28,8 @@ from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict, Kv, StoreError
-from orchestrator.model.backups import BackupSchedule, BackupStatus
-from orchestrator.model.managers import Manager
+from orchestrator.model.administration.backups import BackupSchedule, BackupStatus
+from orchestrator.model.administration.managers import Manager
 
 log = logging.getLogger(__name__)
 

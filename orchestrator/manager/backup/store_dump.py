@@ -18,8 +18,8 @@ from orchestrator.manager.store.keys import (
     object_type,
 )
 from orchestrator.manager.store.kv import Kv
+from orchestrator.model.administration.managers import Manager, ManagerPresence
 from orchestrator.model.convert import ConvertError, decode, encode
-from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import EndpointProgress, Node, NodeState, SessionRecord
 from orchestrator.model.objects import Cluster
 

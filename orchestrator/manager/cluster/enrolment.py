@@ -44,7 +44,7 @@ from orchestrator.manager.store.etcd_membership import (
     TooManyLearners,
 )
 from orchestrator.manager.store.kv import Conflict, Kv, StoreError
-from orchestrator.model.managers import Manager, host_port
+from orchestrator.model.administration.managers import Manager, host_port
 from orchestrator.pb import managers_pb2
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from orchestrator.identity.certificates import TlsFiles
 from orchestrator.identity.sealing import CannotOpen
 from orchestrator.identity.tls import channel_credentials, channel_options
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.managers import Manager
+from orchestrator.model.administration.managers import Manager
 from orchestrator.pb import managers_pb2, managers_pb2_grpc
 
 KEYS_PURPOSE = "orc data keys for manager "

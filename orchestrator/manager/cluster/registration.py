@@ -17,8 +17,8 @@ from orchestrator.manager.store.keys import object_key
 from orchestrator.manager.store.kv import Conflict, Kv
 from orchestrator.manager.store.lease_renewal import Held, Renewal
 from orchestrator.manager.store.leased_key import KeyDeleted, LeasedKey
+from orchestrator.model.administration.managers import Manager, ManagerPresence
 from orchestrator.model.convert import encode
-from orchestrator.model.managers import Manager, ManagerPresence
 
 PRESENCE_TTL = 5.0
 """Seconds from a manager's death until its presence key and session records are gone."""

@@ -40,7 +40,7 @@ from orchestrator.manager.store.etcd_maintenance import (
 from orchestrator.manager.store.etcd_member import EtcdMember
 from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import Kv, StoreError
-from orchestrator.model.managers import Manager
+from orchestrator.model.administration.managers import Manager
 from orchestrator.pb import managers_pb2, managers_pb2_grpc
 
 log = logging.getLogger(__name__)

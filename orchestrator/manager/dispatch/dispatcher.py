@@ -37,12 +37,12 @@ from orchestrator.manager.planning.plan import Change, earliest
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache, Feed, fold
 from orchestrator.manager.store.kv import StoreError
-from orchestrator.model.access import Revocation
+from orchestrator.model.administration.access import Revocation
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.convert import from_proto
 from orchestrator.model.documents import Document
 from orchestrator.model.nodes import Node, NodeState, SessionRecord
 from orchestrator.model.objects import Cluster, Image, Object
-from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import Service
 from orchestrator.model.tasks import Task
 from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc

@@ -37,10 +37,10 @@ from orchestrator.manager.planning.reports.liveness import node_up
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import fold
 from orchestrator.manager.store.keys import object_key
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.names import parse_image
 from orchestrator.model.nodes import Node, NodeDescription, SessionRecord, TunnelKey
 from orchestrator.model.objects import Image
-from orchestrator.model.orphans import Orphan
 from orchestrator.model.tasks import Task, TaskStatus
 
 log = logging.getLogger(__name__)

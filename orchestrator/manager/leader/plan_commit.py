@@ -22,8 +22,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from orchestrator.manager.planning.node_load import occupies
 from orchestrator.manager.planning.plan import Change, Decision
-from orchestrator.manager.planning.scheduling.capacity import occupies
 from orchestrator.manager.store.commit import MAX_BYTES, Encoded, encoded
 from orchestrator.manager.store.keys import SEQUENCE, object_key
 from orchestrator.manager.store.kv import (

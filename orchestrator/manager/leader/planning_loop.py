@@ -97,6 +97,8 @@ class _RoundInput:
     shifts: Mapping[str, float]
     """Key of an object with delays → seconds by which to shift them."""
     now: float
+    at_rest: frozenset[str]
+    """Ids of the services at rest (`planning.reconcile.at_rest`)."""
 
 
 @dataclass(slots=True)
@@ -109,6 +111,8 @@ class _RoundResult:
     rest: Dirty = field(default_factory=Dirty)
     failed: Mapping[str, str] = field(default_factory=dict)
     refused: Sequence[FalseClaim] = ()
+    at_rest: frozenset[str] = frozenset()
+    """Ids of the services at rest once all is written."""
 
 
 class _DecisionBuilder:
@@ -251,6 +255,7 @@ class PlanningLoop:
         self._offset = now() - clock()
         """Wall clock minus monotonic clock, as of the last round."""
         self._dirty = EVERYTHING
+        self._at_rest: frozenset[str] = frozenset()
         self._shifts: dict[str, float] = {}
         self._requeue_at: float | None = None
         """The earliest time at which a round asked to run again, until it has passed."""
@@ -322,6 +327,7 @@ class PlanningLoop:
         self._observer.took(time.perf_counter() - began)
         self._requeue_at = earliest(self._requeue_at, decided.look_again_at)
         self._dirty |= decided.rest
+        self._at_rest = decided.at_rest
         self._update_silence(decided.silence)
         written = WriteResult()
         if decided.groups:
@@ -351,7 +357,7 @@ class PlanningLoop:
 
     def _input(self, feed: Feed) -> _RoundInput:
         changes = feed.take()
-        self._dirty |= dirty_of(changes)
+        self._dirty |= dirty_of(changes, self._at_rest)
         now = self._clock()
         for id in [id for id in self._aside if self._should_retry(id, changes, now)]:
             self._aside[id].until = now
@@ -385,6 +391,7 @@ class PlanningLoop:
             frozenset(aside),
             dict(self._shifts),
             self._now(),
+            self._at_rest,
         )
 
     def _should_retry(self, id: str, changes: Iterable[Change], now: float) -> bool:
@@ -411,9 +418,15 @@ class PlanningLoop:
         found.add(report_decisions(found.view, given.reports, now, refused.append))
         silence = expire(found.view, given.hearing, now)
         found.add(silence.plans)
-        dirty = given.dirty | dirty_of(found.changes())
+        dirty = given.dirty | dirty_of(found.changes(), given.at_rest)
         made = pipeline.plan(
-            found.view, dirty, now, self._new_id, limit=ROUND_SIZE, exclude=given.exclude
+            found.view,
+            dirty,
+            now,
+            self._new_id,
+            limit=ROUND_SIZE,
+            exclude=given.exclude,
+            at_rest=given.at_rest,
         )
         for plan in made.plans:
             log.info("plan", extra={"changes": len(plan.changes), "reason": plan.reason})
@@ -429,6 +442,7 @@ class PlanningLoop:
             made.rest,
             made.failed,
             refused,
+            made.now_at_rest(given.at_rest),
         )
 
     # Handling the outcome
@@ -457,6 +471,7 @@ class PlanningLoop:
             self._observer.conflicted()
         owners = {owner: None for group in written.conflicted for owner in group.owners}
         self._conflicted |= owners
+        self._at_rest -= _services_of(left)
         for group in written.conflicted:
             self._dirty |= _dirty_after_failure(group)
         for group in written.unwritten:
@@ -508,6 +523,17 @@ def _shifted_delays(view: ClusterView, shifts: Mapping[str, float]) -> Iterator[
         item = find_object(view, *kind) if kind is not None else None
         if item is not None:
             yield Plan((Change(item, clock_steps.shifted(item, seconds)),), reason="clock step")
+
+
+def _services_of(groups: Sequence[ChangeGroup]) -> set[str]:
+    """Ids of the services that these groups are about."""
+    services = {
+        change.subject.service_id
+        for group in groups
+        for change in group.changes
+        if isinstance(change.subject, Task)
+    }
+    return services.union(*(group.owners for group in groups))
 
 
 def _dirty_after_failure(group: ChangeGroup) -> Dirty:

@@ -19,6 +19,7 @@ from orchestrator.manager.operations.resources.documents import DocumentOperatio
 from orchestrator.manager.operations.resources.networks import NetworkOperations
 from orchestrator.manager.operations.workloads.containers import ContainerOperations
 from orchestrator.manager.operations.workloads.jobs import JobOperations
+from orchestrator.manager.operations.workloads.placement import PlacementOperations
 from orchestrator.manager.operations.workloads.services import ServiceOperations
 from orchestrator.manager.planning.dry_run import simulate
 from orchestrator.manager.planning.networking.allocation import allocate_slices
@@ -90,6 +91,7 @@ class _DryRun:
             "create_network": NetworkOperations(simulated).create_network,
             "create_document": documents.create_document,
             "update_document": documents.update_document,
+            "rebalance": PlacementOperations(simulated).rebalance,
             "create_container": ContainerOperations(simulated).create_container,
         }
 

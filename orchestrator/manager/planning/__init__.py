@@ -13,13 +13,15 @@ the cluster as it will be after these changes. So a new task is written once, al
 or PENDING with the reason.
 
 **Slots.** A service's tasks are grouped by slot: a replica's number, kept across replacements.
-Three rules carry everything else:
+Four rules carry everything else:
 
 * `desired_state` says how a slot continues once its task has ended. RUNNING: the task ended by
   itself, and the restart policy decides. SHUTDOWN: the manager stopped it (an update, a drained
   node), and the slot is refilled whatever the policy. REMOVE: the slot is removed.
 * A slot never has two tasks that may run, except in an update that starts the new one first.
   Otherwise a replacement is created when the old task has ended.
+* What works is stopped for other reasons than the service's own (a drain, a preemption) only as far
+  as its disruption budget allows (`disruptions`).
 * A delay is stored: `task.not_before` delays a restart, `task.attempt` counts failures in a row,
   and `requeue_at` says when to plan again. A new leader loses nothing.
 

@@ -35,9 +35,10 @@ def objects_with_delays(view: ClusterView, now: float) -> Iterator[Object]:
         if node.state is NodeState.DOWN or recent or has_drain_deadline(node):
             yield node
     for service in view.services.values():
-        if service.spec.job.deadline and any(
+        limited = service.spec.job.deadline and any(
             run.state is JobState.RUNNING for run in service.job.runs
-        ):
+        )
+        if limited or service.autoscale.more_since or service.autoscale.fewer_since:
             yield service
 
 
@@ -59,7 +60,13 @@ def shifted(item: Object, seconds: float) -> Object:
                 replace(run, since=run.since + seconds) if run.state is JobState.RUNNING else run
                 for run in item.job.runs
             )
-            return replace(item, job=replace(item.job, runs=runs))
+            scale = item.autoscale
+            scale = replace(
+                scale,
+                more_since=scale.more_since + seconds if scale.more_since else 0.0,
+                fewer_since=scale.fewer_since + seconds if scale.fewer_since else 0.0,
+            )
+            return replace(item, job=replace(item.job, runs=runs), autoscale=scale)
         case _:
             return item
 

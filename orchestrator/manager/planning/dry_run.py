@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
+from orchestrator.manager.planning.eligibility import is_eligible
 from orchestrator.manager.planning.pipeline import STANDALONE, Dirty, dirty_of, plan
 from orchestrator.manager.planning.plan import Change, earliest
 from orchestrator.manager.planning.reconcile.job_runs import active_runs
@@ -47,7 +48,7 @@ class Action(IntEnum):
     MOVE = 3
     """A new task on another node."""
     WAIT = 4
-    """A task that no node takes; the reason says why."""
+    """A task that no node takes, or that may not leave its node yet; the reason says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,8 @@ def simulate(
         for run, number in sorted(old.keys() | new.keys()):
             key = (run, number)
             step = _step(names[service_id], number, old.get(key), new.get(key))
+            if step is None and (slot := new.get(key)) is not None:
+                step = _stays(before, after, slot)
             if step is not None:
                 steps.append(step)
         steps += _queued_indexes(before, after, service_id)
@@ -137,7 +140,10 @@ def _step(service: str, number: int, old: Slot | None, new: Slot | None) -> Step
     if now is not None and not runs and now.status.state is TaskState.PENDING:
         same = was is not None and was.status.message == now.status.message and not ran
         source = was.node_id if was is not None and ran else ""
-        return None if same else Step(Action.WAIT, service, name, source, "", now.status.message)
+        reason = now.status.message
+        if now.preempted_by and ran:
+            reason = f"preempted by {now.preempted_by}; {reason}"
+        return None if same else Step(Action.WAIT, service, name, source, "", reason)
     if ran and runs and was is not None and now is not None:
         if was.id == now.id:
             return None
@@ -148,6 +154,20 @@ def _step(service: str, number: int, old: Slot | None, new: Slot | None) -> Step
     if was is not None and now is None:
         return Step(Action.STOP, service, name, was.node_id if ran else "")
     return None
+
+
+def _stays(before: ClusterView, after: ClusterView, slot: Slot) -> Step | None:
+    """A task that is to leave its node after the changes, and stays for its service's budget or the
+    drain's limit."""
+    task = slot.newest
+    service, node = after.services.get(task.service_id), after.nodes.get(task.node_id)
+    if service is None or node is None or not _running(task) or is_eligible(node, service):
+        return None
+    known, was = before.services.get(service.id), before.nodes.get(node.id)
+    if known is None or was is None or not is_eligible(was, known):
+        return None
+    reason = "no more of its service may be unavailable; it stays on its node"
+    return Step(Action.WAIT, service.spec.name, task.name, task.node_id, task.node_id, reason)
 
 
 def _task(slot: Slot | None) -> Task | None:
@@ -225,7 +245,9 @@ def _completions(view: ClusterView, now: float) -> Iterator[Change]:
 
 
 def _without_schedules(view: ClusterView) -> Iterator[Change]:
-    """Jobs without deadlines and schedules, since no time passes."""
+    """Jobs without deadlines and schedules, since no time passes, and no automatic moves."""
+    if view.cluster is not None and view.cluster.rebalance_every:
+        yield Change(view.cluster, replace(view.cluster, rebalance_every=0.0))
     for service in view.services.values():
         if service.spec.mode.is_job:
             job = replace(service.spec.job, deadline=0.0, suspended=True)

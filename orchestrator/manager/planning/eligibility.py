@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from orchestrator.model.affinities import Affinity
-from orchestrator.model.constraints import Rule, RuleError, parse_rule, read_attribute
 from orchestrator.model.nodes import Availability, Node
+from orchestrator.model.scheduling.affinities import Affinity
+from orchestrator.model.scheduling.constraints import Rule, RuleError, parse_rule, read_attribute
 from orchestrator.model.services import Service
 
 

@@ -8,16 +8,27 @@ services, of the tasks that wait, and of the nodes' loads if anything is to be p
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import (
+    Callable,
+    Collection,
+    Container,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Set,
+)
 from dataclasses import dataclass, field, replace
 
 from orchestrator.manager.planning.networking.allocation import allocate_slices, allocate_vips
 from orchestrator.manager.planning.plan import Change, Plan, earliest, requeue
+from orchestrator.manager.planning.reconcile.at_rest import is_at_rest, only_advances
 from orchestrator.manager.planning.reconcile.document_versions import update_documents
 from orchestrator.manager.planning.reconcile.evictions import (
     evict_from_failed_nodes,
     has_drain_deadline,
 )
+from orchestrator.manager.planning.reconcile.job_queues import QueueRoom, has_queues, queue_of
 from orchestrator.manager.planning.reconcile.jobs import reconcile_job
 from orchestrator.manager.planning.reconcile.service_dependencies import depends_on, still_needed
 from orchestrator.manager.planning.reconcile.services import (
@@ -26,6 +37,8 @@ from orchestrator.manager.planning.reconcile.services import (
     remove_service,
 )
 from orchestrator.manager.planning.reconcile.standalone import reconcile_standalone
+from orchestrator.manager.planning.scheduling.node_table import priority_of
+from orchestrator.manager.planning.scheduling.rebalancing import improving_moves
 from orchestrator.manager.planning.scheduling.scheduler import Placement, Unplaced, schedule
 from orchestrator.manager.planning.scheduling.volume_placement import (
     volume_changes as volumes_placed,
@@ -36,7 +49,7 @@ from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.documents import Document
 from orchestrator.model.networks import network_container
 from orchestrator.model.nodes import Node
-from orchestrator.model.objects import Image, Network, Object, Volume
+from orchestrator.model.objects import Cluster, Image, Network, Object, Volume
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ServiceMode
 from orchestrator.model.tasks import Task
@@ -52,7 +65,7 @@ class Dirty:
     services: frozenset[str] = field(default_factory=frozenset)
     """Ids of services of which the spec or a task has changed."""
     nodes_changed: bool = False
-    """A node came, went, or changed its state, availability, labels or size; or a network did."""
+    """A network changed, or nodes of which the ids are not known."""
     capacity_freed: bool = False
     """A task ended, an image arrived, or a volume went: what waits may fit now."""
     timer: bool = False
@@ -61,6 +74,15 @@ class Dirty:
     """Ids of standalone containers that have changed."""
     documents: bool = False
     """A secret or config has a new version, which may update services."""
+    advanced: bool = False
+    """A task of a service at rest came nearer to RUNNING: what depends on it may be placed."""
+    nodes: frozenset[str] = field(default_factory=frozenset)
+    """Ids of nodes that came, went, or changed their state, availability, labels or size."""
+
+    @property
+    def topology(self) -> bool:
+        """Whether nodes or networks changed."""
+        return self.nodes_changed or bool(self.nodes)
 
     def __or__(self, other: Dirty) -> Dirty:
         return Dirty(
@@ -70,16 +92,19 @@ class Dirty:
             self.timer or other.timer,
             self.containers | other.containers,
             self.documents or other.documents,
+            self.advanced or other.advanced,
+            self.nodes | other.nodes,
         )
 
     def __bool__(self) -> bool:
         return bool(
             self.services
             or self.containers
-            or self.nodes_changed
+            or self.topology
             or self.capacity_freed
             or self.timer
             or self.documents
+            or self.advanced
         )
 
 
@@ -87,32 +112,47 @@ EVERYTHING = Dirty(nodes_changed=True, capacity_freed=True, timer=True)
 """What a new leader starts with."""
 
 
-def dirty_of(changes: Iterable[Change]) -> Dirty:
-    """What these changes of the store make dirty."""
+def dirty_of(changes: Iterable[Change], at_rest: Container[str] = ()) -> Dirty:
+    """What these changes of the store make dirty. `at_rest`: ids of services of which tasks that
+    only advance need no decision."""
     services: set[str] = set()
     containers: set[str] = set()
-    nodes = freed = documents = False
+    nodes: set[str] = set()
+    networks = freed = documents = advanced = False
     for change in changes:
         match change.subject:
             case Task() as task:
                 if task.standalone:
                     containers.add(task.id)
+                elif task.service_id in at_rest and only_advances(change):
+                    advanced = True
                 else:
                     services.add(task.service_id)
-                freed = freed or change.after is None or ended(task)
+                freed = freed or change.after is None or ended(task) or _releases_room(change)
             case Service() as service:
                 services.add(service.id)
-                freed = freed or _affects_affinities(change)
-            case Node() | Network():
-                nodes = nodes or not _does_not_affect_plans(change)
+                freed = freed or _affects_others(change)
+            case Node() as node:
+                if not _does_not_affect_plans(change):
+                    nodes.add(node.id)
+            case Network():
+                networks = networks or not _does_not_affect_plans(change)
             case Image() | Volume():
                 freed = True
             case Document():
                 documents = True
+            case Cluster():
+                freed = freed or _affects_queues(change)
             case _:
                 pass
     return Dirty(
-        frozenset(services), nodes, freed, containers=frozenset(containers), documents=documents
+        frozenset(services),
+        networks,
+        freed,
+        containers=frozenset(containers),
+        documents=documents,
+        advanced=advanced,
+        nodes=frozenset(nodes),
     )
 
 
@@ -138,13 +178,34 @@ def _planned_by(node: Node) -> Node:
     )
 
 
-def _affects_affinities(change: Change) -> bool:
-    """Whether the change of a service may satisfy affinities of others."""
+def _affects_queues(change: Change) -> bool:
+    """Whether a change of the cluster may let tasks of queues start, or begins rebalancing."""
+    before, after = change.before, change.after
+    if not isinstance(before, Cluster) or not isinstance(after, Cluster):
+        return True
+    return (before.queues, before.rebalance_every) != (after.queues, after.rebalance_every)
+
+
+def _releases_room(change: Change) -> bool:
+    """Whether a task no longer holds room on the node that it was nominated for."""
+    before, after = change.before, change.after
+    if not isinstance(before, Task) or not isinstance(after, Task):
+        return False
+    return bool(before.nominated_node) and before.nominated_node != after.nominated_node
+
+
+def _affects_others(change: Change) -> bool:
+    """Whether the change of a service may satisfy affinities of others, or lower the priority with
+    which its tasks hold room."""
     before, after = change.before, change.after
     if not isinstance(before, Service) or not isinstance(after, Service):
         return False
     old, new = before.spec, after.spec
-    return (old.labels, old.affinities) != (new.labels, new.affinities)
+    return (old.labels, old.affinities, old.priority) != (
+        new.labels,
+        new.affinities,
+        new.priority,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +222,13 @@ class Pass:
     failed: Mapping[str, str] = field(default_factory=dict)
     """Id of a service or standalone container that cannot be planned → why. Nothing of it is in
     `plans`; all others are planned."""
+    reconciled: Mapping[str, bool] = field(default_factory=dict)
+    """Id of a service that was reconciled → whether it is at rest once the plans are written."""
+
+    def now_at_rest(self, before: Set[str]) -> frozenset[str]:
+        """Ids of the services at rest after this pass, of which these were so before it."""
+        rest = {id for id, rests in self.reconciled.items() if rests}
+        return frozenset((before - self.reconciled.keys()) | rest)
 
 
 def plan(
@@ -171,30 +239,38 @@ def plan(
     *,
     limit: int = sys.maxsize,
     exclude: Set[str] = frozenset(),
+    at_rest: Container[str] = (),
 ) -> Pass:
     """What should be written now, and when to look again if nothing happens before.
 
     `limit` bounds the pass: approximately that many tasks are created, and placed, so that one
     large service neither causes a huge commit nor delays others. The services and standalone
-    containers in `exclude` are left as they are.
+    containers in `exclude` are left as they are. Services `at_rest`, by id, are reconciled after a
+    change of a node only if they have tasks on it.
     """
-    slices = allocate_slices(view) if dirty.nodes_changed else ()
+    slices = allocate_slices(view) if dirty.topology else ()
     drafts: dict[str, Draft] = {}
     unplanned = quarantined_services(view) if view.quarantined else {}
-    services = _services_to_reconcile(view, dirty) - unplanned.keys() - exclude
+    room = QueueRoom(view)
+    services = _services_to_reconcile(view, dirty, at_rest, room) - unplanned.keys() - exclude
     vips = allocate_vips(view.evolve(slices), services)
     failures = PlanningErrors()
+    reconciled: dict[str, bool] = {}
+    """Id of a service → whether it is at rest then."""
     left = limit
     for id in sorted(services):
         if left <= 0:
             break
         with failures.of(id):
-            drafts[id] = _reconcile(view, id, now, new_id, left)
+            reconciled[id] = False
+            drafts[id] = _reconcile(view, id, now, new_id, left, room)
             left -= drafts[id].touched
+            if (after := drafts[id].service) is not None:
+                reconciled[id] = is_at_rest(view, after, drafts[id])
     services -= failures.found.keys()
     unfinished = {id for id in services if id not in drafts or drafts[id].limited}
     services &= drafts.keys()
-    every_container = dirty.nodes_changed or dirty.documents
+    every_container = dirty.topology or dirty.documents
     containers = set(view.tasks_of_service(STANDALONE) if every_container else dirty.containers)
     unreadable = {each.id for each in view.quarantined.values() if each.kind == "task"}
     containers -= exclude | unreadable
@@ -213,20 +289,26 @@ def plan(
         for task in _waiting(ahead, dirty, services, now)
         if (task.service_id or task.id) not in passed_over
     ]
-    decisions = schedule(ahead, waiting, now, limit=limit, failures=failures)
+    decisions = schedule(ahead, waiting, now, limit=limit, failures=failures, exclude=passed_over)
     for decision in decisions:
         task = decision.task
         draft = drafts.get(task.service_id)
         if draft is None:
             draft = drafts[task.service_id] = _draft(view, task.service_id, now, new_id)
-        with failures.of(task.service_id or task.id):
+        try:
             if isinstance(decision, Placement):
                 draft.assign(task, decision.node.id, decision.generic)
                 changes, read = volumes_placed(ahead, task, decision.node, now)
                 ahead = ahead.evolve(changes)
                 placements[task.id] = _Placed((decision.node, *read), changes)
             else:
-                draft.set_pending(task, decision.reason)
+                draft.set_pending(task, decision.reason, decision.nominated)
+                for victim in decision.victims:
+                    if victim.service_id not in drafts:
+                        drafts[victim.service_id] = _draft(view, victim.service_id, now, new_id)
+                    drafts[victim.service_id].preempt(victim, task)
+        except Exception as error:
+            failures.note(task.service_id or task.id, error)
     due = [task for task in waiting if task.not_before <= now]
     more = len(decisions) < len(due)
     if more:
@@ -236,10 +318,16 @@ def plan(
     for id in sorted(drafts.keys() - failures.found.keys()):
         with failures.of(id):
             plans += list(_finish(id, drafts[id], placements, failures.found.keys()))
+    again: float | None = None
+    if view.cluster is not None and view.cluster.rebalance_every > 0:
+        moved, again = rebalance(view, dirty, now, quiet=not plans and not more)
+        plans += moved
     held = (task.not_before for task in ahead.pending.values() if task.not_before > now)
     asked = (draft.requeue_at for draft in drafts.values())
     rest = Dirty(frozenset(unfinished), capacity_freed=more)
-    return Pass(plans, earliest(requeue(plans), *asked, *held), rest, failures.found)
+    requeue_at = earliest(requeue(plans), again, *asked, *held)
+    reconciled |= dict.fromkeys(reconciled.keys() & failures.found.keys(), False)
+    return Pass(plans, requeue_at, rest, failures.found, reconciled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +338,40 @@ class _Placed:
     changes: tuple[Change, ...]
 
 
-def _services_to_reconcile(view: ClusterView, dirty: Dirty) -> set[str]:
+def rebalance(
+    view: ClusterView, dirty: Dirty, now: float, *, quiet: bool
+) -> tuple[list[Plan], float | None]:
+    """The next automatic move, and when to look again. `quiet`: nothing else is to be done.
+
+    At most one move is made in the cluster's period, and none within a period after a node came,
+    went, or changed. It begins only while all tasks run that should.
+    """
+    assert view.cluster is not None
+    every = view.cluster.rebalance_every
+    if not (dirty.timer or dirty.topology or dirty.capacity_freed):
+        return [], None
+    changed = [max(node.state_since, node.created_at) for node in view.nodes.values()]
+    moved = [task.created_at for task in view.tasks.values() if task.moved_from]
+    at = max([0.0, *changed, *moved]) + every
+    if at > now or not quiet or not dirty.timer:
+        return [], max(at, now + min(every, 10.0))
+    moving = any(task.move_to and not ended(task) for task in view.tasks.values())
+    updating = any(service.update.moving for service in view.services.values())
+    if moving or updating or view.pending:
+        return [], now + every
+    plans = []
+    for move in improving_moves(view, now, most=1):
+        service = view.services[move.task.service_id]
+        change = Change(move.task, replace(move.task, move_to=move.target.id))
+        reason = f"rebalance: {move.task.name}: {move.reason}"
+        requires = (service, move.source, move.target)
+        plans.append(Plan((change,), requires, owner=service.id, reason=reason))
+    return plans, None
+
+
+def _services_to_reconcile(
+    view: ClusterView, dirty: Dirty, at_rest: Container[str], room: QueueRoom
+) -> set[str]:
     services = set(dirty.services)
     ordered = [
         item
@@ -266,6 +387,14 @@ def _services_to_reconcile(view: ClusterView, dirty: Dirty) -> set[str]:
     }
     if dirty.nodes_changed:
         services |= view.services.keys()
+    elif dirty.nodes:
+        services |= {id for id in view.services if id not in at_rest}
+        services |= {
+            task.service_id
+            for node_id in dirty.nodes
+            for task in view.tasks_of_node(node_id).values()
+            if not task.standalone
+        }
     if dirty.timer:
         services |= {id for id, item in view.services.items() if _timed(item)}
         services |= {
@@ -275,6 +404,10 @@ def _services_to_reconcile(view: ClusterView, dirty: Dirty) -> set[str]:
             for task in view.tasks_of_node(node.id).values()
             if not task.standalone
         }
+    if has_queues(view):
+        queued = any(queue_of(view.services.get(id)) for id in services)
+        if queued or dirty.timer or dirty.capacity_freed:
+            services |= room.jobs()
     if dirty.documents:
         services |= {id for id, item in view.services.items() if _has_files(item)}
     return services
@@ -318,7 +451,12 @@ def _draft(
 
 
 def _reconcile(
-    view: ClusterView, service_id: str, now: float, new_id: Callable[[], str], limit: int
+    view: ClusterView,
+    service_id: str,
+    now: float,
+    new_id: Callable[[], str],
+    limit: int,
+    room: QueueRoom,
 ) -> Draft:
     draft = _draft(view, service_id, now, new_id, limit)
     service = draft.service
@@ -329,7 +467,7 @@ def _reconcile(
         return draft
     service = update_documents(view, service, draft)
     if service.spec.mode.is_job:
-        reconcile_job(view, service, draft)
+        reconcile_job(view, service, draft, room)
     elif service.spec.mode is ServiceMode.GLOBAL:
         reconcile_global(view, service, draft)
     else:
@@ -342,7 +480,8 @@ def _waiting(
 ) -> Iterable[Task]:
     """The pending tasks to schedule: those of reconciled services, those whose delay is over, and
     all of them if capacity may have been freed."""
-    everything = dirty.nodes_changed or dirty.capacity_freed
+    everything = dirty.topology or dirty.capacity_freed
+    lowest = min((each.spec.priority for each in ahead.services.values()), default=0)
     for task in ahead.pending.values():
         service = ahead.services.get(task.service_id)
         if task.standalone:
@@ -352,6 +491,8 @@ def _waiting(
         else:
             touched = task.service_id in services
         due = everything or touched or 0 < task.not_before <= now
+        # One that may preempt can do so after any change, such as of others' health.
+        due = due or bool(task.nominated_node) or priority_of(ahead, task) > lowest
         # Tasks that depend on another container's node, or on other services, may start after any
         # change.
         follows = task.spec.container.volumes_from or network_container(task.spec)

@@ -92,8 +92,13 @@ def slots_of(tasks: Mapping[str, Task]) -> dict[int, Slot]:
     for task in tasks.values():
         groups.setdefault(task.slot, []).append(task)
     for group in groups.values():
-        group.sort(key=lambda task: (task.created_at, task.id))
+        if len(group) > 1:
+            group.sort(key=_age)
     return {number: Slot(number, tuple(groups[number])) for number in sorted(groups)}
+
+
+def _age(task: Task) -> tuple[float, str]:
+    return task.created_at, task.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,8 @@ class Start:
     """The only eligible node; empty: any."""
     job_run: int = 0
     """Number of the job's run."""
+    moved_from: str = ""
+    """The node from which the slot is moved; empty: it is not."""
 
 
 class Draft:
@@ -139,6 +146,8 @@ class Draft:
         self._touched: set[str] = set()
         self._new_id = new_id
         self._slots: dict[int, Slot] | None = None
+        self._in_order = True
+        """Whether the slots are in ascending order."""
 
     @property
     def tasks(self) -> Mapping[str, Task]:
@@ -160,6 +169,9 @@ class Draft:
         """All slots by number, in ascending order."""
         if self._slots is None:
             self._slots = slots_of(self._tasks)
+        elif not self._in_order:
+            self._slots = {number: self._slots[number] for number in sorted(self._slots)}
+        self._in_order = True
         return self._slots
 
     def kept_slots(self) -> list[Slot]:
@@ -183,6 +195,9 @@ class Draft:
         Times of creation grow within a slot even if clocks do not, so that "newest" is certain.
         """
         created_at = self.now
+        before = old.newest if old is not None else None
+        # A crashing task must not lose its room to one that it has preempted.
+        holds = start.not_before > self.now and service.spec.priority > 0
         if old is not None:
             created_at = max(created_at, math.nextafter(old.newest.created_at, math.inf))
         self._put(
@@ -202,6 +217,9 @@ class Draft:
                 not_before=start.not_before,
                 attempt=start.attempt,
                 job_run=start.job_run,
+                nominated_node=before.node_id if before is not None and holds else "",
+                preempted_by=before.preempted_by if before is not None else "",
+                moved_from=start.moved_from,
             )
         )
 
@@ -209,13 +227,34 @@ class Draft:
         """Assign a pending task to a node, with its share of the node's generic resources."""
         status = TaskStatus(TaskState.ASSIGNED, at=self.now, run=task.run)
         given = dict(generic)
-        self._put(replace(task, node_id=node_id, status=status, generic_resources=given))
+        self._put(
+            replace(
+                task,
+                node_id=node_id,
+                status=status,
+                generic_resources=given,
+                nominated_node="",
+                preempted_by="",
+            )
+        )
 
-    def set_pending(self, task: Task, reason: str) -> None:
-        """Set the reason why a task is pending; no change if it has that reason already."""
+    def set_pending(self, task: Task, reason: str, nominated: str = "") -> None:
+        """Set the reason why a task is pending, and the node that holds room for it; no change if
+        it has these already."""
         if task.status.state is not TaskState.PENDING or task.status.message != reason:
             status = replace(task.status, state=TaskState.PENDING, at=self.now, message=reason)
-            self._put(replace(task, status=status))
+            self._put(replace(task, status=status, nominated_node=nominated))
+        elif task.nominated_node != nominated:
+            self._put(replace(task, nominated_node=nominated))
+
+    def give_up_move(self, task: Task) -> None:
+        """Leave a task on its node that was to be moved."""
+        self._put(replace(task, move_to=""))
+
+    def preempt(self, task: Task, by: Task) -> None:
+        """Stop a task to make room for another one. Its slot is filled again when there is room."""
+        self._put(replace(task, preempted_by=by.name))
+        self.stop(self._tasks[task.id], TaskState.SHUTDOWN)
 
     def stop(self, task: Task, desired: TaskState, reason: str = "") -> None:
         """Stop a task: SHUTDOWN if its slot remains, REMOVE if it does not.
@@ -299,7 +338,7 @@ class Draft:
             return
         del self._tasks[task.id]
         self._touched.add(task.id)
-        self._slots = None
+        self._refill(task, None)
 
     def remove_slot(self, slot: Slot) -> None:
         """Remove a slot: stop its tasks, delete those that have ended."""
@@ -329,7 +368,25 @@ class Draft:
     def _put(self, task: Task) -> None:
         self._tasks[task.id] = task
         self._touched.add(task.id)
-        self._slots = None
+        self._refill(task, task)
+
+    def _refill(self, old: Task, new: Task | None) -> None:
+        """Replace a task in its slot, so that a change costs the slot and not the service."""
+        if self._slots is None:
+            return
+        number = old.slot
+        slot = self._slots.get(number)
+        tasks = [task for task in slot.tasks if task.id != old.id] if slot is not None else []
+        if new is not None:
+            tasks.append(new)
+            tasks.sort(key=_age)
+        if not tasks:
+            del self._slots[number]
+        else:
+            self._in_order = self._in_order and (
+                slot is not None or not self._slots or number > next(reversed(self._slots))
+            )
+            self._slots[number] = Slot(number, tuple(tasks))
 
 
 def _order(change: Change) -> tuple[bool, int, float, str]:

@@ -35,8 +35,12 @@ class PlanningErrors:
         try:
             yield
         except Exception as error:
-            log.exception("a service cannot be planned", extra={"service": owner})
-            self.found.setdefault(owner, f"{type(error).__name__}: {error}")
+            self.note(owner, error)
+
+    def note(self, owner: str, error: Exception) -> None:
+        """Record an exception for `owner`; in its handler."""
+        log.exception("a service cannot be planned", extra={"service": owner})
+        self.found.setdefault(owner, f"{type(error).__name__}: {error}")
 
 
 def quarantined_services(view: ClusterView) -> Mapping[str, Quarantined]:
@@ -73,6 +77,6 @@ def incomplete_services(view: ClusterView) -> Iterable[Service]:
             )
         else:
             slots = {task.slot for task in tasks}
-            incomplete = not slots.issuperset(range(1, service.spec.replicas + 1))
+            incomplete = not slots.issuperset(range(1, service.replicas + 1))
         if incomplete and not service.removed:
             yield service

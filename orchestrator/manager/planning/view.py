@@ -1,25 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """An immutable snapshot of the cluster, indexed for planning.
 
-A view is never changed: `evolve` gives a new one that shares whatever the changes do not touch.
-It costs the size of the changes plus shallow copies of the dictionaries that they touch, so the
-manager's cache applies store events with it, and planning looks ahead with it ("the cluster as
-it will be after these changes"), by the same code.
+A view is never changed: `evolve` gives a new one that shares whatever the changes do not touch
+(`shared_map`), and keeps sums over tasks, such as the loads of nodes, by the difference. So the
+cost follows the size of the changes. The manager's cache applies store events with it, and planning
+looks ahead with it ("the cluster as it will be after these changes"), by the same code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
+from orchestrator.manager.planning.node_load import NO_LOAD, NodeLoad, occupies, same_load
 from orchestrator.manager.planning.plan import Change
-from orchestrator.model.access import Certificate, PageSession, Revocation
+from orchestrator.manager.planning.shared_map import MapEdit
+from orchestrator.model.administration.access import Certificate, PageSession, Revocation
+from orchestrator.model.administration.managers import Manager, ManagerPresence
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.documents import Document, DocumentKind
-from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import EndpointProgress, Node, SessionRecord
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
-from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
@@ -39,8 +40,6 @@ class Quarantined:
     services: frozenset[str] = frozenset()
     """Ids of the services that are not planned while the object is quarantined."""
 
-
-T = TypeVar("T")
 
 _Names = Mapping[str, tuple[str, ...]]
 """Name → ids of the objects that have it, sorted."""
@@ -79,6 +78,8 @@ class ClusterView:
     """The tasks with addresses that their specs fix."""
     publishing: Mapping[str, Task] = field(default_factory=dict)
     """The standalone containers that publish ports and name their networks."""
+    loads: Mapping[str, NodeLoad] = field(default_factory=dict)
+    """What each node's tasks take from it, by node id; none of a node without tasks."""
     quarantined: Mapping[str, Quarantined] = field(default_factory=dict)
     """Stored objects that cannot be decoded, by key. An object that was readable before
     is still in the view as it was then, and must not be changed."""
@@ -115,6 +116,11 @@ class ClusterView:
         yield from self.endpoint_progress.values()
         yield from self.orphans.values()
 
+    @property
+    def services_with_tasks(self) -> Iterable[str]:
+        """Ids of the services that have tasks; the empty id is that of standalone containers."""
+        return self._by_service.keys()
+
     def tasks_of_service(self, service_id: str) -> Mapping[str, Task]:
         """All tasks of a service, those that have ended included."""
         return self._by_service.get(service_id, _NO_TASKS)
@@ -149,107 +155,78 @@ class ClusterView:
         What an object was before is taken from the view itself, so that a change may be applied
         twice, or over one that was missed.
         """
-        edit = _Edit(self)
+        edit = None
         for change in changes:
+            edit = edit or _Edit(self)
             edit.apply(change)
-        return edit.result()
-
-
-class _Table(Generic[T]):
-    """A dictionary that is copied when it is first changed."""
-
-    def __init__(self, items: Mapping[str, T]) -> None:
-        self.items = items
-        self._own: dict[str, T] | None = None
-
-    def put(self, key: str, item: T | None) -> T | None:
-        """Store `item`, or remove the key if it is None; what was there before."""
-        old = self.items.get(key)
-        if item is None and old is None:
-            return None
-        if self._own is None:
-            self.items = self._own = dict(self.items)
-        if item is None:
-            del self._own[key]
-        else:
-            self._own[key] = item
-        return old
+        return edit.result() if edit is not None else self
 
 
 class _Groups:
-    """Tasks grouped by a key; a group is copied when it is first changed."""
+    """Tasks grouped by a key."""
 
     def __init__(self, groups: Mapping[str, Mapping[str, Task]]) -> None:
-        self._outer = _Table(groups)
-        self._own: dict[str, dict[str, Task]] = {}
+        self._groups = MapEdit(groups)
+        self._own: dict[str, MapEdit[Task]] = {}
 
-    @property
-    def items(self) -> Mapping[str, Mapping[str, Task]]:
-        return self._outer.items
-
-    def leave(self, key: str, id: str) -> None:
-        group = self._group(key)
-        group.pop(id, None)
-        if not group:
-            self._outer.put(key, None)
-            del self._own[key]
-
-    def enter(self, key: str, task: Task) -> None:
-        self._group(key)[task.id] = task
-
-    def _group(self, key: str) -> dict[str, Task]:
+    def put(self, key: str, id: str, task: Task | None) -> None:
+        """Store a task of a group, or remove it if it is None."""
         group = self._own.get(key)
         if group is None:
-            group = self._own[key] = dict(self._outer.items.get(key, {}))
-            self._outer.put(key, group)
-        return group
+            group = self._own[key] = MapEdit(self._groups.get(key) or _NO_TASKS)
+        group.put(id, task)
+
+    def result(self) -> Mapping[str, Mapping[str, Task]]:
+        for key, group in self._own.items():
+            self._groups.put(key, group.result() if len(group) else None)
+        return self._groups.result()
 
 
 class _NameIndex:
     """Which objects have a name."""
 
     def __init__(self, names: _Names) -> None:
-        self._table = _Table(names)
+        self._names = MapEdit(names)
 
-    @property
-    def items(self) -> _Names:
-        return self._table.items
+    def result(self) -> _Names:
+        return self._names.result()
 
     def move(self, id: str, old: tuple[str, ...], new: tuple[str, ...]) -> None:
         if old == new:
             return
         for name in old:
-            rest = tuple(other for other in self.items.get(name, ()) if other != id)
-            self._table.put(name, rest or None)
+            rest = tuple(other for other in (self._names.get(name) or ()) if other != id)
+            self._names.put(name, rest or None)
         for name in new:
-            self._table.put(name, tuple(sorted({*self.items.get(name, ()), id})))
+            self._names.put(name, tuple(sorted({*(self._names.get(name) or ()), id})))
 
 
 class _Edit:
-    """An edit of a view into another one: each dictionary is copied when first changed."""
+    """An edit of a view into another one."""
 
     def __init__(self, base: ClusterView) -> None:
         self._cluster = base.cluster
         self._quarantined = base.quarantined
-        self._nodes = _Table(base.nodes)
-        self._services = _Table(base.services)
-        self._tasks = _Table(base.tasks)
-        self._networks = _Table(base.networks)
-        self._images = _Table(base.images)
-        self._volumes = _Table(base.volumes)
-        self._credentials = _Table(base.credentials)
-        self._documents = _Table(base.documents)
-        self._certificates = _Table(base.certificates)
-        self._revocations = _Table(base.revocations)
-        self._page_sessions = _Table(base.page_sessions)
-        self._managers = _Table(base.managers)
-        self._manager_presence = _Table(base.manager_presence)
-        self._sessions = _Table(base.sessions)
-        self._endpoint_progress = _Table(base.endpoint_progress)
-        self._orphans = _Table(base.orphans)
-        self._pending = _Table(base.pending)
-        self._fixed = _Table(base.fixed)
-        self._publishing = _Table(base.publishing)
+        self._nodes = MapEdit(base.nodes)
+        self._services = MapEdit(base.services)
+        self._tasks = MapEdit(base.tasks)
+        self._networks = MapEdit(base.networks)
+        self._images = MapEdit(base.images)
+        self._volumes = MapEdit(base.volumes)
+        self._credentials = MapEdit(base.credentials)
+        self._documents = MapEdit(base.documents)
+        self._certificates = MapEdit(base.certificates)
+        self._revocations = MapEdit(base.revocations)
+        self._page_sessions = MapEdit(base.page_sessions)
+        self._managers = MapEdit(base.managers)
+        self._manager_presence = MapEdit(base.manager_presence)
+        self._sessions = MapEdit(base.sessions)
+        self._endpoint_progress = MapEdit(base.endpoint_progress)
+        self._orphans = MapEdit(base.orphans)
+        self._pending = MapEdit(base.pending)
+        self._fixed = MapEdit(base.fixed)
+        self._publishing = MapEdit(base.publishing)
+        self._loads = MapEdit(base.loads)
         self._by_service = _Groups(base._by_service)
         self._by_node = _Groups(base._by_node)
         self._service_names = _NameIndex(base._service_names)
@@ -309,50 +286,57 @@ class _Edit:
 
     def _apply_task(self, task: Task, gone: bool) -> None:
         old = self._tasks.put(task.id, None if gone else task)
+        new = None if gone else task
         if old is not None and (gone or old.service_id != task.service_id):
-            self._by_service.leave(old.service_id, old.id)
+            self._by_service.put(old.service_id, old.id, None)
         if old is not None and old.node_id and (gone or old.node_id != task.node_id):
-            self._by_node.leave(old.node_id, old.id)
+            self._by_node.put(old.node_id, old.id, None)
         if not gone:
-            self._by_service.enter(task.service_id, task)
+            self._by_service.put(task.service_id, task.id, task)
             if task.node_id:
-                self._by_node.enter(task.node_id, task)
+                self._by_node.put(task.node_id, task.id, task)
         waits = not gone and task.status.state <= TaskState.PENDING
         self._pending.put(task.id, task if waits else None)
         fixes = not gone and any(each.ip or each.ip6 for each in task.spec.networks)
         self._fixed.put(task.id, task if fixes else None)
         publishes = not gone and task.standalone and task.spec.ports and task.spec.networks
         self._publishing.put(task.id, task if publishes else None)
+        if old is None or new is None or not same_load(old, new):
+            for each, count in ((old, -1), (new, 1)):
+                if each is not None and occupies(each):
+                    load = (self._loads.get(each.node_id) or NO_LOAD).changed(each, count)
+                    self._loads.put(each.node_id, load if load.tasks else None)
 
     def result(self) -> ClusterView:
         return ClusterView(
             cluster=self._cluster,
-            nodes=self._nodes.items,
-            services=self._services.items,
-            tasks=self._tasks.items,
-            networks=self._networks.items,
-            images=self._images.items,
-            volumes=self._volumes.items,
-            credentials=self._credentials.items,
-            documents=self._documents.items,
-            certificates=self._certificates.items,
-            revocations=self._revocations.items,
-            page_sessions=self._page_sessions.items,
-            managers=self._managers.items,
-            manager_presence=self._manager_presence.items,
-            sessions=self._sessions.items,
-            endpoint_progress=self._endpoint_progress.items,
-            orphans=self._orphans.items,
-            pending=self._pending.items,
-            fixed=self._fixed.items,
-            publishing=self._publishing.items,
+            nodes=self._nodes.result(),
+            services=self._services.result(),
+            tasks=self._tasks.result(),
+            networks=self._networks.result(),
+            images=self._images.result(),
+            volumes=self._volumes.result(),
+            credentials=self._credentials.result(),
+            documents=self._documents.result(),
+            certificates=self._certificates.result(),
+            revocations=self._revocations.result(),
+            page_sessions=self._page_sessions.result(),
+            managers=self._managers.result(),
+            manager_presence=self._manager_presence.result(),
+            sessions=self._sessions.result(),
+            endpoint_progress=self._endpoint_progress.result(),
+            orphans=self._orphans.result(),
+            pending=self._pending.result(),
+            fixed=self._fixed.result(),
+            publishing=self._publishing.result(),
+            loads=self._loads.result(),
             quarantined=self._quarantined,
-            _by_service=self._by_service.items,
-            _by_node=self._by_node.items,
-            _service_names=self._service_names.items,
-            _network_names=self._network_names.items,
-            _image_names=self._image_names.items,
-            _document_names=self._document_names.items,
+            _by_service=self._by_service.result(),
+            _by_node=self._by_node.result(),
+            _service_names=self._service_names.result(),
+            _network_names=self._network_names.result(),
+            _image_names=self._image_names.result(),
+            _document_names=self._document_names.result(),
         )
 
 

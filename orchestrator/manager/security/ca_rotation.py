@@ -3,9 +3,9 @@
 
 1. *trusting*: managers trust both CAs, one after another, since etcd reads the CAs that it trusts
    when it starts. Nodes get both over their sessions.
-2. *renewing*: once all managers do, the new CA signs, also join tokens carry its digest. What it
-   signs comes with a certificate of the new CA that the former one signed, so holders of the former
-   alone accept it. Managers and nodes renew at once, admins with their next command.
+2. *renewing*: once all managers do, the new CA signs, and join tokens are replaced. What it signs
+   comes with a certificate of the new CA that the former one signed, so holders of the former alone
+   accept it. Managers and nodes renew at once, admins with their next command.
    An external CA has no key here and can sign no such certificate: if it is the former one, the new
    one signs only once nodes and admins have learned to trust it, too.
 3. Once all have, or an admin forces it, the former CA is removed, and everything that it signed is
@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from orchestrator.identity import ca
 from orchestrator.identity.authority import Authority, write_external
 from orchestrator.identity.certificates import KeyPair, TlsFiles, issuer_key_id, own_key_id
+from orchestrator.identity.join_tokens import new_secret
 from orchestrator.identity.key_files import CA_KEY, EXTERNAL_KEY, KeyFiles
 from orchestrator.linux.atomicfile import write_file
 from orchestrator.manager.planning.plan import Change
@@ -37,8 +38,8 @@ from orchestrator.manager.security.vault import CA_PURPOSE, Vault, VaultError
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict, Kv
-from orchestrator.model.access import CaRotation, Certificate
-from orchestrator.model.managers import Manager
+from orchestrator.model.administration.access import CaRotation, Certificate
+from orchestrator.model.administration.managers import Manager
 from orchestrator.model.objects import Cluster
 
 log = logging.getLogger(__name__)
@@ -108,10 +109,13 @@ def has_renewed(rotation: CaRotation, certificate: Certificate) -> bool:
 
 
 def signing_anew(cluster: Cluster, now: float) -> Cluster:
-    """The cluster whose new CA signs from now on."""
+    """The cluster whose new CA signs from now on, with new join tokens: whoever has read the files
+    of the former CA may have read these, too."""
     rotation = cluster.ca_rotation
     return replace(
         cluster,
+        worker_token=new_secret(),
+        manager_token=new_secret(),
         ca_certificate=rotation.successor,
         ca_rotation=replace(rotation, signing_since=now),
         external_ca=rotation.external,

@@ -37,7 +37,7 @@ from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import CERTIFICATE_TURN
 from orchestrator.manager.store.kv import Conflict, Guard, Kv, Put, StoreError
-from orchestrator.model.access import CaRotation, Certificate, Revocation
+from orchestrator.model.administration.access import CaRotation, Certificate, Revocation
 from orchestrator.model.objects import Cluster
 from orchestrator.pb import certificates_pb2, certificates_pb2_grpc
 

@@ -24,7 +24,7 @@ from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import NODE_TURN
 from orchestrator.manager.store.kv import Conflict, Guard, Kv, Put, StoreError, StoreUnavailable
-from orchestrator.model.access import CaRotation, Certificate
+from orchestrator.model.administration.access import CaRotation, Certificate
 from orchestrator.model.nodes import Node, NodeDescription
 from orchestrator.pb import identity_pb2, identity_pb2_grpc
 

@@ -35,8 +35,8 @@ from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import sealed_key
 from orchestrator.manager.store.kv import Conflict, Guard, Kv, Put
-from orchestrator.model.access import KeyRotation
-from orchestrator.model.managers import Manager
+from orchestrator.model.administration.access import KeyRotation
+from orchestrator.model.administration.managers import Manager
 from orchestrator.model.objects import Cluster
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from orchestrator.identity.host_identity import ManagerIdentity
 from orchestrator.identity.key_files import KeyFiles, WrongUnlockKey
 from orchestrator.identity.roles import may_call
 from orchestrator.identity.tls import join_credentials, peer_identity, server_credentials
-from orchestrator.model.managers import host_port
+from orchestrator.model.administration.managers import host_port
 from orchestrator.pb import managers_pb2, security_pb2
 
 log = logging.getLogger(__name__)

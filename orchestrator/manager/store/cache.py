@@ -34,10 +34,11 @@ from orchestrator.manager.store.kv import (
     StoreUnavailable,
 )
 from orchestrator.manager.store.partial_decoding import leading_fields
-from orchestrator.model.access import Certificate, PageSession, Revocation
+from orchestrator.model.administration.access import Certificate, PageSession, Revocation
+from orchestrator.model.administration.managers import Manager, ManagerPresence
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.convert import ConvertError, UnknownEnumNumber, decode
 from orchestrator.model.documents import Document
-from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import (
     Availability,
     EndpointProgress,
@@ -46,7 +47,6 @@ from orchestrator.model.nodes import (
     SessionRecord,
 )
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
-from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import Service
 from orchestrator.model.tasks import Task
 from orchestrator.pb import types_pb2

@@ -37,7 +37,7 @@ from orchestrator.manager.store.etcd_membership import EtcdMembership, Member
 from orchestrator.manager.store.etcd_process import EtcdProcess, find_orphan, start
 from orchestrator.manager.store.etcd_tls import EtcdTls, MemberTls, ensure_member_tls
 from orchestrator.manager.store.kv import StoreError, StoreUnavailable
-from orchestrator.model.managers import host_port
+from orchestrator.model.administration.managers import host_port
 
 log = logging.getLogger(__name__)
 

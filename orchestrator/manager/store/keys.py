@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from orchestrator.model.access import Certificate, PageSession, Revocation
+from orchestrator.model.administration.access import Certificate, PageSession, Revocation
+from orchestrator.model.administration.managers import Manager, ManagerPresence
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.documents import Document
-from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import EndpointProgress, Node, SessionRecord
 from orchestrator.model.objects import Cluster, Credential, Image, Network, Object, Volume
-from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import Service
 from orchestrator.model.tasks import Task
 

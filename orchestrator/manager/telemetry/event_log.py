@@ -16,17 +16,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
+from orchestrator.manager.planning.disruptions import was_preempted
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView, Quarantined
 from orchestrator.manager.store.cache import Cache
-from orchestrator.model.access import Certificate, PageSession, Revocation
+from orchestrator.model.administration.access import Certificate, PageSession, Revocation
+from orchestrator.model.administration.managers import Manager, ManagerPresence
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.documents import Document
 from orchestrator.model.hooks import POST_START, PRE_STOP, Hook
 from orchestrator.model.limits import resized
-from orchestrator.model.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import EndpointProgress, Node, NodeState, SessionRecord
 from orchestrator.model.objects import Image, Network, Object
-from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import JobState, Service, UpdateState
 from orchestrator.model.specs import TaskSpec
 from orchestrator.model.states import TaskState, is_terminal
@@ -193,6 +194,7 @@ def events_of(change: Change, view: ClusterView, now: float) -> Iterator[Event]:
                 )
             if isinstance(before, Service) and isinstance(after, Service):
                 yield from _of_update(before, after, now)
+                yield from _of_autoscaling(before, after, now)
             if isinstance(other, Service):
                 yield from _of_runs(before if isinstance(before, Service) else None, other, now)
 
@@ -223,6 +225,19 @@ def _of_update(before: Service, after: Service, now: float) -> Iterator[Event]:
     if new.message:
         attributes["reason"] = new.message
     yield Event(now, "service", f"update: {word}", after.id, _name(after), "", attributes)
+
+
+def _of_autoscaling(before: Service, after: Service, now: float) -> Iterator[Event]:
+    """A decision of the autoscaler."""
+    if before.autoscale.changed_at == after.autoscale.changed_at or not after.autoscale.changed_at:
+        return
+    attributes = {
+        **_attributes(after),
+        "replicas.old": str(before.replicas),
+        "replicas.new": str(after.replicas),
+        "reason": after.autoscale.message,
+    }
+    yield Event(now, "service", "autoscale", after.id, _name(after), "", attributes)
 
 
 def _transition(before: Object | None, after: Object | None) -> dict[str, str]:
@@ -295,11 +310,14 @@ def _on(task: Task | None) -> set[str]:
 
 def _task_actions(before: Task | None, after: Task | None) -> Iterator[tuple[str, dict[str, str]]]:
     if before is None:
-        yield "create", {}
+        moved = {"moved_from": task.moved_from} if (task := after) and task.moved_from else {}
+        yield "create", moved
     elif after is not None and before.container_name != after.container_name:
         yield "rename", {"oldName": before.container_name}
     elif after is not None and _updated(before.spec, after.spec):
         yield "update", {}
+    if after is not None and was_preempted(before, after):
+        yield "preempt", {"by": after.preempted_by}
     old = before.status if before is not None else None
     alive = old is not None and TaskState.STARTING <= old.state <= TaskState.RUNNING
     if after is None:

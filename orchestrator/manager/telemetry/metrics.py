@@ -22,14 +22,18 @@ from prometheus_client.registry import Collector
 from orchestrator import __version__
 from orchestrator.identity.tls import Identity
 from orchestrator.manager.audit.trail import AuditTrail
+from orchestrator.manager.planning.disruptions import disruptions_left_in, was_preempted
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.reconcile.convergence import desired_tasks, running_tasks
+from orchestrator.manager.planning.reconcile.job_queues import has_queues
 from orchestrator.manager.planning.reports.claims import Claim
 from orchestrator.manager.planning.scheduling.capacity import node_usage
+from orchestrator.manager.planning.scheduling.fair_shares import FairShares, queue_counts
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.telemetry.event_log import EventLog
 from orchestrator.model.nodes import Availability, NodeState
+from orchestrator.model.scheduling.disruptions import DisruptionBudget
 from orchestrator.model.services import UpdateState
 from orchestrator.model.specs import STACK_LABEL
 from orchestrator.model.states import TaskState, is_terminal
@@ -250,6 +254,16 @@ class TaskMetrics:
         self._ooms = CounterMetric(
             "orc_task_oom_kills", "Tasks killed by the kernel's OOM killer", registry=registry
         )
+        self._moves = CounterMetric(
+            "orc_task_moves",
+            "Moves of running tasks to other nodes by rebalancing",
+            registry=registry,
+        )
+        self._preemptions = CounterMetric(
+            "orc_task_preemptions",
+            "Tasks stopped to make room for tasks of higher priority",
+            registry=registry,
+        )
         for state in (state for state in TaskState if is_terminal(state)):
             self._ends.labels(state.name.lower())
 
@@ -268,6 +282,10 @@ class TaskMetrics:
                 self._task(before, change.after)
 
     def _task(self, before: Task | None, after: Task) -> None:
+        if before is None and after.moved_from:
+            self._moves.inc()
+        if was_preempted(before, after):
+            self._preemptions.inc()
         was = before.status.state if before is not None else TaskState.NEW
         now = after.status.state
         if now <= was:
@@ -341,6 +359,28 @@ class ClusterCollector(Collector):
         yield from _nodes(view)
         yield from _services(view)
         yield from _tasks(view, self._now())
+        yield from _queues(view)
+
+
+def _queues(view: ClusterView) -> Iterable[Metric]:
+    labels = ("queue",)
+    share = GaugeMetricFamily(
+        "orc_queue_share_ratio",
+        "Dominant share of the cluster that the queue's tasks reserve, divided by its weight",
+        labels=labels,
+    )
+    tasks = GaugeMetricFamily(
+        "orc_queue_tasks",
+        "Tasks of the queue's jobs, by whether they have a node or wait",
+        labels=(*labels, "state"),
+    )
+    if has_queues(view):
+        shares, counts = FairShares(view), queue_counts(view)
+        for name, count in sorted(counts.items()):
+            share.add_metric([name], shares.share(name))
+            tasks.add_metric([name, "placed"], count.placed)
+            tasks.add_metric([name, "waiting"], count.waiting)
+    yield from (share, tasks)
 
 
 def _managers(view: ClusterView) -> Metric:
@@ -433,6 +473,11 @@ def _services(view: ClusterView) -> Iterable[Metric]:
     labels = ("service", "stack")
     desired = GaugeMetricFamily("orc_service_tasks_desired", "Desired tasks", labels=labels)
     running = GaugeMetricFamily("orc_service_tasks_running", "Running tasks", labels=labels)
+    disruptions = GaugeMetricFamily(
+        "orc_service_disruptions_allowed",
+        "Working tasks that may be stopped now within the service's disruption budget",
+        labels=labels,
+    )
     updates = GaugeMetricFamily(
         "orc_service_update",
         "1 for the state of the newest update",
@@ -444,9 +489,11 @@ def _services(view: ClusterView) -> Iterable[Metric]:
         of = [service.spec.name, service.spec.labels.get(STACK_LABEL, "")]
         desired.add_metric(of, desired_tasks(view, service))
         running.add_metric(of, running_tasks(view, service.id))
+        if service.spec.disruption != DisruptionBudget():
+            disruptions.add_metric(of, disruptions_left_in(view, service))
         if service.update.state is not UpdateState.NONE:
             updates.add_metric([*of, service.update.state.name.lower()], 1)
-    yield from (desired, running, updates)
+    yield from (desired, running, disruptions, updates)
 
 
 def _tasks(view: ClusterView, now: float) -> Iterable[Metric]:

@@ -15,7 +15,7 @@ from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.reconcile.convergence import desired_tasks
 from orchestrator.manager.planning.reconcile.jobs import job_count, job_tasks
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.managers import Manager, ManagerPresence
+from orchestrator.model.administration.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Network, Object
 from orchestrator.model.services import Service, UpdateState

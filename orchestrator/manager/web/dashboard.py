@@ -29,7 +29,7 @@ from orchestrator.manager.web.live_updates import LiveUpdates
 from orchestrator.manager.web.manager_table import manager_table
 from orchestrator.manager.web.server_sent_events import EventStream, event
 from orchestrator.manager.web.traffic_graph import Traffic
-from orchestrator.model.access import SESSION_LIFE
+from orchestrator.model.administration.access import SESSION_LIFE
 from orchestrator.pb import control_pb2, dispatch_pb2, system_pb2
 
 log = logging.getLogger(__name__)

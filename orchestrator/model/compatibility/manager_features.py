@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from orchestrator.model.managers import Manager
+from orchestrator.model.administration.managers import Manager
 
 SCHEMA_VERSION = 1
 """The newest version of the store's schema that this release reads and writes
@@ -25,9 +25,13 @@ def schema_feature(version: int) -> str:
 EXTERNAL_CA = "external-ca"
 """Managers ask an external CA to sign."""
 
+AUTOSCALING = "autoscaling"
+"""The leader autoscales services."""
+
 MANAGER_FEATURES = (
     *(schema_feature(each) for each in range(1, SCHEMA_VERSION + 1)),
     EXTERNAL_CA,
+    AUTOSCALING,
 )
 """All features of a manager of this version."""
 

@@ -21,7 +21,7 @@ def job_faults(spec: ServiceSpec) -> Iterator[tuple[str, str]]:
             yield (
                 "job",
                 (
-                    "only jobs have a parallelism, deadline, schedule or history; "
+                    "only jobs have a parallelism, deadline, schedule, queue or history; "
                     "choose --mode replicated-job or global-job"
                 ),
             )
@@ -41,7 +41,11 @@ def job_faults(spec: ServiceSpec) -> Iterator[tuple[str, str]]:
                 parse_schedule(job.schedule)
         except ScheduleError as error:
             yield "job.schedule", str(error)
-    timed = replace(job, parallelism=0, deadline=0.0, history=5)
+    if (job.queue or job.all_or_nothing) and spec.mode.is_global:
+        yield "job.queue", "a global job runs on all nodes at once and is in no queue"
+    if job.all_or_nothing and not job.queue:
+        yield "job.all_or_nothing", "all-or-nothing is for jobs in a queue; give --queue as well"
+    timed = replace(job, parallelism=0, deadline=0.0, history=5, queue="", all_or_nothing=False)
     if not job.schedule and timed != JobSpec():
         yield (
             "job.schedule",

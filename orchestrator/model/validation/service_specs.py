@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from math import isfinite
 
-from orchestrator.model.affinities import Affinity, check_affinities
 from orchestrator.model.bounds import MAX_REPLICAS as MAX_REPLICAS
-from orchestrator.model.constraints import check_agreement, check_node_attribute
 from orchestrator.model.dependencies import check_dependencies
 from orchestrator.model.documents import check_references
 from orchestrator.model.formats import log_options
@@ -25,6 +23,10 @@ from orchestrator.model.hooks import check_hooks
 from orchestrator.model.names import check_hostname, check_name, parse_image
 from orchestrator.model.networks import check_attachments
 from orchestrator.model.placement import Disconnect, check_disconnect
+from orchestrator.model.scheduling.affinities import Affinity, check_affinities
+from orchestrator.model.scheduling.autoscaling import check_autoscale
+from orchestrator.model.scheduling.constraints import check_agreement, check_node_attribute
+from orchestrator.model.scheduling.disruptions import DisruptionBudget, check_budget, check_priority
 from orchestrator.model.signals import signal_number
 from orchestrator.model.specs import (
     ContainerSpec,
@@ -102,7 +104,21 @@ def validate_service(spec: ServiceSpec) -> None:
         raise InvalidSpec(
             "on_disconnect", "on-disconnect is for services that run on, not for jobs"
         )
+    _guard("disruption", check_budget, spec.disruption)
+    if spec.mode is not ServiceMode.REPLICATED and spec.disruption != DisruptionBudget():
+        raise InvalidSpec(
+            "disruption", "min available and max unavailable are for services with replicas"
+        )
+    validate_priority(spec.priority)
+    _guard("autoscale", check_autoscale, spec.autoscale)
+    if spec.mode is not ServiceMode.REPLICATED and spec.autoscale.enabled:
+        raise InvalidSpec("autoscale", "only services with replicas are autoscaled")
     _guard("depends_on", check_dependencies, spec.name, spec.depends_on)
+
+
+def validate_priority(priority: int) -> None:
+    """Raise InvalidSpec for a priority out of range."""
+    _guard("priority", check_priority, priority)
 
 
 def validate_tasks_of_service(spec: ContainerSpec) -> None:
@@ -120,7 +136,7 @@ def validate_tasks_of_service(spec: ContainerSpec) -> None:
 def validate_task(spec: TaskSpec) -> None:
     """Raise InvalidSpec for the first invalid field of a task's spec; paths begin with `task.`."""
     _container(spec.container)
-    _resources(spec)
+    validate_resources(spec)
     _ports(spec.ports)
     _restart(spec.restart)
     _guard("task.container.health", check_health, spec)
@@ -288,7 +304,8 @@ def _image(text: str) -> None:
     parse_image(text)
 
 
-def _resources(spec: TaskSpec) -> None:
+def validate_resources(spec: TaskSpec) -> None:
+    """Raise InvalidSpec for invalid reservations, limits or weights."""
     _shares("task.shares", spec.shares, "cpu shares", MIN_SHARES)
     _shares("task.reservation.shares", spec.reservation.shares, "cpu reservation", MIN_SHARES)
     _shares("task.limit.shares", spec.limit.shares, "cpu limit", MIN_LIMIT_SHARES)

@@ -9,6 +9,7 @@ from tests.chaos.history import History, Violation
 from tests.chaos.rules import (
     addresses,
     commands,
+    crashes,
     ending,
     jobs,
     registers,
@@ -27,6 +28,7 @@ RULES: tuple[Callable[[History], Iterable[Violation]], ...] = (
     terms.check,
     traffic.check,
     commands.check,
+    crashes.check,
     ending.check,
 )
 

@@ -11,6 +11,9 @@ from tests.chaos.history import History, Line, Violation
 _NUMBERED = re.compile(r"(?P<task>\S+)\s+\|\s(?P<number>\d+)")
 """A line of the service that counts, with the task that wrote it."""
 
+_LATE = 5.0
+"""Seconds within which a line is read that was written."""
+
 
 def check(history: History) -> Iterator[Violation]:
     """All of this module's rules."""
@@ -34,7 +37,9 @@ def _words(history: History) -> Iterator[Violation]:
 
 
 def _streams(history: History) -> Iterator[Violation]:
-    """A followed log has each line of a task once, in order, whichever manager relays it."""
+    """A followed log has each line of a task once, in order, whichever manager relays it. What a
+    container writes while the disk of its node is full is lost."""
+    full = [fault for fault in history.faults if fault.name == "disk"]
     last: dict[tuple[str, str], tuple[int, Line]] = {}
     for line in history.lines:
         found = _NUMBERED.fullmatch(line.text)
@@ -46,5 +51,11 @@ def _streams(history: History) -> Iterator[Violation]:
         if before is None or number == before[0] + 1 or number == 0:
             continue
         what = "repeats" if number <= before[0] else "lacks"
+        node = found["task"].partition("@")[2]
+        if what == "lacks" and any(
+            node in fault.targets and fault.began < line.at and before[1].at < fault.ended + _LATE
+            for fault in full
+        ):
+            continue
         text = f"the log of {found['task']} {what} lines: {number} follows {before[0]}"
         yield Violation("logs", text, (before[1].line, line.line))

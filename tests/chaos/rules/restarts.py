@@ -11,6 +11,7 @@ from tests.chaos.rules.timeline import (
     MODE_GLOBAL,
     NODE_DOWN,
     NODE_READY,
+    ORPHANED,
     RUNNING,
     TERMINAL,
     Fields,
@@ -37,9 +38,17 @@ def check(history: History) -> Iterator[Violation]:
 
 
 def _containers(history: History) -> Iterator[Violation]:
-    """A container ends because it was ordered to, or because a fault hit its host."""
+    """A container ends because it was ordered to, or because a fault hit its host.
+
+    A starved machine delivers a commit long after it was made. So what counts, too, is the order in
+    the store: a container that ended by itself was reported so before its task was to stop.
+    """
     stops: dict[str, float] = {}
     """Task → when it was first ordered to stop, given up or deleted."""
+    ordered: dict[str, int] = {}
+    """Task → the revision of that."""
+    reported: dict[str, int] = {}
+    """Task → the revision at which its agent first reported its end."""
     own_end: set[str] = set()
     known: set[str] = set()
     earliest, last, revision = 0.0, 0.0, 0
@@ -55,11 +64,16 @@ def _containers(history: History) -> Iterator[Violation]:
             own_end.add(change.id)  # it may end by itself
         if change.deleted or fields["desired"] > RUNNING:
             stops.setdefault(change.id, earliest)
+            ordered.setdefault(change.id, revision)
+        if not change.deleted and fields["state"] in TERMINAL - {ORPHANED}:
+            reported.setdefault(change.id, revision)
     for container in history.containers:
         ended = container.ended
         if ended == FOREVER or container.task in own_end or container.task not in known:
             continue
         if stops.get(container.task, FOREVER) <= ended + REPORT:
+            continue
+        if ordered.get(container.task, FOREVER) < reported.get(container.task, 0):
             continue
         if touched(history, container.host, ("kills",), container.began, ended, SETTLE):
             continue

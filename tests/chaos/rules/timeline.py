@@ -6,14 +6,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from tests.chaos.history import Change, Commit, History
+from tests.chaos.history import FOREVER, Change, Commit, History
 
 Fields = Mapping[str, Any]
 Store = dict[tuple[str, str], Fields]
 """(kind, id) → fields."""
 
 RUNNING, COMPLETE = 512, 576
-TERMINAL = frozenset({576, 640, 704, 768, 832})
+ORPHANED = 832
+TERMINAL = frozenset({576, 640, 704, 768, ORPHANED})
 """Numbers of task states, as `TaskState` in types.proto has them. A rule that took them from the
 product would follow its mistakes."""
 
@@ -56,6 +57,30 @@ def touched(
         for fault in history.faults
         if any(host in getattr(fault, each) for each in how)
     )
+
+
+def led(history: History) -> list[tuple[float, float]]:
+    """When a manager led: from each election to the deletion of the leader's key. All the time if
+    the history has no election."""
+    found: list[tuple[float, float]] = []
+    since: float | None = None
+    elected = False
+    for commit in commits(history):
+        for change in commit.changes:
+            if change.kind != "leader":
+                continue
+            elected = True
+            if since is not None:
+                found.append((since, commit.at))
+            since = None if change.deleted else commit.at
+    if not elected:
+        return [(0.0, FOREVER)]
+    return [*found, (since, FOREVER)] if since is not None else found
+
+
+def led_for(periods: list[tuple[float, float]], since: float, until: float) -> float:
+    """Seconds between two times for which a manager led."""
+    return sum(max(0.0, min(until, end) - max(since, begin)) for begin, end in periods)
 
 
 def wants_to_run(task: Fields) -> bool:

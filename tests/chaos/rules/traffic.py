@@ -6,20 +6,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.chaos.history import History, Violation
+from tests.chaos.rules.timeline import led, led_for
 
 RULE = "traffic"
 
 SETTLE = 20.0
-"""Seconds after a fault of a node during which requests may fail: the node's tasks are replaced
-within these."""
+"""Seconds after a fault of a node during which requests may fail: a leader replaces the node's
+tasks within these. Time in which faults of managers left no leader does not count."""
 
 
 def check(history: History) -> Iterator[Violation]:
     """A failed request has a fault of some node before it: any node may have its next task."""
     touching = [fault for fault in history.faults if fault.kills or fault.cuts or fault.slows]
+    periods = led(history)
     for request in history.requests:
         if request.ok or any(
-            fault.began <= request.ended and request.began <= fault.ended + SETTLE
+            fault.began <= request.ended and led_for(periods, fault.ended, request.began) <= SETTLE
             for fault in touching
         ):
             continue

@@ -20,6 +20,7 @@ from orchestrator.pb import (
     containers_pb2_grpc,
     control_pb2_grpc,
     images_pb2_grpc,
+    jobs_pb2_grpc,
     managers_pb2_grpc,
     networks_pb2_grpc,
     support_pb2_grpc,
@@ -53,6 +54,8 @@ def listening(authority: Authority) -> Iterator[Manager]:
     networks_pb2_grpc.add_NetworksServicer_to_server(networks, server)
     images = servicer(script, images_pb2_grpc.ImagesServicer)
     images_pb2_grpc.add_ImagesServicer_to_server(images, server)
+    jobs = servicer(script, jobs_pb2_grpc.JobsServicer)
+    jobs_pb2_grpc.add_JobsServicer_to_server(jobs, server)
     support = servicer(script, support_pb2_grpc.SupportServicer)
     support_pb2_grpc.add_SupportServicer_to_server(support, server)
     containers = servicer(script, containers_pb2_grpc.ContainersServicer)

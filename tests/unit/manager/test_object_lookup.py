@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from orchestrator.manager.errors import RequestError
-from orchestrator.manager.object_lookup import find_container, find_log_source
+from orchestrator.manager.object_lookup import (
+    find_container,
+    find_log_source,
+    find_service_or_task,
+)
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ServiceMode, ServiceSpec
@@ -75,3 +81,24 @@ def test_a_services_name_suggests_its_first_running_replica() -> None:
     ):
         find_container(view, "web")
     assert find_container(view, "web.1").id == "t1"
+
+
+@pytest.mark.parametrize(
+    ("word", "id"),
+    [("web", "s-web"), ("s-we", "s-web"), ("web.1", "t-web-1"), ("t-sums-2", "t-sums-2")],
+)
+def test_a_word_is_a_service_or_a_task(word: str, id: str) -> None:
+    assert find_service_or_task(VIEW, word).id == id
+
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [
+        ("x", "no task or service 'x'; see 'orc service ls' and 'orc ps -a'"),
+        ("web.2", "no task or service 'web.2'; did you mean 'web.1'?"),
+        ("t-sums-", "'t-sums-' is a prefix of 2 task or service ids; use a longer one"),
+    ],
+)
+def test_what_is_neither_a_service_nor_a_task_is_named(word: str, words: str) -> None:
+    with pytest.raises(RequestError, match=f"^{re.escape(words)}$"):
+        find_service_or_task(VIEW, word)

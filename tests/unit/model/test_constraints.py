@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.model.constraints import (
+from orchestrator.model.nodes import Node, NodeDescription
+from orchestrator.model.scheduling.constraints import (
     NODE_ATTRIBUTES,
     RuleError,
     check_affinity_attribute,
@@ -14,7 +15,6 @@ from orchestrator.model.constraints import (
     parse_rule,
     read_attribute,
 )
-from orchestrator.model.nodes import Node, NodeDescription
 
 NODE = Node(
     id="n1",

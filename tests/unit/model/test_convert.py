@@ -15,23 +15,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.model import (
-    access,
-    affinities,
-    backups,
     dependencies,
     documents,
     hooks,
     jobs,
-    managers,
     mounts,
     nodes,
     objects,
-    orphans,
     placement,
     services,
     specs,
     tasks,
 )
+from orchestrator.model.administration import access, backups, managers, orphans
 from orchestrator.model.convert import (
     ConvertError,
     UnknownEnumNumber,
@@ -43,6 +39,7 @@ from orchestrator.model.convert import (
 from orchestrator.model.extensible import known_fields
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Image
+from orchestrator.model.scheduling import affinities, autoscaling, disruptions, queues
 from orchestrator.model.services import Service
 from orchestrator.model.specs import (
     ContainerSpec,
@@ -55,7 +52,20 @@ from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import types_pb2
 
 MODULES = (affinities, dependencies, hooks, jobs, mounts, placement, specs, documents)
-MODULES += (nodes, placement, services, tasks, objects, access, managers, backups, orphans)
+MODULES += (
+    autoscaling,
+    queues,
+    disruptions,
+    nodes,
+    placement,
+    services,
+    tasks,
+    objects,
+    access,
+    managers,
+    backups,
+    orphans,
+)
 CLASSES = [
     value
     for module in MODULES

@@ -175,3 +175,5 @@ def test_format_time_and_cores() -> None:
     assert units.format_time(60.25) == "1970-01-01T00:01:00.250Z"
     assert units.format_cores(512) == "0.5"
     assert units.format_cores(4096) == "4"
+    assert units.count_cores(1024) == "1 core"
+    assert units.count_cores(512) == "0.5 cores"

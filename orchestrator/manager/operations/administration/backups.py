@@ -20,7 +20,7 @@ from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import StoreError
-from orchestrator.model.backups import BackupSchedule
+from orchestrator.model.administration.backups import BackupSchedule
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.objects import Cluster
 from orchestrator.pb import backup_pb2

@@ -27,7 +27,7 @@ from orchestrator.manager.security.certificates import (
     revocation_for,
     write_record,
 )
-from orchestrator.model.access import Certificate, Revocation
+from orchestrator.model.administration.access import Certificate, Revocation
 from orchestrator.model.convert import to_proto
 from orchestrator.model.names import near_miss
 from orchestrator.pb import access_pb2

@@ -26,7 +26,11 @@ from orchestrator.model.objects import Cluster
 from orchestrator.model.placement import Strategy
 from orchestrator.model.states import TaskState
 from orchestrator.model.validation.host_access import read_access
+from orchestrator.model.validation.service_specs import LONGEST
 from orchestrator.pb import control_pb2
+
+MIN_REBALANCE_PERIOD = 10.0
+"""Seconds."""
 
 
 class ClusterOperations(Operations):
@@ -70,6 +74,7 @@ class ClusterOperations(Operations):
             manager_token=self._token(cluster.manager_token),
             join_address=f"{identity.address}:{identity.port + 1}",
             strategy=cast(Any, int(cluster.strategy or Strategy.SPREAD)),
+            rebalance_every=cluster.rebalance_every,
             scrape_token=cluster.scrape_token,
             ca_certificate=cluster.ca_certificate,
             web_address=web_address(identity),
@@ -89,6 +94,13 @@ class ClusterOperations(Operations):
             after = replace(after, strategy=known(Strategy, request.strategy))
         if request.HasField("certificate_lifetime"):
             after = replace(after, certificate_lifetime=request.certificate_lifetime)
+        if request.HasField("rebalance_every"):
+            every = request.rebalance_every
+            if every and not MIN_REBALANCE_PERIOD <= every <= LONGEST:
+                raise invalid_argument(
+                    f"rebalance: {every:g} s is not off, or from 10s to ten years"
+                )
+            after = replace(after, rebalance_every=every)
         if request.HasField("container_access"):
             try:
                 access = read_access(request.container_access.open)

@@ -48,9 +48,9 @@ from orchestrator.manager.store.etcd_maintenance import NOSPACE, Defragmented
 from orchestrator.manager.store.etcd_member import EtcdMember
 from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, StoreError
+from orchestrator.model.administration.managers import Manager, host_port
 from orchestrator.model.compatibility.manager_features import SCHEMA_VERSION
 from orchestrator.model.convert import to_proto
-from orchestrator.model.managers import Manager, host_port
 from orchestrator.model.names import near_miss
 from orchestrator.model.nodes import Node
 from orchestrator.pb import dispatch_pb2, managers_pb2, managers_pb2_grpc

@@ -19,18 +19,18 @@ from orchestrator.identity.authority import (
     checked_url,
 )
 from orchestrator.identity.certificates import KeyPair, Life, own_key_id
-from orchestrator.identity.key_files import new_unlock_key, unlock_key_id
-from orchestrator.manager.errors import failed_precondition, not_ready
+from orchestrator.identity.key_files import WrongUnlockKey, new_unlock_key, unlock_key_id
+from orchestrator.manager.errors import failed_precondition, invalid_argument, not_ready
 from orchestrator.manager.operations.context import ManagerContext, Operations
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.security.ca_rotation import members, signing_anew
 from orchestrator.manager.security.key_ring import without_key
 from orchestrator.manager.security.vault import CA_PURPOSE, UNLOCK_PURPOSE
 from orchestrator.manager.store.commit import commit
-from orchestrator.model.access import CaRotation, ExternalCa, KeyRotation
+from orchestrator.model.administration.access import CaRotation, ExternalCa, KeyRotation
+from orchestrator.model.administration.managers import Manager
 from orchestrator.model.compatibility.manager_features import EXTERNAL_CA
 from orchestrator.model.convert import from_proto, to_proto
-from orchestrator.model.managers import Manager
 from orchestrator.model.objects import Cluster
 from orchestrator.pb import security_pb2
 
@@ -232,8 +232,14 @@ class SecurityOperations(Operations):
         elif request.rotate and not cluster.unlock_key:
             raise failed_precondition("the cluster is not locked; 'orc cluster lock' locks it")
         elif request.rotate or not cluster.unlock_key:
-            sealed = self.ctx.vault.seal(new_unlock_key(), UNLOCK_PURPOSE)
-            await self._write(cluster, replace(cluster, unlock_key=sealed))
+            key = request.key or new_unlock_key()
+            try:
+                repeated = unlock_key_id(key) == unlock_key_id(self._unlock_key())
+            except WrongUnlockKey as error:
+                raise invalid_argument(str(error)) from None
+            if not repeated:
+                sealed = self.ctx.vault.seal(key, UNLOCK_PURPOSE)
+                await self._write(cluster, replace(cluster, unlock_key=sealed))
         await self._running_managers_follow()
         return await self.unlock_key()
 
@@ -250,15 +256,17 @@ class SecurityOperations(Operations):
 
     def _unchanged(self) -> list[Manager]:
         """The managers whose key files are not locked as the cluster says."""
-        cluster, view = self._cluster(), self.ctx.view
-        key = self.ctx.vault.open(cluster.unlock_key, UNLOCK_PURPOSE) if cluster.unlock_key else ""
-        wanted = unlock_key_id(key)
-        return [each for each in view.managers.values() if each.unlock_key_id != wanted]
+        wanted = unlock_key_id(self._unlock_key())
+        return [each for each in self.ctx.view.managers.values() if each.unlock_key_id != wanted]
+
+    def _unlock_key(self) -> str:
+        """Empty if the cluster is not locked."""
+        sealed = self._cluster().unlock_key
+        return self.ctx.vault.open(sealed, UNLOCK_PURPOSE) if sealed else ""
 
     async def unlock_key(self) -> security_pb2.UnlockKeyReply:
         """The unlock key, and the managers whose key files it does not lock yet."""
-        cluster = self._cluster()
-        key = self.ctx.vault.open(cluster.unlock_key, UNLOCK_PURPOSE) if cluster.unlock_key else ""
         return security_pb2.UnlockKeyReply(
-            key=key, waiting_for=sorted(each.hostname for each in self._unchanged())
+            key=self._unlock_key(),
+            waiting_for=sorted(each.hostname for each in self._unchanged()),
         )

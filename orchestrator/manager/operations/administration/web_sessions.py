@@ -25,7 +25,7 @@ from orchestrator.manager.security.vault import VaultError
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import Conflict, StoreError
 from orchestrator.manager.telemetry.service_discovery import web_address
-from orchestrator.model.access import IDLE, SESSION_LIFE, TICKET_LIFE, PageSession
+from orchestrator.model.administration.access import IDLE, SESSION_LIFE, TICKET_LIFE, PageSession
 from orchestrator.model.convert import to_proto
 from orchestrator.pb import dashboard_pb2
 

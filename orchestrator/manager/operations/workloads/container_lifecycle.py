@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from orchestrator.manager.errors import failed_precondition
+from orchestrator.manager.planning.node_load import occupies
 from orchestrator.manager.planning.reconcile.standalone import next_run
-from orchestrator.manager.planning.scheduling.capacity import fits, occupies, reserved
+from orchestrator.manager.planning.scheduling.capacity import fits, reserved
 from orchestrator.manager.planning.slots import ended, waits
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.limits import resized

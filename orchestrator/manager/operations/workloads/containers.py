@@ -49,6 +49,7 @@ from orchestrator.model.validation.mount_specs import split_volumes_from
 from orchestrator.model.validation.service_specs import (
     known_signal,
     validate_constraints,
+    validate_priority,
     validate_task,
 )
 from orchestrator.model.validation.shared_namespaces import namespace_container, not_shared
@@ -111,6 +112,7 @@ class ContainerOperations(Operations):
         constraints = tuple(request.constraints)
         affinities = tuple(from_proto(each, strict=True) for each in request.affinities)
         validate_constraints(constraints, affinities)
+        validate_priority(request.priority)
         if request.node:
             constraints = (*constraints, f"node.id=={find_node(view, request.node).id}")
         name = request.name or generate_container_name(
@@ -134,6 +136,7 @@ class ContainerOperations(Operations):
             auto_remove=request.auto_remove,
             constraints=constraints,
             affinities=affinities,
+            priority=request.priority,
             trace=current(),
         )
         key = unique_key(task)

@@ -35,11 +35,11 @@ from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import unique_key
 from orchestrator.manager.store.kv import Conflict, Guard, Put
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.convert import to_proto
 from orchestrator.model.jobs import parse_indexes
 from orchestrator.model.names import check_container_name
 from orchestrator.model.objects import Object
-from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import JobRun, Service
 from orchestrator.model.specs import ServiceMode, ServiceSpec
 from orchestrator.model.states import TaskState

@@ -9,7 +9,12 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.manager.errors import aborted, already_exists, invalid_argument
+from orchestrator.manager.errors import (
+    aborted,
+    already_exists,
+    failed_precondition,
+    invalid_argument,
+)
 from orchestrator.manager.event_loop import offload
 from orchestrator.manager.object_lookup import find_node, find_service
 from orchestrator.manager.operations.context import Operations, hostnames
@@ -26,6 +31,8 @@ from orchestrator.manager.operations.references import (
     resolve_documents,
     resolve_networks,
 )
+from orchestrator.manager.operations.workloads.queues import check_queue_exists
+from orchestrator.manager.operations.workloads.task_pages import by_service, task_page
 from orchestrator.manager.planning.networking.allocation import allocate_vips
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.reconcile import job_runs
@@ -40,6 +47,7 @@ from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import PORT_TURN, name_key, object_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
+from orchestrator.model.compatibility.manager_features import AUTOSCALING
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.formats.spec_diff import describe_differences
 from orchestrator.model.objects import Object
@@ -53,6 +61,19 @@ from orchestrator.tracing.spans import current
 PROGRESS_INTERVAL = 0.02
 """Seconds between two progress messages, at least: one message about the start of sixty tasks
 covers many changes."""
+
+
+def _check_features(view: ClusterView, spec: ServiceSpec) -> None:
+    """Raise RequestError for a job in a queue that does not exist, or for a spec that a manager of
+    an older version would not follow."""
+    check_queue_exists(view, spec.job.queue)
+    if not spec.autoscale.enabled:
+        return
+    old = [each.hostname for each in view.managers.values() if AUTOSCALING not in each.features]
+    if old:
+        raise failed_precondition(
+            f"autoscaling is not known to {', '.join(sorted(old))}; upgrade all managers first"
+        )
 
 
 class ServiceOperations(Operations):
@@ -70,6 +91,7 @@ class ServiceOperations(Operations):
                 f"service '{name}' already exists; choose another name, "
                 f"or change it with 'orc service update {name}'"
             )
+        _check_features(ctx.view, spec)
         resolve_networks(ctx.view, spec)
         resolve_dependencies(ctx.view, spec)
         resolve_documents(ctx.view, spec.task.container)
@@ -130,6 +152,7 @@ class ServiceOperations(Operations):
             raise invalid_argument("a service's mode cannot be changed; create another service")
         validate_service(spec)
         validate_tasks_of_service(spec.task.container)
+        _check_features(ctx.view, spec)
         read = self._references(spec, service)
         check_ports(ctx.view, spec.task, service.id)
         digest = service.image_digest
@@ -276,7 +299,7 @@ class ServiceOperations(Operations):
         return await offload(_service_list, self.ctx.view, request)
 
     async def list_tasks(self, request: control_pb2.ListTasksRequest) -> control_pb2.ListTasksReply:
-        """List tasks, optionally of one service or one node."""
+        """List tasks, optionally of one service or one node, and in pages."""
         return await offload(_task_list, self.ctx.view, request)
 
     async def watch_service(
@@ -354,18 +377,33 @@ def _service_list(view: ClusterView, request: Any) -> Any:
 
 
 def _task_list(view: ClusterView, request: Any) -> Any:
-    tasks = view.tasks
+    node = find_node(view, request.node) if request.node else None
+    groups: Iterable[Iterable[Task]]
     if request.service:
-        tasks = view.tasks_of_service(find_service(view, request.service).id)
-    if request.node:
-        node = find_node(view, request.node)
-        tasks = {id: task for id, task in tasks.items() if task.node_id == node.id}
-    ordered = sorted(tasks.values(), key=lambda t: (t.service_name, t.slot, -t.created_at, t.id))
-    orphans = [each for each in view.orphans.values() if request.node and each.node_id == node.id]
+        tasks = view.tasks_of_service(find_service(view, request.service).id).values()
+        groups = [[task for task in tasks if node is None or task.node_id == node.id]]
+    elif node is not None:
+        groups = [view.tasks_of_node(node.id).values()]
+    else:
+        groups = by_service(view, request.page_token)
+    page = task_page(groups, request.page_size, request.page_token)
+    orphans = [
+        each
+        for each in view.orphans.values()
+        if node is not None and each.node_id == node.id and not request.page_token
+    ]
+    if request.page_size:
+        nodes = {task.node_id for task in page.tasks} | {each.node_id for each in orphans}
+        named = {
+            id: view.nodes[id].description.hostname for id in sorted(nodes & view.nodes.keys())
+        }
+    else:
+        named = hostnames(view)
     return control_pb2.ListTasksReply(
-        tasks=[to_proto(task) for task in ordered],
-        hostnames=hostnames(view),
+        tasks=[to_proto(task) for task in page.tasks],
+        hostnames=named,
         orphans=[to_proto(each) for each in orphans],
+        next_page_token=page.next_token,
     )
 
 

@@ -177,10 +177,11 @@ def _check_count(attachment: NetworkAttachment, spec: ServiceSpec) -> None:
         return
     if spec.mode.is_global:
         raise AddressRefused("a global service has a task on every node: it has no fixed addresses")
+    most = max(spec.replicas, spec.autoscale.most)
     for addresses in (attachment.ip, attachment.ip6):
-        if addresses and len(addresses) < spec.replicas:
+        if addresses and len(addresses) < most:
             raise AddressRefused(
-                f"service '{spec.name}' has {spec.replicas} replicas and {len(addresses)} fixed "
+                f"service '{spec.name}' has {most} replicas and {len(addresses)} fixed "
                 f"addresses in network '{attachment.network}'; give one for each"
             )
 

@@ -138,7 +138,7 @@ def _stable_in(service: Service, slots: list[Slot], monitor: float, watch: Watch
 def desired_tasks(view: ClusterView, service: Service) -> int:
     """How many tasks the service should have."""
     if service.spec.mode is ServiceMode.REPLICATED:
-        return service.spec.replicas
+        return service.replicas
     return sum(
         node.state is not NodeState.DOWN and is_eligible(node, service)
         for node in view.nodes.values()

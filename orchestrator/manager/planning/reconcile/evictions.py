@@ -11,19 +11,20 @@ back; its service's `--on-disconnect` policy decides meanwhile:
   up one grace period later, when they must have ended.
 
 **Drained nodes.** By default, a service that stops first leaves at once, and one that starts first
-leaves when its replacement works. `--max-unavailable` bounds how many of a service's slots may be
-without a working task, for whatever reason, before the next is stopped. From the drain's deadline
-on, all tasks leave at once, however they are replaced.
+leaves when its replacement works. The drain's `--max-unavailable` and the service's disruption
+budget bound how many of a service's slots may be without a working task, for whatever reason,
+before the next is stopped. From the drain's deadline on, all tasks leave at once, however they are
+replaced. The budget also holds for tasks whose node no longer meets a constraint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from orchestrator.manager.planning.slots import Draft, Slot, ended, waits
+from orchestrator.manager.planning.disruptions import disruptions_left, unavailable
+from orchestrator.manager.planning.slots import Draft, ended, waits
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import Availability, Node, NodeState
 from orchestrator.model.placement import KEPT, Disconnect, DisconnectAction
+from orchestrator.model.scheduling.disruptions import DisruptionBudget
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
 
@@ -81,19 +82,21 @@ def enforce_drain_deadlines(view: ClusterView, draft: Draft) -> None:
 
 def may_evict_now(view: ClusterView, task: Task, draft: Draft) -> bool:
     """Whether a task that stops first, and is no longer eligible for its node, is stopped now."""
+    if not task.status.works:
+        return True
     node = view.nodes.get(task.node_id)
-    if node is None or node.availability is not Availability.DRAIN:
+    if (
+        node is not None
+        and node.availability is Availability.DRAIN
+        and node.drain_most
+        and unavailable(draft.kept_slots()) >= node.drain_most
+    ):
+        return False
+    if draft.service is None or draft.service.spec.disruption == DisruptionBudget():
         return True
-    if not node.drain_most or not task.status.works:
-        return True
-    return _unavailable(draft.kept_slots()) < node.drain_most
+    return disruptions_left(draft.service, draft.kept_slots()) > 0
 
 
 def has_drain_deadline(node: Node) -> bool:
     """Whether it is drained with a deadline."""
     return node.availability is Availability.DRAIN and node.drain_deadline > 0
-
-
-def _unavailable(slots: Iterable[Slot]) -> int:
-    """How many slots have no working task."""
-    return sum(not any(task.status.works for task in slot.live) for slot in slots)

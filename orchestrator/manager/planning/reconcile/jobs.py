@@ -28,6 +28,7 @@ from itertools import islice
 from orchestrator.manager.planning.eligibility import is_eligible
 from orchestrator.manager.planning.reconcile import job_runs, job_schedules
 from orchestrator.manager.planning.reconcile.evictions import evict_from_failed_nodes
+from orchestrator.manager.planning.reconcile.job_queues import QueueRoom, queue_of
 from orchestrator.manager.planning.reconcile.restarts import backoff
 from orchestrator.manager.planning.slots import Draft, Slot, Start, ended, slots_of, waits
 from orchestrator.manager.planning.view import ClusterView
@@ -47,8 +48,11 @@ MAX_COMPLETED_TASKS = 1000
 Slots = Mapping[int, Slot]
 
 
-def reconcile_job(view: ClusterView, service: Service, draft: Draft) -> None:
-    """Bring the job's runs one step nearer to their ends."""
+def reconcile_job(
+    view: ClusterView, service: Service, draft: Draft, room: QueueRoom | None = None
+) -> None:
+    """Bring the job's runs one step nearer to their ends. `room`: how many tasks queued jobs may
+    create."""
     evict_from_failed_nodes(view, draft)
     stored = {run.number for run in service.job.runs}
     service = job_schedules.begin_due_run(service, draft)
@@ -60,7 +64,7 @@ def reconcile_job(view: ClusterView, service: Service, draft: Draft) -> None:
             view, job_runs.service_at_run(service, run), run, slots_of(tasks.get(run.number, {}))
         )
         starts = run.number in stored and not _blocked(view, service)
-        runs.append(_advance(work, draft, newest=newest, starts=starts))
+        runs.append(_advance(work, draft, room, newest=newest, starts=starts))
     runs = _remembered(list(reversed(runs)), draft.service_before, service.spec.job.history)
     job = replace(service.job, runs=tuple(runs))
     if job != service.job:
@@ -163,7 +167,9 @@ class _Work:
                 yield slot.number, home
 
 
-def _advance(work: _Work, draft: Draft, *, newest: bool, starts: bool) -> JobRun:
+def _advance(
+    work: _Work, draft: Draft, queues: QueueRoom | None, *, newest: bool, starts: bool
+) -> JobRun:
     run, now = work.run, draft.now
     if run.state is JobState.COMPLETE and newest and _goes_on(work):
         run = replace(run, state=JobState.RUNNING, since=now, finished_at=0.0)
@@ -186,7 +192,7 @@ def _advance(work: _Work, draft: Draft, *, newest: bool, starts: bool) -> JobRun
         draft.requeue_by(run.since + deadline)
     _leave(work, draft)
     if starts:
-        _start(work, run, draft)
+        _start(work, run, draft, queues)
     return run
 
 
@@ -224,12 +230,14 @@ def _leave(work: _Work, draft: Draft) -> None:
             draft.stop(task, TaskState.SHUTDOWN, "its node is no longer eligible")
 
 
-def _start(work: _Work, run: JobRun, draft: Draft) -> None:
-    """Create tasks, up to the concurrency limit."""
+def _start(work: _Work, run: JobRun, draft: Draft, queues: QueueRoom | None) -> None:
+    """Create tasks, up to the concurrency limit, and of a queued job no more than are tried."""
     policy, most = work.service.spec.task.restart, work.service.spec.job.parallelism
     at_work = sum(not ended(draft.tasks[task.id]) for task in _tasks(work.slots))
     room = None if not most else max(most - at_work, 0)
     left = list(islice(work.left(run), room))
+    if queue_of(work.service) and queues is not None:
+        left = left[: queues.take(work.service, len(left))]
     for number, home in left[: draft.may_add(len(left))]:
         slot = work.slots.get(number)
         start = Start() if slot is None else _again(policy, slot.newest, draft.now)

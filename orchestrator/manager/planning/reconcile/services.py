@@ -68,7 +68,7 @@ def reconcile_replicated(view: ClusterView, service: Service, draft: Draft) -> N
 
 def _scale(service: Service, draft: Draft) -> None:
     kept = draft.kept_slots()
-    missing = service.spec.replicas - len(kept)
+    missing = service.replicas - len(kept)
     if missing > 0:
         known = draft.slots()
         for number in draft.free_numbers(draft.may_add(missing)):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from orchestrator.manager.planning.reconcile.job_runs import with_job_spec
+from orchestrator.model.scheduling.autoscaling import AutoscaleStatus
 from orchestrator.model.services import PastSpec, Service, UpdateState, UpdateStatus
 from orchestrator.model.specs import ServiceSpec
 
@@ -27,9 +28,14 @@ def with_spec(
     if spec.mode.is_job:
         return with_job_spec(service, spec, image_digest, now, _with(service, now))
     new_tasks = spec.task != service.spec.task or image_digest != service.image_digest
+    scale = service.autoscale
+    if not spec.autoscale.enabled or spec.replicas != service.spec.replicas:
+        # Autoscaling goes on from the number that a user has set.
+        scale = AutoscaleStatus()
     after = replace(
         service,
         spec=spec,
+        autoscale=scale,
         updated_at=now,
         spec_version=service.spec_version + new_tasks,
         image_digest=image_digest,

@@ -28,6 +28,7 @@ from dataclasses import replace
 
 from orchestrator.manager.planning.eligibility import is_eligible
 from orchestrator.manager.planning.reconcile.evictions import enforce_drain_deadlines, may_evict_now
+from orchestrator.manager.planning.reconcile.moves import advance_moves, is_being_moved
 from orchestrator.manager.planning.reconcile.restarts import (
     STABLE,
     crashed,
@@ -157,8 +158,10 @@ def replace_outdated(view: ClusterView, service: Service, draft: Draft) -> None:
     service's update policy allows now."""
     start_first = starts_first(service)
     enforce_drain_deadlines(view, draft)
+    advance_moves(view, service, draft)
     for slot in draft.kept_slots():
-        _stop_superfluous(view, service, slot, draft)
+        if not is_being_moved(slot):
+            _stop_superfluous(view, service, slot, draft)
     for slot in draft.kept_slots():
         task = slot.runnable
         if task is None or not outdated(view, service, task):

@@ -20,13 +20,13 @@ from math import isfinite
 from orchestrator.manager.planning.networking.addresses import Address, slice6, slice_gateway, twin
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.extensible import is_known
 from orchestrator.model.formats.conflist import wants_slices
 from orchestrator.model.formats.generic_resources import parse_supply
 from orchestrator.model.networks import CNI, SMALLEST_MTU, is_sliced, own_addresses
 from orchestrator.model.nodes import Node, NodeDescription, NodeState, TunnelKey
 from orchestrator.model.objects import Image, Network
-from orchestrator.model.orphans import Orphan
 from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import Owner, TaskState, is_terminal, may_move
 from orchestrator.model.tasks import Task, TaskStatus

@@ -10,6 +10,7 @@ service has an anti-affinity to it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,8 +18,8 @@ from orchestrator.manager.planning.eligibility import satisfies_rule
 from orchestrator.manager.planning.scheduling.capacity import BoolArray, IntArray
 from orchestrator.manager.planning.scheduling.node_table import Demand, Filter, NodeTable
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.affinities import Affinity
-from orchestrator.model.constraints import SERVICE, SERVICE_LABELS, Rule, read_attribute
+from orchestrator.model.scheduling.affinities import Affinity
+from orchestrator.model.scheduling.constraints import SERVICE, SERVICE_LABELS, Rule, read_attribute
 from orchestrator.model.services import Service
 
 
@@ -49,13 +50,48 @@ def affinity_scores(view: ClusterView, table: NodeTable, demand: Demand) -> IntA
     return total
 
 
-def refers_to_itself(view: ClusterView, demand: Demand) -> bool:
-    """Whether a placed task of the demand changes where the next one may go."""
-    own = view.services.get(demand.service_id)
-    if own is None:
-        return False
-    rules = (each.parsed for each in demand.affinities)
-    return any(rule.of_services and _names(rule, own) for rule in rules)
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a placed task changes for the next one of its demand."""
+
+    elsewhere: bool = False
+    """Other nodes than its own change."""
+    closed: bool = False
+    """Its node can take no other."""
+    bonus: int = 0
+    """What its node gains in affinity, in tasks of the service."""
+
+
+NO_EFFECT = Effect()
+
+
+class OwnAffinities:
+    """A demand's affinities to its own service: a placed task changes where the next one may go."""
+
+    def __init__(self, view: ClusterView, table: NodeTable, demand: Demand) -> None:
+        self._table = table
+        own = view.services.get(demand.service_id)
+        self._rules = [
+            (each, _near(view, table, each))
+            for each in demand.affinities
+            if own is not None and each.parsed.of_services and _names(each.parsed, own)
+        ]
+        """Each with the nodes that are near now."""
+
+    def place(self, row: int) -> Effect:
+        """Count a task on a node, and say what follows."""
+        closed, bonus = False, 0
+        for each, near in self._rules:
+            if near[row] or (
+                each.within and not read_attribute(self._table.nodes[row], each.within)
+            ):
+                continue
+            if each.within or (each.hard and not each.anti):
+                return Effect(elsewhere=True)
+            near[row] = True
+            closed = closed or each.hard
+            bonus += 0 if each.hard else -each.weight if each.anti else each.weight
+        return Effect(closed=closed, bonus=bonus) if closed or bonus else NO_EFFECT
 
 
 def _filter(view: ClusterView, affinity: Affinity, own: Service | None) -> Filter:
@@ -89,7 +125,7 @@ def _anti_affinity_of(other: Service, affinity: Affinity) -> Filter:
 def _near(view: ClusterView, table: NodeTable, affinity: Affinity) -> BoolArray:
     rule = affinity.parsed
     if not rule.of_services:
-        return np.array([satisfies_rule(rule, node) for node in table.nodes], dtype=np.bool_)
+        return table.each_node(("rule", affinity.rule), lambda node: satisfies_rule(rule, node))
     near = np.zeros(len(table.nodes), dtype=np.bool_)
     for service in view.services.values():
         if _names(rule, service):

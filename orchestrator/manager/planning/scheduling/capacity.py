@@ -10,22 +10,13 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.manager.planning.node_load import NO_LOAD, occupies
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.specs import Resources
-from orchestrator.model.states import TaskState, is_terminal
 from orchestrator.model.tasks import Task
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
-
-
-def occupies(task: Task) -> bool:
-    """Whether the task takes room on its node.
-
-    From its assignment until it has ended: also while it is being stopped, since the kernel has
-    not given anything back yet.
-    """
-    return task.status.state >= TaskState.ASSIGNED and not is_terminal(task.status.state)
 
 
 @overload
@@ -59,5 +50,5 @@ class NodeUsage:
 
 def node_usage(view: ClusterView, node_id: str) -> NodeUsage:
     """What the tasks of the node take that have not ended."""
-    tasks = view.tasks_of_node(node_id).values()
-    return NodeUsage(reserved(tasks), sum(occupies(task) for task in tasks))
+    load = view.loads.get(node_id, NO_LOAD)
+    return NodeUsage(Resources(load.shares, load.memory), load.tasks)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from orchestrator.manager.planning.eligibility import satisfies, satisfies_rule
+from orchestrator.manager.planning.node_load import Port
 from orchestrator.manager.planning.reconcile.service_dependencies import unmet_dependency
 from orchestrator.manager.planning.scheduling.affinity import affinity_filters
 from orchestrator.manager.planning.scheduling.capacity import BoolArray, fits
@@ -21,7 +22,7 @@ from orchestrator.manager.planning.scheduling.network_filters import (
     network_filters,
     unusable_network,
 )
-from orchestrator.manager.planning.scheduling.node_table import Demand, Filter, NodeTable, Port
+from orchestrator.manager.planning.scheduling.node_table import Demand, Filter, NodeTable
 from orchestrator.manager.planning.scheduling.volume_placement import (
     NodeRule,
     container_named,
@@ -31,11 +32,11 @@ from orchestrator.manager.planning.scheduling.volume_placement import (
 )
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.compatibility.agent_features import describe_feature
-from orchestrator.model.constraints import NODE_LABELS, Rule, parse_rule
 from orchestrator.model.names import parse_image
 from orchestrator.model.networks import takes_foreign_sources
 from orchestrator.model.nodes import Availability, NodeState
 from orchestrator.model.placement import GenericResource
+from orchestrator.model.scheduling.constraints import NODE_LABELS, Rule, parse_rule
 from orchestrator.model.specs import Protocol
 from orchestrator.model.states import TaskState
 from orchestrator.model.validation.host_access import UNCHECKED_SOURCES, allows, refusal
@@ -75,8 +76,12 @@ def filters_for(view: ClusterView, table: NodeTable, demand: Demand) -> Iterator
             f"already has {most} {'task' if most == 1 else 'tasks'} of the service, the maximum",
         )
     shares, memory = demand.resources.shares, demand.resources.memory
-    yield Filter(lambda table: fits(table.free_shares, shares), "insufficient shares")
-    yield Filter(lambda table: fits(table.free_memory, memory), "insufficient memory")
+    yield Filter(
+        lambda table: fits(table.free_shares, shares), "insufficient shares", capacity=True
+    )
+    yield Filter(
+        lambda table: fits(table.free_memory, memory), "insufficient memory", capacity=True
+    )
     for each in demand.generic:
         yield _generic(each)
 
@@ -153,9 +158,7 @@ def _constraint(view: ClusterView, text: str) -> Filter:
     elif rule.attribute.startswith(NODE_LABELS) and not rule.negated:
         words += _reported(view, rule)
     return Filter(
-        lambda table: np.array(
-            [satisfies_rule(rule, node) for node in table.nodes], dtype=np.bool_
-        ),
+        lambda table: table.each_node(("rule", text), lambda node: satisfies_rule(rule, node)),
         words,
         lasting=True,
     )
@@ -179,15 +182,15 @@ def _node_rule(rule: NodeRule) -> Filter:
 
 def _feature(name: str) -> Filter:
     return Filter(
-        lambda table: np.array(
-            [name in node.description.features for node in table.nodes], dtype=np.bool_
+        lambda table: table.each_node(
+            ("feature", name), lambda node: name in node.description.features
         ),
         f"its agent is too old for {describe_feature(name)}",
     )
 
 
 def _allowance(table: NodeTable, demand: Demand, name: str) -> Filter:
-    passing = np.array([allows(node, name) for node in table.nodes], dtype=np.bool_)
+    passing = table.each_node(("allowance", name), lambda node: allows(node, name))
     refusing = [table.nodes[row] for row in np.flatnonzero(~passing & candidates(table, demand))]
     asked = [node for node in refusing if satisfies(node, demand.constraints)]
     hostname = asked[0].description.hostname if len(asked) == 1 else ""
@@ -200,14 +203,18 @@ def _generic(wanted: GenericResource) -> Filter:
         words = f"no free {wanted.kind} {', '.join(wanted.names)}"
     elif wanted.every:
         words = f"no {wanted.kind}, or not all of them free"
-    return Filter(lambda table: table.generic.available(wanted), words)
+    # Which tasks have the ones that are named is not considered.
+    relievable = not wanted.names
+    return Filter(lambda table: table.generic.available(wanted), words, capacity=relievable)
 
 
 def _port(port: Port) -> Filter:
     number, protocol = port
     name = "udp" if protocol is Protocol.UDP else "tcp"
     return Filter(
-        lambda table: ~_mask(table, table.ports.get(port, set())), f"port {number}/{name} in use"
+        lambda table: ~_mask(table, table.ports.get(port, set())),
+        f"port {number}/{name} in use",
+        capacity=True,
     )
 
 

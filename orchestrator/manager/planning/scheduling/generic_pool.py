@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from orchestrator.manager.planning.scheduling.capacity import BoolArray, IntArray, fits, occupies
+from orchestrator.manager.planning.node_load import occupies
+from orchestrator.manager.planning.scheduling.capacity import BoolArray, IntArray, fits
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.formats.generic_resources import find_names, supply_names, supply_size
 from orchestrator.model.nodes import Node
@@ -79,6 +80,24 @@ class GenericPool:
             names[:] = [name for name in names if name not in chosen]
             given[each.kind] = ",".join(chosen) or str(count)
         return given
+
+    def hold(self, row: int, wanted: GenericResource) -> None:
+        """Keep as many for a task that is not placed yet; what is free may become negative."""
+        total = int(self.total(wanted.kind)[row])
+        self.free(wanted.kind)[row] -= total if wanted.every else wanted.count
+
+    def give_back(self, row: int, given: Mapping[str, str]) -> None:
+        """Undo `take`."""
+        for kind, text in given.items():
+            self.free(kind)[row] += supply_size(text)
+            names = self._names[kind][row]
+            order = _names_of(self._nodes[row], kind)
+            names[:] = sorted({*names, *supply_names(text)}, key=order.index)
+
+    def release(self, row: int, wanted: GenericResource) -> None:
+        """Count as many as free again; which names these are is not known."""
+        total = int(self.total(wanted.kind)[row])
+        self.free(wanted.kind)[row] += total if wanted.every else wanted.count
 
     def _chosen(self, row: int, wanted: GenericResource) -> tuple[str, ...] | None:
         """The free names that a task means which names them; None if any is not free. What a word

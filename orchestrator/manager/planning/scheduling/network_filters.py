@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from ipaddress import ip_network
 
 import numpy as np
 
-from orchestrator.manager.planning.networking.addresses import Subnet, overlap, slice_size
+from orchestrator.manager.planning.networking.addresses import overlap, slice_size
 from orchestrator.manager.planning.networking.plugin_networks import Lack, lacks
 from orchestrator.manager.planning.scheduling.capacity import BoolArray
 from orchestrator.manager.planning.scheduling.node_table import Filter, NodeTable
@@ -35,7 +36,7 @@ def network_filters(network: Network, nodes: Sequence[Node]) -> Iterator[Filter]
         yield from _slice_rules(network)
     if network.encrypted:
         yield Filter(
-            lambda table: _each(table, encrypts),
+            lambda table: table.each_node("encrypts", encrypts),
             f"its kernel has no WireGuard, for encrypted network {network.name}",
             lasting=True,
         )
@@ -48,7 +49,9 @@ def _without(lack: Lack) -> Filter:
 def _slice_rules(network: Network) -> Iterator[Filter]:
     """Filters of a network whose subnet is cut into slices for nodes."""
     yield Filter(
-        lambda table: _each(table, lambda node: node.id in network.slices),
+        lambda table: table.each_node(
+            ("slice", network.id), lambda node: node.id in network.slices
+        ),
         f"no subnet of network {network.name} left for it",
     )
     room = slice_size(network) - NOT_FOR_CONTAINERS
@@ -58,9 +61,11 @@ def _slice_rules(network: Network) -> Iterator[Filter]:
     )
     if not is_ours(network.driver):
         return  # on a node, its plugins choose the subnet, such as the host's LAN
-    subnets = [ip_network(text) for text in (network.subnet, network.subnet6) if text]
+    subnets = tuple(text for text in (network.subnet, network.subnet6) if text)
     yield Filter(
-        lambda table: _each(table, lambda node: not _overlaps(node, subnets)),
+        lambda table: table.each_node(
+            ("routes", network.id), lambda node: not _overlap(node.description.routes, subnets)
+        ),
         f"a route of it overlaps network {network.name}",
         lasting=True,
     )
@@ -100,9 +105,9 @@ def _each(table: NodeTable, passes: Callable[[Node], bool]) -> BoolArray:
     return np.array([passes(node) for node in table.nodes], dtype=np.bool_)
 
 
-def _overlaps(node: Node, subnets: list[Subnet]) -> bool:
+@lru_cache(maxsize=1 << 16)
+def _overlap(routes: tuple[str, ...], subnets: tuple[str, ...]) -> bool:
+    """Whether a route overlaps a subnet. Remembered, since each pass asks it of all nodes."""
     return any(
-        overlap(ip_network(route), subnet)
-        for route in node.description.routes
-        for subnet in subnets
+        overlap(ip_network(route), ip_network(subnet)) for route in routes for subnet in subnets
     )

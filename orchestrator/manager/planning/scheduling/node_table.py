@@ -4,32 +4,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.manager.planning.scheduling.capacity import BoolArray, IntArray, occupies
+from orchestrator.manager.planning.node_load import NO_LOAD, Port, occupies, published
+from orchestrator.manager.planning.scheduling.capacity import BoolArray, IntArray
 from orchestrator.manager.planning.scheduling.generic_pool import GenericPool
 from orchestrator.manager.planning.scheduling.volume_placement import PinnedVolumes, named_volumes
 from orchestrator.manager.planning.slots import is_current
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.affinities import Affinity
 from orchestrator.model.compatibility.agent_features import STOP_AFTER, required_features
 from orchestrator.model.mounts import MountSpec
+from orchestrator.model.nodes import Node
 from orchestrator.model.placement import (
     DisconnectAction,
     GenericResource,
     Strategy,
 )
+from orchestrator.model.scheduling.affinities import Affinity
 from orchestrator.model.services import Service, UpdateState
-from orchestrator.model.specs import Protocol, PublishMode, Resources
+from orchestrator.model.specs import Resources
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
 from orchestrator.model.validation.host_access import wanted
 from orchestrator.model.validation.shared_namespaces import namespace_container
-
-Port = tuple[int, Protocol]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ class Demand:
     """Access to its node's host that it needs (`model.validation.host_access`)."""
     binpack: bool = False
     """Prefer the fullest node."""
+    priority: int = 0
 
     @staticmethod
     def of(view: ClusterView, task: Task) -> Demand:
@@ -87,7 +88,14 @@ class Demand:
             features=_features(service, task),
             allowances=wanted(task.spec),
             binpack=_strategy(view, service) is Strategy.BINPACK,
+            priority=service.spec.priority if service else task.priority,
         )
+
+
+def priority_of(view: ClusterView, task: Task) -> int:
+    """The priority of a task: its service's, or a standalone container's own."""
+    service = view.services.get(task.service_id)
+    return service.spec.priority if service is not None else task.priority
 
 
 def _strategy(view: ClusterView, service: Service | None) -> Strategy:
@@ -113,15 +121,6 @@ def _is_leaving(service: Service | None, task: Task) -> bool:
     return task.spec_version != service.spec_version and not is_current(service, task)
 
 
-def published(task: Task) -> tuple[Port, ...]:
-    """The ports that the task takes on its node, and another task could take there too."""
-    return tuple(
-        (port.published, port.protocol)
-        for port in task.spec.ports
-        if port.published and port.mode is PublishMode.HOST
-    )
-
-
 class NodeTable:
     """Arrays over the nodes of a view; `place` keeps them current during a pass."""
 
@@ -129,11 +128,12 @@ class NodeTable:
         self.nodes = tuple(view.nodes[id] for id in sorted(view.nodes))
         self.row = {node.id: row for row, node in enumerate(self.nodes)}
         resources = [node.description.resources for node in self.nodes]
+        loads = [view.loads.get(node.id, NO_LOAD) for node in self.nodes]
         self.total_shares = _ints([amount.shares for amount in resources])
         self.total_memory = _ints([amount.memory for amount in resources])
-        self.free_shares = self.total_shares.copy()
-        self.free_memory = self.total_memory.copy()
-        self.tasks = np.zeros(len(self.nodes), dtype=np.int64)
+        self.free_shares = self.total_shares - _ints([load.shares for load in loads])
+        self.free_memory = self.total_memory - _ints([load.memory for load in loads])
+        self.tasks = _ints([load.tasks for load in loads])
         self.state = _ints([node.state for node in self.nodes])
         self.availability = _ints([node.availability for node in self.nodes])
         self.ports: dict[Port, set[int]] = {}
@@ -144,70 +144,55 @@ class NodeTable:
         """The services with affinities, by id: they may have an anti-affinity to others."""
         self.with_affinities.sort(key=lambda service: service.id)
         self.generic = GenericPool(view, self.nodes)
+        for row, load in enumerate(loads):
+            for port in load.ports:
+                self.ports.setdefault(port, set()).add(row)
+        self._view = view
+        self._loads = loads
+        self._rules: dict[Hashable, BoolArray] = {}
         self._attached: dict[str, IntArray] = {}
-        self._active: dict[str, Counter[int]] = {}
-        self._leaving: dict[str, Counter[int]] = {}
-        """Of services: the tasks that an update in progress has yet to replace."""
         self._counts: dict[str, IntArray] = {}
         self._staying: dict[str, IntArray] = {}
-        self._load(view)
-
-    def _load(self, view: ClusterView) -> None:
-        shares, memory, tasks = ([0] * len(self.nodes) for _ in range(3))
-        for row, node in enumerate(self.nodes):
-            for task in view.tasks_of_node(node.id).values():
-                if not occupies(task):
-                    continue
-                counted = task.spec.counted
-                shares[row] += counted.shares
-                memory[row] += counted.memory
-                tasks[row] += 1
-                if task.desired_state <= TaskState.RUNNING:
-                    self._active.setdefault(task.service_id, Counter())[row] += 1
-                    if _is_leaving(view.services.get(task.service_id), task):
-                        self._leaving.setdefault(task.service_id, Counter())[row] += 1
-                for port in published(task):
-                    self.ports.setdefault(port, set()).add(row)
-                for name in task.spec.network_names:
-                    self.attached(name)[row] += 1
-        self.free_shares -= _ints(shares)
-        self.free_memory -= _ints(memory)
-        self.tasks += _ints(tasks)
 
     def tasks_of_service(self, service_id: str) -> IntArray:
         """How many tasks of the service each node has that are not being stopped."""
-        counts = self._counts.get(service_id)
-        if counts is None:
-            counts = np.zeros(len(self.nodes), dtype=np.int64)
-            for row, count in self._active.get(service_id, Counter()).items():
-                counts[row] = count
-            self._counts[service_id] = counts
-        return counts
+        if service_id not in self._counts:
+            self._count(service_id)
+        return self._counts[service_id]
 
     def staying_of_service(self, service_id: str) -> IntArray:
         """As `tasks_of_service`, without those that the service's update has yet to replace:
         they do not count for the spread after the update."""
-        if service_id not in self._leaving:
-            return self.tasks_of_service(service_id)
-        counts = self._staying.get(service_id)
-        if counts is None:
-            counts = self._staying[service_id] = self.tasks_of_service(service_id).copy()
-            for row, count in self._leaving[service_id].items():
-                counts[row] -= count
-        return counts
+        if service_id not in self._counts:
+            self._count(service_id)
+        return self._staying[service_id]
+
+    def _count(self, service_id: str) -> None:
+        """Count the tasks of a service; with none to replace, both counts are one array."""
+        service = self._view.services.get(service_id)
+        active = np.zeros(len(self.nodes), dtype=np.int64)
+        leaving: Counter[int] = Counter()
+        for task in self._view.tasks_of_service(service_id).values():
+            row = self.row.get(task.node_id)
+            if row is None or task.desired_state > TaskState.RUNNING or not occupies(task):
+                continue
+            active[row] += 1
+            if _is_leaving(service, task):
+                leaving[row] += 1
+        staying = active
+        if leaving:
+            staying = active.copy()
+            for row, count in leaving.items():
+                staying[row] -= count
+        self._counts[service_id], self._staying[service_id] = active, staying
 
     def attached(self, network: str) -> IntArray:
         """How many tasks each node has on a network."""
         counts = self._attached.get(network)
         if counts is None:
-            counts = self._attached[network] = np.zeros(len(self.nodes), dtype=np.int64)
+            counts = _ints([load.networks.get(network, 0) for load in self._loads])
+            self._attached[network] = counts
         return counts
-
-    def _kept_counts(self, service_id: str) -> Iterator[IntArray]:
-        staying = self.staying_of_service(service_id)
-        yield staying
-        if service_id in self._leaving:
-            yield self.tasks_of_service(service_id)
 
     def place(self, row: int, demand: Demand) -> bool:
         """Count a task of this demand on the node. Return whether that pinned a volume, which the
@@ -215,13 +200,75 @@ class NodeTable:
         self.free_shares[row] -= demand.resources.shares
         self.free_memory[row] -= demand.resources.memory
         self.tasks[row] += 1
-        for counts in self._kept_counts(demand.service_id):
-            counts[row] += 1
+        active = self.tasks_of_service(demand.service_id)
+        staying = self.staying_of_service(demand.service_id)
+        active[row] += 1
+        if staying is not active:
+            staying[row] += 1
         for port in demand.ports:
             self.ports.setdefault(port, set()).add(row)
         for name in demand.networks:
             self.attached(name)[row] += 1
-        return self.pinned.pin(demand.volumes, self.nodes[row])
+        return bool(demand.volumes) and self.pinned.pin(demand.volumes, self.nodes[row])
+
+    def each_node(self, key: Hashable, passes: Callable[[Node], bool]) -> BoolArray:
+        """Which nodes pass a rule that placements do not change. Computed once for a `key`, which
+        must name the rule and all that it depends on; the result must not be changed."""
+        found = self._rules.get(key)
+        if found is None:
+            found = np.array([passes(node) for node in self.nodes], dtype=np.bool_)
+            self._rules[key] = found
+        return found
+
+    def leave(self, source: int, demand: Demand) -> None:
+        """Count a task of this demand no longer on the node."""
+        self.free_shares[source] += demand.resources.shares
+        self.free_memory[source] += demand.resources.memory
+        self.tasks[source] -= 1
+        active = self.tasks_of_service(demand.service_id)
+        staying = self.staying_of_service(demand.service_id)
+        active[source] -= 1
+        if staying is not active:
+            staying[source] -= 1
+        for port in demand.ports:
+            self.ports.get(port, set()).discard(source)
+        for name in demand.networks:
+            self.attached(name)[source] -= 1
+        for each in demand.generic:
+            self.generic.release(source, each)
+
+    def move(self, source: int, target: int, demand: Demand) -> None:
+        """Count a task of this demand on another node."""
+        self.leave(source, demand)
+        for each in demand.generic:
+            self.generic.hold(target, each)
+        self.place(target, demand)
+
+    def unplace(self, row: int, demand: Demand, generic: Mapping[str, str]) -> None:
+        """Undo `place` of a task that was given these generic resources. Volumes stay pinned."""
+        self.free_shares[row] += demand.resources.shares
+        self.free_memory[row] += demand.resources.memory
+        self.tasks[row] -= 1
+        active = self.tasks_of_service(demand.service_id)
+        staying = self.staying_of_service(demand.service_id)
+        active[row] -= 1
+        if staying is not active:
+            staying[row] -= 1
+        for port in demand.ports:
+            self.ports.get(port, set()).discard(row)
+        for name in demand.networks:
+            self.attached(name)[row] -= 1
+        self.generic.give_back(row, generic)
+
+    def hold(self, row: int, demand: Demand) -> None:
+        """Keep room on the node for a task that is not placed yet. What is free becomes negative if
+        the room is still to be made."""
+        self.free_shares[row] -= demand.resources.shares
+        self.free_memory[row] -= demand.resources.memory
+        for port in demand.ports:
+            self.ports.setdefault(port, set()).add(row)
+        for each in demand.generic:
+            self.generic.hold(row, each)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +281,8 @@ class Filter:
     """The reason of a node that does not pass, in pending reasons."""
     lasting: bool = False
     """A node that does not pass never will, unless an operator changes it."""
+    capacity: bool = False
+    """A node that does not pass may once other tasks have stopped."""
 
 
 def _ints(values: list[int]) -> IntArray:

@@ -204,7 +204,7 @@ def test_a_drain_waits_until_the_node_is_empty(
     assert (done.exit_code, done.stderr) == (
         3,
         "orc: node node2 still has 1 task of web after 0s: no suitable node; the drain continues, "
-        "see 'orc node ps node2'\n",
+        "see 'orc node ps node2' and 'orc why web'\n",
     )
     assert "--timeout go with" in refused("node", "update", "--timeout", "1m", "node2", status=2)
 
@@ -222,7 +222,26 @@ def test_node_ps(manager: Any, run: Run) -> None:
     )
     (row,) = json.loads(run("node", "ps", "node1", "--format", "json").stdout)
     assert (row["name"], row["node"]) == ("web.1", "node1")
-    assert manager.script.request("ListTasks") == pb.ListTasksRequest(node="node1")
+    assert manager.script.request("ListTasks").node == "node1"
+
+
+def test_node_ps_of_a_long_list(manager: Any, run: Run) -> None:
+    """A manager sends tasks in pages; each but the first is asked for by the token before it."""
+
+    def page(request: Any) -> Any:
+        assert request.page_size > 0
+        number = int(request.page_token or 0)
+        task = {"id": f"t{number}", "service_name": "web", "slot": number, "node_id": "n1"}
+        token = str(number + 1) if number < 2 else ""
+        return pb.ListTasksReply(tasks=[task], hostnames={"n1": "node1"}, next_page_token=token)
+
+    manager.script.answers["ListTasks"] = page
+    rows = json.loads(run("node", "ps", "node1", "--format", "json").stdout)
+    assert [(row["name"], row["node"]) for row in rows] == [
+        ("web.0", "node1"),
+        ("web.1", "node1"),
+        ("web.2", "node1"),
+    ]
 
 
 # --- networks

@@ -281,6 +281,7 @@ def test_exec_is_resumed_without_a_gap(capfdbinary: pytest.CaptureFixture[bytes]
 @pytest.mark.usefixtures("piped")
 def test_exec_that_has_ended_on_its_node_is_lost(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     client = Resuming("the session has ended on its node")
-    with pytest.raises(ManagerLost, match="the connection broke"):
+    said = "the connection broke, and the session has ended on its node"
+    with pytest.raises(ManagerLost, match=said):
         execute(client).run()
     assert client.sessions == 2

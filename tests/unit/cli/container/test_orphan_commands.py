@@ -12,9 +12,9 @@ import pytest
 from click.testing import Result
 from scripted_manager import Refusal
 
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import Node, NodeDescription
-from orchestrator.model.orphans import Orphan
 from orchestrator.model.specs import ContainerSpec, TaskSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus

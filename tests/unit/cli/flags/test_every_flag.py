@@ -67,6 +67,7 @@ PLACEHOLDERS = {
     "PORT": "8080",
     "PORTS": "8080:80",
     "PUBLISHED": "8080",
+    "QUEUE": "research",
     "RATIO": "0.25",
     "RULE": "node.labels.zone==a",
     "RUNTIME": "runc",
@@ -136,11 +137,20 @@ BY_OPTION = {
 }
 """Values of options that no metavar could say."""
 
+_AUTOSCALED = ["--autoscale-max", "10", "--autoscale-min", "1", "--autoscale-cpu", "50"]
+
 WITH = {
     "--deadline": ["--availability", "drain"],
     "--timeout": ["--availability", "drain"],
     "--max-unavailable": ["--availability", "drain"],
     "--network-alias": ["--network", "back"],
+    "--autoscale-max": ["--autoscale-min", "1", "--autoscale-cpu", "50"],
+    "--autoscale-min": ["--autoscale-max", "10", "--autoscale-cpu", "50"],
+    "--autoscale-cpu": ["--autoscale-max", "10", "--autoscale-min", "1"],
+    "--autoscale-memory": ["--autoscale-max", "10", "--autoscale-min", "1"],
+    "--autoscale-up-window": _AUTOSCALED,
+    "--autoscale-down-window": _AUTOSCALED,
+    "--all-or-nothing": ["--queue", "research"],
     "--net-alias": ["--network", "back"],
     "--container-access": ["control-plane", "metadata,metrics", "all", "none"],
     "--ip": ["--network", "back"],

@@ -15,6 +15,8 @@ from orchestrator.model.documents import FileReference
 from orchestrator.model.jobs import JobSpec, Overlap
 from orchestrator.model.mounts import MountSpec, MountType
 from orchestrator.model.placement import GenericResource, Strategy
+from orchestrator.model.scheduling.autoscaling import AutoscaleSpec
+from orchestrator.model.scheduling.disruptions import DisruptionBudget
 from orchestrator.model.specs import (
     EndpointMode,
     FailureAction,
@@ -227,6 +229,14 @@ x-orc:
     assert spec.strategy is Strategy.BINPACK
     spec = service("x-orc: {update-canary: 1, on-disconnect: keep}")
     assert (spec.update.canary, spec.on_disconnect.action.name) == (1, "KEEP")
+    spec = service("x-orc: {priority: high, min-available: 50%, max-unavailable: 1}")
+    assert (spec.priority, spec.disruption) == (100, DisruptionBudget("50%", "1"))
+    assert service("x-orc: {priority: -7}").priority == -7
+    queued = "{queue: nightly, all-or-nothing: true}"
+    job = service(f"deploy: {{mode: replicated-job}}\nx-orc: {queued}").job
+    assert (job.queue, job.all_or_nothing) == ("nightly", True)
+    keys = "autoscale-min: 2, autoscale-max: 9, autoscale-cpu: 60, autoscale-up-window: 1m"
+    assert service(f"x-orc: {{{keys}}}").autoscale == AutoscaleSpec(2, 9, 60, 0, 60.0, 300.0)
 
 
 def test_dependencies_and_their_order() -> None:

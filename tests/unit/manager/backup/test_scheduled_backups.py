@@ -28,8 +28,8 @@ from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.kv import StoreUnavailable
 from orchestrator.manager.store.memory import MemoryKv
-from orchestrator.model.backups import BackupSchedule, BackupStatus
-from orchestrator.model.managers import Manager
+from orchestrator.model.administration.backups import BackupSchedule, BackupStatus
+from orchestrator.model.administration.managers import Manager
 from orchestrator.model.objects import Cluster
 
 HOUR = 3600.0

@@ -7,8 +7,8 @@ import pytest
 
 from orchestrator.manager.cluster.registration import was_removed
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.access import Revocation
-from orchestrator.model.managers import Manager
+from orchestrator.model.administration.access import Revocation
+from orchestrator.model.administration.managers import Manager
 from orchestrator.model.objects import Object
 
 OBJECT = Manager(id="m1")

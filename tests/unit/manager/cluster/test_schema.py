@@ -30,7 +30,7 @@ from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import LEADER, SCHEMA
 from orchestrator.manager.store.kv import Conflict, Guard, Put, StoreUnavailable
 from orchestrator.manager.store.memory import MemoryKv
-from orchestrator.model.managers import Manager
+from orchestrator.model.administration.managers import Manager
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Object
 

@@ -18,7 +18,7 @@ from orchestrator.manager.cluster.store_condition import (
 )
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.etcd_maintenance import Alarm
-from orchestrator.model.managers import Manager
+from orchestrator.model.administration.managers import Manager
 from orchestrator.pb import managers_pb2
 
 MIB = 1 << 20

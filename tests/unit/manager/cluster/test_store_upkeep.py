@@ -21,7 +21,7 @@ from orchestrator.manager.store.etcd_membership import MemberStatus
 from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import Put
 from orchestrator.manager.store.memory import MemoryKv
-from orchestrator.model.managers import Manager
+from orchestrator.model.administration.managers import Manager
 from orchestrator.pb import managers_pb2, managers_pb2_grpc
 
 MIB = 1 << 20

@@ -15,10 +15,10 @@ from orchestrator.manager.dispatch.network_assignments import NetworkAssignments
 from orchestrator.manager.dispatch.node_session import REMINDER_INTERVAL, NodeSession
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.documents import Document, FileReference
 from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.objects import Cluster, Image, Object
-from orchestrator.model.orphans import Orphan
 from orchestrator.model.placement import Disconnect, DisconnectAction
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ContainerSpec, ServiceSpec, TaskSpec

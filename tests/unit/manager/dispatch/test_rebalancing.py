@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.manager.dispatch.rebalancing import Handover, handover
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.managers import Manager, ManagerPresence
+from orchestrator.model.administration.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import SessionRecord
 
 

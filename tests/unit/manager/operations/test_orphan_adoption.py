@@ -13,8 +13,8 @@ from orchestrator.manager.errors import RequestError
 from orchestrator.manager.operations.workloads.orphans import Adoption, adoption
 from orchestrator.manager.planning.task_filling import filled_in
 from orchestrator.manager.planning.view import ClusterView
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.objects import Network, Object
-from orchestrator.model.orphans import Orphan
 from orchestrator.model.services import JobRun, JobStatus, Service
 from orchestrator.model.specs import NetworkAttachment, ServiceMode
 from orchestrator.model.states import TaskState

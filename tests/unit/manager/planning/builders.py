@@ -129,6 +129,16 @@ def task(
     )
 
 
+def _decided(plans: Iterable[Plan]) -> list[Change]:
+    """What plans change, apart from the reason of a task that is pending before and after."""
+
+    def waits(item: Object | None) -> bool:
+        return isinstance(item, Task) and item.status.state is TaskState.PENDING
+
+    changes = (change for each in plans for change in each.changes)
+    return [each for each in changes if not (waits(each.before) and waits(each.after))]
+
+
 class World:
     """A cluster whose plans are written as they are made; time stands until it is moved."""
 
@@ -136,6 +146,9 @@ class World:
         self.now = NOW
         self.view = ClusterView.of(objects)
         self.dirty: Dirty = EVERYTHING
+        self.at_rest: frozenset[str] = frozenset()
+        self._every_change: Dirty = EVERYTHING
+        """As `dirty`, as if no service were at rest."""
         self.requeue_at: float | None = None
         self.limit = sys.maxsize
         """Of a pass."""
@@ -147,7 +160,8 @@ class World:
 
     def write(self, *changes: Change) -> None:
         self.view = self.view.evolve(changes)
-        self.dirty |= dirty_of(changes)
+        self.dirty |= dirty_of(changes, self.at_rest)
+        self._every_change |= dirty_of(changes)
 
     def put(self, item: Object) -> None:
         """Create or change an object, as a user or an operator does."""
@@ -164,8 +178,15 @@ class World:
     def plan(self) -> list[Plan]:
         """One pass over what is dirty, written; the earliest time asked for is kept."""
         dirty, self.dirty = self.dirty, Dirty()
-        made = plan(self.view, dirty, self.now, self.new_id, limit=self.limit)
+        first = self._ids
+        made = plan(self.view, dirty, self.now, self.new_id, limit=self.limit, at_rest=self.at_rest)
+        last, self._ids = self._ids, first
+        every, self._every_change = dirty | self._every_change, Dirty()
+        whole = plan(self.view, every, self.now, self.new_id, limit=self.limit)
+        assert _decided(made.plans) == _decided(whole.plans), "a service at rest was not done"
+        self._ids = last
         self.requeue_at = earliest(self.requeue_at, made.requeue_at)
+        self.at_rest = made.now_at_rest(self.at_rest)
         for each in made.plans:
             self.write(*each.changes)
         self.dirty |= made.rest

@@ -16,7 +16,8 @@ from orchestrator.manager.planning.clock_steps import (
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.objects import Object
-from orchestrator.model.services import JobRun, JobState, JobStatus
+from orchestrator.model.scheduling.autoscaling import AutoscaleStatus
+from orchestrator.model.services import JobRun, JobState, JobStatus, Service
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
 
@@ -28,6 +29,9 @@ def waiting(not_before: float, at: float = NOW) -> Task:
     return replace(item, not_before=not_before, status=replace(item.status, at=at))
 
 
+WINDOW = replace(service(), autoscale=AutoscaleStatus(fewer_since=NOW - 9, fewer=2))
+
+
 @pytest.mark.parametrize(
     ("item", "moves"),
     [
@@ -37,6 +41,7 @@ def waiting(not_before: float, at: float = NOW) -> Task:
         pytest.param(node("a", downs=(NOW - 60, NOW - 9)), True, id="one that comes and goes"),
         pytest.param(node("a"), False, id="a node that is up"),
         pytest.param(service(), False, id="a service"),
+        pytest.param(WINDOW, True, id="a service whose autoscaler waits"),
     ],
 )
 def test_delays_move_with_the_clock(item: Object, moves: bool) -> None:
@@ -53,6 +58,9 @@ def test_all_of_a_delay_moves() -> None:
     job = replace(
         service(), job=JobStatus(runs=(JobRun(number=1, state=JobState.RUNNING, since=NOW),))
     )
+    window = shifted(WINDOW, DAY)
+    assert isinstance(window, Service)
+    assert (window.autoscale.fewer_since, window.autoscale.more_since) == (NOW - 9 + DAY, 0)
     assert shifted(job, DAY).job.runs[0].since == NOW + DAY  # type: ignore[attr-defined]
 
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from orchestrator.manager.planning.dry_run import Action, Step, simulate
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.reconcile.spec_history import with_spec
-from orchestrator.model.affinities import parse_affinity
 from orchestrator.model.dependencies import Dependency, DependencyCondition
 from orchestrator.model.nodes import Availability, Node
 from orchestrator.model.objects import Image, Object
 from orchestrator.model.placement import GenericResource, Strategy
+from orchestrator.model.scheduling.affinities import parse_affinity
 from orchestrator.model.services import Service
 from orchestrator.model.specs import (
     RestartCondition,
@@ -109,6 +109,17 @@ def test_a_drained_node_is_left() -> None:
         (Action.MOVE, "db.1", "a", "b"),
         (Action.MOVE, "web.1", "a", "b"),
         (Action.MOVE, "web.2", "a", "b"),
+    ]
+
+
+def test_tasks_that_a_drain_leaves_for_now_stay_in_the_plan() -> None:
+    """With no room elsewhere, at most one of them stops, and waits; the other one stays."""
+    world = at_rest(node("a"), service(replicas=2))
+    drained = replace(world.view.nodes["a"], availability=Availability.DRAIN, drain_most=1)
+    steps = plan_of(world, Change(world.view.nodes["a"], drained))
+    assert [(step.action, step.name, step.source, step.target) for step in steps] == [
+        (Action.WAIT, "web.1", "a", ""),
+        (Action.WAIT, "web.2", "a", "a"),
     ]
 
 
@@ -255,7 +266,7 @@ def test_plan_equals_run(data: st.DataObject) -> None:
         match step.action:
             case Action.STOP:
                 del foreseen[step.name]
-            case Action.WAIT:
+            case Action.WAIT if not step.target:
                 foreseen[step.name] = ("", step.reason)
             case _:
                 foreseen[step.name] = (step.target, "")

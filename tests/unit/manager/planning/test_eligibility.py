@@ -9,7 +9,7 @@ import pytest
 from builders import node
 
 from orchestrator.manager.planning.eligibility import satisfies, satisfies_rule
-from orchestrator.model.constraints import parse_rule
+from orchestrator.model.scheduling.constraints import parse_rule
 
 _PLAIN = node("n1", labels={"zone": "a"}, role="worker")
 HOST = replace(_PLAIN, description=replace(_PLAIN.description, labels={"disk": "ssd", "zone": "b"}))

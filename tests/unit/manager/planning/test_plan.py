@@ -81,7 +81,7 @@ def test_earliest() -> None:
         (Change(RUNNING, moved(TaskState.FAILED)), Dirty(frozenset({"web-id"}), False, True)),
         (Change(RUNNING, None), Dirty(frozenset({"web-id"}), False, True)),
         (Change(None, service()), Dirty(frozenset({"web-id"}))),
-        (Change(node("a"), None), Dirty(nodes_changed=True)),
+        (Change(node("a"), None), Dirty(nodes=frozenset({"a"}))),
     ],
 )
 def test_dirty_objects_of_a_change(change: Change, dirty: Dirty) -> None:
@@ -111,7 +111,7 @@ def measured(node: Node, **description: object) -> Node:
 def test_a_change_of_a_node_that_is_not_planned_by_makes_nothing_dirty(
     after: Node, dirty: bool
 ) -> None:
-    assert dirty_of([Change(node("a"), after)]).nodes_changed is dirty
+    assert bool(dirty_of([Change(node("a"), after)]).nodes) is dirty
 
 
 def test_policies_of_a_network_make_nothing_dirty() -> None:

@@ -15,11 +15,11 @@ from builders import MIB, NOW, World, node, service, task, task_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.manager.planning.node_load import occupies, published
 from orchestrator.manager.planning.pipeline import EVERYTHING, plan
 from orchestrator.manager.planning.reconcile.convergence import progress
 from orchestrator.manager.planning.reconcile.updates import starts_first
-from orchestrator.manager.planning.scheduling.capacity import occupies, reserved
-from orchestrator.manager.planning.scheduling.node_table import published
+from orchestrator.manager.planning.scheduling.capacity import reserved
 from orchestrator.manager.planning.scheduling.scheduler import Placement, schedule
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import Availability, Node, NodeState

@@ -17,11 +17,12 @@ from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.memory import MemoryKv
 from orchestrator.manager.telemetry.event_log import EventLog, events_of
-from orchestrator.model.backups import BackupStatus
-from orchestrator.model.managers import Manager
+from orchestrator.model.administration.backups import BackupStatus
+from orchestrator.model.administration.managers import Manager
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
 from orchestrator.model.objects import Image, Network, Object
-from orchestrator.model.orphans import Orphan
+from orchestrator.model.scheduling.autoscaling import AutoscaleSpec, AutoscaleStatus
 from orchestrator.model.services import (
     JobRun,
     JobState,
@@ -64,6 +65,8 @@ def hooked(state: TaskState, done: int) -> Task:
         (at(S.STARTING), BOX, ["start"]),
         (BOX, at(S.RUNNING, paused=True), ["pause"]),
         (at(S.RUNNING, paused=True), BOX, ["unpause"]),
+        (BOX, replace(BOX, desired_state=S.SHUTDOWN, preempted_by="top.1"), ["preempt"]),
+        (BOX, replace(BOX, desired_state=S.SHUTDOWN), []),
         (BOX, at(S.FAILED, exit_code=3), ["die"]),
         (BOX, at(S.FAILED, oom_killed=True), ["oom", "die"]),
         (BOX, at(S.SHUTDOWN), ["die", "stop"]),
@@ -238,3 +241,14 @@ async def test_events_before_the_record_began_are_reported_as_missing() -> None:
             await cache.wait_for(await commit(kv, [Change(None, BACK)]))
     assert [each.action for each in log.after((before - 1, 0))] == ["gap", "create"]
     assert [each.action for each in log.after((before, 0))] == ["create"]
+
+
+def test_a_decision_of_the_autoscaler_is_an_event() -> None:
+    spec = replace(WEB.spec, replicas=2, autoscale=AutoscaleSpec(1, 9, 50))
+    before = replace(WEB, spec=spec)
+    after = replace(before, autoscale=AutoscaleStatus(4, 9.0, "cpu at 100% of 50%"))
+    [event] = events_of(Change(before, after), ClusterView(), 10.0)
+    assert (event.type, event.action, event.name) == ("service", "autoscale", "web")
+    assert event.attributes["replicas.old"] == "2"
+    assert event.attributes["replicas.new"] == "4"
+    assert event.attributes["reason"] == "cpu at 100% of 50%"

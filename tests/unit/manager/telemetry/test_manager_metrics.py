@@ -29,11 +29,12 @@ from orchestrator.manager.telemetry.metrics import (
     TaskMetrics,
     WithDeprecatedNames,
 )
-from orchestrator.model.backups import BackupSchedule, BackupStatus
-from orchestrator.model.managers import Manager, ManagerPresence
+from orchestrator.model.administration.backups import BackupSchedule, BackupStatus
+from orchestrator.model.administration.managers import Manager, ManagerPresence
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
 from orchestrator.model.objects import Cluster, Object
-from orchestrator.model.orphans import Orphan
+from orchestrator.model.scheduling.queues import Queue
 from orchestrator.model.services import Service
 from orchestrator.model.specs import STACK_LABEL, Resources, ServiceSpec, TaskSpec
 from orchestrator.model.states import TaskState
@@ -85,7 +86,7 @@ def test_the_cluster_is_counted() -> None:
         ManagerPresence(id="m1"),
         Manager(id="m2"),
         Manager(id="m3", joining=True),
-        Cluster(id="c", backup_schedule=BackupSchedule(every=60.0)),
+        Cluster(id="c", backup_schedule=BackupSchedule(every=60.0), queues=(Queue("night"),)),
         Orphan(id="o"),
     ).get_sample_value
     for state in ("ready", "down", "joining"):
@@ -96,6 +97,8 @@ def test_the_cluster_is_counted() -> None:
     assert found("orc_backup_failures_total", of) == 2
     assert found("orc_backup_schedule_period_seconds") == 60
     assert found("orc_orphans") == 1
+    assert found("orc_queue_share_ratio", {"queue": "night"}) == 0
+    assert found("orc_queue_tasks", {"queue": "night", "state": "waiting"}) == 0
     assert found("orc_nodes", {"state": "ready", "availability": "active"}) == 1
     assert found("orc_nodes", {"state": "down", "availability": "drain"}) == 1
     assert found("orc_nodes", {"state": "unknown", "availability": "active"}) == 0

@@ -15,7 +15,7 @@ from orchestrator.manager.telemetry.service_discovery import (
     manager_targets,
     scrape_targets,
 )
-from orchestrator.model.managers import Manager
+from orchestrator.model.administration.managers import Manager
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ContainerSpec, NetworkAttachment, ServiceSpec, TaskSpec

@@ -12,7 +12,7 @@ from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.telemetry.event_log import Event
 from orchestrator.manager.web import cluster_snapshot
-from orchestrator.model.managers import Manager, ManagerPresence
+from orchestrator.model.administration.managers import Manager, ManagerPresence
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
 from orchestrator.model.objects import Image, Network
 from orchestrator.model.services import (

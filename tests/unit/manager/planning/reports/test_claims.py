@@ -23,9 +23,9 @@ from orchestrator.manager.planning.reports.claims import (
     sane_images,
 )
 from orchestrator.manager.planning.view import ClusterView
+from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.nodes import Node, NodeDescription, NodeState
 from orchestrator.model.objects import Image, Network
-from orchestrator.model.orphans import Orphan
 from orchestrator.model.specs import NetworkAttachment, Resources
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import TaskStatus

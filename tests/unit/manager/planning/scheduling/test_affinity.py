@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from orchestrator.manager.planning.scheduling.scheduler import Placement, schedule
 from orchestrator.manager.planning.view import ClusterView
-from orchestrator.model.affinities import Affinity, check_affinities, parse_affinity
 from orchestrator.model.nodes import Node
+from orchestrator.model.scheduling.affinities import Affinity, check_affinities, parse_affinity
 from orchestrator.model.services import Service
 from orchestrator.model.specs import ContainerSpec, ServiceMode, TaskSpec
 from orchestrator.model.states import TaskState

@@ -8,13 +8,22 @@ from typing import Any
 
 import pytest
 from builders import GIB, MIB, NOW, World, node, service, task, task_spec
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from orchestrator.manager.planning.scheduling.affinity import affinity_scores
+from orchestrator.manager.planning.scheduling.node_table import Demand, NodeTable
 from orchestrator.manager.planning.scheduling.scheduler import UNSCHEDULABLE, Unplaced, schedule
-from orchestrator.manager.planning.scheduling.scoring import FAILURE_WINDOW, failing_nodes
+from orchestrator.manager.planning.scheduling.scoring import (
+    FAILURE_WINDOW,
+    Ranking,
+    failing_nodes,
+)
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.model.nodes import Node
 from orchestrator.model.objects import Cluster, Image
 from orchestrator.model.placement import Strategy
+from orchestrator.model.scheduling.affinities import Affinity
 from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus
@@ -172,3 +181,27 @@ def test_reason_says_when_no_node_can_ever_fit(
     [decision] = schedule(ClusterView.of([*nodes, *busy, web, pending]), [pending], NOW)
     assert isinstance(decision, Unplaced)
     assert decision.reason.startswith(UNSCHEDULABLE) is never
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 9_000), st.integers(0, 12 * GIB)), min_size=1, max_size=6),
+    st.booleans(),
+    st.booleans(),
+)
+def test_rank_of_one_node_is_its_rank_among_all(
+    nodes: list[tuple[int, int]], is_packed: bool, has_affinity: bool
+) -> None:
+    items = [
+        node(f"n{row}", shares=shares, memory=memory) for row, (shares, memory) in enumerate(nodes)
+    ]
+    web = service("web", replicas=2)
+    if is_packed:
+        web = packing(web)
+    if has_affinity:
+        web = replace(web, spec=replace(web.spec, affinities=(Affinity("node.id==n0", weight=3),)))
+    placed = task("a", TaskState.RUNNING, of=web, node_id="n0")
+    view = ClusterView.of([*items, web, placed])
+    table, demand = NodeTable(view), Demand.of(view, task("b", TaskState.PENDING, of=web))
+    ranking = Ranking(view, table, demand, affinity_scores(view, table, demand))
+    assert [ranking.rank(row) for row in range(len(items))] == ranking.ranks().tolist()

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An earlier release of Orc as a program, made from this repository's history."""
+"""Other releases of Orc as programs: an earlier one, made from this repository's history, and the
+next one, which is the present source under a new version."""
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -11,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packagedhost import ROOT
+
+from orchestrator import __version__
 
 FIRST = ("v0.1.0", "2b947310543068305d4803a12de6acab419f92d4")
 """Release 0.1.0: its tag, and its commit for clones without tags."""
@@ -53,6 +58,26 @@ def build(folder: Path, revisions: tuple[str, ...] = FIRST) -> Release:
     ).stdout
     subprocess.run(["tar", "-x", "-C", source], input=tar, check=True)
     subprocess.run(["sh", source / "scripts" / "protoc", sys.executable], check=True)
+    return _install(folder, source)
+
+
+def build_next(folder: Path) -> tuple[Release, str]:
+    """Build the next minor release in an empty folder; it and its version."""
+    source = folder / "source"
+    shutil.copytree(
+        ROOT / "orchestrator", source / "orchestrator", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    major, minor, _ = __version__.split(".", 2)
+    version = f"{major}.{int(minor) + 1}.0"
+    package = source / "orchestrator" / "__init__.py"
+    text, count = re.subn(r'__version__ = ".*"', f'__version__ = "{version}"', package.read_text())
+    assert count == 1
+    package.write_text(text)
+    return _install(folder, source), version
+
+
+def _install(folder: Path, source: Path) -> Release:
+    """The release with this source, in a virtual environment of its own."""
     environment = folder / "venv"
     # Not of this process' own environment, which would be found before the release's.
     base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"

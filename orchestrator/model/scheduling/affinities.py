@@ -12,8 +12,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from orchestrator.model.constraints import Rule, RuleError, check_node_attribute, parse_rule
 from orchestrator.model.extensible import Extensible
+from orchestrator.model.scheduling.constraints import (
+    Rule,
+    RuleError,
+    check_node_attribute,
+    parse_rule,
+)
 
 MAX_WEIGHT = 100
 MAX_AFFINITIES = 32

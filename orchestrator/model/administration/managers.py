@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from orchestrator.model.backups import BackupStatus
+from orchestrator.model.administration.backups import BackupStatus
 from orchestrator.model.extensible import Extensible
 
 

@@ -74,8 +74,8 @@ def docker_api(
 ) -> None:
     """Serve Docker's Engine API in front of the cluster.
 
-    The docker CLI, docker compose and SDKs work on the whole cluster then. Whoever may use the
-    socket has the rights of this context.
+    The docker CLI, docker compose and SDKs then work on the whole cluster. All clients of the
+    socket have the rights of this context.
     """
     if bool(listen) != bool(tlscert and tlskey) or bool(tlscert) != bool(tlskey):
         raise click.UsageError("--listen goes with --tlscert and --tlskey")

@@ -223,7 +223,7 @@ class Agents:
         raise ScaleError("a process of simulated agents has ended")
 
     def fail(self, count: int) -> None:
-        """End so many agents for good: their nodes fall silent."""
+        """Stop `count` agents permanently; their nodes go down."""
         for first, process in zip(
             range(0, self.count, AGENTS_A_PROCESS), self._processes, strict=True
         ):

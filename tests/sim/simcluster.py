@@ -182,7 +182,7 @@ class SimCluster:
             self._another_leads()
         if chance() < 0.005:
             self.clock += self.random.uniform(-10, 30)
-            self.dirty = EVERYTHING  # whoever shifts delays changes what has them
+            self.dirty = EVERYTHING  # the leader shifts stored delays, which changes their objects
 
     def _users(self) -> None:
         if self.random.random() < 0.04 and len(self.view.services) < 5:

@@ -109,8 +109,8 @@ def has_renewed(rotation: CaRotation, certificate: Certificate) -> bool:
 
 
 def signing_anew(cluster: Cluster, now: float) -> Cluster:
-    """The cluster whose new CA signs from now on, with new join tokens: whoever has read the files
-    of the former CA may have read these, too."""
+    """The cluster whose new CA signs from now on. Join tokens are replaced, too: a leaked backup or
+    key file of the former CA may come with leaked tokens."""
     rotation = cluster.ca_rotation
     return replace(
         cluster,

@@ -64,7 +64,7 @@ class FairShares:
         )
 
     def over_quota(self, queue: str, resources: Resources, count: int) -> str:
-        """Why so many more tasks are beyond the queue's quota; empty if they are not."""
+        """Why `count` more tasks would exceed the queue's quota; empty if they would not."""
         quota, used = self._queue(queue).quota, self._used[queue]
         if quota.shares and used.shares + count * resources.shares > quota.shares:
             return f"queue {queue} has reached its quota of {count_cores(quota.shares)}"

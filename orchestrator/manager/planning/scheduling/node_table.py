@@ -222,30 +222,12 @@ class NodeTable:
 
     def leave(self, source: int, demand: Demand) -> None:
         """Count a task of this demand no longer on the node."""
-        self.free_shares[source] += demand.resources.shares
-        self.free_memory[source] += demand.resources.memory
-        self.tasks[source] -= 1
-        active = self.tasks_of_service(demand.service_id)
-        staying = self.staying_of_service(demand.service_id)
-        active[source] -= 1
-        if staying is not active:
-            staying[source] -= 1
-        for port in demand.ports:
-            self.ports.get(port, set()).discard(source)
-        for name in demand.networks:
-            self.attached(name)[source] -= 1
+        self._subtract(source, demand)
         for each in demand.generic:
             self.generic.release(source, each)
 
-    def move(self, source: int, target: int, demand: Demand) -> None:
-        """Count a task of this demand on another node."""
-        self.leave(source, demand)
-        for each in demand.generic:
-            self.generic.hold(target, each)
-        self.place(target, demand)
-
-    def unplace(self, row: int, demand: Demand, generic: Mapping[str, str]) -> None:
-        """Undo `place` of a task that was given these generic resources. Volumes stay pinned."""
+    def _subtract(self, row: int, demand: Demand) -> None:
+        """Undo `place`, except for generic resources and pinned volumes."""
         self.free_shares[row] += demand.resources.shares
         self.free_memory[row] += demand.resources.memory
         self.tasks[row] -= 1
@@ -258,6 +240,17 @@ class NodeTable:
             self.ports.get(port, set()).discard(row)
         for name in demand.networks:
             self.attached(name)[row] -= 1
+
+    def move(self, source: int, target: int, demand: Demand) -> None:
+        """Count a task of this demand on another node."""
+        self.leave(source, demand)
+        for each in demand.generic:
+            self.generic.hold(target, each)
+        self.place(target, demand)
+
+    def unplace(self, row: int, demand: Demand, generic: Mapping[str, str]) -> None:
+        """Undo `place` of a task that was given these generic resources. Volumes stay pinned."""
+        self._subtract(row, demand)
         self.generic.give_back(row, generic)
 
     def hold(self, row: int, demand: Demand) -> None:

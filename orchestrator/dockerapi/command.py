@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.dockerapi.gateway import Gateway
 
 SOCKET = "/run/orc/docker.sock"
+DOCKER_GROUP = "docker"
 
 
 @click.command(
@@ -43,10 +44,10 @@ SOCKET = "/run/orc/docker.sock"
 )
 @click.option(
     "--group",
-    default="docker",
+    default=DOCKER_GROUP,
     show_default=True,
     metavar="NAME",
-    help="Group that may use the socket, if it exists; else root alone.",
+    help="Group that may use the socket. Without the default one, root alone may.",
 )
 @click.option(
     "--listen",
@@ -87,7 +88,7 @@ def docker_api(
     with ExitStack() as stack:
         try:
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            listeners = [Listener(unix_socket(path, 0o660, _group(group)), gateway, ROUTER, None)]
+            listeners = [Listener(unix_socket(path, 0o660, group_id(group)), gateway, ROUTER, None)]
             stack.callback(_remove, path)
             if listen and tlscert and tlskey:
                 tls = partial(_tls, gateway, tlscert, tlskey)
@@ -104,12 +105,17 @@ def docker_api(
         stop.wait()
 
 
-def _group(name: str) -> int:
-    """Its id; -1 keeps that of this process."""
+def group_id(name: str) -> int:
+    """Its id. A host without Docker may lack the default group; -1 keeps that of this process.
+    Raises BadParameter for any other group that does not exist."""
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
-        return -1
+        if name == DOCKER_GROUP:
+            return -1
+        raise click.BadParameter(
+            f"there is no group {name!r} on this host; see 'getent group'", param_hint="--group"
+        ) from None
 
 
 def _remove(path: str) -> None:

@@ -7,7 +7,7 @@ Each agent joins with a token, has a certificate of its own, and keeps a session
     python -m tests.scale.agents --first 0 --count 250 --join HOST:PORT
 
 The token is the first line of standard input. Further lines are commands: `reconnect` breaks all
-sessions at once, `fail N` ends N agents for good, `quit` (or the end of the input) ends the
+sessions at once, `fail N` stops N agents permanently, `quit` (or the end of the input) ends the
 process. The state is printed four times a second, as a line of JSON (`Report`).
 """
 

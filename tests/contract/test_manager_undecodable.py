@@ -19,9 +19,17 @@ from orchestrator.manager.store.etcd_member import EtcdMember
 from orchestrator.manager.store.keys import object_key
 from orchestrator.manager.store.kv import Delete, Kv, Put
 from orchestrator.model.convert import encode, from_proto, to_proto
+from orchestrator.model.specs import NetworkAttachment
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
-from orchestrator.pb import containers_pb2, containers_pb2_grpc, control_pb2, control_pb2_grpc
+from orchestrator.pb import (
+    containers_pb2,
+    containers_pb2_grpc,
+    control_pb2,
+    control_pb2_grpc,
+    networks_pb2,
+    networks_pb2_grpc,
+)
 
 GARBAGE = b"\xff\xffgarbage"
 
@@ -117,6 +125,48 @@ async def test_an_undecodable_task_holds_its_own_service_and_no_other(
         await tasks_run(node, 8)
         assert len(of(running, "web")) == 3
         assert lost.id in node.tasks
+
+
+async def test_addresses_of_an_undecodable_service_are_taken(kv: Kv, tmp_path: Path) -> None:
+    """All addresses of a small network are used up: the last service gets none, and creating it
+    ends."""
+
+    def member(name: str) -> Any:
+        spec = from_proto(service(name, 1))
+        attached = replace(spec.task, networks=(NetworkAttachment("small"),))
+        return to_proto(replace(spec, task=attached))
+
+    async with manager_in(tmp_path / "manager", 600.0, kv) as running:
+        joined = await running.join(running.token)
+        async with (
+            agent(running, "one", joined),
+            running.channel(running.admin) as channel,
+        ):
+            control = control_pb2_grpc.ControlStub(channel)
+            await networks_pb2_grpc.NetworksStub(channel).CreateNetwork(
+                networks_pb2.CreateNetworkRequest(name="small", subnets=["10.99.0.0/27"])
+            )
+            await deploy(running, control, member("broken"))
+            broken = running.manager.cache.view.service_by_name("broken")
+    assert broken is not None
+    (vip,) = broken.vips.values()
+    await kv.txn([], [Put(object_key(broken), GARBAGE)])
+
+    async with (
+        manager_again(running) as running,
+        agent(running, "one", joined),
+        running.channel(running.admin) as channel,
+    ):
+        control = control_pb2_grpc.ControlStub(channel)
+        found: list[str] = []
+        async with asyncio.timeout(30):
+            for number in range(32):
+                created = await deploy(running, control, member(f"next{number}"))
+                found += created.vips.values()
+        view = running.manager.cache.view
+        assert view.quarantined[object_key(broken)].addresses == {vip}
+        assert len({*found, vip}) == len(found) + 1, found
+        assert not created.vips  # all are in use
 
 
 async def undecodable(channel: grpc.aio.Channel) -> set[str]:

@@ -39,6 +39,8 @@ class Quarantined:
     """Why it cannot be decoded."""
     services: frozenset[str] = frozenset()
     """Ids of the services that are not planned while the object is quarantined."""
+    addresses: frozenset[str] = frozenset()
+    """The addresses that the object owns by the store's claims: nothing else can have them."""
 
 
 _Names = Mapping[str, tuple[str, ...]]

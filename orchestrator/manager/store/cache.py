@@ -23,7 +23,13 @@ from dataclasses import replace
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.unplannable import incomplete_services
 from orchestrator.manager.planning.view import ClusterView, Quarantined
-from orchestrator.manager.store.keys import PREFIX, is_foreign_key, object_key, object_type
+from orchestrator.manager.store.keys import (
+    PREFIX,
+    claimed_address,
+    is_foreign_key,
+    object_key,
+    object_type,
+)
 from orchestrator.manager.store.kv import (
     Compacted,
     Entry,
@@ -198,6 +204,7 @@ class Cache:
             found.aside[key] = None
         found.changes.extend(Change(gone, None) for gone in known.values())
         found.attribute(self.view, listed)
+        found.add_addresses(self.view)
         self.newest_change = max((each.mod_revision for each in entries), default=0)
         self._publish(found, revision)
 
@@ -207,6 +214,7 @@ class Cache:
             found.read(event.key, event.entry, self._current(event.key))
             await _yield_to_loop(number)
         found.attribute(self.view, {})
+        found.add_addresses(self.view)
         self.newest_change = revision
         self._publish(found, revision)
 
@@ -246,12 +254,16 @@ class _Update:
         """Key → quarantined object, or None for one that can be decoded or is deleted."""
         self._strays: dict[str, int] = {}
         """Keys of tasks of unknown services → the revisions at which they were created."""
+        self._claims: dict[str, str] = {}
+        """Addresses → the objects (by id) that claim them; empty once released."""
 
     def read(self, key: str, entry: Entry | None, before: Object | None) -> None:
         """Process the entry of a key. `before` is the object in the view."""
         kind = object_type(key)
         if kind is None:
-            if is_foreign_key(key):
+            if (address := claimed_address(key)) is not None:
+                self._claims[address] = entry.value.decode(errors="replace") if entry else ""
+            elif is_foreign_key(key):
                 reason = "this version knows no such kind of object"
                 self.aside[key] = Quarantined(key, "", key, reason) if entry else None
             return
@@ -289,6 +301,18 @@ class _Update:
                 or entry.create_revision < created
             )
             self.aside[key] = replace(record, services=held)
+
+    def add_addresses(self, view: ClusterView) -> None:
+        """Add the addresses that quarantined objects claim, since their content does not show
+        them. Claims are written together with their object."""
+        for key, known in {**view.quarantined, **self.aside}.items():
+            if known is None:
+                continue
+            before = view.quarantined.get(key)
+            claimed = {each for each, owner in self._claims.items() if owner == known.id}
+            kept = before.addresses - self._claims.keys() if before is not None else frozenset()
+            if known.addresses != (addresses := kept | claimed):
+                self.aside[key] = replace(known, addresses=addresses)
 
 
 def _with_quarantine(

@@ -130,6 +130,11 @@ def sealed_key(document_id: str, version: int) -> str:
     return f"{SEALED}{document_id}/{version}"
 
 
+def claimed_address(key: str) -> str | None:
+    """The address of a claim's key; None if the key is no claim's."""
+    return key.removeprefix(_ADDRESSES) if key.startswith(_ADDRESSES) else None
+
+
 def address_keys(obj: Object | None) -> frozenset[str]:
     """The keys of the addresses that an object owns; the service owns those of its tasks."""
     found: list[str] = []

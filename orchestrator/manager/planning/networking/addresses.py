@@ -132,6 +132,12 @@ def owned_addresses(view: ClusterView) -> dict[str, dict[Address, str]]:
         _note(view, found, service.spec.task, _owner(service))
     for task in view.fixed.values():
         _note(view, found, task.spec, _owner(task))
+    for aside in view.quarantined.values():
+        for address in map(ip_address, aside.addresses):
+            for network in view.networks.values():
+                subnet = network.subnet if address.version == 4 else network.subnet6
+                if subnet and address in ip_network(subnet):
+                    found.setdefault(network.id, {})[address] = f"{aside.key}, which is damaged"
     return found
 
 

@@ -167,6 +167,35 @@ async def test_a_manager_that_joins_gets_sessions_of_the_others(
             each.cancel()
 
 
+async def test_a_request_waits_for_a_node_that_is_redirected(
+    leader: Running, follower: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = {name: await leader.join(leader.token) for name in ("one", "two")}
+    async with (
+        agent(leader, "one", joined["one"]) as one,
+        agent(leader, "two", joined["two"]) as two,
+        leader.channel(leader.admin) as channel,
+    ):
+        hearing = {
+            asyncio.ensure_future(_redirected(each)): name
+            for each, name in ((one, "one"), (two, "two"))
+        }
+        monkeypatch.setattr("orchestrator.manager.dispatch.rebalancing.INTERVAL", 0.05)
+        async with asyncio.timeout(60):
+            (done, *_), left = await asyncio.wait(hearing, return_when=asyncio.FIRST_COMPLETED)
+        for each in left:
+            each.cancel()
+        # It was redirected, and has not left yet.
+        name = hearing[done]
+        stats = interact_pb2_grpc.InteractStub(channel).Stats(interact_pb2.StatsRequest())
+        await stats.initial_metadata()
+        async with session(follower, joined[name], name):
+            while (told := await heard(stats))[0] != name:
+                pass
+            assert told == (name, 2, "")
+            stats.cancel()
+
+
 async def _redirected(node: Agent) -> str:
     """The address that the node is redirected to."""
     while (message := await node._call.read()).WhichOneof("kind") != "redirect":

@@ -302,10 +302,9 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
             wanted = rebalancing.handover(self._cache.view, self._records.manager_id)
             if wanted is None:
                 continue
-            free = [id for id in self._sessions if not self._tunnels.of(id)]
+            free = [id for id in self._sessions if self.is_local(id) and not self._tunnels.of(id)]
             for node_id in self._random.sample(free, min(wanted.count, len(free))):
-                redirect = dispatch_pb2.Redirect(leader=wanted.address)
-                self._sessions[node_id].push(dispatch_pb2.ManagerMessage(redirect=redirect))
+                self._sessions[node_id].redirect(wanted.address)
 
     async def locate(self, node_id: str, tried: Container[str] = ()) -> SessionRecord | None:
         """The record of the node's session with another manager, unless it (by id) was tried; None
@@ -327,7 +326,7 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         """Send a `ManagerMessage` to a node in session with this manager. Raises RequestError
         without a session."""
         session = self._sessions.get(node_id)
-        if session is None:
+        if session is None or session.redirected:
             node = self._cache.view.nodes.get(node_id)
             name = node.description.hostname if node else node_id
             raise unavailable(f"node {name} is not connected; see 'orc node ls'")
@@ -340,11 +339,13 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
 
     def connected(self, node_id: str) -> bool:
         """Whether the node has a session with a manager."""
-        return self.is_local(node_id) or self._records.elsewhere(node_id) is not None
+        return node_id in self._sessions or self._records.elsewhere(node_id) is not None
 
     def is_local(self, node_id: str) -> bool:
-        """Whether the node has a session with this manager."""
-        return node_id in self._sessions
+        """Whether the node has a session with this manager, and was not redirected to another one:
+        it would lose what it is sent after that."""
+        session = self._sessions.get(node_id)
+        return session is not None and not session.redirected
 
     def reachable_nodes(self, nodes: Iterable[str]) -> list[str]:
         """The nodes that have a session with a manager; if none has, those that are ready, since

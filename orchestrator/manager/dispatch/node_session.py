@@ -93,6 +93,8 @@ class NodeSession:
         self._tracer = tracer
         self._takes_changes = NETWORK_CHANGES in features
         self.ended = ""
+        self.redirected = False
+        """Whether the node was told to continue with another manager."""
         self._messages: deque[Any] = deque()
         self._sent: dict[str, _TaskAssignment] = {}
         self._sent_networks: list[Any] | None = None
@@ -144,6 +146,12 @@ class NodeSession:
         """Queue a `ManagerMessage` that is not an assignment."""
         self._messages.append(message)
         self.wake.set()
+
+    def redirect(self, address: str) -> None:
+        """Have the node continue with the manager at `address`."""
+        self.redirected = True
+        redirect = dispatch_pb2.Redirect(leader=address)
+        self.push(dispatch_pb2.ManagerMessage(redirect=redirect))
 
     def order_image_removal(self) -> None:
         """Have the node remove images that were removed from the cluster."""

@@ -160,6 +160,7 @@ async def test_a_manager_that_joins_gets_sessions_of_the_others(
     async with agent(leader, "one") as one, agent(leader, "two") as two:
         hearing = [asyncio.ensure_future(_redirected(node)) for node in (one, two)]
         monkeypatch.setattr("orchestrator.manager.dispatch.rebalancing.INTERVAL", 0.05)
+        monkeypatch.setattr("orchestrator.manager.dispatch.rebalancing.STEADY", 0.05)
         async with asyncio.timeout(60):
             done, left = await asyncio.wait(hearing, return_when=asyncio.FIRST_COMPLETED)
         assert {each.result() for each in done} == {follower.manager._address}
@@ -181,6 +182,7 @@ async def test_a_request_waits_for_a_node_that_is_redirected(
             for each, name in ((one, "one"), (two, "two"))
         }
         monkeypatch.setattr("orchestrator.manager.dispatch.rebalancing.INTERVAL", 0.05)
+        monkeypatch.setattr("orchestrator.manager.dispatch.rebalancing.STEADY", 0.05)
         async with asyncio.timeout(60):
             (done, *_), left = await asyncio.wait(hearing, return_when=asyncio.FIRST_COMPLETED)
         for each in left:

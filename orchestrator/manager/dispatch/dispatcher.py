@@ -297,9 +297,10 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
     async def _rebalance(self) -> None:
         """Hand sessions over to managers that have fewer, until cancelled. Sessions with streams
         stay: these would break."""
+        rebalancer = rebalancing.Rebalancer(self._records.manager_id)
         while True:
             await asyncio.sleep(rebalancing.INTERVAL * self._random.uniform(0.5, 1.5))
-            wanted = rebalancing.handover(self._cache.view, self._records.manager_id)
+            wanted = rebalancer.handover(self._cache.view, time.monotonic())
             if wanted is None:
                 continue
             free = [id for id in self._sessions if self.is_local(id) and not self._tunnels.of(id)]

@@ -55,6 +55,11 @@ WRITTEN_WITHIN = 2.0
 """Seconds in which the record of a new session must be written."""
 RETRY = 0.2
 """Seconds between attempts while the store does not answer."""
+FIRST_ATTEMPT = 0.5
+"""Seconds that the first attempt to write a record may take; the limit doubles with each failure. A
+write that was on its way to a leader of etcd that died is never answered: without a limit, the new
+session would be closed as well."""
+_LONGEST_ATTEMPT = 4.0
 _AT_ONCE = 32
 """Records that are written concurrently."""
 
@@ -96,6 +101,7 @@ class SessionRecords:
         self._pending: dict[str, None] = {}
         """Ids of nodes whose records are to be written, in order."""
         self._progress = self._published = 0
+        self._patience = FIRST_ATTEMPT
         self._wake = asyncio.Event()
         self.has_lease = False
         """Whether the manager holds its lease: etcd answers it."""
@@ -217,10 +223,13 @@ class SessionRecords:
                     await self._write_some(lease)
             except LeaseLost:
                 raise
-            except StoreError as error:
-                log.warning("cannot write session records", extra={"error": error})
+            except (StoreError, TimeoutError) as error:
+                reason = str(error) or f"no answer within {self._patience:g} s"
+                log.warning("cannot write session records", extra={"error": reason})
+                self._patience = min(2 * self._patience, _LONGEST_ATTEMPT)
                 await asyncio.sleep(RETRY)
                 continue
+            self._patience = FIRST_ATTEMPT
             with suppress(TimeoutError):
                 async with asyncio.timeout(SWEEP):
                     await self._wake.wait()
@@ -251,14 +260,21 @@ class SessionRecords:
     async def _write_some(self, lease: int) -> None:
         some = list(self._pending)[:_AT_ONCE]
         results = await asyncio.gather(
-            *(self._write(node_id, lease) for node_id in some), return_exceptions=True
+            *(self._write_in_time(node_id, lease) for node_id in some), return_exceptions=True
         )
         failures = [each for each in results if isinstance(each, BaseException)]
-        for failure in sorted(failures, key=lambda each: isinstance(each, StoreError)):
+        for failure in sorted(
+            failures, key=lambda each: isinstance(each, (StoreError, TimeoutError))
+        ):
             raise failure
 
+    async def _write_in_time(self, node_id: str, lease: int) -> None:
+        async with asyncio.timeout(self._patience):
+            await self._write(node_id, lease)
+
     async def _write(self, node_id: str, lease: int) -> None:
-        """Write the record of a node's session, unless a newer one has replaced it."""
+        """Write the record of a node's session, unless a newer one has replaced it. An attempt that
+        was given up may have been applied: the next one finds that."""
         if (held := self._held.get(node_id)) is None:
             return  # its session has ended meanwhile
         record = SessionRecord(

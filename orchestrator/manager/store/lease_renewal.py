@@ -136,7 +136,8 @@ class Keeper:
         self._stopped.set()
 
     def _renew_until_lost(self) -> str:
-        held, pause = self._held, self._ttl / 3
+        # The first announcement comes at once: until then, only the lease shows a holder's death.
+        held, pause = self._held, 0.0
         while True:
             if self._stopped.wait(min(pause, max(0.0, held.deadline - self._clock()))):
                 return ""

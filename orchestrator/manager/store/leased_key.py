@@ -51,8 +51,9 @@ RETRY = 0.2
 """Seconds between attempts while the store does not answer."""
 RENEWALS = 3
 """Of a lease in its time to live."""
-_INTERVALS = 3
-"""Number of intervals between announcements that are remembered."""
+_INTERVALS = 2
+"""Number of intervals between announcements that are remembered, and after which they count as
+regular: one write of the key may also be the exchange of its lease."""
 
 
 class KeyLost(Exception):

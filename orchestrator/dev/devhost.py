@@ -149,7 +149,8 @@ class Host:
                 time.sleep(0.01)
 
     def power_off(self, within: float = 10.0) -> None:
-        """A power loss: all its processes end at once. Disk and partition are kept.
+        """A power loss: all its processes end at once, and no peer hears of it. Disk and partition
+        are kept.
 
         No-op if the host is off. Raises DevError if it does not end within `within` seconds.
         """
@@ -170,6 +171,9 @@ class Host:
             # The descriptor pins the process; checking the lock again proves that it is the init.
             if self.pid() != pid:
                 return
+            # Else the kernel would close its connections: peers of a real host get no answer.
+            with suppress(DevError):
+                underlay.ensure_partition(pid, ())
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
             with selectors.DefaultSelector() as selector:
                 selector.register(descriptor, selectors.EVENT_READ)

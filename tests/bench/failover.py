@@ -63,7 +63,6 @@ class Rounds:
     decision: list[float] = field(default_factory=list)
     write: list[float] = field(default_factory=list)
     sessions: list[float] = field(default_factory=list)
-    """Only of rounds in which the lost manager had sessions."""
     with_etcd_leader: list[bool] = field(default_factory=list)
 
 
@@ -191,7 +190,11 @@ async def _lose_leader(
     leader, etcd_leader = await _repaired(managers)
     others = [each for host, each in managers.items() if host != leader]
     lost = managers[leader].endpoint
-    had = [host for host, address in _sessions(cluster.name).items() if address[1] == lost]
+
+    async def with_leader() -> list[str]:
+        return [host for host, (_, manager) in _sessions(cluster.name).items() if manager == lost]
+
+    had = await _until(with_leader)  # a manager that has returned gets some after a while
     dev = DevCluster(cluster.name)
     service = f"{tag}-{name.lower().replace(' ', '-')}"
     wall, began = time.time(), time.monotonic()
@@ -200,8 +203,7 @@ async def _lose_leader(
         result.write.append(time.monotonic() - began)
         await _placed(writer, service)
         result.decision.append(time.monotonic() - began)
-        if had:
-            result.sessions.append(await _sessions_elsewhere(cluster.name, had, lost, wall))
+        result.sessions.append(await _sessions_elsewhere(cluster.name, had, lost, wall))
         result.with_etcd_leader.append(etcd_leader == leader)
     await _repaired(managers)
     await _remove(managers, service)

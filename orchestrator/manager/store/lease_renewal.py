@@ -16,9 +16,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Protocol
 
-from orchestrator.manager.store.kv import Guard, LeaseLost, StoreError
+from orchestrator.manager.store.kv import Guard, LeaseLost, StoreError, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,8 @@ HEARTBEAT_INTERVAL = 0.5
 """Seconds between two signs of life of the event loop."""
 RETRY = 0.2
 """Seconds between attempts while the store does not answer."""
+_GRACE = 0.1
+"""Seconds after the deadline in which the answer of a request may still arrive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +154,7 @@ class Keeper:
             # A connection that hangs must not take all the time that a long lease leaves.
             timeout = max(left / 2, min(left, self._ttl))
             try:
-                announce = held.revision if self._announces() else 0
-                renewed = self._renewal.renew(lease, held.key, timeout, announce)
+                sent, renewed = self._renew(lease, timeout)
             except LeaseLost:
                 if lease != held.lease:  # revoked after it was exchanged
                     continue
@@ -164,6 +167,41 @@ class Keeper:
                 return "another process holds the key"
             held.renewed(lease, sent + renewed.seconds - self._margin)
             pause = self._ttl / 3
+
+    def _renew(self, lease: int, timeout: float) -> tuple[float, Renewed]:
+        """Renew within `timeout` seconds; when the request was sent that was answered first.
+
+        A member of etcd forwards renewals to its leader. If that dies, a request on its way is
+        never answered, but another one is as soon as there is a new leader: so a second one is
+        sent while the first may still be answered by a slow store."""
+        results: SimpleQueue[tuple[float, Renewed | BaseException]] = SimpleQueue()
+        end = self._clock() + timeout
+
+        def attempt(sent: float, announce: int) -> None:
+            try:
+                found: Renewed | BaseException = self._renewal.renew(
+                    lease, self._held.key, end - sent, announce
+                )
+            except BaseException as error:
+                found = error
+            results.put((sent, found))
+
+        failures: list[BaseException] = []
+        for attempts, until in enumerate((end - timeout / 2, end + _GRACE), 1):
+            announce = self._held.revision if self._announces() else 0
+            sent = self._clock()
+            Thread(target=attempt, args=(sent, announce), name="renewal", daemon=True).start()
+            while len(failures) < attempts:
+                try:
+                    answered, found = results.get(timeout=max(0.0, until - self._clock()))
+                except Empty:
+                    break
+                if isinstance(found, Renewed):
+                    return answered, found
+                failures.append(found)
+            else:
+                raise failures[-1]
+        raise StoreUnavailable(f"no answer within {timeout:.1f} s")
 
 
 def _settle(lost: asyncio.Future[str], reason: str) -> None:

@@ -57,6 +57,27 @@ async def test_a_store_that_does_not_answer_loses_the_lease() -> None:
     assert threading.get_ident() not in store.threads
 
 
+async def test_a_request_that_is_never_answered_does_not_lose_the_lease() -> None:
+    """As one that a member of etcd has forwarded to a leader that then died."""
+    store = Store()
+    stuck = threading.Event()
+    renew = store.renew
+
+    def first_is_stuck(lease: int, key: str, timeout: float, announce: int = 0) -> Renewed:
+        if store.renewals == 3:
+            store.renewals += 1
+            stuck.wait(60)
+        return renew(lease, key, timeout, announce)
+
+    store.renew = first_is_stuck  # type: ignore[method-assign]
+    with keeping(store) as keeper:
+        lost = asyncio.ensure_future(keeper.wait())
+        await until(lambda: store.renewals > 10 or lost.done())
+        assert not lost.done()
+        lost.cancel()
+    stuck.set()
+
+
 async def test_a_stuck_event_loop_loses_the_lease() -> None:
     def stuck() -> None:
         while renewing():

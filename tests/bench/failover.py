@@ -122,6 +122,16 @@ def _powered_off(dev: DevCluster, host: str) -> Iterator[None]:
         dev.start(host)
 
 
+@contextmanager
+def _partitioned(dev: DevCluster, host: str) -> Iterator[None]:
+    """The host reaches no other one, and none reaches it."""
+    dev.partition([host])
+    try:
+        yield
+    finally:
+        dev.heal()
+
+
 def _await_state(pid: int, states: str) -> None:
     """Until the kernel has carried out a signal: a process may answer until then."""
     with suppress(FileNotFoundError, ProcessLookupError):
@@ -141,6 +151,7 @@ LOSSES = {
     "SIGKILL": _killed,
     "SIGSTOP": _stopped,
     "power lost": _powered_off,
+    "partition": _partitioned,
 }
 
 

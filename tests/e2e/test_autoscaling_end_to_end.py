@@ -28,6 +28,9 @@ def test_a_service_under_load_grows_and_shrinks_again(cluster: Cluster, hello: s
     assert len(events) == 2
     assert "of 50%, replicas.new=2, replicas.old=1" in events[0]
     assert "of 50%, replicas.new=1, replicas.old=2" in events[1]
+    assert "has 1 to 2 replicas by autoscaling, 3 is outside" in cluster.refused(
+        "service", "scale", "auto=3"
+    )
     # Beyond its bounds it is not scaled by hand either.
     cluster.orc("service", "update", "-d", "--autoscale-min", "2", "auto")
     cluster.await_running("auto", 2)

@@ -76,6 +76,7 @@ def test_preemption_stops_the_fewest_tasks_and_gives_them_time(
     assert kept == {task["id"] for name in ("small", "normal") for task in cluster.running(name)}
     victim = next(task for task in cluster.tasks("large") if task["node"] == "node2")
     assert (victim["state"], victim["exit_code"]) == ("shutdown", 7)
+    assert victim["error"] == "preempted by top.1"
     flags = ("--since", "10m", "--until", "0s", "--filter", "event=preempt")
     events = cluster.orc("events", *flags).stdout.splitlines()
     assert [line for line in events if victim["id"] in line and "by=top.1" in line] == events[-1:]

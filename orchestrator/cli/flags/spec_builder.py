@@ -180,6 +180,13 @@ def scaled_spec(spec: ServiceSpec, replicas: int) -> ServiceSpec:
         )
     if spec.mode is ServiceMode.GLOBAL:
         raise click.UsageError(f"service '{spec.name}' is global: a task on each node, no replicas")
+    scale = spec.autoscale
+    if scale.enabled and not scale.least <= replicas <= scale.most:
+        raise click.UsageError(
+            f"service '{spec.name}' has {scale.least} to {scale.most} replicas by autoscaling, "
+            f"{replicas} is outside; change the limits with 'orc service update --autoscale-min N "
+            f"--autoscale-max N {spec.name}', or end autoscaling with '--autoscale-max 0'"
+        )
     result: ServiceSpec = with_value(spec, "replicas", replicas)
     return result
 

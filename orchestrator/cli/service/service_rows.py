@@ -179,7 +179,8 @@ def health_text(task: Task) -> str:
 
 
 def task_error(task: Task) -> str:
-    """Why a task is pending or failed, or the output of its failing health check; else empty."""
+    """Why a task is pending, failed or was preempted, or the output of its failing health check;
+    else empty."""
     status = task.status
     if status.state is TaskState.RUNNING and status.health_output:
         return f"probe failed: {status.health_output}"
@@ -187,6 +188,8 @@ def task_error(task: Task) -> str:
         return status.message
     if status.state is TaskState.SHUTDOWN and task.desired_state <= TaskState.RUNNING:
         return status.message  # stopped by its node alone
+    if task.preempted_by and task.desired_state > TaskState.RUNNING:
+        return f"preempted by {task.preempted_by}"
     if status.state in _NO_ERROR:
         return ""
     if status.message:

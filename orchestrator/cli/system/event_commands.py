@@ -188,8 +188,8 @@ def _warn_of_gap(row: Row) -> None:
 
 
 _TYPES = (
-    *("container", "node", "manager", "service", "job", "stack", "image", "network", "volume"),
-    *("secret", "config", "plugin"),
+    *("container", "node", "manager", "service", "job", "queue", "stack", "image", "network"),
+    *("volume", "secret", "config", "plugin", "cluster"),
 )
 _EVENT_KEYS = ("type", "event", "label", "scope", *_TYPES)
 

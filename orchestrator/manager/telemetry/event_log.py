@@ -27,7 +27,7 @@ from orchestrator.model.documents import Document
 from orchestrator.model.hooks import POST_START, PRE_STOP, Hook
 from orchestrator.model.limits import resized
 from orchestrator.model.nodes import EndpointProgress, Node, NodeState, SessionRecord
-from orchestrator.model.objects import Image, Network, Object
+from orchestrator.model.objects import Cluster, Image, Network, Object
 from orchestrator.model.services import JobState, Service, UpdateState
 from orchestrator.model.specs import TaskSpec
 from orchestrator.model.states import TaskState, is_terminal
@@ -181,6 +181,8 @@ def events_of(change: Change, view: ClusterView, now: float) -> Iterator[Event]:
             now_is = after if isinstance(after, Task) else None
             yield from _of_task(was, now_is, task, view, now)
             yield from _of_networks(was, now_is, task, view, now)
+        case Cluster():
+            yield from _of_cluster(before, after, now)
         case other:
             if action := _action(before, after):
                 yield Event(
@@ -197,6 +199,19 @@ def events_of(change: Change, view: ClusterView, now: float) -> Iterator[Event]:
                 yield from _of_autoscaling(before, after, now)
             if isinstance(other, Service):
                 yield from _of_runs(before if isinstance(before, Service) else None, other, now)
+
+
+def _of_cluster(before: Object | None, after: Object | None, now: float) -> Iterator[Event]:
+    """Changes of the cluster's settings, and of its queues by name."""
+    had, has = (each if isinstance(each, Cluster) else Cluster() for each in (before, after))
+    old, new = ({queue.name: queue for queue in each.queues} for each in (had, has))
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            action = "create" if name not in old else "update" if name in new else "remove"
+            yield Event(now, "queue", action, name, name)
+    if replace(had, queues=(), revision=0) != replace(has, queues=(), revision=0):
+        action = "create" if before is None else "update" if after is not None else "remove"
+        yield Event(now, "cluster", action, has.id or had.id, "")
 
 
 _UPDATES = {

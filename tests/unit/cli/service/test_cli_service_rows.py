@@ -19,11 +19,26 @@ from servicekit import MIB, NODES, Refused, Run, task
 
 from orchestrator.cli.app.contexts import save_context
 from orchestrator.cli.service import log_commands, service_commands
+from orchestrator.cli.service.service_rows import task_error
 from orchestrator.model.convert import to_proto
 from orchestrator.model.formats.log_position import LogPosition
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task, TaskStatus
 from orchestrator.pb import control_pb2 as pb
+
+
+def test_error_of_a_preempted_task_names_the_one_that_has_its_room() -> None:
+    stopped = Task(
+        id="t1",
+        preempted_by="top.1",
+        desired_state=TaskState.SHUTDOWN,
+        status=TaskStatus(TaskState.SHUTDOWN, exit_code=7),
+    )
+    assert task_error(stopped) == "preempted by top.1"
+    # Its replacement waits, for a reason of its own.
+    waiting = TaskStatus(TaskState.PENDING, message="no suitable node")
+    next_one = replace(stopped, desired_state=TaskState.RUNNING, status=waiting)
+    assert task_error(next_one) == "no suitable node"
 
 
 @pytest.fixture

@@ -21,8 +21,9 @@ from orchestrator.model.administration.backups import BackupStatus
 from orchestrator.model.administration.managers import Manager
 from orchestrator.model.administration.orphans import Orphan
 from orchestrator.model.nodes import Availability, Node, NodeDescription, NodeState
-from orchestrator.model.objects import Image, Network, Object
+from orchestrator.model.objects import Cluster, Image, Network, Object
 from orchestrator.model.scheduling.autoscaling import AutoscaleSpec, AutoscaleStatus
+from orchestrator.model.scheduling.queues import Queue
 from orchestrator.model.services import (
     JobRun,
     JobState,
@@ -193,6 +194,21 @@ def test_events_of_network_connections() -> None:
         ("network", "disconnect", "default", "default", {"container": "c1"}),
         ("network", "connect", "b1", "back", {"container": "c1"}),
     ]
+
+
+def test_changes_of_queues_are_events_of_their_own() -> None:
+    empty = Cluster(id="c1", worker_token="t")
+    night = replace(empty, queues=(Queue("day"), Queue("night")))
+    heavy = replace(empty, queues=(Queue("day"), Queue("night", weight=3)))
+
+    def seen(before: Cluster, after: Cluster) -> list[tuple[str, str, str]]:
+        found = events_of(Change(before, after), ClusterView(), 1.0)
+        return [(event.type, event.action, event.name) for event in found]
+
+    assert seen(empty, night) == [("queue", "create", "day"), ("queue", "create", "night")]
+    assert seen(night, heavy) == [("queue", "update", "night")]
+    assert seen(heavy, empty) == [("queue", "remove", "day"), ("queue", "remove", "night")]
+    assert seen(empty, replace(empty, worker_token="u")) == [("cluster", "update", "")]
 
 
 def test_image_events_name_the_nodes() -> None:

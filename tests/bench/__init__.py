@@ -31,7 +31,7 @@ counts) and, pure, presents it (`report`, gives a `Table`):
     backups     a backup of 10,000 tasks, and its restore
     cni         connecting and disconnecting a container; Debian's Go plugins
     pull        an image from a registry, ready to run; skopeo and tar by hand
-    failover    the leader's host is lost, 30 times in three ways; three managers
+    failover    the leader's host is lost, 30 times in four ways; three managers; Docker Swarm
     commands    whole commands: `orc node ls`, `orc dev up`
 
 `cluster`, `docker`, `image`, `processes` and `machine` are what they measure with; `tables` is

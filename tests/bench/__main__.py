@@ -39,6 +39,7 @@ from tests.bench import (
     scrape,
     sources,
     store,
+    swarm,
     throughput,
 )
 from tests.bench.cluster import BenchError, Cluster
@@ -138,10 +139,20 @@ class Run:
         with cluster.dev_cluster(self.folder, cluster.MANAGERS) as up:
             if "managers" in self.parts:
                 self._beside_one(up)
-            self.part(
-                "failover",
-                lambda: failover.report(asyncio.run(failover.measure(up, self.rounds))),
-            )
+            self.part("failover", lambda: self._failover(up))
+
+    def _failover(self, up: Cluster) -> Table:
+        result = asyncio.run(failover.measure(up, self.rounds))
+        absent = docker.missing() if self.docker_wanted else "Docker was not measured, as was asked"
+        beside: list[float] = []
+        if not absent:
+            say("a Docker Swarm of three managers …")
+            try:
+                archive = self.folder / "image.tar"
+                beside = swarm.measure(self.folder, self.folder.name, archive)
+            except BenchError as error:
+                absent = f"Swarm was not measured: {error}"
+        return failover.report(result, beside, absent)
 
     def _beside_one(self, several: Cluster) -> None:
         say("a dev cluster of one manager …")

@@ -379,8 +379,9 @@ async def _sessions_elsewhere(cluster: str, had: Sequence[str], lost: str, since
     return float(max(await _until(ask)))
 
 
-def report(result: Failover) -> Table:
-    """Pure."""
+def report(result: Failover, swarm: Sequence[float] = (), absent: str = "") -> Table:
+    """Pure. `swarm`: until Swarm has placed a task after SIGKILL for its leader; or why this is
+    `absent`."""
     rows = []
     for name, each in result.losses.items():
         rows += [
@@ -389,6 +390,9 @@ def report(result: Failover) -> Table:
             _row(f"{name}: agents' sessions elsewhere", each.sessions, SESSIONS, "2 s"),
         ]
     rows.append(_row("`orc manager step-down`: a task placed", result.hand_over, HAND_OVER, "1 s"))
+    if swarm:
+        kept = ("Docker Swarm, three managers, SIGKILL: a task placed", str(len(swarm)))
+        rows.append((*kept, seconds(median(swarm)), seconds(max(swarm)), ""))
     with_leader = ", ".join(
         f"{sum(each.with_etcd_leader)} of {len(each.with_etcd_leader)} ({name})"
         for name, each in result.losses.items()
@@ -397,7 +401,7 @@ def report(result: Failover) -> Table:
         "Loss of the leader's host, three managers",
         ("what, seconds from the loss", "rounds", "median", "worst", "target (worst)"),
         tuple(rows),
-        (f"etcd's leader was on the host in {with_leader} rounds.",),
+        (f"etcd's leader was on the host in {with_leader} rounds.", *([absent] if absent else [])),
     )
 
 

@@ -167,6 +167,8 @@ class DevCluster:
             if others:
                 self._await_managers(plan, leading, deadline)
                 say(f"{len(leading)} managers ready")
+            self._ensure_gateway(plan, manager)
+            say(f"Docker's API at unix://{self.docker_socket}")
             self._allow_all(plan, self._await_nodes(plan, workers, deadline))
             say("1 node ready" if len(workers) == 1 else f"{len(workers)} nodes ready")
         return plan
@@ -277,6 +279,15 @@ class DevCluster:
             manager = ["manager", "--data-dir", str(host.directory / hostrole.DATA)]
             host.start([*self._command, *manager], daemon="manager")
 
+    @property
+    def docker_socket(self) -> Path:
+        """Of the gateway for Docker's clients, which runs beside the first manager."""
+        return self._directory / "docker.sock"
+
+    def _ensure_gateway(self, plan: ClusterPlan, manager: Host) -> None:
+        command = ["docker-api", "--context", plan.name, "--socket", str(self.docker_socket)]
+        manager.start([*self._command, *command], _user_environment(plan), daemon="docker-api")
+
     def _token(self, plan: ClusterPlan, manager: Host, deadline: float) -> str:
         def ask() -> str | None:
             # A connection is cheap to try; the command is a whole interpreter.
@@ -329,6 +340,8 @@ class DevCluster:
                 underlay.ensure_switch(self.plan)
             host.boot(self.plan)
             self._start_daemon(host, flags)
+            if name == self.plan.hosts[0].name:
+                self._ensure_gateway(self.plan, host)
 
     def stop(self, name: str) -> None:
         """Stop a host's daemon and keep it stopped; the host and its containers run on."""

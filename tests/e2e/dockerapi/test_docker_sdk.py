@@ -36,6 +36,13 @@ def test_version_is_negotiated(docker: Docker) -> None:
         client.containers.list()
 
 
+def test_dev_cluster_has_a_gateway(cluster: Cluster, docker: Docker, run: Run) -> None:
+    container = run("seen", "sleep 600")
+    url = f"unix:///var/lib/orc-dev/{cluster.name}/docker.sock"
+    own = Docker(url, {**docker.env, "DOCKER_HOST": url})
+    assert container in own.lines("ps", "--quiet", "--no-trunc")
+
+
 def test_container_is_run_and_its_output_and_status_returned(
     client: sdk.DockerClient, box: str
 ) -> None:

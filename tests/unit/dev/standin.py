@@ -48,6 +48,12 @@ def main(arguments: list[str]) -> int:
             with socket.create_server((address, 7420)) as server:
                 while True:
                     server.accept()[0].close()
+        case ["docker-api", *rest]:
+            assert Path(os.environ["XDG_CONFIG_HOME"]).is_dir()
+            with socket.socket(socket.AF_UNIX) as server:
+                Path(option(rest, "--socket")).unlink(missing_ok=True)
+                server.bind(option(rest, "--socket"))
+                signal.pause()
         case ["agent", *rest]:
             data = Path(option(rest, "--data-dir"))
             assert (data / "joined").exists()

@@ -46,6 +46,8 @@ def test_up_creates_hosts_daemons_and_a_context(cluster: DevCluster) -> None:
     assert f"in /orc-{cluster.name}-node1" in Path(rows[1].log).read_text()
     assert context(cluster).exists()
     assert said[-1] == "2 nodes ready"
+    assert f"Docker's API at unix://{cluster.docker_socket}" in said
+    until(cluster.docker_socket.is_socket)
 
 
 def test_second_up_keeps_running_hosts_and_adds_nodes(cluster: DevCluster) -> None:

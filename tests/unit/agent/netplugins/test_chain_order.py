@@ -146,8 +146,10 @@ async def test_plugin_that_exceeds_its_time_is_killed(
     listening(bench, "two")
     with pytest.raises(NetworkError, match=r"one \(ADD\) did not finish within 0 s and was killed"):
         await bench.chains().attach(config(chain(bench)), "c1", eth(), bench.container("c1"))
-    # With all that it had started.
-    assert not [each for each in _commands() if b"sleep\00098765" in each]
+    # With all that it had started, though the kernel ends those in its own time.
+    async with asyncio.timeout(60):
+        while any(b"sleep\00098765" in each for each in _commands()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_a_plugin_that_releases_nothing_delays_no_others(bench: Bench) -> None:

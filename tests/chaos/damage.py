@@ -55,9 +55,16 @@ async def corrupt(testbed: Testbed, planned: Planned) -> AsyncIterator[str]:
         await asyncio.shield(repair(testbed, host))
 
 
+def _runs(testbed: Testbed, host: str) -> bool:
+    """Whether the host's manager or agent runs."""
+    dev = testbed.dev.host(host)
+    daemon = dev.daemons().get(dev.plan.daemon)
+    return daemon is not None and daemon.pid is not None
+
+
 def last_words(testbed: Testbed, host: str) -> str:
     """Why the daemon of a host refuses to start, as it said itself; empty if it runs."""
-    if all(daemon.pid is not None for daemon in testbed.dev.host(host).daemons().values()):
+    if _runs(testbed, host):
         return ""
     with testbed.dev.host(host).log.open("rb") as file:
         file.seek(max(0, file.seek(0, 2) - WORDS))
@@ -69,9 +76,7 @@ async def _stopped(testbed: Testbed, host: str) -> None:
     """Kill a host's daemon, and its etcd; neither is started again."""
     dev = testbed.dev.host(host)
     dev.signal(signal.SIGKILL, wanted=False)
-    while True:
-        if all(daemon.pid is None for daemon in dev.daemons().values()):
-            break
+    while _runs(testbed, host):  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     while found := await asyncio.to_thread(testbed.find, host, "etcd"):
         for process in found:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -31,6 +32,8 @@ _DAEMON = """
 set -e
 mount -t tmpfs tmpfs /run
 ip link set lo up
+# The kernel removes that of a daemon that was killed in its own time.
+nsenter -t 1 -n ip link delete port$1 2>/dev/null || true
 ip link add eth0 type veth peer name port$1 netns 1
 nsenter -t 1 -n ip link set port$1 master br0 up
 ip address add 192.0.2.$1/24 dev eth0
@@ -68,6 +71,7 @@ class _Swarm:
         (home / "daemon.json").write_text("{}")
         for stale in ("pid", "docker.sock"):
             (home / stale).unlink(missing_ok=True)
+        shutil.rmtree(home / "exec", ignore_errors=True)  # of a containerd that was killed
         with (home / "log").open("ab") as log:
             process = subprocess.Popen(
                 self._command(home, number),

@@ -168,8 +168,9 @@ class DevCluster:
                 self._await_managers(plan, leading, deadline)
                 say(f"{len(leading)} managers ready")
             self._ensure_gateway(plan, manager)
-            say(f"Docker's API at unix://{self.docker_socket}")
             self._allow_all(plan, self._await_nodes(plan, workers, deadline))
+            self._await_gateway(manager, deadline)
+            say(f"Docker's API at unix://{self.docker_socket}")
             say("1 node ready" if len(workers) == 1 else f"{len(workers)} nodes ready")
         return plan
 
@@ -287,6 +288,12 @@ class DevCluster:
     def _ensure_gateway(self, plan: ClusterPlan, manager: Host) -> None:
         command = ["docker-api", "--context", plan.name, "--socket", str(self.docker_socket)]
         manager.start([*self._command, *command], _user_environment(plan), daemon="docker-api")
+
+    def _await_gateway(self, manager: Host, deadline: float) -> None:
+        def ask() -> bool | None:
+            return self.docker_socket.exists() or None
+
+        _await(ask, deadline, [manager], "Docker's API is not served")
 
     def _token(self, plan: ClusterPlan, manager: Host, deadline: float) -> str:
         def ask() -> str | None:

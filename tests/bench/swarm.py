@@ -191,7 +191,9 @@ def _swarm(folder: Path, name: str, archive: Path) -> Iterator[_Swarm]:
 
 
 def measure(folder: Path, name: str, archive: Path, rounds: int = ROUNDS) -> list[float]:
-    """Seconds from SIGKILL for the leader's daemon until a task of a new service has a node."""
+    """Seconds from SIGKILL for the leader's daemon until a task of a new service has a node, of
+    each round. `archive` is the benchmark's image; the daemons have their folders in `folder`.
+    `name` is the run's. Raises BenchError when the swarm does not recover."""
     took: list[float] = []
     with _swarm(folder, name, archive) as swarm:
         for number in range(rounds):

@@ -168,6 +168,23 @@ async def test_a_manager_that_joins_gets_sessions_of_the_others(
             each.cancel()
 
 
+async def test_a_write_that_is_never_answered_does_not_end_a_new_session(
+    leader: Running, follower: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that was on its way to a leader of etcd that then died."""
+    txn, lost = follower.manager._kv.txn, asyncio.Event()
+
+    async def first_is_lost(guards: Any, ops: Any) -> int:
+        if any("/sessions/" in op.key for op in ops) and not lost.is_set():
+            lost.set()
+            await asyncio.Event().wait()
+        return int(await txn(guards, ops))
+
+    monkeypatch.setattr(follower.manager._kv, "txn", first_is_lost)
+    async with agent(follower, "one"):  # until it gets its networks, in its first session
+        assert lost.is_set()
+
+
 async def test_a_request_waits_for_a_node_that_is_redirected(
     leader: Running, follower: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,8 +126,8 @@ def test_all_targets_are_scraped_and_a_down_node_fires_an_alert(
 
     eventually(heard, every=2)
     cluster.power_off("node3")
-    eventually(lambda: ("NodeDown", "node3") in monitoring.firing(), within=180, every=1)
+    eventually(lambda: ("NodeDown", "node3") in monitoring.firing(), within=90, every=1)
     (alerts,) = {_bare(asked) for _, asked in _queries() if "ALERTS" in asked}
     assert monitoring.values(alerts)
     cluster.start("node3")
-    eventually(lambda: ("NodeDown", "node3") not in monitoring.firing(), within=180, every=1)
+    eventually(lambda: ("NodeDown", "node3") not in monitoring.firing(), within=90, every=1)

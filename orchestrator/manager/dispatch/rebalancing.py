@@ -45,7 +45,7 @@ class Rebalancer:
         """Managers that have fewer sessions than this one → since when."""
 
     def handover(self, view: ClusterView, now: float) -> Handover | None:
-        """The sessions to hand over now, in monotonic seconds."""
+        """The sessions to hand over at `now`, in monotonic seconds; None: none."""
         least = less_loaded(view, self._manager_id)
         self._since = {each.id: self._since.get(each.id, now) for each in least}
         steady = [each for each in least if now - self._since[each.id] >= STEADY]

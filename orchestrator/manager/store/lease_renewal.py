@@ -30,6 +30,9 @@ HEARTBEAT_INTERVAL = 0.5
 """Seconds between two signs of life of the event loop."""
 RETRY = 0.2
 """Seconds between attempts while the store does not answer."""
+_FIRST_PAUSES = (0.0, RETRY, RETRY)
+"""Seconds before the first renewals. They announce the holder often enough that processes which
+wait for its key notice its death by its silence, and not only by the end of its lease."""
 _GRACE = 0.1
 """Seconds after the deadline in which the answer of a request may still arrive."""
 
@@ -140,8 +143,8 @@ class Keeper:
         self._stopped.set()
 
     def _renew_until_lost(self) -> str:
-        # The first announcement comes at once: until then, only the lease shows a holder's death.
-        held, pause = self._held, 0.0
+        held, pauses = self._held, iter(_FIRST_PAUSES)
+        pause = next(pauses)
         while True:
             if self._stopped.wait(min(pause, max(0.0, held.deadline - self._clock()))):
                 return ""
@@ -166,10 +169,11 @@ class Keeper:
             if renewed.create_revision != held.revision:
                 return "another process holds the key"
             held.renewed(lease, sent + renewed.seconds - self._margin)
-            pause = self._ttl / 3
+            pause = next(pauses, self._ttl / 3)
 
     def _renew(self, lease: int, timeout: float) -> tuple[float, Renewed]:
-        """Renew within `timeout` seconds; when the request was sent that was answered first.
+        """Renew within `timeout` seconds; when the request was sent that was answered first, in
+        seconds of the clock, and its answer. Raises what `Renewal.renew` raises.
 
         A member of etcd forwards renewals to its leader. If that dies, a request on its way is
         never answered, but another one is as soon as there is a new leader: so a second one is

@@ -29,6 +29,7 @@ from orchestrator.manager.cluster.schema import (
 )
 from orchestrator.manager.cluster.store_upkeep import StoreUpkeep
 from orchestrator.manager.errors import (
+    ErrorKind,
     RequestError,
     aborted,
     already_exists,
@@ -61,6 +62,8 @@ _ELECTION_TIMEOUT = 10.0
 _FINALIZATION_TIMEOUT = 20.0
 """Seconds that a finalization may take."""
 
+_STOP_ORDERS = 2
+"""How often a node is told to stop its manager."""
 _REMOVAL_TIMEOUT = 20.0
 """Seconds that another manager has for a removal."""
 
@@ -342,10 +345,16 @@ class ManagerOperations(Operations):
             )
         removal = managers_pb2.RemoveManagerRequest(manager=manager.id, force=request.force)
         reply = await self.remove_manager(removal, by)
-        # The manager ends by itself; its unit is disabled where the node can be reached.
-        with suppress(RequestError):
-            stop = dispatch_pb2.OpenTunnel(host_role=dispatch_pb2.HostRoleOrder())
-            await send_request(self.ctx, node, stop)
+        # The manager ends by itself; its unit is disabled where the node can be reached. The first
+        # order may get lost with the manager, which may have had the node's session.
+        stop = dispatch_pb2.OpenTunnel(host_role=dispatch_pb2.HostRoleOrder())
+        for _ in range(_STOP_ORDERS):
+            try:
+                await send_request(self.ctx, node, stop)
+                break
+            except RequestError as error:
+                if error.kind is not ErrorKind.UNAVAILABLE:
+                    break
         return reply
 
     async def _check_quorum(

@@ -120,7 +120,8 @@ def fixed_of(attachment: NetworkAttachment) -> Iterator[Address]:
 
 
 def owned_addresses(view: ClusterView) -> dict[str, dict[Address, str]]:
-    """Network id → addresses that are owned, and their owner: VIPs, fixed addresses, gateways."""
+    """Network id → addresses that are owned, and their owner: VIPs, fixed addresses, gateways, and
+    what damaged objects have claimed."""
     found: dict[str, dict[Address, str]] = {}
     for network in view.networks.values():
         if network.gateway:

@@ -280,13 +280,14 @@ async def killed_leader(kv: MemoryKv, time: VirtualTime) -> Held:
     return await LeasedKey(kv, KEY, b"a", ttl=1000, clock=time, sleep=time.sleep).acquire()
 
 
+@pytest.mark.parametrize("announcements", [2, 10])
 async def test_a_leader_that_announces_itself_no_longer_is_not_waited_for(
-    kv: MemoryKv, time: VirtualTime
+    kv: MemoryKv, time: VirtualTime, announcements: int
 ) -> None:
     killed = await killed_leader(kv, time)
     b = Contender(kv, time, "b")
     async with running(b):
-        await announce(kv, time, killed, 10)
+        await announce(kv, time, killed, announcements)
         await time.pass_(2.9)
         assert b.term is None
         await time.pass_(0.2)

@@ -57,6 +57,14 @@ async def test_a_store_that_does_not_answer_loses_the_lease() -> None:
     assert threading.get_ident() not in store.threads
 
 
+async def test_a_new_holder_announces_itself_at_once() -> None:
+    store = Store()
+    keeper = Keeper(Held("/leader", 7, 1, time.monotonic() + 600.0), store, ttl=600.0, margin=0.05)
+    keeper.start()
+    await until(lambda: store.renewals >= 3)
+    keeper.stop()
+
+
 async def test_a_request_that_is_never_answered_does_not_lose_the_lease() -> None:
     """As one that a member of etcd has forwarded to a leader that then died."""
     store = Store()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from test_clients_of_several_managers import context, endpoint, until, way_to
 from orchestrator.cli.app.errors import ManagerLost, Refused
 from orchestrator.cli.rpc import client as client_module
 from orchestrator.cli.rpc.client import Client
-from orchestrator.manager.store.kv import StoreFull, StoreUnavailable
-from orchestrator.pb import control_pb2, networks_pb2
+from orchestrator.manager.store.kv import Conflict, StoreFull, StoreUnavailable
+from orchestrator.model.documents import DocumentKind
+from orchestrator.pb import control_pb2, documents_pb2, networks_pb2, volumes_pb2
 from tests.freeports import free_ports
 
 CREATE = networks_pb2.CreateNetworkRequest(name="net")
+CONFIG: dict[str, Any] = {"kind": DocumentKind.CONFIG.value, "document": "settings"}
 LIST = control_pb2.ListNetworksRequest()
 
 
@@ -78,6 +80,59 @@ async def test_a_write_is_repeated_until_etcd_answers(
     with Client(context(running, endpoint(running))) as client:
         made = await asyncio.to_thread(client.call, "Networks.CreateNetwork", CREATE)
     assert (made.name, failures) == ("net", 3)
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        (
+            "Documents.UpdateDocument",
+            documents_pb2.UpdateDocumentRequest(**CONFIG, label_add={"tier": "web"}),
+        ),
+        ("Documents.RemoveDocument", documents_pb2.RemoveDocumentRequest(**CONFIG)),
+        ("Volumes.RemoveVolume", volumes_pb2.RemoveVolumeRequest(name="data", force=True)),
+        ("Control.UpdateCluster", control_pb2.UpdateClusterRequest(rebalance_every=60.0)),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+async def test_a_write_is_repeated_though_its_first_attempt_is_applied_late(
+    running: Running, monkeypatch: pytest.MonkeyPatch, method: str, request_: Any
+) -> None:
+    kv = running.manager._kv
+    txn = kv.txn
+    late: list[tuple[Any, Any]] = []
+
+    async def slow(guards: Any, ops: Any) -> Any:
+        if late:
+            monkeypatch.undo()
+            with suppress(Conflict):
+                await txn(*late.pop())
+            return await txn(guards, ops)
+        late.append((guards, ops))
+        raise StoreUnavailable("no answer within 2 s")
+
+    with Client(context(running, endpoint(running))) as client:
+        create = documents_pb2.CreateDocumentRequest(
+            kind=CONFIG["kind"], name="settings", data=b"x"
+        )
+        await asyncio.to_thread(client.call, "Documents.CreateDocument", create)
+        volume = volumes_pb2.CreateVolumeRequest(name="data")
+        await asyncio.to_thread(client.call, "Volumes.CreateVolume", volume)
+        monkeypatch.setattr(kv, "txn", slow)
+        await asyncio.to_thread(client.call, method, request_)
+    view = running.manager.cache.view
+    config = view.document_by_name(DocumentKind.CONFIG, "settings")
+    match method:
+        case "Documents.UpdateDocument":
+            assert config is not None
+            assert config.labels == {"tier": "web"}
+        case "Documents.RemoveDocument":
+            assert config is None
+        case "Volumes.RemoveVolume":
+            assert "data" not in view.volumes
+        case _:
+            assert view.cluster is not None
+            assert view.cluster.rebalance_every == 60.0
 
 
 async def test_a_write_whose_reply_is_lost_is_repeated_at_the_same_manager(

@@ -95,3 +95,29 @@ async def test_full_store_names_the_remedy_and_stays_readable(running: Running) 
         assert full.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert full.value.details() == "etcd's database is full: compact and defragment it"
         assert not (await control.ListServices(control_pb2.ListServicesRequest())).services
+
+
+@pytest.mark.parametrize("applied", [True, False])
+async def test_a_host_joins_although_etcd_does_not_answer_for_a_moment(
+    running: Running, monkeypatch: pytest.MonkeyPatch, applied: bool
+) -> None:
+    kv = running.manager._kv
+    txn, failures = kv.txn, 0
+    wanted = 1 if applied else 3
+
+    async def silent(guards: Sequence[Guard], ops: Sequence[Op]) -> int:
+        nonlocal failures
+        if failures == wanted or not any("/nodes/" in op.key for op in ops):
+            return await txn(guards, ops)
+        failures += 1
+        if applied:
+            await txn(guards, ops)
+        raise StoreUnavailable("no answer within 2 s")
+
+    monkeypatch.setattr(kv, "txn", silent)
+    joined = await running.join(running.token, "n1")
+    assert failures == wanted
+    nodes = running.manager.cache.view.nodes
+    assert [(each.id, each.description.hostname) for each in nodes.values()] == [
+        (joined.node_id, "n1")
+    ]

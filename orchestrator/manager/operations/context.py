@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from orchestrator.identity import ca
 from orchestrator.identity.host_identity import ManagerIdentity
@@ -111,6 +113,34 @@ class Operations:
 
     def __init__(self, ctx: ManagerContext) -> None:
         self.ctx = ctx
+
+
+_O = TypeVar("_O", bound="Operations")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def on_current_state(
+    method: Callable[Concatenate[_O, _P], Coroutine[Any, Any, _R]],
+) -> Callable[Concatenate[_O, _P], Coroutine[Any, Any, _R]]:
+    """Run an operation again if an object that it read was modified concurrently.
+
+    For requests that mean the same on every state of the object, such as an added label or a
+    removal. The other writer may be the leader, another user, or an earlier attempt of the same
+    request, whose outcome was unknown.
+    """
+
+    async def repeated(self: _O, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        cache = self.ctx.cache
+        while True:
+            read = cache.revision
+            try:
+                return await method(self, *args, **kwargs)
+            except Conflict:
+                await cache.wait_for(read + 1)
+
+    functools.update_wrapper(repeated, method)
+    return repeated
 
 
 def hostnames(view: ClusterView) -> dict[str, str]:

@@ -7,9 +7,9 @@ import asyncio
 import hmac
 import ipaddress
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -30,9 +30,10 @@ from orchestrator.pb import identity_pb2, identity_pb2_grpc
 
 log = logging.getLogger(__name__)
 
+_R = TypeVar("_R")
 
 _RESTART = 15.0
-"""Seconds that a restart of etcd may take while a manager joins."""
+"""Seconds that etcd may be unavailable while a manager joins."""
 _RENEWAL = 15.0
 """Seconds that a manager has to renew its certificate once another CA signs."""
 _RETRY = 0.2
@@ -230,40 +231,53 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
         )
 
     async def _record(self, issued: Certificate) -> None:
-        """Record a certificate. Waits for an etcd that restarts, as it does when another joining
-        manager is the first that it meets. Raises StoreError."""
-        end = asyncio.get_running_loop().time() + _RESTART
-        while True:
-            try:
+        """Record a certificate. Raises StoreError."""
+
+        async def attempt() -> None:
+            with suppress(Conflict):  # an attempt whose answer was lost has recorded it
                 await self._cache.wait_for(await commit(self._kv, [Change(None, issued)]))
-                return
-            except Conflict:
-                return  # an attempt whose answer was lost has recorded it
-            except StoreUnavailable:
-                if asyncio.get_running_loop().time() > end:
-                    raise
-                await asyncio.sleep(_RETRY)
+
+        await _bridge_restart(attempt)
 
     async def _add(self, node: Node, issued: Certificate) -> Node | None:
         """Commit a joining node and its certificate. If another node has its hostname, return that
         node and write nothing. Raises StoreError."""
-        while True:
-            turn = await self._kv.get(NODE_TURN)
-            stamp = turn.mod_revision if turn else 0
-            await self._cache.wait_for(stamp)
-            seen = self._cache.revision
-            if (other := with_hostname(self._cache.view, node.description.hostname)) is not None:
-                return other
-            with suppress(Conflict):
-                revision = await commit(
-                    self._kv,
-                    [Change(None, node), Change(None, issued)],
-                    guards=[Guard(NODE_TURN, mod_revision=stamp)],
-                    ops=[Put(NODE_TURN, node.id.encode())],
-                    seen=seen,
-                )
-                await self._cache.wait_for(revision)
-                return None
+
+        async def attempt() -> Node | None:
+            while True:
+                turn = await self._kv.get(NODE_TURN)
+                stamp = turn.mod_revision if turn else 0
+                await self._cache.wait_for(stamp)
+                seen, view = self._cache.revision, self._cache.view
+                if node.id in view.nodes:
+                    return None  # by an attempt whose answer was lost
+                if (other := with_hostname(view, node.description.hostname)) is not None:
+                    return other
+                with suppress(Conflict):
+                    revision = await commit(
+                        self._kv,
+                        [Change(None, node), Change(None, issued)],
+                        guards=[Guard(NODE_TURN, mod_revision=stamp)],
+                        ops=[Put(NODE_TURN, node.id.encode())],
+                        seen=seen,
+                    )
+                    await self._cache.wait_for(revision)
+                    return None
+
+        return await _bridge_restart(attempt)
+
+
+async def _bridge_restart(attempt: Callable[[], Awaitable[_R]]) -> _R:
+    """Repeat an attempt while etcd is unavailable: it restarts when the first manager joins, and
+    has no leader for a moment when that manager's member gets a vote. Raises StoreError."""
+    end = asyncio.get_running_loop().time() + _RESTART
+    while True:
+        try:
+            return await attempt()
+        except StoreUnavailable:
+            if asyncio.get_running_loop().time() > end:
+                raise
+            await asyncio.sleep(_RETRY)
 
 
 async def _check_role(role: str, request: Any, context: Any) -> None:

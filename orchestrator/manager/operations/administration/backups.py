@@ -15,7 +15,7 @@ from orchestrator.manager.backup.scheduled import record_status
 from orchestrator.manager.backup.store_dump import dump
 from orchestrator.manager.errors import RequestError, invalid_argument, not_ready
 from orchestrator.manager.event_loop import offload
-from orchestrator.manager.operations.context import ManagerContext, Operations
+from orchestrator.manager.operations.context import ManagerContext, Operations, on_current_state
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.commit import commit
@@ -62,6 +62,7 @@ class BackupOperations(Operations):
                 lambda before: replace(before, downloaded_at=taken),
             )
 
+    @on_current_state
     async def set_schedule(
         self, request: backup_pb2.SetBackupScheduleRequest
     ) -> backup_pb2.BackupOverview:

@@ -11,7 +11,7 @@ from orchestrator import __version__
 from orchestrator.identity.join_tokens import JoinToken, new_secret
 from orchestrator.manager.errors import invalid_argument, not_ready
 from orchestrator.manager.operations.administration.backups import overview
-from orchestrator.manager.operations.context import Operations
+from orchestrator.manager.operations.context import Operations, on_current_state
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.unplannable import quarantined_services
 from orchestrator.manager.planning.view import ClusterView
@@ -84,6 +84,7 @@ class ClusterOperations(Operations):
             backups=overview(view),
         )
 
+    @on_current_state
     async def update_cluster(
         self, request: control_pb2.UpdateClusterRequest
     ) -> control_pb2.ClusterInfo:
@@ -112,6 +113,7 @@ class ClusterOperations(Operations):
             await self.ctx.cache.wait_for(revision)
         return await self.get_cluster(control_pb2.GetClusterRequest())
 
+    @on_current_state
     async def rotate_token(self, request: control_pb2.RotateTokenRequest) -> control_pb2.TokenReply:
         """Replace a join or scrape token; the old one is no longer valid."""
         cluster, secret = self._cluster(), new_secret()

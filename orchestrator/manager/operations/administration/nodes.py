@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.manager.errors import failed_precondition, invalid_argument, not_found
 from orchestrator.manager.event_loop import offload
 from orchestrator.manager.object_lookup import find_node
-from orchestrator.manager.operations.context import Caller, Operations
+from orchestrator.manager.operations.context import Caller, Operations, on_current_state
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.reports.claims import false_node_address
 from orchestrator.manager.planning.scheduling.capacity import node_usage
@@ -18,7 +18,6 @@ from orchestrator.manager.planning.scheduling.network_filters import encrypts
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.certificates import commit_serialized, new_revocation
 from orchestrator.manager.store.commit import commit
-from orchestrator.manager.store.kv import Conflict
 from orchestrator.model.convert import to_proto
 from orchestrator.model.nodes import Availability, Node, NodeState
 from orchestrator.model.validation.host_access import ALLOWANCES, allowed, parse_allowances
@@ -33,25 +32,20 @@ class NodeOperations(Operations):
         """List nodes with their reserved resources."""
         return await offload(_list, self.ctx.view)
 
+    @on_current_state
     async def update_node(self, request: control_pb2.UpdateNodeRequest) -> types_pb2.Node:
         """Change a node's availability, labels, address, allowances, or rotate its key."""
-        cache = self.ctx.cache
-        while True:
-            read = cache.revision
-            node = find_node(cache.view, request.node)
-            after = _updated(node, request, self.ctx.now())
-            if request.address:
-                after = _moved(cache.view, after, request.address)
-            if after == node:
-                return to_proto(node)
-            try:
-                revision = await commit(self.ctx.kv, [Change(node, after)])
-            except Conflict:
-                # The leader wrote the node's health meanwhile, which this does not touch.
-                await cache.wait_for(read + 1)
-            else:
-                await cache.wait_for(revision)
-                return to_proto(replace(after, revision=revision))
+        ctx = self.ctx
+        node = find_node(ctx.view, request.node)
+        after = _updated(node, request, ctx.now())
+        if request.address:
+            after = _moved(ctx.view, after, request.address)
+        if after == node:
+            return to_proto(node)
+        # The leader writes the node's health, which this does not touch.
+        revision = await commit(ctx.kv, [Change(node, after)])
+        await ctx.cache.wait_for(revision)
+        return to_proto(replace(after, revision=revision))
 
     async def remove_node(
         self, request: control_pb2.RemoveNodeRequest, caller: Caller

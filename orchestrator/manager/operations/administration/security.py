@@ -21,7 +21,7 @@ from orchestrator.identity.authority import (
 from orchestrator.identity.certificates import KeyPair, Life, own_key_id
 from orchestrator.identity.key_files import WrongUnlockKey, new_unlock_key, unlock_key_id
 from orchestrator.manager.errors import failed_precondition, invalid_argument, not_ready
-from orchestrator.manager.operations.context import ManagerContext, Operations
+from orchestrator.manager.operations.context import ManagerContext, Operations, on_current_state
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.security.ca_rotation import members, signing_anew
 from orchestrator.manager.security.key_ring import without_key
@@ -58,6 +58,7 @@ class SecurityOperations(Operations):
     async def _write(self, before: Cluster, after: Cluster) -> None:
         await self.ctx.cache.wait_for(await commit(self.ctx.kv, [Change(before, after)]))
 
+    @on_current_state
     async def rotate_data_key(self, by: str) -> security_pb2.DataKeyStatus:
         """Begin a rotation of the data key. One that is in progress goes on, unless no running
         manager has its key any more."""
@@ -92,6 +93,7 @@ class SecurityOperations(Operations):
             started_at=cluster.key_rotation.started_at,
         )
 
+    @on_current_state
     async def rotate_ca(
         self, request: security_pb2.RotateCaRequest, by: str
     ) -> security_pb2.CaStatus:
@@ -222,6 +224,7 @@ class SecurityOperations(Operations):
             )
         return status
 
+    @on_current_state
     async def lock(self, request: security_pb2.LockRequest) -> security_pb2.UnlockKeyReply:
         """Lock the managers' key files, replace the unlock key, or end that. Raises RequestError,
         StoreError."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.manager.errors import failed_precondition
 from orchestrator.manager.object_lookup import find_image_by_word, images_of, matches_prune_filters
-from orchestrator.manager.operations.context import Operations, hostnames
+from orchestrator.manager.operations.context import Operations, hostnames, on_current_state
 from orchestrator.manager.operations.images.registry_client import manifests_of
 from orchestrator.manager.operations.node_requests import (
     node_with_image,
@@ -60,6 +60,7 @@ def users(view: ClusterView, image: Image) -> list[str]:
 class ImageCatalogOperations(Operations):
     """Operations on the images that the cluster has."""
 
+    @on_current_state
     async def tag(self, request: images_pb2.TagImageRequest) -> types_pb2.Image:
         """Give an image another name, on all its nodes."""
         ctx = self.ctx
@@ -100,6 +101,7 @@ class ImageCatalogOperations(Operations):
             f"no node shows an image of {index}; pull '{word}', or use an image id"
         )
 
+    @on_current_state
     async def remove_image(
         self, request: images_pb2.RemoveImageRequest
     ) -> images_pb2.RemoveImageReply:

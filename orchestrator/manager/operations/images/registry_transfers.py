@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.manager.errors import failed_precondition, invalid_argument, not_found
 from orchestrator.manager.object_lookup import find_image
-from orchestrator.manager.operations.context import Operations
+from orchestrator.manager.operations.context import Operations, on_current_state
 from orchestrator.manager.operations.images.registry_client import ResolvedImage
 from orchestrator.manager.operations.node_requests import (
     choose_node,
@@ -136,6 +136,7 @@ class RegistryOperations(Operations):
             )
         return ""
 
+    @on_current_state
     async def login(self, request: images_pb2.LoginRequest) -> images_pb2.LoginReply:
         """Check credentials at a registry and store them sealed."""
         ctx = self.ctx
@@ -156,6 +157,7 @@ class RegistryOperations(Operations):
         await ctx.cache.wait_for(await commit(ctx.kv, [Change(before, after)], sealing))
         return images_pb2.LoginReply(registry=registry)
 
+    @on_current_state
     async def logout(self, request: images_pb2.LogoutRequest) -> images_pb2.LogoutReply:
         """Forget the credentials of a registry."""
         ctx = self.ctx

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.manager.errors import already_exists, failed_precondition, invalid_argument
 from orchestrator.manager.event_loop import offload
 from orchestrator.manager.object_lookup import find_document
-from orchestrator.manager.operations.context import ManagerContext, Operations
+from orchestrator.manager.operations.context import ManagerContext, Operations, on_current_state
 from orchestrator.manager.operations.references import in_use_error
 from orchestrator.manager.planning.consumers import not_stopping
 from orchestrator.manager.planning.plan import Change
@@ -87,6 +87,7 @@ class DocumentOperations(Operations):
                 row.data = await self._read(document)
         return reply
 
+    @on_current_state
     async def update_document(
         self, request: documents_pb2.UpdateDocumentRequest
     ) -> documents_pb2.UpdateDocumentReply:
@@ -126,6 +127,7 @@ class DocumentOperations(Operations):
             left=told.get(OnUpdate.NONE, ()),
         )
 
+    @on_current_state
     async def remove_document(
         self, request: documents_pb2.RemoveDocumentRequest
     ) -> documents_pb2.RemoveDocumentReply:

@@ -13,11 +13,10 @@ from orchestrator.manager.errors import (
     not_found,
 )
 from orchestrator.manager.object_lookup import find_network
-from orchestrator.manager.operations.context import Operations
+from orchestrator.manager.operations.context import Operations, on_current_state
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.commit import commit
-from orchestrator.manager.store.kv import Conflict
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.names import near_miss
 from orchestrator.model.networks import OVERLAY, is_ours
@@ -67,19 +66,12 @@ class NetworkPolicyOperations(Operations):
         await self._edit(request.network, remove)
         return to_proto(removed[0])
 
+    @on_current_state
     async def _edit(self, word: str, edit: Callable[[Network], Network]) -> None:
-        """Commit a change of a network; retried while joining nodes change it, too."""
+        """Commit a change of a network. Joining nodes change it, too."""
         ctx = self.ctx
-        while True:
-            read = ctx.cache.revision
-            network = find_network(ctx.view, word)
-            try:
-                revision = await commit(ctx.kv, [Change(network, edit(network))])
-            except Conflict:
-                await ctx.cache.wait_for(read + 1)
-            else:
-                await ctx.cache.wait_for(revision)
-                return
+        network = find_network(ctx.view, word)
+        await ctx.cache.wait_for(await commit(ctx.kv, [Change(network, edit(network))]))
 
 
 def _check(view: ClusterView, policy: NetworkPolicy) -> None:

@@ -16,7 +16,7 @@ from orchestrator.manager.errors import (
     unavailable,
 )
 from orchestrator.manager.object_lookup import find_container, find_network, matches_prune_filters
-from orchestrator.manager.operations.context import Operations
+from orchestrator.manager.operations.context import Operations, on_current_state
 from orchestrator.manager.operations.references import in_use_error, resolve_networks
 from orchestrator.manager.planning.consumers import network_consumers, not_stopping
 from orchestrator.manager.planning.networking.addresses import AddressRefused, NewNetwork, complete
@@ -187,28 +187,22 @@ class NetworkOperations(Operations):
         task = await self._edit(request.container, edit)
         return to_proto(task if request.force else await self._wait_until_applied(task))
 
+    @on_current_state
     async def _edit(self, word: str, edit: Callable[[Task], tuple[Task, list[Network]]]) -> Task:
-        """Change a standalone container; retried on conflicts."""
-        cache = self.ctx.cache
-        while True:
-            read = cache.revision
-            task = find_container(cache.view, word)
-            if not task.standalone:
-                raise failed_precondition(
-                    f"'{task.name}' is a task of service '{task.service_name}'; use 'orc service "
-                    f"update --network-add' or '--network-rm' on {task.service_name}"
-                )
-            word = task.id
-            after, networks = edit(task)
-            if after == task:
-                return task
-            try:
-                revision = await commit(self.ctx.kv, [Change(task, after)], networks)
-            except Conflict:
-                await cache.wait_for(read + 1)
-            else:
-                await cache.wait_for(revision)
-                return replace(after, revision=revision)
+        """Change a standalone container."""
+        ctx = self.ctx
+        task = find_container(ctx.view, word)
+        if not task.standalone:
+            raise failed_precondition(
+                f"'{task.name}' is a task of service '{task.service_name}'; use 'orc service "
+                f"update --network-add' or '--network-rm' on {task.service_name}"
+            )
+        after, networks = edit(task)
+        if after == task:
+            return task
+        revision = await commit(ctx.kv, [Change(task, after)], networks)
+        await ctx.cache.wait_for(revision)
+        return replace(after, revision=revision)
 
     async def _wait_until_applied(self, task: Task) -> Task:
         """Wait until the container's node has applied its networks; the container then."""
@@ -269,23 +263,19 @@ class NetworkOperations(Operations):
             }
             raise in_use_error(f"network '{network.name}'", found, detach)
 
+    @on_current_state
     async def _mark(
         self, network: Network, *, removing: bool = True, when_unused: bool = False
     ) -> Network:
         """The current network, marked or unmarked. Raises RequestError if it is gone."""
         ctx = self.ctx
-        while True:
-            read = ctx.cache.revision
-            now = find_network(ctx.view, network.id)
-            after = replace(now, removing=removing, remove_when_unused=when_unused)
-            if after == now:
-                return now
-            try:
-                revision = await commit(ctx.kv, [Change(now, after)])
-            except Conflict:
-                await ctx.cache.wait_for(read + 1)
-            else:
-                await ctx.cache.wait_for(revision)
+        now = find_network(ctx.view, network.id)
+        after = replace(now, removing=removing, remove_when_unused=when_unused)
+        if after == now:
+            return now
+        revision = await commit(ctx.kv, [Change(now, after)])
+        await ctx.cache.wait_for(revision)
+        return replace(after, revision=revision)
 
 
 def _check_allowed(view: ClusterView, task: Task, name: str) -> None:

@@ -16,7 +16,7 @@ from orchestrator.manager.errors import (
     not_found,
 )
 from orchestrator.manager.object_lookup import find_node, matches_prune_filters
-from orchestrator.manager.operations.context import Operations
+from orchestrator.manager.operations.context import Operations, on_current_state
 from orchestrator.manager.operations.references import in_use_error
 from orchestrator.manager.planning.consumers import consumer, in_order
 from orchestrator.manager.planning.plan import Change
@@ -144,6 +144,7 @@ class VolumeOperations(Operations):
             return chosen, replace(volume, scope=VolumeScope.GLOBAL)
         return node, replace(volume, node_id=node.id if node else "")
 
+    @on_current_state
     async def _remove(self, name: str, hostname: str, force: bool) -> None:
         """Mark the volume, so that it takes no new users; check for users; remove its data; delete
         it."""
@@ -154,10 +155,7 @@ class VolumeOperations(Operations):
             return
         self._check_unused(name)
         marked = replace(volume, removing=True)
-        try:
-            revision = await commit(ctx.kv, [Change(volume, marked)])
-        except Conflict:
-            raise failed_precondition(f"volume '{name}' is being changed; try again") from None
+        revision = await commit(ctx.kv, [Change(volume, marked)])
         await ctx.cache.wait_for(revision)
         marked = replace(marked, revision=revision)
         try:

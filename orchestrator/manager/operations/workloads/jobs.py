@@ -9,11 +9,10 @@ from typing import Any
 
 from orchestrator.manager.errors import failed_precondition
 from orchestrator.manager.object_lookup import find_job
-from orchestrator.manager.operations.context import Operations
+from orchestrator.manager.operations.context import Operations, on_current_state
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.reconcile import job_runs
 from orchestrator.manager.store.commit import commit
-from orchestrator.manager.store.kv import Conflict
 from orchestrator.model.convert import to_proto
 from orchestrator.model.jobs import Overlap
 from orchestrator.model.services import Service
@@ -50,17 +49,11 @@ class JobOperations(Operations):
             raise failed_precondition(f"no run of job '{job.spec.name}' is in progress")
         return job_runs.stop_runs(job, self.ctx.now(), "stopped by its user")
 
+    @on_current_state
     async def _changed(self, word: str, change: Callable[[Service], Service]) -> Any:
-        """Commit a change of a job, retried on conflicts; return the job."""
+        """Commit a change of a job; return the job."""
         ctx = self.ctx
-        while True:
-            read = ctx.cache.revision
-            before = find_job(ctx.view, word)
-            after = replace(change(before), trace=current())
-            try:
-                revision = await commit(ctx.kv, [Change(before, after)])
-            except Conflict:
-                await ctx.cache.wait_for(read + 1)
-            else:
-                await ctx.cache.wait_for(revision)
-                return to_proto(ctx.view.services.get(before.id, after))
+        before = find_job(ctx.view, word)
+        after = replace(change(before), trace=current())
+        await ctx.cache.wait_for(await commit(ctx.kv, [Change(before, after)]))
+        return to_proto(ctx.view.services.get(before.id, after))

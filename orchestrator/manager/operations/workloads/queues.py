@@ -14,13 +14,12 @@ from orchestrator.manager.errors import (
     unavailable,
 )
 from orchestrator.manager.event_loop import offload
-from orchestrator.manager.operations.context import Operations
+from orchestrator.manager.operations.context import Operations, on_current_state
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.reconcile.job_queues import queue_of
 from orchestrator.manager.planning.scheduling.fair_shares import FairShares, queue_counts
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.commit import commit
-from orchestrator.manager.store.kv import Conflict
 from orchestrator.model.convert import to_proto
 from orchestrator.model.names import near_miss
 from orchestrator.model.objects import Cluster
@@ -79,23 +78,16 @@ class QueueOperations(Operations):
 
         return to_proto(await self._changed(change))
 
+    @on_current_state
     async def _changed(self, change: Callable[[Cluster], tuple[Cluster, Queue]]) -> Queue:
-        """Commit a change of the queues, retried on conflicts; return the queue."""
-        ctx = self.ctx
-        while True:
-            read, before = ctx.cache.revision, ctx.view.cluster
-            if before is None:
-                raise unavailable("the cluster's settings are not read yet; try again")
-            after, queue = change(before)
-            if after == before:
-                return queue
-            try:
-                revision = await commit(ctx.kv, [Change(before, after)])
-            except Conflict:
-                await ctx.cache.wait_for(read + 1)
-            else:
-                await ctx.cache.wait_for(revision)
-                return queue
+        """Commit a change of the queues; return the queue."""
+        ctx, before = self.ctx, self.ctx.view.cluster
+        if before is None:
+            raise unavailable("the cluster's settings are not read yet; try again")
+        after, queue = change(before)
+        if after != before:
+            await ctx.cache.wait_for(await commit(ctx.kv, [Change(before, after)]))
+        return queue
 
 
 def check_queue_exists(view: ClusterView, name: str) -> None:

@@ -9,15 +9,23 @@ from typing import Any
 
 import grpc
 import pytest
-from managerhost import Running, manager_in
+from managerhost import Running, manager_beside, manager_in
 
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.store.commit import commit
-from orchestrator.manager.store.kv import Guard, Op, StoreFull, StoreUnavailable
+from orchestrator.manager.store.keys import CERTIFICATE_TURN
+from orchestrator.manager.store.kv import Entry, Guard, Op, StoreFull, StoreUnavailable
 from orchestrator.model.convert import to_proto
 from orchestrator.model.objects import Image
 from orchestrator.model.specs import ContainerSpec, ServiceSpec, TaskSpec
-from orchestrator.pb import containers_pb2, containers_pb2_grpc, control_pb2, control_pb2_grpc
+from orchestrator.pb import (
+    containers_pb2,
+    containers_pb2_grpc,
+    control_pb2,
+    control_pb2_grpc,
+    managers_pb2,
+    managers_pb2_grpc,
+)
 
 IMAGE = Image(id="sha256:" + "a" * 64, names=("hello:1",), nodes=("n1",))
 
@@ -121,3 +129,28 @@ async def test_a_host_joins_although_etcd_does_not_answer_for_a_moment(
     assert [(each.id, each.description.hostname) for each in nodes.values()] == [
         (joined.node_id, "n1")
     ]
+
+
+async def test_a_manager_is_removed_although_etcd_elects_a_leader(
+    running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kv, view = running.manager._kv, lambda: running.manager.cache.view
+    get, failures = kv.get, 0
+
+    async def leaderless(key: str) -> Entry | None:
+        nonlocal failures
+        if key == CERTIFICATE_TURN and failures < 3:
+            failures += 1
+            raise StoreUnavailable("no answer within 2 s")
+        return await get(key)
+
+    async with manager_beside(running, tmp_path / "other") as other:
+        async with running.manager.cache.subscribe() as feed:
+            while other.identity.manager_id not in view().managers:
+                await feed.next()
+        monkeypatch.setattr(kv, "get", leaderless)
+        async with running.channel(running.admin) as channel:
+            request = managers_pb2.RemoveManagerRequest(manager=other.identity.manager_id)
+            await managers_pb2_grpc.ManagersStub(channel).RemoveManager(request)
+    assert failures == 3
+    assert view().managers.keys() == {running.identity.manager_id}

@@ -7,9 +7,9 @@ import asyncio
 import hmac
 import ipaddress
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
@@ -23,17 +23,14 @@ from orchestrator.manager.security.certificates import CertificateAuthority, rec
 from orchestrator.manager.store.cache import Cache
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import NODE_TURN
-from orchestrator.manager.store.kv import Conflict, Guard, Kv, Put, StoreError, StoreUnavailable
+from orchestrator.manager.store.kv import Conflict, Guard, Kv, Put, StoreError
+from orchestrator.manager.store.outages import bridge_outage
 from orchestrator.model.administration.access import CaRotation, Certificate
 from orchestrator.model.nodes import Node, NodeDescription
 from orchestrator.pb import identity_pb2, identity_pb2_grpc
 
 log = logging.getLogger(__name__)
 
-_R = TypeVar("_R")
-
-_RESTART = 15.0
-"""Seconds that etcd may be unavailable while a manager joins."""
 _RENEWAL = 15.0
 """Seconds that a manager has to renew its certificate once another CA signs."""
 _RETRY = 0.2
@@ -237,7 +234,7 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
             with suppress(Conflict):  # an attempt whose answer was lost has recorded it
                 await self._cache.wait_for(await commit(self._kv, [Change(None, issued)]))
 
-        await _bridge_restart(attempt)
+        await bridge_outage(attempt)
 
     async def _add(self, node: Node, issued: Certificate) -> Node | None:
         """Commit a joining node and its certificate. If another node has its hostname, return that
@@ -264,20 +261,7 @@ class JoinService(identity_pb2_grpc.JoinServicer):  # type: ignore[misc]
                     await self._cache.wait_for(revision)
                     return None
 
-        return await _bridge_restart(attempt)
-
-
-async def _bridge_restart(attempt: Callable[[], Awaitable[_R]]) -> _R:
-    """Repeat an attempt while etcd is unavailable: it restarts when the first manager joins, and
-    has no leader for a moment when that manager's member gets a vote. Raises StoreError."""
-    end = asyncio.get_running_loop().time() + _RESTART
-    while True:
-        try:
-            return await attempt()
-        except StoreUnavailable:
-            if asyncio.get_running_loop().time() > end:
-                raise
-            await asyncio.sleep(_RETRY)
+        return await bridge_outage(attempt)
 
 
 async def _check_role(role: str, request: Any, context: Any) -> None:

@@ -49,6 +49,7 @@ from orchestrator.manager.store.etcd_maintenance import NOSPACE, Defragmented
 from orchestrator.manager.store.etcd_member import EtcdMember
 from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, StoreError
+from orchestrator.manager.store.outages import bridge_outage
 from orchestrator.model.administration.managers import Manager, host_port
 from orchestrator.model.compatibility.manager_features import SCHEMA_VERSION
 from orchestrator.model.convert import to_proto
@@ -301,7 +302,8 @@ class ManagerOperations(Operations):
             changes += [Change(each, None) for each in (found, presence) if each is not None]
             return changes
 
-        await commit_serialized(self.ctx.kv, self.ctx.cache, removed)
+        # Without a member, etcd may have to elect a leader.
+        await bridge_outage(lambda: commit_serialized(self.ctx.kv, self.ctx.cache, removed))
         return managers_pb2.RemoveManagerReply(
             id=manager.id,
             endpoint=manager.endpoint,

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cluster loses its manager with all data, and goes on from a backup. No container notices."""
+"""A cluster loses its manager with all data. From a backup it goes on, and no container notices;
+without one, its nodes join a new cluster."""
 
 from __future__ import annotations
 
@@ -201,6 +202,41 @@ def test_the_only_manager_is_found_at_other_addresses(moving: Cluster, tmp_path:
     find_again(moving, address, task)
     moving.orc("service", "scale", "web=2")
     assert len(moving.await_running("web", 2)) == 2
+
+
+def test_nodes_of_a_lost_cluster_join_a_new_one(moving: Cluster, tmp_path: Path) -> None:
+    box = build(moving, tmp_path)
+    keep = "echo kept > /data/file; exec busybox sleep 3600"
+    [old] = moving.script("db", box, keep, "--mount", "type=volume,source=data,target=/data")
+    address = moving.status()["manager1"]["address"]
+    moving.stop("manager1")
+    shutil.rmtree(moving.data("manager1"))
+
+    data = ("--data-dir", str(moving.data("manager1")))
+    moving.exec(
+        "manager1", ORC, "cluster", "init", "--advertise", address, *data, "--context", "anew"
+    )
+    (tmp_path / "anew.json").write_text(
+        moving.exec("manager1", ORC, "context", "export", "anew", "-").stdout
+    )
+    moving.orc("context", "import", "anew", str(tmp_path / "anew.json"))
+    moving.dev("start", "manager1")
+    eventually(lambda: moving.orc("cluster", "info").stdout)
+    assert lives(moving, old)
+    moving.stop("node1")
+    (moving.data("node1") / "node.json").unlink()
+    token = moving.orc("cluster", "token", "worker", "-q").stdout.strip()
+    data = ("--data-dir", str(moving.data("node1")))
+    moving.exec("node1", ORC, "cluster", "join", "--token", token, *data, f"{address}:7421")
+    assert lives(moving, old)
+    moving.start("node1")
+    moving.await_ready("node1")
+    eventually(lambda: not lives(moving, old))
+
+    box = build(moving, tmp_path)
+    read = "busybox cat /data/file; exec busybox sleep 3600"
+    moving.script("db", box, read, "--mount", "type=volume,source=data,target=/data")
+    eventually(lambda: "kept" in moving.orc("service", "logs", "db").stdout)
 
 
 def test_a_node_that_joined_since_keeps_its_containers(moving: Cluster, tmp_path: Path) -> None:

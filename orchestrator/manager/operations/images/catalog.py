@@ -101,7 +101,6 @@ class ImageCatalogOperations(Operations):
             f"no node shows an image of {index}; pull '{word}', or use an image id"
         )
 
-    @on_current_state
     async def remove_image(
         self, request: images_pb2.RemoveImageRequest
     ) -> images_pb2.RemoveImageReply:
@@ -136,15 +135,23 @@ class ImageCatalogOperations(Operations):
 
     async def _untag(self, image: Image, name: str, reply: Any) -> None:
         ctx = self.ctx
+        await self._forget_name(image.id, name)
+        order = images_pb2.RemoveOrder(image=image.id, name=name)
+        await send_to_all(ctx, self._nodes(image), dispatch_pb2.OpenTunnel(remove_image=order))
+        reply.untagged.append(name)
+
+    @on_current_state
+    async def _forget_name(self, id: str, name: str) -> None:
+        ctx = self.ctx
+        if (image := ctx.view.images.get(id)) is None:
+            return
         after = replace(
             image,
             names=tuple(n for n in image.names if n != name),
             reported_names=tuple(n for n in image.reported_names if n != name),
         )
-        await ctx.cache.wait_for(await commit(ctx.kv, [Change(image, after)]))
-        order = images_pb2.RemoveOrder(image=image.id, name=name)
-        await send_to_all(ctx, self._nodes(image), dispatch_pb2.OpenTunnel(remove_image=order))
-        reply.untagged.append(name)
+        if after != image:
+            await ctx.cache.wait_for(await commit(ctx.kv, [Change(image, after)]))
 
     async def _delete(self, image: Image, reply: Any) -> None:
         """Remove an image from all reachable nodes, after taking its names."""

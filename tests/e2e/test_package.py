@@ -75,6 +75,7 @@ def test_installed_they_serve_a_cluster_and_removed_they_are_gone(
             assert systemd.recv(64) == b"WATCHDOG=1"
             assert "127.0.0.1:17420" in host.run("orc", "cluster", "info")
             assert "orc cluster join" in host.run("orc", "cluster", "token", "worker")
+            assert docker_ping(host) == b"OK"
         finally:
             os.kill(manager.pid, signal.SIGTERM)
             assert manager.wait(PATIENCE) == 0
@@ -83,6 +84,30 @@ def test_installed_they_serve_a_cluster_and_removed_they_are_gone(
     assert not (host.root / "usr/bin/orc").exists()
     # The cluster's own is left alone.
     assert (host.root / "var/lib/orc/manager/manager.json").exists()
+
+
+def docker_ping(host: PackagedHost) -> bytes:
+    """The answer of Docker's API, started as its unit does, to `/_ping`."""
+    unit = (ROOT / "packaging" / "orc-docker-api.service").read_text()
+    [command] = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
+    gateway = subprocess.Popen(
+        ["chroot", host.root, *command.removeprefix("ExecStart=").split()],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert gateway.stderr is not None
+        said = gateway.stderr.readline()
+        assert said == "serving Docker's Engine API at unix:///run/orc/docker.sock\n"
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(host.root / "run/orc/docker.sock"))
+            client.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
+            answer = b"".join(iter(lambda: client.recv(4096), b""))
+        return answer.rpartition(b"\r\n\r\n")[2]
+    finally:
+        os.kill(gateway.pid, signal.SIGTERM)
+        assert gateway.wait(PATIENCE) == 0
 
 
 _THREE = """
@@ -135,6 +160,7 @@ def test_packages_contain_the_expected_files(packages: list[Path]) -> None:
     for path in (
         *("./usr/bin/orc", "./usr/bin/orc-cni", "./usr/lib/systemd/system/orc-agent.service"),
         *("./usr/lib/systemd/system/orc-manager.service", "./etc/orc/agent.toml"),
+        "./usr/lib/systemd/system/orc-docker-api.service",
         *(
             "./usr/share/man/man1/orc-service-create.1.gz",
             "./usr/share/zsh/vendor-completions/_orc",

@@ -109,7 +109,7 @@ def load_context(name: str | None = None) -> Context:
 def list_contexts() -> list[str]:
     """The names of all contexts, sorted."""
     try:
-        names = os.listdir(os.path.join(_folder(), "contexts"))
+        names = os.listdir(os.path.join(config_folder(), "contexts"))
     except OSError:
         return []
     return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
@@ -161,7 +161,7 @@ _MAX_PREVIOUS = 20
 
 
 def _previous_file() -> str:
-    return os.path.join(_folder(), "earlier")
+    return os.path.join(config_folder(), "earlier")
 
 
 def _previous() -> list[str]:
@@ -173,23 +173,24 @@ def _previous() -> list[str]:
         return []
 
 
-def _folder() -> str:
+def config_folder() -> str:
+    """The folder of this user's contexts and of what commands remember."""
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     return os.path.join(base, "orc")
 
 
 def _current() -> str:
-    return os.path.join(_folder(), "current")
+    return os.path.join(config_folder(), "current")
 
 
 def context_file(name: str) -> str:
     """The path of a context's file."""
-    return os.path.join(_folder(), "contexts", f"{name}.json")
+    return os.path.join(config_folder(), "contexts", f"{name}.json")
 
 
 def seen_file(name: str) -> str:
     """The path of the file with what commands remember of a context's managers."""
-    return os.path.join(_folder(), "seen", f"{name}.json")
+    return os.path.join(config_folder(), "seen", f"{name}.json")
 
 
 def _existing(name: str) -> str:

@@ -22,6 +22,7 @@ from orchestrator.cli.cluster.membership_commands import (
     context_name_option,
     manager_data_option,
     own_address,
+    serve_docker_api,
     start_unit,
 )
 from orchestrator.cli.flags.flag_types import DURATION
@@ -283,6 +284,7 @@ def restore(
     )
     if data_dir == MANAGER_DATA and start_unit("orc-manager.service"):
         click.echo("Its manager runs, now and after each boot (orc-manager.service).")
+        serve_docker_api()
     else:
         click.echo(f"Start its manager:  orc manager --data-dir {data_dir}")
     click.echo(

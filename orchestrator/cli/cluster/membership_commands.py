@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from orchestrator.cli.app.command_groups import example
-from orchestrator.cli.app.contexts import Context, save_context
+from orchestrator.cli.app.contexts import Context, config_folder, save_context
 from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.cluster.external_ca_options import (
     ExternalCaFlags,
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from orchestrator.identity.authority import Authority
     from orchestrator.identity.host_identity import ManagerIdentity
 
+_DOCKER_API = "orc-docker-api.service"
+_ROOT_CONFIG = "/root/.config/orc"
+"""Where that unit looks for a context."""
 _SYSTEMD_RUNTIME = Path("/run/systemd/system")
 _UNIT_FOLDERS = tuple(map(Path, ("/etc/systemd/system", "/usr/lib/systemd/system")))
 
@@ -52,6 +55,13 @@ def stop_unit(unit: str) -> bool:
 def restart_unit(unit: str) -> bool:
     """Restart a unit; False and CliError as `start_unit`."""
     return _systemctl(unit, "did not restart", "restart")
+
+
+def serve_docker_api() -> None:
+    """Start the unit of `orc docker-api`, which has the rights of root's context, if that is where
+    contexts are kept. Raises CliError with systemd's message."""
+    if config_folder() == _ROOT_CONFIG and start_unit(_DOCKER_API):
+        click.echo(f"Docker's API is at unix:///run/orc/docker.sock ({_DOCKER_API}).")
 
 
 def _systemctl(unit: str, failure: str, *command: str) -> bool:
@@ -203,6 +213,7 @@ def init(
     click.echo(f"Cluster {identity.cluster_id} is set up in {data_dir}.")
     if data_dir == MANAGER_DATA and start_unit("orc-manager.service"):
         click.echo("Its manager runs, now and after each boot (orc-manager.service).")
+        serve_docker_api()
     else:
         click.echo(f"Start its manager:  orc manager --data-dir {data_dir}")
     click.echo("Then add nodes:     orc cluster token worker   (prints the command to run there)")
@@ -361,6 +372,7 @@ def _leave_as_manager(data_dir: Path, force: bool) -> None:
             raise CliError(f"this manager cannot leave: {error}") from None
         click.echo(f"orc: the other managers still count this one: {error}", err=True)
     if data_dir == MANAGER_DATA:
+        stop_unit(_DOCKER_API)
         stop_unit("orc-manager.service")
     retire_manager(data_dir)
     click.echo(f"Manager {identity.manager_id} has left the cluster.")

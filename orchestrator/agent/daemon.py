@@ -336,6 +336,7 @@ async def run(settings: Settings) -> None:
                 "exec": exec_attach.exec,
                 "attach": exec_attach.attach,
                 "resume": exec_attach.resume,
+                "get_exec": exec_attach.get_exec,
                 "copy_from": copies.copy_from,
                 "copy_to": copies.copy_to,
                 "top": usage.top,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 RESUME_WITHIN = 20.0
 """Seconds for which a session is kept for a client whose connection broke."""
+REMEMBERED = 4096
+"""Programs with a session whose exit status is remembered: the newest."""
 
 
 class ExecAttach:
@@ -50,6 +53,8 @@ class ExecAttach:
         """One for each session, and for each program whose client has left."""
         self._sessions: dict[str, ProgramSession] = {}
         """Those that can be resumed, by id."""
+        self._execs: OrderedDict[tuple[str, str], interact_pb2.ExecState] = OrderedDict()
+        """By task id and session of a program of `exec`."""
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
@@ -91,11 +96,46 @@ class ExecAttach:
         except RuntimeFailure as failure:
             if not failure.exit_code:
                 raise
+            self._remember(request, failure.exit_code, str(failure))
             exited = interact_pb2.Exited(code=failure.exit_code, error=str(failure))
             await send(call, exited=exited)
             return dispatch_pb2.TunnelResult()
+        self._remember(request, None)
         session = ProgramSession(program, access.container_id, resumable=bool(request.session))
-        return await self._begin(session, request.session, call, readers, lambda: _run_on(program))
+
+        async def run_on() -> None:
+            self._remember(request, await _run_on(program))
+
+        return await self._begin(
+            session,
+            request.session,
+            call,
+            readers,
+            run_on,
+            lambda code: self._remember(request, code),
+        )
+
+    async def get_exec(
+        self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
+    ) -> dispatch_pb2.TunnelResult:
+        """How a program of `exec` with a session is, or has ended."""
+        key = (order.get_exec.container, order.get_exec.session)
+        return dispatch_pb2.TunnelResult(exec=self._execs.get(key, interact_pb2.ExecState()))
+
+    def _remember(
+        self, request: interact_pb2.ExecRequest, code: int | None, error: str = ""
+    ) -> None:
+        """Record the exit status of a program, and why it was not run; None: it runs."""
+        if not request.session:
+            return
+        ended = interact_pb2.ExecState.EXITED
+        self._execs[(request.container, request.session)] = interact_pb2.ExecState(
+            state=interact_pb2.ExecState.RUNNING if code is None else ended,
+            exit_code=code or 0,
+            error=error,
+        )
+        while len(self._execs) > REMEMBERED:
+            self._execs.popitem(last=False)
 
     async def attach(
         self, call: Any, order: dispatch_pb2.OpenTunnel, readers: asyncio.TaskGroup
@@ -142,10 +182,13 @@ class ExecAttach:
         call: Any,
         readers: asyncio.TaskGroup,
         afterwards: Callable[[], Awaitable[None]] | None = None,
+        ended: Callable[[int], None] = lambda code: None,
     ) -> dispatch_pb2.TunnelResult:
-        """Serve a new session; `afterwards` is what happens to a program whose client has left."""
+        """Serve a new session; `afterwards` is what happens to a program whose client has left.
+        `ended` gets the exit status of one that has ended before."""
         if id:
             self._sessions[id] = session
+        session.on_exit = ended
         task = self._group.create_task(self._keep(session, id, afterwards))
         self._kept.add(task)
         task.add_done_callback(self._kept.discard)
@@ -193,8 +236,10 @@ async def end_of(runner: _Ending, wait: Callable[[str], Awaitable[Exit]]) -> Exi
         return Exit(status.exit_code, status.oom_killed, status.finished_at, status.message)
 
 
-async def _run_on(program: ExecProgram) -> None:
+async def _run_on(program: ExecProgram) -> int:
+    """Let a program continue without a client; its exit status."""
     try:
         await program.drain()
     except OSError as error:
         log.warning("the output of a program without a client cannot be read: %s", error)
+    return await program.wait()

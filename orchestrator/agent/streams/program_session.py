@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -47,6 +48,8 @@ class ProgramSession:
         self.container = container
         self.ended = False
         """Whether the program has ended and all its output was read."""
+        self.on_exit: Callable[[int], None] = lambda code: None
+        """Gets the program's exit status."""
         self._closed = False
         self._program = program
         self._resumable = resumable
@@ -82,6 +85,7 @@ class ProgramSession:
             async with background(self._feed()):
                 await self._read_output()
                 self._code = await self._program.wait()
+                self.on_exit(self._code)
         except (RuntimeFailure, OSError) as failure:
             self._failure = failure
         except Exception as error:

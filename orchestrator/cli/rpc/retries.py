@@ -38,6 +38,7 @@ READS = frozenset(
         "Images.Export",
         "Images.Inspect",
         "Images.Save",
+        "Interact.GetExec",
         "Interact.Stats",
         "Interact.Top",
         "Jobs.ListQueues",

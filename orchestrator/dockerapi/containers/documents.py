@@ -420,7 +420,7 @@ def _host_config(found: Found) -> dict[str, Any]:
         "VolumeDriver": "",
         "VolumesFrom": list(spec.volumes_from) or None,
         "ConsoleSize": [0, 0],
-        "CapAdd": list(spec.cap_add) or None,
+        "CapAdd": [name.removeprefix("CAP_") for name in spec.cap_add] or None,
         "CapDrop": list(spec.cap_drop) or None,
         "CgroupnsMode": "private",
         "Dns": list(spec.dns),

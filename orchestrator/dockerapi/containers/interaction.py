@@ -2,7 +2,7 @@
 """Endpoints of attach and exec.
 
 An exec is created by one request and started by another. Its id is its configuration, so any
-gateway starts it; whether it runs and how it ended is known to the gateway that started it.
+gateway starts it; how it ended is known to the gateway that started it, and to the node.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import os
 import threading
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.container.terminal import DETACH_KEYS, parse_keys
 from orchestrator.dockerapi.containers.documents import Found
 from orchestrator.dockerapi.containers.lookup import find, until
-from orchestrator.dockerapi.containers.session import STDERR, STDOUT, Session
+from orchestrator.dockerapi.containers.output import past_output
+from orchestrator.dockerapi.containers.session import STDERR, STDOUT, Session, exec_status
 from orchestrator.dockerapi.gateway import Gateway
 from orchestrator.dockerapi.http.errors import ApiError, bad_parameter, conflict, not_found
 from orchestrator.dockerapi.http.exchange import MULTIPLEXED, RAW, Duplex, Hijack, Reply, Request
@@ -41,28 +44,35 @@ _MOST_ID = 1 << 15
     "POST",
     "/containers/{id}/attach",
     detachKeys=SAME,
-    logs="ignored",
+    logs=SAME,
     stream=SAME,
     stdin=SAME,
     stdout=SAME,
     stderr=SAME,
 )
 def attach(gateway: Gateway, request: Request) -> Hijack:
-    """Join a container's streams; before it is started, too."""
+    """Join a container's streams; before it is started, too. `logs`: after its output so far."""
     found = find(gateway, request["id"])
     if found.state == "paused":
         raise conflict(f"container {found.id} is paused, unpause the container before attach")
-    _prepare(gateway, found)
-    session = Session(
-        gateway,
-        interact_pb2.AttachRequest(container=found.task.id, stdin=request.flag("stdin")),
-        keys=_keys(request.text("detachKeys")),
-        streams=_streams(request),
-    )
+    streams, tty = _streams(request), found.task.spec.container.tty
+    keys = _keys(request.text("detachKeys"))
+
+    def write_logs(connection: Duplex) -> None:
+        if request.flag("logs"):
+            chosen = {"stdout": STDOUT in streams, "stderr": STDERR in streams}
+            with suppress(CliError):  # the reply has begun: what is left is to go on
+                for piece in past_output(gateway, found, **chosen):
+                    connection.write(piece)
+
     if not request.flag("stream"):
-        return Hijack(lambda connection: None, RAW)
-    session.open()
-    return _hijack(gateway, request, found.id, session)
+        return Hijack(write_logs, _content_type(request, tty))
+    _prepare(gateway, found)
+    first = interact_pb2.AttachRequest(container=found.task.id, stdin=request.flag("stdin"))
+    session = Session(gateway, first, keys=keys, streams=streams)
+    if not request.flag("logs"):
+        session.open()
+    return _hijack(gateway, request, found.id, session, tty=tty, before=write_logs)
 
 
 def _prepare(gateway: Gateway, found: Found) -> None:
@@ -98,19 +108,26 @@ def _hijack(
     request: Request,
     id: str,
     session: Session,
-    after: Callable[[], None] = lambda: None,
+    *,
+    tty: bool,
+    before: Callable[[Duplex], None] = lambda connection: None,
 ) -> Hijack:
+    """`before` writes what precedes the session's output."""
+
     def serve(connection: Duplex) -> None:
         gateway.sessions.add(id, session)
         try:
+            before(connection)
             session.ensure_open()
             session.serve(connection)
         finally:
             gateway.sessions.remove(id, session)
-            after()
 
-    multiplexed = not session.tty and request.version >= (1, 42)
-    return Hijack(serve, MULTIPLEXED if multiplexed else RAW)
+    return Hijack(serve, _content_type(request, tty))
+
+
+def _content_type(request: Request, tty: bool) -> str:
+    return MULTIPLEXED if not tty and request.version >= (1, 42) else RAW
 
 
 @route("GET", "/containers/{id}/attach/ws", "refused: attach by an upgrade of the connection")
@@ -256,7 +273,7 @@ def start_exec(gateway: Gateway, request: Request) -> Reply | Hijack:
         threading.Thread(target=session.serve, args=(_Nothing(),), daemon=True).start()
         return Reply()
     # Opened once the headers are sent: a client may lose output that comes with them.
-    return _hijack(gateway, request, request["id"], session)
+    return _hijack(gateway, request, request["id"], session, tty=session.tty)
 
 
 class _Nothing:
@@ -278,17 +295,18 @@ def resize_exec(gateway: Gateway, request: Request) -> Reply:
     return Reply()
 
 
-@route("GET", "/exec/{id}/json", "`ExitCode` is known to the gateway that started it")
+@route("GET", "/exec/{id}/json")
 def inspect_exec(gateway: Gateway, request: Request) -> Reply:
     """A process's configuration, and how it ended."""
     id = request["id"]
     described = _described(id)
-    message, run = described.message, gateway.execs.get(id)
+    message = described.message
+    running, exit_code = _state(gateway, id, message)
     return Reply(
         {
             "ID": id,
-            "Running": run is not None and run.running,
-            "ExitCode": run.exit_code if run is not None else None,
+            "Running": running,
+            "ExitCode": exit_code,
             "ProcessConfig": {
                 "tty": message.tty,
                 "entrypoint": message.command[0],
@@ -305,3 +323,18 @@ def inspect_exec(gateway: Gateway, request: Request) -> Reply:
             "Pid": 0,
         }
     )
+
+
+def _state(gateway: Gateway, id: str, message: Any) -> tuple[bool, int | None]:
+    """Whether an exec runs, and its exit status; None for one that has not ended."""
+    run = gateway.execs.get(id)
+    if run is not None and not run.running:
+        return False, run.exit_code
+    asked = interact_pb2.GetExecRequest(container=message.container, session=message.session)
+    try:
+        state = gateway.call("Interact.GetExec", asked)
+    except CliError:  # the container or its node is gone
+        return run is not None, None
+    if state.state == interact_pb2.ExecState.EXITED:
+        return False, exec_status(state.exit_code, state.error)
+    return state.state == interact_pb2.ExecState.RUNNING or run is not None, None

@@ -19,6 +19,7 @@ from orchestrator.dockerapi.containers.creation import (
     NOTES,
     constraints,
     cpu_limit,
+    network_name,
     read_restart,
     read_spec,
     refuse_block_io,
@@ -150,8 +151,9 @@ def _holds(found: Found, key: str, value: str, images: Mapping[str, Any]) -> boo
         case "health":
             return task.status.health.name.lower() == value
         case "network":
+            wanted = network_name(value)
             return any(
-                name == value or docker_id(name) == value for name in task.spec.network_names
+                wanted == name or docker_id(name) == value for name in task.spec.network_names
             )
         case "volume":
             return any(value in (each.source, each.target) for each in task.spec.container.mounts)

@@ -70,6 +70,13 @@ def stream_logs(
     return Stream(frames, MULTIPLEXED if multiplexed else RAW, calls.cancel)
 
 
+def past_output(gateway: Gateway, found: Found, *, stdout: bool, stderr: bool) -> Iterator[bytes]:
+    """A container's output so far, as attached clients read it."""
+    calls = gateway.stream("Logs", control_pb2.LogsRequest(service=found.task.id, tail=-1))
+    wanted = {False: stdout, True: stderr}
+    return _frames(calls, wanted, False, found.task.spec.container.tty, False)
+
+
 def _frames(
     calls: Streamed, wanted: dict[bool, bool], timestamps: bool, tty: bool, names: bool
 ) -> Iterator[bytes]:

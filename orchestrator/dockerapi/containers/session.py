@@ -40,6 +40,12 @@ def frame(stream: int, data: bytes) -> bytes:
     return struct.pack(">BxxxL", stream, len(data)) + data
 
 
+def exec_status(code: int, error: str) -> int:
+    """The exit status of a process of exec; dockerd says 126 of all that could not be run (API
+    1.45)."""
+    return CANNOT_INVOKE if error else code
+
+
 class Session:
     """A process's streams. `open` it, then `serve` a connection with it."""
 
@@ -93,7 +99,7 @@ class Session:
             if message.WhichOneof("kind") == "exited":
                 self._attached = interact_pb2.Attached()
                 self._failure = message.exited
-                self._finish(message.exited.code)
+                self._finish(message.exited)
                 return
         self._attached = interact_pb2.Attached()
         self._over = True
@@ -106,7 +112,7 @@ class Session:
             self.open()
         except CliError as error:
             self._failure = interact_pb2.Exited(code=CANNOT_INVOKE, error=error.format_message())
-            self._finish(CANNOT_INVOKE)
+            self._finish(self._failure)
 
     def serve(self, connection: Duplex) -> None:
         """Join the connection and the process's streams until the process has exited, or the
@@ -194,7 +200,7 @@ class Session:
                     self._connected = True
             case "exited":
                 self._write_error(connection, message.exited)
-                self._finish(message.exited.code)
+                self._finish(message.exited)
                 return True
         return False
 
@@ -204,9 +210,9 @@ class Session:
             text = f"{start_failure(exited.error, exited.code)}\r\n".encode()
             connection.write(text if self._terminal else frame(STDOUT, text))
 
-    def _finish(self, code: int) -> None:
+    def _finish(self, exited: Any) -> None:
         self._over = True
-        self._ended(code)
+        self._ended(exec_status(exited.code, exited.error))
 
     def _resume(self) -> None:
         ended, self._outbox = self._outbox, queue.SimpleQueue()

@@ -17,6 +17,7 @@ from orchestrator.dockerapi.http.errors import ApiError, bad_parameter
 from orchestrator.dockerapi.http.exchange import Reply, Request, Stream
 from orchestrator.dockerapi.http.routing import SAME, Routes
 from orchestrator.dockerapi.ids import docker_id, own_swarm_id, swarm_id
+from orchestrator.dockerapi.images import credentials
 from orchestrator.dockerapi.networks import document as network_document
 from orchestrator.dockerapi.networks import find_network
 from orchestrator.dockerapi.parameters import Fields, filters, has_labels, rfc3339
@@ -32,12 +33,13 @@ from orchestrator.dockerapi.swarm.specs import (
 )
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.documents import DocumentKind
+from orchestrator.model.names import parse_image
 from orchestrator.model.objects import Network
 from orchestrator.model.services import JobState, Service, UpdateState
-from orchestrator.model.specs import ServiceMode
+from orchestrator.model.specs import ServiceMode, ServiceSpec
 from orchestrator.model.states import TaskState
 from orchestrator.model.tasks import Task
-from orchestrator.pb import control_pb2, documents_pb2
+from orchestrator.pb import control_pb2, documents_pb2, images_pb2
 
 ROUTES = Routes()
 route = ROUTES.route
@@ -185,6 +187,26 @@ def list_all(gateway: Gateway, request: Request) -> Reply:
     return Reply(rows)
 
 
+def _share_credentials(gateway: Gateway, request: Request, spec: ServiceSpec) -> None:
+    """Log the cluster in to the image's registry with what the request's header has: nodes that
+    pull the image get the credentials from the cluster."""
+    if (login := credentials(request)) is None:
+        return
+    try:
+        registry = parse_image(spec.task.container.image).registry or "docker.io"
+    except ValueError as error:
+        raise bad_parameter(str(error)) from None
+    if login.identity_token:
+        raise bad_parameter(
+            f"X-Registry-Auth has an identity token for {registry}, which services cannot use; log "
+            "in with a user name and a password"
+        )
+    message = images_pb2.LoginRequest(
+        registry=registry, username=login.username, password=login.password
+    )
+    gateway.call("Images.Login", message)
+
+
 @route("POST", "/services/create", **NOTES)
 def create(gateway: Gateway, request: Request) -> Reply:
     """Create a service; one without a name gets one of its image."""
@@ -192,6 +214,7 @@ def create(gateway: Gateway, request: Request) -> Reply:
     spec = read_service(Fields(request.json()), names.network, names.document)
     if not spec.name:
         raise bad_parameter("name must be valid as a DNS name component")
+    _share_credentials(gateway, request, spec)
     made = gateway.call("CreateService", control_pb2.CreateServiceRequest(spec=to_proto(spec)))
     return Reply({"ID": swarm_id(made.id), "Warnings": None}, HTTPStatus.CREATED)
 
@@ -233,6 +256,7 @@ def update(gateway: Gateway, request: Request) -> Reply:
         )
     names = _Names(gateway)
     spec = kept(read_service(body, names.network, names.document), service.spec)
+    _share_credentials(gateway, request, spec)
     revision = request.number("version")
     message = control_pb2.UpdateServiceRequest(
         service=service.id,

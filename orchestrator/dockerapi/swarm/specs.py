@@ -78,7 +78,7 @@ NOTES: Mapping[str, str] = {
     "RollbackConfig": "same",
     "EndpointSpec": "same",
     "Networks": "same",
-    "X-Registry-Auth": "ignored: nodes pull with the cluster's credentials, see `POST /auth`",
+    "X-Registry-Auth": "logs in the cluster, as `POST /auth` does; no identity tokens",
 }
 
 

@@ -107,6 +107,10 @@ class InteractApi(interact_pb2_grpc.InteractServicer):  # type: ignore[misc]
         return self._container_stream.copy(request)
 
     @unary
+    async def GetExec(self, request: Any, context: Any) -> Any:
+        return await self._container_stream.get_exec(request)
+
+    @unary
     async def Top(self, request: Any, context: Any) -> Any:
         return await self._container_stream.top(request)
 

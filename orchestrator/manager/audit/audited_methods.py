@@ -162,6 +162,7 @@ READ_ONLY = frozenset(
         "Images.Export",
         "Images.Inspect",
         "Images.Save",
+        "Interact.GetExec",
         "Interact.Stats",
         "Interact.Top",
         "Jobs.ListQueues",

@@ -1,14 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A gateway for the run's cluster, with Docker's clients."""
+"""A gateway for the run's cluster, with Docker's clients, and a dockerd beside it.
+
+Tests of a module with the mark `BOTH` run against dockerd, too, where that is installed: so they
+are known to ask for what Docker does.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from devcluster import Cluster
 from dockerclient import Docker, Run, gateway
+
+from tests.bench import image
+from tests.bench.docker import daemon
 
 
 @pytest.fixture(scope="session")
@@ -20,9 +29,45 @@ def session_docker(
         yield found
 
 
+@pytest.fixture(scope="session")
+def dockerd(
+    session_docker: Docker, box: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Docker]:
+    """Docker's clients in front of a dockerd of our own, which has the image `box`."""
+    folder = tmp_path_factory.mktemp("dockerd")
+    image.write(folder / "bench.tar")
+    session_docker("save", "-o", str(folder / "box.tar"), box)
+    with daemon(folder, f"orc-e2e-{os.getpid()}", folder / "bench.tar") as found:
+        engine = replace(
+            session_docker, url=found.host, env={**session_docker.env, "DOCKER_HOST": found.host}
+        )
+        engine("load", "-i", str(folder / "box.tar"))
+        yield engine
+
+
 @pytest.fixture
-def docker(cluster: Cluster, session_docker: Docker) -> Iterator[Docker]:
-    """Docker's clients; what tests leave of networks, volumes, secrets and configs is removed."""
+def engine(request: pytest.FixtureRequest) -> str:
+    """What serves Docker's API: `orc`, or `dockerd` if the test asks for it."""
+    return str(getattr(request, "param", "orc"))
+
+
+@pytest.fixture
+def docker(engine: str, request: pytest.FixtureRequest) -> Iterator[Docker]:
+    """Docker's clients; what tests leave is removed."""
+    if engine == "orc":
+        yield from _of_orc(
+            request.getfixturevalue("cluster"), request.getfixturevalue("session_docker")
+        )
+        return
+    found: Docker = request.getfixturevalue("dockerd")
+    yield found
+    if left := found.lines("ps", "-aq"):
+        found("rm", "-f", "-v", *left)
+    if names := found.lines("volume", "ls", "-q"):
+        found("volume", "rm", "-f", *names)
+
+
+def _of_orc(cluster: Cluster, session_docker: Docker) -> Iterator[Docker]:
     yield session_docker
     if services := [row["name"] for row in cluster.json("service", "ls")]:
         cluster.orc("service", "rm", *services)

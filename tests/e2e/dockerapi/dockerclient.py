@@ -13,9 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import docker
+import pytest
 from devcluster import ORC, PATIENCE, Cluster, eventually
 
+from tests.bench.docker import missing
+
 CLI = "/usr/bin/docker"
+
+BOTH = pytest.mark.parametrize(
+    "engine", ["orc"] if missing() else ["orc", "dockerd"], indirect=True
+)
+"""Mark of tests that run against dockerd, too, where that is installed."""
 
 
 Run = Callable[..., str]

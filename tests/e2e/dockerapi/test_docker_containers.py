@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from devcluster import Cluster, eventually
-from dockerclient import Docker, Run
+from devcluster import eventually
+from dockerclient import BOTH, Docker, Run
 
-pytestmark = [pytest.mark.root, pytest.mark.e2e]
+pytestmark = [pytest.mark.root, pytest.mark.e2e, BOTH]
 
 
 def test_run_prints_output_and_exits_with_the_status_of_the_command(
@@ -42,7 +42,7 @@ def test_exec_has_output_environment_and_exit_status(docker: Docker, run: Run) -
     assert (done.returncode, done.stdout) == (5, "b c /www\n")
     assert docker("exec", "-i", "main", "cat", stdin="x\ny") == "x\ny"
     done = docker.run("exec", "main", "nosuch", ok=False)
-    assert done.returncode == 127
+    assert done.returncode == 126
     assert "executable file not found" in done.stdout
 
 
@@ -114,14 +114,15 @@ def test_inspect_has_the_fields_that_scripts_read(docker: Docker, run: Run, box:
     assert config["Labels"]["tier"] == "web"
     assert (config["WorkingDir"], config["Hostname"], config["User"]) == ("/www", "here", "0")
     assert (host["Memory"], host["NanoCpus"], host["PidsLimit"]) == (64 << 20, 500_000_000, 50)
-    assert (host["CapAdd"], host["ReadonlyRootfs"]) == (["CAP_NET_ADMIN"], True)
+    assert (host["CapAdd"], host["ReadonlyRootfs"]) == (["NET_ADMIN"], True)
     assert host["RestartPolicy"]["Name"] == "unless-stopped"
     [mount] = found["Mounts"]
     assert (mount["Type"], mount["Name"], mount["Destination"]) == ("volume", "data", "/data")
     assert mount["RW"] is True
     ports = found["NetworkSettings"]["Ports"]
-    assert ports["80/tcp"] == [{"HostIp": "0.0.0.0", "HostPort": "18090"}]
-    assert docker("port", "main") == "80/tcp -> 0.0.0.0:18090"
+    # dockerd binds it to `::`, too.
+    assert ports["80/tcp"][0] == {"HostIp": "0.0.0.0", "HostPort": "18090"}
+    assert docker.lines("port", "main")[0] == "80/tcp -> 0.0.0.0:18090"
     [endpoint] = found["NetworkSettings"]["Networks"].values()
     assert endpoint["IPAddress"] == found["NetworkSettings"]["IPAddress"] != ""
     assert docker("inspect", "-f", "{{.State.Running}}", "main") == "true"
@@ -145,7 +146,7 @@ def test_ps_filters_and_formats(docker: Docker, run: Run, box: str) -> None:
         f"ancestor={box}": {"one", "two"},
         "since=one": {"two"},
         "before=two": {"one"},
-        "network=default": {"one", "two"},
+        "network=bridge": {"one", "two"},
         "volume=nosuch": set(),
     }.items():
         rows = docker.lines("ps", "-a", "--filter", condition, "--format", "{{.Names}}")
@@ -229,15 +230,6 @@ def test_wait_and_events_tell_of_an_exit(docker: Docker, run: Run) -> None:
     assert [each for each in past if each in ("create", "start", "die")] == [
         *("create", "start", "die")
     ]
-
-
-def test_container_is_published_on_every_node(docker: Docker, cluster: Cluster, hello: str) -> None:
-    docker("run", "-d", "--name", "web", "-p", "18091:80", hello)
-    for row in cluster.nodes().values():
-        words = ("wget", "-qO-", f"http://{row['address']}:18091/cgi-bin/index.cgi")
-        assert "Hello from" in eventually(
-            lambda words=words: cluster.exec("manager1", "busybox", *words).stdout  # type: ignore[misc]
-        )
 
 
 def test_prune_removes_containers_that_have_ended(docker: Docker, run: Run) -> None:

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from devcluster import Cluster
 from dockerclient import Docker, Run
-from registryhost import RegistryHost, allow_insecure, home, registry
+from registryhost import RegistryHost, allow_insecure, home, registry, trust
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -135,6 +137,37 @@ def test_pushed_image_is_pulled(docker: Docker, mine: str, plain_registry: Regis
     docker("rmi", "-f", name)
     line = docker.refused("pull", f"{plain_registry.name}/nosuch:1")
     assert "nosuch" in line
+
+
+def test_service_is_pulled_with_the_users_credentials(
+    cluster: Cluster, docker: Docker, mine: str, tmp_path: Path
+) -> None:
+    with registry(cluster, tmp_path, port=5002, tls=True, password="open-sesame") as host:
+        trust(cluster, host.name, tmp_path / "tls.crt", *HOSTS)
+        name = f"{host.name}/mine:1"
+        config = tmp_path / "docker"
+        config.mkdir()
+        auth = base64.b64encode(b"orc:open-sesame").decode()
+        (config / "config.json").write_text(json.dumps({"auths": {host.name: {"auth": auth}}}))
+        user = replace(docker, env={**docker.env, "DOCKER_CONFIG": str(config)})
+        docker("tag", mine, name)
+        user("push", name)
+        docker("rmi", "-f", name, mine)
+        create = ("service", "create", "--name", "web", "--stop-grace-period", "100ms")
+        words = (name, "sleep", "3600")
+        assert "denies access" in user.refused(*create, *words)
+        user(*create, "--with-registry-auth", *words)
+        assert len(cluster.running("web")) == 1
+        docker("service", "rm", "web")
+        cluster.orc("logout", host.name)
+        (tmp_path / "stack.yaml").write_text(
+            f"services: {{db: {{image: '{name}', command: sleep 3600, stop_grace_period: 100ms}}}}"
+        )
+        deploy = ("stack", "deploy", "-c", str(tmp_path / "stack.yaml"))
+        user(*deploy, "--with-registry-auth", "shop")
+        cluster.await_running("shop_db", 1)
+        docker("stack", "rm", "shop")
+        cluster.orc("logout", host.name)
 
 
 def test_missing_image_is_reported_in_dockers_words(docker: Docker) -> None:

@@ -124,3 +124,12 @@ def test_bad_options_are_refused(docker: Docker, box: str) -> None:
     }.items():
         assert words in docker.refused("run", "--rm", *flags, box, "true", status=125), flags
     assert docker("ps", "-aq") == ""
+
+
+def test_container_is_published_on_every_node(docker: Docker, cluster: Cluster, hello: str) -> None:
+    docker("run", "-d", "--name", "web", "-p", "18091:80", hello)
+    for row in cluster.nodes().values():
+        words = ("wget", "-qO-", f"http://{row['address']}:18091/cgi-bin/index.cgi")
+        assert "Hello from" in eventually(
+            lambda words=words: cluster.exec("manager1", "busybox", *words).stdout  # type: ignore[misc]
+        )

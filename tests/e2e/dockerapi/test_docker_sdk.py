@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import docker as sdk
 import pytest
-from devcluster import Cluster
+from devcluster import Cluster, eventually
 from dockerclient import Docker, Run, gateway
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
@@ -113,6 +113,20 @@ def test_attached_socket_carries_stdin_and_stdout(client: sdk.DockerClient, box:
     assert made.wait()["StatusCode"] == 0
 
 
+def test_attached_client_gets_the_output_so_far(client: sdk.DockerClient, box: str) -> None:
+    script = "echo early; read word; echo $word"
+    made = client.containers.run(box, ["sh", "-c", script], stdin_open=True, detach=True)
+    eventually(lambda: made.logs() == b"early\n")
+    assert made.attach(logs=True) == b"early\n"
+    attached = made.attach_socket(params={"logs": 1, "stdin": 1, "stdout": 1, "stream": 1})
+    attached._sock.sendall(b"late\n")
+    received = b""
+    while data := attached._sock.recv(1 << 16):
+        received += data
+    assert received == b"\1\0\0\0\0\0\0\x06early\n\1\0\0\0\0\0\0\x05late\n"
+    assert made.attach(logs=True) == b"early\nlate\n"
+
+
 def test_image_is_built_from_an_archive(client: sdk.DockerClient, box: str) -> None:
     file = io.BytesIO(f"FROM {box}\nCMD echo built\n".encode())
     image, lines = client.images.build(fileobj=file, tag="built:1", rm=True)
@@ -208,3 +222,20 @@ def test_two_gateways_give_the_same_answers(
         with docker.sdk() as here, other.sdk() as there:
             id = here.api.exec_create("main", ["echo", "by another"])["Id"]
             assert there.api.exec_start(id) == b"by another\n"
+
+            def state(client: sdk.DockerClient) -> tuple[bool, int | None]:
+                found = client.api.exec_inspect(id)
+                return found["Running"], found["ExitCode"]
+
+            id = here.api.exec_create("main", ["sh", "-c", "exit 3"])["Id"]
+            assert (state(here), state(there)) == ((False, None), (False, None))
+            here.api.exec_start(id)
+            assert (state(here), state(there)) == ((False, 3), (False, 3))
+            id = here.api.exec_create("main", ["sh", "-c", "read word; exit 5"], stdin=True)["Id"]
+            attached = here.api.exec_start(id, socket=True)
+            eventually(lambda: state(there) == (True, None))
+            attached._sock.shutdown(socket.SHUT_RDWR)
+            eventually(lambda: (state(here), state(there)) == ((False, 5), (False, 5)))
+            id = here.api.exec_create("main", ["/nosuch"])["Id"]
+            here.api.exec_start(id)
+            assert (state(here), state(there)) == ((False, 126), (False, 126))

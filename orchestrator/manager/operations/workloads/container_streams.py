@@ -113,6 +113,19 @@ class ContainerStreamOperations(Operations):
                     case "result":
                         yield interact_pb2.CopyOutput(done=True)
 
+    async def get_exec(self, request: interact_pb2.GetExecRequest) -> interact_pb2.ExecState:
+        """How a process of `exec` is, or has ended."""
+        task = find_container(self.ctx.view, request.container)
+        request.container = task.id
+        state = interact_pb2.ExecState()
+        async with self._tunnel(task, dispatch_pb2.OpenTunnel(get_exec=request)) as tunnel:
+            async for frame in tunnel.frames():
+                if frame.WhichOneof("kind") == "result":
+                    if frame.result.error:
+                        raise failed_precondition(frame.result.error)
+                    state = frame.result.exec
+        return state
+
     async def top(self, request: interact_pb2.TopRequest) -> interact_pb2.TopReply:
         """List a container's processes."""
         task = find_container(self.ctx.view, request.container)

@@ -24,6 +24,7 @@ from tests.bench import (
     cni,
     commands,
     docker,
+    dockerapi,
     encoding,
     endurance,
     failover,
@@ -52,6 +53,7 @@ PARTS = (
     "rollout",
     "latency",
     "byhand",
+    "docker-api",
     "memory",
     "throughput",
     "planner",
@@ -77,6 +79,7 @@ ON_CLUSTER = frozenset(
         "rollout",
         "latency",
         "byhand",
+        "docker-api",
         "memory",
         "throughput",
         "commands",
@@ -84,7 +87,7 @@ ON_CLUSTER = frozenset(
         "sources-start",
     }
 )
-BESIDE_DOCKER = frozenset({"rollout", "latency", "byhand"})
+BESIDE_DOCKER = frozenset({"rollout", "latency", "byhand", "docker-api"})
 
 
 @dataclass(slots=True)
@@ -179,6 +182,7 @@ class Run:
                 lambda: latency.report(asyncio.run(latency.measure(up, beside)), absent),
             )
             self.part("byhand", lambda: byhand.report(byhand.measure(up, beside), absent))
+            self.part("docker-api", lambda: self._docker_api(up, beside, absent))
         if idle is not None:
             idle_cluster = idle
             self.part(
@@ -192,6 +196,11 @@ class Run:
             lambda: sources.report_start(asyncio.run(sources.measure_start(up))),
         )
         self.part("throughput", lambda: throughput.report(asyncio.run(throughput.measure(up))))
+
+    def _docker_api(self, up: Cluster, beside: Docker | None, absent: str) -> Table:
+        result = dockerapi.measure(up, beside)
+        asyncio.run(dockerapi.measure_ps(up, result))
+        return dockerapi.report(result, absent)
 
     def _docker(self, stack: ExitStack) -> tuple[str, Docker | None]:
         """Docker to measure beside, or the reason why there is none."""

@@ -88,7 +88,7 @@ class Docker:
         self._socket = folder / "docker.sock"
         self._log = folder / "log"
         self._process = process
-        self._connection = _UnixConnection(self._socket)
+        self._connection = UnixConnection(self._socket)
 
     @property
     def host(self) -> str:
@@ -251,7 +251,7 @@ def _command(home: Path, name: str) -> Sequence[str]:
     )
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
     def __init__(self, path: Path) -> None:

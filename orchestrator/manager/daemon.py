@@ -73,6 +73,7 @@ from orchestrator.manager.leader.agent_reports import RejectedClaims, ReportBuff
 from orchestrator.manager.leader.autoscaler import Autoscaler
 from orchestrator.manager.leader.election import Deposed, Election, LeadershipLost, Term
 from orchestrator.manager.leader.planning_loop import PlanningLoop
+from orchestrator.manager.leader.prometheus_queries import ask_prometheus
 from orchestrator.manager.leader.report_commit import ReportCommitter
 from orchestrator.manager.operations.administration.managers import ManagerOperations
 from orchestrator.manager.operations.administration.security import SecurityOperations
@@ -736,7 +737,9 @@ class Manager:
             manager_id=self._identity.manager_id,
         )
         readings = TaskReadings(self.cache, self._tunnels, self._dispatcher.deliver)
-        autoscaler = Autoscaler(self._kv, self.cache, won.guard, readings.read, time.time)
+        autoscaler = Autoscaler(
+            self._kv, self.cache, won.guard, readings.read, ask_prometheus, time.time
+        )
         async with (
             background(autoscaler.run()),
             background(SchemaMigrator(self._kv, self.cache, won.guard).run()),

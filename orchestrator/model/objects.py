@@ -210,6 +210,8 @@ class Cluster(Extensible):
     """Seconds between two automatic moves of running tasks; 0: none are made."""
     queues: tuple[Queue, ...] = ()
     """Of jobs, by name."""
+    prometheus: str = ""
+    """Base URL of the Prometheus that the leader sends autoscaling queries to; empty: none."""
 
     @property
     def trusted_cas(self) -> str:

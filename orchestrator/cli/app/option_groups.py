@@ -38,6 +38,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Autoscaling": (
         *("autoscale_min", "autoscale_max", "autoscale_cpu", "autoscale_memory"),
+        *("autoscale_query", "autoscale_per_replica"),
         *("autoscale_up_window", "autoscale_down_window"),
     ),
     "Resources": (

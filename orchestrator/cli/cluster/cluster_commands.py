@@ -114,6 +114,7 @@ def info(client: Client, form: str) -> None:
             ("Node is down after", format_duration(reply.node_timeout)),
             ("Strategy", enum_word(recognized(Strategy, reply.strategy))),
             ("Rebalance", _period(reply.rebalance_every)),
+            ("Prometheus", reply.prometheus or "none"),
             ("Certificates last", format_duration(reply.certificate_lifetime)),
             ("Open to containers", ", ".join(reply.container_access) or "none"),
             ("Nodes join at", reply.join_address),
@@ -148,6 +149,7 @@ def cluster_document(reply: Any) -> Row:
         "join_address": reply.join_address,
         "strategy": enum_word(recognized(Strategy, reply.strategy)),
         "rebalance_every": reply.rebalance_every,
+        "prometheus": reply.prometheus,
         "certificate_lifetime": reply.certificate_lifetime,
         "container_access": list(reply.container_access),
         "backups": backup_document(reply.backups),
@@ -175,6 +177,7 @@ def _rebalance(text: str) -> float:
         "orc cluster update --strategy binpack",
         "orc cluster update --rebalance 5m",
         "orc cluster update --container-access metrics",
+        "orc cluster update --prometheus http://10.0.0.5:9090",
     )
 )
 @click.option(
@@ -201,6 +204,11 @@ def _rebalance(text: str) -> float:
     help="What containers may reach on the cluster's hosts: control-plane, metrics, metadata, all "
     "or none.",
 )
+@click.option(
+    "--prometheus",
+    metavar="URL|none",
+    help="Prometheus that managers ask for services with --autoscale-query.",
+)
 @pass_client
 def update(
     client: Client,
@@ -208,6 +216,7 @@ def update(
     cert_expiry: float | None,
     rebalance: float | None,
     container_access: tuple[str, ...] | None,
+    prometheus: str | None,
 ) -> None:
     """Change settings of the cluster. Running tasks stay where they are.
 
@@ -215,15 +224,17 @@ def update(
     joins, images, etcd), nor their metrics and the web page (metrics), nor the metadata services of
     clouds (metadata), unless --container-access opens them. Other ports of hosts are open.
     """
-    given = (strategy, cert_expiry, rebalance, container_access)
+    given = (strategy, cert_expiry, rebalance, container_access, prometheus)
     if all(each is None for each in given):
         raise click.UsageError(
-            "nothing to change; give --strategy, --cert-expiry, --rebalance or --container-access"
+            "nothing to change; give --strategy, --cert-expiry, --rebalance, --container-access or "
+            "--prometheus"
         )
     request = control_pb2.UpdateClusterRequest(
         strategy=None if strategy is None else cast(Any, int(strategy)),
         certificate_lifetime=cert_expiry,
         rebalance_every=rebalance,
+        prometheus="" if prometheus == "none" else prometheus,
         container_access=None
         if container_access is None
         else control_pb2.UpdateClusterRequest.Access(open=container_access),

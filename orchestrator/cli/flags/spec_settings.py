@@ -185,6 +185,20 @@ AUTOSCALE_SETTINGS = (
         metavar="PERCENT",
     ),
     Setting(
+        ("--autoscale-query",),
+        "autoscale.query",
+        click.STRING,
+        "PromQL for the load of the whole service, such as its requests per second.",
+        metavar="PROMQL",
+    ),
+    Setting(
+        ("--autoscale-per-replica",),
+        "autoscale.per_replica",
+        click.FLOAT,
+        "The query's value that one replica is for.",
+        metavar="NUMBER",
+    ),
+    Setting(
         ("--autoscale-up-window",),
         "autoscale.up_window",
         DURATION,

@@ -166,6 +166,8 @@ def _autoscale(spec: Row, status: Row) -> str:
     if not spec["most"]:
         return ""
     targets = [f"{name} {spec[name]}%" for name in ("cpu", "memory") if spec[name]]
+    if spec["query"]:
+        targets.append(f"{spec['per_replica']:g} of {spec['query']}")
     text = f"{spec['least']} to {spec['most']} replicas, {', '.join(targets)}"
     return f"{text}; last changed: {status['message']}" if status["message"] else text
 

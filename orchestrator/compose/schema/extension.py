@@ -28,6 +28,10 @@ def _check_anti_affinity(text: str) -> None:
     parse_affinity(text, anti=True)
 
 
+def _check_number(text: str) -> float:
+    return float(text)
+
+
 X_ORC_KEYS = Object(
     {
         "affinity": ListOf(Text(parse_affinity), single=True),
@@ -41,6 +45,8 @@ X_ORC_KEYS = Object(
         "autoscale-max": Number(),
         "autoscale-cpu": Number(),
         "autoscale-memory": Number(),
+        "autoscale-query": Text(),
+        "autoscale-per-replica": Text(_check_number, "a number", also=NUMBER),
         "autoscale-up-window": Text(parse_duration, "a length of time"),
         "autoscale-down-window": Text(parse_duration, "a length of time"),
         "update-canary": Number(),
@@ -66,6 +72,8 @@ def _autoscale(own: Map) -> AutoscaleSpec:
         most=int(own.text("autoscale-max", "0")),
         cpu=int(own.text("autoscale-cpu", "0")),
         memory=int(own.text("autoscale-memory", "0")),
+        query=own.text("autoscale-query"),
+        per_replica=float(own.text("autoscale-per-replica", "0")),
         up_window=parse_duration(own.text("autoscale-up-window", "0s")),
         down_window=parse_duration(down) if down else default.down_window,
     )

@@ -3,7 +3,7 @@
 
 It runs for a term. A measurement asks each node that has such tasks once for their CPU time and
 memory; CPU use is the difference of two measurements. A node that does not answer is left out, and
-its tasks count as not measured.
+its tasks count as not measured. Each different query is sent to the cluster's Prometheus once.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
+from orchestrator.manager.leader.prometheus_queries import QueryFailed
 from orchestrator.manager.planning.autoscaling import (
     Reading,
     Usage,
@@ -38,6 +39,10 @@ Measure = Callable[[str, Sequence[str]], Coroutine[Any, Any, Mapping[str, Readin
 answer in time."""
 
 
+Ask = Callable[[str, str], Coroutine[Any, Any, float]]
+"""The value of a query: the URL of a Prometheus, PromQL. Raises QueryFailed."""
+
+
 class Autoscaler:
     """Autoscales services for one term."""
 
@@ -47,6 +52,7 @@ class Autoscaler:
         cache: Cache,
         fence: Guard,
         measure: Measure,
+        ask: Ask,
         now: Callable[[], float],
         period: float = PERIOD,
     ) -> None:
@@ -54,9 +60,12 @@ class Autoscaler:
         self._cache = cache
         self._fence = fence
         self._measure = measure
+        self._ask = ask
         self._now = now
         self._period = period
         self._readings: dict[str, Reading] = {}
+        self._failing: dict[str, str] = {}
+        """Query → why it failed, as was logged."""
 
     async def run(self) -> None:
         """Measure and decide every period, until cancelled."""
@@ -70,10 +79,10 @@ class Autoscaler:
         if not autoscaled(view):
             self._readings = {}
             return
-        usages = await self._usages(view)
+        usages, values = await asyncio.gather(self._usages(view), self._values(view))
         view, now = self._cache.view, self._now()
         for service in autoscaled(view):
-            need = needed(service, measured_tasks(view, service), usages)
+            need = needed(service, measured_tasks(view, service), usages, values)
             after = decide(service, need, now)
             if after is service:
                 continue
@@ -94,6 +103,36 @@ class Autoscaler:
             except StoreError as error:
                 log.warning("cannot write an autoscaling decision", extra={"error": error})
                 return
+
+    async def _values(self, view: ClusterView) -> dict[str, float]:
+        """The values of the services' queries, by query. One that fails is left out."""
+        url = view.cluster.prometheus if view.cluster else ""
+        queries = {service.spec.autoscale.query for service in autoscaled(view)} - {""}
+        found = dict(
+            zip(
+                queries,
+                await asyncio.gather(*(self._value(url, query) for query in queries)),
+                strict=True,
+            )
+        )
+        self._failing = {query: why for query, why in self._failing.items() if query in queries}
+        return {query: value for query, value in found.items() if value is not None}
+
+    async def _value(self, url: str, query: str) -> float | None:
+        """The value of a query; None if it has none, of which a new reason is logged."""
+        try:
+            if not url:
+                raise QueryFailed("no Prometheus is named; see 'orc cluster update --prometheus'")
+            value = await self._ask(url, query)
+        except QueryFailed as failed:
+            if self._failing.get(query) != str(failed):
+                self._failing[query] = str(failed)
+                log.warning(
+                    "an autoscaling query failed", extra={"query": query, "error": str(failed)}
+                )
+            return None
+        self._failing.pop(query, None)
+        return value
 
     async def _usages(self, view: ClusterView) -> dict[str, Usage]:
         """What the tasks of all autoscaled services use, by task id. A task that is measured for

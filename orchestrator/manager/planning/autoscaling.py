@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Autoscaling: how many replicas a service needs, from the utilisation of its tasks.
+"""Autoscaling: how many replicas a service needs, from the utilisation of its tasks and a query.
 
 As in Kubernetes' horizontal pod autoscaler: the number of replicas times utilisation by target,
-rounded up; of several targets the one that needs most decides. Within a tolerance of 10% nothing
-changes. Tasks that have not been measured count as idle when more replicas would be needed, and as
-at their target when fewer would do, so that missing measurements make changes smaller.
+rounded up; for a query, its value by that of one replica. Of several targets the one that needs
+most decides. Within a tolerance of 10% nothing changes. Tasks that have not been measured count as
+idle when more replicas would be needed, and as at their target when fewer would do, so that missing
+measurements make changes smaller. Without the query's value nothing is removed.
 
 More replicas are added once they have been needed for the up window, at most as many as there are
 (or `LEAST_STEP`, if that is more) with each decision. Some are removed once fewer have sufficed for
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from orchestrator.manager.planning.view import ClusterView
+from orchestrator.model.bounds import MAX_REPLICAS
 from orchestrator.model.scheduling.autoscaling import AutoscaleSpec, AutoscaleStatus, bounded
 from orchestrator.model.services import Service
 from orchestrator.model.states import TaskState
@@ -81,19 +83,30 @@ def measured_tasks(view: ClusterView, service: Service) -> list[Task]:
     ]
 
 
-def needed(service: Service, tasks: Iterable[Task], usages: Mapping[str, Usage]) -> Need | None:
-    """How many replicas the service needs, within its bounds; None if nothing was measured."""
+def needed(
+    service: Service,
+    tasks: Iterable[Task],
+    usages: Mapping[str, Usage],
+    values: Mapping[str, float] | None = None,
+) -> Need | None:
+    """How many replicas the service needs, within its bounds; None if nothing was measured.
+    `values` has the queries' values, of those that have one."""
     spec, tasks = service.spec.autoscale, list(tasks)
     found = [task for task in tasks if task.id in usages]
-    if not found:
-        return None
     needs = []
     for name, target in (("cpu", spec.cpu), ("memory", spec.memory)):
-        if not target:
+        if not target or not found:
             continue
         used = [_utilisation(task, usages[task.id], name) for task in found]
         needs.append(_need(service.replicas, name, used, len(tasks) - len(found), target))
+    value = (values or {}).get(spec.query)
+    if spec.query and value is not None:
+        needs.append(_need_of_query(service.replicas, value, spec.per_replica))
+    if not needs:
+        return None
     most = max(needs, key=lambda need: need.replicas)
+    if spec.query and value is None and most.replicas < service.replicas:
+        return None
     return replace(most, replicas=bounded(spec, most.replicas))
 
 
@@ -109,6 +122,13 @@ def _need(replicas: int, name: str, used: list[float], missing: int, target: int
     if abs(ratio - 1) <= TOLERANCE:
         return Need(replicas, reason)
     return Need(math.ceil(round(replicas * ratio, 6)), reason)
+
+
+def _need_of_query(replicas: int, value: float, per_replica: float) -> Need:
+    reason = f"query at {value:.6g}, {per_replica:g} per replica"
+    if replicas and abs(value / (per_replica * replicas) - 1) <= TOLERANCE:
+        return Need(replicas, reason)
+    return Need(min(math.ceil(round(max(value, 0.0) / per_replica, 6)), MAX_REPLICAS), reason)
 
 
 def _utilisation(task: Task, usage: Usage, name: str) -> float:

@@ -28,10 +28,14 @@ EXTERNAL_CA = "external-ca"
 AUTOSCALING = "autoscaling"
 """The leader autoscales services."""
 
+AUTOSCALING_QUERIES = "autoscaling-queries"
+"""The leader autoscales services by queries to Prometheus, too."""
+
 MANAGER_FEATURES = (
     *(schema_feature(each) for each in range(1, SCHEMA_VERSION + 1)),
     EXTERNAL_CA,
     AUTOSCALING,
+    AUTOSCALING_QUERIES,
 )
 """All features of a manager of this version."""
 

@@ -11,6 +11,10 @@ from orchestrator.model.extensible import Extensible
 MAX_TARGET = 10_000
 """Largest target utilisation, in percent of a reservation."""
 
+MAX_QUERY = 4096
+"""Characters of a query."""
+MAX_PER_REPLICA = 1e15
+
 DEFAULT_DOWN_WINDOW = 300.0
 """Seconds for which fewer replicas must have sufficed before some are removed (Kubernetes')."""
 
@@ -20,7 +24,8 @@ class AutoscaleSpec(Extensible):
     """How many replicas a service may have, and the utilisation that decides.
 
     The utilisation is the mean over the service's running tasks, in percent of what the scheduler
-    counts for one: `--reserve-cpu`, `--reserve-memory`.
+    counts for one: `--reserve-cpu`, `--reserve-memory`. A query is a measure of the load of the
+    whole service, such as its requests per second.
     """
 
     least: int = 0
@@ -35,6 +40,10 @@ class AutoscaleSpec(Extensible):
     """Seconds for which more replicas must have been needed before some are added."""
     down_window: float = DEFAULT_DOWN_WINDOW
     """Seconds for which fewer replicas must have sufficed before some are removed."""
+    query: str = ""
+    """PromQL expression that the cluster's Prometheus evaluates; empty: it does not decide."""
+    per_replica: float = 0.0
+    """The query's value that one replica is for; 0 without a query."""
 
     @property
     def enabled(self) -> bool:
@@ -74,8 +83,15 @@ def check_autoscale(spec: AutoscaleSpec) -> None:
             f"autoscaling from {spec.least} to {spec.most} replicas is impossible: the minimum is "
             f"1 at least, the maximum not below it and {MAX_REPLICAS} at most"
         )
-    if not spec.cpu and not spec.memory:
+    if not spec.cpu and not spec.memory and not spec.query:
         raise ValueError("autoscaling needs a target, such as --autoscale-cpu 60")
+    if bool(spec.query) != (spec.per_replica > 0) or not 0 <= spec.per_replica <= MAX_PER_REPLICA:
+        raise ValueError(
+            "an autoscaling query needs the value that one replica is for, above 0, such as "
+            "--autoscale-per-replica 100"
+        )
+    if len(spec.query) > MAX_QUERY:
+        raise ValueError(f"the autoscaling query is longer than {MAX_QUERY} characters")
     for name in ("cpu", "memory"):
         if not 0 <= getattr(spec, name) <= MAX_TARGET:
             raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any, cast
 from orchestrator import __version__
 from orchestrator.identity.join_tokens import JoinToken, new_secret
 from orchestrator.manager.errors import invalid_argument, not_ready
+from orchestrator.manager.leader.prometheus_queries import check_url
 from orchestrator.manager.operations.administration.backups import overview
 from orchestrator.manager.operations.context import Operations, on_current_state
 from orchestrator.manager.planning.plan import Change
@@ -75,6 +76,7 @@ class ClusterOperations(Operations):
             join_address=f"{identity.address}:{identity.port + 1}",
             strategy=cast(Any, int(cluster.strategy or Strategy.SPREAD)),
             rebalance_every=cluster.rebalance_every,
+            prometheus=cluster.prometheus,
             scrape_token=cluster.scrape_token,
             ca_certificate=cluster.ca_certificate,
             web_address=web_address(identity),
@@ -102,6 +104,11 @@ class ClusterOperations(Operations):
                     f"rebalance: {every:g} s is not off, or from 10s to ten years"
                 )
             after = replace(after, rebalance_every=every)
+        if request.HasField("prometheus"):
+            try:
+                after = replace(after, prometheus=check_url(request.prometheus))
+            except ValueError as error:
+                raise invalid_argument(str(error)) from None
         if request.HasField("container_access"):
             try:
                 access = read_access(request.container_access.open)

@@ -47,7 +47,7 @@ from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import PORT_TURN, name_key, object_key
 from orchestrator.manager.store.kv import Conflict, Delete, Guard, Put
-from orchestrator.model.compatibility.manager_features import AUTOSCALING
+from orchestrator.model.compatibility.manager_features import AUTOSCALING, AUTOSCALING_QUERIES
 from orchestrator.model.convert import from_proto, to_proto
 from orchestrator.model.formats.spec_diff import describe_differences
 from orchestrator.model.objects import Object
@@ -69,10 +69,18 @@ def _check_features(view: ClusterView, spec: ServiceSpec) -> None:
     check_queue_exists(view, spec.job.queue)
     if not spec.autoscale.enabled:
         return
-    old = [each.hostname for each in view.managers.values() if AUTOSCALING not in each.features]
+    query = spec.autoscale.query
+    feature = AUTOSCALING_QUERIES if query else AUTOSCALING
+    old = [each.hostname for each in view.managers.values() if feature not in each.features]
     if old:
+        what = "autoscaling by a query" if query else "autoscaling"
         raise failed_precondition(
-            f"autoscaling is not known to {', '.join(sorted(old))}; upgrade all managers first"
+            f"{what} is not known to {', '.join(sorted(old))}; upgrade all managers first"
+        )
+    if query and (view.cluster is None or not view.cluster.prometheus):
+        raise failed_precondition(
+            "autoscaling by a query needs a Prometheus that managers reach; name it with 'orc "
+            "cluster update --prometheus URL'"
         )
 
 

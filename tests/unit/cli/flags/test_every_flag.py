@@ -119,6 +119,8 @@ SPECIAL = {
 
 BY_OPTION = {
     "--container-access": ["control-plane", "metadata,metrics", "all", "none"],
+    "--autoscale-query": ["sum(rate(requests_total[1m]))"],
+    "--prometheus": ["http://10.0.0.5:9090", "none"],
     "--ip": ["10.1.2.3"],
     "--ip6": ["fd00::3"],
     "--tmpfs-rm": ["/run"],
@@ -148,6 +150,8 @@ WITH = {
     "--autoscale-min": ["--autoscale-max", "10", "--autoscale-cpu", "50"],
     "--autoscale-cpu": ["--autoscale-max", "10", "--autoscale-min", "1"],
     "--autoscale-memory": ["--autoscale-max", "10", "--autoscale-min", "1"],
+    "--autoscale-query": [*_AUTOSCALED, "--autoscale-per-replica", "100"],
+    "--autoscale-per-replica": [*_AUTOSCALED, "--autoscale-query", "sum(rate(requests[1m]))"],
     "--autoscale-up-window": _AUTOSCALED,
     "--autoscale-down-window": _AUTOSCALED,
     "--all-or-nothing": ["--queue", "research"],

@@ -237,6 +237,12 @@ x-orc:
     assert (job.queue, job.all_or_nothing) == ("nightly", True)
     keys = "autoscale-min: 2, autoscale-max: 9, autoscale-cpu: 60, autoscale-up-window: 1m"
     assert service(f"x-orc: {{{keys}}}").autoscale == AutoscaleSpec(2, 9, 60, 0, 60.0, 300.0)
+    keys = (
+        "autoscale-min: 1, autoscale-max: 9, autoscale-query: 'sum(up)', autoscale-per-replica: 0.5"
+    )
+    assert service(f"x-orc: {{{keys}}}").autoscale == AutoscaleSpec(
+        1, 9, query="sum(up)", per_replica=0.5
+    )
 
 
 def test_dependencies_and_their_order() -> None:

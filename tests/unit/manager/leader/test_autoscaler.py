@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.daemon.background import background
 from orchestrator.manager.leader.autoscaler import Autoscaler
+from orchestrator.manager.leader.prometheus_queries import QueryFailed
 from orchestrator.manager.planning.autoscaling import Reading
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.store.cache import Cache
@@ -18,6 +19,7 @@ from orchestrator.manager.store.commit import commit
 from orchestrator.manager.store.keys import LEADER
 from orchestrator.manager.store.kv import Guard, Put
 from orchestrator.manager.store.memory import MemoryKv
+from orchestrator.model.objects import Cluster as ClusterState
 from orchestrator.model.objects import Object
 from orchestrator.model.scheduling.autoscaling import AutoscaleSpec
 from orchestrator.model.services import Service
@@ -39,6 +41,8 @@ class Cluster:
         self.readings: dict[str, Reading] = {}
         self.asked: list[str] = []
         self.now = 1000.0
+        self.answer: float | str = "connection refused"
+        """Of Prometheus; a text: why it has none."""
 
     async def fill(self) -> None:
         lead = await self.kv.txn([], [Put(LEADER, b"m1")])
@@ -65,8 +69,13 @@ class Cluster:
         self.asked.append(node_id)
         return {id: self.readings[id] for id in tasks if id in self.readings}
 
+    async def ask(self, url: str, query: str) -> float:
+        if isinstance(self.answer, str):
+            raise QueryFailed(f"cannot ask {url}: {self.answer}")
+        return self.answer
+
     def autoscaler(self) -> Autoscaler:
-        return Autoscaler(self.kv, self.cache, self.fence, self.measure, lambda: self.now)
+        return Autoscaler(self.kv, self.cache, self.fence, self.measure, self.ask, lambda: self.now)
 
     def use(self, cores: float) -> None:
         """Each task has used so many cores in the last 15 seconds."""
@@ -98,6 +107,28 @@ async def test_replicas_follow_what_the_nodes_measure(cluster: Cluster) -> None:
     web = await cluster.service()
     assert (web.replicas, web.autoscale.message) == (4, "cpu at 100% of 50%")
     assert sorted(set(cluster.asked)) == ["n1", "n2"]
+
+
+async def test_replicas_follow_a_query(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    await cluster.write(None, ClusterState(id="c1", prometheus="http://10.0.0.5:9090"))
+    web = await cluster.service()
+    scale = AutoscaleSpec(least=1, most=8, query="sum(up)", per_replica=10, down_window=0.0)
+    await cluster.write(web, replace(web, spec=replace(web.spec, autoscale=scale)))
+    autoscaler = cluster.autoscaler()
+    for _ in range(2):
+        await autoscaler.step()
+    assert (await cluster.service()).replicas == 2
+    assert caplog.text.count("an autoscaling query failed") == 1
+    cluster.answer = 35.0
+    await autoscaler.step()
+    web = await cluster.service()
+    assert (web.replicas, web.autoscale.message) == (4, "query at 35, 10 per replica")
+    state = cluster.cache.view.cluster
+    assert state is not None
+    await cluster.write(state, replace(state, prometheus=""))
+    cluster.answer = 0.0
+    await autoscaler.step()
+    assert (await cluster.service()).replicas == 4
 
 
 async def test_another_leader_continues_a_window(cluster: Cluster) -> None:

@@ -71,6 +71,44 @@ def test_the_target_that_needs_most_decides() -> None:
     assert found == Need(4, "memory at 100% of 50%")
 
 
+QUERY = AutoscaleSpec(least=1, most=10, query="sum(rate(requests[1m]))", per_replica=100)
+
+
+@pytest.mark.parametrize(
+    ("value", "replicas"),
+    [(0.0, 1), (-5.0, 1), (195.0, 2), (219.0, 2), (221.0, 3), (1e300, 10), (100.0, 1)],
+)
+def test_replicas_follow_a_query(value: float, replicas: int) -> None:
+    found = needed(scaled(2, QUERY), [], {}, {QUERY.query: value})
+    assert found is not None
+    assert found.replicas == replicas
+
+
+def test_without_a_querys_value_nothing_is_removed() -> None:
+    web = scaled(2, replace(QUERY, cpu=50))
+    assert needed(scaled(2, QUERY), [], {}, {}) is None
+    assert need(web, 0.1, 0.1) is None
+    found = need(web, 1.0, 1.0)
+    assert found is not None
+    assert found.replicas == 4
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        replace(QUERY, per_replica=0.0),
+        replace(QUERY, per_replica=-1.0),
+        replace(QUERY, per_replica=float("inf")),
+        replace(QUERY, per_replica=float("nan")),
+        replace(QUERY, query="", cpu=50),
+        replace(QUERY, query="x" * 5000),
+    ],
+)
+def test_query_without_a_value_per_replica_is_refused(spec: AutoscaleSpec) -> None:
+    with pytest.raises(ValueError, match="query"):
+        check_autoscale(spec)
+
+
 def test_nothing_measured_decides_nothing() -> None:
     web = scaled()
     assert need(web, None, None) is None

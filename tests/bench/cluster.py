@@ -156,18 +156,27 @@ class Control:
 
     @asynccontextmanager
     async def service(
-        self, name: str, replicas: int, within: float, node: str = "", network: str = ""
+        self,
+        name: str,
+        replicas: int,
+        within: float,
+        node: str = "",
+        network: str = "",
+        *,
+        small: bool = False,
     ) -> AsyncIterator[Timed]:
         """A service, timed from the call that creates it until all of its tasks are seen running;
         removed, and gone, when the block is left. All on one `node`, if one is named; on
-        `network` instead of the default one.
+        `network` instead of the default one. `small`: they reserve so little that many fit.
 
         Raises BenchError if it takes longer than `within` seconds.
         """
         spec = service_spec(name, replicas)
         if node:
             spec.constraints.append(f"node.hostname=={node}")
-            spec.task.reservation.shares = 2  # all of it must fit there
+        if node or small:
+            spec.task.reservation.shares = 2
+            spec.task.reservation.memory = 8 << 20
         if network:
             spec.task.networks.add(network=network)
         began = time.monotonic()

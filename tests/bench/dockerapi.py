@@ -34,6 +34,7 @@ PS_TARGET = 0.3
 MEMORY_TARGET = 60 * MIB
 _WITHIN = 300.0
 _CLI = "docker"
+_NETWORK = "bench-more"
 
 
 @dataclass(slots=True)
@@ -84,9 +85,16 @@ def measure(cluster: Cluster, docker: Docker | None) -> Result:
 
 
 async def measure_ps(cluster: Cluster, result: Result) -> None:
-    """`docker ps` with many containers, which are removed again."""
+    """`docker ps` with many containers, which are removed again. On two networks: each has 253
+    addresses on a node."""
     host = f"unix:///var/lib/orc-dev/{cluster.name}/docker.sock"
-    async with Control() as control, control.service("many", CONTAINERS, _WITHIN):
+    cluster.orc("network", "create", _NETWORK)
+    half = CONTAINERS // 2
+    async with (
+        Control() as control,
+        control.service("many", half, _WITHIN, small=True),
+        control.service("more", half, _WITHIN, small=True, network=_NETWORK),
+    ):
         if (listed := _listed(host)) != CONTAINERS:
             raise BenchError(f"docker ps lists {listed} of {CONTAINERS} containers")
         result.ps += [_docker(host, "ps") for _ in range(ROUNDS)]

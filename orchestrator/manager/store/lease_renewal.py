@@ -166,6 +166,8 @@ class Keeper:
                 log.warning("cannot renew the lease: %s", error)
                 pause = RETRY
                 continue
+            if not renewed.create_revision:
+                return "the key was deleted"
             if renewed.create_revision != held.revision:
                 return "another process holds the key"
             held.renewed(lease, sent + renewed.seconds - self._margin)

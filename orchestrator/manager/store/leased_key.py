@@ -356,7 +356,9 @@ class LeasedKey:
     async def _check(self, held: Held) -> None:
         """Check the key: the lease may outlive it if another process removed it."""
         entry = await self._kv.get(self._key)
-        if entry is None or entry.create_revision != held.revision:
+        if entry is None:
+            raise KeyLost("the key was deleted")
+        if entry.create_revision != held.revision:
             raise KeyLost("another process holds the key")
 
     async def _revoke(self, lease: int) -> None:

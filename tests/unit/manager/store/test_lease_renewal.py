@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from orchestrator.manager.store.kv import StoreUnavailable
 from orchestrator.manager.store.lease_renewal import Held, Keeper, Renewed
 
@@ -29,6 +31,8 @@ class Store:
     def __init__(self) -> None:
         self.answers = True
         self.renewals = 0
+        self.revision = 7
+        """Create revision of the key; 0: it is gone."""
         self.threads: set[int] = set()
 
     def renew(self, lease: int, key: str, timeout: float, announce: int = 0) -> Renewed:
@@ -36,7 +40,7 @@ class Store:
         self.threads.add(threading.get_ident())
         if not self.answers:
             raise StoreUnavailable("no answer")
-        return Renewed(1.0, 7)
+        return Renewed(1.0, self.revision)
 
 
 @contextmanager
@@ -55,6 +59,17 @@ async def test_a_store_that_does_not_answer_loses_the_lease() -> None:
         async with asyncio.timeout(60):
             assert await keeper.wait() == "the lease could not be renewed in time"
     assert threading.get_ident() not in store.threads
+
+
+@pytest.mark.parametrize(
+    ("revision", "reason"), [(0, "the key was deleted"), (8, "another process holds the key")]
+)
+async def test_the_reason_of_a_loss_is_what_the_key_has_become(revision: int, reason: str) -> None:
+    store = Store()
+    store.revision = revision
+    with keeping(store) as keeper:
+        async with asyncio.timeout(60):
+            assert await keeper.wait() == reason
 
 
 async def test_a_new_holder_announces_itself_at_once() -> None:

@@ -16,7 +16,7 @@ from orchestrator.cli.app.completion_names import completes
 from orchestrator.cli.app.errors import INTERRUPTED, ManagerLost
 from orchestrator.cli.flags.flag_types import Parsed
 from orchestrator.cli.rpc.client import RECONNECT_PAUSE, Client, pass_client
-from orchestrator.model.formats.log_position import LogPosition
+from orchestrator.cli.rpc.log_resumption import LogResumption
 from orchestrator.model.units import format_time, parse_moment
 from orchestrator.pb import containers_pb2, control_pb2
 
@@ -124,17 +124,14 @@ def print_records(client: Client, request: Any, *, raw: bool, timestamps: bool) 
 def _batches(client: Client, request: Any) -> Iterator[Any]:
     """The records that the manager streams. A followed stream survives a manager's restart, with
     each line once."""
-    places: dict[str, LogPosition] = {}
+    resumption = LogResumption(request)
     reported, failures = False, 0
     calls: list[Any] = []
     while True:
         try:
-            for batch in client.stream(
-                "Logs", _resume_request(request, places), opened=calls.append
-            ):
+            for batch in client.stream("Logs", resumption.request, opened=calls.append):
                 reported, failures = False, 0
-                start = LogPosition(request.since, request.tail)
-                places.setdefault(batch.task_id, start).advance(batch.records)
+                resumption.take(batch)
                 yield batch
             return
         except ManagerLost as lost:
@@ -150,20 +147,7 @@ def _batches(client: Client, request: Any) -> Iterator[Any]:
         client.close()
         if not moves:
             time.sleep(RECONNECT_PAUSE)
-        for place in places.values():
-            place.begin()
-
-
-def _resume_request(request: Any, places: Mapping[str, LogPosition]) -> Any:
-    """The request for lines after the known positions; it may repeat known lines: all of them if
-    all were requested, as lines of some task may be outstanding."""
-    heard = [place.since for place in places.values() if place.tail < 0]
-    if request.tail < 0 or not heard:
-        return request
-    further = control_pb2.LogsRequest()
-    further.CopyFrom(request)
-    further.since, further.tail = min(heard), -1
-    return further
+        resumption.lost()
 
 
 def _print(records: Iterable[Any], prefix: str, timestamps: bool) -> None:

@@ -39,6 +39,8 @@ def boxed(session_docker: Docker, box: str, tmp_path_factory: pytest.TempPathFac
 def docker3(three: Cluster, tmp_path: Path) -> Iterator[Docker]:
     with gateway(three, tmp_path) as found:
         yield found
+        if left := found.lines("ps", "-aq"):
+            found("rm", "-f", *left)
 
 
 def leader(cluster: Cluster) -> str:
@@ -88,7 +90,6 @@ def test_clients_go_on_when_the_leader_is_lost(
         finally:
             three.exec(lost, "kill", "-CONT", pid, ok=False)
             session.kill()
-    docker3("rm", "-f", "main")
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5])

@@ -18,6 +18,7 @@ from scripted_manager import Refusal, Relay
 from servicekit import MIB, NODES, Refused, Run, task
 
 from orchestrator.cli.app.contexts import save_context
+from orchestrator.cli.rpc import log_resumption
 from orchestrator.cli.service import log_commands, service_commands
 from orchestrator.cli.service.service_rows import task_error
 from orchestrator.model.convert import to_proto
@@ -283,7 +284,7 @@ def test_followed_logs_continue_with_another_manager(
             super().advance(records)
             heard.release()
 
-    monkeypatch.setattr(log_commands, "LogPosition", Heard)
+    monkeypatch.setattr(log_resumption, "LogPosition", Heard)
 
     def lines(task: str, *said: tuple[bytes, float]) -> Any:
         records = [pb.LogRecord(line=line, at=at) for line, at in said]

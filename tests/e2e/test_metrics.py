@@ -9,14 +9,14 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from devcluster import PATIENCE, Cluster, eventually
-
-from tests.freeports import free_ports
+from devcluster import Cluster, eventually
+from localprometheus import local_prometheus
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -105,34 +105,16 @@ def scraper(cluster: Cluster) -> Scraper:
 @pytest.fixture
 def prometheus(scraper: Scraper, tmp_path: Path) -> Iterator[Callable[[], Prometheus]]:
     """Starts Prometheus on this machine, with the cluster's service discovery."""
-    running: list[subprocess.Popen[bytes]] = []
+    with ExitStack() as stack:
 
-    def start() -> Prometheus:
-        token = scraper.cluster.orc("cluster", "token", "scrape").stdout.strip()
-        config = tmp_path / "prometheus.yml"
-        config.write_text(CONFIG.format(manager=scraper.manager, token=token, ca=scraper.ca))
-        subprocess.run(["promtool", "check", "config", "--lint=none", config], check=True)
-        port = free_ports()
-        with (tmp_path / "log").open("w") as log:
-            running.append(
-                subprocess.Popen(
-                    [
-                        "prometheus",
-                        f"--config.file={config}",
-                        f"--storage.tsdb.path={tmp_path / 'data'}",
-                        f"--web.listen-address=127.0.0.1:{port}",
-                    ],
-                    stderr=log,
-                )
-            )
-        made = Prometheus(port)
-        eventually(lambda: made.value("vector(1)"))
-        return made
+        def start() -> Prometheus:
+            token = scraper.cluster.orc("cluster", "token", "scrape").stdout.strip()
+            config = CONFIG.format(manager=scraper.manager, token=token, ca=scraper.ca)
+            made = Prometheus(stack.enter_context(local_prometheus(config, tmp_path)))
+            eventually(lambda: made.value("vector(1)"))
+            return made
 
-    yield start
-    for process in running:
-        process.terminate()
-        process.wait(PATIENCE)
+        yield start
 
 
 def test_prometheus_finds_all_and_reads_it(

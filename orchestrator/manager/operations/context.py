@@ -127,7 +127,9 @@ def on_current_state(
 
     For requests that mean the same on every state of the object, such as an added label or a
     removal. The other writer may be the leader, another user, or an earlier attempt of the same
-    request, whose outcome was unknown.
+    request, whose outcome was unknown. The operation must find the object in the view each time:
+    one that it got as an argument would conflict for ever. Raises what the operation raises, but no
+    Conflict.
     """
 
     async def repeated(self: _O, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:

@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from devcluster import PATIENCE, Cluster, eventually
+from devcluster import Cluster, eventually
 from dockerclient import Docker, Run
-
-from tests.freeports import free_ports
+from localprometheus import local_prometheus
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -35,34 +34,16 @@ Discovered = Callable[[str, str], set[str]]
 
 @pytest.fixture
 def discovered(docker: Docker, tmp_path: Path) -> Iterator[Discovered]:
-    config = tmp_path / "prometheus.yml"
-    config.write_text(CONFIG.format(url=docker.url))
-    port = free_ports()
+    with local_prometheus(CONFIG.format(url=docker.url), tmp_path) as port:
+        yield partial(_labels, port)
 
-    def ask(job: str, label: str) -> set[str]:
-        url = f"http://127.0.0.1:{port}/api/v1/targets?state=active"
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            targets = json.load(answer)["data"]["activeTargets"]
-        found = [each["discoveredLabels"] for each in targets if each["scrapePool"] == job]
-        return {each.get(f"__meta_{label}", "") for each in found}
 
-    with (
-        (tmp_path / "log").open("w") as log,
-        subprocess.Popen(
-            [
-                "prometheus",
-                f"--config.file={config}",
-                f"--storage.tsdb.path={tmp_path / 'data'}",
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
-            stderr=log,
-        ) as process,
-    ):
-        try:
-            yield ask
-        finally:
-            process.terminate()
-            process.wait(PATIENCE)
+def _labels(port: int, job: str, label: str) -> set[str]:
+    url = f"http://127.0.0.1:{port}/api/v1/targets?state=active"
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        targets = json.load(answer)["data"]["activeTargets"]
+    found = [each["discoveredLabels"] for each in targets if each["scrapePool"] == job]
+    return {each.get(f"__meta_{label}", "") for each in found}
 
 
 def test_prometheus_discovers_what_docker_runs(

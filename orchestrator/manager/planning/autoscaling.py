@@ -128,7 +128,8 @@ def _need_of_query(replicas: int, value: float, per_replica: float) -> Need:
     reason = f"query at {value:.6g}, {per_replica:g} per replica"
     if replicas and abs(value / (per_replica * replicas) - 1) <= TOLERANCE:
         return Need(replicas, reason)
-    return Need(min(math.ceil(round(max(value, 0.0) / per_replica, 6)), MAX_REPLICAS), reason)
+    wanted = min(max(value, 0.0) / per_replica, MAX_REPLICAS)  # the quotient may be infinite
+    return Need(math.ceil(round(wanted, 6)), reason)
 
 
 def _utilisation(task: Task, usage: Usage, name: str) -> float:

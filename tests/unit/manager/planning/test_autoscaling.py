@@ -84,6 +84,14 @@ def test_replicas_follow_a_query(value: float, replicas: int) -> None:
     assert found.replicas == replicas
 
 
+def test_the_largest_value_needs_no_more_than_the_maximum() -> None:
+    tiny = replace(QUERY, per_replica=1e-300)
+    check_autoscale(tiny)
+    found = needed(scaled(2, tiny), [], {}, {tiny.query: 1e300})
+    assert found is not None
+    assert found.replicas == 10
+
+
 def test_without_a_querys_value_nothing_is_removed() -> None:
     web = scaled(2, replace(QUERY, cpu=50))
     assert needed(scaled(2, QUERY), [], {}, {}) is None

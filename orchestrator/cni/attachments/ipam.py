@@ -220,14 +220,32 @@ class Ipam:
         lock = os.open(directory / "ipam.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            db = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None)
-            db.execute("PRAGMA journal_mode = WAL")
+            try:
+                db = self._connect()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_IOERR_SHMSIZE:
+                    raise
+                db = self._connect(exclusive=True)
             db.execute("PRAGMA synchronous = NORMAL")
             if not db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
                 db.executescript(f"BEGIN; {SCHEMA} COMMIT;")
             return db
         finally:
             os.close(lock)
+
+    def _connect(self, *, exclusive: bool = False) -> sqlite3.Connection:
+        """Open the file in WAL mode. `exclusive`: until it is closed, no other process can; but it
+        needs no memory that processes share (ipam.db-shm), for which a full disk has no room. So
+        leases can be read there, and released once there is room."""
+        db = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None)
+        try:
+            if exclusive:
+                db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            db.execute("PRAGMA journal_mode = WAL")
+        except BaseException:
+            db.close()
+            raise
+        return db
 
     def _unusable(self, error: Exception) -> CniError:
         return CniError(Code.IO_FAILURE, f"addresses in {self._path}: {error}")

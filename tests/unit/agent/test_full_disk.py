@@ -16,6 +16,9 @@ from orchestrator.agent import statedb as statedb_module
 from orchestrator.agent.runtime.interface import Exit
 from orchestrator.agent.statedb import StateDb
 from orchestrator.agent.tasks.worker import Worker
+from orchestrator.cni.attachments.ipam import Ipam, Key
+from orchestrator.cni.errors import CniError, Code
+from orchestrator.cni.netconf import parse
 from orchestrator.daemon.background import background
 from orchestrator.model.states import TaskState
 from orchestrator.pb import dispatch_pb2
@@ -127,3 +130,25 @@ async def test_a_task_that_waits_is_forgotten_when_it_is_no_longer_assigned(
         await until(lambda: a.reports.state("c") is TaskState.RUNNING)
         assert host.runtime.did("create") == ["c"]
         assert a.db.records().keys() == {"c"}
+
+
+@private
+async def test_addresses_are_known_on_a_full_disk(tmp_path: Path) -> None:
+    """Also to a network helper that starts there, which cannot make SQLite's shared memory."""
+    conf = parse({"cniVersion": "1.1.0", "name": "net", "subnet": "10.128.0.0/24"})
+    kept, moved = Key("net", "kept", "eth0"), Key("net", "moved", "eth0")
+    disk = small_disk(tmp_path / "disk")
+    with Ipam(disk.folder) as ipam:
+        address = ipam.reserve(kept, conf).address
+    disk.fill()
+    with Ipam(disk.folder) as ipam:
+        assert [lease.address for lease in ipam.leases()] == [address]
+        with pytest.raises(CniError, match="disk is full") as refused:
+            ipam.reserve(moved, conf)
+        assert refused.value.code == Code.IO_FAILURE
+        disk.free()
+        ipam.release(kept)
+        assert ipam.reserve(moved, conf).address != address
+    with Ipam(disk.folder) as one, Ipam(disk.folder) as another:
+        assert [lease.key for lease in one.leases()] == [moved]
+        assert [lease.key for lease in another.leases()] == [moved]

@@ -23,6 +23,14 @@ KEYS_PURPOSE = "orc data keys for manager "
 STATUS_TIMEOUT = 1.5
 """Seconds that another manager has for its status."""
 
+_RECONNECT = (
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 200),
+)
+"""gRPC's own backoff grows to two minutes, in which every call to a manager that is back would fail
+at once. The second is the time for an attempt."""
+
 
 class ManagerChannels:
     """One channel to each other manager, opened at its first use. Use it in one event loop."""
@@ -55,7 +63,9 @@ class ManagerChannels:
             return None
         if known is None:
             channel = grpc.aio.secure_channel(
-                wanted[0], channel_credentials(self._files), options=channel_options()
+                wanted[0],
+                channel_credentials(self._files),
+                options=[*channel_options(), *_RECONNECT],
             )
             known = self._channels[id] = (wanted[0], wanted[1], channel)
         return known[2]
@@ -79,8 +89,9 @@ class ManagerChannels:
                     return keys
         return []
 
-    async def statuses(self, managers: Iterable[Manager]) -> dict[str, Any]:
-        """Manager id → its status, of those that answer in time; asked at once."""
+    async def statuses(self, managers: Iterable[Manager], *, wait: bool = False) -> dict[str, Any]:
+        """Manager id → its status, of those that answer in time; asked at once. `wait`: also for
+        one to which there is no connection yet, as when it has just returned."""
         found: dict[str, Any] = {}
 
         async def ask(manager: Manager) -> None:
@@ -89,7 +100,7 @@ class ManagerChannels:
                 return
             with suppress(grpc.aio.AioRpcError):
                 found[manager.id] = await managers_pb2_grpc.MembershipStub(channel).GetStatus(
-                    managers_pb2.GetStatusRequest(), timeout=STATUS_TIMEOUT
+                    managers_pb2.GetStatusRequest(), timeout=STATUS_TIMEOUT, wait_for_ready=wait
                 )
 
         async with asyncio.TaskGroup() as group:

@@ -88,7 +88,7 @@ class ManagerOperations(Operations):
                 ctx.identity.manager_id,
                 member,
                 channels,
-                lambda: self._statuses(ctx.view),
+                lambda: self._statuses(ctx.view, wait=True),
                 leads=lambda: bool(ctx.leader()),
                 hand_over=self.step_down,
                 clock=time.monotonic,
@@ -161,14 +161,16 @@ class ManagerOperations(Operations):
             )
         return managers_pb2.ListManagersReply(managers=rows)
 
-    async def _statuses(self, view: ClusterView) -> dict[str, Any]:
+    async def _statuses(self, view: ClusterView, *, wait: bool = False) -> dict[str, Any]:
+        """By manager id; `wait` as in `ManagerChannels.statuses`: where a manager that does not
+        answer counts as down."""
         own = self.ctx.identity.manager_id
         others = [
             each
             for each in view.managers.values()
             if each.id != own and (each.id in view.manager_presence or not each.joining)
         ]
-        found = await self._channels.statuses(others)
+        found = await self._channels.statuses(others, wait=wait)
         found[own] = await self.status()
         return found
 
@@ -363,7 +365,7 @@ class ManagerOperations(Operations):
         self, view: ClusterView, manager: Manager, members: dict[str, Any]
     ) -> None:
         """Raise RequestError if no quorum of healthy managers would be left."""
-        statuses = await self._statuses(view)
+        statuses = await self._statuses(view, wait=True)
         by_member = {each.member_id: each for each in view.managers.values()}
         voters = []
         for member_id, member in members.items():

@@ -199,7 +199,7 @@ class ContainerSpec(Extensible):
     init: bool = False
     """Whether an init process runs as PID 1 and reaps zombies."""
     oom_score_adj: int = 0
-    """OOM score adjustment, -1000 to 1000."""
+    """OOM score adjustment, -1000 to 1000; 0: that of its class, see `qos`."""
     cpuset_cpus: str = ""
     """CPUs that it may run on, such as `0-1,3`; empty: all."""
     memory_swap: int = 0

@@ -474,7 +474,7 @@ SETTINGS = (
         ("--oom-score-adj",),
         "task.container.oom_score_adj",
         click.INT,
-        "OOM score adjustment, -1000 to 1000.",
+        "OOM score adjustment, -1000 to 1000; 0: by the memory that it reserves.",
     ),
     Setting(
         ("--read-only/--no-read-only",),

@@ -41,6 +41,7 @@ from orchestrator.model.placement import (
     GenericResource,
     disconnect_text,
 )
+from orchestrator.model.qos import qos_class
 from orchestrator.model.scheduling.affinities import Affinity
 from orchestrator.model.scheduling.disruptions import priority_text
 from orchestrator.model.units import count_cores, format_duration, format_memory
@@ -148,6 +149,7 @@ def _fields(document: Row, desired: int) -> list[tuple[str, str]]:
         ("Configs", ", ".join(map(_file, container["configs"]))),
         ("Reserved", _resources(task["reservation"])),
         ("Limit", _resources(task["limit"])),
+        ("QoS class", qos_class(task["reservation"]["memory"], task["limit"]["memory"]).value),
         ("Generic resources", ", ".join(map(_generic, task["generic_resources"]))),
         ("CPU shares", str(task["shares"] or "")),
         ("Restart", f"{restart['condition']}, delay {format_duration(restart['delay'])}"),

@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.spec.container_devices import DeviceNode
 from orchestrator.agent.runtime.spec.node_facts import NodeFacts
+from orchestrator.model import qos
 from orchestrator.model.specs import ContainerSpec, TaskSpec
 from orchestrator.model.units import SHARES_PER_CORE
 
@@ -128,13 +129,14 @@ def process_limits(spec: ContainerSpec, node: NodeFacts) -> list[dict[str, Any]]
     ]
 
 
-def oom_score(spec: ContainerSpec, node: NodeFacts) -> int:
-    """The OOM score adjustment of the process: the spec's, not the agent's own. Raises
-    RuntimeFailure when the agent cannot set one that low."""
-    wanted = spec.oom_score_adj
+def oom_score(spec: TaskSpec, node: NodeFacts) -> int:
+    """The OOM score adjustment of the process: the spec's, else that of its class; never the
+    agent's own. Raises RuntimeFailure when the agent cannot set one that low."""
+    wanted = spec.container.oom_score_adj
     if wanted and wanted < node.min_oom_score:
         raise RuntimeFailure(
             f"oom score {wanted} is below {node.min_oom_score}, the lowest that this node's "
             "agent can set"
         )
-    return wanted or max(0, node.min_oom_score)
+    by_class = qos.oom_score(spec.reservation.memory, spec.limit.memory, node.memory)
+    return wanted or max(by_class, node.min_oom_score)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from orchestrator.agent.runtime.interface import RuntimeFailure
 from orchestrator.agent.runtime.resources.cgroups import CgroupMode, Hierarchy
+from orchestrator.agent.runtime.resources.stats import node_memory
 from orchestrator.linux.priority import is_default
 from orchestrator.model.validation.confinement import CAPABILITIES, RUNTIMES, ULIMITS
 
@@ -46,6 +47,8 @@ class NodeFacts:
     """The agent's own hard limits, by Docker's names, where it cannot raise them."""
     cpus: frozenset[int] = frozenset()
     """The CPUs of the node; empty: unknown."""
+    memory: int = 0
+    """Bytes of the node's memory; 0: unknown."""
     init: Path = Path("/usr/bin/tini-static")
     """The program for `--init`."""
 
@@ -77,6 +80,7 @@ def read_node_facts(hierarchy: Hierarchy) -> NodeFacts:
         capabilities=held,
         hard_limits={} if unbound else _hard_limits(),
         cpus=frozenset(os.sched_getaffinity(0)),
+        memory=node_memory(),
     )
 
 

@@ -205,7 +205,7 @@ def process(
             privileges.capabilities(spec, node.capabilities), user.uid
         ),
         "noNewPrivileges": not (spec.new_privileges or spec.privileged),
-        "oomScoreAdj": cgroup_limits.oom_score(spec, node),
+        "oomScoreAdj": cgroup_limits.oom_score(container.spec, node),
         "rlimits": cgroup_limits.process_limits(spec, node),
     }
 

@@ -143,7 +143,7 @@ def test_apparmor(spec: dict[str, Any], default: str | None, profile: str | None
 def test_requests_beyond_the_nodes_limits_are_rejected() -> None:
     node = NodeFacts(min_oom_score=0, hard_limits={"nofile": 100}, cpus=frozenset({0, 1}))
     with pytest.raises(RuntimeFailure, match="below 0, the lowest that this node's agent can set"):
-        cgroup_limits.oom_score(ContainerSpec(oom_score_adj=-5), node)
+        cgroup_limits.oom_score(TaskSpec(container=ContainerSpec(oom_score_adj=-5)), node)
     with pytest.raises(RuntimeFailure, match="no AppArmor, so the profile `strict` cannot be used"):
         configured(NodeFacts(), apparmor="strict")
     with pytest.raises(RuntimeFailure, match="cannot be raised above the agent's own, which is"):

@@ -152,7 +152,7 @@ def test_a_complete_configuration() -> None:
     assert kinds == {"pid", "ipc", "uts", "mount", "cgroup", "network"}
     assert found["process"]["noNewPrivileges"] is True
     assert found["process"]["terminal"] is False
-    assert found["process"]["oomScoreAdj"] == 0
+    assert found["process"]["oomScoreAdj"] == 1000, "it reserves nothing"
     mounts = {entry["destination"]: entry for entry in found["mounts"]}
     assert "ro" in mounts["/sys"]["options"]
     assert "ro" in mounts["/sys/fs/cgroup"]["options"]

@@ -7,10 +7,13 @@ import argparse
 import asyncio
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 
 from tests.bench.tables import MIB, Table, render
-from tests.scale.scenario import Outcome, Scenario, run
+from tests.scale.growth import draw, grow, table_of
+from tests.scale.scenario import CHANGED_TASKS, Outcome, Scenario, run
 
 LAST_RUNS = Path(__file__).parents[2] / "build" / "scale.json"
 """The previous outcome of each scenario."""
@@ -28,8 +31,19 @@ def main() -> None:
     parser.add_argument("--update", action="store_true", help="all services, once they run")
     parser.add_argument("--external-etcd", action="store_true", help="with its default limits")
     parser.add_argument("--folder", type=Path, help="keep the manager's log and data there")
+    parser.add_argument(
+        "--growth", type=Path, help="try 100 to --tasks tasks, and draw curves into this SVG file"
+    )
     given = parser.parse_args()
+    growth: Path | None = vars(given).pop("growth")
+    if growth is not None and find_spec("matplotlib") is None:
+        parser.error("--growth needs matplotlib: run 'scripts/docs --install' first")
     scenario = Scenario(**vars(given))
+    if growth is not None:
+        sizes = asyncio.run(grow(scenario))
+        print(render(table_of(sizes)))
+        growth.write_text(draw(sizes))
+        return
     table = _table(scenario, asyncio.run(run(scenario)))
     print(render(beside_previous(table, LAST_RUNS)))
 
@@ -58,6 +72,9 @@ def _table(scenario: Scenario, outcome: Outcome) -> Table:
             answers[-1],
         )
     )
+    changes = "none tried"
+    if outcome.changes:
+        changes = f"{median(outcome.changes):.3f} s / {max(outcome.changes):.3f} s"
     rate = scenario.nodes / outcome.joined if outcome.joined else 0.0
     rows = [
         ("nodes in session after", seconds(outcome.joined)),
@@ -80,6 +97,7 @@ def _table(scenario: Scenario, outcome: Outcome) -> Table:
         ("etcd's CPU", f"{outcome.store_cpu:.1f} s"),
         ("etcd's memory", f"{outcome.store_memory / MIB:.0f} MiB"),
         ("API answers, 50% / 99% / slowest", late),
+        (f"a new service of {CHANGED_TASKS} tasks assigned after, 50% / slowest", changes),
         ("sent to agents", f"{outcome.received / MIB:.1f} MiB"),
     ]
     if scenario.reconnect:

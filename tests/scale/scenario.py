@@ -26,6 +26,8 @@ SETTLE = 3.0
 """Seconds for which a converged cluster is watched for what comes late."""
 IDLE = 5.0
 """Seconds over which the CPU of an idle cluster is measured."""
+CHANGES, CHANGED_TASKS = 10, 10
+"""Services that are created in the end, one after another, and the tasks of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,9 @@ class Outcome:
     """Bytes resident in the manager's process at the end."""
     answers: list[float] = field(default_factory=list)
     """Seconds until each answer to a simple call of the API: how late the manager's loop is."""
+    changes: list[float] = field(default_factory=list)
+    """Seconds from the request for another small service until its tasks were assigned, once all
+    others ran."""
     received: int = 0
     """Bytes of all messages to agents."""
     messages: dict[str, int] = field(default_factory=dict)
@@ -121,6 +126,8 @@ async def run(scenario: Scenario) -> Outcome:
         await stack.enter_async_context(background(_probe(stub, outcome.answers)))
         await _phases(scenario, outcome, agents, manager, stub)
         await _count(outcome, agents, manager, stub)
+        if outcome.converged is not None:
+            outcome.changes = [await _change(stub, number) for number in range(CHANGES)]
     return outcome
 
 
@@ -206,27 +213,45 @@ async def _create(stub: control_pb2_grpc.ControlStub, spec: types_pb2.ServiceSpe
             return
 
 
+async def _change(stub: control_pb2_grpc.ControlStub, number: int) -> float:
+    """Seconds until the tasks of a new service were assigned, as a client sees it."""
+    name = f"late{number}"
+    began = time.monotonic()
+    await _create(stub, _spec(name, CHANGED_TASKS))
+    while True:
+        reply = await stub.ListTasks(control_pb2.ListTasksRequest(service=name))
+        if sum(bool(task.node_id) for task in reply.tasks) == CHANGED_TASKS:
+            return time.monotonic() - began
+        await asyncio.sleep(0.002)
+
+
 def _specs(scenario: Scenario, generation: int = 1) -> list[types_pb2.ServiceSpec]:
     """The services; a later generation differs in what their containers see."""
     services = min(scenario.services, scenario.tasks)
     share, rest = divmod(scenario.tasks, services)
     return [
-        types_pb2.ServiceSpec(
-            name=f"app{number}",
-            replicas=share + (number < rest),
-            update=types_pb2.UpdatePolicy(parallelism=max(1, share // 10)),
-            task=types_pb2.TaskSpec(
-                container=types_pb2.ContainerSpec(
-                    image=f"{IMAGE}@{DIGEST}",
-                    env=["A=1", f"B={generation}"],
-                    labels={"part": "load"},
-                ),
-                reservation=types_pb2.Resources(shares=16, memory=16 << 20),
-                networks=[types_pb2.NetworkAttachment(network="default")],
-            ),
-        )
+        _spec(f"app{number}", share + (number < rest), max(1, share // 10), generation)
         for number in range(services)
     ]
+
+
+def _spec(
+    name: str, replicas: int, parallelism: int = 1, generation: int = 1
+) -> types_pb2.ServiceSpec:
+    return types_pb2.ServiceSpec(
+        name=name,
+        replicas=replicas,
+        update=types_pb2.UpdatePolicy(parallelism=parallelism),
+        task=types_pb2.TaskSpec(
+            container=types_pb2.ContainerSpec(
+                image=f"{IMAGE}@{DIGEST}",
+                env=["A=1", f"B={generation}"],
+                labels={"part": "load"},
+            ),
+            reservation=types_pb2.Resources(shares=16, memory=16 << 20),
+            networks=[types_pb2.NetworkAttachment(network="default")],
+        ),
+    )
 
 
 async def _until(agents: Agents, done: object, seconds: float) -> float | None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +10,16 @@ from pathlib import Path
 import pytest
 from runtimehost import CrunWorld, private, remove_leftovers
 
-from orchestrator.agent.runtime.interface import Container
+from orchestrator.agent.runtime.interface import Container, Started
 from orchestrator.agent.runtime.resources.cgroups import CgroupMode, Cgroups, detect
 from orchestrator.model.specs import Resources
 
 pytestmark = pytest.mark.root
 
 MIB = 1 << 20
-HOLD = "x=0123456789abcdef; for _ in $(seq 20); do x=$x$x; done"
-"""Holds 16 MiB and more."""
-GROW = "trap 'while :; do x=$x$x; done' USR1"
+GROWS = "trap 'x=$x$x; echo grown' USR1; x=0123456789abcdef"
+"""Doubles what it holds at a signal."""
+HOLDS = "for _ in $(seq %d); do x=$x$x; done"
 
 
 @private
@@ -29,9 +28,9 @@ async def test_containers_without_a_reservation_are_killed_first(tmp_path: Path)
     it does among those of a node."""
     remove_leftovers()
     world = CrunWorld(tmp_path)
-    text = f"{GROW}; {HOLD}; echo ready; while :; do sleep 0.02; done"
 
-    def container(name: str, reserved: int = 0, limit: int = 0) -> Container:
+    def container(name: str, doublings: int, reserved: int = 0, limit: int = 0) -> Container:
+        text = f"{GROWS}; {HOLDS % doublings}; echo ready; while :; do sleep 0.02; done"
         made = world.container(name, "sh", "-c", text)
         spec = replace(
             made.spec, reservation=Resources(memory=reserved), limit=Resources(memory=limit)
@@ -40,9 +39,9 @@ async def test_containers_without_a_reservation_are_killed_first(tmp_path: Path)
 
     async with world, world.runtime() as runtime:
         for each in (
-            container("guaranteed", 512 * MIB, 512 * MIB),
-            container("burstable", 64 * MIB),
-            container("besteffort", limit=512 * MIB),
+            container("guaranteed", 20, 512 * MIB, 512 * MIB),
+            container("burstable", 22, 64 * MIB),
+            container("besteffort", 22, limit=512 * MIB),
         ):
             await runtime.create(each)
             await runtime.start(each.id)
@@ -51,14 +50,14 @@ async def test_containers_without_a_reservation_are_killed_first(tmp_path: Path)
         v2 = detect().mode is CgroupMode.V2
         used = int((node / ("memory.current" if v2 else "memory.usage_in_bytes")).read_text())
         limit = node / ("memory.max" if v2 else "memory.limit_in_bytes")
-        limit.write_text(str(used + 8 * MIB))
-        # The guaranteed one takes what there is; the others make room, in this order.
-        await runtime.kill("guaranteed", signal.SIGUSR1)
-        async with asyncio.TaskGroup() as group:
-            ends = {
-                name: group.create_task(runtime.wait(name)) for name in ("besteffort", "burstable")
-            }
-        first, second = (ends[name].result() for name in ("besteffort", "burstable"))
-        assert first.oom_killed
-        assert second.oom_killed
-        assert first.finished_at < second.finished_at
+        limit.write_text(str(used + 24 * MIB))
+        # The guaranteed one needs more than there is: the others make room, in this order.
+        for turn, loser in enumerate(("besteffort", "burstable"), start=1):
+            await runtime.kill("guaranteed", signal.SIGUSR1)
+            await world.ready(runtime, "guaranteed", b"grown", times=turn)
+            ended = await runtime.wait(loser)
+            assert ended.oom_killed
+            assert "its node ran out of memory" in ended.message
+            assert isinstance(await runtime.adopt("guaranteed"), Started)
+            if loser == "besteffort":
+                assert isinstance(await runtime.adopt("burstable"), Started)

@@ -49,6 +49,9 @@ logger = logging.getLogger(__name__)
 
 MONITOR_DIED = "the container's monitor died"
 OUT_OF_MEMORY = "it used more memory than its limit, and the kernel killed it"
+NODE_OUT_OF_MEMORY = (
+    "its node ran out of memory, and the kernel killed it; --reserve-memory protects it"
+)
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _REPLACE_FILES = (
@@ -459,13 +462,17 @@ class CrunRuntime:
             code, finished_at = status
             # A container that lost a child to the OOM killer and then exited with 0 was not killed.
             oom_killed = oom_killed and code != 0
-            message = OUT_OF_MEMORY if oom_killed else ""
+            message = self._oom_message(container_id) if oom_killed else ""
             if code == 1 and (known := known_failure(last_line(bundle.log))):
                 code, message = known.exit_code, message or str(known)
             ended = Exit(code, oom_killed, finished_at, message)
         if bundle.run.exists():
             bundle.write_result(ended)
         return ended
+
+    def _oom_message(self, container_id: str) -> str:
+        limited = self._cgroups.reached_memory_limit(container_id)
+        return OUT_OF_MEMORY if limited else NODE_OUT_OF_MEMORY
 
     def _kill_all(self, container_id: str, bundle: Bundle) -> None:
         """Send SIGKILL to the first process, which ends the PID namespace, and to the cgroup."""

@@ -18,6 +18,7 @@ from enum import Enum
 from pathlib import Path
 
 from orchestrator.agent.runtime.interface import RuntimeFailure
+from orchestrator.linux.kernelfiles import keyed, number, read_text
 
 _ROOT = Path("/sys/fs/cgroup")
 BUILDS = "builds"
@@ -205,19 +206,22 @@ class Cgroups:
 
     def oom_kills(self, container_id: str) -> int:
         """Number of processes of a container killed by the OOM killer."""
-        if self.hierarchy.memory is None:
-            return 0
         v2 = self.hierarchy.mode is CgroupMode.V2
         name = "memory.events" if v2 else "memory.oom_control"
-        try:
-            text = (self._folder(self.hierarchy.memory, container_id) / name).read_text()
-        except OSError:
-            return 0
-        for line in text.splitlines():
-            key, _, value = line.partition(" ")
-            if key == "oom_kill":
-                return int(value)
-        return 0
+        return keyed(self._memory_file(container_id, name), "oom_kill")
+
+    def reached_memory_limit(self, container_id: str) -> bool:
+        """Whether a container has ever used as much memory as its limit allows."""
+        if self.hierarchy.mode is CgroupMode.V2:
+            return keyed(self._memory_file(container_id, "memory.events"), "max") > 0
+        names = ("memory.failcnt", "memory.memsw.failcnt")
+        return any(number(self._memory_file(container_id, name)) for name in names)
+
+    def _memory_file(self, container_id: str, name: str) -> bytes:
+        """A file of the memory controller; empty if there is none."""
+        if self.hierarchy.memory is None:
+            return b""
+        return read_text(str(self._folder(self.hierarchy.memory, container_id) / name))
 
     def remove(self, container_id: str) -> bool:
         """Remove a container's cgroups; False while one of them has a process."""

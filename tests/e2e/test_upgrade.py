@@ -61,7 +61,13 @@ class Upgrade:
         eventually(lambda: self._versions()[host] == version)
         self.cluster.await_ready(*NODES)
         where = ("--constraint", f"node.hostname=={host if host in NODES else NODES[0]}")
-        self.cluster.orc("run", "--rm", *where, "--entrypoint", "/bin/busybox", "hello:1", "true")
+        run = ("run", "--rm", *where, "--entrypoint", "/bin/busybox", "hello:1", "true")
+        if (host, version) == ("manager1", EARLIER):
+            # That release gives up a write that etcd does not answer within two seconds, as on a
+            # busy disk; the present one has it repeated.
+            eventually(lambda: self.cluster.orc(*run, ok=False).returncode == 0)
+        else:
+            self.cluster.orc(*run)
 
     def _versions(self) -> dict[str, str]:
         """Of each host that is in touch with the cluster."""

@@ -107,9 +107,11 @@ class Gateway:
         """A context manager: a client for several calls."""
         return self._clients.borrow()
 
-    def stream(self, method: str, request: Any) -> Streamed:
-        """Call a method of a manager that streams its answer."""
-        return Streamed(self._clients, method, request)
+    def stream(
+        self, method: str, request: Any, opened: Callable[[Any], None] = lambda call: None
+    ) -> Streamed:
+        """Call a method of a manager that streams its answer; `opened` is given the call."""
+        return Streamed(self._clients, method, request, opened)
 
 
 def remove_or_defer(gateway: Gateway, method: str, request: Any) -> None:
@@ -127,8 +129,11 @@ def remove_or_defer(gateway: Gateway, method: str, request: Any) -> None:
 class Streamed:
     """The messages of a streaming call; other threads may cancel it. Iterate it once."""
 
-    def __init__(self, clients: Clients, method: str, request: Any) -> None:
+    def __init__(
+        self, clients: Clients, method: str, request: Any, opened: Callable[[Any], None]
+    ) -> None:
         self._clients = clients
+        self._tell = opened
         self._method = method
         self._request = request
         self._lock = threading.Lock()
@@ -155,6 +160,7 @@ class Streamed:
                 messages.close()
 
     def _opened(self, call: Any) -> None:
+        self._tell(call)
         with self._lock:
             self._cancel = call.cancel
             cancelled = self._cancelled

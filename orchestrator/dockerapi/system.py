@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from orchestrator.cli.rpc.event_resumption import EventResumption
 from orchestrator.dockerapi import volumes
 from orchestrator.dockerapi.containers.documents import summary
 from orchestrator.dockerapi.containers.lookup import (
@@ -15,13 +16,14 @@ from orchestrator.dockerapi.containers.lookup import (
     list_containers,
     networks_by_name,
 )
-from orchestrator.dockerapi.gateway import Gateway, Streamed
+from orchestrator.dockerapi.gateway import Gateway
 from orchestrator.dockerapi.http.errors import bad_parameter
 from orchestrator.dockerapi.http.exchange import Reply, Request, Stream, Text
 from orchestrator.dockerapi.http.routing import NEWEST, OLDEST, SAME, Routes
 from orchestrator.dockerapi.ids import docker_id, swarm_id
 from orchestrator.dockerapi.images import familiar, image_id, list_images
 from orchestrator.dockerapi.parameters import Fields, Filters, filters, has_labels, moment, rfc3339
+from orchestrator.dockerapi.resumed_stream import ResumedStream
 from orchestrator.model.convert import from_proto
 from orchestrator.model.nodes import Node, NodeState
 from orchestrator.model.units import SHARES_PER_CORE
@@ -277,13 +279,12 @@ def events(gateway: Gateway, request: Request) -> Stream:
     since, until = (moment(request.text(name), name, now) for name in ("since", "until"))
     if since and until and since > until:
         raise bad_parameter("`since` time cannot be after `until` time")
-    calls = gateway.stream(
-        "Containers.Events", containers_pb2.EventsRequest(since=since, until=until)
-    )
+    asked = containers_pb2.EventsRequest(since=since, until=until)
+    calls = ResumedStream(gateway, "Containers.Events", EventResumption(asked))
     return Stream(_events(calls, wanted), cancel=calls.cancel)
 
 
-def _events(calls: Streamed, wanted: Filters) -> Iterator[bytes]:
+def _events(calls: ResumedStream, wanted: Filters) -> Iterator[bytes]:
     yield b""
     for event in calls:
         row = _event(event)

@@ -29,6 +29,9 @@ class LogResumption:
         further.since, further.tail = min(heard), -1
         return further
 
+    def opened(self, call: Any) -> None:
+        """The stream begins."""
+
     def take(self, batch: Any) -> None:
         """Remove what was received before from a LogBatch."""
         start = LogPosition(self._request.since, self._request.tail)

@@ -23,6 +23,7 @@ from orchestrator.cli.output.listings import (
     template_lines,
 )
 from orchestrator.cli.rpc.client import Client, pass_client
+from orchestrator.cli.rpc.event_resumption import EventResumption
 from orchestrator.cli.rpc.resumption import resumed
 from orchestrator.model.names import near_miss
 from orchestrator.model.units import format_time
@@ -250,24 +251,19 @@ def events(
 
 def _resumed_events(client: Client, request: Any) -> Iterator[Any]:
     """The stream of an EventsRequest, each event once, across failures of managers."""
-    calls: list[Any] = []
+    resumption = EventResumption(request)
+    starts = 0
 
     def open_stream() -> Iterator[Any]:
-        if calls and not request.after_revision:
-            # No event has come; the position is the one at which the stream began.
-            shown = calls[-1].metadata.get("orc-revision", "0")
-            request.after_revision, request.after_number = int(shown), _WHOLE_REVISION
-        calls.clear()
-        return client.stream("Containers.Events", request, opened=calls.append)
+        nonlocal starts
+        starts += 1
+        if starts > 1:
+            resumption.lost()
+        return client.stream("Containers.Events", resumption.request, opened=resumption.opened)
 
     for event in resumed(client, open_stream):
-        if event.revision:
-            request.after_revision, request.after_number = event.revision, event.number
+        resumption.take(event)
         yield event
-
-
-_WHOLE_REVISION = 2**31 - 1
-"""Number of an event that is after all of its revision."""
 
 
 def matches(event: Any, key: str, value: str) -> bool:

@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import json
 import shlex
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from orchestrator.cli.app.errors import ManagerLost
-from orchestrator.cli.rpc.client import RECONNECT_PAUSE
 from orchestrator.cli.rpc.log_resumption import LogResumption
 from orchestrator.dockerapi.containers.documents import Found
 from orchestrator.dockerapi.containers.lookup import find
@@ -21,6 +18,7 @@ from orchestrator.dockerapi.http.errors import bad_parameter, conflict
 from orchestrator.dockerapi.http.exchange import MULTIPLEXED, RAW, Reply, Request, Stream
 from orchestrator.dockerapi.http.routing import SAME, Routes
 from orchestrator.dockerapi.parameters import moment, rfc3339
+from orchestrator.dockerapi.resumed_stream import ResumedStream
 from orchestrator.model.units import SHARES_PER_CORE
 from orchestrator.pb import control_pb2, interact_pb2
 
@@ -29,8 +27,6 @@ route = ROUTES.route
 
 _PIECE = 1 << 16
 """Bytes of frames that are sent together."""
-_RESUME_WITHIN = 60.0
-"""Seconds in which a manager must answer after the loss of one."""
 
 
 @route(
@@ -59,17 +55,15 @@ def stream_logs(
         raise bad_parameter("Bad parameters: you must choose at least one stream")
     now = time.time()
     tail = request.text("tail") or "all"
-    calls = _Log(
-        gateway,
-        control_pb2.LogsRequest(
-            service=source,
-            follow=request.flag("follow"),
-            # As in Docker, what is no number is all.
-            tail=int(tail) if tail.isascii() and tail.isdecimal() else -1,
-            since=moment(request.text("since"), "since", now),
-            until=moment(request.text("until"), "until", now),
-        ),
+    wanted_lines = control_pb2.LogsRequest(
+        service=source,
+        follow=request.flag("follow"),
+        # As in Docker, what is no number is all.
+        tail=int(tail) if tail.isascii() and tail.isdecimal() else -1,
+        since=moment(request.text("since"), "since", now),
+        until=moment(request.text("until"), "until", now),
     )
+    calls = ResumedStream(gateway, "Logs", LogResumption(wanted_lines))
     wanted = {False: stdout, True: stderr}
     frames = _frames(calls, wanted, request.flag("timestamps"), tty, names)
     multiplexed = not tty and request.version >= (1, 42)
@@ -78,60 +72,14 @@ def stream_logs(
 
 def past_output(gateway: Gateway, found: Found, *, stdout: bool, stderr: bool) -> Iterator[bytes]:
     """A container's output so far, as attached clients read it."""
-    calls = _Log(gateway, control_pb2.LogsRequest(service=found.task.id, tail=-1))
+    lines = control_pb2.LogsRequest(service=found.task.id, tail=-1)
+    calls = ResumedStream(gateway, "Logs", LogResumption(lines))
     wanted = {False: stdout, True: stderr}
     return _frames(calls, wanted, False, found.task.spec.container.tty, False)
 
 
-class _Log:
-    """The batches of a LogsRequest, which continue at another manager; other threads may cancel
-    it. Iterate it once."""
-
-    def __init__(self, gateway: Gateway, request: Any) -> None:
-        self._gateway = gateway
-        self._request = request
-        self._lock = threading.Lock()
-        self._calls: Streamed | None = None
-        self._cancelled = False
-
-    def cancel(self) -> None:
-        """End it, from any thread: the iteration ends without an error."""
-        with self._lock:
-            self._cancelled, calls = True, self._calls
-        if calls is not None:
-            calls.cancel()
-
-    def __iter__(self) -> Iterator[Any]:
-        resumption = LogResumption(self._request)
-        lost_at: float | None = None
-        while (calls := self._opened(resumption.request)) is not None:
-            try:
-                for batch in calls:
-                    lost_at = None
-                    resumption.take(batch)
-                    yield batch
-                return
-            except ManagerLost:
-                now = time.monotonic()
-                if lost_at is not None:
-                    if now - lost_at > _RESUME_WITHIN:
-                        raise
-                    time.sleep(RECONNECT_PAUSE)
-                else:
-                    lost_at = now
-            resumption.lost()
-
-    def _opened(self, request: Any) -> Streamed | None:
-        """A stream for the request; None once cancelled."""
-        with self._lock:
-            if self._cancelled:
-                return None
-            self._calls = self._gateway.stream("Logs", request)
-            return self._calls
-
-
 def _frames(
-    calls: _Log, wanted: dict[bool, bool], timestamps: bool, tty: bool, names: bool
+    calls: ResumedStream, wanted: dict[bool, bool], timestamps: bool, tty: bool, names: bool
 ) -> Iterator[bytes]:
     for batch in calls:
         pieces: list[bytes] = []

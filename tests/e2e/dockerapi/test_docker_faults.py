@@ -60,6 +60,7 @@ def test_clients_go_on_when_the_leader_is_lost(
     pid = str(three.status()[lost]["daemon_pid"])
     with (
         docker3.following("logs", "-f", "main") as follower,
+        docker3.following("events", "--format", "{{.Action}} {{.Actor.ID}}") as observer,
         subprocess.Popen(
             [CLI, "exec", "-i", "main", "cat"],
             env=dict(docker3.env),
@@ -87,6 +88,14 @@ def test_clients_go_on_when_the_leader_is_lost(
             assert "".join(received) == sent
             after = range(20, 300)
             assert [follower.stdout.readline() for _ in after] == [f"{n}\n" for n in after]
+            last = docker3("run", "-d", box, "true")
+            docker3("wait", last)
+            events: list[str] = []
+            assert observer.stdout is not None
+            while not events or events[-1] != f"die {last}":
+                events.append(observer.stdout.readline().strip())
+            started = [event for event in events if event.startswith("start ")]
+            assert len(started) == len(set(started)) == 2, events
         finally:
             three.exec(lost, "kill", "-CONT", pid, ok=False)
             session.kill()

@@ -28,6 +28,7 @@ from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.store.commit import commit
 from orchestrator.pb import (
     containers_pb2,
+    containers_pb2_grpc,
     control_pb2,
     control_pb2_grpc,
     documents_pb2,
@@ -277,6 +278,25 @@ async def test_two_managers_that_process_one_request_apply_it_once(
     replies = await asyncio.gather(*(attempt(r, n) for n, r in enumerate((leader, follower), 1)))
     assert len({reply.id for reply in replies}) == 1
     assert len(leader.manager.cache.view.services) == 1
+
+
+async def test_a_further_attempt_of_a_removal_succeeds_once_the_container_is_gone(
+    leader: Running, follower: Running
+) -> None:
+    async def attempt(running: Running, number: int) -> Any:
+        async with running.channel(running.admin) as channel:
+            return await containers_pb2_grpc.ContainersStub(channel).RemoveContainer(
+                containers_pb2.RemoveContainerRequest(container="box", force=True),
+                metadata=(("orc-request-id", "same"), ("orc-attempt", str(number))),
+            )
+
+    with Client(context(leader, endpoint(leader))) as client:
+        create = containers_pb2.CreateContainerRequest(name="box", spec=web().task)
+        made = await asyncio.to_thread(client.call, "Containers.CreateContainer", create)
+    assert (await attempt(leader, 1)).id == made.id
+    await until(follower, lambda view: not view.tasks)
+    again = await attempt(follower, 2)
+    assert (again.id, again.container_name) == (made.id, "box")
 
 
 async def test_a_call_that_must_not_be_repeated_is_not(leader: Running, follower: Running) -> None:

@@ -54,7 +54,7 @@ from orchestrator.manager.store.request_records import (
     recording,
 )
 from orchestrator.model.convert import to_proto
-from orchestrator.pb import control_pb2, documents_pb2, networks_pb2, volumes_pb2
+from orchestrator.pb import control_pb2, documents_pb2, networks_pb2, types_pb2, volumes_pb2
 
 VERSION = "orc-version"
 REQUEST_ID = "orc-request-id"
@@ -86,6 +86,14 @@ def _object(view: ClusterView, record: RequestRecord) -> Any:
     return to_proto(found) if found is not None else None
 
 
+def _removed_container(view: ClusterView, record: RequestRecord) -> Any:
+    """The container while it is being removed, and what is known of it afterwards."""
+    gone = types_pb2.Task(
+        id=record.id, container_name=record.name, desired_state=types_pb2.TASK_REMOVE
+    )
+    return _object(view, record) or gone
+
+
 @dataclass(frozen=True, slots=True)
 class _Recorded:
     """How a write is recorded, and its reply derived from the record."""
@@ -102,7 +110,7 @@ RECORDED: dict[str, _Recorded] = {
     "Containers.CreateContainer": _CHANGE,
     "Containers.RenameContainer": _CHANGE,
     "Containers.RestartContainer": _CHANGE,
-    "Containers.RemoveContainer": _CHANGE,
+    "Containers.RemoveContainer": _Recorded(_removed_container),
     "Control.CreateService": _CHANGE,
     "Control.PromoteService": _CHANGE,
     "Control.RemoveNode": _Recorded(lambda _, record: control_pb2.RemoveNodeReply()),

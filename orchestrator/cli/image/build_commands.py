@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-import functools
 import ipaddress
 import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial, wraps
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -18,7 +20,7 @@ import click
 
 from orchestrator.cli.app.command_groups import OrcGroup, example
 from orchestrator.cli.app.completion_names import completes, file_option
-from orchestrator.cli.app.errors import CliError
+from orchestrator.cli.app.errors import CliError, ManagerLost
 from orchestrator.cli.app.option_groups import GroupedCommand
 from orchestrator.cli.flags.flag_types import CPUS, MEMORY, pairs
 from orchestrator.cli.flags.spec_flags import checked_image
@@ -33,7 +35,7 @@ from orchestrator.cli.image.build_output import (
 from orchestrator.cli.image.remote_build_context import context_folder
 from orchestrator.cli.output.listings import Column, column, format_option, print_json, print_table
 from orchestrator.cli.output.screen import is_live
-from orchestrator.cli.rpc.client import Client, pass_client, upload
+from orchestrator.cli.rpc.client import RECONNECT_PAUSE, Client, pass_client, upload
 from orchestrator.model.formats.platforms import wanted_architecture
 from orchestrator.model.names import short_id
 from orchestrator.model.nodes import NodeState
@@ -98,7 +100,7 @@ def limit_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the flags; it takes what they say as `limits`, None if none is
     given."""
 
-    @functools.wraps(command)
+    @wraps(command)
     def limited(*arguments: Any, **given: Any) -> None:
         limits = _limits(**{name: given.pop(name) for name in _NAMES})
         command(*arguments, limits=limits, **given)
@@ -146,6 +148,8 @@ def _limits(
     return limits if limits.ByteSize() else None
 
 
+_ATTEMPTS = 3
+"""Times that a build is started when its manager or node is lost."""
 _MAX_DOCUMENT = 1 << 20
 """Maximum bytes of a Dockerfile, and of all secrets together: each is one message."""
 _TAR_MAGICS = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")
@@ -298,16 +302,15 @@ def build(
         limits=limits,
     )
     with ExitStack() as stack:
-        if folder == "-":
-            chunks = _from_stdin(header, folder, dockerfile)
-        else:
-            root = stack.enter_context(context_folder(folder))
-            if dockerfile == "-":
-                chunks = _from_stdin(header, str(root), dockerfile)
-            else:
-                chunks = _from_folder(header, root, dockerfile, remote=str(root) != folder)
         view = stack.enter_context(_view("quiet" if quiet else progress))
-        image = _follow(client, header, chunks, view)
+        root = None if folder == "-" else stack.enter_context(context_folder(folder))
+        if root is None or dockerfile == "-":
+            chunks = _from_stdin(header, str(root or folder), dockerfile)
+            image = _follow(client, header, chunks, view)
+        else:
+            remote = str(root) != folder
+            read = partial(_from_folder, header, root, dockerfile, remote=remote)
+            image = _follow_again(client, header, read, view)
     if iidfile:
         try:
             Path(iidfile).write_text(image.id)
@@ -368,9 +371,9 @@ def build_folder(
 ) -> Any:
     """Build what a header describes from a folder, with progress on stderr unless `quiet`, and
     return the image. Raises CliError."""
-    chunks = _from_folder(header, folder, dockerfile, remote=remote)
+    read = partial(_from_folder, header, folder, dockerfile, remote=remote)
     with _view("quiet" if quiet else "auto") as view:
-        return _follow(client, header, chunks, view)
+        return _follow_again(client, header, read, view)
 
 
 def build_digest(header: Any, folder: Path, dockerfile: str | None, *, remote: bool = False) -> str:
@@ -557,6 +560,22 @@ def _follow(client: Client, header: Any, chunks: Iterator[bytes], view: View) ->
     if image is None:
         raise CliError("the manager ended the build without an image; see its log")
     return image
+
+
+def _follow_again(
+    client: Client, header: Any, read: Callable[[], Iterator[bytes]], view: View
+) -> Any:
+    """As `_follow`, with the context that `read` reads. A build whose manager or node is lost is
+    started again: the node has the layers of the steps that were done. Raises ManagerLost after
+    `_ATTEMPTS`."""
+    for attempt in count(1):
+        try:
+            return _follow(client, header, read(), view)
+        except ManagerLost as lost:
+            if attempt == _ATTEMPTS:
+                raise
+            view.line(f"orc: {lost.message}; starting the build again")
+            time.sleep(RECONNECT_PAUSE)
 
 
 @click.group(cls=OrcGroup)

@@ -8,6 +8,7 @@ other with their own certificates.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -20,6 +21,8 @@ from orchestrator.manager.dispatch.tunnels import Channel, Tunnel, Tunnels
 from orchestrator.manager.errors import ErrorKind, RequestError, unavailable
 from orchestrator.model.nodes import SessionRecord
 from orchestrator.pb import dispatch_pb2, dispatch_pb2_grpc, images_pb2
+
+log = logging.getLogger(__name__)
 
 Locate = Callable[[str, Container[str]], Awaitable[SessionRecord | None]]
 """The record of a node's session (by node id) with another manager, without the sessions that were
@@ -62,6 +65,10 @@ def _request_error(error: grpc.aio.AioRpcError, node_name: str) -> RequestError:
     code = error.code().name
     if code in ErrorKind.__members__ and code != ErrorKind.UNAVAILABLE.name:
         return RequestError(ErrorKind[code], error.details() or "")
+    log.warning(
+        "a tunnel through another manager broke",
+        extra={"node": node_name, "code": code, "error": error.details()},
+    )
     return unavailable(f"the connection to node {node_name} broke")
 
 

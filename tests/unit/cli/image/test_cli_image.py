@@ -8,7 +8,7 @@ import io
 import os
 import socket
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,35 @@ def test_build(manager: Any, run: Run, folder: Path, monkeypatch: pytest.MonkeyP
     quiet = run("build", "-q", "-t", "hello", str(folder))
     assert (quiet.stdout, quiet.stderr) == (DIGEST + "\n", "")
     assert manager.script.request("BuildImage")[0].header.name == "hello:latest"
+
+
+def test_build_whose_node_is_lost_is_started_again(
+    manager: Any, run: Run, refused: Callable[..., str], folder: Path
+) -> None:
+    """From the beginning; the node has the layers of the steps that were done."""
+    lost = Refusal(grpc.StatusCode.UNAVAILABLE, "the connection to node node1 broke")
+    uploads: list[list[Any]] = []
+
+    def build(messages: list[Any]) -> Iterator[Any]:
+        uploads.append(messages)
+        yield pb.ImageProgress(line="STEP 1")
+        yield lost if len(uploads) < losses else image("hello:1")
+
+    manager.script.answers["BuildImage"] = build
+    losses = 3
+    result = run("build", "-t", "hello:1", str(folder))
+    assert (result.exit_code, result.stdout[:14]) == (0, "built hello:1 ")
+    again = "orc: the connection to node node1 broke; starting the build again\n"
+    assert result.stderr == f"STEP 1\n{again}STEP 1\n{again}STEP 1\n"
+    assert uploads == [uploads[0]] * 3
+    losses = 10
+    uploads.clear()
+    assert refused("build", "-q", str(folder)) == "the connection to node node1 broke"
+    with (folder / "Dockerfile").open("rb") as archive:
+        uploads.clear()
+        # Standard input cannot be read again.
+        assert refused("build", "-q", "-", input=archive) == "the connection to node node1 broke"
+    assert len(uploads) == 1
 
 
 def test_the_limits_of_a_build(manager: Any, run: Run, folder: Path) -> None:

@@ -565,16 +565,23 @@ def _follow(client: Client, header: Any, chunks: Iterator[bytes], view: View) ->
 def _follow_again(
     client: Client, header: Any, read: Callable[[], Iterator[bytes]], view: View
 ) -> Any:
-    """As `_follow`, with the context that `read` reads. A build whose manager or node is lost is
-    started again: the node has the layers of the steps that were done. Raises ManagerLost after
-    `_ATTEMPTS`."""
+    """As `_follow`, with the context that `read` reads. A build that has begun and whose manager or
+    node is lost is started again: the node has the layers of the steps that were done. Raises
+    ManagerLost after `_ATTEMPTS`, or if no manager took the context."""
+    begun = False
+
+    def noticed(chunks: Iterator[bytes]) -> Iterator[bytes]:
+        nonlocal begun
+        begun = True
+        yield from chunks
+
     for attempt in count(1):
         try:
-            return _follow(client, header, read(), view)
+            return _follow(client, header, noticed(read()), view)  # `read` completes the header
         except ManagerLost as lost:
-            if attempt == _ATTEMPTS:
+            if not begun or attempt == _ATTEMPTS:
                 raise
-            view.line(f"orc: {lost.message}; starting the build again")
+            view.line(f"orc: {lost.message} (the build starts again)")
             time.sleep(RECONNECT_PAUSE)
 
 

@@ -9,6 +9,7 @@ import os
 import socket
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from click.testing import Result
 from scripted_manager import Refusal
 
+from orchestrator.cli.app.contexts import save_context
 from orchestrator.cli.image import build_context
 from orchestrator.cli.image.build_context import is_ignored, parse_rules
 from orchestrator.pb import control_pb2 as pb
@@ -198,7 +200,7 @@ def test_build_whose_node_is_lost_is_started_again(
     losses = 3
     result = run("build", "-t", "hello:1", str(folder))
     assert (result.exit_code, result.stdout[:14]) == (0, "built hello:1 ")
-    again = "orc: the connection to node node1 broke; starting the build again\n"
+    again = "orc: the connection to node node1 broke (the build starts again)\n"
     assert result.stderr == f"STEP 1\n{again}STEP 1\n{again}STEP 1\n"
     assert uploads == [uploads[0]] * 3
     losses = 10
@@ -209,6 +211,15 @@ def test_build_whose_node_is_lost_is_started_again(
         # Standard input cannot be read again.
         assert refused("build", "-q", "-", input=archive) == "the connection to node node1 broke"
     assert len(uploads) == 1
+
+
+def test_build_without_a_manager_is_refused_in_one_line(
+    manager: Any, refused: Callable[..., str], folder: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    save_context(replace(manager.context, endpoints=(f"127.0.0.1:{port}",)))
+    assert "cannot reach a manager" in refused("build", str(folder))
 
 
 def test_the_limits_of_a_build(manager: Any, run: Run, folder: Path) -> None:

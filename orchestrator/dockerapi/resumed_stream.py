@@ -43,6 +43,8 @@ class ResumedStream:
         self._lock = threading.Lock()
         self._calls: Streamed | None = None
         self._cancelled = False
+        self._begun = False
+        """Whether a manager has taken the call."""
 
     def cancel(self) -> None:
         """End it, from any thread: the iteration ends without an error."""
@@ -61,6 +63,8 @@ class ResumedStream:
                     yield message
                 return
             except ManagerLost:
+                if not self._begun:
+                    raise
                 now = time.monotonic()
                 if lost_at is not None:
                     if now - lost_at > _RESUME_WITHIN:
@@ -75,7 +79,9 @@ class ResumedStream:
         with self._lock:
             if self._cancelled:
                 return None
-            self._calls = self._gateway.stream(
-                self._method, self._resumption.request, self._resumption.opened
-            )
+            self._calls = self._gateway.stream(self._method, self._resumption.request, self._begin)
             return self._calls
+
+    def _begin(self, call: Any) -> None:
+        self._begun = True
+        self._resumption.opened(call)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -52,6 +54,37 @@ def test_any_manager_can_be_lost(three: Cluster) -> None:
     names = {network["name"] for network in three.json("network", "ls")}
     assert {f"written-without-{lost}" for lost in MANAGERS} <= names
     three.await_ready("node1")
+
+
+def test_a_promotion_outlasts_the_session_of_its_node(three: Cluster) -> None:
+    await_states(three, dict.fromkeys(MANAGERS, "ready"))
+    joining = ("-f", "[c]luster join")
+    with ThreadPoolExecutor(1) as beside:
+        promotion = beside.submit(three.orc, "node", "promote", "node1")
+        eventually(
+            lambda: three.exec("node1", "pkill", "-STOP", *joining, ok=False).returncode == 0,
+            every=0.02,
+        )
+        three.kill9(manager_of_session(three), "daemon")
+        await_states(three, dict.fromkeys(MANAGERS, "ready"))
+        three.exec("node1", "pkill", "-CONT", *joining)
+        assert promotion.result().stdout.split() == ["node1"]
+    await_states(three, dict.fromkeys((*MANAGERS, "node1"), "ready"))
+    three.orc("node", "demote", "node1")
+    await_states(three, dict.fromkeys(MANAGERS, "ready"))
+    three.await_ready("node1")
+
+
+def manager_of_session(cluster: Cluster) -> str:
+    """The manager that node1 is in session with: its agent keeps one connection to a manager."""
+    hosts = {row["address"]: name for name, row in managers(cluster).items()}
+    said = cluster.exec("node1", "ss", "-Htn", "state", "established").stdout
+    peers = {
+        f"{address}:{port}" for address, port in re.findall(r"([\d.]+)\]?:(\d+)\s*$", said, re.M)
+    }
+    found = {name for address, name in hosts.items() if address in peers}
+    assert len(found) == 1, said
+    return found.pop()
 
 
 def test_a_lost_manager_is_replaced(three: Cluster) -> None:

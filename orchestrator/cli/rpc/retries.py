@@ -100,6 +100,7 @@ IDEMPOTENT = frozenset(
         "Managers.CompactStore",
         "Managers.DefragmentStore",
         "Managers.DisarmStore",
+        "Managers.PromoteNode",
         "Networks.ConnectNetwork",
         "Networks.DisconnectNetwork",
         "Networks.PruneNetworks",

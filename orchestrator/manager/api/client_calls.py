@@ -38,7 +38,7 @@ import grpc
 from orchestrator.identity.certificates import own_key_id
 from orchestrator.identity.roles import ALLOWED, within
 from orchestrator.identity.tls import peer_identity
-from orchestrator.manager.api.grpc_status import RETRY
+from orchestrator.manager.api.grpc_status import ATTEMPT, REQUEST_ID, RETRY
 from orchestrator.manager.cluster.version_skew import refusal_of_call
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.ca_rotation import has_renewed
@@ -57,8 +57,6 @@ from orchestrator.model.convert import to_proto
 from orchestrator.pb import control_pb2, documents_pb2, networks_pb2, types_pb2, volumes_pb2
 
 VERSION = "orc-version"
-REQUEST_ID = "orc-request-id"
-ATTEMPT = "orc-attempt"
 REVISION = "orc-revision"
 MANAGERS = "orc-managers"
 RENEW = "orc-renew"

@@ -5,19 +5,24 @@ from __future__ import annotations
 
 import functools
 import logging
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 
 from orchestrator.identity.tls import peer_identity
-from orchestrator.manager.operations.context import Caller, request_error
+from orchestrator.manager.operations.context import Attempt, Caller, request_error
 from orchestrator.manager.store.request_records import AlreadyApplied
 
 log = logging.getLogger(__name__)
 
 RETRY = "orc-retry"
 """Trailer of an error: the same manager can probably serve the call in a moment."""
+
+REQUEST_ID = "orc-request-id"
+ATTEMPT = "orc-attempt"
+"""Metadata of requests; see `client_calls`."""
 
 ServicerContext = grpc.aio.ServicerContext[Any, Any]
 
@@ -27,6 +32,13 @@ def caller_of(context: ServicerContext) -> Caller:
     identity = peer_identity(context)
     assert identity is not None, "the role guard admits no call without a certificate"
     return Caller(identity, context.peer())
+
+
+def attempt_of(context: ServicerContext) -> Attempt:
+    """Which attempt a call is, by its metadata; the first one of a client that sends none."""
+    found = dict(context.invocation_metadata() or ())
+    request_id = found.get(REQUEST_ID) or secrets.token_hex(8)
+    return Attempt(str(request_id), found.get(ATTEMPT, "1") != "1")
 
 
 def unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

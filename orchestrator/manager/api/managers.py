@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from orchestrator.manager.api.grpc_status import caller_of, unary
+from orchestrator.manager.api.grpc_status import attempt_of, caller_of, unary
 from orchestrator.manager.cluster.enrolment import Enrolment
 from orchestrator.manager.operations.administration.managers import ManagerOperations
 from orchestrator.pb import managers_pb2_grpc
@@ -42,11 +42,12 @@ class ManagersApi(managers_pb2_grpc.ManagersServicer):  # type: ignore[misc]
 
     @unary
     async def PromoteNode(self, request: Any, context: Any) -> Any:
-        return await self._managers.promote_node(request)
+        return await self._managers.promote_node(request, attempt_of(context))
 
     @unary
     async def DemoteNode(self, request: Any, context: Any) -> Any:
-        return await self._managers.demote_node(request, caller_of(context).identity.id)
+        by, attempt = caller_of(context).identity.id, attempt_of(context)
+        return await self._managers.demote_node(request, by, attempt.request_id)
 
     @unary
     async def GetSchema(self, request: Any, context: Any) -> Any:

@@ -108,6 +108,17 @@ class Caller:
     """Network address as the transport writes it, such as `ipv4:10.0.0.1:4321`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Which attempt of a request this is. Clients repeat a request whose outcome they do not
+    know."""
+
+    request_id: str
+    """The same in each attempt."""
+    again: bool = False
+    """Whether there was one before, perhaps at another manager."""
+
+
 class Operations:
     """Base of the operations on one kind of object."""
 

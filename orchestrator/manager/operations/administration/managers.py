@@ -40,7 +40,7 @@ from orchestrator.manager.errors import (
     unavailable,
 )
 from orchestrator.manager.object_lookup import find_node
-from orchestrator.manager.operations.context import ManagerContext, Operations
+from orchestrator.manager.operations.context import Attempt, ManagerContext, Operations
 from orchestrator.manager.operations.node_requests import send_request
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.planning.view import ClusterView
@@ -63,8 +63,8 @@ _ELECTION_TIMEOUT = 10.0
 _FINALIZATION_TIMEOUT = 20.0
 """Seconds that a finalization may take."""
 
-_STOP_ORDERS = 2
-"""How often a node is told to stop its manager."""
+_ROLE_ORDERS = 3
+"""Attempts to have a node change its host's role."""
 _REMOVAL_TIMEOUT = 20.0
 """Seconds that another manager has for a removal."""
 
@@ -313,12 +313,15 @@ class ManagerOperations(Operations):
         )
 
     async def promote_node(
-        self, request: managers_pb2.PromoteNodeRequest
+        self, request: managers_pb2.PromoteNodeRequest, attempt: Attempt
     ) -> managers_pb2.PromoteNodeReply:
         """Make the host of a node a manager, too; done once that manager has enrolled."""
         ctx, identity = self.ctx, self.ctx.identity
         node = find_node(ctx.view, request.node)
+        reply = managers_pb2.PromoteNodeReply(node=node.id, address=node.description.address)
         if (manager := _manager_on(ctx.view, node)) is not None and not manager.joining:
+            if attempt.again:
+                return reply
             raise already_exists(
                 f"{node.description.hostname} is manager {manager.id} already; see 'orc manager ls'"
             )
@@ -333,12 +336,24 @@ class ManagerOperations(Operations):
             manager=True,
             token=str(JoinToken(ctx.token_digest, ctx.view.cluster.manager_token)),
             join_address=host_port(identity.address, identity.port + 1),
+            request_id=attempt.request_id,
         )
-        await send_request(ctx, node, dispatch_pb2.OpenTunnel(host_role=order))
-        return managers_pb2.PromoteNodeReply(node=node.id, address=node.description.address)
+        await self._change_role(node, order)
+        return reply
+
+    async def _change_role(self, node: Node, order: dispatch_pb2.HostRoleOrder) -> None:
+        """Have a node change its host's role, again if the connection to it breaks meanwhile: the
+        agent continues what it has begun. Raises RequestError."""
+        for number in range(1, _ROLE_ORDERS + 1):
+            try:
+                await send_request(self.ctx, node, dispatch_pb2.OpenTunnel(host_role=order))
+                return
+            except RequestError as error:
+                if error.kind is not ErrorKind.UNAVAILABLE or number == _ROLE_ORDERS:
+                    raise
 
     async def demote_node(
-        self, request: managers_pb2.DemoteNodeRequest, by: str
+        self, request: managers_pb2.DemoteNodeRequest, by: str, request_id: str
     ) -> managers_pb2.RemoveManagerReply:
         """Remove the manager on the host of a node."""
         node = find_node(self.ctx.view, request.node)
@@ -351,14 +366,8 @@ class ManagerOperations(Operations):
         reply = await self.remove_manager(removal, by)
         # The manager ends by itself; its unit is disabled where the node can be reached. The first
         # order may get lost with the manager, which may have had the node's session.
-        stop = dispatch_pb2.OpenTunnel(host_role=dispatch_pb2.HostRoleOrder())
-        for _ in range(_STOP_ORDERS):
-            try:
-                await send_request(self.ctx, node, stop)
-                break
-            except RequestError as error:
-                if error.kind is not ErrorKind.UNAVAILABLE:
-                    break
+        with suppress(RequestError):
+            await self._change_role(node, dispatch_pb2.HostRoleOrder(request_id=request_id))
         return reply
 
     async def _check_quorum(

@@ -59,15 +59,18 @@ def test_any_manager_can_be_lost(three: Cluster) -> None:
 def test_a_promotion_outlasts_the_session_of_its_node(three: Cluster) -> None:
     await_states(three, dict.fromkeys(MANAGERS, "ready"))
     joining = ("-f", "[c]luster join")
+    lost = eventually(lambda: manager_of_session(three))
     with ThreadPoolExecutor(1) as beside:
         promotion = beside.submit(three.orc, "node", "promote", "node1")
         eventually(
             lambda: three.exec("node1", "pkill", "-STOP", *joining, ok=False).returncode == 0,
             every=0.02,
         )
-        three.kill9(manager_of_session(three), "daemon")
-        await_states(three, dict.fromkeys(MANAGERS, "ready"))
-        three.exec("node1", "pkill", "-CONT", *joining)
+        try:
+            three.kill9(lost, "daemon")
+            await_states(three, dict.fromkeys(MANAGERS, "ready"))
+        finally:
+            three.exec("node1", "pkill", "-CONT", *joining)
         assert promotion.result().stdout.split() == ["node1"]
     await_states(three, dict.fromkeys((*MANAGERS, "node1"), "ready"))
     three.orc("node", "demote", "node1")

@@ -79,14 +79,25 @@ async def asks(running: Running, pair: KeyPair, root: str) -> None:
         await control_pb2_grpc.ControlStub(channel).GetCluster(request, timeout=20)
 
 
+async def opened(channel: grpc.aio.Channel) -> Any:
+    """A session of node n1."""
+    call = dispatch_pb2_grpc.DispatchStub(channel).Session()
+    description = to_proto(NodeDescription(hostname="n1", address="10.0.0.1"))
+    hello = dispatch_pb2.Hello(description=description)
+    await call.write(dispatch_pb2.AgentMessage(hello=hello))
+    return call
+
+
+async def end_of(session: Any) -> None:
+    while await session.read() is not grpc.aio.EOF:
+        pass
+
+
 async def node(running: Running, pair: KeyPair, root: str, told: list[Any]) -> KeyPair:
     """An agent's session, renewed and opened anew when the manager says so; its last pair."""
     while True:
         async with running.channel(pair, root=root) as channel:
-            call = dispatch_pb2_grpc.DispatchStub(channel).Session()
-            description = to_proto(NodeDescription(hostname="n1", address="10.0.0.1"))
-            hello = dispatch_pb2.Hello(description=description)
-            await call.write(dispatch_pb2.AgentMessage(hello=hello))
+            call = await opened(channel)
             while (message := await call.read()) is not grpc.aio.EOF:
                 if message.WhichOneof("kind") != "trust":
                     continue
@@ -141,6 +152,37 @@ async def test_all_members_renew_and_then_the_former_ca_is_refused(
         assert not session.done()
     finally:
         session.cancel()
+
+
+async def test_a_node_whose_renewed_certificate_was_lost_keeps_a_session_to_renew_it(
+    leader: Running,
+) -> None:
+    root = leader.authority.certificate
+    joined = await leader.join(leader.token, "n1")
+    pair = KeyPair(joined.certificate, joined.key)
+    await security(leader, "RotateCa")
+    await until(leader, signing)
+    await renewed(leader, pair, root)  # the answer does not arrive
+    ended = 0
+    async with leader.channel(pair, root=root) as channel:
+        while True:
+            ending = asyncio.create_task(end_of(await opened(channel)))
+            await asyncio.wait([ending], timeout=2)
+            if not ending.done():
+                break
+            ended += 1
+            assert ended < 3, "each session ends before it can be used to renew"
+        again, _ = await renewed(leader, pair, root)
+        await ending
+    async with leader.channel(again, root=root) as channel:
+        await opened(channel)
+        signer = issuer_key_id(again.certificate)
+
+        def present(_: Cluster) -> bool:
+            sessions = leader.manager.cache.view.sessions.values()
+            return [each.certificate_ca for each in sessions] == [signer]
+
+        await until(leader, present)
 
 
 async def token_of(running: Running) -> str:

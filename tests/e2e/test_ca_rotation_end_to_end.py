@@ -55,7 +55,8 @@ def test_containers_do_not_notice_a_new_ca(rotated: Cluster, tmp_path: Path) -> 
 
     def over() -> bool:
         found = status(rotated)
-        assert found["phase"] == "idle", found
+        waits = [f"{each['name']}: {each['reason']}" for each in found["members"]]
+        assert found["phase"] == "idle", waits
         return True
 
     eventually(over)

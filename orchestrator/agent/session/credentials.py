@@ -9,6 +9,7 @@ from collections.abc import Callable
 import grpc
 
 from orchestrator.agent.statedb import StateDb
+from orchestrator.daemon.channel_calls import ChannelClosed, answer
 from orchestrator.identity.certificates import Issued, TlsFiles, issuer_key_id
 from orchestrator.identity.renewal import NotRenewed, keep_renewed, request_elsewhere
 from orchestrator.identity.revocation import Revocations, Revoked
@@ -64,9 +65,13 @@ class NodeCertificate:
         if channel is None:
             raise NotRenewed("no manager can be reached")
         try:
-            reply = await certificates_pb2_grpc.CertificatesStub(channel).Renew(
-                certificates_pb2.RenewRequest(csr=request), timeout=_TIMEOUT
+            reply = await answer(
+                certificates_pb2_grpc.CertificatesStub(channel).Renew(
+                    certificates_pb2.RenewRequest(csr=request), timeout=_TIMEOUT
+                )
             )
+        except ChannelClosed as error:
+            raise NotRenewed(f"the session with the manager ended: {error}") from error
         except grpc.aio.AioRpcError as error:
             raise NotRenewed(error.details() or error.code().name) from error
         return str(reply.certificate)

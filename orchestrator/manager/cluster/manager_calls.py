@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from orchestrator.daemon.channel_calls import ChannelClosed, answer
 from orchestrator.identity.certificates import TlsFiles
 from orchestrator.identity.sealing import CannotOpen
 from orchestrator.identity.tls import channel_credentials, channel_options
@@ -81,9 +82,11 @@ class ManagerChannels:
             channel = await self.channel(manager.id)
             if channel is None:
                 continue
-            with suppress(grpc.aio.AioRpcError, CannotOpen):
-                reply = await managers_pb2_grpc.MembershipStub(channel).GetDataKeys(
-                    managers_pb2.GetDataKeysRequest(ids=ids), timeout=STATUS_TIMEOUT
+            with suppress(grpc.aio.AioRpcError, ChannelClosed, CannotOpen):
+                reply = await answer(
+                    managers_pb2_grpc.MembershipStub(channel).GetDataKeys(
+                        managers_pb2.GetDataKeysRequest(ids=ids), timeout=STATUS_TIMEOUT
+                    )
                 )
                 if keys := unseal_keys(reply.sealed_keys):
                     return keys
@@ -98,9 +101,11 @@ class ManagerChannels:
             channel = await self.channel(manager.id)
             if channel is None:
                 return
-            with suppress(grpc.aio.AioRpcError):
-                found[manager.id] = await managers_pb2_grpc.MembershipStub(channel).GetStatus(
-                    managers_pb2.GetStatusRequest(), timeout=STATUS_TIMEOUT, wait_for_ready=wait
+            with suppress(grpc.aio.AioRpcError, ChannelClosed):
+                found[manager.id] = await answer(
+                    managers_pb2_grpc.MembershipStub(channel).GetStatus(
+                        managers_pb2.GetStatusRequest(), timeout=STATUS_TIMEOUT, wait_for_ready=wait
+                    )
                 )
 
         async with asyncio.TaskGroup() as group:

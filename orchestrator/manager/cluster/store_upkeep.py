@@ -20,6 +20,7 @@ from typing import Any
 
 import grpc
 
+from orchestrator.daemon.channel_calls import ChannelClosed, answer
 from orchestrator.manager.cluster.manager_calls import ManagerChannels
 from orchestrator.manager.cluster.store_condition import (
     StoreMember,
@@ -272,15 +273,11 @@ class StoreUpkeep:
             raise failed_precondition(f"there is no manager {manager}; see 'orc manager ls'")
         call = getattr(managers_pb2_grpc.MembershipStub(channel), method)
         try:
-            reply = await call(request, timeout=DEFRAGMENTATION_TIMEOUT)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # gRPC reports so that the channel was closed, as when a certificate is renewed.
+            reply = await answer(call(request, timeout=DEFRAGMENTATION_TIMEOUT))
+        except ChannelClosed as error:
             raise unavailable(
-                f"cannot defragment the member of {known.hostname}: the connection was closed"
-            ) from None
+                f"cannot defragment the member of {known.hostname}: {error}"
+            ) from error
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 raise failed_precondition(

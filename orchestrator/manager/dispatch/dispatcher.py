@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Container, Iterable
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Any
@@ -156,6 +156,8 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         self._sessions: dict[str, NodeSession] = {}
         self._refused: set[str] = set()
         """Nodes whose agent has a version that this manager does not work with."""
+        self._ended_for: set[str] = set()
+        """Serial numbers of the certificates for which `end_outdated` has ended a session."""
         self._arrival = asyncio.Event()
         """Set when the next session begins."""
         self._networks = NetworkAssignments()
@@ -363,12 +365,19 @@ class Dispatcher(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
         if (session := self._sessions.get(node_id)) is not None:
             session.end(reason)
 
-    def end_outdated(self, signer: str, renewed: set[str]) -> None:
-        """Have these nodes open their sessions anew, with certificates of the CA with this key
-        id."""
-        for node_id in renewed & self._sessions.keys():
-            if self._sessions[node_id].certificate_ca != signer:
-                self._sessions[node_id].end("the node has a certificate of the new CA")
+    def end_outdated(self, signer: str, renewed: Mapping[str, str]) -> None:
+        """Have nodes open their sessions anew, with certificates of the CA with this key id.
+        `renewed` maps the serial numbers of such certificates to node ids.
+
+        One session for each certificate: a node that returns without it never received it, and
+        needs the session to renew again.
+        """
+        for serial in renewed.keys() - self._ended_for:
+            session = self._sessions.get(renewed[serial])
+            if session is not None and session.certificate_ca != signer:
+                session.end("the node has a certificate of the new CA")
+                self._ended_for.add(serial)
+        self._ended_for &= renewed.keys()
 
     async def Session(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
         identity = peer_identity(context)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -140,12 +140,12 @@ class CaFollower:
         leads: Callable[[], bool],
         now: Callable[[], float],
         renew: asyncio.Event,
-        end_sessions: Callable[[str, set[str]], None],
+        end_sessions: Callable[[str, Mapping[str, str]], None],
     ) -> None:
         """`restart_etcd` restarts the manager's etcd member, if it has peers, and returns once it
         serves. `renew` is set when the manager's own certificate is of another CA. `end_sessions`
-        gets the key id of the CA that signs and the nodes with a certificate of it, whose sessions
-        are to be opened anew with that."""
+        gets the key id of the CA that signs, and its certificates of nodes (serial number → node
+        id), whose sessions are to be opened anew with these."""
         self._kv = kv
         self._cache = cache
         self._vault = vault
@@ -229,7 +229,7 @@ class CaFollower:
             self._renew.set()
         if cluster.ca_rotation.signing_since:
             renewed = {
-                each.name
+                each.id: each.name
                 for each in view.certificates.values()
                 if each.role == "worker" and each.ca == signer
             }

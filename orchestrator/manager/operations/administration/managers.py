@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 
 from orchestrator import __version__
+from orchestrator.daemon.channel_calls import ChannelClosed, answer
 from orchestrator.identity.join_tokens import JoinToken
 from orchestrator.identity.sealing import seal
 from orchestrator.manager.cluster.enrolment import serving_endpoints
@@ -408,10 +409,14 @@ class ManagerOperations(Operations):
             if channel is None:
                 continue
             try:
-                return await managers_pb2_grpc.MembershipStub(channel).Remove(
-                    managers_pb2.RemoveManagerRequest(manager=manager.id, force=request.force),
-                    timeout=_REMOVAL_TIMEOUT,
+                return await answer(
+                    managers_pb2_grpc.MembershipStub(channel).Remove(
+                        managers_pb2.RemoveManagerRequest(manager=manager.id, force=request.force),
+                        timeout=_REMOVAL_TIMEOUT,
+                    )
                 )
+            except ChannelClosed as error:
+                reason = str(error)
             except grpc.aio.AioRpcError as error:
                 reason = str(error.details())
                 if error.code() is grpc.StatusCode.UNAUTHENTICATED:

@@ -292,6 +292,24 @@ def test_room_that_is_no_longer_held_is_given_to_others() -> None:
     assert placed == {"top.1": "b", "mid.1": "a"}
 
 
+def test_room_that_a_pass_gives_up_is_offered_to_services_at_rest() -> None:
+    world = World(node("a", shares=2048))
+    for name in ("one", "two"):
+        world.put(prioritised(name, 1, 0, shares=256))
+        world.settle()
+        world.report(world.task(), RUNNING)
+        world.settle()
+    world.put(prioritised("mid", 2, 1, shares=1024))
+    world.settle()
+    [two] = [item for item in world.tasks(RUNNING) if item.service_name == "two"]
+    world.report(two, TaskState.SHUTDOWN)
+    world.plan()
+    # It takes the room that is held for mid.2, and leaves enough for two.1.
+    world.put(prioritised("top", 1, 2, shares=256))
+    world.obey()
+    assert running(world) == ["mid.1", "one.1", "top.1", "two.1"]
+
+
 def test_pending_tasks_are_tried_when_a_holder_gives_up_its_node() -> None:
     web = service("web")
     holder = Task(

@@ -123,7 +123,12 @@ class Browser:
             assert text in self.text(selector), f"{text!r} is not in {self.text('body')!r}"
             return True
 
-        eventually(shown)
+        try:
+            eventually(shown)
+        except AssertionError as error:
+            for line in self.driver.get_log("browser"):
+                error.add_note(str(line["message"]))
+            raise
 
     def script(self, text: str, *arguments: Any) -> Any:
         return self.driver.execute_script(text, *arguments)
@@ -341,6 +346,25 @@ def test_without_a_log_in_nothing_is_shown(cluster: Cluster, browser: Browser) -
         )
         assert done.stdout.endswith("401")
         assert "node1" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("hold", "release"),
+    [
+        (("Network.setBlockedURLs", {"urls": ["*/state.js"]}), ("Network.disable", {})),
+        (("Fetch.enable", {"patterns": [{"urlPattern": "*/state.js"}]}), ("Fetch.disable", {})),
+    ],
+    ids=["refused", "unanswered"],
+)
+def test_a_page_whose_files_do_not_arrive_is_loaded_again(
+    cluster: Cluster, browser: Browser, hold: tuple[str, Any], release: tuple[str, Any]
+) -> None:
+    browser.driver.execute_cdp_cmd("Network.enable", {})
+    browser.driver.execute_cdp_cmd(*hold)
+    browser.driver.get(cluster.orc("dashboard", "--quiet").stdout.strip())
+    browser.sees("The manager has not sent the whole page", "main")
+    browser.driver.execute_cdp_cmd(*release)
+    browser.sees("3 of 3 nodes ready", "#summary")
 
 
 def test_logs_are_followed(cluster: Cluster, hello: str, browser: Browser) -> None:

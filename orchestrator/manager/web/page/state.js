@@ -20,6 +20,8 @@ const MOVE_AFTER = 3000, PROBE = 2000;
 const CHECK = 500;
 /** Milliseconds between two tickets for other managers; each is good for five minutes. */
 const TICKET_RENEWAL = 60_000;
+/** Milliseconds until a request without an answer fails. */
+const ANSWER = 30_000;
 
 const inOrder = (a, b) => (a.key < b.key ? -1 : a.key > b.key ? 1 : a.id < b.id ? -1 : 1);
 
@@ -277,6 +279,7 @@ export async function ask(method, path, body) {
       method,
       headers: body ? { "content-type": "application/json" } : {},
       body: body ? JSON.stringify(body) : undefined,
+      signal: AbortSignal.timeout(ANSWER),
     });
   } catch {
     throw new Error("manager unreachable; try again");

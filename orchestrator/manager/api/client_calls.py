@@ -38,7 +38,7 @@ import grpc
 from orchestrator.identity.certificates import own_key_id
 from orchestrator.identity.roles import ALLOWED, within
 from orchestrator.identity.tls import peer_identity
-from orchestrator.manager.api.grpc_status import ATTEMPT, REQUEST_ID, RETRY
+from orchestrator.manager.api.grpc_status import ATTEMPT, REQUEST_ID, RETRY, metadata_of
 from orchestrator.manager.cluster.version_skew import refusal_of_call
 from orchestrator.manager.planning.view import ClusterView
 from orchestrator.manager.security.ca_rotation import has_renewed
@@ -212,7 +212,7 @@ class ClientCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     async def _catch_up(self, context: Any) -> None:
         """Wait until the cache has what the client has seen, or abort the call."""
-        asked = _metadata(context, REVISION)
+        asked = metadata_of(context, REVISION)
         if not asked.isdecimal() or int(asked) <= self._cache.revision:
             return
         try:
@@ -236,11 +236,11 @@ class ClientCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     async def _once(self, rule: _Recorded, inner: Any, request: Any, context: Any) -> Any:
         """Apply a request unless that has been done, and answer it."""
-        name, identity = _metadata(context, REQUEST_ID), peer_identity(context)
+        name, identity = metadata_of(context, REQUEST_ID), peer_identity(context)
         if identity is None or not _ID.fullmatch(name):
             return await inner(request, context)
         key = f"{REQUESTS}{identity.id}/{name}"
-        again = _metadata(context, ATTEMPT) not in ("", "1")
+        again = metadata_of(context, ATTEMPT) not in ("", "1")
         try:
             if again and (done := await self._records.find(key)) is not None:
                 return await self._answer(rule, done, context)
@@ -301,17 +301,12 @@ class _Context:
 
 async def _check_version(context: Any) -> None:
     """Abort the call of a client whose release does not work with this manager's."""
-    if reason := refusal_of_call(_metadata(context, VERSION)):
+    if reason := refusal_of_call(metadata_of(context, VERSION)):
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
 
 
 async def _not_ready(context: Any, reason: str) -> None:
     await context.abort(grpc.StatusCode.UNAVAILABLE, reason, ((RETRY, "1"),))
-
-
-def _metadata(context: Any, key: str) -> str:
-    value = dict(context.invocation_metadata() or ()).get(key, "")
-    return value if isinstance(value, str) else ""
 
 
 def _add_trailers(context: Any, pairs: Sequence[tuple[str, str]]) -> None:

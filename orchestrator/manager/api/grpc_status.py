@@ -34,11 +34,16 @@ def caller_of(context: ServicerContext) -> Caller:
     return Caller(identity, context.peer())
 
 
+def metadata_of(context: ServicerContext, key: str) -> str:
+    """A value of the call's metadata; empty if it is absent or not text."""
+    value = dict(context.invocation_metadata() or ()).get(key, "")
+    return value if isinstance(value, str) else ""
+
+
 def attempt_of(context: ServicerContext) -> Attempt:
     """Which attempt a call is, by its metadata; the first one of a client that sends none."""
-    found = dict(context.invocation_metadata() or ())
-    request_id = found.get(REQUEST_ID) or secrets.token_hex(8)
-    return Attempt(str(request_id), found.get(ATTEMPT, "1") != "1")
+    request_id = metadata_of(context, REQUEST_ID) or secrets.token_hex(8)
+    return Attempt(request_id, metadata_of(context, ATTEMPT) not in ("", "1"))
 
 
 def unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -40,13 +41,14 @@ from orchestrator.identity.bootstrap import new_admin, store_node
 from orchestrator.identity.certificates import Issued, KeyPair, TlsFiles
 from orchestrator.identity.host_identity import NodeIdentity
 from orchestrator.identity.join import Joined
-from orchestrator.identity.revocation import REVOKED_SERIAL, Revocations
+from orchestrator.identity.revocation import REVOKED_SERIAL, Revocations, Revoked
 from orchestrator.identity.tls import (
     NODE_NAME,
     channel_credentials,
     channel_options,
     server_credentials,
 )
+from orchestrator.manager.api.client_calls import ClientCalls
 from orchestrator.manager.planning.plan import Change
 from orchestrator.manager.security import certificates as certificates_module
 from orchestrator.manager.store.commit import commit
@@ -592,6 +594,25 @@ async def test_another_manager_ends_streams_too_and_a_restarted_one_refuses(
         assert (await refusal(info(channel)))[0] is grpc.StatusCode.UNAUTHENTICATED
     async with manager_again(other) as restarted, restarted.channel(anna) as channel:
         assert (await refusal(info(channel)))[0] is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_stream_ends_whose_holder_is_revoked_while_it_begins(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anna = another_admin(running, "anna")
+    revoked = Revoked("", "admin", "anna", time.time() + 60, "laptop lost")
+    position = ClientCalls._position
+
+    def revoke_then(self: ClientCalls, context: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(running.manager._revocations.replace, [revoked])
+        return position(self, context)
+
+    async with running.channel(anna) as channel:
+        await info(channel)
+        monkeypatch.setattr(ClientCalls, "_position", revoke_then)
+        events = containers_pb2_grpc.ContainersStub(channel).Events(containers_pb2.EventsRequest())
+        assert (await refusal(events))[0] is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_every_certificate_is_listed(running: Running) -> None:

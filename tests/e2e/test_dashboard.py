@@ -137,8 +137,8 @@ class Browser:
         ActionChains(self.driver).send_keys(*keys).perform()
 
     def rest(self) -> None:
-        """Until nothing moves in the picture."""
-        eventually(lambda: self.script("return orc.picture.rests"))
+        """Until the page shows what it knows, and nothing moves in the picture."""
+        eventually(lambda: self.script("return orc.rests"))
 
     def picture(self) -> Image.Image:
         """What is seen now, a pixel for each of the page's."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import grpc
 
 from orchestrator.agent.statedb import StateDb
-from orchestrator.daemon.channel_calls import ChannelClosed, answer
+from orchestrator.daemon.grpc_calls import ChannelClosed, answer
 from orchestrator.identity.certificates import Issued, TlsFiles, issuer_key_id
 from orchestrator.identity.renewal import NotRenewed, keep_renewed, request_elsewhere
 from orchestrator.identity.revocation import Revocations, Revoked

@@ -35,6 +35,7 @@ from typing import Any
 
 import grpc
 
+from orchestrator.daemon.grpc_calls import complete
 from orchestrator.identity.certificates import own_key_id
 from orchestrator.identity.roles import ALLOWED, within
 from orchestrator.identity.tls import peer_identity
@@ -207,7 +208,7 @@ class ClientCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     async def _streamed(self, context: Any) -> AsyncIterator[None]:
         await _check_version(context)
         await self._catch_up(context)
-        await context.send_initial_metadata(self._position(context))
+        await complete(context.send_initial_metadata(self._position(context)))
         yield
 
     async def _catch_up(self, context: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from orchestrator.daemon.channel_calls import ChannelClosed, answer
+from orchestrator.daemon.grpc_calls import ChannelClosed, answer
 from orchestrator.identity.certificates import TlsFiles
 from orchestrator.identity.sealing import CannotOpen
 from orchestrator.identity.tls import channel_credentials, channel_options

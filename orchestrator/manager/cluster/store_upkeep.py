@@ -20,7 +20,7 @@ from typing import Any
 
 import grpc
 
-from orchestrator.daemon.channel_calls import ChannelClosed, answer
+from orchestrator.daemon.grpc_calls import ChannelClosed, answer
 from orchestrator.manager.cluster.manager_calls import ManagerChannels
 from orchestrator.manager.cluster.store_condition import (
     StoreMember,

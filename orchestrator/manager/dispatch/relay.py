@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 
+from orchestrator.daemon.grpc_calls import complete
 from orchestrator.manager.dispatch.pull_coordination import REGISTRY
 from orchestrator.manager.dispatch.pull_turns import PullTurn, PullTurns
 from orchestrator.manager.dispatch.tunnels import Channel, Tunnel, Tunnels
@@ -148,7 +149,7 @@ class RelayService(dispatch_pb2_grpc.RelayServicer):  # type: ignore[misc]
                 self._deliver,
                 frozenset(opened.pulls),
             ) as tunnel:
-                await context.send_initial_metadata((_OPENED,))
+                await complete(context.send_initial_metadata((_OPENED,)))
                 await _pump(tunnel, requests, context)
         except RequestError as refusal:
             await context.abort(grpc.StatusCode[refusal.kind.name], refusal.text)

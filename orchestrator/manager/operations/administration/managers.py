@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 
 from orchestrator import __version__
-from orchestrator.daemon.channel_calls import ChannelClosed, answer
+from orchestrator.daemon.grpc_calls import ChannelClosed, answer
 from orchestrator.identity.join_tokens import JoinToken
 from orchestrator.identity.sealing import seal
 from orchestrator.manager.cluster.enrolment import serving_endpoints

@@ -209,7 +209,7 @@ async function begin() {
   // Refresh relative times.
   setInterval(soon, 5000);
   // For tests and measurements.
-  window.orc = { cluster, picture, traffic };
+  window.orc = { cluster, picture, traffic, get rests() { return !due && picture.rests; } };
   route();
 }
 

@@ -79,15 +79,13 @@ def test_a_promotion_outlasts_the_session_of_its_node(three: Cluster) -> None:
 
 
 def manager_of_session(cluster: Cluster) -> str:
-    """The manager that node1 is in session with: its agent keeps one connection to a manager."""
+    """The manager that node1 is in session with, by the log of its agent."""
     hosts = {row["address"]: name for name, row in managers(cluster).items()}
-    said = cluster.exec("node1", "ss", "-Htn", "state", "established").stdout
-    peers = {
-        f"{address}:{port}" for address, port in re.findall(r"([\d.]+)\]?:(\d+)\s*$", said, re.M)
-    }
-    found = {name for address, name in hosts.items() if address in peers}
-    assert len(found) == 1, said
-    return found.pop()
+    log = (cluster.data("node1").parent / "log" / "agent.log").read_text()
+    told = [line for line in log.splitlines() if "session opened" in line or "no session" in line]
+    assert "session opened" in told[-1], told[-1]
+    [address] = re.findall(r" manager=(\S+)", told[-1])
+    return hosts[address]
 
 
 def test_a_lost_manager_is_replaced(three: Cluster) -> None:

@@ -101,14 +101,29 @@ class ManagerChannels:
             channel = await self.channel(manager.id)
             if channel is None:
                 return
-            with suppress(grpc.aio.AioRpcError, ChannelClosed):
+            try:
                 found[manager.id] = await answer(
                     managers_pb2_grpc.MembershipStub(channel).GetStatus(
                         managers_pb2.GetStatusRequest(), timeout=STATUS_TIMEOUT, wait_for_ready=wait
                     )
                 )
+            except ChannelClosed:
+                pass
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    # Its host may have lost power, and be back: this connection would not notice.
+                    await self._drop(manager.id, channel)
 
-        async with asyncio.TaskGroup() as group:
-            for each in managers:
-                group.create_task(ask(each))
+        asked = list(managers)
+        for _ in range(2 if wait else 1):
+            async with asyncio.TaskGroup() as group:
+                for each in asked:
+                    if each.id not in found:
+                        group.create_task(ask(each))
         return found
+
+    async def _drop(self, id: str, channel: grpc.aio.Channel) -> None:
+        known = self._channels.get(id)
+        if known is not None and known[2] is channel:
+            del self._channels[id]
+            await channel.close(None)

@@ -94,7 +94,8 @@ class ManagerChannels:
 
     async def statuses(self, managers: Iterable[Manager], *, wait: bool = False) -> dict[str, Any]:
         """Manager id → its status, of those that answer in time; asked at once. `wait`: also for
-        one to which there is no connection yet, as when it has just returned."""
+        one to which there is no connection yet, as when it has just returned; one that does not
+        answer is asked again over a new connection, so all takes up to 2 * `STATUS_TIMEOUT`."""
         found: dict[str, Any] = {}
 
         async def ask(manager: Manager) -> None:

@@ -23,7 +23,7 @@ FORMER, NEW = ca.new_ca("c1", NOW), ca.new_ca("c1", NOW)
 
 
 class Signer(certificates_pb2_grpc.CertificatesServicer):
-    """Signs with the new CA, once it is told to answer."""
+    """Signs with the new CA. Requests block until `answers` is set."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()

@@ -13,7 +13,7 @@ from orchestrator import __version__
 from orchestrator.cli.app.contexts import Context, load_context
 from orchestrator.cli.app.errors import CliError, Refused
 from orchestrator.cli.rpc.client import CALL_TIMEOUT, Client
-from orchestrator.dockerapi.containers.processes import Execs, Sessions
+from orchestrator.dockerapi.containers.processes import Execs, FirstSizes, Sessions
 
 _MOST_IDLE = 16
 """Connections that are kept for the next requests."""
@@ -92,6 +92,7 @@ class Gateway:
         self.engine_version = __version__
         self.sessions = Sessions()
         self.execs = Execs()
+        self.first_sizes = FirstSizes()
 
     @property
     def context(self) -> Context:

@@ -29,7 +29,9 @@ def world(tmp_path: Path) -> CrunWorld:
     return CrunWorld(tmp_path)
 
 
-async def attached(runtime: CrunRuntime, container: Container) -> AttachedProgram:
+async def attached(
+    runtime: CrunRuntime, container: Container, size: tuple[int, int] | None = None
+) -> AttachedProgram:
     spec = container.spec.container
     return await attach(
         runtime.access(container.id),
@@ -37,6 +39,7 @@ async def attached(runtime: CrunRuntime, container: Container) -> AttachedProgra
         asyncio.Event(),
         stdin=spec.open_stdin,
         tty=spec.tty,
+        size=size,
     )
 
 
@@ -126,6 +129,17 @@ async def test_input_and_its_end(world: CrunWorld) -> None:
             out, _ = await everything(program)
         assert out == data + b"end\n"
         assert await program.wait() == 0
+        program.close()
+
+
+@private
+async def test_a_terminal_has_its_first_size_at_the_start(world: CrunWorld) -> None:
+    async with world, world.runtime() as runtime:
+        container = world.container("c1", "busybox", "stty", "size", tty=True)
+        await runtime.create(container)
+        program = await attached(runtime, container, size=(33, 99))
+        await runtime.start(container.id)
+        assert await everything(program) == (b"33 99\r\n", b"")
         program.close()
 
 

@@ -48,6 +48,20 @@ class Monitoring:
         found = self.get(9090, f"/api/v1/label/{asked[2]}/values", **{"match[]": asked[1]})
         return [str(value) for value in found["data"]]
 
+    def account(self, query: str) -> str:
+        """What Prometheus knows, to explain an alert that does not come: its alerts, the scrapes
+        that failed, and what the query finds, with its age in seconds."""
+        targets = self.get(9090, "/api/v1/targets", state="active")["data"]["activeTargets"]
+        parts = {
+            "alerts": self.get(9090, "/api/v1/alerts")["data"]["alerts"],
+            "failed": {
+                each["scrapeUrl"]: each["lastError"] for each in targets if each["lastError"]
+            },
+            "query": self.get(9090, "/api/v1/query", query=query)["data"]["result"],
+            "age": self.values(f"time() - timestamp({query})"),
+        }
+        return json.dumps(parts, indent=1)
+
     def firing(self) -> set[tuple[str, str]]:
         """(name, node) of the alerts that Alertmanager has."""
         alerts = self.get(9093, "/api/v2/alerts", active="true")
@@ -126,7 +140,12 @@ def test_all_targets_are_scraped_and_a_down_node_fires_an_alert(
 
     eventually(heard, every=2)
     cluster.power_off("node3")
-    eventually(lambda: ("NodeDown", "node3") in monitoring.firing(), within=90, every=1)
+
+    def told() -> bool:
+        assert ("NodeDown", "node3") in monitoring.firing(), monitoring.account("orc:node_up")
+        return True
+
+    eventually(told, within=90, every=1)
     (alerts,) = {_bare(asked) for _, asked in _queries() if "ALERTS" in asked}
     assert monitoring.values(alerts)
     cluster.start("node3")

@@ -150,10 +150,9 @@ class ExecAttach:
             runner.ended,
             stdin=spec.open_stdin and request.stdin,
             tty=spec.tty,
+            size=(request.size.rows, request.size.columns) if request.HasField("size") else None,
         )
         session = ProgramSession(program, runner.id, resumable=bool(request.session), stalls=False)
-        if request.HasField("size"):
-            session.resize(request.size.rows, request.size.columns)
         return await self._begin(session, request.session, call, readers)
 
     async def resume(

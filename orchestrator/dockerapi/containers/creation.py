@@ -79,7 +79,7 @@ NOTES: Mapping[str, str] = {
     **dict.fromkeys(
         (
             *("AttachStdin", "AttachStdout", "AttachStderr", "StdinOnce", "ArgsEscaped"),
-            *("OnBuild", "Shell", "HostConfig.ConsoleSize"),
+            *("OnBuild", "Shell"),
             *("HostConfig.ContainerIDFile", "HostConfig.VolumeDriver", "HostConfig.Isolation"),
             *(
                 "HostConfig.MemorySwappiness",
@@ -94,6 +94,7 @@ NOTES: Mapping[str, str] = {
         ),
         IGNORED,
     ),
+    "HostConfig.ConsoleSize": "set when a client attaches before the start",
     "HostConfig.Binds": "a path is one of the container's node, not of the client's machine",
     "HostConfig.CpuPeriod": "only with CpuQuota: their ratio is the limit",
     "HostConfig.CpuQuota": "only with CpuPeriod, by default 100,000: their ratio is the limit",
@@ -126,6 +127,14 @@ def read_spec(body: Fields, exposed: Iterable[str] = ()) -> TaskSpec:
         networks=_networks(body, host),
         generic_resources=_devices(host),
     )
+
+
+def console_size(body: Fields) -> tuple[int, int]:
+    """(rows, columns) of the client's terminal; zeros without one. Raises ApiError."""
+    size = body.numbers("ConsoleSize") or [0, 0]
+    if len(size) != 2 or not all(0 <= each < 1 << 16 for each in size):
+        raise bad_parameter(f"invalid ConsoleSize {size}: it is [HEIGHT, WIDTH]")
+    return size[0], size[1]
 
 
 def constraints(labels: Mapping[str, str]) -> list[str]:

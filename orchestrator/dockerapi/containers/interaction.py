@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from orchestrator.cli.app.errors import CliError
 from orchestrator.cli.container.terminal import DETACH_KEYS, parse_keys
+from orchestrator.dockerapi.containers.creation import console_size
 from orchestrator.dockerapi.containers.documents import Found
 from orchestrator.dockerapi.containers.lookup import find, until
 from orchestrator.dockerapi.containers.output import past_output
@@ -69,6 +70,9 @@ def attach(gateway: Gateway, request: Request) -> Hijack:
         return Hijack(write_logs, _content_type(request, tty))
     _prepare(gateway, found)
     first = interact_pb2.AttachRequest(container=found.task.id, stdin=request.flag("stdin"))
+    size = gateway.first_sizes.take(found.id)
+    if size is not None and found.state == "created":
+        first.size.rows, first.size.columns = size
     session = Session(gateway, first, keys=keys, streams=streams)
     if not request.flag("logs"):
         session.open()
@@ -201,7 +205,7 @@ def create_exec(gateway: Gateway, request: Request) -> Reply:
         session=os.urandom(16).hex(),
     )
     if "ConsoleSize" in body:
-        message.size.CopyFrom(_console_size(body.numbers("ConsoleSize")))
+        message.size.rows, message.size.columns = console_size(body)
     flags = "".join("01"[body.flag(name)] for name in ("AttachStdout", "AttachStderr"))
     packed = zlib.compress(message.SerializeToString(), 9).hex()
     keys_part = keys.encode().hex()
@@ -209,13 +213,6 @@ def create_exec(gateway: Gateway, request: Request) -> Reply:
     if len(id) > _MOST_ID:
         raise bad_parameter("the command and environment of an exec are too large")
     return Reply({"Id": id}, HTTPStatus.CREATED)
-
-
-def _console_size(size: list[int]) -> Any:
-    """Height and width, as clients send them at the start."""
-    if len(size) != 2 or not all(0 <= each < 1 << 16 for each in size):
-        raise bad_parameter(f"invalid ConsoleSize {size}: it is [HEIGHT, WIDTH]")
-    return interact_pb2.TerminalSize(rows=size[0], columns=size[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +251,7 @@ def start_exec(gateway: Gateway, request: Request) -> Reply | Hijack:
     if found.state != "running":
         raise conflict(f"Container {found.id} is not running")
     if "ConsoleSize" in body:
-        message.size.CopyFrom(_console_size(body.numbers("ConsoleSize")))
+        message.size.rows, message.size.columns = console_size(body)
     run = gateway.execs.start(request["id"])
 
     def ended(code: int) -> None:

@@ -17,6 +17,7 @@ from orchestrator.dockerapi.containers.creation import (
     IGNORED,
     NO_BLOCK_IO,
     NOTES,
+    console_size,
     constraints,
     cpu_limit,
     network_name,
@@ -197,6 +198,7 @@ def create(gateway: Gateway, request: Request) -> Reply:
     name = request.text("name")
     _, config = image_config(gateway, body.text("Image"))
     spec = read_spec(body, config.get("ExposedPorts") or {})
+    size = console_size(body.object("HostConfig"))
     labels = spec.container.labels
     try:
         task = gateway.call(
@@ -226,7 +228,10 @@ def create(gateway: Gateway, request: Request) -> Reply:
             HTTPStatus.BAD_REQUEST,
             start_failure(status.message or "it was removed", status.exit_code),
         )
-    return Reply({"Id": docker_id(task.id), "Warnings": []}, HTTPStatus.CREATED)
+    id = docker_id(task.id)
+    if spec.container.tty and all(size):
+        gateway.first_sizes.add(id, *size)
+    return Reply({"Id": id, "Warnings": []}, HTTPStatus.CREATED)
 
 
 def _is_prepared(task: Task) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a gateway remembers of processes that it serves: execs, and sessions with terminals."""
+"""What a gateway remembers of processes that it serves: execs, sessions, sizes of terminals."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from orchestrator.dockerapi.http.errors import conflict
 
 _MOST_EXECS = 1000
 """Execs whose end is remembered."""
+_MOST_SIZES = 1000
+"""Created containers whose terminal's first size is remembered."""
 
 
 class Terminal(Protocol):
@@ -51,6 +53,28 @@ class Execs:
         """None: not started here."""
         with self._lock:
             return self._by_id.get(id)
+
+
+class FirstSizes:
+    """The sizes that terminals of the newest containers created here have at their start, by the
+    container's id."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_id: OrderedDict[str, tuple[int, int]] = OrderedDict()
+
+    def add(self, id: str, rows: int, columns: int) -> None:
+        """The size that its creator has."""
+        with self._lock:
+            self._by_id[id] = (rows, columns)
+            while len(self._by_id) > _MOST_SIZES:
+                self._by_id.popitem(last=False)
+
+    def take(self, id: str) -> tuple[int, int] | None:
+        """(rows, columns), for the first client that attaches; None: its creator has no terminal,
+        or another client has attached."""
+        with self._lock:
+            return self._by_id.pop(id, None)
 
 
 class Sessions:

@@ -25,6 +25,14 @@ def test_shell_at_a_terminal_has_its_size_and_exit_status(docker: Docker, box: s
         assert terminal.finish() == 6
 
 
+def test_program_finds_the_size_of_its_terminal_when_it_starts(docker: Docker, box: str) -> None:
+    with at_terminal(
+        docker.env, "run", "-it", "--rm", box, "stty", "size", program=CLI
+    ) as terminal:
+        terminal.expect(b"40 123")
+        assert terminal.finish() == 0
+
+
 def test_attached_terminal_is_detached_by_keys_and_attached_again(docker: Docker, box: str) -> None:
     words = ("run", "-it", "--name", "shell", box)
     with at_terminal(docker.env, *words, program=CLI) as terminal:

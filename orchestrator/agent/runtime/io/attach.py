@@ -41,14 +41,18 @@ async def attach(
     *,
     stdin: bool,
     tty: bool,
+    size: tuple[int, int] | None = None,
 ) -> AttachedProgram:
     """Connect to a container, which may not be created yet: from then on no output is missed.
 
-    `stdin`: whether the container has an input; `tty`: whether it has a terminal; `ended` is set
-    when it has ended. Raises RuntimeFailure when the container has ended.
+    `stdin`: whether the container has an input; `tty`: whether it has a terminal, which gets
+    `size`, (rows, columns), before the connection is accepted, so that a program started afterwards
+    finds it; `ended` is set when it has ended. Raises RuntimeFailure when the container has ended.
     """
     while True:
         try:
+            if size is not None and tty:
+                conmon.resize(access.bundle.run, *size)
             connection = _connect(access)
         except (FileNotFoundError, ConnectionRefusedError):
             if ended.is_set():

@@ -19,10 +19,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import traceback
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
@@ -151,20 +152,31 @@ class Session:
         """Run the session until it ends; return why. `welcomed` is called when it has begun. The
         connection must be established within `patience` seconds."""
         try:
-            async with asyncio.TaskGroup() as group:
-                call = dispatch_pb2_grpc.DispatchStub(channel).Session()
-                welcomed(await self._greet(call, patience))
-                self._reporter.restart()
-                group.create_task(self._send(call), name="session sender")
-                while True:
-                    await self._take(await _read(call), channel, group)
+            await self._converse(channel, welcomed, patience)
         except (SessionEnded, grpc.RpcError, TimeoutError) as error:
+            _release_frames(error)
             return _ended(error)
         except BaseExceptionGroup as several:
             expected, bugs = several.split((SessionEnded, grpc.RpcError, TimeoutError))
             if bugs is not None or expected is None:
                 raise
+            _release_frames(several)
             return _ended(_leaf(expected))
+
+    async def _converse(
+        self,
+        channel: grpc.aio.Channel,
+        welcomed: Callable[[dispatch_pb2.Welcome], None],
+        patience: float,
+    ) -> NoReturn:
+        """Run the session until an error ends it."""
+        async with asyncio.TaskGroup() as group:
+            call = dispatch_pb2_grpc.DispatchStub(channel).Session()
+            welcomed(await self._greet(call, patience))
+            self._reporter.restart()
+            group.create_task(self._send(call), name="session sender")
+            while True:
+                await self._take(await _read(call), channel, group)
 
     async def _greet(self, call: Any, patience: float) -> dispatch_pb2.Welcome:
         description = self._node.describe()
@@ -419,6 +431,26 @@ def _leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
         else:
             leaves.append(error)
     return next((leaf for leaf in leaves if isinstance(leaf, SessionEnded)), leaves[-1])
+
+
+def _release_frames(error: BaseException) -> None:
+    """Clear the local variables that an error keeps by its traceback, and those of the errors in it
+    and before it.
+
+    A closed channel goes on dialling, and keeps its connection, for as long as one of its calls is
+    referenced; errors and frames refer to each other, so that this would last until a full garbage
+    collection, which an agent with little to do does not come to.
+    """
+    pending, seen = [error], set[int]()
+    while pending:
+        error = pending.pop()
+        if id(error) in seen:
+            continue
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        pending += [each for each in (error.__cause__, error.__context__) if each is not None]
+        if isinstance(error, BaseExceptionGroup):
+            pending += error.exceptions
 
 
 def _ended(error: BaseException) -> SessionEnded:

@@ -177,11 +177,12 @@ class ManagerStub(dispatch_pb2_grpc.DispatchServicer):  # type: ignore[misc]
 
 
 @asynccontextmanager
-async def manager_stub() -> AsyncIterator[ManagerStub]:
+async def manager_stub(address: str = "127.0.0.1:0") -> AsyncIterator[ManagerStub]:
+    """A manager at HOST:PORT."""
     stub = ManagerStub()
     server = grpc.aio.server()
     dispatch_pb2_grpc.add_DispatchServicer_to_server(stub, server)
-    stub.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    stub.address = f"127.0.0.1:{server.add_insecure_port(address)}"
     await server.start()
     try:
         yield stub

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import random
+import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -64,6 +67,14 @@ class RecordingFollower:
         await self.gate.wait()
 
 
+DIAL = (
+    ("grpc.use_local_subchannel_pool", 1),
+    # What a channel that is not closed does, it does soon.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 100),
+)
+
+
 class Agent:
     def __init__(
         self, worker: Worker, db: StateDb, dialer: Dialer, follower: RecordingFollower
@@ -101,9 +112,7 @@ async def agent(host: Host, *managers: str) -> AsyncIterator[Agent]:
         dialer = Dialer(
             db=db,
             joined_by=lambda: managers,
-            dial=lambda address: grpc.aio.insecure_channel(
-                address, options=[("grpc.use_local_subchannel_pool", 1)]
-            ),
+            dial=lambda address: grpc.aio.insecure_channel(address, options=DIAL),
             new_session=lambda: Session(
                 node,
                 worker=worker,
@@ -542,3 +551,33 @@ async def test_a_revoked_node_dials_with_growing_backoff(
             assert float(record.__dict__["retry_in"]) >= dialer_module.BACKOFF_REFUSED / 2
     finally:
         await server.stop(None)
+
+
+def connections_to(address: str) -> int:
+    """TCP connections that are established to HOST:PORT on loopback."""
+    port = f":{int(address.rpartition(':')[2]):04X}"
+    tables = (Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6"))
+    rows = [line.split() for table in tables for line in table.splitlines()]
+    return sum(row[2].endswith(port) and row[3] == "01" for row in rows)
+
+
+async def test_failed_dials_leave_no_connection(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the garbage collector off: it may not run for hours in an agent with little to do."""
+    caplog.set_level(logging.DEBUG)
+    gc.disable()
+    try:
+        with socket.socket() as reserved:  # it does not listen: connections are refused
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            reserved.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{reserved.getsockname()[1]}"
+            async with agent(host, address):
+                await until(lambda: caplog.text.count("no session") >= 4)
+                async with manager_stub(address) as manager:
+                    session = await manager.session()
+                    await session.welcome()
+                    await until(lambda: session.heartbeats >= 20)
+                    assert connections_to(address) == 1
+    finally:
+        gc.enable()

@@ -49,10 +49,11 @@ async def attach(
     `size`, (rows, columns), before the connection is accepted, so that a program started afterwards
     finds it; `ended` is set when it has ended. Raises RuntimeFailure when the container has ended.
     """
+    sized = size is None or not tty
     while True:
         try:
-            if size is not None and tty:
-                conmon.resize(access.bundle.run, *size)
+            if size is not None and not sized:
+                sized = conmon.resize(access.bundle.run, *size)
             connection = _connect(access)
         except (FileNotFoundError, ConnectionRefusedError):
             if ended.is_set():
@@ -66,6 +67,9 @@ async def attach(
             program = AttachedProgram(access, connection, wait, stdin=stdin, tty=tty)
             try:
                 await _accepted(connection)
+                if size is not None and not sized:
+                    # A monitor listens for connections a moment before it does for sizes.
+                    conmon.resize(access.bundle.run, *size)
             except BaseException:
                 program.close()
                 raise

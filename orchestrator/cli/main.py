@@ -17,6 +17,7 @@ lazy_imports.install()
 import click  # noqa: E402
 
 from orchestrator import __version__  # noqa: E402
+from orchestrator.cli.app import interrupts  # noqa: E402
 from orchestrator.cli.app.command_groups import RootGroup, example  # noqa: E402
 from orchestrator.cli.app.command_table import SECTIONS  # noqa: E402
 from orchestrator.cli.app.completion_names import context_option  # noqa: E402
@@ -56,6 +57,7 @@ def main() -> NoReturn:
     modules down at exit. So collection is rare, and the process exits right after its output.
     """
     gc.set_threshold(_GC_THRESHOLD)
+    interrupts.install()
     try:
         orc.main()
     except SystemExit as end:

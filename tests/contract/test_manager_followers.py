@@ -55,7 +55,11 @@ async def test_removing_a_node_through_a_follower_ends_its_session(
         follower.channel(follower.admin) as channel,
     ):
         control = control_pb2_grpc.ControlStub(channel)
-        await control.RemoveNode(control_pb2.RemoveNodeRequest(node="one", force=True))
+        # As of a client that has seen the node at the leader.
+        await control.RemoveNode(
+            control_pb2.RemoveNodeRequest(node="one", force=True),
+            metadata=(("orc-revision", str(leader.manager.cache.revision)),),
+        )
         # By the dispatcher, or since its certificate was revoked with it.
         assert await node.ended() in (grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED)
         assert not leader.manager.cache.view.nodes

@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from crunkit import cmdline
 from runtimehost import CrunWorld, private, remove_leftovers
 
 from orchestrator.agent.runtime.engine.crun import CrunRuntime
@@ -140,10 +141,3 @@ async def test_the_end_of_a_container_is_not_a_hooks_failure(world: CrunWorld) -
             with pytest.raises(ContainerEnding):
                 await Hooks(runtime.access).run("c1", hook)
             await runtime.remove("c1")
-
-
-def cmdline(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""

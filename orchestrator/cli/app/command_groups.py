@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from orchestrator.cli.app import interrupts
 from orchestrator.cli.app.errors import INTERRUPTED
 from orchestrator.model.names import near_miss
 
@@ -44,8 +45,9 @@ class Lazy:
     def load(self) -> click.Command:
         module, _, attribute = self.target.partition(":")
         if not module.startswith("."):
-            # A long-running daemon needs the default garbage collection that `main` turned off.
+            # A daemon runs long, in a loop of asyncio: undo what `main` set for short commands.
             gc.set_threshold(*_GC_DEFAULTS)
+            interrupts.uninstall()
         command: click.Command = getattr(import_module(module, _PACKAGE), attribute)
         return command
 

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+from orchestrator.cli.app.interrupts import deferred
 from orchestrator.cli.rpc.http2_connection import Connection, ConnectionBroken, Stream, StreamReset
 
 _PACKAGE = "orchestrator.v1"
@@ -200,7 +201,8 @@ class Call:
         if hasattr(requests, "SerializeToString"):
             self._stream.send(_frame_message(requests), end=True)
         else:
-            threading.Thread(target=self._send, args=(requests,), daemon=True).start()
+            with deferred:
+                threading.Thread(target=self._send, args=(requests,), daemon=True).start()
 
     def __iter__(self) -> Iterator[Any]:
         return self

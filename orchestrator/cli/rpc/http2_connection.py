@@ -13,7 +13,8 @@ flow of data between them and detection of a silent peer, most of the code below
 One lock guards everything, including the TLS object. Senders append whole frames to the output
 buffer and write as much as the socket accepts; the connection's thread reads, writes the rest, and
 pings a silent peer. Readers of a stream wait for that thread's notification. A stream's data is
-acknowledged when it is read, so a slow reader only slows the sender of its own stream.
+acknowledged when it is read, so a slow reader only slows the sender of its own stream. Ctrl-C is
+deferred while the main thread holds the lock, and ends its waits.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
+from orchestrator.cli.app.interrupts import deferred, wait
 from orchestrator.cli.rpc.header_blocks import BadHeaders, decode, encode
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -142,21 +144,25 @@ class Connection:
         self._out = bytearray(_PREFACE)
         self._frame(_SETTINGS, 0, 0, settings)
         self._frame(_WINDOW_UPDATE, 0, 0, struct.pack("!L", _CONNECTION_WINDOW - _DEFAULT_WINDOW))
-        threading.Thread(target=self._run, daemon=True).start()
+        with deferred:
+            threading.Thread(target=self._run, daemon=True).start()
 
     def await_greeting(self, within: float) -> bool:
         """Wait for the peer's first frame: False if it closes the connection without any. Raises
         TimeoutError after `within` seconds."""
-        with self._changed:
+        with deferred, self._changed:
             if not self._broken:
                 self._send_pending()
-            if not self._changed.wait_for(lambda: self._greeted or bool(self._broken), within):
-                raise TimeoutError
+            until = time.monotonic() + within
+            while not (self._greeted or self._broken):
+                if (left := until - time.monotonic()) <= 0:
+                    raise TimeoutError
+                wait(self._changed, left, self._wake_thread)
             return self._greeted
 
     def open(self, fields: Iterable[tuple[str, str]]) -> Stream:
         """Begin a request; its headers go out with its first data. Raises ConnectionBroken."""
-        with self._changed:
+        with deferred, self._changed:
             self._check()
             stream = Stream(self, self._next_number, self._first_window)
             self._next_number += 2
@@ -166,7 +172,7 @@ class Connection:
 
     def close(self) -> None:
         """Close it. Readers of its streams get ConnectionBroken."""
-        with self._changed:
+        with deferred, self._changed:
             if not self._broken:
                 self._frame(_GOAWAY, 0, 0, struct.pack("!LL", 0, _NO_ERROR))
                 self._flush()
@@ -175,7 +181,7 @@ class Connection:
     def send(self, stream: Stream, data: bytes, end: bool) -> None:
         """See `Stream.send`."""
         rest = memoryview(data)
-        with self._changed:
+        with deferred, self._changed:
             while True:
                 if stream.received_all:
                     return  # the response is already complete
@@ -183,7 +189,7 @@ class Connection:
                 room = min(self._window, stream.window, self._largest)
                 if rest and (room <= 0 or len(self._out) > _OUT_LIMIT):
                     self._send_pending()
-                    self._changed.wait()
+                    wait(self._changed, None, self._wake_thread)
                     continue
                 part, rest = rest[:room], rest[room:]
                 self._window -= len(part)
@@ -200,7 +206,7 @@ class Connection:
 
     def receive(self, stream: Stream, until: float | None) -> bytes | None:
         """See `Stream.receive`."""
-        with self._changed:
+        with deferred, self._changed:
             while not stream.chunks:
                 if stream.received_all:
                     return None
@@ -208,7 +214,7 @@ class Connection:
                 left = None if until is None else until - time.monotonic()
                 if left is not None and left <= 0:
                     raise TimeoutError
-                self._changed.wait(left)
+                wait(self._changed, left, self._wake_thread)
             data = stream.chunks.popleft()
             stream.unacknowledged += len(data)
             if (
@@ -225,7 +231,7 @@ class Connection:
 
     def cancel(self, stream: Stream) -> None:
         """See `Stream.cancel`."""
-        with self._changed:
+        with deferred, self._changed:
             if stream.number not in self._streams or self._broken:
                 return
             stream.reset = _CANCEL

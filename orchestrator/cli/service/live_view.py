@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from orchestrator.cli.app.interrupts import deferred
 from orchestrator.cli.service.progress_text import (
     overall,
     stable_text,
@@ -44,11 +45,13 @@ class LiveView:
         )
 
     def __enter__(self) -> Self:
-        self._live.__enter__()
+        with deferred:
+            self._live.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._live.__exit__(*error)
+        with deferred:
+            self._live.__exit__(*error)
 
     def show(self, progress: Any, tasks: list[Task], hostnames: Mapping[str, str]) -> None:
         """Redraw the progress of the service."""
@@ -73,7 +76,8 @@ class LiveView:
         if len(wanted) > room:
             lines.append(Text(f"… and {len(wanted) - room} more"))
         self._lines = lines
-        self._live.refresh()
+        with deferred:
+            self._live.refresh()
 
     def _picture(self) -> Group:
         """The current picture, with the remaining countdown."""

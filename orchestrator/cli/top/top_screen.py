@@ -15,6 +15,7 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Static
 
+from orchestrator.cli.app import interrupts
 from orchestrator.cli.app.command_groups import error_line
 from orchestrator.cli.app.contexts import Context
 from orchestrator.cli.app.errors import INTERRUPTED, CliError
@@ -46,6 +47,7 @@ def run(context: Context) -> int:
     """Show the cluster until the user quits: an exit status. Raises CliError."""
     feed = Feed(context)
     feed.start()
+    interrupts.uninstall()
     return Top(feed, context.name).run() or 0
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import ssl
 import subprocess
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from urllib.parse import quote
 
@@ -21,13 +23,16 @@ import hpack
 import pytest
 from scripted_manager import Refusal, Relay
 
+from orchestrator.cli.app import interrupts
 from orchestrator.cli.app.contexts import save_context
 from orchestrator.cli.app.errors import ManagerLost, Refused
-from orchestrator.cli.rpc import header_blocks, http2_connection
+from orchestrator.cli.rpc import calls, header_blocks, http2_connection
 from orchestrator.cli.rpc.client import Client
 from orchestrator.pb import control_pb2 as pb
 
 MIB = 1 << 20
+WAIT = (calls, http2_connection, interrupts, threading)
+"""Modules whose code runs while a call waits."""
 
 
 def batch(line: bytes) -> Any:
@@ -93,6 +98,68 @@ def test_only_manager_dies_before_its_first_frame(
     # In case it restarts, it is tried again.
     reached = f"cannot reach a manager at {context.endpoints[0]}: connection refused;"
     assert reached in str(lost.value)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as in the real command."""
+    before = signal.getsignal(signal.SIGINT)
+    interrupts.install()
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+class PressedAt:
+    """Presses Ctrl-C before an instruction of the main thread, counted from `sys.settrace` on in
+    the modules of a call's wait."""
+
+    _FILES = frozenset(map(str, (each.__file__ for each in WAIT)))
+
+    def __init__(self, instruction: int) -> None:
+        self.left = instruction
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename not in self._FILES:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            self.left -= 1
+            if not self.left:
+                signal.raise_signal(signal.SIGINT)
+        return self
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_before_any_instruction_of_a_wait(manager: Any, client: Client) -> None:
+    """It raises KeyboardInterrupt, no other exception, and the connection goes on."""
+    manager.script.answers["ListNodes"] = pb.ListNodesReply()
+    pressed = threading.Event()
+
+    def answer(_: Any) -> Iterator[Any]:
+        yield batch(b"first")
+        # As long as the client waits for more, and it ends a wait with all instructions before.
+        pressed.wait(0.3)
+        yield batch(b"second")
+
+    manager.script.answers["Logs"] = answer
+    for instruction in range(1, 10_000):
+        batches = client.stream("Logs", pb.LogsRequest(service="web"))
+        next(batches)
+        pressed.clear()
+        at = PressedAt(instruction)
+        sys.settrace(at)
+        try:
+            next(batches)
+        except KeyboardInterrupt:
+            pressed.set()
+        finally:
+            sys.settrace(None)
+        batches.close()
+        assert client.call("ListNodes", pb.ListNodesRequest()) == pb.ListNodesReply()
+        if at.left > 0:
+            break
+    assert instruction > 100
+    assert not pressed.is_set()
 
 
 def test_messages_larger_than_the_flow_control_window(manager: Any, client: Client) -> None:

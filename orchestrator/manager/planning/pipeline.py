@@ -243,10 +243,10 @@ def plan(
 ) -> Pass:
     """What should be written now, and when to look again if nothing happens before.
 
-    `limit` bounds the pass: approximately that many tasks are created, and placed, so that one
-    large service neither causes a huge commit nor delays others. The services and standalone
-    containers in `exclude` are left as they are. Services `at_rest`, by id, are reconciled after a
-    change of a node only if they have tasks on it.
+    `limit` bounds the pass: approximately that many tasks are created, and placed, those of small
+    services first, so that a large one neither causes a huge commit nor delays others. The services
+    and standalone containers in `exclude` are left as they are. Services `at_rest`, by id, are
+    reconciled after a change of a node only if they have tasks on it.
     """
     slices = allocate_slices(view) if dirty.topology else ()
     drafts: dict[str, Draft] = {}
@@ -258,7 +258,7 @@ def plan(
     reconciled: dict[str, bool] = {}
     """Id of a service → whether it is at rest then."""
     left = limit
-    for id in sorted(services):
+    for id in sorted(services, key=lambda id: (_size(view, id), id)):
         if left <= 0:
             break
         with failures.of(id):
@@ -411,6 +411,15 @@ def _services_to_reconcile(
     if dirty.documents:
         services |= {id for id, item in view.services.items() if _has_files(item)}
     return services
+
+
+def _size(view: ClusterView, service_id: str) -> int:
+    """Approximately the most tasks that reconciling the service may touch."""
+    service, tasks = view.services.get(service_id), len(view.tasks_of_service(service_id))
+    if service is None or service.removed:
+        return tasks
+    wanted = len(view.nodes) if service.spec.mode is ServiceMode.GLOBAL else service.spec.replicas
+    return max(tasks, wanted)
 
 
 def _timed(service: Service) -> bool:

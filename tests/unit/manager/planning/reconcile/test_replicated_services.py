@@ -56,6 +56,23 @@ def test_a_limited_pass_leaves_the_rest_to_the_next_ones() -> None:
     assert world.plan() == []
 
 
+def test_a_limited_pass_does_small_services_first() -> None:
+    """Whatever their ids: small ones do not wait until a large one is done."""
+    large, small = service("a", replicas=25), service("b", replicas=3)
+    world = World(node("n", shares=1 << 20), large)
+    world.limit = 10
+    world.plan()
+    world.put(small)
+    world.plan()
+    assert len(world.view.tasks_of_service(small.id)) == 3
+    assert len(world.view.tasks_of_service(large.id)) == 17
+    world.put(replace(small, removed=True))
+    world.plan()
+    left = world.view.tasks_of_service(small.id).values()
+    assert {each.desired_state for each in left} <= {REMOVE}
+    assert len(world.view.tasks_of_service(large.id)) == 24
+
+
 def test_a_limited_pass_leaves_no_task_without_a_reason() -> None:
     new = service("new", replicas=1)
     world = World(service("old", replicas=20), new)

@@ -82,9 +82,10 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def spare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Cluster]]:
-    """Makes further clusters, not up yet, for tests of a cluster's own life. All are removed."""
+    """Makes further clusters, not up yet, for tests of a cluster's own life. All are removed after
+    the tests of a file, so that they do not slow down those of other files."""
     env = _environment(tmp_path_factory.mktemp("config"))
     made: list[Cluster] = []
 

@@ -6,7 +6,7 @@ and goes to the next release."""
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +85,27 @@ class Upgrade:
         return {task["id"]: task["pid"] for task in tasks}
 
 
+@pytest.fixture
+def only_cluster(
+    spare_cluster: Callable[[str], Cluster],
+) -> Iterator[Callable[[str], Cluster]]:
+    """A spare cluster that is removed after the test: one that serves clients is load enough."""
+    made: list[Cluster] = []
+
+    def make(suffix: str) -> Cluster:
+        made.append(spare_cluster(suffix))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.dev("down")
+
+
 @pytest.mark.timeout(12 * PATIENCE)
 def test_a_cluster_is_upgraded_host_by_host_and_back(
-    spare_cluster: Callable[[str], Cluster], tmp_path: Path
+    only_cluster: Callable[[str], Cluster], tmp_path: Path
 ) -> None:
-    cluster, release = spare_cluster("up"), build(tmp_path)
+    cluster, release = only_cluster("up"), build(tmp_path)
     upgrade = Upgrade(cluster, release, EARLIER)
     release.run(cluster.env, "dev", "up", "--name", cluster.name)
     cluster.stop("manager1")
@@ -111,9 +127,9 @@ def test_a_cluster_is_upgraded_host_by_host_and_back(
 
 @pytest.mark.timeout(12 * PATIENCE)
 def test_three_managers_are_upgraded_host_by_host_and_back(
-    spare_cluster: Callable[[str], Cluster], tmp_path: Path
+    only_cluster: Callable[[str], Cluster], tmp_path: Path
 ) -> None:
-    cluster, (release, version) = spare_cluster("ha"), build_next(tmp_path)
+    cluster, (release, version) = only_cluster("ha"), build_next(tmp_path)
     upgrade = Upgrade(cluster, release, version)
     cluster.dev("up", "--managers", "3")
     for manager in MANAGERS:

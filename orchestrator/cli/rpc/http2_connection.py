@@ -259,7 +259,7 @@ class Connection:
 
     def _wake_thread(self) -> None:
         """Wake the connection's thread."""
-        with suppress(BlockingIOError):  # earlier wake-ups are still pending
+        with suppress(OSError):  # earlier wake-ups are still pending, or the thread has ended
             self._waker.send(b"\0")
 
     def _flush(self) -> None:
